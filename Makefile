@@ -1,0 +1,59 @@
+# Plinth: `make run` and `make test` are all that a newcomer needs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup run test test-slow test-gpu check protos up down bench clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Install everything into .venv (again only when the lock changes)
+
+$(STAMP): requirements.lock pyproject.toml
+	@echo "plinth: installing into $(VENV) (a few minutes the first time)"
+	@command -v $(PYTHON) >/dev/null || { echo "plinth: $(PYTHON) not found; set PYTHON=<python 3.11 to 3.13>"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m plinth.kernels.build
+	@touch $(STAMP)
+
+run: setup ## Bring the platform up, serve a real model, answer, train and serve a second one
+	@$(BIN)/plinth quickstart
+
+up: setup ## Bring the platform up and keep it in the foreground
+	@$(BIN)/plinth up
+
+down: setup ## Stop the platform
+	@$(BIN)/plinth down
+
+test: setup ## All tests but the slow ones
+	@$(BIN)/python -m pytest tests -m "not slow and not gpu"
+
+test-slow: setup ## The slow ones: kills, whole runs, many checkpoints
+	@$(BIN)/python -m pytest tests -m slow
+
+test-gpu: setup ## The tests that need an accelerator (skipped without one)
+	@$(BIN)/python -m pytest tests/gpu -m gpu -rs
+
+check: setup ## Format, lint, types, layers, protos
+	@$(BIN)/ruff format --check services tests ops
+	@$(BIN)/ruff check services tests ops
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python ops/protos.py --check
+
+protos: setup ## Generate services/plinth/v1 from protos/
+	@$(BIN)/python ops/protos.py
+
+bench: setup ## Engine and training against transformers, one JSON line per result
+	@$(BIN)/python ops/bench/engine.py
+	@$(BIN)/python ops/bench/train.py
+
+clean: ## Remove the environment and every cache (not the data in .plinth)
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Plinth: the base that a language model stands on."""

@@ -1,0 +1,72 @@
+"""The seam between a model and the machine: what a decoder asks of whoever computes it.
+
+A model is written once, over a flat axis of tokens (n), and calls these few operations; what
+stands behind them differs: `training.SdpaBackend` (autograd, whole sequences),
+`reference.ReferenceBackend` (paged, slow, any device), `native.NativeBackend` (paged, C++ on
+CPU, every row's order of summation fixed). None of them knows what a model is.
+
+Shapes: n tokens, d model width, h heads, k KV heads, e head width, i and o in and out features.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class LinearWeights(Protocol):
+    """An affine map; `weight` is [o, i], `bias` [o] or None."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+
+
+class NormWeights(Protocol):
+    """RMSNorm where `bias` is None, LayerNorm otherwise; both [d]."""
+
+    eps: float
+
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+
+
+class Backend(Protocol):
+    """The operations of a decoder. All tensors are contiguous, floating point, on one device."""
+
+    def norm(self, x_nd: Tensor, norm: NormWeights) -> Tensor:
+        """Normalise each row. Returns [n, d]."""
+        ...
+
+    def linear(self, x_ni: Tensor, *linears: LinearWeights) -> tuple[Tensor, ...]:
+        """Apply maps that share one input (so that they can be one pass). Each [n, o]."""
+        ...
+
+    def linear_add(self, x_ni: Tensor, linear: LinearWeights, residual_no: Tensor) -> Tensor:
+        """residual + linear(x). Returns [n, o]."""
+        ...
+
+    def rope(
+        self, q_nhe: Tensor, k_nke: Tensor, positions_n: Tensor, cos_pe: Tensor, sin_pe: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate halves by the tables [context, e/2] (Su et al. 2021, in GPT-NeoX's pairing)."""
+        ...
+
+    def mix(self, layer: int, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:
+        """Causal attention of each token over its own sequence, scaled by e^-0.5.
+
+        A paged backend first writes k and v to the sequence's state. Returns [n, h * e].
+        """
+        ...
+
+    def swiglu(self, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
+        """silu(gate) * up (Shazeer 2020)."""
+        ...
+
+    def gelu(self, x_ni: Tensor) -> Tensor:
+        """GELU in its tanh form (Hendrycks and Gimpel 2016)."""
+        ...

@@ -1,0 +1,173 @@
+"""The pieces of a decoder that hold weights. They compute nothing: a Backend does.
+
+Names inside the layers are Hugging Face's, so that a state dict is a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from plinth.kernels.backend import Backend
+from plinth.models.config import ModelConfig
+
+
+class Linear(nn.Module):
+    """Weight [out, in] and optional bias [out]."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+
+class Norm(nn.Module):
+    """RMSNorm (no bias) or LayerNorm (with one), over the last axis."""
+
+    def __init__(self, width: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.eps = eps
+
+
+class Rope(nn.Module):
+    """Rotary tables in fp32, [context, head_dim / 2] each (Su et al. 2021)."""
+
+    cos_pe: Tensor
+    sin_pe: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        frequencies = rope_frequencies(config)
+        angles = torch.outer(torch.arange(config.context, dtype=torch.float32), frequencies)
+        self.register_buffer("cos_pe", angles.cos(), persistent=False)
+        self.register_buffer("sin_pe", angles.sin(), persistent=False)
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Inverse frequencies [head_dim / 2], scaled as the config says (Llama 3.1's rule)."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    wavelengths = 2 * math.pi / frequencies
+    low = scaling.original_context / scaling.low_freq_factor
+    high = scaling.original_context / scaling.high_freq_factor
+    smooth = (scaling.original_context / wavelengths - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    between = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+    scaled = torch.where(wavelengths > low, frequencies / scaling.factor, frequencies)
+    return torch.where((wavelengths <= low) & (wavelengths >= high), between, scaled)
+
+
+class LlamaAttention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        bias = config.attention_bias
+        self.q_proj = Linear(config.hidden, queries, bias)
+        self.k_proj = Linear(config.hidden, keys, bias)
+        self.v_proj = Linear(config.hidden, keys, bias)
+        self.o_proj = Linear(queries, config.hidden, bias)
+        self.layer, self.head_dim = layer, config.head_dim
+
+    def forward(
+        self, h_nd: Tensor, x_nd: Tensor, positions_n: Tensor, rope: Rope, backend: Backend
+    ) -> Tensor:
+        """x + attention(h)."""
+        n, e = h_nd.shape[0], self.head_dim
+        q, k, v = backend.linear(h_nd, self.q_proj, self.k_proj, self.v_proj)
+        q, k = backend.rope(
+            q.view(n, -1, e), k.view(n, -1, e), positions_n, rope.cos_pe, rope.sin_pe
+        )
+        mixed = backend.mix(self.layer, q, k, v.view(n, -1, e))
+        return backend.linear_add(mixed, self.o_proj, x_nd)
+
+
+class LlamaMlp(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden, config.intermediate, config.mlp_bias)
+        self.up_proj = Linear(config.hidden, config.intermediate, config.mlp_bias)
+        self.down_proj = Linear(config.intermediate, config.hidden, config.mlp_bias)
+
+    def forward(self, h_nd: Tensor, x_nd: Tensor, backend: Backend) -> Tensor:
+        """x + mlp(h)."""
+        gate, up = backend.linear(h_nd, self.gate_proj, self.up_proj)
+        return backend.linear_add(backend.swiglu(gate, up), self.down_proj, x_nd)
+
+
+class LlamaLayer(nn.Module):
+    """Pre-norm block: attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = LlamaAttention(config, layer)
+        self.mlp = LlamaMlp(config)
+        self.input_layernorm = Norm(config.hidden, config.norm_eps, bias=False)
+        self.post_attention_layernorm = Norm(config.hidden, config.norm_eps, bias=False)
+
+    def forward(self, x_nd: Tensor, positions_n: Tensor, rope: Rope, backend: Backend) -> Tensor:
+        h = backend.norm(x_nd, self.input_layernorm)
+        x_nd = self.self_attn(h, x_nd, positions_n, rope, backend)
+        h = backend.norm(x_nd, self.post_attention_layernorm)
+        out: Tensor = self.mlp(h, x_nd, backend)
+        return out
+
+
+class Gpt2Attention(nn.Module):
+    """Multi-head attention; queries, keys and values come from one map."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.c_attn = Linear(config.hidden, 3 * config.hidden, bias=True)
+        self.c_proj = Linear(config.hidden, config.hidden, bias=True)
+        self.layer, self.head_dim = layer, config.head_dim
+
+    def forward(self, h_nd: Tensor, x_nd: Tensor, backend: Backend) -> Tensor:
+        """x + attention(h)."""
+        (qkv,) = backend.linear(h_nd, self.c_attn)
+        q, k, v = qkv.view(h_nd.shape[0], 3, -1, self.head_dim).unbind(1)
+        mixed = backend.mix(self.layer, q.contiguous(), k.contiguous(), v.contiguous())
+        return backend.linear_add(mixed, self.c_proj, x_nd)
+
+
+class Gpt2Mlp(nn.Module):
+    """Two maps with GELU between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = Linear(config.hidden, config.intermediate, bias=True)
+        self.c_proj = Linear(config.intermediate, config.hidden, bias=True)
+
+    def forward(self, h_nd: Tensor, x_nd: Tensor, backend: Backend) -> Tensor:
+        """x + mlp(h)."""
+        (wide,) = backend.linear(h_nd, self.c_fc)
+        return backend.linear_add(backend.gelu(wide), self.c_proj, x_nd)
+
+
+class Gpt2Layer(nn.Module):
+    """Pre-norm block with LayerNorm."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = Norm(config.hidden, config.norm_eps, bias=True)
+        self.attn = Gpt2Attention(config, layer)
+        self.ln_2 = Norm(config.hidden, config.norm_eps, bias=True)
+        self.mlp = Gpt2Mlp(config)
+
+    def forward(self, x_nd: Tensor, backend: Backend) -> Tensor:
+        x_nd = self.attn(backend.norm(x_nd, self.ln_1), x_nd, backend)
+        out: Tensor = self.mlp(backend.norm(x_nd, self.ln_2), x_nd, backend)
+        return out

@@ -1,0 +1,169 @@
+"""Who calls, under which request id, until when; and the secrets that prove it.
+
+A call's principal, request id and deadline live in one context variable, set at the door (the
+gRPC interceptors, or `call_scope` for REST and background work) and read by logs and clients.
+Knows neither gRPC nor HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plinth.shared.errors import FailedPrecondition, PermissionDenied, Unauthenticated
+
+if TYPE_CHECKING:
+    from plinth.shared.settings import Settings
+
+SCOPES = frozenset(
+    {"inference", "tokenize", "jobs", "runs", "artifacts", "deployments", "admin"}
+)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """On whose behalf a call is made; "admin" implies every scope."""
+
+    tenant: str
+    key_id: str
+    scopes: frozenset[str]
+
+    def require(self, scope: str) -> None:
+        """Raises PermissionDenied unless this principal holds `scope`."""
+        if scope in self.scopes or "admin" in self.scopes:
+            return
+        raise PermissionDenied(
+            f"key {self.key_id!r} lacks the scope {scope!r}; "
+            f"it holds {', '.join(sorted(self.scopes)) or 'none'}",
+            reason="SCOPE_MISSING",
+            metadata={"scope": scope},
+        )
+
+
+SYSTEM = Principal("system", "system", frozenset({"admin"}))
+
+
+@dataclass
+class CallContext:
+    """One call as its handler sees it. `deadline` is on time.monotonic()'s clock, in seconds."""
+
+    request_id: str
+    principal: Principal | None = None
+    deadline: float | None = None
+    # Set when the call ends: tasks that it started inherit this context and may outlive it, and
+    # what they do then is no longer bound by the caller's deadline.
+    ended: bool = field(default=False, compare=False)
+
+
+_call: ContextVar[CallContext | None] = ContextVar("plinth_call", default=None)
+
+
+def enter_call(call: CallContext) -> None:
+    """Makes `call` the current one for this task and those that it starts."""
+    _call.set(call)
+
+
+def current_call() -> CallContext | None:
+    """The call that this task works for; None outside of any."""
+    return _call.get()
+
+
+def current_principal() -> Principal:
+    """The caller; Unauthenticated outside a call that passed the auth interceptor."""
+    call = _call.get()
+    if call is None or call.principal is None:
+        raise Unauthenticated("no authenticated call is being served here")
+    return call.principal
+
+
+def current_request_id() -> str:
+    """The request id of this call; empty outside of any."""
+    call = _call.get()
+    return "" if call is None else call.request_id
+
+
+def remaining_s() -> float | None:
+    """Seconds until this call's deadline, at least 0; None when it has none or has ended."""
+    call = _call.get()
+    if call is None or call.deadline is None or call.ended:
+        return None
+    return max(0.0, call.deadline - time.monotonic())
+
+
+@contextmanager
+def call_scope(
+    *, request_id: str = "", principal: Principal | None = None, timeout_s: float | None = None
+) -> Iterator[CallContext]:
+    """A call that did not come in by gRPC: a REST request, a queued job, a background loop."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    call = CallContext(request_id or new_request_id(), principal, deadline)
+    token = _call.set(call)
+    try:
+        yield call
+    finally:
+        call.ended = True
+        _call.reset(token)
+
+
+def new_request_id() -> str:
+    """32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+def new_api_key() -> tuple[str, str]:
+    """(the key to show once, its hash to keep)."""
+    plain = "plinth-" + secrets.token_urlsafe(32)
+    return plain, hash_api_key(plain)
+
+
+def hash_api_key(plain: str) -> str:
+    """SHA-256 in hex. Keys hold 256 random bits, so a slow password hash would add nothing."""
+    return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def cluster_token(settings: Settings) -> str:
+    """What stages prove themselves with: from settings, else made once under <data_dir>/secrets.
+
+    Raises FailedPrecondition when the file is empty or readable by others.
+    """
+    if settings.cluster_token is not None:
+        return settings.cluster_token.get_secret_value()
+    path = settings.ensure_secrets_dir() / "cluster-token"
+    if not path.exists():
+        _create_secret(path, secrets.token_urlsafe(32))
+    mode = path.stat().st_mode
+    if mode & 0o077:
+        raise FailedPrecondition(
+            f"{path} is readable by others (mode {mode & 0o777:o}); chmod 600 it, or delete it "
+            "so that a new token is made"
+        )
+    token = path.read_text("ascii").strip()
+    if len(token) < 16:
+        raise FailedPrecondition(f"{path} holds no token; delete it so that a new one is made")
+    return token
+
+
+def _create_secret(path: Path, value: str) -> None:
+    """Two processes that start at once end up with one and the same file."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(value)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)  # fails if it exists: the first one wins, whole or not at all
+        except FileExistsError:
+            return
+    finally:
+        draft.unlink()
