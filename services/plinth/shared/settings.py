@@ -1,0 +1,324 @@
+"""What an operator can set: environment (`PLINTH_…`, "__" nests), one YAML file, overrides.
+
+Order, strongest first: overrides given in code or on the command line, environment, the YAML file
+(PLINTH_CONFIG, or plinth.yaml in the data directory if there), defaults. An unknown key anywhere
+is an error that names the nearest right one. Settings are frozen and know where each value came
+from. A section's fields are read by the stage that the section is named after.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from plinth.shared.errors import FailedPrecondition, InvalidArgument
+from plinth.shared.sources import flatten, is_loopback, reject_unknown, reject_unknown_variables
+
+PREFIX = "PLINTH_"
+# Variables that are no settings but are read elsewhere: the file's place here, the key and the
+# address by the CLI's clients.
+OTHER_VARIABLES = frozenset({"PLINTH_CONFIG", "PLINTH_API_KEY", "PLINTH_URL"})
+MIB = 1 << 20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class GatewaySettings(_Section):
+    """The front door. Ports of 0 take any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    grpc_port: int = Field(default=8081, ge=0, le=65535)
+    # "off" lets everybody in as admin, so it is refused unless `host` is loopback.
+    auth: Literal["keys", "off"] = "keys"
+    max_body_bytes: int = Field(default=4 * MIB, ge=1024)
+
+
+class EngineSettings(_Section):
+    """One shard's engine."""
+
+    device: str = "cpu"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    block_size: int = Field(default=16, ge=1, le=1024)  # tokens per KV block
+    kv_cache_bytes: int = Field(default=256 * MIB, ge=1)
+    max_batch_tokens: int = Field(default=512, ge=1)  # tokens per step
+    max_running: int = Field(default=64, ge=1)
+    max_waiting: int = Field(default=256, ge=0)
+    prefix_cache: bool = True
+    speculation: str = "lookup"  # "off", "lookup" or "draft:<artifact>"
+
+
+class RpcSettings(_Section):
+    """Every gRPC server and channel."""
+
+    max_message_bytes: int = Field(default=16 * MIB, ge=64 * 1024)
+    # What a unary call gets whose client set no deadline.
+    default_deadline_s: float = Field(default=60.0, gt=0)
+    # Connections are renewed so that clients see new replicas; running calls get the grace.
+    max_connection_age_s: float = Field(default=1800.0, gt=0)
+    max_connection_age_grace_s: float = Field(default=600.0, gt=0)
+    keepalive_s: float = Field(default=30.0, ge=1)
+    max_concurrent_streams: int = Field(default=1024, ge=1)  # per connection
+
+
+class TokenizerSettings(_Section):
+    """The tokenizer stage."""
+
+    max_text_bytes: int = Field(default=8 * MIB, ge=1)  # per request, all texts together
+
+
+class TrainerSettings(_Section):
+    """The trainer stage."""
+
+    device: str = "cpu"
+
+
+class CoordinatorSettings(_Section):
+    """The coordinator stage."""
+
+    lease_s: float = Field(default=10.0, gt=0)  # of the leader
+
+
+class Settings(BaseSettings):
+    """All settings of a Plinth process. Made by `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        hide_input_in_errors=True,  # a mistyped secret must not be printed
+    )
+
+    data_dir: Path = Path(".plinth")
+    redis_url: SecretStr | None = None
+    store_url: str | None = None
+    ray_address: str | None = None
+    cluster_token: SecretStr | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "pretty"] = "auto"
+    host: str = "127.0.0.1"  # what stages bind
+    advertise_host: str | None = None  # what they announce; None: `host`
+    metrics_port: int = Field(default=0, ge=0, le=65535)  # 0: any free port, which is announced
+    gateway: GatewaySettings = GatewaySettings()
+    engine: EngineSettings = EngineSettings()
+    rpc: RpcSettings = RpcSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    coordinator: CoordinatorSettings = CoordinatorSettings()
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # load_settings merges the sources itself, since it must know which one gave what.
+        return (init_settings,)
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("cluster_token")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not (16 <= len(value.get_secret_value()) <= 512):
+            raise ValueError("a cluster token has 16 to 512 characters")
+        return value
+
+    @model_validator(mode="after")
+    def _auth_off_only_on_loopback(self) -> Settings:
+        if self.gateway.auth == "off" and not is_loopback(self.gateway.host):
+            raise ValueError(
+                f"gateway.auth is 'off' while gateway.host is {self.gateway.host!r}: without keys "
+                "the gateway binds loopback only; set gateway.auth=keys or gateway.host=127.0.0.1"
+            )
+        return self
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Where each value came from, by dotted key; keys that aren't here are defaults."""
+        return self._sources
+
+    def store(self) -> str:
+        """fsspec URL of the artifact store."""
+        return self.store_url or f"file://{self.data_dir / 'store'}"
+
+    @property
+    def secrets_dir(self) -> Path:
+        """Folder of secrets; see `ensure_secrets_dir`."""
+        return self.data_dir / "secrets"
+
+    def ensure_secrets_dir(self) -> Path:
+        """Makes it, for its owner only. FailedPrecondition when others can look into it."""
+        self.secrets_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = self.secrets_dir.stat().st_mode & 0o777
+        if mode & 0o077:
+            raise FailedPrecondition(
+                f"{self.secrets_dir} is open to others (mode {mode:o}); chmod 700 it"
+            )
+        return self.secrets_dir
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings of this process; `overrides` win: `load_settings(gateway={"port": 0})`, or
+    `gateway__port=0`. Raises InvalidArgument naming the key and its source."""
+    given = _nest(overrides)
+    reject_unknown(given, Settings, source="override")
+    reject_unknown_variables(os.environ, Settings, prefix=PREFIX, others=OTHER_VARIABLES)
+    environment = _environment()
+    path = _config_path(given, environment)
+    file = _read_yaml(path) if path is not None else {}
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for values, source in (
+        (file, f"file {path}"),
+        (environment, "environment"),
+        (given, "override"),
+    ):
+        _merge(merged, values)
+        sources.update({key: source for key, _ in flatten(values)})
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        raise _explain(error, sources) from None
+    settings._sources.update(sources)
+    return settings
+
+
+def effective(settings: Settings) -> list[tuple[str, str, str]]:
+    """[(dotted key, value with secrets masked, source)] in the order of declaration."""
+    return [
+        (key, _masked(value), settings.sources.get(key, "default"))
+        for key, value in _walk(settings, "")
+    ]
+
+
+def _walk(model: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _walk(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _masked(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return "********"
+    if isinstance(value, str) and "://" in value and urlsplit(value).password is not None:
+        parts = urlsplit(value)
+        return value.replace(f":{parts.password}@", ":********@", 1)
+    return "" if value is None else str(value)
+
+
+def _nest(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *sections, leaf = key.split("__")
+        into = nested
+        for section in sections:
+            into = into.setdefault(section, {})
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
+        if isinstance(value, Mapping):
+            into.setdefault(leaf, {}).update(value)
+        else:
+            into[leaf] = value
+    return nested
+
+
+def _environment() -> dict[str, Any]:
+    values: dict[str, Any] = dict(EnvSettingsSource(Settings)())
+    # Ray's own variable, so that a cluster that is set up for Ray needs nothing more.
+    if "ray_address" not in values and os.environ.get("RAY_ADDRESS"):
+        values["ray_address"] = os.environ["RAY_ADDRESS"]
+    return values
+
+
+def _config_path(given: Mapping[str, Any], environment: Mapping[str, Any]) -> Path | None:
+    named = os.environ.get("PLINTH_CONFIG")
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise InvalidArgument(f"PLINTH_CONFIG names {path}, which is no file")
+        return path
+    default = Settings.model_fields["data_dir"].default
+    data_dir = Path(given.get("data_dir") or environment.get("data_dir") or default)
+    path = data_dir.expanduser() / "plinth.yaml"
+    return path if path.is_file() else None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{path} is no YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InvalidArgument(
+            f"{path} must hold a mapping of settings, not {type(values).__name__}"
+        )
+    reject_unknown(values, Settings, source=str(path))
+    if "data_dir" in values and not os.environ.get("PLINTH_CONFIG"):
+        raise InvalidArgument(
+            f"{path} lies in the data directory and so can't set data_dir; use --data, "
+            "PLINTH_DATA_DIR, or a file named by PLINTH_CONFIG",
+            field="data_dir",
+        )
+    return values
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: ValidationError, sources: Mapping[str, str]) -> InvalidArgument:
+    lines = []
+    for item in error.errors(include_url=False, include_input=False):
+        key = ".".join(str(part) for part in item["loc"])
+        source = f" (from {sources[key]})" if key in sources else ""
+        lines.append(f"{key or 'settings'}: {item['msg'].removeprefix('Value error, ')}{source}")
+    first = ".".join(str(part) for part in error.errors()[0]["loc"])
+    return InvalidArgument("; ".join(lines), reason="SETTINGS_INVALID", field=first)
