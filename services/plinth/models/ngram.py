@@ -21,7 +21,7 @@ nothing is known of tokens or of files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,10 +132,9 @@ def _discounts(counts: Counts) -> Floats:
 
 def _grams(document: bytes, order: int) -> Keys:
     """The key of the n-gram that ends at each byte: [len(document)]."""
-    symbols = np.concatenate(
-        (np.full(order - 1, _START, np.int64), np.frombuffer(document, np.uint8))
-    )
     length = len(document)
+    symbols = np.full(order - 1 + length, _START, np.int64)
+    symbols[order - 1 :] = np.frombuffer(document, np.uint8)
     keys = np.zeros(length, np.int64)
     for position in range(order):
         keys = (keys << _BITS) | symbols[position : position + length]
@@ -167,8 +166,7 @@ def _merge(chunks: Iterable[tuple[Keys, Counts]]) -> tuple[Keys, Counts]:
     """Sums counts over chunks, two at a time, so that memory follows the distinct n-grams."""
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for more_keys, more_counts in chunks:
-        pair: Sequence[Keys] = (keys, more_keys)
-        keys, place = np.unique(np.concatenate(pair), return_inverse=True)
+        keys, place = np.unique(np.concatenate((keys, more_keys)), return_inverse=True)
         summed = np.zeros(keys.size, np.int64)
         np.add.at(summed, place, np.concatenate((counts, more_counts)))
         counts = summed
