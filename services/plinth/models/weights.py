@@ -1,0 +1,154 @@
+"""Decoders from folders, folders from decoders, and the digest that names a set of weights.
+
+Shapes: a map is [out, in] in a Decoder and in the digest; GPT-2's are [in, out] on disk, as
+transformers wants them. Knows nothing of tokenizers, artifacts or where a folder came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from plinth.models.config import ModelConfig
+from plinth.models.decoder import Decoder
+from plinth.models.hf import WEIGHTS, Checkpoint, is_map
+from plinth.shared.errors import InvalidArgument
+
+_HEAD, _EMBEDDINGS = "lm_head.weight", ("model.embed_tokens.weight", "transformer.wte.weight")
+
+
+def load_decoder(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Decoder:
+    """The decoder that `folder` holds, its weights cast to `dtype` on `device`.
+
+    Raises NotFound (no weights), InvalidArgument (unknown architecture, missing, unexpected or
+    misshapen tensors) or DataLoss (cut off file, NaN, infinity), naming file and tensor.
+    """
+    checkpoint = Checkpoint.open(folder)
+    decoder = Decoder(checkpoint.config)
+    parameters = dict(decoder.named_parameters())
+    check_names(checkpoint.config, checkpoint.places, parameters, str(folder))
+    decoder.to(dtype=dtype, device=device)
+    embedding: Tensor | None = None
+    for name, tensor in sorted(checkpoint.tensors(), key=lambda item: item[0] == _HEAD):
+        if name == _HEAD and checkpoint.config.tie_embeddings:
+            _check_tied(embedding, tensor, folder)
+            continue
+        parameter = parameters[name]
+        if tensor.shape != parameter.shape:
+            raise InvalidArgument(
+                f"{folder}: tensor {name!r} is {list(tensor.shape)}, "
+                f"config.json asks for {list(parameter.shape)}"
+            )
+        if name in _EMBEDDINGS:
+            embedding = tensor
+        with torch.no_grad():
+            parameter.copy_(tensor)
+    return decoder
+
+
+def check_names(
+    config: ModelConfig, found: Iterable[str], wanted: Iterable[str], where: str
+) -> None:
+    """Raise InvalidArgument unless `found` names exactly the tensors of this decoder.
+
+    A tied model's file may hold the output map too: it must then equal the embedding.
+    """
+    names, parameters = set(found), set(wanted)
+    missing = sorted(parameters - names)
+    extra = sorted(names - parameters - ({_HEAD} if config.tie_embeddings else set()))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InvalidArgument(f"{where}: tensor {missing[0]!r}{more} is missing")
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise InvalidArgument(f"{where}: tensor {extra[0]!r}{more} has no place in this decoder")
+
+
+def _check_tied(embedding: Tensor | None, head: Tensor, folder: Path) -> None:
+    if embedding is None or not torch.equal(embedding, head):
+        raise InvalidArgument(
+            f"{folder}: config.json ties the output map to the embedding, "
+            f"yet {_HEAD!r} differs from it; set tie_word_embeddings to false"
+        )
+
+
+def save_decoder(decoder: Decoder, folder: Path) -> None:
+    """Write config.json, generation_config.json and model.safetensors; transformers opens them."""
+    save_tensors(decoder.config, decoder.state_dict(), folder)
+
+
+def save_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """The same from canonical tensors. Each file appears whole: written beside, then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
+    content = config.to_hf() | {"dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
+    write_json(folder / "config.json", content)
+    write_json(folder / "generation_config.json", generation_config(config))
+    partial = folder / f"{WEIGHTS}.partial"
+    try:
+        save_file(stored_layout(config, tensors), str(partial), metadata={"format": "pt"})
+        partial.replace(folder / WEIGHTS)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def stored_layout(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Canonical tensors as a checkpoint holds them: GPT-2's maps as [in, out], all contiguous."""
+    return {
+        name: (tensor.detach().t() if is_map(config.family, name) else tensor.detach())
+        .cpu()
+        .contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def generation_config(config: ModelConfig) -> dict[str, Any]:
+    """What `generation_config.json` says about this model: its special ids."""
+    ids = config.to_hf()
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {key: ids[key] for key in keys if ids[key] is not None}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` to `path` at once: a reader sees the old file or the new one."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def weights_digest(source: Path | Mapping[str, Tensor]) -> str:
+    """The name of a set of weights, "sha256:<hex>": a Merkle root over the canonical tensors.
+
+    leaf = sha256(name, NUL, dtype, NUL, shape, NUL, little-endian bytes, maps as [out, in]);
+    root = sha256 over the leaves in order of their tensors' names. `source` is a folder, hashed as
+    stored, or a `Decoder.state_dict()`, hashed in the dtype that it has: a bf16 folder that was
+    loaded as fp32 has another name, since it gives other bits.
+    """
+    if isinstance(source, Path):
+        checkpoint = Checkpoint.open(source)
+        skip = {_HEAD} if checkpoint.config.tie_embeddings else set()
+        tensors = ((n, t) for n, t in checkpoint.tensors() if n not in skip)
+    else:
+        tensors = ((name, source[name]) for name in sorted(source))
+    root = hashlib.sha256()
+    for name, tensor in tensors:
+        root.update(_leaf(name, tensor))
+    return f"sha256:{root.hexdigest()}"
+
+
+def _leaf(name: str, tensor: Tensor) -> bytes:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    shape = ",".join(str(n) for n in tensor.shape)
+    leaf = hashlib.sha256(f"{name}\0{dtype}\0{shape}\0".encode())
+    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    leaf.update(raw.numpy().data)
+    return leaf.digest()
