@@ -155,13 +155,14 @@ def _eos_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[
     for source in (generation, config):
         value = source.get("eos_token_id")
         for item in value if isinstance(value, list) else [value]:
-            if item is not None and int(item) not in found:
-                found.append(int(item))
+            if (known := _known_id(item, config)) is not None and known not in found:
+                found.append(known)
     return tuple(found)
 
 
-def _optional_int(value: Any) -> int | None:
-    return None if value is None else int(value)
+def _known_id(value: Any, config: Mapping[str, Any]) -> int | None:
+    """A special id, or None where the vocabulary does not hold it (it could never be met)."""
+    return None if value is None or not 0 <= int(value) < int(config["vocab_size"]) else int(value)
 
 
 def _require(config: Mapping[str, Any], name: str, allowed: tuple[Any, ...], default: Any) -> None:
@@ -195,9 +196,9 @@ def _from_llama(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mod
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         attention_bias=bool(config.get("attention_bias", False)),
         mlp_bias=bool(config.get("mlp_bias", False)),
-        bos_id=_optional_int(config.get("bos_token_id")),
+        bos_id=_known_id(config.get("bos_token_id"), config),
         eos_ids=_eos_ids(config, generation),
-        pad_id=_optional_int(config.get("pad_token_id")),
+        pad_id=_known_id(config.get("pad_token_id"), config),
     )
 
 
@@ -244,9 +245,9 @@ def _from_gpt2(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mode
         tie_embeddings=bool(config.get("tie_word_embeddings", True)),
         attention_bias=True,
         mlp_bias=True,
-        bos_id=_optional_int(config.get("bos_token_id")),
+        bos_id=_known_id(config.get("bos_token_id"), config),
         eos_ids=_eos_ids(config, generation),
-        pad_id=_optional_int(config.get("pad_token_id")),
+        pad_id=_known_id(config.get("pad_token_id"), config),
     )
 
 

@@ -1,0 +1,40 @@
+"""Paged attention in plain torch: slow, any device, any float type; the truth for the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plinth.kernels.dense import DenseOps
+from plinth.kernels.paged import KvCache, PagedBatch
+
+
+class ReferenceBackend(DenseOps):
+    """Writes the rows' keys and values to their slots, then attends sequence by sequence."""
+
+    def __init__(self, cache: KvCache, batch: PagedBatch) -> None:
+        self.cache, self.batch = cache, batch
+
+    def mix(self, layer: int, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        size, batch = self.cache.block_size, self.batch
+        blocks, offsets = batch.slots_n // size, batch.slots_n % size
+        keys[blocks, :, :, offsets] = k_nke.to(keys.dtype)
+        values[blocks, :, offsets, :] = v_nke.to(values.dtype)
+        group = q_nhe.shape[1] // k_nke.shape[1]
+        out = torch.empty_like(q_nhe)
+        runs = zip(
+            batch.firsts_q.tolist(), batch.counts_q.tolist(), batch.starts_q.tolist(), strict=True
+        )
+        for i, (first, count, start) in enumerate(runs):
+            reach = start + count
+            table = batch.table_qb[i, : -(-reach // size)].long().to(keys.device)
+            k_ket = keys[table].permute(1, 2, 0, 3).flatten(2)[..., :reach]
+            v_kte = values[table].permute(1, 0, 2, 3).flatten(1, 2)[:, :reach]
+            q_hce = q_nhe[first : first + count].transpose(0, 1)
+            scores_hct = (q_hce * q_hce.shape[-1] ** -0.5) @ k_ket.repeat_interleave(group, 0)
+            hidden = torch.ones(count, reach, dtype=torch.bool, device=keys.device).triu(start + 1)
+            weights = scores_hct.masked_fill(hidden, float("-inf")).softmax(-1)
+            mixed_hce = weights @ v_kte.repeat_interleave(group, 0)
+            out[first : first + count] = mixed_hce.transpose(0, 1)
+        return out.flatten(1)
