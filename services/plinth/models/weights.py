@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,52 +33,45 @@ def load_decoder(
     misshapen tensors) or DataLoss (cut off file, NaN, infinity), naming file and tensor.
     """
     checkpoint = Checkpoint.open(folder)
-    decoder = Decoder(checkpoint.config)
-    parameters = dict(decoder.named_parameters())
-    check_names(checkpoint.config, checkpoint.places, parameters, str(folder))
-    decoder.to(dtype=dtype, device=device)
-    embedding: Tensor | None = None
-    for name, tensor in sorted(checkpoint.tensors(), key=lambda item: item[0] == _HEAD):
-        if name == _HEAD and checkpoint.config.tie_embeddings:
-            _check_tied(embedding, tensor, folder)
-            continue
-        parameter = parameters[name]
-        if tensor.shape != parameter.shape:
-            raise InvalidArgument(
-                f"{folder}: tensor {name!r} is {list(tensor.shape)}, "
-                f"config.json asks for {list(parameter.shape)}"
-            )
-        if name in _EMBEDDINGS:
-            embedding = tensor
-        with torch.no_grad():
-            parameter.copy_(tensor)
+    tensors = dict(checkpoint.tensors())
+    check_tensors(checkpoint.config, tensors, str(folder))
+    decoder = Decoder(checkpoint.config).to(dtype=dtype, device=device)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.copy_(tensors[name])
     return decoder
 
 
-def check_names(
-    config: ModelConfig, found: Iterable[str], wanted: Iterable[str], where: str
-) -> None:
-    """Raise InvalidArgument unless `found` names exactly the tensors of this decoder.
+def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise InvalidArgument unless these are exactly the tensors of a decoder of this config.
 
     A tied model's file may hold the output map too: it must then equal the embedding.
     """
-    names, parameters = set(found), set(wanted)
-    missing = sorted(parameters - names)
-    extra = sorted(names - parameters - ({_HEAD} if config.tie_embeddings else set()))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InvalidArgument(f"{where}: tensor {missing[0]!r}{more} is missing")
-    if extra:
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise InvalidArgument(f"{where}: tensor {extra[0]!r}{more} has no place in this decoder")
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    wanted = {name: parameter.shape for name, parameter in decoder.named_parameters()}
+    allowed = wanted.keys() | ({_HEAD} if config.tie_embeddings else set())
+    _refuse(sorted(wanted.keys() - tensors.keys()), "missing", where)
+    _refuse(sorted(tensors.keys() - allowed), "not a part of this decoder", where)
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise InvalidArgument(
+                f"{where}: tensor {name!r} is {list(tensors[name].shape)}, "
+                f"the configuration asks for {list(shape)}"
+            )
+    if config.tie_embeddings and _HEAD in tensors:
+        embedding = next(tensors[name] for name in _EMBEDDINGS if name in tensors)
+        if not torch.equal(embedding, tensors[_HEAD]):
+            raise InvalidArgument(
+                f"{where}: the configuration ties the output map to the embedding, "
+                f"yet {_HEAD!r} differs from it; set tie_word_embeddings to false"
+            )
 
 
-def _check_tied(embedding: Tensor | None, head: Tensor, folder: Path) -> None:
-    if embedding is None or not torch.equal(embedding, head):
-        raise InvalidArgument(
-            f"{folder}: config.json ties the output map to the embedding, "
-            f"yet {_HEAD!r} differs from it; set tie_word_embeddings to false"
-        )
+def _refuse(names: Sequence[str], what: str, where: str) -> None:
+    if names:
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        raise InvalidArgument(f"{where}: tensor {names[0]!r}{more} is {what}")
 
 
 def save_decoder(decoder: Decoder, folder: Path) -> None:
