@@ -37,8 +37,8 @@ from plinth.shared.sources import flatten, is_loopback, reject_unknown, reject_u
 
 PREFIX = "PLINTH_"
 # Variables that are no settings but are read elsewhere: the file's place here, the key and the
-# address by the CLI's clients.
-OTHER_VARIABLES = frozenset({"PLINTH_CONFIG", "PLINTH_API_KEY", "PLINTH_URL"})
+# address by the CLI's clients, the mark on a stack's processes by `plinth down`.
+OTHER_VARIABLES = frozenset({"PLINTH_CONFIG", "PLINTH_API_KEY", "PLINTH_URL", "PLINTH_STACK"})
 MIB = 1 << 20
 
 
@@ -256,8 +256,8 @@ def _nest(overrides: Mapping[str, Any]) -> dict[str, Any]:
         for section in sections:
             into = into.setdefault(section, {})
         if isinstance(value, BaseModel):
-            value = value.model_dump()
-        if isinstance(value, Mapping):
+            into[leaf] = value.model_dump()
+        elif isinstance(value, Mapping):
             into.setdefault(leaf, {}).update(value)
         else:
             into[leaf] = value

@@ -1,0 +1,1 @@
+"""gRPC servers and clients that every stage shares."""

@@ -1,0 +1,207 @@
+"""A channel to one replica that carries who calls, under which request id, and until when.
+
+It wraps a plain grpc.aio channel instead of using client interceptors: those start a task per
+call and stand between a stream and its cancellation. Retry is gRPC's own, by service config: for
+UNAVAILABLE, on unary methods that are idempotent, and on no stream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+
+from plinth.shared.identity import (
+    SYSTEM,
+    Principal,
+    current_call,
+    current_request_id,
+    new_request_id,
+    remaining_s,
+)
+from plinth.shared.rpc.auth import PRINCIPAL_KEY, TOKEN_KEY, encode_principal
+from plinth.shared.rpc.status import REQUEST_ID_KEY
+from plinth.shared.settings import RpcSettings, Settings
+
+# Unary methods that may be sent twice: reads, and writes that are idempotent by an id in them.
+IDEMPOTENT: dict[str, tuple[str, ...]] = {
+    "plinth.v1.InferenceService": ("Score", "GetShard"),
+    "plinth.v1.TokenizerService": ("Encode", "Decode", "ApplyChatTemplate"),
+    "plinth.v1.TrainerService": ("SubmitJob", "GetJob", "ListJobs", "CancelJob"),
+    "plinth.v1.CoordinatorService": (
+        "SubmitRun",
+        "GetRun",
+        "ListRuns",
+        "CancelRun",
+        "ListDeployments",
+        "ListArtifacts",
+        "GetArtifact",
+    ),
+    "plinth.v1.GatewayService": ("ListModels",),
+    "grpc.health.v1.Health": ("Check",),
+}
+
+
+def service_config() -> str:
+    """gRPC service config as JSON: up to 4 attempts within about a second and a half."""
+    names = [
+        {"service": service, "method": method}
+        for service, methods in IDEMPOTENT.items()
+        for method in methods
+    ]
+    retry = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 3,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": retry}]})
+
+
+def client_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
+    """gRPC core's channel arguments; times in ms."""
+    return [
+        ("grpc.service_config", service_config()),
+        ("grpc.enable_retries", 1),
+        ("grpc.max_receive_message_length", rpc.max_message_bytes),
+        ("grpc.max_send_message_length", rpc.max_message_bytes),
+        ("grpc.keepalive_time_ms", int(rpc.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # A replica that comes back is found within a second.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        # Each channel its own connection: a stuck one harms nobody else.
+        ("grpc.use_local_subchannel_pool", 1),
+        # Stages meet directly, whatever proxy the machine uses for the web.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
+def open_transport(address: str, settings: Settings) -> grpc.aio.Channel:
+    """A plain channel with our options; it carries no credential."""
+    return grpc.aio.insecure_channel(address, options=client_options(settings.rpc))
+
+
+def open_channel(
+    address: str,
+    *,
+    stage: str,
+    settings: Settings,
+    token: str,
+    principal: Principal | None = None,
+) -> grpc.aio.Channel:
+    """A channel to `address`, for generated stubs. Close it.
+
+    Each call carries the token, the request id of the calling context, and `principal`; without
+    one, the principal of the calling context, and outside of any call SYSTEM. It ends when the
+    calling context's deadline does, or the caller's `timeout` if that is sooner; a unary call
+    with neither gets settings.rpc.default_deadline_s.
+    """
+    return StageChannel(
+        open_transport(address, settings),
+        stage=stage,
+        settings=settings,
+        token=token,
+        principal=principal,
+    )
+
+
+class StageChannel(grpc.aio.Channel):
+    """A view of a transport with an identity; several may share one transport."""
+
+    def __init__(
+        self,
+        transport: grpc.aio.Channel,
+        *,
+        stage: str,
+        settings: Settings,
+        token: str,
+        principal: Principal | None,
+    ) -> None:
+        self.stage = stage
+        self._transport = transport
+        self._token = token
+        self._principal = principal
+        self._default_s = settings.rpc.default_deadline_s
+
+    def call_metadata(self, given: Iterable[tuple[str, Any]] | None) -> tuple[tuple[str, Any], ...]:
+        """The caller's own metadata with ours; ours wins."""
+        ours = (
+            (REQUEST_ID_KEY, current_request_id() or new_request_id()),
+            (TOKEN_KEY, self._token),
+            (PRINCIPAL_KEY, encode_principal(self._caller())),
+        )
+        mine = {key for key, _ in ours}
+        return (*(pair for pair in given or () if pair[0] not in mine), *ours)
+
+    def _caller(self) -> Principal:
+        if self._principal is not None:
+            return self._principal
+        call = current_call()
+        return SYSTEM if call is None or call.principal is None else call.principal
+
+    def timeout_s(self, given: float | None, *, stream: bool) -> float | None:
+        """Seconds that the call has: the sooner of what the caller and its own caller allow."""
+        bounds = [bound for bound in (given, remaining_s()) if bound is not None]
+        if bounds:
+            return min(bounds)
+        return None if stream else self._default_s
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Call(self, self._transport.unary_unary(method, *args, **kwargs), stream=False)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Call(self, self._transport.stream_unary(method, *args, **kwargs), stream=False)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Call(self, self._transport.unary_stream(method, *args, **kwargs), stream=True)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _Call(self, self._transport.stream_stream(method, *args, **kwargs), stream=True)
+
+    async def __aenter__(self) -> StageChannel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        """Closes the transport, and with it every channel that shares it."""
+        await self._transport.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._transport.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._transport.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._transport.channel_ready()
+
+
+class _Call:
+    """A multi-callable that adds identity and deadline to each call."""
+
+    def __init__(self, channel: StageChannel, inner: Any, *, stream: bool) -> None:
+        self._channel = channel
+        self._inner = inner
+        self._stream = stream
+
+    def __call__(
+        self,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        metadata: Iterable[tuple[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        return self._inner(
+            request,
+            timeout=self._channel.timeout_s(timeout, stream=self._stream),
+            metadata=self._channel.call_metadata(metadata),
+            **kwargs,
+        )

@@ -1,0 +1,195 @@
+"""Channels to the other stages: found in the registry, picked by load, shared by all callers.
+
+A replica whose connection was refused is left out for a moment, so that a call does not wait for
+a dead one while the registry still lists it. Knows no messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import grpc
+
+from plinth.shared.errors import Unavailable
+from plinth.shared.identity import Principal
+from plinth.shared.registry import Registry, Replica
+from plinth.shared.rpc.channel import StageChannel, open_channel, open_transport
+from plinth.shared.settings import Settings
+from plinth.shared.telemetry import get_logger
+from plinth.v1 import coordinator_pb2_grpc, tokenizer_pb2_grpc, trainer_pb2_grpc
+
+if TYPE_CHECKING:
+    from plinth.v1.coordinator_pb2_grpc import CoordinatorServiceAsyncStub
+    from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
+    from plinth.v1.trainer_pb2_grpc import TrainerServiceAsyncStub
+
+__all__ = ["StageClients", "open_channel"]
+
+SKIP_REFUSED_S = 2.0
+# A replica that left the registry may still be draining streams of ours.
+FORGET_AFTER_S = 60.0
+DRAIN_S = 600.0
+_log = get_logger("plinth.rpc")
+_Load = tuple[int, int]  # waiting, running
+
+
+@dataclass
+class _Transport:
+    """A connection to one address, and a task that notes when it is refused."""
+
+    channel: grpc.aio.Channel
+    watcher: asyncio.Task[None]
+    last_listed: float = field(default_factory=time.monotonic)
+
+
+class StageClients:
+    """A pool of channels over the registry; one per process, safe to share between tasks."""
+
+    def __init__(self, registry: Registry, settings: Settings, token: str) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._token = token
+        self._transports: dict[str, _Transport] = {}
+        self._refused: dict[str, float] = {}  # address → when, on the monotonic clock
+        self._picked: dict[str, tuple[_Load, int]] = {}  # replica → load when told, picks since
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def pick(
+        self, stage: str, *, model: str | None = None, exclude: Collection[str] = ()
+    ) -> Replica:
+        """The replica of `stage` with the least waiting, then running, requests.
+
+        model: only replicas that hold it, by served name or artifact reference.
+        exclude: ids of replicas not to take (they failed this request already).
+        Raises Unavailable when none is left; it says why.
+        """
+        listed = await self._registry.replicas(stage)
+        self._forget_gone(listed)
+        holding = [r for r in listed if model is None or holds(r, model)]
+        fit = [r for r in holding if r.id not in exclude and not self._was_refused(r.address)]
+        if not fit:
+            raise _none_left(stage, model, listed, holding)
+        best = min(fit, key=lambda replica: (self._load(replica), random.random()))
+        told, picks = self._picked.get(best.id, (announced_load(best), 0))
+        self._picked[best.id] = (told, picks + 1)
+        return best
+
+    def channel(self, replica: Replica, principal: Principal | None = None) -> grpc.aio.Channel:
+        """A channel to `replica`; calls carry `principal` as in `open_channel`. Don't close it."""
+        return StageChannel(
+            self._transport(replica.address).channel,
+            stage=replica.stage,
+            settings=self._settings,
+            token=self._token,
+            principal=principal,
+        )
+
+    def refused(self, replica: Replica) -> None:
+        """Tells that `replica` does not answer: nobody picks it for the next moment."""
+        self._refused[replica.address] = time.monotonic()
+
+    async def tokenizer(self, principal: Principal | None = None) -> TokenizerServiceAsyncStub:
+        """A stub on the least busy tokenizer."""
+        channel = self.channel(await self.pick("tokenizer"), principal)
+        return tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+
+    async def trainer(self, principal: Principal | None = None) -> TrainerServiceAsyncStub:
+        """A stub on the least busy trainer."""
+        channel = self.channel(await self.pick("trainer"), principal)
+        return trainer_pb2_grpc.TrainerServiceStub(channel)
+
+    async def coordinator(self, principal: Principal | None = None) -> CoordinatorServiceAsyncStub:
+        """A stub on a coordinator."""
+        channel = self.channel(await self.pick("coordinator"), principal)
+        return coordinator_pb2_grpc.CoordinatorServiceStub(channel)
+
+    async def close(self) -> None:
+        """Closes every channel; calls that still run on them are cancelled."""
+        transports = list(self._transports.values())
+        self._transports.clear()
+        for task in [*self._closing, *(transport.watcher for transport in transports)]:
+            task.cancel()
+        await asyncio.gather(
+            *self._closing, *(t.watcher for t in transports), return_exceptions=True
+        )
+        for transport in transports:
+            await transport.channel.close()
+
+    def _load(self, replica: Replica) -> _Load:
+        """As announced, plus what we sent there since: announcements come seconds apart, and a
+        burst must not all go to the one that was idle in the last one."""
+        now = announced_load(replica)
+        told, picks = self._picked.get(replica.id, (now, 0))
+        if told != now:
+            self._picked[replica.id] = (now, 0)
+            picks = 0
+        return (now[0], now[1] + picks)
+
+    def _was_refused(self, address: str) -> bool:
+        since = self._refused.get(address)
+        if since is None:
+            return False
+        if time.monotonic() - since < SKIP_REFUSED_S:
+            return True
+        del self._refused[address]
+        return False
+
+    def _transport(self, address: str) -> _Transport:
+        transport = self._transports.get(address)
+        if transport is None:
+            channel = open_transport(address, self._settings)
+            watcher = asyncio.create_task(self._watch(address, channel))
+            transport = self._transports[address] = _Transport(channel, watcher)
+        return transport
+
+    async def _watch(self, address: str, channel: grpc.aio.Channel) -> None:
+        while True:
+            state = channel.get_state()
+            if state is grpc.ChannelConnectivity.SHUTDOWN:
+                return
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                _log.info("replica refuses connections", address=address)
+                self._refused[address] = time.monotonic()
+            elif state is grpc.ChannelConnectivity.READY:
+                self._refused.pop(address, None)
+            await channel.wait_for_state_change(state)
+
+    def _forget_gone(self, listed: Iterable[Replica]) -> None:
+        now = time.monotonic()
+        for replica in listed:
+            if replica.address in self._transports:
+                self._transports[replica.address].last_listed = now
+        for address, transport in list(self._transports.items()):
+            if now - transport.last_listed > FORGET_AFTER_S:
+                del self._transports[address]
+                transport.watcher.cancel()
+                task = asyncio.create_task(transport.channel.close(DRAIN_S))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+
+def holds(replica: Replica, model: str) -> bool:
+    """Whether `replica` announced a binding of that served name or artifact reference."""
+    return any(model in (held.get("model"), held.get("artifact")) for held in replica.bindings)
+
+
+def announced_load(replica: Replica) -> _Load:
+    """(waiting, running) of the last announcement."""
+    return (int(replica.fields.get("waiting", 0)), int(replica.fields.get("running", 0)))
+
+
+def _none_left(
+    stage: str, model: str | None, listed: Collection[Replica], holding: Collection[Replica]
+) -> Unavailable:
+    if not listed:
+        what = f"no {stage} replica is up"
+    elif not holding:
+        what = f"none of {len(listed)} {stage} replicas holds {model!r}"
+    else:
+        what = f"none of {len(holding)} {stage} replicas that could answer can be reached now"
+    return Unavailable(what, reason="NO_REPLICA", retry_after_s=1.0, metadata={"stage": stage})

@@ -1,0 +1,86 @@
+"""Wrapping the four kinds of gRPC handler with one kind of layer.
+
+A layer is an async context manager around the handler's run, and may look at each request
+message. Stream responses are written by `context.write` from one coroutine instead of yielded
+from generators in generators: when the caller hangs up, the cancellation then reaches the
+handler's own generator at once, and its `finally` blocks run before anything else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any, TypeAlias
+
+import grpc
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Layer = Callable[[Context], AbstractAsyncContextManager[None]]
+Check = Callable[[Any, Context], Awaitable[Any]]
+Behaviour = Callable[[Any, Context], Any]
+
+
+def behaviour_of(handler: Handler) -> Behaviour:
+    """The one function that `handler` holds."""
+    found: Any = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    if found is None:
+        raise TypeError("a gRPC handler without a function")
+    behaviour: Behaviour = found
+    return behaviour
+
+
+def wrap(handler: Handler, layer: Layer, check: Check | None = None) -> Handler:
+    """`handler` run inside `layer(context)`; `check` sees each request message inside of it."""
+    inner = behaviour_of(handler)
+
+    async def unary_response(request: Any, context: Context) -> Any:
+        async with layer(context):
+            return await inner(await _checked(handler, request, context, check), context)
+
+    async def stream_response(request: Any, context: Context) -> None:
+        async with layer(context):
+            responses = inner(await _checked(handler, request, context, check), context)
+            if inspect.isawaitable(responses):
+                await responses  # it writes by itself
+                return
+            async with aclosing(responses):
+                async for response in responses:
+                    await context.write(response)
+
+    run = stream_response if handler.response_streaming else unary_response
+    return build(handler, run)
+
+
+def build(
+    handler: Handler, run: Behaviour, deserializer: Callable[[bytes], Any] | None = None
+) -> Handler:
+    """A handler of the same kind and serialisers around `run`."""
+    make: Any = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[bool(handler.request_streaming), bool(handler.response_streaming)]
+    built: Handler = make(
+        run,
+        request_deserializer=deserializer or handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return built
+
+
+async def _checked(handler: Handler, request: Any, context: Context, check: Check | None) -> Any:
+    if check is None:
+        return request
+    if not handler.request_streaming:
+        return await check(request, context)
+    return _each(request, context, check)
+
+
+async def _each(requests: AsyncIterator[Any], context: Context, check: Check) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield await check(request, context)

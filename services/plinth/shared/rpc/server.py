@@ -1,0 +1,202 @@
+"""The gRPC server that every stage and the gateway open.
+
+Health: "" is SERVING while the process lives; a service's name is SERVING while it is ready, and
+NOT_SERVING before draining begins. Without a credential nothing but health answers, reflection
+included. Listens on loopback unless told otherwise. Knows no stage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from plinth.shared.errors import FailedPrecondition
+from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
+from plinth.shared.rpc.handlers import Context, Handler, wrap
+from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Continuation, Validator, interceptors
+from plinth.shared.settings import RpcSettings, Settings
+from plinth.shared.telemetry import get_logger
+
+_log = get_logger("plinth.rpc")
+
+
+@dataclass(frozen=True)
+class GrpcService:
+    """One service as a server carries it.
+
+    name: full name, "plinth.v1.InferenceService".
+    add: registers the servicer, `lambda server: add_XServicer_to_server(servicer, server)`.
+    scopes: scope that each method needs, by method name; "*" for all others; "" is any principal.
+    validators: by method name, called with each request message; raise InvalidArgument.
+    """
+
+    name: str
+    add: Callable[[grpc.aio.Server], None]
+    scopes: Mapping[str, str]
+    validators: Mapping[str, Validator] = field(default_factory=dict)
+
+    def methods(self) -> list[str]:
+        """Method names, from the proto."""
+        try:
+            service = descriptor_pool.Default().FindServiceByName(self.name)
+        except KeyError:
+            raise FailedPrecondition(
+                f"no proto defines {self.name}; import its generated module first"
+            ) from None
+        return [method.name for method in service.methods]
+
+    def scope(self, method: str) -> str:
+        """What `method` needs. FailedPrecondition when nobody said: that is never "nothing"."""
+        scope = self.scopes.get(method, self.scopes.get("*"))
+        if scope is None:
+            raise FailedPrecondition(f"{self.name}/{method} has no scope; name one, or '*'")
+        return scope
+
+
+class GrpcServer:
+    """One listener with its services.
+
+    token: the cluster's; without it only health answers. `authenticator` takes its place where
+    callers prove themselves in another way (the gateway's API keys).
+    """
+
+    def __init__(
+        self,
+        services: Sequence[GrpcService],
+        *,
+        stage: str,
+        settings: Settings,
+        token: str,
+        host: str | None = None,
+        port: int = 0,
+        authenticator: Authenticator | None = None,
+    ) -> None:
+        self.stage = stage
+        self.host = settings.host if host is None else host
+        self.port = port
+        self._services = list(services)
+        self._health = health.aio.HealthServicer()
+        self._idle_calls: set[asyncio.Task[Any]] = set()
+        self._stopped = False
+        paths = {
+            f"/{service.name}/{method}": (service, method)
+            for service in services
+            for method in service.methods()
+        }
+        self._options = server_options(settings.rpc)
+        self._interceptors = [
+            _IdleCalls(self._idle_calls),
+            *interceptors(
+                methods=frozenset([*paths, f"{HEALTH}Check", f"{HEALTH}Watch"]),
+                scopes={path: service.scope(name) for path, (service, name) in paths.items()},
+                validators={
+                    path: service.validators[name]
+                    for path, (service, name) in paths.items()
+                    if name in service.validators
+                },
+                authenticate=authenticator or TokenAuthenticator(token),
+                default_deadline_s=settings.rpc.default_deadline_s,
+            ),
+        ]
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> int:
+        """Listens and returns the port. FailedPrecondition when the port is taken."""
+        server = grpc.aio.server(options=self._options, interceptors=self._interceptors)
+        for service in self._services:
+            service.add(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = [service.name for service in self._services]
+        reflection.enable_server_reflection(
+            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+        )
+        await self.set_ready(False)
+        where = f"[{self.host}]" if ":" in self.host else self.host
+        try:
+            port = server.add_insecure_port(f"{where}:{self.port}")
+        except RuntimeError as error:
+            await server.stop(0)
+            raise FailedPrecondition(
+                f"{self.stage} can't listen on {where}:{self.port}: is the port in use, or the "
+                "address not this machine's? Choose another port, or 0 for any free one",
+                reason="PORT_IN_USE",
+            ) from error
+        await server.start()
+        self.port, self._server = port, server
+        return port
+
+    async def set_ready(self, ready: bool) -> None:
+        """Sets the health of every service; "" stays SERVING while the process lives."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if ready and not self._stopped
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for service in self._services:
+            await self._health.set(service.name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """NOT_SERVING first, then no new calls; running ones get `grace_s` and are cancelled."""
+        self._stopped = True
+        await self.set_ready(False)
+        if self._server is None:
+            return  # never started
+        stopping = asyncio.create_task(self._server.stop(grace_s))
+        await asyncio.sleep(0)  # let the listener close before its watchers are sent away
+        # Health watches and reflection streams never end by themselves; waiting for them would
+        # always take the whole grace.
+        for task in list(self._idle_calls):
+            task.cancel()
+        await stopping
+
+
+class _IdleCalls(grpc.aio.ServerInterceptor):
+    """Remembers the calls that no drain waits for."""
+
+    def __init__(self, tasks: set[asyncio.Task[Any]]) -> None:
+        self._tasks = tasks
+
+    async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith((HEALTH, REFLECTION)):
+            return handler
+
+        @asynccontextmanager
+        async def layer(_context: Context) -> Any:
+            task = asyncio.current_task()
+            assert task is not None
+            self._tasks.add(task)
+            try:
+                yield
+            finally:
+                self._tasks.discard(task)
+
+        return wrap(handler, layer)
+
+
+def server_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
+    """gRPC core's channel arguments; times in ms."""
+    keepalive_ms = int(rpc.keepalive_s * 1000)
+    return [
+        ("grpc.max_receive_message_length", rpc.max_message_bytes),
+        ("grpc.max_send_message_length", rpc.max_message_bytes),
+        ("grpc.max_concurrent_streams", rpc.max_concurrent_streams),
+        ("grpc.keepalive_time_ms", keepalive_ms),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Clients may ping as often as we do; less would make the server close on them.
+        ("grpc.http2.min_ping_interval_without_data_ms", keepalive_ms // 2),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", keepalive_ms // 2),
+        ("grpc.max_connection_age_ms", int(rpc.max_connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(rpc.max_connection_age_grace_s * 1000)),
+        # Two processes on one port would share its calls silently.
+        ("grpc.so_reuseport", 0),
+    ]

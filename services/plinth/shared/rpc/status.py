@@ -1,0 +1,112 @@
+"""Typed errors as gRPC status with google.rpc details, in both directions.
+
+ErrorInfo carries reason and metadata (domain "plinth"), BadRequest the field, RetryInfo the
+delay, QuotaFailure what is exhausted, RequestInfo the request id. See google/rpc/error_details.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from plinth.shared.errors import ERROR_TYPES, Internal, PlinthError, ResourceExhausted
+from plinth.shared.identity import current_request_id
+
+DOMAIN = "plinth"
+REQUEST_ID_KEY = "x-request-id"
+_DETAILS_KEY = "grpc-status-details-bin"
+# Trailers share HTTP/2's header limit (8 KiB by default), and the message is in there twice.
+_MESSAGE_CHARS = 1500
+_VALUE_CHARS = 256
+
+
+def _clean(text: str, limit: int) -> str:
+    """Valid UTF-8 of at most `limit` characters: messages quote what clients sent."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return whole if len(whole) <= limit else whole[: limit - 1] + "…"
+
+
+def to_status(e: PlinthError) -> grpc.Status:
+    """The status that a handler which raised `e` answers with."""
+    message = _clean(e.message, _MESSAGE_CHARS)
+    status = status_pb2.Status(code=code_pb2.Code.Value(e.code), message=message)
+    for detail in _details(e, message):
+        status.details.add().Pack(detail)
+    result: grpc.Status = rpc_status.to_status(status)
+    return result
+
+
+def _details(e: PlinthError, message: str) -> list[Message]:
+    metadata = {_clean(k, 64): _clean(v, _VALUE_CHARS) for k, v in list(e.metadata.items())[:16]}
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=_clean(e.reason, 64), domain=DOMAIN, metadata=metadata)
+    ]
+    field = _clean(e.field, _VALUE_CHARS)
+    if isinstance(e, ResourceExhausted):
+        violation = error_details_pb2.QuotaFailure.Violation(
+            subject=field or e.metadata.get("subject", ""), description=_clean(message, 256)
+        )
+        details.append(error_details_pb2.QuotaFailure(violations=[violation]))
+    if field:
+        wrong = error_details_pb2.BadRequest.FieldViolation(
+            field=field, description=_clean(message, 256)
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[wrong]))
+    if e.retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(max(0, round(e.retry_after_s * 1e9)))
+        details.append(retry)
+    request_id = current_request_id()
+    if request_id:
+        details.append(error_details_pb2.RequestInfo(request_id=request_id))
+    return details
+
+
+def from_rpc_error(e: grpc.RpcError) -> PlinthError:
+    """The typed error that the other side raised; from a foreign server, the nearest one."""
+    code: grpc.StatusCode = e.code()
+    kind = ERROR_TYPES.get(code.name, Internal)
+    error = kind(e.details() or f"the call ended with {code.name}")
+    for key, value in _trailers(e):
+        if key == _DETAILS_KEY:
+            _read_details(error, value)
+    return error
+
+
+def _trailers(e: grpc.RpcError) -> list[tuple[str, Any]]:
+    trailers: Any = e.trailing_metadata() if hasattr(e, "trailing_metadata") else None
+    return [(pair[0], pair[1]) for pair in trailers or ()]
+
+
+def _read_details(error: PlinthError, value: bytes) -> None:
+    try:
+        status = status_pb2.Status.FromString(value)
+    except DecodeError:
+        return  # a foreign server's own bytes: the code and the message are all that is known
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    bad = error_details_pb2.BadRequest()
+    for detail in status.details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+            error.reason = info.reason or error.reason
+            error.metadata.update(info.metadata)
+        elif detail.Is(retry.DESCRIPTOR):
+            detail.Unpack(retry)
+            error.retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+        elif detail.Is(bad.DESCRIPTOR):
+            detail.Unpack(bad)
+            if bad.field_violations:
+                error.field = bad.field_violations[0].field
+
+
+async def fail(context: grpc.aio.ServicerContext[Any, Any], error: PlinthError) -> NoReturn:
+    """Ends the call with `error`; the request id goes along in the trailers."""
+    status = to_status(error)
+    trailers = [*(status.trailing_metadata or ()), (REQUEST_ID_KEY, current_request_id())]
+    await context.abort(status.code, status.details or "", tuple(trailers))
+    raise AssertionError("abort raises")
