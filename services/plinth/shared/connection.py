@@ -1,0 +1,77 @@
+"""Connections to Redis, and what its failures mean to the rest of Plinth.
+
+Callers above never see redis-py's exceptions: a server that is gone is `Unavailable` (try again,
+nothing is lost), a full one is `ResourceExhausted`, a refused password is `FailedPrecondition`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis.exceptions as failures
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from plinth.shared.errors import FailedPrecondition, ResourceExhausted, Unavailable
+
+SOCKET_TIMEOUT_S = 5.0
+
+
+def connect(url: str) -> Redis:
+    """A client for `url` (redis://, rediss:// or unix://); connects at its first command.
+
+    Answers are bytes. A command that meets a broken connection is tried again three times within
+    about half a second, so every command that Plinth sends must be safe to send twice.
+    """
+    client: Redis = Redis.from_url(
+        url,
+        decode_responses=False,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=2.0,
+        health_check_interval=15,
+        retry=Retry(ExponentialBackoff(cap=0.3, base=0.05), 3),
+    )
+    return client
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Translates what redis-py raises inside the block."""
+    try:
+        yield
+    except (failures.AuthenticationError, failures.AuthorizationError) as error:
+        raise FailedPrecondition(
+            f"Redis refuses the credentials: {error}. Check the password in redis_url.",
+            reason="REDIS_CREDENTIALS",
+        ) from error
+    except (
+        failures.ConnectionError,
+        failures.TimeoutError,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise Unavailable(
+            f"Redis does not answer: {error}", reason="REDIS_UNAVAILABLE", retry_after_s=1.0
+        ) from error
+    except failures.ResponseError as error:
+        raise _response_error(error) from error
+
+
+def _response_error(error: failures.ResponseError) -> Exception:
+    text = str(error)
+    if isinstance(error, failures.OutOfMemoryError) or "OOM command not allowed" in text:
+        return ResourceExhausted(
+            "Redis is at its memory limit: raise maxmemory, or let queued work finish",
+            reason="REDIS_MEMORY",
+            retry_after_s=5.0,
+        )
+    transient = ("MISCONF", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "LOADING")
+    if isinstance(error, failures.ReadOnlyError | failures.ClusterDownError) or any(
+        word in text for word in transient
+    ):
+        return Unavailable(
+            f"Redis takes no writes now: {text}", reason="REDIS_UNAVAILABLE", retry_after_s=1.0
+        )
+    return error

@@ -1,0 +1,159 @@
+"""Every Redis key that Plinth uses, in one place.
+
+A key is ``plinth:<schema>:<family>:{<tag>}…``. The schema number changes when the meaning of a
+family changes, so that two versions of Plinth never read each other's data as their own. The
+part in braces is the hash tag: keys that one script touches together share it, so that the same
+scripts run on a Redis cluster.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from plinth.shared.errors import InvalidArgument
+
+SCHEMA = 1
+PREFIX = f"plinth:{SCHEMA}"
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,127}")
+
+
+def check_part(value: str, what: str) -> str:
+    """`value` if it can stand in a key (no braces, colons, blanks); InvalidArgument if not."""
+    if not _PART.fullmatch(value):
+        raise InvalidArgument(
+            f"{what} {value[:140]!r}: use 1 to 128 of A-Z a-z 0-9 . _ @ / -, "
+            "starting with a letter or a digit",
+            field=what,
+        )
+    return value
+
+
+def replica(stage: str, replica_id: str) -> str:
+    """Hash with a TTL: what one replica announces."""
+    return f"{PREFIX}:replica:{{{check_part(stage, 'stage')}}}:{check_part(replica_id, 'replica')}"
+
+
+def replicas(stage: str) -> str:
+    """Sorted set: ids of a stage's replicas by the time (ms, server clock) they lapse."""
+    return f"{PREFIX}:replicas:{{{check_part(stage, 'stage')}}}"
+
+
+def lease(name: str) -> str:
+    """String with a TTL: who leads (the coordinator's leader lease)."""
+    return f"{PREFIX}:lease:{{{check_part(name, 'lease')}}}"
+
+
+def fence(name: str) -> str:
+    """Counter: fencing number of a leader lease."""
+    return f"{PREFIX}:fence:{{{check_part(name, 'lease')}}}"
+
+
+# One hash tag for all runs and the coordinator's lease (`lease("runs")`, `fence("runs")`): a run
+# changes in one script with the check of the leader's fence.
+def run(run_id: str) -> str:
+    """Hash: one run's record, revision, and what its owner wants of it."""
+    return f"{PREFIX}:run:{{runs}}:{check_part(run_id, 'run')}"
+
+
+def runs() -> str:
+    """Sorted set: run ids by time of submission."""
+    return f"{PREFIX}:runs:{{runs}}"
+
+
+def active_runs() -> str:
+    """Set: ids of the runs that have not ended."""
+    return f"{PREFIX}:runs-active:{{runs}}"
+
+
+def run_events() -> str:
+    """Stream, bounded: ids of runs in the order in which they changed."""
+    return f"{PREFIX}:run-events:{{runs}}"
+
+
+def job(job_id: str) -> str:
+    """Hash: state of one training job."""
+    return f"{PREFIX}:job:{{{check_part(job_id, 'job')}}}"
+
+
+def jobs() -> str:
+    """Sorted set: job ids by time of submission."""
+    return f"{PREFIX}:jobs"
+
+
+def job_events(job_id: str) -> str:
+    """Stream, bounded: metrics of one job as they appear."""
+    return f"{PREFIX}:job:{{{check_part(job_id, 'job')}}}:events"
+
+
+def api_keys() -> str:
+    """Hash: sha256 of an API key → its record."""
+    return f"{PREFIX}:api-keys"
+
+
+def quota(tenant: str, window: str) -> str:
+    """Counter with a TTL: what a tenant used in one window."""
+    return f"{PREFIX}:quota:{{{check_part(tenant, 'tenant')}}}:{check_part(window, 'window')}"
+
+
+def queues() -> str:
+    """Set: names of the queues that ever held an item."""
+    return f"{PREFIX}:queues"
+
+
+@dataclass(frozen=True)
+class QueueKeys:
+    """The keys of one queue; all share the hash tag ``{name}``."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        check_part(self.name, "queue")
+
+    def _key(self, part: str) -> str:
+        return f"{PREFIX}:queue:{{{self.name}}}:{part}"
+
+    @property
+    def stream(self) -> str:
+        """Stream with the consumer group ``workers``: ids that wait to be claimed."""
+        return self._key("stream")
+
+    @property
+    def items(self) -> str:
+        """Hash: id → JSON (state, attempts, fence, deadline, entry, last reason)."""
+        return self._key("items")
+
+    @property
+    def payloads(self) -> str:
+        """Hash: id → payload bytes."""
+        return self._key("payloads")
+
+    @property
+    def leases(self) -> str:
+        """Sorted set: claimed ids by the time (ms, server clock) at which the lease lapses."""
+        return self._key("leases")
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set: ids that wait for a retry by the time (ms) at which it is due."""
+        return self._key("delayed")
+
+    @property
+    def dead(self) -> str:
+        """Sorted set: dead letters by the time (ms) of their death."""
+        return self._key("dead")
+
+    @property
+    def cancelled(self) -> str:
+        """Sorted set: cancelled ids by the time (ms) until which they are remembered."""
+        return self._key("cancelled")
+
+    @property
+    def fence(self) -> str:
+        """Counter: the last fencing number given out."""
+        return self._key("fence")
+
+    def result(self, item_id: str) -> str:
+        """Hash with a TTL: the result of one completed item and the fence that stored it."""
+        return self._key(f"result:{check_part(item_id, 'id')}")

@@ -1,0 +1,134 @@
+"""Desired state on the store: which models are served, as numbered records per deployment.
+
+Each change is a create-exclusive record; the newest wins. A writer that must not undo what it
+has not seen (a coordinator that may have lost its lead) passes the revision it knows.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import json_format
+
+from plinth.shared.errors import Aborted, DataLoss, InvalidArgument, NotFound
+from plinth.shared.manifest import check_name
+from plinth.shared.record_log import RecordLog
+from plinth.shared.store import ANY, ArtifactStore
+from plinth.v1 import coordinator_pb2
+
+MAX_SHARDS = 64
+
+
+@dataclass(frozen=True)
+class DeploymentRecord:
+    """One change of one deployment: its newest is what is wanted."""
+
+    name: str
+    revision: int
+    # None: it was deleted.
+    deployment: coordinator_pb2.Deployment | None
+    created_unix_ms: int
+
+
+class DeploymentRecords:
+    """Served models as desired state. Blocking calls; safe to share between processes."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+        self._logs: dict[str, RecordLog] = {}
+
+    def put(
+        self, deployment: coordinator_pb2.Deployment, *, expected: int | None = ANY
+    ) -> DeploymentRecord:
+        """Wants `deployment` from now on, its artifact resolved to a version.
+
+        `expected`: the revision it must have now, None for none; left out, the last caller wins.
+        Aborted: it has another one. InvalidArgument, NotFound: the deployment makes no sense.
+        The same as what is wanted already changes nothing.
+        """
+        wanted = self._checked(deployment)
+        return self._append(wanted.name, wanted, expected)
+
+    def get(self, name: str) -> DeploymentRecord | None:
+        """The newest record of `name` (deleted or not); None: there never was one."""
+        latest = self._log(name).latest()
+        return None if latest is None else _parse(name, *latest)
+
+    def list(self) -> list[coordinator_pb2.Deployment]:
+        """What is to be served, by name."""
+        records = (self.get(name) for name in self._store.storage.names("deployments"))
+        return [record.deployment for record in records if record and record.deployment]
+
+    def delete(self, name: str, *, expected: int | None = ANY) -> None:
+        """Serves `name` no more. NotFound when it isn't served; Aborted as in `put`."""
+        record = self.get(name)
+        if record is None or record.deployment is None:
+            raise NotFound(
+                f"no deployment is called {name!r}", reason="DEPLOYMENT_NOT_FOUND", field="name"
+            )
+        self._append(name, None, expected)
+
+    def _append(
+        self, name: str, wanted: coordinator_pb2.Deployment | None, expected: int | None
+    ) -> DeploymentRecord:
+        log = self._log(name)
+        while True:
+            now = self.get(name)
+            revision = now.revision if now else None
+            if expected not in (ANY, revision):
+                raise Aborted(
+                    f"deployment {name} is at revision {revision}, not {expected}: "
+                    "somebody changed it",
+                    reason="DEPLOYMENT_CHANGED",
+                    metadata={"revision": str(revision)},
+                )
+            if now is not None and now.deployment == wanted:
+                return now
+            number = (revision or 0) + 1
+            created = time.time_ns() // 1_000_000
+            as_json = json_format.MessageToDict(wanted) if wanted else None
+            record = {"name": name, "deployment": as_json, "created_unix_ms": created}
+            if log.append(number, record):
+                return DeploymentRecord(name, number, wanted, created)
+
+    def _checked(self, deployment: coordinator_pb2.Deployment) -> coordinator_pb2.Deployment:
+        """A copy with defaults filled in, without what the platform sets."""
+        wanted = coordinator_pb2.Deployment()
+        wanted.CopyFrom(deployment)
+        wanted.ready_shards = 0
+        wanted.shards = wanted.shards or 1
+        check_name(wanted.name, "deployment.name")
+        if wanted.shards > MAX_SHARDS:
+            raise InvalidArgument(
+                f"{wanted.shards} shards: 1 to {MAX_SHARDS}", field="deployment.shards"
+            )
+        for what in ("cpus_per_shard", "gpus_per_shard", "traffic_share"):
+            value = getattr(wanted, what)
+            if not 0 <= value <= (1 if what == "traffic_share" else 1024):
+                raise InvalidArgument(f"{what} {value} is out of range", field=f"deployment.{what}")
+        artifact = self._store.get(wanted.artifact)
+        if artifact.kind != "model":
+            raise InvalidArgument(
+                f"{artifact.ref} is a {artifact.kind}; a deployment serves a model",
+                field="deployment.artifact",
+            )
+        wanted.artifact = artifact.ref
+        return wanted
+
+    def _log(self, name: str) -> RecordLog:
+        folder = f"deployments/{check_name(name, 'name')}"
+        return self._logs.setdefault(name, RecordLog(self._store.storage, folder))
+
+
+def _parse(name: str, number: int, record: dict[str, Any]) -> DeploymentRecord:
+    deployment = None
+    if record["deployment"] is not None:
+        try:
+            deployment = json_format.ParseDict(
+                record["deployment"], coordinator_pb2.Deployment(), ignore_unknown_fields=True
+            )
+        except json_format.ParseError as error:
+            raise DataLoss(f"record {number} of deployment {name} is damaged: {error}") from error
+    return DeploymentRecord(name, number, deployment, record["created_unix_ms"])

@@ -1,0 +1,329 @@
+"""The artifact store: immutable, versioned folders with a manifest, and aliases that move.
+
+Layout below the store's URL (schema 1):
+
+    artifacts/<name>/content/<id>/…            files and manifest.json, written once
+    artifacts/<name>/versions/00000003.json    created exclusively: makes a content version 3
+    artifacts/<name>/aliases/<alias>/00000002.json   created exclusively: the alias's second move
+
+An artifact exists when its version record does. What has none is not visible to anybody. All
+calls block; from asyncio use `asyncio.to_thread`. Safe to share between threads and processes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Final, TypeAlias
+
+from plinth.shared import manifest as manifests
+from plinth.shared.artifact_cache import ArtifactCache, verify_files
+from plinth.shared.errors import Aborted, DataLoss, InvalidArgument, NotFound
+from plinth.shared.manifest import MANIFEST, SCHEMA, Reference, check_name
+from plinth.shared.record_log import RecordLog
+from plinth.shared.storage import Storage, Tree, open_storage
+from plinth.v1 import common_pb2
+
+ANY: Final = -1
+_CONTENT = re.compile(r"artifacts/([a-z0-9][a-z0-9._-]{0,63})/content/[0-9a-f]{16}-[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class ArtifactRecord:
+    """One version of one artifact. `manifest` is shared: do not change it."""
+
+    name: str
+    version: int
+    kind: str
+    digest: str
+    uri: str
+    parents: tuple[str, ...]
+    manifest: dict[str, Any]
+    created_unix_ms: int
+    input_digest: str | None = None
+    # Path of the content below the store's root.
+    path: str = ""
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    def to_proto(self, aliases: Sequence[str] = ()) -> common_pb2.Artifact:
+        return common_pb2.Artifact(
+            name=self.name,
+            version=self.version,
+            kind=self.kind,
+            digest=self.digest,
+            uri=self.uri,
+            parents=self.parents,
+            manifest_json=manifests.canonical_json(self.manifest).decode(),
+            aliases=aliases,
+            created_unix_ms=self.created_unix_ms,
+        )
+
+
+# (inside the class, `list` is the method)
+Records: TypeAlias = list[ArtifactRecord]
+
+
+class ArtifactStore:
+    """Artifacts at one URL. `cache_dir` holds copies of what lies on a remote store."""
+
+    def __init__(self, url: str, *, cache_dir: Path | None = None) -> None:
+        """FailedPrecondition: the backend at `url` can't create a file exclusively."""
+        self.storage: Storage = open_storage(url)
+        self.url = self.storage.url
+        self._cache = ArtifactCache(self.storage, cache_dir)
+        self._logs: dict[str, RecordLog] = {}
+        self._records: dict[tuple[str, int], ArtifactRecord] = {}
+
+    # -- publishing ------------------------------------------------------------------------
+
+    def publish(
+        self,
+        name: str,
+        kind: str,
+        source: Path,
+        *,
+        parents: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        data_digests: Mapping[str, str] | None = None,
+        input_digest: str | None = None,
+        license: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> ArtifactRecord:
+        """Copies the folder (or file) `source` into the store as the next version of `name`.
+
+        The same content with the same `input_digest` as an existing version gives that version.
+        ResourceExhausted on a full disk, with nothing left behind. InvalidArgument on links,
+        special files and bad names.
+        """
+        check_name(name, "name")
+        check_name(kind, "kind")
+        self._sweep()
+        files = manifests.source_files(Path(source))
+        description: dict[str, Any] = {
+            "plinth_schema": SCHEMA,
+            "name": name,
+            "kind": kind,
+            "parents": list(parents),
+            "config": dict(config or {}),
+            "metrics": dict(metrics or {}),
+            "data_digests": dict(data_digests or {}),
+            "input_digest": input_digest,
+            "license": license,
+            "extra": dict(extra or {}),
+            "code_version": f"plinth-llm {package_version('plinth-llm')}",
+            "created_unix_ms": time.time_ns() // 1_000_000,
+        }
+        manifests.canonical_json(description)  # refuse what is no JSON before copying gigabytes
+        path = f"artifacts/{name}/content/{token_hex(8)}-{token_hex(8)}"
+        try:
+            with self.storage.new_tree(path) as tree:
+                description["files"] = _copy(tree, files)
+                description["digest"] = manifests.content_digest(description["files"])
+                tree.write(MANIFEST, [manifests.canonical_json(description)])
+                tree.commit()
+                record = self._record_version(path, description)
+        except BaseException:
+            self._sweep()
+            raise
+        if record.path != path:  # the same was published before
+            self.storage.remove_tree(path)
+        return record
+
+    def _record_version(self, path: str, description: dict[str, Any]) -> ArtifactRecord:
+        """Takes the next free version number; or finds that a rival published the same."""
+        name = description["name"]
+        log = self._versions(name)
+        while True:
+            if (same := self._published(description)) is not None:
+                return same
+            number = log.last() + 1
+            record = {
+                "name": name,
+                "version": number,
+                "kind": description["kind"],
+                "digest": description["digest"],
+                "input_digest": description["input_digest"],
+                "content": path,
+                "created_unix_ms": description["created_unix_ms"],
+            }
+            if log.append(number, record):
+                return self._load(name, number)
+
+    def _published(self, description: dict[str, Any]) -> ArtifactRecord | None:
+        """The newest version with this content made from these inputs."""
+        for record in self._all_versions(description["name"]):
+            if (record.digest, record.input_digest, record.kind) == (
+                description["digest"],
+                description["input_digest"],
+                description["kind"],
+            ):
+                return record
+        return None
+
+    def _sweep(self) -> None:
+        """Removes what dead publishers committed without living to record it."""
+        for path in self.storage.abandoned():
+            match = _CONTENT.fullmatch(path)
+            if match and all(path != record.path for record in self._all_versions(match[1])):
+                self.storage.remove_tree(path)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def get(self, ref: str) -> ArtifactRecord:
+        """`name` (latest version), `name@7` or `name:prod`. NotFound says what there is."""
+        reference = Reference.parse(ref)
+        numbers = self._versions(reference.name).numbers()
+        if not numbers:
+            known = ", ".join(self.storage.names("artifacts")[:20]) or "none"
+            raise NotFound(
+                f"no artifact is called {reference.name!r}; there is: {known}",
+                reason="ARTIFACT_NOT_FOUND",
+                field="reference",
+            )
+        version = reference.version or numbers[-1]
+        if reference.alias is not None:
+            aliases = self.aliases(reference.name)
+            if reference.alias not in aliases:
+                known = ", ".join(aliases) or "none"
+                raise NotFound(
+                    f"{reference.name} has no alias {reference.alias!r}; there is: {known}",
+                    reason="ALIAS_NOT_FOUND",
+                    field="reference",
+                )
+            version = aliases[reference.alias]
+        if version not in numbers:
+            raise NotFound(
+                f"{reference.name} has no version {version}; the latest is {numbers[-1]}",
+                reason="VERSION_NOT_FOUND",
+                field="reference",
+            )
+        return self._load(reference.name, version)
+
+    def list(self, kind: str | None = None) -> Records:
+        """All versions of all artifacts (of one kind), by name, newest first."""
+        return [
+            record
+            for name in self.storage.names("artifacts")
+            for record in self._all_versions(name)
+            if kind is None or record.kind == kind
+        ]
+
+    def find_by_input(self, name: str, input_digest: str) -> ArtifactRecord | None:
+        """The newest version of `name` that was made from these inputs."""
+        check_name(name, "name")
+        found = (r for r in self._all_versions(name) if r.input_digest == input_digest)
+        return next(found, None)
+
+    def fetch(self, ref: str | ArtifactRecord) -> Path:
+        """A local, read-only folder with the files: in place on file://, else a verified copy."""
+        record = self.get(ref) if isinstance(ref, str) else ref
+        return self._cache.folder(record.path, record.manifest)
+
+    def verify(self, ref: str | ArtifactRecord) -> None:
+        """Reads every file and compares digests. DataLoss names the first file that differs."""
+        record = self.get(ref) if isinstance(ref, str) else ref
+        verify_files(self.storage, record.path, record.manifest)
+
+    # -- aliases ---------------------------------------------------------------------------
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """alias → version, by alias."""
+        check_name(name, "name")
+        found = {}
+        for alias in self.storage.names(f"artifacts/{name}/aliases"):
+            if (latest := self._moves(name, alias).latest()) is not None:
+                found[alias] = int(latest[1]["version"])
+        return found
+
+    def set_alias(self, name: str, alias: str, version: int, *, expected: int | None = ANY) -> None:
+        """Points `name:alias` to `version`.
+
+        `expected`: the version that the alias must have now, None for no such alias yet; left
+        out, the last caller wins. Aborted when it is another one. NotFound: no such version.
+        """
+        check_name(alias, "alias")
+        self.get(f"{name}@{version}")
+        moves = self._moves(name, alias)
+        while True:
+            latest = moves.latest()
+            number, now = (latest[0], int(latest[1]["version"])) if latest else (0, None)
+            if expected not in (ANY, now):
+                raise Aborted(
+                    f"{name}:{alias} is at version {now}, not {expected}: somebody moved it",
+                    reason="ALIAS_MOVED",
+                    metadata={"version": str(now)},
+                )
+            if now == version:
+                return
+            move = {"version": version, "created_unix_ms": time.time_ns() // 1_000_000}
+            if moves.append(number + 1, move):
+                return
+
+    # -- records ---------------------------------------------------------------------------
+
+    def _versions(self, name: str) -> RecordLog:
+        return self._log(f"artifacts/{check_name(name, 'name')}/versions")
+
+    def _moves(self, name: str, alias: str) -> RecordLog:
+        return self._log(f"artifacts/{check_name(name, 'name')}/aliases/{alias}")
+
+    def _log(self, folder: str) -> RecordLog:
+        return self._logs.setdefault(folder, RecordLog(self.storage, folder))
+
+    def _all_versions(self, name: str) -> Records:
+        return [self._load(name, number) for number in reversed(self._versions(name).numbers())]
+
+    def _load(self, name: str, version: int) -> ArtifactRecord:
+        if (name, version) in self._records:
+            return self._records[name, version]
+        row = self._versions(name).read(version)
+        path = str(row["content"])
+        match = _CONTENT.fullmatch(path)
+        if match is None or match[1] != name:
+            raise DataLoss(f"the record of {name}@{version} points to {path!r}")
+        try:
+            data = self.storage.read(f"{path}/{MANIFEST}")
+        except FileNotFoundError as error:
+            raise DataLoss(f"{name}@{version} has no {MANIFEST} at {path}") from error
+        manifest = manifests.parse_json(data, f"the manifest of {name}@{version}", SCHEMA)
+        if manifest["digest"] != row["digest"]:
+            raise DataLoss(f"the manifest of {name}@{version} is not the one it was published with")
+        record = ArtifactRecord(
+            name=name,
+            version=version,
+            kind=row["kind"],
+            digest=row["digest"],
+            uri=self.storage.uri(path),
+            parents=tuple(manifest["parents"]),
+            manifest=manifest,
+            created_unix_ms=row["created_unix_ms"],
+            input_digest=row["input_digest"],
+            path=path,
+        )
+        self._records[name, version] = record
+        return record
+
+
+def _copy(tree: Tree, files: list[manifests.SourceFile]) -> dict[str, dict[str, Any]]:
+    """Copies the files into the tree; path → size and digest of what was written."""
+    entries = {}
+    for file in files:
+        try:
+            with file.source.open("rb") as source:
+                reader = manifests.HashingReader(source)
+                tree.write(file.path, reader)
+        except FileNotFoundError as error:
+            raise InvalidArgument(
+                f"{file.source} vanished while it was published", field="source"
+            ) from error
+        entries[file.path] = {"size": reader.size, "sha256": reader.sha256}
+    return entries

@@ -1,0 +1,45 @@
+"""Fixtures of the ground: a real Redis for the session, a store per test.
+
+Imports happen inside, so that a machine with nothing but torch can run the tests of the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from plinth.shared.store import ArtifactStore
+    from redis.asyncio import Redis
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL (with password) of an embedded server that lives as long as the test session."""
+    from plinth.cluster.embedded_redis import EmbeddedRedis
+
+    server = EmbeddedRedis(tmp_path_factory.mktemp("r"))
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture
+async def redis_client(redis_server: str) -> AsyncIterator[Redis]:
+    """An asyncio client on an empty database."""
+    from plinth.shared.connection import connect
+
+    client = connect(redis_server)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    """An artifact store on the test's own directory."""
+    from plinth.shared.store import ArtifactStore
+
+    return ArtifactStore((tmp_path / "store").as_uri())
