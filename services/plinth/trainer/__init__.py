@@ -1,1 +1,1 @@
-"""Plinth: trainer."""
+"""The trainer stage: every gradient step, and the data for it."""

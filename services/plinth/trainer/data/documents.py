@@ -1,0 +1,230 @@
+"""Documents, and how a folder of files becomes a stream of them.
+
+A document is plain text or a list of chat messages. One file is one document, except that a line
+`<|endoftext|>` ends one, that each line of a `.jsonl` file is one, and that a long text is cut at
+a blank line, so that memory stays bounded and a single big file can still be split for validation.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any, cast
+
+from plinth.shared.errors import InvalidArgument
+
+TEXT_SUFFIXES = (".txt", ".md", ".py")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl")
+BOUNDARY = "<|endoftext|>"
+
+CUT_CHARACTERS = 64 * 1024  # a text document is cut at the first blank line after so many
+MAX_CHARACTERS = 2 * CUT_CHARACTERS  # and anywhere after so many
+MAX_LINE_BYTES = 64 * 1024 * 1024  # of one JSON line
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Document:
+    """Text, or messages ((role, content), …); never both."""
+
+    text: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """UTF-8 bytes of what people wrote."""
+        if self.messages:
+            return sum(len(content.encode()) for _, content in self.messages)
+        return len(self.text.encode())
+
+    def to_json(self) -> str:
+        """One line of a corpus shard; equal documents give equal lines."""
+        if self.messages:
+            turns = [{"role": role, "content": content} for role, content in self.messages]
+            return json.dumps({"messages": turns}, ensure_ascii=False)
+        return json.dumps({"text": self.text}, ensure_ascii=False)
+
+    def digest(self) -> bytes:
+        """16 bytes that name the content: for de-duplication and for the split."""
+        return blake2b(self.to_json().encode(), digest_size=16).digest()
+
+
+def parse_document(line: str, where: str) -> Document:
+    """One JSON line as a document. `where` ("file:line") goes into the error."""
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as wrong:
+        raise InvalidArgument(
+            f"{where}: not JSON ({wrong}); each line must be an object with 'text' or 'messages'"
+        ) from wrong
+    if not isinstance(value, dict) or ("text" in value) == ("messages" in value):
+        raise InvalidArgument(f"{where}: need an object with either 'text' or 'messages'")
+    return (
+        Document(messages=_messages(value["messages"], where))
+        if "messages" in value
+        else Document(text=_string(value["text"], where, "text"))
+    )
+
+
+def _string(value: Any, where: str, name: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{where}: {name!r} must be a string, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as wrong:
+        raise InvalidArgument(
+            f"{where}: {name!r} holds a lone surrogate at character {wrong.start}; "
+            "write the character itself, or remove it"
+        ) from wrong
+    return value
+
+
+def _messages(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise InvalidArgument(f"{where}: 'messages' must be a list that is not empty")
+    turns = []
+    for turn in value:
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES:
+            raise InvalidArgument(f"{where}: each message needs a 'role' of {', '.join(ROLES)}")
+        turns.append((str(turn["role"]), _string(turn.get("content"), where, "content")))
+    if not any(role == "assistant" and content for role, content in turns):
+        raise InvalidArgument(f"{where}: no message of the assistant, so nothing to learn from")
+    return tuple(turns)
+
+
+def corpus_files(folder: Path) -> list[Path]:
+    """The files of a corpus folder in a fixed order; an error names what is wrong with it."""
+    if not folder.is_dir():
+        raise InvalidArgument(
+            f"corpus folder {folder} does not exist or is not a folder", field="corpus_dir"
+        )
+    files, others = [], set()
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.is_file():
+            if _suffix(path) in SUFFIXES:
+                files.append(path)
+            else:
+                others.add(path.suffix or path.name)
+    if not files:
+        found = f"; found only {', '.join(sorted(others)[:8])}" if others else "; it is empty"
+        raise InvalidArgument(
+            f"corpus folder {folder} has no {'/'.join(SUFFIXES)} file (or .gz of one){found}. "
+            "Put UTF-8 text there",
+            field="corpus_dir",
+        )
+    return files
+
+
+def _suffix(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+def read_folder(folder: Path) -> Iterator[Document]:
+    """All documents of a folder, file by file in path order."""
+    for path in corpus_files(folder):
+        yield from read_file(path)
+
+
+def read_file(path: Path) -> Iterator[Document]:
+    """The documents of one file. Raises InvalidArgument with the file's name and the remedy."""
+    with _open(path) as stream:
+        try:
+            if _suffix(path) == ".jsonl":
+                yield from _json_lines(stream, path)
+            else:
+                yield from cut(_decoded(stream, path))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as wrong:
+            raise InvalidArgument(
+                f"{path}: not a complete gzip file ({wrong}); compress it again, or remove it"
+            ) from wrong
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def _json_lines(stream: IO[bytes], path: Path) -> Iterator[Document]:
+    number = 0
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        where = f"{path}:{number}"
+        if len(raw) > MAX_LINE_BYTES:
+            raise InvalidArgument(f"{where}: a line is longer than {MAX_LINE_BYTES} bytes")
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as wrong:
+            raise _not_text(where, str(wrong)) from wrong
+        if line.strip():
+            yield parse_document(line, where)
+
+
+def _decoded(stream: IO[bytes], path: Path) -> Iterator[str]:
+    """Pieces of text, newlines made one, checked to be text at all."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    pending, done = "", False
+    while not done:
+        raw = stream.read(1 << 16)
+        done = not raw
+        if b"\0" in raw:
+            raise _not_text(str(path), "it holds NUL bytes")
+        try:
+            text = pending + decoder.decode(raw, final=done)
+        except UnicodeDecodeError as wrong:
+            raise _not_text(str(path), str(wrong)) from wrong
+        # A lone "\r" at the end may be half of a "\r\n".
+        pending = "\r" if text.endswith("\r") and not done else ""
+        yield text.removesuffix(pending).replace("\r\n", "\n")
+
+
+def _not_text(where: str, why: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{where}: not UTF-8 text ({why[:120]}); convert it (iconv -t utf-8) or take it out of "
+        "the corpus folder",
+        field="corpus_dir",
+    )
+
+
+def cut(pieces: Iterator[str]) -> Iterator[Document]:
+    """Pieces of one text as documents: at boundary lines, and at blank lines when it is long."""
+    lines: list[str] = []
+    size = 0
+    for line in _lines(pieces):
+        boundary = line.strip() == BOUNDARY
+        blank = not line.strip()
+        if boundary or (blank and size >= CUT_CHARACTERS) or size + len(line) > MAX_CHARACTERS:
+            yield from _whole(lines)
+            lines, size = [], 0
+        if not boundary:
+            lines.append(line)
+            size += len(line)
+    yield from _whole(lines)
+
+
+def _lines(pieces: Iterator[str]) -> Iterator[str]:
+    """Lines with their ends; one without an end is given out in bounded parts."""
+    rest = ""
+    for piece in pieces:
+        *complete, rest = (rest + piece).split("\n")
+        for line in complete:
+            yield line + "\n"
+        if len(rest) > CUT_CHARACTERS:
+            yield rest
+            rest = ""
+    if rest:
+        yield rest
+
+
+def _whole(lines: list[str]) -> Iterator[Document]:
+    text = "".join(lines).strip("\n")
+    if text.strip():
+        yield Document(text=text)

@@ -1,0 +1,148 @@
+"""A corpus and a tokenizer make a dataset.
+
+Plain text is encoded with the tokenizer's own library; an end-of-text id follows each document.
+Chat messages are rendered by the tokenizer stage (it owns the templates, in a sandbox): the
+caller gives a function that maps conversations to ids and masks, so this module knows no network.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from plinth.shared.errors import InvalidArgument
+from plinth.trainer.data.corpus import SPLITS, read_split
+from plinth.trainer.data.documents import BOUNDARY, Document
+from plinth.trainer.data.shards import (
+    SHARD_TOKENS,
+    DatasetInfo,
+    SplitWriter,
+    token_dtype,
+    write_info,
+)
+
+Messages = tuple[tuple[str, str], ...]
+# Conversations to (ids, mask): mask 1 where the assistant speaks.
+Render = Callable[[Sequence[Messages]], list[tuple[list[int], list[int]]]]
+
+_BATCH_CHARACTERS = 1 << 20
+_BATCH_DOCUMENTS = 256
+
+
+def tokenize_corpus(
+    corpus: Path,
+    tokenizer: Path,
+    out: Path,
+    *,
+    tokenizer_ref: str,
+    tokenizer_digest: str,
+    render: Render | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> DatasetInfo:
+    """Write a dataset to the new folder `out`. `render` is needed for chat messages."""
+    encoder, end_of_text, eos = _load(tokenizer)
+    first = next(read_split(corpus, "train"), None)
+    if first is None:
+        raise InvalidArgument(f"corpus {corpus} has no training documents", field="corpus")
+    masked = bool(first.messages)
+    if masked and render is None:
+        raise InvalidArgument("chat messages need a tokenizer with a chat template")
+    out.mkdir(parents=True)
+    shutil.copytree(tokenizer, out / "tokenizer")
+    (out / "tokenizer" / "manifest.json").unlink(missing_ok=True)
+    vocab_size = encoder.get_vocab_size()
+    info = DatasetInfo(
+        objective="sft" if masked else "clm",
+        tokenizer=tokenizer_ref,
+        tokenizer_digest=tokenizer_digest,
+        vocab_size=vocab_size,
+        end_of_text_id=end_of_text,
+        eos_id=eos,
+        dtype=token_dtype(vocab_size),
+        splits={},
+    )
+    done = 0
+    for split in SPLITS:
+        writer = SplitWriter(out, split, info.dtype, masked, shard_tokens)
+        for batch in _batches(read_split(corpus, split)):
+            if masked:
+                assert render is not None
+                _add_chats(writer, batch, render)
+            else:
+                _add_texts(writer, batch, encoder, end_of_text)
+            done += sum(d.size for d in batch)
+            on_bytes(done)
+        writer.close()
+        info.splits[split] = writer.info
+    write_info(out, info)
+    return info
+
+
+def _add_texts(writer: SplitWriter, batch: list[Document], encoder: Any, end: int) -> None:
+    encodings = encoder.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
+    for document, encoding in zip(batch, encodings, strict=True):
+        writer.add([*encoding.ids, end], document.size)
+
+
+def _add_chats(writer: SplitWriter, batch: list[Document], render: Render) -> None:
+    rendered = render([d.messages for d in batch])
+    for document, (ids, mask) in zip(batch, rendered, strict=True):
+        answers = sum(len(c.encode()) for role, c in document.messages if role == "assistant")
+        writer.add(ids, answers, mask)
+
+
+def completion_mask(whole: list[int], turns: list[tuple[list[int], list[int]]]) -> list[int]:
+    """1 for the ids that each assistant turn adds to its prompt.
+
+    `turns` holds (ids of the prompt, ids up to the end of the turn). Raises InvalidArgument where
+    a template rewrites what came before: the mask would then be a guess.
+    """
+    mask = [0] * len(whole)
+    for prompt, upto in turns:
+        if whole[: len(upto)] != upto or upto[: len(prompt)] != prompt:
+            raise InvalidArgument(
+                "the chat template changes earlier turns when a later one is added, so the "
+                "assistant's tokens cannot be told apart; use a template that only appends"
+            )
+        mask[len(prompt) : len(upto)] = [1] * (len(upto) - len(prompt))
+    return mask
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Groups that are bounded in number and in characters."""
+    while group := list(islice(documents, 1)):
+        size = len(group[0].text)
+        for document in islice(documents, _BATCH_DOCUMENTS - 1):
+            group.append(document)
+            size += len(document.text)
+            if size >= _BATCH_CHARACTERS:
+                break
+        yield group
+
+
+def _load(folder: Path) -> tuple[Any, int, int]:
+    """The encoder, the id that separates documents, and the id that ends an answer."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InvalidArgument(f"{folder} is not a tokenizer: it has no tokenizer.json")
+    encoder = Tokenizer.from_file(str(path))
+    encoder.no_truncation()
+    encoder.no_padding()
+    config = folder / "tokenizer_config.json"
+    named = json.loads(config.read_text()).get("eos_token") if config.is_file() else None
+    name = named["content"] if isinstance(named, dict) else named
+    eos = encoder.token_to_id(name) if name else None
+    end = encoder.token_to_id(BOUNDARY)
+    end = eos if end is None else end
+    if end is None:
+        raise InvalidArgument(
+            f"{path}: has neither {BOUNDARY} nor an eos_token, so documents cannot be separated"
+        )
+    return encoder, end, end if eos is None else eos
