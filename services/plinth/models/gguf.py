@@ -245,7 +245,7 @@ class GgufModel:
 
 
 def open_reader(path: Path) -> Any:
-    """A reader over `path`. NotFound, InvalidArgument (not one, unknown types), DataLoss (cut off)."""
+    """A reader of `path`. Raises NotFound, InvalidArgument (unknown types), DataLoss (cut off)."""
     if not path.is_file():
         raise NotFound(f"{path}: no such file")
     if path.stat().st_size < 24:

@@ -1,0 +1,189 @@
+"""The tokenizer stage: text on one side of this door, ids on the other.
+
+Each call resolves its model, then works in a thread, so that no long text holds up another call.
+Chat templates run in the sandbox's process. Training publishes an artifact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+
+from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.shared.rpc.handlers import Context
+from plinth.shared.rpc.server import GrpcService
+from plinth.shared.stage import StageContext
+from plinth.tokenizer.catalog import Catalog
+from plinth.tokenizer.codec import Codec
+from plinth.tokenizer.templates import Renderer, check_messages, mark, need_template, pieces
+from plinth.tokenizer.training import train_and_publish
+from plinth.v1 import tokenizer_pb2 as pb
+from plinth.v1 import tokenizer_pb2_grpc as rpc
+
+MAX_SEQUENCES = 4096
+MAX_DECODE_IDS = 4_000_000
+_PROBE = "plinth probe"
+
+
+def build(context: StageContext) -> TokenizerStage:
+    """The stage's front over this context."""
+    return TokenizerStage(context)
+
+
+class TokenizerStage(rpc.TokenizerServiceServicer):
+    """StageFront and servicer of `plinth.v1.TokenizerService`."""
+
+    stage = "tokenizer"
+
+    def __init__(self, context: StageContext) -> None:
+        self._store = context.store
+        self._max_bytes = context.settings.tokenizer.max_text_bytes
+        self._catalog = Catalog(context.store)
+        self._renderer = Renderer()
+        # A training uses every core and most of a gigabyte.
+        self._training = asyncio.Semaphore(1)
+
+    # -- StageFront ------------------------------------------------------------------------
+
+    def services(self) -> Sequence[GrpcService]:
+        def add(server: grpc.aio.Server) -> None:
+            rpc.add_TokenizerServiceServicer_to_server(self, server)
+
+        scopes = {"Train": "jobs", "*": "tokenize"}
+        return [GrpcService("plinth.v1.TokenizerService", add, scopes)]
+
+    async def start(self) -> None:
+        """Nothing to load: tokenizers are opened when they are asked for."""
+
+    async def check(self) -> None:
+        """Healthy while it answers."""
+
+    def announcement(self) -> dict[str, str]:
+        return {}
+
+    async def drain(self, grace_s: float) -> None:
+        await self._renderer.close()
+
+    # -- TokenizerService ------------------------------------------------------------------
+
+    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
+        self._check_texts(request.texts)
+        codec = await self._codec(request.model)
+
+        def encode() -> pb.EncodeResponse:
+            return pb.EncodeResponse(
+                sequences=[
+                    pb.TokenIds(
+                        ids=codec.encode(
+                            text,
+                            parse_special=request.parse_special,
+                            add_special=request.add_special,
+                        )
+                    )
+                    for text in request.texts
+                ]
+            )
+
+        return await asyncio.to_thread(encode)
+
+    async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
+        if len(request.sequences) > MAX_SEQUENCES:
+            raise InvalidArgument(f"at most {MAX_SEQUENCES} sequences a call", field="sequences")
+        if sum(len(sequence.ids) for sequence in request.sequences) > MAX_DECODE_IDS:
+            raise InvalidArgument(f"at most {MAX_DECODE_IDS:,} ids a call", field="sequences")
+        codec = await self._codec(request.model)
+
+        def decode() -> pb.DecodeResponse:
+            skip = request.skip_special
+            texts = [codec.decode(s.ids, skip_special=skip) for s in request.sequences]
+            return pb.DecodeResponse(texts=texts)
+
+        return await asyncio.to_thread(decode)
+
+    async def ApplyChatTemplate(
+        self, request: pb.ApplyChatTemplateRequest, context: Context
+    ) -> pb.ApplyChatTemplateResponse:
+        messages = [{"role": m.role, "content": m.content} for m in request.messages]
+        check_messages(messages, self._max_bytes)
+        codec = await self._codec(request.model)
+        template = need_template(codec.chat_template, request.model)
+        marked, marks = await asyncio.to_thread(mark, messages, codec.spelled_special)
+        rendered = await self._renderer.render(
+            template,
+            marked,
+            add_generation_prompt=request.add_generation_prompt,
+            variables=codec.token_names,
+        )
+        cut = await asyncio.to_thread(pieces, rendered, marks)
+        ids = await asyncio.to_thread(codec.encode_pieces, cut)
+        return pb.ApplyChatTemplateResponse(
+            ids=ids,
+            stop_token_ids=await self._stop_ids(codec, template),
+            text="".join(piece.text for piece in cut),
+        )
+
+    async def DecodeStream(
+        self, request_iterator: AsyncIterator[pb.DecodeStreamRequest], context: Context
+    ) -> AsyncIterator[pb.DecodeStreamResponse]:
+        stream = None
+        async for request in request_iterator:
+            if stream is None:
+                codec = await self._codec(request.model)
+                stream = codec.detokenizer(skip_special=request.skip_special)
+            elif request.model:
+                raise InvalidArgument(
+                    "only a stream's first message names its model", field="model"
+                )
+            text = stream.add(request.ids)
+            if request.flush:
+                text += stream.flush()
+            # One answer a message, empty ones too: the caller knows what belongs to which ids.
+            yield pb.DecodeStreamResponse(text=text)
+
+    async def Train(
+        self, request: pb.TrainTokenizerRequest, context: Context
+    ) -> AsyncIterator[pb.TrainTokenizerResponse]:
+        async with self._training:
+            async for progress in train_and_publish(self._store, request):
+                yield progress
+
+    # -- pieces ----------------------------------------------------------------------------
+
+    async def _codec(self, model: str) -> Codec:
+        return await asyncio.to_thread(self._catalog.codec, model)
+
+    def _check_texts(self, texts: Sequence[str]) -> None:
+        if len(texts) > MAX_SEQUENCES:
+            raise InvalidArgument(f"at most {MAX_SEQUENCES} texts a call", field="texts")
+        # A character is 1 to 4 bytes: most texts need no encoding to be counted.
+        total = sum(len(text) for text in texts)
+        if 4 * total > self._max_bytes:
+            total = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        if total > self._max_bytes:
+            raise InvalidArgument(
+                f"the texts hold {total:,} bytes; at most {self._max_bytes:,} are taken",
+                reason="TEXT_TOO_LONG",
+                field="texts",
+            )
+
+    async def _stop_ids(self, codec: Codec, template: str) -> list[int]:
+        """Ids that end a turn: what the template writes after an assistant's words, and eos."""
+        if codec.stop_ids is None:
+            after = await self._after_answer(codec, template)
+            codec.stop_ids = codec.turn_ends(after)
+        return list(codec.stop_ids)
+
+    async def _after_answer(self, codec: Codec, template: str) -> str:
+        try:
+            text = await self._renderer.render(
+                template,
+                [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}],
+                add_generation_prompt=False,
+                variables=codec.token_names,
+            )
+        except PlinthError:
+            # A template may refuse this little conversation; then only eos ends an answer.
+            return ""
+        return text.rpartition(_PROBE)[2]

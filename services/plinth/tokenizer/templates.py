@@ -1,0 +1,184 @@
+"""A conversation as a prompt: the template's own special tokens count, its users' do not.
+
+Contents that spell a special token are marked before rendering, with characters that the
+conversation does not hold; the rendered text is then cut at the marks. A conversation that spells
+none is rendered untouched, and so gives exactly what transformers gives. The template itself runs
+in the process of `sandbox`, which is replaced when it takes too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+from plinth.shared.errors import FailedPrecondition, Internal, InvalidArgument
+from plinth.tokenizer.codec import Piece, check_text
+
+ROLES = ("system", "user", "assistant")
+MAX_MESSAGES = 2048
+# A template adds markers and a system prompt; it does not write books.
+MAX_ADDED_CHARS = 256 * 1024
+RENDER_SECONDS = 5.0
+
+Message = Mapping[str, str]
+
+
+def check_messages(messages: Sequence[Message], max_bytes: int) -> None:
+    """InvalidArgument naming the first message that cannot be part of a conversation."""
+    if not messages:
+        raise InvalidArgument("a conversation needs at least one message", field="messages")
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidArgument(
+            f"{len(messages)} messages; at most {MAX_MESSAGES} are taken", field="messages"
+        )
+    total = 0
+    for i, message in enumerate(messages):
+        if message["role"] not in ROLES:
+            raise InvalidArgument(
+                f"role {message['role']!r} is unknown; {', '.join(ROLES)} are known",
+                field=f"messages[{i}].role",
+            )
+        check_text(message["content"])
+        total += len(message["content"].encode())
+    if total > max_bytes:
+        raise InvalidArgument(
+            f"the messages hold {total:,} bytes; at most {max_bytes:,} are taken",
+            reason="TEXT_TOO_LONG",
+            field="messages",
+        )
+
+
+def mark(
+    messages: Sequence[Message], special: re.Pattern[str]
+) -> tuple[list[Message], tuple[str, str]]:
+    """Messages with each spelled special token put between marks, and the two marks.
+
+    The marks are noncharacters (U+FDD0 to U+FDEF) that no content holds.
+    """
+    used = set("".join(message["content"] for message in messages))
+    free = [chr(c) for c in range(0xFDD0, 0xFDF0) if chr(c) not in used]
+    if len(free) < 2:
+        raise InvalidArgument("the messages hold every Unicode noncharacter", field="messages")
+    start, end = free[:2]
+    marked: list[Message] = [
+        {**message, "content": special.sub(rf"{start}\g<0>{end}", message["content"])}
+        for message in messages
+    ]
+    return marked, (start, end)
+
+
+def pieces(rendered: str, marks: tuple[str, str]) -> list[Piece]:
+    """The rendered text cut at the marks; what stands between two of them is not trusted.
+
+    A template that takes contents apart may leave a mark without its partner: the text from there
+    to the next mark counts as the user's, and none joins with its neighbour to a special token.
+    """
+    start, end = marks
+    found: list[Piece] = []
+    trusted = True
+    for part in re.split(f"([{start}{end}])", rendered):
+        if part in (start, end):
+            trusted = part == end
+            found.append(Piece("", trusted=False))
+        elif part:
+            found.append(Piece(part, trusted))
+    return found
+
+
+class Renderer:
+    """Owner of one sandbox process, started when first used. One rendering at a time."""
+
+    def __init__(self, *, seconds: float = RENDER_SECONDS) -> None:
+        self._seconds = seconds
+        self._lock = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def render(
+        self,
+        template: str,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, str],
+    ) -> str:
+        """The prompt as text. InvalidArgument: the template refuses, fails or takes too long."""
+        max_chars = sum(len(m["content"]) for m in messages) + MAX_ADDED_CHARS
+        request = {
+            "template": template,
+            "messages": list(messages),
+            "add_generation_prompt": add_generation_prompt,
+            "variables": dict(variables),
+            "max_chars": max_chars,
+        }
+        async with self._lock:
+            answer = await self._ask(json.dumps(request).encode() + b"\n")
+        if "error" in answer:
+            raise InvalidArgument(
+                f"the chat template: {answer['error'][:500]}",
+                reason="CHAT_TEMPLATE",
+                field="messages",
+            )
+        return answer["text"]
+
+    async def close(self) -> None:
+        """End the process, if there is one."""
+        async with self._lock:
+            await self._end()
+
+    async def _ask(self, line: bytes) -> dict[str, str]:
+        process = await self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(self._seconds):
+                process.stdin.write(line)
+                await process.stdin.drain()
+                answer = await process.stdout.readline()
+        except TimeoutError:
+            await self._end()
+            return {"error": f"it ran for more than {self._seconds:g} s and was ended"}
+        except (ConnectionError, ValueError) as error:  # its pipe broke; its line is too long
+            await self._end()
+            raise Internal(f"the sandbox of chat templates broke: {error}") from error
+        except asyncio.CancelledError:
+            await self._end()  # an answer half read must not be the next one's
+            raise
+        if not answer.endswith(b"\n"):
+            code = await self._end()
+            return {"error": f"it ended its sandbox (exit {code})"}
+        content: dict[str, str] = json.loads(answer)
+        return content
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "plinth.tokenizer.sandbox",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=256 * 2**20,
+            )
+        return self._process
+
+    async def _end(self) -> int | None:
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        if process.returncode is None:
+            process.kill()
+        return await process.wait()
+
+
+def need_template(template: str | None, model: str) -> str:
+    """The template, or FailedPrecondition: a base model has no roles to speak in."""
+    if template is None:
+        raise FailedPrecondition(
+            f"{model} has no chat template; use completions, or a model tuned for chat",
+            reason="NO_CHAT_TEMPLATE",
+            field="model",
+        )
+    return template

@@ -1,0 +1,117 @@
+"""Training a vocabulary as a job of the stage: progress out, an artifact at the end.
+
+The same inputs under the same name give the artifact that is there, without training. A caller
+that hangs up ends the reading of its corpus; nothing is published then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from plinth.shared.errors import Cancelled, InvalidArgument, NotFound
+from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.tokenizer import vocabulary
+from plinth.tokenizer.vocabulary import VocabularySpec
+from plinth.v1 import tokenizer_pb2 as pb
+
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass
+class _Reading:
+    """What the training thread has read, and whether it should go on."""
+
+    total: int
+    read: int = 0
+    abandoned: bool = field(default=False)
+
+    def progress(self, read: int) -> None:
+        if self.abandoned:
+            raise Cancelled("the caller hung up")
+        self.read = read
+
+
+async def train_and_publish(
+    store: ArtifactStore, request: pb.TrainTokenizerRequest
+) -> AsyncIterator[pb.TrainTokenizerResponse]:
+    """Progress twice a second, then the artifact. Raises as `VocabularySpec` and `train` do."""
+    spec = VocabularySpec(
+        request.vocab_size,
+        tuple(request.special_tokens) or vocabulary.SPECIAL_TOKENS,
+        request.chat_template or vocabulary.CHATML,
+    )
+    files, digest, parents = await asyncio.to_thread(_corpus, store, request.corpus)
+    total = sum(path.stat().st_size for path in files)
+    inputs = spec.digest(digest)
+    record = await asyncio.to_thread(store.find_by_input, request.name, inputs)
+    if record is None:
+        reading = _Reading(total)
+        work = asyncio.create_task(
+            asyncio.to_thread(
+                _train, store, request.name, files, spec, reading, (inputs, digest), parents
+            )
+        )
+        try:
+            while not (await asyncio.wait({work}, timeout=PROGRESS_SECONDS))[0]:
+                yield pb.TrainTokenizerResponse(bytes_read=reading.read, bytes_total=total)
+        finally:
+            if not work.done():
+                reading.abandoned = True
+                work.add_done_callback(_outcome_of_no_use)
+        record = await work
+    yield pb.TrainTokenizerResponse(bytes_read=total, bytes_total=total, artifact=record.to_proto())
+
+
+def _outcome_of_no_use(work: asyncio.Task[ArtifactRecord]) -> None:
+    """Nobody waits any more; asyncio would complain of an error that nobody took."""
+    if not work.cancelled():
+        work.exception()
+
+
+def _corpus(store: ArtifactStore, corpus: str) -> tuple[list[Path], str, tuple[str, ...]]:
+    """(files, digest, parents) of a corpus: a folder when it is written as a path."""
+    if not corpus:
+        raise InvalidArgument("corpus is empty; name an artifact or a folder", field="corpus")
+    if "/" in corpus:
+        folder = Path(corpus).expanduser()
+        if not folder.is_dir():
+            raise NotFound(f"{corpus}: no such folder", field="corpus")
+        files = vocabulary.corpus_files(folder)
+        return files, vocabulary.files_digest(files), ()
+    record = store.get(corpus)
+    if record.kind != "corpus":
+        raise InvalidArgument(f"{record.ref} is a {record.kind}, not a corpus", field="corpus")
+    return vocabulary.corpus_files(store.fetch(record)), record.digest, (record.ref,)
+
+
+def _train(
+    store: ArtifactStore,
+    name: str,
+    files: list[Path],
+    spec: VocabularySpec,
+    reading: _Reading,
+    digests: tuple[str, str],
+    parents: tuple[str, ...],
+) -> ArtifactRecord:
+    inputs, corpus_digest = digests
+    tokenizer = vocabulary.train(files, spec, reading.progress)
+    reading.progress(reading.total)
+    with tempfile.TemporaryDirectory(prefix="plinth-tokenizer-") as folder:
+        vocabulary.save(tokenizer, spec, Path(folder))
+        return store.publish(
+            name,
+            "tokenizer",
+            Path(folder),
+            parents=parents,
+            config={
+                "algorithm": "byte-level BPE",
+                "vocab_size": spec.vocab_size,
+                "special_tokens": list(spec.special_tokens),
+            },
+            data_digests={"corpus": corpus_digest},
+            input_digest=inputs,
+        )
