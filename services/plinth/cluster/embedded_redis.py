@@ -19,6 +19,7 @@ import subprocess
 import time
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 import psutil
 import redis
@@ -107,11 +108,18 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """What clients connect to; carries the password. Known after the first `start`."""
-        password = (self._secrets / "redis-password").read_text().strip()
-        if (path := self.unix_socket) is not None:
-            return f"unix://:{password}@{path}"
-        return f"redis://:{password}@127.0.0.1:{(self._dir / 'port').read_text().strip()}/0"
+        """What clients connect to; carries the password. FailedPrecondition before `start`."""
+        try:
+            password = (self._secrets / "redis-password").read_text().strip()
+            if (path := self.unix_socket) is not None:
+                return f"unix://:{password}@{quote(str(path))}"
+            return f"redis://:{password}@127.0.0.1:{(self._dir / 'port').read_text().strip()}/0"
+        except FileNotFoundError as error:
+            raise FailedPrecondition(
+                f"no Redis was ever started in {self._dir}: start the stack (`plinth up`), or set "
+                "PLINTH_REDIS_URL",
+                reason="STACK_NOT_STARTED",
+            ) from error
 
     def start(self) -> str:
         """Starts the server, waits until it answers (data loaded), returns its URL.
