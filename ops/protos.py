@@ -20,7 +20,9 @@ HEADER = '"""Generated from protos/plinth/v1 by `make protos`. Never edit."""\n'
 
 def generate(target: Path) -> None:
     """Write the modules for every proto under `target`/plinth/v1."""
-    sources = sorted(str(p.relative_to(ROOT / "protos")) for p in (ROOT / "protos").rglob("*.proto"))
+    sources = sorted(
+        str(p.relative_to(ROOT / "protos")) for p in (ROOT / "protos").rglob("*.proto")
+    )
     include = str(Path(protoc.__file__).parent / "_proto")
     arguments = [
         "protoc",

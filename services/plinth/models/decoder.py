@@ -110,8 +110,6 @@ class Decoder(nn.Module):
                 elif "norm" in name or ".ln_" in name:
                     parameter.fill_(1.0)
                 else:
-                    residual = name.endswith(
-                        ("o_proj.weight", "down_proj.weight", "c_proj.weight")
-                    )
+                    residual = name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight"))
                     std = residual_std if residual else 0.02
                     parameter.normal_(0.0, std, generator=generator)

@@ -1,0 +1,296 @@
+"""The engine: requests in, events out, one step at a time.
+
+`step()` is the whole path: expire, draft, schedule, launch, commit. The three calls that the
+design names (`schedule`, `launch`, `commit`) can be made one by one; the engine knows no
+threads, no transport and no text. It is driven by one thread; `add` and `abort` belong to it too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from plinth.engine.blocks import BlockPool
+from plinth.engine.plan import Plan, Row
+from plinth.engine.request import (
+    Event,
+    Finish,
+    Request,
+    SampledToken,
+    ScoresEvent,
+    TokensEvent,
+    validate,
+)
+from plinth.engine.runner import RowResult, Runner
+from plinth.engine.sampling import sample
+from plinth.engine.scheduler import Limits, Scheduler
+from plinth.engine.sequence import Sequence
+from plinth.engine.speculation import MAX_DRAFT, Drafter
+from plinth.shared.errors import InvalidArgument
+
+# Above this many sequences a step is bound by arithmetic, not by reading weights, and
+# verifying wrong drafts costs the others time.
+_SPECULATE_UP_TO = 4
+# Steps without drafts after a row of drafts that were all wrong.
+_DRAFT_REST = 4
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A plan that was carried out, and what came of each row."""
+
+    plan: Plan
+    results: list[RowResult]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a router wants to know."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+    steps: int
+
+
+class Engine:
+    """Continuous batching over one model."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        prefix_cache: bool = True,
+        drafters: dict[str, Drafter] | None = None,
+        speculation: str = "off",
+        weights_digest: str = "",
+        poison: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`drafters` by name ("lookup", "draft"); `speculation` is the default among them."""
+        config = runner.decoder.config
+        cache = runner.cache
+        self.runner, self.weights_digest, self.clock = runner, weights_digest, clock
+        positions = min(limits.positions, config.context, cache.blocks * cache.block_size)
+        self.limits = replace(limits, positions=positions)
+        self.pool = BlockPool(cache.blocks, cache.block_size, prefix_cache=prefix_cache)
+        self.scheduler = Scheduler(self.pool, self.limits)
+        self.drafters, self.speculation = drafters or {}, speculation
+        self.steps = 0
+        self._poison = poison
+        self._numbers = itertools.count(1)
+        self._by_id: dict[str, Sequence] = {}
+        self._by_number: dict[int, Sequence] = {}
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises InvalidArgument (bad parameters, over-long prompt, a binding that is not held),
+        ResourceExhausted (queue full).
+        """
+        validate(
+            request,
+            vocab_size=self.runner.decoder.config.vocab_size,
+            limit=self.limits.positions,
+        )
+        if request.id in self._by_id:
+            raise InvalidArgument(f"request id {request.id!r} is in use", field="request_id")
+        binding = request.binding
+        if binding.weights_digest not in ("", self.weights_digest):
+            raise InvalidArgument(
+                f"weights {binding.weights_digest} are not held here, {self.weights_digest} are",
+                reason="unknown_binding",
+                field="binding.weights_digest",
+            )
+        if binding.adapter or binding.quantization not in ("", "fp32"):
+            raise InvalidArgument(
+                "this shard holds no adapters and no quantised weights", field="binding"
+            )
+        if request.sampling.speculation in ("lookup", "draft") and (
+            request.sampling.speculation not in self.drafters
+        ):
+            raise InvalidArgument(
+                f"this shard has no drafter {request.sampling.speculation!r}; "
+                f"it has {sorted(self.drafters) or 'none'}",
+                field="speculation",
+            )
+        salt = "\0".join(
+            (self.weights_digest, binding.adapter, binding.quantization, request.tenant)
+        )
+        sequence = Sequence(next(self._numbers), request, list(request.ids), salt)
+        sequence.usage.prompt = len(request.ids) - request.sampling.first_output_position
+        self.scheduler.add(sequence)
+        self._by_id[request.id] = sequence
+        self._by_number[sequence.number] = sequence
+
+    def abort(self, request_id: str, reason: Finish = Finish.CANCELLED) -> Event | None:
+        """End a request now; its blocks are free when this returns. None if it is not here."""
+        sequence = self._by_id.get(request_id)
+        if sequence is None:
+            return None
+        return self._end(sequence, reason, ())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would have something to do."""
+        return bool(self._by_id)
+
+    def load(self) -> Load:
+        """Sequences running and waiting, share of blocks that are live, steps made."""
+        return Load(
+            len(self.scheduler.running),
+            len(self.scheduler.waiting),
+            self.pool.live / self.pool.total,
+            self.steps,
+        )
+
+    # -- one step ---------------------------------------------------------------------------
+
+    def step(self) -> list[Event]:
+        """Expire, draft, schedule, launch, commit."""
+        events = self.expire()
+        plan = self.schedule()
+        if plan.rows:
+            events += self.commit(self.launch(plan))
+        return events
+
+    def expire(self) -> list[Event]:
+        """End what is past its deadline."""
+        now = self.clock()
+        late = [
+            s
+            for s in self.scheduler.sequences()
+            if s.request.deadline is not None and s.request.deadline <= now
+        ]
+        return [self._end(sequence, Finish.DEADLINE, ()) for sequence in late]
+
+    def schedule(self) -> Plan:
+        """Propose drafts, then plan the step."""
+        if self.drafters:
+            self._draft()
+        plan = self.scheduler.schedule()
+        self._poison_emptied()
+        return plan
+
+    def launch(self, plan: Plan) -> Launched:
+        """Compute the plan's rows."""
+        return Launched(plan, self.runner.run(plan))
+
+    def commit(self, launched: Launched) -> list[Event]:
+        """Sample, verify drafts, advance every sequence; the events of this step."""
+        events: list[Event] = []
+        self.steps += 1
+        for row, result in zip(launched.plan.rows, launched.results, strict=True):
+            sequence = self._by_number.get(row.sequence)
+            if sequence is None:  # aborted since it was planned
+                continue
+            event = self._commit_row(sequence, row, result)
+            if event is not None:
+                events.append(event)
+        self._poison_emptied()
+        return events
+
+    # -- details ----------------------------------------------------------------------------
+
+    def _draft(self) -> None:
+        """Ask the drafters on behalf of the sequences that are about to decode."""
+        running = self.scheduler.running
+        for sequence in running:
+            sequence.drafts = []
+        if len(running) > _SPECULATE_UP_TO:
+            return
+        wanted: dict[str, list[tuple[Sequence, int]]] = {}
+        for sequence in running:
+            name = sequence.request.sampling.speculation or self.speculation
+            if name not in self.drafters or sequence.scoring or sequence.pending != 1:
+                continue
+            if sequence.draft_rest:
+                sequence.draft_rest -= 1
+                continue
+            # One token comes from the target itself; drafts beyond the allowance are waste.
+            count = min(sequence.draft_length, sequence.allowance(self.limits.positions) - 1)
+            if count > 0 and self.scheduler.reserve(sequence, len(sequence.ids) + count):
+                wanted.setdefault(name, []).append((sequence, count))
+        for name, sequences in wanted.items():
+            for (sequence, _), drafts in zip(
+                sequences, self.drafters[name].propose(sequences), strict=True
+            ):
+                sequence.drafts = drafts
+
+    def _commit_row(self, sequence: Sequence, row: Row, result: RowResult) -> Event | None:
+        sequence.scores += result.scores
+        computed = row.start + len(row.tokens) - row.drafts
+        if result.logits_mv is None:
+            self.scheduler.advance(sequence, computed)
+            if sequence.scoring and computed == len(sequence.ids):
+                return self._end(sequence, None, ())
+            return None
+        before = len(sequence.ids)
+        tokens, finish = self._verify(sequence, row, result)
+        accepted = max(0, len(tokens) - 1) if row.drafts else 0
+        self._adapt(sequence, row.drafts, accepted, before)
+        sequence.usage.completion += len(tokens)
+        self.scheduler.advance(sequence, computed + accepted)
+        if finish is not None:
+            return self._end(sequence, finish, tokens)
+        return TokensEvent(sequence.request.id, tokens, None, sequence.usage)
+
+    def _verify(
+        self, sequence: Sequence, row: Row, result: RowResult
+    ) -> tuple[tuple[SampledToken, ...], Finish | None]:
+        """Sample the row's outputs as far as the drafts agree; append what was sampled."""
+        sampling = sequence.request.sampling
+        drafts = row.tokens[len(row.tokens) - row.drafts :]
+        assert result.logits_mv is not None
+        tokens: list[SampledToken] = []
+        for i in range(row.outputs):
+            choice = [(sampling, sequence.output_position)]
+            token = sample(result.logits_mv[i : i + 1], choice)[0]
+            if token.id in sampling.stop_ids:
+                return tuple(tokens), Finish.STOP
+            tokens.append(token)
+            sequence.ids.append(token.id)
+            if sequence.allowance(self.limits.positions) <= 0:
+                return tuple(tokens), Finish.LENGTH
+            if i < len(drafts) and drafts[i] != token.id:
+                break
+        return tuple(tokens), None
+
+    def _adapt(self, sequence: Sequence, drafts: int, accepted: int, before: int) -> None:
+        """Longer drafts while they are right, a rest when they are all wrong."""
+        if not drafts:
+            return
+        usage = sequence.usage
+        usage.draft_proposed += drafts
+        usage.draft_accepted += accepted
+        if accepted == drafts:
+            sequence.draft_length = min(2 * sequence.draft_length, MAX_DRAFT)
+        elif accepted == 0:
+            sequence.draft_length = max(1, sequence.draft_length // 2)
+            sequence.draft_rest = _DRAFT_REST
+        name = sequence.request.sampling.speculation or self.speculation
+        self.drafters[name].commit(sequence, before, accepted)
+
+    def _end(
+        self, sequence: Sequence, finish: Finish | None, tokens: tuple[SampledToken, ...]
+    ) -> Event:
+        sequence.finish = finish
+        self.scheduler.remove(sequence)
+        del self._by_id[sequence.request.id]
+        del self._by_number[sequence.number]
+        for drafter in self.drafters.values():
+            drafter.forget(sequence)
+        self._poison_emptied()
+        if sequence.scoring:
+            return ScoresEvent(sequence.request.id, tuple(sequence.scores), finish)
+        return TokensEvent(sequence.request.id, tokens, finish, sequence.usage)
+
+    def _poison_emptied(self) -> None:
+        emptied = self.scheduler.take_emptied()
+        if self._poison and emptied:
+            self.runner.cache.poison(emptied)
