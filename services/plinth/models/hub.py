@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -70,7 +70,7 @@ def download(repository: str, revision: str | None, token: str | None, folder: P
             endpoint=endpoint,
             etag_timeout=TIMEOUT_S,
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx2.HTTPError) as error:
         raise _explained(error, f"hf:{repository}", revision) from error
     license_name = getattr(info.card_data, "license", None) or next(
         (t.removeprefix("license:") for t in info.tags or [] if t.startswith("license:")), ""
