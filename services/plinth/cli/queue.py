@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from plinth.shared.errors import NotFound, PlinthError
@@ -41,7 +42,7 @@ def _with_redis(work: Callable[[Redis], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except PlinthError as error:
-        Console(stderr=True).print(f"[red]{error.reason}[/]:", str(error), highlight=False)
+        Console(stderr=True).print(f"[red]{error.reason}[/]:", escape(str(error)), highlight=False)
         raise typer.Exit(1) from error
 
 
@@ -83,7 +84,9 @@ def dead_letters(queue: Name, limit: Annotated[int, typer.Option(min=1, max=1000
 
     table = Table("id", "attempts", "bytes", "reason")
     for letter in _with_redis(work):
-        table.add_row(letter.id, str(letter.attempts), str(len(letter.payload)), letter.reason)
+        table.add_row(
+            letter.id, str(letter.attempts), str(len(letter.payload)), escape(letter.reason)
+        )
     Console().print(table)
 
 

@@ -143,9 +143,10 @@ class ArtifactStore:
         name = description["name"]
         log = self._versions(name)
         while True:
+            # The number first: whatever a rival records after the look takes this number from us.
+            number = log.last() + 1
             if (same := self._published(description)) is not None:
                 return same
-            number = log.last() + 1
             record = {
                 "name": name,
                 "version": number,

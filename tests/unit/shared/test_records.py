@@ -1,0 +1,95 @@
+"""Desired state: the newest record wins, and nobody overwrites what he hasn't seen."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from plinth.shared.errors import Aborted, InvalidArgument, NotFound
+from plinth.shared.records import DeploymentRecords
+from plinth.shared.store import ArtifactStore
+from plinth.v1.coordinator_pb2 import Deployment
+
+
+@pytest.fixture
+def records(store: ArtifactStore, tmp_path: Path) -> DeploymentRecords:
+    (tmp_path / "a").write_text("1")
+    for digest in "ab":
+        store.publish("model", "model", tmp_path / "a", input_digest=digest)
+    store.publish("words", "tokenizer", tmp_path / "a")
+    return DeploymentRecords(store)
+
+
+def test_put_list_delete(records: DeploymentRecords, store: ArtifactStore) -> None:
+    assert records.list() == [] and records.get("chat") is None
+    put = records.put(Deployment(name="chat", artifact="model", kv_cache_bytes=1 << 40))
+    assert put.deployment == Deployment(
+        name="chat", artifact="model@2", shards=1, kv_cache_bytes=1 << 40
+    )
+    assert put.revision == 1
+    same = Deployment(name="chat", artifact="model@2", kv_cache_bytes=1 << 40, ready_shards=3)
+    assert records.put(same).revision == 1, "what is wanted already is no change"
+    records.put(Deployment(name="chat", artifact="model@1", shards=2))
+    records.put(Deployment(name="beta", artifact="model"))
+    others = DeploymentRecords(ArtifactStore(store.url))
+    assert [(d.name, d.artifact, d.shards) for d in others.list()] == [
+        ("beta", "model@2", 1),
+        ("chat", "model@1", 2),
+    ]
+    records.delete("chat")
+    assert [d.name for d in others.list()] == ["beta"]
+    with pytest.raises(NotFound):
+        others.delete("chat")
+    with pytest.raises(NotFound):
+        others.delete("never")
+    assert records.put(Deployment(name="chat", artifact="model")).revision == 4
+
+
+def test_expected_fences(records: DeploymentRecords) -> None:
+    old = records.put(Deployment(name="chat", artifact="model@1"), expected=None)
+    new = records.put(Deployment(name="chat", artifact="model@2"), expected=old.revision)
+    for stale in (None, old.revision, 7):
+        with pytest.raises(Aborted):
+            records.put(Deployment(name="chat", artifact="model@1"), expected=stale)
+    with pytest.raises(Aborted):
+        records.delete("chat", expected=old.revision)
+    records.delete("chat", expected=new.revision)
+
+
+def test_rival_coordinators(records: DeploymentRecords, store: ArtifactStore) -> None:
+    barrier = threading.Barrier(5)
+
+    def put(shards: int) -> bool:
+        own = DeploymentRecords(ArtifactStore(store.url))
+        barrier.wait()
+        try:
+            own.put(Deployment(name="chat", artifact="model", shards=shards), expected=None)
+        except Aborted:
+            return False
+        return True
+
+    with ThreadPoolExecutor(5) as pool:
+        won = list(pool.map(put, range(1, 6)))
+    assert sum(won) == 1
+    assert records.list()[0].shards == won.index(True) + 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Deployment(name="../x", artifact="model"),
+        Deployment(name="", artifact="model"),
+        Deployment(name="chat", artifact=""),
+        Deployment(name="chat", artifact="words"),
+        Deployment(name="chat", artifact="model", shards=65),
+        Deployment(name="chat", artifact="model", cpus_per_shard=-1),
+        Deployment(name="chat", artifact="model", gpus_per_shard=float("nan")),
+        Deployment(name="chat", artifact="model", traffic_share=1.5),
+    ],
+)
+def test_nonsense_is_refused(records: DeploymentRecords, bad: Deployment) -> None:
+    with pytest.raises(InvalidArgument):
+        records.put(bad)
+    assert records.list() == []
