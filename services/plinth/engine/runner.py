@@ -34,8 +34,9 @@ class Runner:
         self.decoder, self.cache = decoder, cache
         self.device = cache.keys[0].device
         on_cpu = self.device.type == "cpu" and cache.keys[0].dtype == torch.float32
-        self._backend: Callable[[PagedBatch | None], Backend]
-        if native and on_cpu:
+        self._backend: Callable[[PagedBatch], Backend]
+        self.native = native and on_cpu
+        if self.native:
             packed = PackedWeights()
             self._backend = lambda batch: NativeBackend(packed, cache, batch)
         else:
@@ -58,7 +59,8 @@ class Runner:
         ids_n = torch.tensor(ids, dtype=torch.int64, device=self.device)
         backend = self._backend(batch)
         hidden_nd = self.decoder(ids_n, batch.positions_n, backend)
-        wanted, end = [], 0
+        wanted: list[int] = []
+        end = 0
         for row in rows:
             end += len(row.tokens)
             wanted += range(end - row.outputs, end)

@@ -9,7 +9,6 @@ Legend: m rows, v vocabulary.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 

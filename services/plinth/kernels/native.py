@@ -136,7 +136,7 @@ class NativeBackend:
         out = self._product(x_ni, pack, None)
         if len(linears) == 1:
             return (out,)
-        return out.split(pack.widths, dim=1)
+        return torch.split(out, pack.widths, dim=1)
 
     def linear_add(self, x_ni: Tensor, linear: LinearWeights, residual_no: Tensor) -> Tensor:
         return self._product(x_ni, self.weights.of((linear,)), residual_no)

@@ -1,0 +1,130 @@
+"""From a model artifact's folder to an engine that is ready to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from plinth.engine.engine import Engine
+from plinth.engine.plan import Row
+from plinth.engine.runner import Runner
+from plinth.engine.scheduler import Limits
+from plinth.engine.speculation import Drafter, LookupDrafter, ModelDrafter
+from plinth.kernels.paged import KvCache
+from plinth.models.config import ModelConfig
+from plinth.models.decoder import Decoder
+from plinth.models.layers import Linear
+from plinth.models.weights import load_decoder, weights_digest
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.settings import EngineSettings
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An engine with what its front announces."""
+
+    engine: Engine
+    config: ModelConfig
+    weights_digest: str
+
+
+def load_engine(
+    folder: Path,
+    settings: EngineSettings,
+    *,
+    speculation: str = "",
+    draft_folder: Callable[[str], Path] | None = None,
+) -> LoadedModel:
+    """Open the model in `folder` behind an engine.
+
+    `speculation` ("off", "lookup", "draft:<artifact>") overrides the settings; `draft_folder`
+    finds the folder of a draft's artifact. Raises what `load_decoder` raises, and
+    InvalidArgument where the cache or the draft cannot be right.
+    """
+    digest = weights_digest(folder)
+    decoder = load_decoder(folder, dtype=_DTYPES[settings.dtype], device=settings.device)
+    blocks = _block_count(decoder.config, settings)
+    runner = _runner(decoder, blocks, settings)
+    mode = speculation or settings.speculation
+    drafters: dict[str, Drafter] = {"lookup": LookupDrafter()}
+    if mode.startswith("draft:"):
+        if draft_folder is None:
+            raise InvalidArgument(f"speculation {mode!r}: no store to take the draft from")
+        draft = load_decoder(
+            draft_folder(mode.removeprefix("draft:")),
+            dtype=_DTYPES[settings.dtype],
+            device=settings.device,
+        )
+        if draft.config.vocab_size != decoder.config.vocab_size:
+            raise InvalidArgument(
+                f"speculation {mode!r}: the draft's vocabulary has {draft.config.vocab_size} "
+                f"tokens, the model's {decoder.config.vocab_size}",
+                field="speculation",
+            )
+        drafters["draft"] = ModelDrafter(_runner(draft, blocks, settings))
+        mode = "draft"
+    elif mode not in ("off", "lookup"):
+        raise InvalidArgument(
+            f"speculation is {mode!r}; use 'off', 'lookup' or 'draft:<artifact>'",
+            field="speculation",
+        )
+    engine = Engine(
+        runner,
+        Limits(
+            batch_tokens=settings.max_batch_tokens,
+            running=settings.max_running,
+            waiting=settings.max_waiting,
+            positions=decoder.config.context,
+        ),
+        prefix_cache=settings.prefix_cache,
+        drafters=drafters,
+        speculation=mode,
+        weights_digest=digest,
+    )
+    return LoadedModel(engine, decoder.config, digest)
+
+
+def _block_count(config: ModelConfig, settings: EngineSettings) -> int:
+    """As many blocks as the memory allows, no more than every place could fill."""
+    per_block = KvCache.bytes_per_block(
+        config.layers,
+        config.kv_heads,
+        config.head_dim,
+        settings.block_size,
+        _DTYPES[settings.dtype].itemsize,
+    )
+    most = settings.max_running * -(-config.context // settings.block_size)
+    blocks = min(settings.kv_cache_bytes // per_block, most)
+    if blocks < 2:
+        raise InvalidArgument(
+            f"engine.kv_cache_bytes is {settings.kv_cache_bytes}, two blocks of this model take "
+            f"{2 * per_block}; raise it",
+            field="engine.kv_cache_bytes",
+        )
+    return blocks
+
+
+def _runner(decoder: Decoder, blocks: int, settings: EngineSettings) -> Runner:
+    config = decoder.config
+    cache = KvCache(
+        config.layers,
+        blocks,
+        config.kv_heads,
+        config.head_dim,
+        settings.block_size,
+        dtype=_DTYPES[settings.dtype],
+        device=settings.device,
+    )
+    runner = Runner(decoder.eval().requires_grad_(False), cache)
+    # One token through every map: packs them (and proves that the model runs at all).
+    runner.run_rows([Row(0, 0, (0,), (0,), outputs=1)])
+    if runner.native:
+        for module in decoder.modules():
+            if isinstance(module, Linear):  # the packed copy serves; the tied table stays
+                module.weight.data = torch.empty(0)
+    return runner

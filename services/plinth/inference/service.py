@@ -1,0 +1,354 @@
+"""One shard of a served model behind gRPC: messages in, engine requests out, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from plinth.engine.request import (
+    Binding,
+    Finish,
+    Request,
+    SampledToken,
+    Sampling,
+    ScoresEvent,
+    TokensEvent,
+    Usage,
+)
+from plinth.inference.client import EngineClient
+from plinth.inference.loading import LoadedModel, load_engine
+from plinth.shared.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from plinth.shared.identity import current_principal
+from plinth.shared.rpc.server import GrpcService
+from plinth.shared.stage import StageContext
+from plinth.shared.telemetry import counter, gauge, get_logger, histogram
+from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+
+_log = get_logger("plinth.inference")
+MAX_SCORE_ITEMS = 256
+MAX_REQUEST_ID = 128
+_FINISH = {
+    Finish.STOP: common_pb2.FINISH_REASON_STOP,
+    Finish.LENGTH: common_pb2.FINISH_REASON_LENGTH,
+    Finish.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
+    Finish.DEADLINE: common_pb2.FINISH_REASON_DEADLINE,
+}
+_RUNNING = gauge("requests_running", "Sequences in the batch")
+_WAITING = gauge("requests_waiting", "Sequences in the queue")
+_KV = gauge("kv_cache_usage_ratio", "Share of KV blocks held by live sequences")
+_TOKENS = counter("generated_tokens_total", "Tokens sampled")
+_CACHED = counter("prefix_cache_hit_tokens_total", "Prompt tokens taken from the prefix cache")
+_PROPOSED = counter("spec_proposed_tokens_total", "Draft tokens proposed")
+_ACCEPTED = counter("spec_accepted_tokens_total", "Draft tokens accepted")
+_QUEUE = histogram(
+    "engine_first_token_seconds",
+    "From arrival at the shard to its first token",
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+
+class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
+    """A StageFront: loads one model artifact and serves it until drained."""
+
+    stage = "inference"
+
+    def __init__(
+        self, context: StageContext, model: str, artifact: str, speculation: str, kv_bytes: int
+    ) -> None:
+        self._context, self._model, self._speculation = context, model, speculation
+        self._artifact, self._kv_bytes = artifact, kv_bytes
+        self._loaded: LoadedModel | None = None
+        self._engine: EngineClient | None = None
+        self._draining = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # -- the stage's life -------------------------------------------------------------------
+
+    def services(self) -> Sequence[GrpcService]:
+        return [
+            GrpcService(
+                "plinth.v1.InferenceService",
+                lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+                    self, server
+                ),
+                scopes={"*": "inference"},
+            )
+        ]
+
+    async def start(self) -> None:
+        """Load the weights (off the loop) and start the engine."""
+        record = await asyncio.to_thread(self._context.store.get, self._artifact)
+        if record.kind != "model":
+            raise InvalidArgument(f"{record.ref} is a {record.kind}, not a model")
+        self._artifact = record.ref
+        settings = self._context.settings.engine
+        if self._kv_bytes:
+            settings = settings.model_copy(update={"kv_cache_bytes": self._kv_bytes})
+        store = self._context.store
+        self._loaded = await asyncio.to_thread(
+            lambda: load_engine(
+                store.fetch(record),
+                settings,
+                speculation=self._speculation,
+                draft_folder=store.fetch,
+            )
+        )
+        self._engine = EngineClient(self._loaded.engine)
+        self._engine.start()
+        _log.info("model.loaded", model=self._model, artifact=self._artifact)
+
+    async def check(self) -> None:
+        """Raise when the engine died or stands still."""
+        self.engine.check()
+        load = self.engine.load
+        _RUNNING.set(load.running)
+        _WAITING.set(load.waiting)
+        _KV.set(load.kv_usage)
+
+    def announcement(self) -> dict[str, str]:
+        """What routers need: the binding, the load and the model's context."""
+        load = self.engine.load
+        return {
+            "bindings": json.dumps([self._binding()]),
+            "kv": f"{load.kv_usage:.4f}",
+            "running": str(max(load.running, self._calls - load.waiting)),
+            "waiting": str(load.waiting),
+        }
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new; wait for what runs; whoever is left goes on at another shard."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace_s)
+        if self._engine is not None:
+            await self._engine.stop()
+
+    @property
+    def engine(self) -> EngineClient:
+        """The running engine; Unavailable before `start` is through."""
+        if self._engine is None or self._loaded is None:
+            raise Unavailable("the model is still loading", retry_after_s=1.0)
+        return self._engine
+
+    def _binding(self) -> dict[str, Any]:
+        assert self._loaded is not None
+        return {
+            "model": self._model,
+            "artifact": self._artifact,
+            "weights_digest": self._loaded.weights_digest,
+            "context_length": self._loaded.engine.limits.positions,
+        }
+
+    # -- calls ------------------------------------------------------------------------------
+
+    async def Generate(
+        self,
+        request: inference_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """Stream tokens; the first message carries the seed, the last the finish and usage."""
+        engine = self.engine
+        self._accept(request.binding)
+        asked = self._request(request, context.time_remaining())
+        arrived, first = time.monotonic(), True
+        with self._call():
+            async for event in engine.stream(asked):
+                assert isinstance(event, TokensEvent)
+                if first and event.tokens:
+                    _QUEUE.observe(time.monotonic() - arrived)
+                yield self._response(event, asked.sampling.seed if first else None)
+                first = False
+                _TOKENS.inc(len(event.tokens))
+                if event.finish is not None:
+                    self._count(event.usage)
+
+    async def Score(
+        self, request: inference_pb2.ScoreRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> inference_pb2.ScoreResponse:
+        """Score the items together; they share batches with everything else."""
+        self._accept(request.binding)
+        if not 1 <= len(request.items) <= MAX_SCORE_ITEMS:
+            raise InvalidArgument(
+                f"{len(request.items)} items, must be 1 to {MAX_SCORE_ITEMS}", field="items"
+            )
+        remaining = context.time_remaining()
+        with self._call():
+            tasks = [
+                asyncio.create_task(self._score(item, request.binding, remaining))
+                for item in request.items
+            ]
+            try:
+                results = await asyncio.gather(*tasks)
+            finally:  # one refused item ends the others too
+                for task in tasks:
+                    task.cancel()
+        digest = self._binding()["weights_digest"]
+        return inference_pb2.ScoreResponse(
+            results=[inference_pb2.ScoreResult(logprobs=scores) for scores in results],
+            weights_digest=digest,
+        )
+
+    async def GetShard(
+        self, request: inference_pb2.GetShardRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> inference_pb2.GetShardResponse:
+        """Load and bindings."""
+        engine, binding = self.engine, self._binding()
+        load, (free, cached) = engine.load, engine.blocks
+        return inference_pb2.GetShardResponse(
+            shard_id=self._context.replica_id,
+            bindings=[
+                common_pb2.Binding(model=self._model, weights_digest=binding["weights_digest"])
+            ],
+            running=load.running,
+            waiting=load.waiting,
+            kv_usage=load.kv_usage,
+            steps=load.steps,
+            context_length=binding["context_length"],
+            blocks_total=self._loaded.engine.pool.total if self._loaded else 0,
+            blocks_free=free,
+            blocks_cached=cached,
+        )
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[None]:
+        """Count a call, so that draining can wait for it."""
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    # -- translation ------------------------------------------------------------------------
+
+    def _accept(self, binding: common_pb2.Binding) -> None:
+        if self._draining:
+            raise Unavailable("this shard is draining; ask another", reason="draining")
+        if binding.model not in ("", self._model, self._artifact):
+            raise NotFound(
+                f"this shard serves {self._model!r}, not {binding.model!r}", field="binding.model"
+            )
+
+    def _request(self, message: inference_pb2.GenerateRequest, remaining: float | None) -> Request:
+        if len(message.request_id) > MAX_REQUEST_ID:
+            raise InvalidArgument(
+                f"request_id is longer than {MAX_REQUEST_ID} characters", field="request_id"
+            )
+        ids: list[int] = []
+        for span in message.input:
+            ids += span.tokens.ids
+        return Request(
+            # Two attempts of one answer may meet on one shard: the engine's id is its own.
+            id=f"{message.request_id}-{secrets.token_hex(4)}",
+            ids=tuple(ids),
+            binding=_engine_binding(message.binding),
+            sampling=self._sampling(message.sampling, len(ids)),
+            priority=max(-100, min(100, message.priority)),
+            tenant=current_principal().tenant,
+            deadline=None if remaining is None else time.monotonic() + remaining,
+        )
+
+    def _sampling(self, message: common_pb2.SamplingParams, prompt: int) -> Sampling:
+        assert self._loaded is not None
+        config, limit = self._loaded.config, self._loaded.engine.limits.positions
+        given = message.HasField
+        stop = set(message.stop_token_ids)
+        if not message.ignore_eos:
+            stop |= set(config.eos_ids)
+        return Sampling(
+            temperature=message.temperature if given("temperature") else 1.0,
+            top_p=message.top_p if given("top_p") else 1.0,
+            top_k=message.top_k if given("top_k") else 0,
+            seed=message.seed if given("seed") else secrets.randbits(63),
+            max_tokens=message.max_tokens if given("max_tokens") else max(1, limit - prompt),
+            stop_ids=frozenset(stop),
+            top_logprobs=message.top_logprobs,
+            speculation=message.speculation,
+            first_output_position=message.first_output_position,
+            sample_index=message.sample_index,
+        )
+
+    async def _score(
+        self,
+        item: inference_pb2.ScoreItem,
+        binding: common_pb2.Binding,
+        remaining: float | None,
+    ) -> Sequence[float]:
+        request = Request(
+            id=f"score-{secrets.token_hex(8)}",
+            ids=tuple(item.ids),
+            binding=_engine_binding(binding),
+            priority=-1,  # interactive answers go first
+            tenant=current_principal().tenant,
+            deadline=None if remaining is None else time.monotonic() + remaining,
+            score_from=item.from_position or 1,
+        )
+        async for event in self.engine.stream(request):
+            assert isinstance(event, ScoresEvent)
+            if event.finish is Finish.DEADLINE:
+                raise DeadlineExceeded("the deadline passed before the sequence was scored")
+            return event.logprobs
+        raise Unavailable("the engine ended before the sequence was scored")
+
+    def _response(self, event: TokensEvent, seed: int | None) -> inference_pb2.GenerateResponse:
+        assert self._loaded is not None
+        response = inference_pb2.GenerateResponse(
+            tokens=[_token(token) for token in event.tokens],
+            weights_digest=self._loaded.weights_digest,
+        )
+        if seed is not None:
+            response.seed = seed
+        if event.finish is not None:
+            usage = event.usage
+            response.finish_reason = _FINISH[event.finish]
+            response.usage.CopyFrom(
+                common_pb2.Usage(
+                    prompt_tokens=usage.prompt,
+                    completion_tokens=usage.completion,
+                    cached_tokens=usage.cached,
+                    draft_proposed=usage.draft_proposed,
+                    draft_accepted=usage.draft_accepted,
+                )
+            )
+        return response
+
+    def _count(self, usage: Usage) -> None:
+        _CACHED.inc(usage.cached)
+        _PROPOSED.inc(usage.draft_proposed)
+        _ACCEPTED.inc(usage.draft_accepted)
+
+
+def _engine_binding(binding: common_pb2.Binding) -> Binding:
+    return Binding(binding.weights_digest, binding.adapter, binding.quantization)
+
+
+def _token(token: SampledToken) -> common_pb2.Token:
+    return common_pb2.Token(
+        id=token.id,
+        logprob=token.logprob,
+        raw_logprob=token.raw_logprob,
+        top=[common_pb2.TopLogprob(id=i, logprob=p) for i, p in token.top],
+    )
+
+
+def build(
+    context: StageContext,
+    *,
+    model: str,
+    artifact: str,
+    speculation: str = "",
+    kv_cache_bytes: int = 0,
+) -> InferenceFront:
+    """A shard of deployment `model` that serves `artifact` (a store reference)."""
+    return InferenceFront(context, model, artifact, speculation, kv_cache_bytes)
