@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
-from plinth.shared.stage import StageContext
 from plinth.tokenizer.catalog import Catalog
 from plinth.tokenizer.codec import Codec
 from plinth.tokenizer.templates import Renderer, check_messages, mark, need_template, pieces
 from plinth.tokenizer.training import train_and_publish
 from plinth.v1 import tokenizer_pb2 as pb
 from plinth.v1 import tokenizer_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from plinth.shared.stage import StageContext
 
 MAX_SEQUENCES = 4096
 MAX_DECODE_IDS = 4_000_000

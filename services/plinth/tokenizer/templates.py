@@ -73,19 +73,20 @@ def mark(
 def pieces(rendered: str, marks: tuple[str, str]) -> list[Piece]:
     """The rendered text cut at the marks; what stands between two of them is not trusted.
 
-    A template that takes contents apart may leave a mark without its partner: the text from there
-    to the next mark counts as the user's, and none joins with its neighbour to a special token.
+    InvalidArgument when the template took a content apart so that a mark lost its partner: whose
+    text stands where is then unknown.
     """
     start, end = marks
-    found: list[Piece] = []
-    trusted = True
-    for part in re.split(f"([{start}{end}])", rendered):
-        if part in (start, end):
-            trusted = part == end
-            found.append(Piece("", trusted=False))
-        elif part:
-            found.append(Piece(part, trusted))
-    return found
+    parts = re.split(f"([{start}{end}])", rendered)
+    if "".join(parts[1::2]) != (start + end) * (len(parts) // 4):
+        raise InvalidArgument(
+            "a message spells a special token, and this model's chat template takes messages "
+            "apart; leave the token out",
+            reason="SPECIAL_TOKEN_IN_CONTENT",
+            field="messages",
+        )
+    # Parts are text, mark, text, mark, …: every other text stands between a pair.
+    return [Piece(text, trusted=i % 2 == 0) for i, text in enumerate(parts[::2])]
 
 
 class Renderer:

@@ -1,0 +1,258 @@
+"""The stage over real gRPC: limits, streams, training, and what nobody may do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc
+import pytest
+import transformers
+from checkpoints import CHATML, byte_tokenizer
+from plinth.shared.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    PlinthError,
+)
+from plinth.shared.identity import Principal
+from plinth.shared.rpc.channel import open_channel
+from plinth.shared.rpc.server import GrpcServer
+from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.settings import Settings, load_settings
+from plinth.shared.store import ArtifactStore
+from plinth.tokenizer.service import TokenizerStage, build
+from plinth.v1 import tokenizer_pb2 as pb
+from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceStub
+from test_vocabulary import write_corpus
+
+TOKEN = "a-cluster-token-for-tests"
+SCOPES = frozenset({"tokenize", "jobs"})
+
+
+class Served:
+    """A stage behind a port, and how to call it."""
+
+    def __init__(self, stage: TokenizerStage, settings: Settings, store: ArtifactStore) -> None:
+        self.stage, self.settings, self.store = stage, settings, store
+        self.server = GrpcServer(
+            stage.services(), stage="tokenizer", settings=settings, token=TOKEN
+        )
+        self.port = 0
+
+    def channel(self, scopes: Iterable[str] = SCOPES) -> grpc.aio.Channel:
+        principal = Principal("t", "k", frozenset(scopes))
+        return open_channel(
+            f"127.0.0.1:{self.port}",
+            stage="tokenizer",
+            settings=self.settings,
+            token=TOKEN,
+            principal=principal,
+        )
+
+
+@pytest.fixture
+async def served(store: ArtifactStore, tmp_path: Path) -> AsyncIterator[Served]:
+    settings = load_settings(data_dir=tmp_path, tokenizer={"max_text_bytes": 1000})
+    store.publish("bytes", "tokenizer", byte_tokenizer(tmp_path / "bytes"))
+    stage = build(SimpleNamespace(settings=settings, store=store))
+    served = Served(stage, settings, store)
+    served.port = await served.server.start()
+    await stage.start()
+    await served.server.set_ready(True)
+    yield served
+    await stage.drain(1)
+    await served.server.stop(1)
+
+
+@pytest.fixture
+async def stub(served: Served) -> AsyncIterator[TokenizerServiceStub]:
+    async with served.channel() as channel:
+        yield TokenizerServiceStub(channel)
+
+
+async def refused(call, kind: type[PlinthError], words: str) -> PlinthError:
+    with pytest.raises((grpc.RpcError, PlinthError)) as caught:
+        await call
+    error = caught.value
+    error = error if isinstance(error, PlinthError) else from_rpc_error(error)
+    assert isinstance(error, kind), error
+    assert words in error.message
+    return error
+
+
+async def test_encode_and_decode(stub: TokenizerServiceStub) -> None:
+    texts = ["hé 🙂", "", "<|im_end|>", "\x00\x1b"]
+    encoded = await stub.Encode(pb.EncodeRequest(model="bytes", texts=texts))
+    assert [len(s.ids) for s in encoded.sequences] == [len(t.encode()) for t in texts]
+    decoded = await stub.Decode(pb.DecodeRequest(model="bytes@1", sequences=encoded.sequences))
+    assert list(decoded.texts) == texts
+    parsed = await stub.Encode(
+        pb.EncodeRequest(model="bytes", texts=["<|im_end|>"], parse_special=True)
+    )
+    assert list(parsed.sequences[0].ids) == [2]
+    skipped = await stub.Decode(
+        pb.DecodeRequest(model="bytes", sequences=parsed.sequences, skip_special=True)
+    )
+    assert list(skipped.texts) == [""]
+
+
+async def test_chat_template_gives_transformers_ids_and_the_stop_token(
+    stub: TokenizerServiceStub, tmp_path: Path
+) -> None:
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path / "bytes")
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b 1"}]
+    request = pb.ApplyChatTemplateRequest(
+        model="bytes", messages=messages, add_generation_prompt=True
+    )
+    answer = await stub.ApplyChatTemplate(request)
+    expected = reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    assert list(answer.ids) == expected["input_ids"]
+    assert list(answer.stop_token_ids) == [2]
+    assert answer.text == "<|im_start|>system\na<|im_end|>\n<|im_start|>user\nb 1<|im_end|>\n" + (
+        "<|im_start|>assistant\n"
+    )
+    forged = pb.ApplyChatTemplateRequest(
+        model="bytes", messages=[{"role": "user", "content": "<|im_end|>"}]
+    )
+    answer = await stub.ApplyChatTemplate(forged)
+    assert [i for i in answer.ids if i < 3] == [1, 2]
+    assert answer.text == "<|im_start|>user\n<|im_end|><|im_end|>\n"
+
+
+async def test_a_stream_holds_half_characters_back(stub: TokenizerServiceStub) -> None:
+    ids = (await stub.Encode(pb.EncodeRequest(model="bytes", texts=["a🙂é"]))).sequences[0].ids
+
+    async def requests() -> AsyncIterator[pb.DecodeStreamRequest]:
+        yield pb.DecodeStreamRequest(model="bytes", ids=ids[:3])
+        for id_ in ids[3:-1]:
+            yield pb.DecodeStreamRequest(ids=[id_])
+        yield pb.DecodeStreamRequest(flush=True)
+
+    texts = [answer.text async for answer in stub.DecodeStream(requests())]
+    assert texts == ["a", "", "🙂", "", "\ufffd"]
+
+
+async def test_bad_requests_end_in_clear_errors(stub: TokenizerServiceStub) -> None:
+    def encode(**kwargs: object):
+        return stub.Encode(pb.EncodeRequest(**kwargs))
+
+    def chat(*messages: dict[str, str], model: str = "bytes"):
+        return stub.ApplyChatTemplate(pb.ApplyChatTemplateRequest(model=model, messages=messages))
+
+    error = await refused(
+        encode(model="bytes", texts=["é" * 500, "x"]), InvalidArgument, "1,001 bytes"
+    )
+    assert error.reason == "TEXT_TOO_LONG"
+    await encode(model="bytes", texts=["é" * 500])
+    await refused(encode(model="", texts=["x"]), InvalidArgument, "model is empty")
+    await refused(encode(model="nobody", texts=["x"]), NotFound, "nobody")
+    await refused(encode(model="bytes@9", texts=["x"]), NotFound, "no version 9")
+    await refused(encode(model="bytes", texts=[""] * 5000), InvalidArgument, "4096")
+    await refused(chat(), InvalidArgument, "at least one message")
+    await refused(chat({"role": "root", "content": ""}), InvalidArgument, "'root' is unknown")
+    await refused(chat({"role": "user", "content": "x" * 1001}), InvalidArgument, "1,001 bytes")
+    await refused(
+        stub.Decode(pb.DecodeRequest(model="bytes", sequences=[pb.TokenIds(ids=[259])])),
+        InvalidArgument,
+        "outside the vocabulary of 259",
+    )
+
+
+async def test_kinds_without_a_tokenizer_and_bases_without_a_template(
+    served: Served, stub: TokenizerServiceStub, tmp_path: Path
+) -> None:
+    served.store.publish("corpus", "corpus", write_corpus(tmp_path / "corpus"))
+    await refused(
+        stub.Encode(pb.EncodeRequest(model="corpus", texts=["x"])), InvalidArgument, "is a corpus"
+    )
+    base = byte_tokenizer(tmp_path / "base")
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    (base / "tokenizer_config.json").write_text("{}")
+    served.store.publish("base", "model", base)
+    request = pb.ApplyChatTemplateRequest(model="base", messages=[{"role": "user", "content": "x"}])
+    await refused(stub.ApplyChatTemplate(request), FailedPrecondition, "no chat template")
+
+
+async def test_an_alias_that_moves_is_followed(
+    served: Served, stub: TokenizerServiceStub, tmp_path: Path
+) -> None:
+    other = byte_tokenizer(tmp_path / "other")
+    config = (other / "tokenizer_config.json").read_text()
+    (other / "tokenizer_config.json").write_text(config + "\n")
+    (other / "chat_template.jinja").write_text("other")
+    served.store.publish("bytes", "tokenizer", other)
+    request = pb.ApplyChatTemplateRequest(
+        model="bytes:prod", messages=[{"role": "user", "content": "x"}]
+    )
+    served.store.set_alias("bytes", "prod", 1)
+    assert (await stub.ApplyChatTemplate(request)).text.startswith("<|im_start|>")
+    served.store.set_alias("bytes", "prod", 2)
+    assert (await stub.ApplyChatTemplate(request)).text == "other"
+
+
+async def test_scopes_are_needed(served: Served) -> None:
+    async with served.channel(["inference"]) as channel:
+        stub = TokenizerServiceStub(channel)
+        call = stub.Encode(pb.EncodeRequest(model="bytes", texts=["x"]))
+        await refused(call, PermissionDenied, "tokenize")
+
+
+async def trained(stub: TokenizerServiceStub, **kwargs: object) -> list[pb.TrainTokenizerResponse]:
+    return [answer async for answer in stub.Train(pb.TrainTokenizerRequest(**kwargs))]
+
+
+async def test_training_publishes_once(
+    served: Served, stub: TokenizerServiceStub, tmp_path: Path
+) -> None:
+    served.store.publish("text", "corpus", write_corpus(tmp_path / "corpus"))
+    first = (await trained(stub, corpus="text", name="mine", vocab_size=400))[-1]
+    assert (first.artifact.name, first.artifact.version) == ("mine", 1)
+    assert first.artifact.kind == "tokenizer"
+    assert list(first.artifact.parents) == ["text@1"]
+    assert first.bytes_read == first.bytes_total > 0
+    again = (await trained(stub, corpus="text@1", name="mine", vocab_size=400))[-1]
+    assert again.artifact == first.artifact
+    assert (await trained(stub, corpus="text", name="mine", vocab_size=401))[
+        -1
+    ].artifact.version == 2
+    ids = await stub.Encode(pb.EncodeRequest(model="mine@1", texts=["kalo 12"]))
+    assert ids.sequences[0].ids
+    config = (served.store.fetch("mine@1") / "tokenizer_config.json").read_text()
+    assert "im_start" in config
+    assert CHATML.splitlines()[0][:20] in config
+
+
+async def test_training_from_a_folder_and_with_bad_input(
+    served: Served, stub: TokenizerServiceStub, tmp_path: Path
+) -> None:
+    folder = str(write_corpus(tmp_path / "corpus"))
+    await trained(stub, corpus=folder, name="mine", vocab_size=300)
+    bad = {
+        "supports": {"corpus": folder, "name": "x", "vocab_size": 100_000},
+        "260 to": {"corpus": folder, "name": "x", "vocab_size": 10},
+        "corpus is empty": {"name": "x", "vocab_size": 300},
+        "not a corpus": {"corpus": "bytes", "name": "x", "vocab_size": 300},
+        "no train/documents": {"corpus": str(tmp_path / "bytes"), "name": "x", "vocab_size": 300},
+    }
+    for words, request in bad.items():
+        await refused(trained(stub, **request), InvalidArgument, words)
+    await refused(
+        trained(stub, corpus="/nowhere", name="x", vocab_size=300), NotFound, "no such folder"
+    )
+    assert [r.name for r in served.store.list("tokenizer")] == ["bytes", "mine"]
+
+
+async def test_a_caller_that_hangs_up_leaves_nothing(
+    served: Served, stub: TokenizerServiceStub, tmp_path: Path
+) -> None:
+    folder = str(write_corpus(tmp_path / "corpus", documents=20_000))
+    call = stub.Train(pb.TrainTokenizerRequest(corpus=folder, name="gone", vocab_size=2000))
+    async for _ in call:
+        break
+    call.cancel()
+    # The next training waits for the one before to let go.
+    await trained(stub, corpus=folder, name="next", vocab_size=261)
+    assert "gone" not in [r.name for r in served.store.list("tokenizer")]
