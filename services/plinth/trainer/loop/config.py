@@ -1,0 +1,60 @@
+"""What one training run is: frozen, checked, and written to the job's folder as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+OBJECTIVES = ("clm", "sft")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Sizes are in tokens and sequences; paths are local folders.
+
+    Either `init_from` names a model folder or `model` holds the fields of a new ModelConfig.
+    """
+
+    objective: str
+    dataset: str
+    init_from: str
+    model: dict[str, Any] | None
+    sequence_length: int
+    batch_size: int  # per optimiser step, over all workers
+    micro_batch_size: int  # per forward pass and worker
+    steps: int  # 0: as many as fit max_seconds
+    max_seconds: float
+    learning_rate: float
+    schedule: str = "wsd"
+    warmup_fraction: float = 0.02
+    decay_fraction: float = 0.4
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    precision: str = "auto"
+    seed: int = 0
+    workers: int = 1
+    threads: int = 0  # per worker; 0: the machine's cores shared evenly
+    checkpoint_every: int = 0  # steps; 0: by time
+    eval_every: int = 0  # steps; 0: at the end only
+    device: str = "cpu"
+    background: bool = False  # CPU workers yield to everybody else (SCHED_IDLE)
+
+    def write(self, folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainConfig:
+        return cls(**json.loads((folder / "config.json").read_text()))
+
+    def digest(self) -> str:
+        """Names the result: everything but where things lie and how politely they run."""
+        value = asdict(self)
+        for name in ("dataset", "init_from", "background", "checkpoint_every", "eval_every"):
+            del value[name]
+        data = (Path(self.dataset) / "dataset.json").read_bytes()
+        text = json.dumps(value, sort_keys=True) + sha256(data).hexdigest()
+        return f"sha256:{sha256(text.encode()).hexdigest()}"

@@ -1,0 +1,171 @@
+"""Everything that a run needs before its first step, made from its config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from plinth.models.config import ModelConfig
+from plinth.models.decoder import Decoder
+from plinth.models.weights import load_decoder, save_decoder
+from plinth.shared.errors import InvalidArgument
+from plinth.trainer.checkpoint import (
+    TrainState,
+    checkpoints,
+    disk_error,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from plinth.trainer.data.sampler import Sampler
+from plinth.trainer.data.shards import Split
+from plinth.trainer.loop.config import TrainConfig
+from plinth.trainer.loop.group import Group
+from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.loop.machine import choose_precision, choose_threads
+from plinth.trainer.objectives.batch import Objective
+from plinth.trainer.objectives.clm import CausalLm
+from plinth.trainer.objectives.sft import SupervisedFineTuning
+
+BETAS, EPS = (0.9, 0.95), 1e-8  # as in GPT-3 (Brown et al. 2020)
+
+
+@dataclass
+class Run:
+    """One worker's view of a run."""
+
+    config: TrainConfig
+    group: Group
+    folder: JobFolder
+    objective: Objective
+    sampler: Sampler
+    validation: Split
+    decoder: Decoder
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+
+    def save(self) -> None:
+        """Checkpoint; replicas are equal, so one worker writes."""
+        if self.group.rank == 0:
+            save_checkpoint(self.folder.checkpoints, self.decoder, self.optimizer, self.state)
+
+    def renew_optimizer(self) -> None:
+        self.optimizer = make_optimizer(self.decoder, self.config)
+
+    def save_model(self) -> None:
+        """The trained decoder and its dataset's tokenizer, complete or not there at all."""
+        target = self.folder.model
+        writing = target.with_name(".writing-model")
+        shutil.rmtree(writing, ignore_errors=True)
+        try:
+            save_decoder(self.decoder, writing)
+            shutil.copytree(Path(self.config.dataset) / "tokenizer", writing, dirs_exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            writing.rename(target)
+        except OSError as failed:
+            shutil.rmtree(writing, ignore_errors=True)
+            raise disk_error(failed, self.folder.path, "model") from failed
+
+
+def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
+    """Open the data, make or load the model, and go on from the last checkpoint if there is one."""
+    train = Split(Path(config.dataset), "train")
+    objective = make_objective(config, train)
+    if objective.items < config.batch_size:
+        raise InvalidArgument(
+            f"dataset {config.dataset} makes {objective.items} sequences of "
+            f"{config.sequence_length} tokens, fewer than one batch of {config.batch_size}; "
+            "add text, or make batch_size or sequence_length smaller",
+            field="batch_size",
+        )
+    digest = config.digest()
+    found = _last_checkpoint(folder, group)
+    state = read_state(found, digest) if found else _decide(config, digest, group)
+    torch.set_num_threads(state.threads)
+    torch.manual_seed(config.seed)
+    decoder = make_decoder(config, train).to(group.device)
+    run = Run(
+        config=config,
+        group=group,
+        folder=folder,
+        objective=objective,
+        sampler=Sampler(objective.items, config.seed),
+        validation=Split(Path(config.dataset), "validation"),
+        decoder=decoder,
+        optimizer=make_optimizer(decoder, config),
+        state=state,
+    )
+    if found:
+        load_checkpoint(found, run.decoder, run.optimizer)
+    return run
+
+
+def make_objective(config: TrainConfig, train: Split) -> Objective:
+    if config.objective == "clm":
+        return CausalLm(train, config.sequence_length)
+    pad = train.info.end_of_text_id
+    return SupervisedFineTuning(train, config.sequence_length, config.seed, pad)
+
+
+def make_decoder(config: TrainConfig, train: Split) -> Decoder:
+    """A new decoder from the seed, or the one in `init_from`; ends where the tokenizer ends."""
+    info = train.info
+    if config.init_from:
+        decoder = load_decoder(Path(config.init_from))
+    else:
+        assert config.model is not None
+        decoder = Decoder(ModelConfig(**{**config.model, "vocab_size": info.vocab_size}))
+        decoder.init_weights(config.seed)
+    eos_ids = tuple(dict.fromkeys((info.eos_id, info.end_of_text_id)))
+    decoder.config = replace(decoder.config, eos_ids=eos_ids)
+    return decoder
+
+
+def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); norms and biases do not decay."""
+    matrices = [p for p in decoder.parameters() if p.dim() >= 2]
+    vectors = [p for p in decoder.parameters() if p.dim() < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=BETAS,
+        eps=EPS,
+        fused=True,
+    )
+
+
+def _last_checkpoint(folder: JobFolder, group: Group) -> Path | None:
+    """The newest one that the first worker sees, for all."""
+    found = checkpoints(folder.checkpoints)
+    newest = int(found[-1].name.removeprefix("step-")) if found else -1
+    (step,) = group.from_first([newest])
+    return folder.checkpoints / f"step-{int(step):08d}" if step >= 0 else None
+
+
+def _decide(config: TrainConfig, digest: str, group: Group) -> TrainState:
+    """What is chosen by the machine at hand; `total` is still 0 where time decides."""
+    threads = choose_threads(config.threads, config.workers)
+    torch.set_num_threads(threads)
+    rows = config.micro_batch_size * config.sequence_length
+    width = (config.model or {}).get("hidden") or _hidden(config)
+    bf16 = choose_precision(config.precision, group.device, rows, int(width)) == "bf16"
+    threads_all, bf16_all = group.from_first([threads, bf16])
+    return TrainState(
+        config_digest=digest,
+        step=0,
+        total=config.steps,
+        precision="bf16" if bf16_all else "fp32",
+        threads=int(threads_all),
+    )
+
+
+def _hidden(config: TrainConfig) -> int:
+    value = json.loads((Path(config.init_from) / "config.json").read_text())
+    return ModelConfig.from_hf(value).hidden

@@ -1,0 +1,76 @@
+"""What an objective makes of tokens, and what the loop needs from an objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from plinth.algos.losses import token_nll_sum
+from plinth.kernels.training import SdpaBackend
+from plinth.models.decoder import Decoder
+
+
+@dataclass
+class Batch:
+    """B sequences of T tokens, with what each position shall predict.
+
+    `learn_bt` is None where every position counts; `segments_bt` is None where each sequence is
+    one segment. Positions count from 0 within a segment.
+    """
+
+    ids_bt: Tensor
+    targets_bt: Tensor
+    positions_bt: Tensor
+    learn_bt: Tensor | None = None
+    segments_bt: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Positions that count in the loss."""
+        if self.learn_bt is None:
+            return self.targets_bt.numel()
+        return int(self.learn_bt.sum())
+
+    def to(self, device: str) -> Batch:
+        """The same on another device."""
+        move = [t if t is None else t.to(device) for t in (self.learn_bt, self.segments_bt)]
+        return Batch(
+            self.ids_bt.to(device),
+            self.targets_bt.to(device),
+            self.positions_bt.to(device),
+            *move,
+        )
+
+
+class Objective(Protocol):
+    """Items are what is shuffled: windows of tokens, or packed sequences."""
+
+    items: int
+
+    def batch(self, items: list[int]) -> Batch:
+        """The batch of these items [B]."""
+        ...
+
+    def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
+        """Summed loss in nats over the positions that count."""
+        ...
+
+
+def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
+    """Negative log-likelihood of the targets that count; logits are made for those rows only."""
+    b, t = batch.ids_bt.shape
+    backend = SdpaBackend(b, t, batch.segments_bt)
+    hidden_nd = decoder(batch.ids_bt.reshape(-1), batch.positions_bt.reshape(-1), backend)
+    targets_n = batch.targets_bt.reshape(-1)
+    if batch.learn_bt is not None:
+        rows = batch.learn_bt.reshape(-1).nonzero().squeeze(1)
+        hidden_nd, targets_n = hidden_nd.index_select(0, rows), targets_n.index_select(0, rows)
+    return token_nll_sum(decoder.logits(hidden_nd, backend), targets_n)
+
+
+def plain_positions(b: int, t: int) -> Tensor:
+    """0 … T-1 in each of B sequences."""
+    return torch.arange(t).expand(b, t)

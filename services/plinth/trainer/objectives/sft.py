@@ -1,0 +1,66 @@
+"""Supervised fine-tuning on chats (Ouyang et al. 2022, step 1): learn the answers only.
+
+Conversations are packed into sequences of T, best fit, without seeing one another: attention
+is block-diagonal by segment and positions begin anew. Padding is a segment of its own and never
+learnt. A conversation longer than T + 1 tokens keeps its beginning; one of which no answer is
+left is dropped, and counted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plinth.models.decoder import Decoder
+from plinth.trainer.data.packing import best_fit
+from plinth.trainer.data.sampler import Shuffle
+from plinth.trainer.data.shards import Split
+from plinth.trainer.objectives.batch import Batch, nll_sum
+
+
+class SupervisedFineTuning:
+    """Packed conversations of the training split."""
+
+    def __init__(self, split: Split, sequence_length: int, seed: int, pad_id: int) -> None:
+        self._split, self._t, self._pad = split, sequence_length, pad_id
+        self.dropped = 0
+        self._packs = self._pack(seed)
+        self.items = len(self._packs)
+
+    def _pack(self, seed: int) -> list[list[int]]:
+        """Packs are fixed for the whole run; the sampler shuffles whole packs."""
+        if not self._split.documents:
+            return []
+        order = Shuffle(self._split.documents, seed, 0)(np.arange(self._split.documents))
+        fitting = []
+        for number in order.tolist():
+            ids, mask = self._split.document(number)
+            # The first token is never a target, and a target at T needs input up to T - 1.
+            if mask[1 : self._t + 1].any():
+                fitting.append((number, min(len(ids) - 1, self._t)))
+            else:
+                self.dropped += 1
+        return best_fit(fitting, self._t)
+
+    def batch(self, items: list[int]) -> Batch:
+        b, t = len(items), self._t
+        ids = np.full((b, t), self._pad, np.int64)
+        targets = np.full((b, t), self._pad, np.int64)
+        positions = np.zeros((b, t), np.int64)
+        learn = np.zeros((b, t), bool)
+        segments = np.zeros((b, t), np.int64)  # 0 is padding
+        for row, item in enumerate(items):
+            at = 0
+            for segment, number in enumerate(self._packs[item], 1):
+                tokens, mask = self._split.document(number)
+                n = min(len(tokens) - 1, t)
+                here = slice(at, at + n)
+                ids[row, here], targets[row, here] = tokens[:n], tokens[1 : n + 1]
+                learn[row, here] = mask[1 : n + 1].astype(bool)
+                positions[row, here], segments[row, here] = np.arange(n), segment
+                at += n
+        return Batch(*(torch.from_numpy(a) for a in (ids, targets, positions, learn, segments)))
+
+    def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
+        return nll_sum(decoder, batch)
