@@ -111,6 +111,15 @@ def locate(source: str) -> tuple[str, Path]:
     )
 
 
+def source_digest(source: str) -> str | None:
+    """The original's digest, as `import_source` will report it; None for a hub, where only its
+    commit is known before the download."""
+    kind, place = locate(source)
+    if kind == "hub":
+        return None
+    return folder_digest(place) if kind == "folder" else f"sha256:{_sha256(place)}"
+
+
 def packaged_model() -> Path:
     """SmolLM2's GGUF file. Its package is only located: importing it would want others."""
     spec = importlib.util.find_spec(_PACKAGE)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -23,6 +24,8 @@ from jinja2.nodes import CallBlock
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES = 512 * 2**20
+# Above any time that the owner allows.
+LAST_RESORT_SECONDS = 30
 
 
 class _Generation(Extension):
@@ -139,9 +142,14 @@ def _answer(line: str) -> dict[str, str]:
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    # Ctrl-C in a terminal reaches the whole group; the owner decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
+        # An owner that was killed ends nobody: the kernel then does.
+        signal.alarm(LAST_RESORT_SECONDS)
         sys.stdout.write(json.dumps(_answer(line)) + "\n")
         sys.stdout.flush()
+        signal.alarm(0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""`plinth models`: import, list, show, and move aliases. Works on the store; needs no stack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from plinth.shared.errors import InvalidArgument, PlinthError
+
+if TYPE_CHECKING:
+    from plinth.shared.settings import Settings
+    from plinth.shared.store import ArtifactRecord, ArtifactStore
+
+app = typer.Typer(no_args_is_help=True, help="Models: import, list, show, alias.")
+
+Data = Annotated[
+    Path | None, typer.Option("--data", help="The stack's data directory (default: ./.plinth).")
+]
+Reference = Annotated[str, typer.Argument(help="chat, chat@3 or chat:prod")]
+
+
+@contextmanager
+def _opened(data: Path | None) -> Iterator[tuple[Settings, ArtifactStore]]:
+    """Settings and store; an error becomes one line and exit code 1."""
+    from plinth.shared.settings import load_settings
+    from plinth.shared.store import ArtifactStore
+
+    try:
+        settings = load_settings(**({"data_dir": data} if data else {}))
+        cache = settings.data_dir / "cache"
+        yield settings, ArtifactStore(settings.store(), cache_dir=cache)
+    except PlinthError as error:
+        Console(stderr=True).print(f"[red]{error.reason}[/]:", escape(str(error)), highlight=False)
+        raise typer.Exit(1) from error
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[
+        str,
+        typer.Argument(help="A Hugging Face folder, a GGUF file, hf:org/name[@rev], or smollm2."),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Artifact name to publish under.")],
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="A hub's branch, tag or commit.")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Make a model artifact from SOURCE. A hub's token is taken from HF_TOKEN."""
+    from plinth.models.publish import import_model
+
+    console = Console()
+    with _opened(data) as (settings, store):
+        with console.status(f"importing {escape(source)}"):
+            record = import_model(
+                store, source, name, workspace=settings.data_dir / "work", revision=revision
+            )
+        extra = record.manifest["extra"]
+        console.print(f"[bold]{record.ref}[/]  {extra.get('weights_digest', record.digest)}")
+        console.print(f"from {escape(str(extra.get('source', source)))}", highlight=False)
+        console.print(f"licence: {escape(record.manifest['license'] or 'not stated')}")
+
+
+@app.command("list")
+def list_command(data: Data = None) -> None:
+    """All versions of all models, with their aliases."""
+    table = Table("model", "aliases", "parameters from", "licence", "made")
+    with _opened(data) as (_, store):
+        for record in store.list("model"):
+            made = datetime.fromtimestamp(record.created_unix_ms / 1000, UTC)
+            table.add_row(
+                record.ref,
+                ", ".join(_aliases(store, record)),
+                escape(str(record.manifest["extra"].get("source") or ", ".join(record.parents))),
+                escape(record.manifest["license"] or ""),
+                made.strftime("%Y-%m-%d %H:%M"),
+            )
+    Console().print(table)
+
+
+@app.command("show")
+def show_command(ref: Reference, data: Data = None) -> None:
+    """One model's manifest as JSON: configuration, parents, digests, licence."""
+    with _opened(data) as (_, store):
+        record = store.get(ref)
+        shown = {
+            "ref": record.ref,
+            "uri": record.uri,
+            "aliases": _aliases(store, record),
+            **record.manifest,
+        }
+    Console(soft_wrap=True).print_json(json.dumps(shown, ensure_ascii=False))
+
+
+@app.command("alias")
+def alias_command(
+    alias: Annotated[str, typer.Argument(help="chat:prod")],
+    target: Annotated[str, typer.Argument(help="The version it shall name: chat@3, or 3.")],
+    data: Data = None,
+) -> None:
+    """Point an alias to a version."""
+    with _opened(data) as (_, store):
+        name, separator, word = alias.partition(":")
+        if not separator or not word:
+            raise InvalidArgument(f"{alias!r} is no alias; write name:alias, such as chat:prod")
+        record = store.get(f"{name}@{target}" if target.isdigit() else target)
+        if record.name != name:
+            raise InvalidArgument(f"{alias} can only name a version of {name}, not {record.ref}")
+        store.set_alias(name, word, record.version)
+    Console().print(f"{alias} → {record.ref}", highlight=False)
+
+
+def _aliases(store: ArtifactStore, record: ArtifactRecord) -> list[str]:
+    aliases = store.aliases(record.name)
+    return [alias for alias, version in aliases.items() if version == record.version]

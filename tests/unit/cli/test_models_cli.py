@@ -1,0 +1,81 @@
+"""`plinth models` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+from checkpoints import byte_tokenizer, random_llama
+from plinth.cli.models import app
+from plinth.models.publish import import_model
+from plinth.models.weights import weights_digest
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.store import ArtifactStore
+from typer.testing import CliRunner, Result
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = byte_tokenizer(random_llama(tmp_path / "hf", layers=1))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    return folder
+
+
+def plinth(tmp_path: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--data", str(tmp_path / "data")])
+
+
+def test_import_list_show_alias(source: Path, tmp_path: Path) -> None:
+    done = plinth(tmp_path, "import", str(source), "--name", "chat")
+    assert done.exit_code == 0, done.output
+    assert "chat@1" in done.output
+    assert "mit" in done.output
+    assert plinth(tmp_path, "alias", "chat:prod", "chat@1").exit_code == 0
+    listed = plinth(tmp_path, "list")
+    assert "chat@1" in listed.output
+    assert "prod" in listed.output
+    shown = json.loads(plinth(tmp_path, "show", "chat:prod").output)
+    assert shown["license"] == "mit"
+    assert shown["extra"]["weights_digest"] == weights_digest(source)
+    assert shown["data_digests"]["original"].startswith("sha256:")
+    assert str(source) not in json.dumps(shown)
+    store = ArtifactStore((tmp_path / "data" / "store").as_uri())
+    transformers.AutoModelForCausalLM.from_pretrained(store.fetch("chat"))
+    assert list((tmp_path / "data" / "work").iterdir()) == []
+
+
+def test_a_second_import_finds_the_first(
+    source: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    first = import_model(store, str(source), "chat", workspace=tmp_path / "work")
+    assert import_model(store, str(source), "chat", workspace=tmp_path / "work") == first
+    random_llama(source, layers=1, seed=5)
+    second = import_model(store, str(source), "chat", workspace=tmp_path / "work")
+    assert second.version == 2
+
+
+def test_errors_are_one_line_and_leave_nothing(source: Path, tmp_path: Path) -> None:
+    cases = {
+        ("import", "nowhere", "--name", "x"): "no such folder or file",
+        ("import", str(source), "--name", "Not A Name"): "name",
+        ("show", "nobody"): "nobody",
+        ("alias", "chat", "3"): "is no alias",
+        ("alias", "chat:prod", "3"): "chat",
+    }
+    for arguments, words in cases.items():
+        done = plinth(tmp_path, *arguments)
+        assert done.exit_code == 1, done.output
+        assert words in done.output
+        assert "Traceback" not in done.output
+    (source / "model.safetensors").write_bytes(b"cut")
+    done = plinth(tmp_path, "import", str(source), "--name", "x")
+    assert (done.exit_code, "damaged" in done.output) == (1, True)
+    assert list((tmp_path / "data" / "work").iterdir()) == []
+
+
+def test_names_are_checked_before_any_work(store: ArtifactStore, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument):
+        import_model(store, "smollm2", "../x", workspace=tmp_path / "work")
+    assert not (tmp_path / "work").exists()
