@@ -55,6 +55,13 @@ class GatewaySettings(_Section):
     # "off" lets everybody in as admin, so it is refused unless `host` is loopback.
     auth: Literal["keys", "off"] = "keys"
     max_body_bytes: int = Field(default=4 * MIB, ge=1024)
+    request_deadline_s: float = Field(default=600.0, gt=0)  # of one answer, from door to last token
+    # How long a stream, or a request that waits for its first token, waits for a living shard.
+    resume_patience_s: float = Field(default=30.0, ge=0)
+    drain_s: float = Field(default=30.0, ge=0)  # what running answers get when the gateway stops
+    # Per tenant; 0 is no limit.
+    tenant_concurrent_requests: int = Field(default=0, ge=0)
+    tenant_tokens_per_minute: int = Field(default=0, ge=0)
 
 
 class EngineSettings(_Section):

@@ -1,0 +1,146 @@
+"""What `up`, `status` and `doctor` show on a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from plinth.cluster.doctor import Finding
+from plinth.cluster.stack import StackEvent
+
+MIB = 1 << 20
+_MARKS = {"ready": "[green]●[/]", "failed": "[red]✗[/]", "restarting": "[yellow]↻[/]"}
+_LEVELS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+
+
+class UpTable:
+    """Rows by component, in the order in which they first appear; seconds run until ready."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._rows: dict[str, StackEvent] = {}
+        self._spinner = Spinner("dots")
+
+    def update(self, event: StackEvent) -> str:
+        """Takes an event; returns it as a plain line."""
+        self._rows[event.component] = event
+        state = event.state
+        rest = " ".join(part for part in (state.address, state.detail) if part)
+        return f"{event.seconds:6.1f} s  {event.component:<20} {state.state:<10} {rest}".rstrip()
+
+    def __rich__(self) -> RenderableType:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for title in ("", "component", "state", "seconds", "address"):
+            table.add_column(title, justify="right" if title == "seconds" else "left")
+        now = time.monotonic() - self._began
+        for name, event in self._rows.items():
+            state = event.state
+            waits = state.state not in _MARKS
+            seconds = event.seconds if state.state == "ready" else now
+            where = state.address or escape(state.detail[:60])
+            mark: RenderableType = self._spinner if waits else Text.from_markup(_MARKS[state.state])
+            table.add_row(mark, name, state.state, f"{seconds:.1f}", where)
+        return table
+
+
+def status_screen(found: dict[str, Any]) -> RenderableType:
+    """One screen of `plinth.cluster.status.gather`."""
+    stack = found["stack"]
+    memory = sum(process["memory_bytes"] for process in found["processes"])
+    head = Text.from_markup(
+        f"[bold]{stack['phase']}[/] for {_duration(stack['up_s'])}   "
+        f"{stack['url']}   gRPC {stack['grpc']}   {len(found['processes'])} processes, "
+        f"{memory / MIB / 1024:.2f} GiB   {escape(stack['data_dir'])}"
+    )
+    parts: list[RenderableType] = [head, _components(found["components"])]
+    parts += _section(
+        "replicas", ("stage", "address", "running", "waiting", "id"), _replicas(found)
+    )
+    parts += _section(
+        "models",
+        ("name", "artifact", "shards", "state"),
+        (
+            (m["name"], m["artifact"], f"{m['ready']}/{m['shards']}", m["state"])
+            for m in found["models"]
+        ),
+    )
+    parts += _section(
+        "queues",
+        ("queue", "waiting", "claimed", "delayed", "dead"),
+        (
+            (name, *(str(info[k]) for k in ("length", "pending", "delayed", "dead")))
+            for name, info in found["queues"].items()
+        ),
+    )
+    parts += _section(
+        "runs",
+        ("run", "name", "state", "steps"),
+        (
+            (r["run_id"], r["name"], r["state"], f"{r['steps_done']}/{r['steps']}")
+            for r in found["runs"]
+        ),
+    )
+    parts += [
+        Text.from_markup(f"[yellow]{what} not known:[/] {escape(why)}")
+        for what, why in found["unknown"].items()
+    ]
+    return Group(*parts)
+
+
+def doctor_screen(findings: Iterable[Finding]) -> RenderableType:
+    """The findings, each with its advice below."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for finding in findings:
+        found = escape(finding.found)
+        if finding.advice:
+            found += f"\n[bold]→ {escape(finding.advice)}[/]"
+        table.add_row(_LEVELS[finding.level], finding.check, found)
+    return table
+
+
+def _components(components: dict[str, dict[str, Any]]) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("", "component", "state", "pid", "restarts", "address"):
+        table.add_column(title)
+    for name, part in components.items():
+        table.add_row(
+            Text.from_markup(_MARKS.get(part["state"], "○")),
+            name,
+            part["state"],
+            str(part["pid"] or ""),
+            str(part["restarts"] or ""),
+            part["address"] or escape(part["detail"][:60]),
+        )
+    return table
+
+
+def _replicas(found: dict[str, Any]) -> Iterable[Sequence[str]]:
+    for replica in found["replicas"]:
+        yield (
+            replica["stage"],
+            replica["address"],
+            replica.get("running", ""),
+            replica.get("waiting", ""),
+            replica["id"],
+        )
+
+
+def _section(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
+) -> list[RenderableType]:
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return [Text.from_markup(f"\n[bold]{title}[/]"), table] if table.row_count else []
+
+
+def _duration(seconds: int) -> str:
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

@@ -1,0 +1,65 @@
+"""Ports: who holds one, and a message that says what to change."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+from plinth.shared.errors import FailedPrecondition
+from plinth.shared.settings import Settings
+
+
+def holder(port: int) -> str:
+    """ "python (pid 123)", or "another user's process" where the system doesn't tell."""
+    for connection in psutil.net_connections("inet"):
+        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+            continue
+        if connection.pid is None:
+            break
+        try:
+            process = psutil.Process(connection.pid)
+            return f"{process.name()} (pid {process.pid})"
+        except psutil.NoSuchProcess:
+            break
+    return "a process that the system does not name"
+
+
+def taken(host: str, port: int) -> bool:
+    """Whether nobody else can listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # A connection of an earlier stack that lingers in TIME_WAIT is no listener.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that is free now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def gateway_ports(settings: Settings) -> tuple[int, int]:
+    """REST and gRPC ports to use; FailedPrecondition when one is taken.
+
+    0 means any: it is chosen here, so that a restarted gateway comes back where it was.
+    """
+    gateway = settings.gateway
+    chosen = []
+    for port, key in ((gateway.port, "port"), (gateway.grpc_port, "grpc_port")):
+        if port and taken(gateway.host, port):
+            raise FailedPrecondition(
+                f"port {port} of {gateway.host} is in use by {holder(port)}: stop that, or choose "
+                f"another with PLINTH_GATEWAY__{key.upper()} (or gateway.{key} in plinth.yaml)",
+                reason="PORT_IN_USE",
+                field=f"gateway.{key}",
+                metadata={"port": str(port)},
+            )
+        chosen.append(port)
+    rest, grpc = (port or free_port(gateway.host) for port in chosen)
+    return rest, grpc

@@ -1,0 +1,131 @@
+"""Served models are desired state: this makes Ray Serve match the records on the store.
+
+A statically configured Serve application itself. One application per served model
+(`inference-<name>`), one replica per shard. It needs the store and Ray; Redis may be away. It
+announces what it sees as the field "models" of its registry entry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from plinth.cluster.layout import StageSpec
+from plinth.cluster.serving import Applier, Served, states
+from plinth.shared.errors import Internal
+from plinth.shared.records import DeploymentRecords
+from plinth.shared.rpc.server import GrpcService
+from plinth.shared.stage import StageContext, StageFront
+from plinth.shared.telemetry import get_logger
+from plinth.v1 import coordinator_pb2
+
+PREFIX = "inference-"
+PERIOD_S = 1.0
+REMOTE_PERIOD_S = 5.0  # a listing of an object store costs money
+STALLED_S = 180.0
+SHARD_CPUS = 0.1  # logical: a laptop's shards share its cores
+
+
+def build(context: StageContext, *, shard: Mapping[str, Any]) -> StageFront:
+    """`shard`: the StageSpec of an inference shard as a mapping, to be filled in per model."""
+    return ReconcilerFront(context, StageSpec(**shard))
+
+
+class ReconcilerFront:
+    """The loop: read what is wanted, look at what is served, apply the difference."""
+
+    stage = "reconciler"
+
+    def __init__(self, context: StageContext, shard: StageSpec) -> None:
+        self._records = DeploymentRecords(context.store)
+        self._shard = shard
+        local = context.settings.store().startswith("file://")
+        self._period_s = PERIOD_S if local else REMOTE_PERIOD_S
+        self._log = get_logger("plinth.cluster.reconciler")
+        self._applier = Applier()
+        self._seen: list[dict[str, Any]] = []
+        self._settled = asyncio.Event()
+        self._passed = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    def services(self) -> Sequence[GrpcService]:
+        return ()
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="reconciler")
+
+    async def settled(self) -> None:
+        """Returns when all that is wanted has been served once."""
+        await self._settled.wait()
+
+    async def check(self) -> None:
+        if self._task is None or self._task.done():
+            raise Internal("the reconciler's loop has ended")
+        if time.monotonic() - self._passed > STALLED_S:
+            raise Internal(f"the reconciler has made no pass for {STALLED_S:.0f} s")
+
+    def announcement(self) -> dict[str, str]:
+        return {"models": json.dumps(self._seen)}
+
+    async def drain(self, grace_s: float) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                self._seen = await asyncio.to_thread(self._pass)
+            except Exception as error:  # noqa: BLE001  (store or Serve away: the next pass sees)
+                self._log.warning("pass failed", error=f"{type(error).__name__}: {error}")
+            else:
+                self._passed = time.monotonic()
+                if all(model["state"] == "ready" for model in self._seen):
+                    self._settled.set()
+            await asyncio.sleep(self._period_s)
+
+    def _pass(self) -> list[dict[str, Any]]:
+        # 1. What is wanted, and what is there.
+        wanted = {PREFIX + d.name: d for d in self._records.list()}
+        now = states()
+        # 2. The difference.
+        self._applier.apply([self._spec(d) for d in wanted.values()], now)
+        self._applier.remove(
+            name
+            for name, served in now.items()
+            if name.startswith(PREFIX) and name not in wanted and served.state != "stopping"
+        )
+        # 3. What to tell.
+        return [self._told(d, now.get(name, Served("starting"))) for name, d in wanted.items()]
+
+    def _spec(self, wanted: coordinator_pb2.Deployment) -> StageSpec:
+        options: dict[str, Any] = {"model": wanted.name, "artifact": wanted.artifact}
+        if wanted.speculation:
+            options["speculation"] = wanted.speculation
+        if wanted.kv_cache_bytes:
+            options["kv_cache_bytes"] = wanted.kv_cache_bytes
+        return replace(
+            self._shard,
+            name=PREFIX + wanted.name,
+            options={**self._shard.options, **options},
+            replicas=wanted.shards,
+            cpus=wanted.cpus_per_shard or SHARD_CPUS,
+            gpus=wanted.gpus_per_shard,
+        )
+
+    @staticmethod
+    def _told(wanted: coordinator_pb2.Deployment, served: Served) -> dict[str, Any]:
+        return {
+            "name": wanted.name,
+            "artifact": wanted.artifact,
+            "shards": wanted.shards,
+            "ready": served.replicas,
+            "state": served.state,
+            "detail": served.detail[-200:],
+        }
