@@ -13,7 +13,9 @@ from plinth.shared.settings import Settings
 def holder(port: int) -> str:
     """ "python (pid 123)", or "another user's process" where the system doesn't tell."""
     for connection in psutil.net_connections("inet"):
-        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+        if connection.status != psutil.CONN_LISTEN or not connection.laddr:
+            continue
+        if connection.laddr.port != port:
             continue
         if connection.pid is None:
             break

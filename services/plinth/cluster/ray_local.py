@@ -51,7 +51,7 @@ def environment(layout: Layout, base: Mapping[str, str]) -> dict[str, str]:
         # All processes of a laptop may see its GPUs, whatever their share of the logical ones.
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         RAY_DEDUP_LOGS="0",
-        RAY_TMPDIR=str(layout.ray_dir),
+        RAY_TMPDIR=str(layout.ray_dir / "r"),
     )
     return variables
 
@@ -74,7 +74,7 @@ def make_ray_dir(layout: Layout) -> Path:
         raise FailedPrecondition(f"{path} is not ours: remove it, or set TMPDIR to another folder")
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700)
-    return path
+    return path / "r"  # Ray opens its folder to everybody; ours around it stays closed
 
 
 class LocalRay:
@@ -93,12 +93,12 @@ class LocalRay:
         import ray  # noqa: PLC0415  (100 MB that only the head process needs)
         from ray._private import node, parameter, utils  # noqa: PLC0415
 
-        make_ray_dir(self._layout)
+        temp_dir = make_ray_dir(self._layout)
         # The agent's full form serves a dashboard; told that its parts are missing, it is minimal
         # and listens nowhere.
         utils.get_dashboard_dependency_error = lambda: ImportError("the dashboard is not wanted")
 
-        class Head(node.Node):  # type: ignore[misc, name-defined]
+        class Head(node.Node):  # type: ignore[misc]
             def start_api_server(self, **_: object) -> None:
                 """The dashboard: not wanted."""
 
@@ -111,7 +111,7 @@ class LocalRay:
                 include_log_monitor=False,
                 no_monitor=True,
                 dashboard_agent_listen_port=0,
-                temp_dir=str(self._layout.ray_dir),
+                temp_dir=str(temp_dir),
                 resources={},
             ),
             head=True,

@@ -57,7 +57,8 @@ def application(spec: StageSpec) -> Any:
 class StageReplica:
     """What Serve holds of a stage. `raw_spec` is a StageSpec as a plain dictionary."""
 
-    async def __init__(self, raw_spec: dict[str, Any]) -> None:
+    # Serve awaits the constructor of a deployment.
+    async def __init__(self, raw_spec: dict[str, Any]) -> None:  # type: ignore[misc]
         keep_serve_on_loopback()
         spec = StageSpec(**raw_spec)
         settings = load_settings()
@@ -133,7 +134,7 @@ def keep_serve_on_loopback() -> None:
 
 
 def write_to_log(settings: Settings, component: str) -> None:
-    """Sends this process's output to <data>/logs/<component>.log; Ray's own folder goes at a stop."""
+    """Sends this process's output to <data>/logs/<component>.log: Ray's folder goes at a stop."""
     path = Layout.of(settings).log(component)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:

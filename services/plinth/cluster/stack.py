@@ -63,6 +63,7 @@ class Stack:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.layout = Layout.of(settings)
+        self._supervisor: subprocess.Popen[bytes] | None = None  # if this object started it
 
     @classmethod
     def up(
@@ -81,14 +82,13 @@ class Stack:
         left running.
         """
         stack = cls(settings)
-        process: subprocess.Popen[bytes] | None = None
         if not stack.running():
             ports.gateway_ports(settings)  # tell it here, before anything is started
-            process = stack._spawn(plan or StackPlan(), owned)
+            stack._supervisor = stack._spawn(plan or StackPlan(), owned)
         try:
-            stack._await_ready(process, on_event, timeout_s)
+            stack._await_ready(stack._supervisor, on_event, timeout_s)
         except BaseException:
-            if process is not None:
+            if stack._supervisor is not None:
                 stack.down()
             raise
         return stack
@@ -127,6 +127,9 @@ class Stack:
                     supervisor.wait(timeout_s)
                 except psutil.TimeoutExpired:
                     supervisor.kill()
+        if self._supervisor is not None:
+            self._supervisor.kill()  # does nothing to one that has ended
+            self._supervisor.wait()
         return clear_leftovers(self.layout)
 
     def _spawn(self, plan: StackPlan, owned: bool) -> subprocess.Popen[bytes]:

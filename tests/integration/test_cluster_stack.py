@@ -1,0 +1,246 @@
+"""A real stack of trivial stages on real Ray and Redis: up, healed, reconciled, gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from plinth.cluster import processes
+from plinth.cluster.layout import StackPlan, StageSpec
+from plinth.cluster.stack import Stack, connect_clients
+from plinth.shared.errors import FailedPrecondition
+from plinth.shared.records import DeploymentRecords
+from plinth.shared.registry import Replica
+from plinth.shared.settings import Settings, load_settings
+from plinth.shared.store import ArtifactStore
+from plinth.v1.coordinator_pb2 import Deployment
+
+PLAN = StackPlan(
+    stages=(StageSpec("echo", "trivial_stage:build_echo"),),
+    shard=StageSpec("inference", "trivial_stage:build_shard", "inference"),
+    gateway="trivial_gateway",
+)
+PATIENCE_S = 120.0
+
+
+def _settings(data: Path) -> Settings:
+    return load_settings(data_dir=data, gateway__port=0, gateway__grpc_port=0)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+        up = Stack.up(_settings(tmp_path_factory.mktemp("s")), plan=PLAN)
+        yield up
+        up.down()
+
+
+def _until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
+    end = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{what}: not within {timeout_s:.0f} s"
+        time.sleep(0.2)
+    return found
+
+
+def _replicas(stack: Stack, stage: str) -> list[Replica]:
+    async def ask() -> list[Replica]:
+        redis, _, registry, clients = connect_clients(stack.settings)
+        try:
+            return await registry.replicas(stage)
+        finally:
+            await clients.close()
+            await redis.aclose()
+
+    return asyncio.run(ask())
+
+
+def _answers(replica: Replica) -> bool:
+    with grpc.insecure_channel(replica.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _serving(stack: Stack, stage: str, without: str = "") -> list[Replica]:
+    return [r for r in _replicas(stack, stage) if r.id != without and _answers(r)]
+
+
+def _of(stack: Stack) -> list[psutil.Process]:
+    state = stack.state()
+    return processes.of_stack(stack.layout.stack_id, state.sessions if state else [])
+
+
+def _titled(stack: Stack, title: str) -> psutil.Process:
+    found = [p for p in _of(stack) if any(title in part for part in p.cmdline()[:1])]
+    assert len(found) == 1, f"{title}: {found}"
+    return found[0]
+
+
+def _model(stack: Stack, name: str) -> str:
+    source = stack.settings.data_dir / f"source-{name}"
+    source.mkdir(exist_ok=True)
+    (source / "config.json").write_text(json.dumps({"name": name}))
+    return ArtifactStore(stack.settings.store()).publish(name, "model", source).ref
+
+
+def _models(stack: Stack) -> dict[str, dict[str, Any]]:
+    for replica in _replicas(stack, "reconciler"):
+        return {m["name"]: m for m in json.loads(replica.fields["models"])}
+    return {}
+
+
+def test_every_listener_is_on_loopback(stack: Stack) -> None:
+    listeners = [
+        connection.laddr
+        for process in _of(stack)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listeners) > 5
+    assert {a.ip for a in listeners} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listeners
+
+
+def test_what_holds_secrets_is_for_its_owner_only(stack: Stack) -> None:
+    for path in (stack.layout.state_file, stack.layout.ray_token, stack.layout.ray_dir):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_up_on_the_same_data_finds_the_running_stack(stack: Stack) -> None:
+    pid = stack.state().pid  # type: ignore[union-attr]
+    again = Stack.up(stack.settings, plan=PLAN)
+    assert again.state().pid == pid  # type: ignore[union-attr]
+
+
+def test_models_come_go_and_change(stack: Stack) -> None:
+    records = DeploymentRecords(ArtifactStore(stack.settings.store()))
+    records.put(Deployment(name="chat", artifact=_model(stack, "chat"), shards=1))
+    first = _until(lambda: _serving(stack, "inference"), "the model is served")[0]
+    assert (first.fields["model"], first.fields["artifact"]) == ("chat", "chat@1")
+    # One more shard leaves the first alone.
+    records.put(Deployment(name="chat", artifact="chat@1", shards=2))
+    two = _until(lambda: (s := _serving(stack, "inference")) and len(s) == 2 and s, "two shards")
+    assert first.id in {replica.id for replica in two}
+    _until(lambda: _models(stack)["chat"]["ready"] == 2, "readiness is told")
+    # Another model that can't be loaded is told, and hurts nobody.
+    records.put(Deployment(name="broken", artifact=_model(stack, "broken"), shards=1))
+    _until(lambda: _models(stack).get("broken", {}).get("state") == "failed", "failure is told")
+    assert "can't be loaded" in stack.layout.log("inference-broken").read_text()
+    assert len(_serving(stack, "inference")) == 2
+    for name in ("chat", "broken"):
+        records.delete(name)
+    _until(lambda: not _replicas(stack, "inference") and not _models(stack), "both are gone")
+
+
+def test_a_killed_replica_answers_again(stack: Stack) -> None:
+    before = _serving(stack, "echo")[0]
+    _titled(stack, "ServeReplica:echo").kill()
+    after = _until(lambda: _serving(stack, "echo", before.id), "a successor", 30)
+    assert after[0].id != before.id
+
+
+def test_a_killed_gateway_and_redis_come_back(stack: Stack) -> None:
+    state = stack.state()
+    assert state is not None
+    os.kill(state.components["gateway"].pid, signal.SIGKILL)
+    os.kill(state.components["redis"].pid, signal.SIGKILL)
+
+    def healed() -> bool:
+        now = stack.state()
+        assert now is not None
+        parts = [now.components[name] for name in ("gateway", "redis")]
+        return all(part.state == "ready" and part.restarts == 1 for part in parts)
+
+    _until(healed, "gateway and Redis", 30)
+    _until(lambda: _serving(stack, "echo"), "announced again in the new Redis", 30)
+    with socket.create_connection((state.gateway_host, state.gateway_port), 2):
+        pass
+
+
+@pytest.mark.slow
+def test_a_killed_serve_controller_comes_back(stack: Stack) -> None:
+    before = _serving(stack, "echo")[0]
+    old = _titled(stack, "ServeController")
+    old.kill()
+    old.wait(10)
+    _until(lambda: [p for p in _of(stack) if "ServeController" in p.cmdline()[0]], "a controller")
+    # It took over the replicas that were there, and still supervises them.
+    assert before.id in {replica.id for replica in _serving(stack, "echo")}
+    _titled(stack, "ServeReplica:echo").kill()
+    _until(lambda: _serving(stack, "echo", before.id), "a successor")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
+def test_a_killed_part_of_ray_restarts_ray_whole(stack: Stack, part: str) -> None:
+    before = _serving(stack, "echo")[0]
+    _titled(stack, part).kill()
+    after = _until(lambda: _serving(stack, "echo", before.id), "Ray and its stages")
+    assert len(after) == 1
+    _until(lambda: len(_serving(stack, "reconciler")) == 1, "the reconciler")
+    assert stack.state().components["ray"].state == "ready"  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_what_a_killed_supervisor_left_is_cleared(stack: Stack, tmp_path: Path) -> None:
+    """Beside the running stack: the other one is not touched."""
+    other = Stack.up(_settings(tmp_path / "other"), plan=PLAN)
+    state = other.state()
+    assert state is not None
+    os.kill(state.pid, signal.SIGKILL)
+    _until(lambda: not other.running(), "the supervisor is dead", 10)
+    assert len(_of(other)) > 5
+    assert other.down() > 5
+    assert not _of(other)
+    assert not other.layout.ray_dir.exists()
+    assert not other.layout.state_file.exists()
+    assert _serving(stack, "echo")
+
+
+@pytest.mark.slow
+def test_down_leaves_nothing_and_an_owner_takes_its_stack_along(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+        stack = Stack.up(_settings(tmp_path / "d"), plan=PLAN, owned=True)
+    state = stack.state()
+    assert state is not None
+    began = time.monotonic()
+    assert stack.down() == 0, "a process had to be killed"
+    assert time.monotonic() - began < 10
+    assert not _of(stack)
+    assert not stack.layout.ray_dir.exists()
+    assert not stack.layout.stopping.exists()
+    left = {path.name for path in stack.settings.data_dir.iterdir()}
+    assert left == {"logs", "redis", "secrets", "stack.lock", "store"}
+    for port in (state.gateway_port, state.gateway_grpc_port):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = load_settings(data_dir=tmp_path / "p", gateway__port=port)
+        with pytest.raises(FailedPrecondition) as caught:
+            Stack.up(settings, plan=PLAN)
+    assert str(port) in caught.value.message
+    assert str(os.getpid()) in caught.value.message
+    assert "PLINTH_GATEWAY__PORT" in caught.value.message
+    assert not (tmp_path / "p").exists()
