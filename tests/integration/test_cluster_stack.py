@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,13 +40,19 @@ def _settings(data: Path) -> Settings:
     return load_settings(data_dir=data, gateway__port=0, gateway__grpc_port=0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _stages_can_be_imported() -> Iterator[None]:
+    tests = str(Path(__file__).parents[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
+        yield
+
+
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-        up = Stack.up(_settings(tmp_path_factory.mktemp("s")), plan=PLAN)
-        yield up
-        up.down()
+    up = Stack.up(_settings(tmp_path_factory.mktemp("s")), plan=PLAN)
+    yield up
+    up.down()
 
 
 def _until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
@@ -206,30 +214,58 @@ def test_what_a_killed_supervisor_left_is_cleared(stack: Stack, tmp_path: Path) 
     _until(lambda: not other.running(), "the supervisor is dead", 10)
     assert len(_of(other)) > 5
     assert other.down() > 5
-    assert not _of(other)
-    assert not other.layout.ray_dir.exists()
-    assert not other.layout.state_file.exists()
+    _assert_gone(other)
     assert _serving(stack, "echo")
 
 
 @pytest.mark.slow
-def test_down_leaves_nothing_and_an_owner_takes_its_stack_along(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-        stack = Stack.up(_settings(tmp_path / "d"), plan=PLAN, owned=True)
+def test_down_leaves_nothing(tmp_path: Path) -> None:
+    stack = Stack.up(_settings(tmp_path / "d"), plan=PLAN)
     state = stack.state()
     assert state is not None
     began = time.monotonic()
     assert stack.down() == 0, "a process had to be killed"
     assert time.monotonic() - began < 10
-    assert not _of(stack)
-    assert not stack.layout.ray_dir.exists()
-    assert not stack.layout.stopping.exists()
+    _assert_gone(stack)
     left = {path.name for path in stack.settings.data_dir.iterdir()}
     assert left == {"logs", "redis", "secrets", "stack.lock", "store"}
     for port in (state.gateway_port, state.gateway_grpc_port):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.slow
+def test_an_owner_takes_its_stack_along_however_it_ends(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from test_cluster_stack import PLAN, Stack, _settings\n"
+        "stack = Stack.up(_settings(Path(sys.argv[1])), plan=PLAN, owned=True)\n"
+        "print('up', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    folders = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    stack = Stack(_settings(tmp_path / "o"))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(stack.settings.data_dir)],
+        env={**os.environ, "PYTHONPATH": folders},
+        stdout=subprocess.PIPE,
+    ) as owner:
+        try:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == b"up\n"
+            assert stack.running()
+        finally:
+            owner.kill()
+    _until(lambda: not stack.running(), "the stack follows its owner", 15)
+    _assert_gone(stack)
+
+
+def _assert_gone(stack: Stack) -> None:
+    assert not _of(stack)
+    assert not stack.layout.ray_dir.exists()
+    assert not stack.layout.stopping.exists()
+    assert not stack.layout.state_file.exists()
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:

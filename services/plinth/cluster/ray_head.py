@@ -7,6 +7,7 @@ a part of Ray died: Ray is then restarted whole, by starting this process anew.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,6 +20,9 @@ from typing import Any
 from plinth.cluster import ray_local
 from plinth.cluster.layout import Layout, StackPlan, StageSpec
 from plinth.cluster.serving import Applier, Served, states
+from plinth.shared.connection import connect
+from plinth.shared.errors import PlinthError
+from plinth.shared.registry import Registry, Replica
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import configure_logging, get_logger
 
@@ -91,11 +95,37 @@ class Head:
                 settled = bool(now) and all(served.state == "ready" for served in now.values())
                 for name in {spec.name for spec in specs} | set(now):
                     served = now.get(name, Served("starting"))
-                    self._tell(name, served.state, detail=served.detail)
+                    if self._told.get(name) != (served.state, served.detail):
+                        where = self._where(name) if served.state == "ready" else ""
+                        self._tell(name, served.state, address=where, detail=served.detail)
                 for name in set(self._told) - set(now) - {spec.name for spec in specs} - {"ray"}:
                     self._tell(name, "stopping")
                     del self._told[name]
             self._stop.wait(RUNNING_POLL_S if settled else STARTING_POLL_S)
+
+    def _where(self, name: str) -> str:
+        """Addresses that the application's replicas announced; empty while Redis is away."""
+        stage, _, model = name.partition("-")
+
+        async def ask() -> list[Replica]:
+            assert self._settings.redis_url is not None
+            redis = connect(self._settings.redis_url.get_secret_value())
+            try:
+                return await Registry(redis).replicas(stage)
+            finally:
+                await redis.aclose()
+
+        try:
+            found = asyncio.run(ask())
+        except PlinthError as error:
+            self._log.warning("registry does not answer", error=error.message)
+            return ""
+        models = [{b.get("model") for b in replica.bindings} for replica in found]
+        return ", ".join(
+            replica.address
+            for replica, held in zip(found, models, strict=True)
+            if not model or model in held
+        )
 
     def _tell(self, component: str, state: str, *, address: str = "", detail: str = "") -> None:
         if self._told.get(component) == (state, detail):

@@ -27,6 +27,7 @@ from plinth.v1 import coordinator_pb2
 PREFIX = "inference-"
 PERIOD_S = 1.0
 REMOTE_PERIOD_S = 5.0  # a listing of an object store costs money
+SETTLED_LOOK_S = 5.0  # how often Serve is asked while nothing changes
 STALLED_S = 180.0
 SHARD_CPUS = 0.1  # logical: a laptop's shards share its cores
 
@@ -51,6 +52,8 @@ class ReconcilerFront:
         self._seen: list[dict[str, Any]] = []
         self._settled = asyncio.Event()
         self._passed = time.monotonic()
+        self._wanted: dict[str, coordinator_pb2.Deployment] = {}
+        self._looked = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def services(self) -> Sequence[GrpcService]:
@@ -86,14 +89,18 @@ class ReconcilerFront:
                 self._log.warning("pass failed", error=f"{type(error).__name__}: {error}")
             else:
                 self._passed = time.monotonic()
-                if all(model["state"] == "ready" for model in self._seen):
+                if self._all_ready():
                     self._settled.set()
             await asyncio.sleep(self._period_s)
 
     def _pass(self) -> list[dict[str, Any]]:
         # 1. What is wanted, and what is there.
         wanted = {PREFIX + d.name: d for d in self._records.list()}
+        still = wanted == self._wanted and self._all_ready()
+        if still and time.monotonic() - self._looked < SETTLED_LOOK_S:
+            return self._seen
         now = states()
+        self._wanted, self._looked = wanted, time.monotonic()
         # 2. The difference.
         self._applier.apply([self._spec(d) for d in wanted.values()], now)
         self._applier.remove(
@@ -103,6 +110,9 @@ class ReconcilerFront:
         )
         # 3. What to tell.
         return [self._told(d, now.get(name, Served("starting"))) for name, d in wanted.items()]
+
+    def _all_ready(self) -> bool:
+        return all(model["state"] == "ready" for model in self._seen)
 
     def _spec(self, wanted: coordinator_pb2.Deployment) -> StageSpec:
         options: dict[str, Any] = {"model": wanted.name, "artifact": wanted.artifact}

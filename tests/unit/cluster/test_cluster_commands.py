@@ -1,0 +1,159 @@
+"""What the commands show, and what they are made of; no stack runs here."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from plinth.cli.stack_table import UpTable, doctor_screen, status_screen
+from plinth.cluster import doctor, ports, serve_model
+from plinth.cluster.layout import ComponentState, Layout
+from plinth.cluster.logs import follow_logs, log_files, tail
+from plinth.cluster.stack import Stack, StackEvent, connect_clients, running_state
+from plinth.shared.errors import FailedPrecondition, NotFound
+from plinth.shared.records import DeploymentRecords
+from plinth.shared.settings import Settings, load_settings
+from plinth.shared.store import ArtifactStore
+from rich.console import Console, RenderableType
+
+
+def _rendered(what: RenderableType) -> str:
+    screen = io.StringIO()
+    Console(width=140, file=screen).print(what)
+    return screen.getvalue()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(data_dir=tmp_path / "data", gateway__port=0, gateway__grpc_port=0)
+
+
+def test_doctor_finds_this_machine_fit_and_says_what_is_wrong(settings: Settings) -> None:
+    findings = {f.check: f for f in doctor.examine(settings)}
+    assert {"python", "packages", "redis", "cpu", "memory", "ports", "leftovers"} <= set(findings)
+    assert [f for f in findings.values() if f.level == "fail"] == []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        crowded = load_settings(data_dir=settings.data_dir, gateway__port=port)
+        found = next(f for f in doctor.examine(crowded) if f.check == "ports")
+    assert found.level == "fail"
+    assert "PLINTH_GATEWAY__PORT" in found.advice
+    assert "PLINTH_GATEWAY__PORT" in _rendered(doctor_screen([found]))
+
+
+def test_the_holder_of_a_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert ports.taken("127.0.0.1", port)
+        assert "pid" in ports.holder(port)
+    assert not ports.taken("127.0.0.1", port)
+
+
+def test_without_a_stack_commands_say_what_to_do(settings: Settings) -> None:
+    stack = Stack(settings)
+    assert not stack.running()
+    assert stack.state() is None
+    assert stack.down() == 0
+    for call in (running_state, connect_clients):
+        with pytest.raises(NotFound, match="plinth up"):
+            call(settings)
+
+
+def test_logs_are_found_cut_and_followed(settings: Settings) -> None:
+    layout = Layout.of(settings)
+    layout.logs.mkdir(parents=True)
+    layout.log("echo").write_text("".join(f"line {i}\n" for i in range(100)))
+    assert tail(layout.log("echo"), 2) == ["line 98", "line 99"]
+    assert list(log_files(layout)) == ["echo"]
+    with pytest.raises(NotFound, match="echo"):
+        log_files(layout, "nothing")
+    following = follow_logs(layout)
+    # The generator notes where the files end when it is first asked; write after that.
+    writer = threading.Timer(0.5, lambda: layout.log("new").write_text("first\nunfinished"))
+    writer.start()
+    assert next(following) == ("new", "first")
+    writer.join()
+
+
+def test_the_up_table_shows_each_part_once() -> None:
+    table = UpTable()
+    table.update(StackEvent("redis", ComponentState("starting"), 0.1))
+    line = table.update(StackEvent("redis", ComponentState("ready", address="here"), 0.4))
+    assert line.split() == ["0.4", "s", "redis", "ready", "here"]
+    table.update(StackEvent("ray", ComponentState("failed", detail="[boom]"), 1.0))
+    shown = _rendered(table)
+    assert shown.count("redis") == 1
+    assert "[boom]" in shown
+
+
+def test_the_status_screen_names_what_it_could_not_learn() -> None:
+    found = {
+        "stack": {
+            "phase": "ready",
+            "up_s": 61,
+            "url": "http://127.0.0.1:1",
+            "grpc": "127.0.0.1:2",
+            "data_dir": "/d",
+        },
+        "components": {"redis": vars(ComponentState("ready", pid=4))},
+        "processes": [{"memory_bytes": 1 << 30}],
+        "replicas": [{"stage": "echo", "address": "a:1", "id": "echo-1", "running": "3"}],
+        "models": [{"name": "chat", "artifact": "chat@1", "shards": 2, "ready": 1, "state": "x"}],
+        "queues": {"trainer-jobs": {"length": 7, "pending": 1, "delayed": 0, "dead": 0}},
+        "runs": [],
+        "unknown": {"runs": "no coordinator"},
+    }
+    shown = _rendered(status_screen(found))
+    for word in ("1.00 GiB", "echo-1", "chat@1", "1/2", "trainer-jobs", "no coordinator"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("hf:HuggingFaceTB/SmolLM2_135M", "smollm2_135m"),
+        ("/models/My Model.Q4_1.gguf", "my-model.q4_1"),
+        ("hf:a/..", "model"),
+    ],
+)
+def test_names_of_sources_are_names_of_artifacts(source: str, name: str) -> None:
+    assert serve_model.name_of(source) == name
+
+
+def test_an_artifact_is_served_under_its_name_and_keeps_its_shards(
+    settings: Settings, tmp_path: Path
+) -> None:
+    store = ArtifactStore(settings.store())
+    for number in (1, 2):
+        (tmp_path / f"m{number}").mkdir()
+        (tmp_path / f"m{number}" / "config.json").write_text(str(number))
+        store.publish("chat", "model", tmp_path / f"m{number}")
+    assert serve_model.serve_model(settings, "chat@1").artifact == "chat@1"
+    records = DeploymentRecords(store)
+    wanted = records.list()[0]
+    wanted.shards = 3
+    records.put(wanted)
+    served = serve_model.serve_model(settings, "chat")
+    assert (served.name, served.artifact, served.shards) == ("chat", "chat@2", 3)
+    with pytest.raises(NotFound):
+        serve_model.serve_model(settings, "absent")
+    store.publish("words", "tokenizer", tmp_path / "m1")
+    with pytest.raises(FailedPrecondition, match="only a model"):
+        serve_model.serve_model(settings, "words")
+
+
+def test_a_checkpoint_that_was_imported_before_is_found_by_its_content(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    digest = serve_model.source_digest(str(tmp_path / "a"))
+    assert serve_model.source_digest(str(tmp_path / "b")) == digest
+    (tmp_path / "b" / "config.json").write_text("{ }")
+    assert serve_model.source_digest(str(tmp_path / "b")) != digest
