@@ -1,0 +1,239 @@
+"""Takes one run to its end: the only writer of its record while this coordinator leads.
+
+One loop: what is wanted, what may start, what came in, save. A step is recorded as running (with
+its digest and job id) before anything of it happens in the world, and as done after its result
+is on the store; so whoever takes over after a kill at any moment finds steps in flight by their
+records and takes them up again under the same ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from plinth.coordinator import machine
+from plinth.coordinator.leader import Leadership
+from plinth.coordinator.machine import Wanted
+from plinth.coordinator.performer import TRANSIENT, Performer
+from plinth.coordinator.pipeline import Pipeline, input_digest, parse
+from plinth.coordinator.runs import RunFeed, RunRecords
+from plinth.coordinator.steps import STEP_KINDS
+from plinth.coordinator.steps.contract import Outcome, Progress, Work
+from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
+from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.shared.telemetry import get_logger
+from plinth.v1 import coordinator_pb2 as pb
+
+_log = get_logger("plinth.coordinator")
+# Progress is saved at most this often.
+_GATHER_S = 0.25
+
+
+@dataclass(frozen=True)
+class _News:
+    """Something came from a step; a step of None: look at what is wanted."""
+
+    step: str | None
+    event: Progress | Outcome | PlinthError | None = None
+
+
+class RunDriver:
+    """Drives one run under one leadership. `drive` returns when the run has ended."""
+
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        records: RunRecords,
+        feed: RunFeed,
+        store: ArtifactStore,
+        performer: Performer,
+        leadership: Leadership,
+    ) -> None:
+        self._run_id = run_id
+        self._records = records
+        self._feed = feed
+        self._store = store
+        self._performer = performer
+        self._leadership = leadership
+        self._news: asyncio.Queue[_News] = asyncio.Queue()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._works: dict[str, Work] = {}
+
+    async def drive(self) -> None:
+        """Aborted when the lead is lost. Cancelling it leaves the steps' work in the world."""
+        run, wanted = await self._records.load(self._run_id)
+        if machine.ended(run):
+            return
+        try:
+            pipeline = parse(run.pipeline_yaml)
+        except InvalidArgument as error:
+            machine.refuse(run, error=error.message, now=_now())
+            await self._save(run)
+            return
+        watcher = asyncio.create_task(self._watch())
+        try:
+            await self._loop(run, pipeline, wanted)
+        finally:
+            tasks = [watcher, *self._tasks.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _loop(self, run: pb.Run, pipeline: Pipeline, wanted: Wanted) -> None:
+        while True:
+            before = run.SerializeToString(deterministic=True)
+            # 1. Stop, or start what may start (first of all what was in flight when a leader died).
+            if machine.stopping(run, wanted):
+                await self._stop(run, pipeline)
+            for name in machine.in_flight(run):
+                if name not in self._tasks:
+                    await self._start(run, pipeline, name)
+            begun = [
+                await self._begin(run, pipeline, name)
+                for name in machine.startable(run, pipeline, wanted)
+            ]
+            # 2. Save, if anything changed; only then do new steps touch the world.
+            machine.settle(run, wanted, _now())
+            if run.SerializeToString(deterministic=True) != before:
+                await self._save(run)
+            if machine.ended(run):
+                _log.info("run ended", run_id=run.run_id, state=pb.RunState.Name(run.state))
+                return
+            if any(begun) or machine.stopping(run, wanted):
+                continue
+            # 3. Take in what came.
+            await self._take_news(run)
+            wanted = await self._wanted(wanted)
+
+    async def _begin(self, run: pb.Run, pipeline: Pipeline, name: str) -> bool:
+        """Fixes the step's digest and marks it running."""
+        work = await self._work(run, pipeline, name)
+        if work is None:
+            return False
+        now = _now()
+        machine.begin(run, name, input_digest=work.input_digest, job_id=work.job_id, now=now)
+        return True
+
+    async def _start(self, run: pb.Run, pipeline: Pipeline, name: str) -> None:
+        """Lets a step that is recorded as running do its work."""
+        work = await self._work(run, pipeline, name)
+        if work is not None:
+            task = asyncio.create_task(self._perform(work))
+            task.add_done_callback(lambda _: self._news.put_nowait(_News(None)))
+            self._tasks[name] = task
+
+    async def _work(self, run: pb.Run, pipeline: Pipeline, name: str) -> Work | None:
+        """The step's work; None when it can't be had now, or ever: then the step has failed."""
+        if name in self._works:
+            return self._works[name]
+        try:
+            work = await asyncio.to_thread(self._resolve, run, pipeline, name)
+        except TRANSIENT as error:
+            _log.info("a step waits", step=name, reason=error.message)
+            asyncio.get_running_loop().call_later(1.0, self._news.put_nowait, _News(None))
+            return None
+        except PlinthError as error:
+            machine.fail(run, name, error=error.message, now=_now())
+            return None
+        self._works[name] = work
+        return work
+
+    def _resolve(self, run: pb.Run, pipeline: Pipeline, name: str) -> Work:
+        """The step with its inputs; in flight its recorded digest holds. Blocks on the store."""
+        spec = pipeline.steps[name]
+        inputs: dict[str, ArtifactRecord] = {}
+        for field, reference in spec.inputs().items():
+            source = reference.removeprefix("$")
+            made = machine.step_of(run, source).output if source != reference else reference
+            inputs[field] = self._store.get(made)
+        digest = machine.step_of(run, name).input_digest or input_digest(
+            spec,
+            output_name=pipeline.output_name(name),
+            inputs={field: record.digest for field, record in inputs.items()},
+            surroundings=STEP_KINDS[spec.kind].surroundings(spec, run.run_id),
+        )
+        return Work(run.run_id, name, spec, inputs, digest, pipeline.output_name(name))
+
+    async def _perform(self, work: Work) -> None:
+        try:
+            async for event in self._performer.perform(work):
+                self._news.put_nowait(_News(work.step, event))
+        except PlinthError as error:
+            self._news.put_nowait(_News(work.step, error))
+
+    async def _stop(self, run: pb.Run, pipeline: Pipeline) -> None:
+        """Abandons what is in flight and records it as cancelled."""
+        for name in machine.in_flight(run):
+            if (task := self._tasks.pop(name, None)) is not None:
+                task.cancel()
+                await asyncio.wait([task])
+            work = await self._work(run, pipeline, name)
+            if work is not None:
+                await self._abandon(work)
+            if name in machine.in_flight(run):
+                machine.cancel(run, name, now=_now())
+
+    async def _abandon(self, work: Work) -> None:
+        try:
+            await self._performer.abandon(work)
+        except PlinthError as error:  # what it left stays; that must not keep the run from ending
+            _log.warning("a step could not be undone", step=work.step, reason=error.message)
+
+    async def _take_news(self, run: pb.Run) -> None:
+        """Waits for news, then gathers a moment's worth so that progress costs few saves."""
+        news = [await self._news.get()]
+        if isinstance(news[0].event, Progress):
+            await asyncio.sleep(_GATHER_S)
+        while not self._news.empty():
+            news.append(self._news.get_nowait())
+        for one in news:
+            if one.step is not None and one.step in self._tasks:
+                await self._apply(run, one.step, one.event)
+        for name, task in list(self._tasks.items()):
+            if task.done() and (error := task.exception()) is not None:
+                _log.error("a step failed by a fault of its own", step=name, exc_info=error)
+                del self._tasks[name]
+                text = f"internal error: {type(error).__name__}; the coordinator's log has it"
+                machine.fail(run, name, error=text, now=_now())
+
+    async def _apply(
+        self, run: pb.Run, name: str, event: Progress | Outcome | PlinthError | None
+    ) -> None:
+        match event:
+            case Progress(fraction, detail):
+                machine.advance(run, name, fraction=fraction, detail=detail)
+            case Outcome(output, metrics, reused):
+                del self._tasks[name]
+                machine.succeed(
+                    run, name, output=output, metrics=metrics, reused=reused, now=_now()
+                )
+            case PlinthError():
+                del self._tasks[name]
+                await self._abandon(self._works[name])
+                machine.fail(run, name, error=event.message, now=_now())
+
+    async def _wanted(self, before: Wanted) -> Wanted:
+        try:
+            return (await self._records.load(self._run_id))[1]
+        except Unavailable:
+            return before  # Redis is gone; saving will wait for it
+
+    async def _watch(self) -> None:
+        while True:
+            seen = self._feed.seen(self._run_id)
+            await self._feed.changed(self._run_id, seen)
+            self._news.put_nowait(_News(None))
+
+    async def _save(self, run: pb.Run) -> None:
+        """Waits while Redis is gone (the lease, which can't be renewed then, ends the wait)."""
+        while True:
+            try:
+                return await self._records.save(run, self._leadership)
+            except Unavailable:
+                await asyncio.sleep(0.5)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

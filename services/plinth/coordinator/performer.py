@@ -1,0 +1,103 @@
+"""One step's work as a task: an earlier result if there is one, else its kind's, until it ends.
+
+What may pass by itself (a stage that restarts, a full queue, Redis gone) is waited out, since
+every kind of step can be done twice; anything else ends the step with a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+
+from plinth.coordinator.results import StepResults
+from plinth.coordinator.steps import STEP_KINDS
+from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
+from plinth.shared.errors import (
+    Aborted,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    PlinthError,
+    ResourceExhausted,
+    Unavailable,
+)
+from plinth.shared.rpc.status import from_rpc_error
+
+TRANSIENT = (Unavailable, DeadlineExceeded, Aborted, Cancelled, ResourceExhausted)
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 5.0
+
+
+class Performer:
+    """Does the steps of runs under one leader's fence. Knows no run records."""
+
+    def __init__(self, tools: Tools, results: StepResults, fence: int) -> None:
+        self._tools = tools
+        self._results = results
+        self._fence = fence
+
+    async def perform(self, work: Work) -> AsyncIterator[Progress | Outcome]:
+        """Progress, then the Outcome. Raises the PlinthError that ends the step."""
+        wait = _FIRST_WAIT_S
+        while True:
+            try:
+                async for event in self._attempt(work):
+                    yield event
+                    wait = _FIRST_WAIT_S
+                return
+            except (PlinthError, grpc.aio.AioRpcError) as raised:
+                error = _typed(raised)
+                if not isinstance(error, TRANSIENT):
+                    raise error from raised
+            yield Progress(0.0, f"waits: {error.message}")
+            await asyncio.sleep(max(wait, error.retry_after_s or 0))
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    async def abandon(self, work: Work) -> None:
+        """Ends the work wherever it runs; waits for stages that are away."""
+        kind = STEP_KINDS[work.spec.kind]
+        await _persist(lambda: kind.abandon(work, self._tools))
+
+    async def _attempt(self, work: Work) -> AsyncIterator[Progress | Outcome]:
+        kind = STEP_KINDS[work.spec.kind]
+        if kind.pure:
+            found = await asyncio.to_thread(self._results.find, work.input_digest)
+            if found is not None:
+                yield found
+                return
+        outcome = None
+        async for event in kind.execute(work, self._tools):
+            if isinstance(event, Outcome):
+                outcome = event
+            else:
+                yield event
+        if outcome is None:
+            raise Internal(f"a step of kind {work.spec.kind} ended without an outcome")
+        if kind.pure:
+            origin = {"run": work.run_id, "step": work.step}
+            outcome = await asyncio.to_thread(
+                self._results.publish,
+                work.input_digest,
+                outcome,
+                fence=self._fence,
+                origin=origin,
+            )
+        yield outcome
+
+
+async def _persist(act: Callable[[], Awaitable[None]]) -> None:
+    wait = _FIRST_WAIT_S
+    while True:
+        try:
+            return await act()
+        except (PlinthError, grpc.aio.AioRpcError) as raised:
+            if not isinstance(_typed(raised), TRANSIENT):
+                raise _typed(raised) from raised
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, _LONGEST_WAIT_S)
+
+
+def _typed(raised: PlinthError | grpc.aio.AioRpcError) -> PlinthError:
+    return raised if isinstance(raised, PlinthError) else from_rpc_error(raised)

@@ -1,0 +1,288 @@
+"""The pipeline file: named steps, their kinds, and which step's output is another's input.
+
+    name: quickstart
+    steps:
+      corpus:     {kind: data, builtin: stdlib}
+      vocabulary: {kind: tokenizer, corpus: $corpus, vocab_size: 2048}
+
+`$corpus` is what the step `corpus` publishes; an input without the dollar sign is an artifact on
+the store. Everything that can be wrong without running is found here, each with its path and,
+where a key is unknown, the nearest right one: nothing runs of a pipeline that can't end well.
+"""
+
+from __future__ import annotations
+
+import difflib
+import graphlib
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from plinth.coordinator.steps import STEP_KINDS
+from plinth.coordinator.steps.contract import Name, StepSpec
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.store import ArtifactStore
+
+MAX_BYTES = 256 << 10
+MAX_STEPS = 64
+_TOP_KEYS = ("name", "steps")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A checked pipeline. `text` is its YAML after overrides."""
+
+    name: str
+    steps: Mapping[str, StepSpec]
+    text: str
+
+    def needs(self, step: str) -> set[str]:
+        """Steps that must be done before `step`."""
+        return _needs(self.steps[step])
+
+    def output_name(self, step: str) -> str:
+        """Artifact name that the step publishes under."""
+        return self.steps[step].output or f"{self.name}-{step}"
+
+
+def parse(text: str, overrides: Mapping[str, str] | None = None) -> Pipeline:
+    """The pipeline in `text` with `overrides` ("steps.corpus.max_bytes" → "1000") applied.
+    InvalidArgument with every mistake in it."""
+    if len(text.encode()) > MAX_BYTES:
+        raise InvalidArgument(f"a pipeline file holds at most {MAX_BYTES >> 10} KiB")
+    raw = _load(text)
+    for path, value in (overrides or {}).items():
+        _override(raw, path, value)
+    mistakes = _Mistakes()
+    name = _top(raw, mistakes)
+    steps = {
+        step: spec
+        for step, fields in (raw.get("steps") or {}).items()
+        if (spec := _step(step, fields, mistakes)) is not None
+    }
+    if not mistakes.found:
+        _check_inputs(steps, mistakes)
+    mistakes.raise_if_any()
+    return Pipeline(name, steps, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+
+
+def pinned(pipeline: Pipeline, store: ArtifactStore) -> Pipeline:
+    """The pipeline with references to artifacts on the store fixed to the version that they name
+    now, so that an alias that moves during the run changes nothing in it. Blocks on the store;
+    NotFound, and InvalidArgument where the kind is wrong."""
+    versions = {}
+    for step, spec in pipeline.steps.items():
+        for field, reference in spec.inputs().items():
+            if reference.startswith("$"):
+                continue
+            record = store.get(reference)
+            if record.kind not in spec.INPUTS[field]:
+                raise InvalidArgument(
+                    f"steps.{step}.{field}: takes a {' or '.join(sorted(spec.INPUTS[field]))}; "
+                    f"{record.ref} is a {record.kind}",
+                    reason="PIPELINE_INVALID",
+                    field=f"steps.{step}.{field}",
+                )
+            versions[f"steps.{step}.{field}"] = record.ref
+    return parse(pipeline.text, versions)
+
+
+def input_digest(
+    spec: StepSpec,
+    *,
+    output_name: str,
+    inputs: Mapping[str, str],
+    surroundings: Mapping[str, str],
+) -> str:
+    """ "sha256:<hex>" of all that shapes a step's result; `inputs`: field → content digest."""
+    content = {
+        "schema": 1,
+        "settings": spec.settings(),
+        "output": output_name,
+        "inputs": dict(inputs),
+        "surroundings": dict(surroundings),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+class _Mistakes:
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str]] = []
+
+    def add(self, path: str, what: str) -> None:
+        self.found.append((path, what))
+
+    def raise_if_any(self) -> None:
+        if self.found:
+            raise InvalidArgument(
+                "; ".join(f"{path}: {what}" for path, what in self.found),
+                reason="PIPELINE_INVALID",
+                field=self.found[0][0],
+            )
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases (they can blow up) and without repeated keys (one would win)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise InvalidArgument("a pipeline has no YAML aliases (*name); write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=True)
+        if isinstance(node, yaml.MappingNode) and len(mapping) != len(node.value):
+            raise InvalidArgument(f"a key is given twice in the mapping at{node.start_mark}")
+        return mapping
+
+
+def _load(text: str) -> dict[str, Any]:
+    try:
+        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader, see above)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidArgument(
+            f"the pipeline is no YAML: {error}", reason="PIPELINE_INVALID"
+        ) from error
+    if not isinstance(raw, dict):
+        raise InvalidArgument(
+            "a pipeline file is a mapping with the keys name and steps", reason="PIPELINE_INVALID"
+        )
+    return raw
+
+
+def _override(raw: dict[str, Any], path: str, value: str) -> None:
+    """Sets one value; an empty one takes the key away. Only what is there can be gone into, but
+    the last key may be new."""
+    *way, last = path.split(".")
+    at: Any = raw
+    for depth, key in enumerate(way):
+        if not isinstance(at, dict) or key not in at:
+            there = list(at) if isinstance(at, dict) else []
+            where = ".".join(way[: depth + 1])
+            raise InvalidArgument(
+                f"{path}: the pipeline has no {where}{_nearest(key, there)}", field=path
+            )
+        at = at[key]
+    if not isinstance(at, dict):
+        raise InvalidArgument(f"{path}: {'.'.join(way)} is no mapping", field=path)
+    try:
+        parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise InvalidArgument(f"{path}: the value is no YAML: {error}", field=path) from error
+    if parsed is None:
+        at.pop(last, None)
+    else:
+        at[last] = parsed
+
+
+class _Named(BaseModel):
+    name: Name
+
+
+def _top(raw: Mapping[str, Any], mistakes: _Mistakes) -> str:
+    for key in raw:
+        if key not in _TOP_KEYS:
+            mistakes.add(str(key), f"unknown key{_nearest(str(key), _TOP_KEYS)}")
+    try:
+        name = _Named.model_validate({"name": raw.get("name")}).name
+    except ValidationError:
+        mistakes.add("name", "a pipeline needs a name of 1 to 40 of a-z 0-9 _ -, a letter first")
+        name = ""
+    steps = raw.get("steps")
+    if not isinstance(steps, dict) or not 1 <= len(steps) <= MAX_STEPS:
+        mistakes.add("steps", f"a pipeline has 1 to {MAX_STEPS} steps, a mapping by their names")
+        mistakes.raise_if_any()
+    return name
+
+
+def _step(step: object, fields: object, mistakes: _Mistakes) -> StepSpec | None:
+    path = f"steps.{step}"
+    try:
+        _Named.model_validate({"name": step})
+    except ValidationError:
+        mistakes.add(path, "a step's name has 1 to 40 of a-z 0-9 _ -, a letter first")
+        return None
+    if not isinstance(fields, dict):
+        mistakes.add(path, "a step is a mapping with a kind")
+        return None
+    kind = fields.get("kind")
+    if not isinstance(kind, str) or kind not in STEP_KINDS:
+        hint = _nearest(kind, STEP_KINDS) if isinstance(kind, str) else ""
+        mistakes.add(f"{path}.kind", f"one of {', '.join(STEP_KINDS)}, not {kind!r}{hint}")
+        return None
+    model = STEP_KINDS[kind].spec
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            _explain(path, item["loc"], item["type"], item["msg"], model, mistakes)
+        return None
+
+
+def _explain(
+    path: str,
+    location: tuple[int | str, ...],
+    kind: str,
+    message: str,
+    model: type[BaseModel],
+    mistakes: _Mistakes,
+) -> None:
+    where = ".".join([path, *(str(part) for part in location)])
+    if kind == "extra_forbidden":
+        right = _keys_at(model, location[:-1])
+        mistakes.add(where, f"unknown key{_nearest(str(location[-1]), right)}")
+    elif kind == "missing":
+        mistakes.add(where, "is needed")
+    else:
+        mistakes.add(where, message.removeprefix("Value error, "))
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> Collection[str]:
+    """Field names of the section at `location` within `model`."""
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        choices = getattr(annotation, "__args__", (annotation,))
+        model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return model.model_fields
+
+
+def _nearest(key: str, right: Collection[str]) -> str:
+    near = difflib.get_close_matches(key, list(right), n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there is {', '.join(sorted(right))}" if right else ""
+
+
+def _needs(spec: StepSpec) -> set[str]:
+    references = spec.inputs().values()
+    return {r[1:] for r in references if r.startswith("$")} | set(spec.after)
+
+
+def _check_inputs(steps: Mapping[str, StepSpec], mistakes: _Mistakes) -> None:
+    for step, spec in steps.items():
+        for other in spec.after:
+            if other not in steps:
+                mistakes.add(f"steps.{step}.after", f"no step {other!r}{_nearest(other, steps)}")
+        for field, reference in spec.inputs().items():
+            if not reference.startswith("$"):
+                continue
+            path, source = f"steps.{step}.{field}", reference[1:]
+            if source not in steps:
+                mistakes.add(path, f"no step {source!r}{_nearest(source, steps)}")
+            elif (made := steps[source].produces()) not in spec.INPUTS[field]:
+                taken = " or ".join(sorted(spec.INPUTS[field]))
+                mistakes.add(path, f"takes a {taken}; the step {source!r} makes a {made}")
+    if mistakes.found:
+        return
+    order = graphlib.TopologicalSorter({step: _needs(spec) for step, spec in steps.items()})
+    try:
+        order.prepare()
+    except graphlib.CycleError as error:
+        around = " → ".join(reversed(error.args[1]))
+        mistakes.add("steps", f"steps wait for one another: {around}")

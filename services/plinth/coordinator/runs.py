@@ -1,0 +1,265 @@
+"""Runs in Redis: one hash each, changed only by compare-and-set under the leader's fence.
+
+    record    the message `Run`, its revision within
+    revision  the same number, for the scripts
+    wanted    "run", "pause" or "cancel": set by anybody, obeyed by the leader
+    ended     "1" when nothing will change any more
+
+Every change appends the run's id to one bounded stream, which each coordinator follows once
+(`RunFeed`) for all its watchers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import Any
+
+from redis.asyncio import Redis
+
+from plinth.coordinator.leader import LEASE, Leadership
+from plinth.coordinator.machine import ENDED, Wanted
+from plinth.shared import keys
+from plinth.shared.connection import redis_errors
+from plinth.shared.errors import (
+    Aborted,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from plinth.v1 import coordinator_pb2 as pb
+
+MAX_ACTIVE = 128
+MAX_KEPT = 1000
+_EVENTS = 10_000
+
+# KEYS: run, index, active, events. ARGV: id, record, now in ms, most active, most kept, most
+# events, prefix of the runs' keys. Gives the record that stands, "" when too many are active.
+_SUBMIT = """
+local there = redis.call('HGET', KEYS[1], 'record')
+if there then return there end
+if redis.call('SCARD', KEYS[3]) >= tonumber(ARGV[4]) then return '' end
+redis.call('HSET', KEYS[1], 'record', ARGV[2], 'revision', 1, 'wanted', 'run')
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+redis.call('SADD', KEYS[3], ARGV[1])
+redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[6], '*', 'run', ARGV[1])
+local extra = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[5])
+if extra > 0 then
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, extra - 1)) do
+    if redis.call('SISMEMBER', KEYS[3], id) == 0 then
+      redis.call('ZREM', KEYS[2], id)
+      redis.call('DEL', ARGV[7] .. id)
+    end
+  end
+end
+return ARGV[2]
+"""
+# KEYS: run, events. ARGV: id, wanted, most events. Gives 1 done, 0 unknown, -1 ended, -2 cancelled.
+_WANT = """
+local wanted = redis.call('HGET', KEYS[1], 'wanted')
+if not wanted then return 0 end
+if redis.call('HGET', KEYS[1], 'ended') then return -1 end
+if wanted == ARGV[2] then return 1 end
+if wanted == 'cancel' then return -2 end
+redis.call('HSET', KEYS[1], 'wanted', ARGV[2])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'run', ARGV[1])
+return 1
+"""
+# KEYS: run, active, events, lease. ARGV: id, lease's value, revision before, record, "1" if ended,
+# most events. Gives 1 done, -1 not the leader, -2 another revision.
+_SAVE = """
+if redis.call('GET', KEYS[4]) ~= ARGV[2] then return -1 end
+if redis.call('HGET', KEYS[1], 'revision') ~= ARGV[3] then
+  -- The same save sent twice (its answer got lost) is no conflict.
+  if redis.call('HGET', KEYS[1], 'record') == ARGV[4] then return 1 end
+  return -2
+end
+redis.call('HSET', KEYS[1], 'record', ARGV[4], 'revision', ARGV[3] + 1)
+if ARGV[5] == '1' then
+  redis.call('HSET', KEYS[1], 'ended', '1')
+  redis.call('SREM', KEYS[2], ARGV[1])
+end
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[6], '*', 'run', ARGV[1])
+return 1
+"""
+
+
+class RunRecords:
+    """The runs of this installation. Raises Unavailable while Redis is gone."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._submit = redis.register_script(_SUBMIT)
+        self._want = redis.register_script(_WANT)
+        self._save = redis.register_script(_SAVE)
+
+    async def submit(self, run: pb.Run) -> pb.Run:
+        """Adds it; the run that has its id already, if any, stands and is given back."""
+        run.revision = 1
+        with redis_errors():
+            record = await self._submit(
+                keys=[keys.run(run.run_id), keys.runs(), keys.active_runs(), keys.run_events()],
+                args=[
+                    run.run_id,
+                    run.SerializeToString(),
+                    run.submitted_unix_ms,
+                    MAX_ACTIVE,
+                    MAX_KEPT,
+                    _EVENTS,
+                    keys.run("x").removesuffix("x"),
+                ],
+            )
+        if not record:
+            raise ResourceExhausted(
+                f"{MAX_ACTIVE} runs have not ended yet; wait for one or cancel one",
+                retry_after_s=30,
+            )
+        return pb.Run.FromString(record)
+
+    async def get(self, run_id: str) -> pb.Run:
+        """NotFound when there is none."""
+        return (await self.load(run_id))[0]
+
+    async def load(self, run_id: str) -> tuple[pb.Run, Wanted]:
+        """The run and what is wanted of it."""
+        with redis_errors():
+            values: Any = await self._redis.hmget(keys.run(run_id), ["record", "wanted"])
+        record, wanted = values
+        if record is None or wanted is None:
+            raise _unknown(run_id)
+        return pb.Run.FromString(record), Wanted(wanted.decode())
+
+    async def newest(self, limit: int) -> list[pb.Run]:
+        """Newest first."""
+        with redis_errors():
+            ids: Any = await self._redis.zrevrange(keys.runs(), 0, limit - 1)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for run_id in ids:
+                    pipe.hget(keys.run(run_id.decode()), "record")
+                records = await pipe.execute()
+        return [pb.Run.FromString(record) for record in records if record is not None]
+
+    async def active(self) -> list[str]:
+        """Ids of the runs that have not ended."""
+        with redis_errors():
+            ids: Any = await self._redis.smembers(keys.active_runs())
+        return sorted(raw.decode() for raw in ids)
+
+    async def want(self, run_id: str, wanted: Wanted) -> None:
+        """Asks the leader. FailedPrecondition when the run has ended or is being cancelled;
+        cancelling what has ended is no error, so that it can be asked twice."""
+        with redis_errors():
+            answer = await self._want(
+                keys=[keys.run(run_id), keys.run_events()], args=[run_id, wanted.value, _EVENTS]
+            )
+        if answer == 0:
+            raise _unknown(run_id)
+        if answer == -1 and wanted is not Wanted.CANCEL:
+            raise FailedPrecondition(
+                f"run {run_id} has ended; submit a new one (finished steps are reused)",
+                reason="RUN_ENDED",
+            )
+        if answer == -2:
+            raise FailedPrecondition(f"run {run_id} is being cancelled", reason="RUN_CANCELLED")
+
+    async def save(self, run: pb.Run, leadership: Leadership) -> None:
+        """Stores the run as its next revision. Aborted when this is not the leader any more or
+        the run was changed meanwhile; the run is as it was then."""
+        before = run.revision
+        run.revision = before + 1
+        try:
+            with redis_errors():
+                answer = await self._save(
+                    keys=[
+                        keys.run(run.run_id),
+                        keys.active_runs(),
+                        keys.run_events(),
+                        keys.lease(LEASE),
+                    ],
+                    args=[
+                        run.run_id,
+                        leadership.value,
+                        before,
+                        run.SerializeToString(),
+                        "1" if run.state in ENDED else "0",
+                        _EVENTS,
+                    ],
+                )
+        except BaseException:
+            run.revision = before
+            raise
+        if answer != 1:
+            run.revision = before
+            what = "another coordinator leads" if answer == -1 else "its record changed meanwhile"
+            raise Aborted(f"run {run.run_id} was not saved: {what}", reason="FENCE_STALE")
+
+
+def _unknown(run_id: str) -> NotFound:
+    return NotFound(f"there is no run {run_id!r}", reason="RUN_NOT_FOUND", field="run_id")
+
+
+class RunFeed:
+    """Follows the stream of changes once for all waiters of this process."""
+
+    # A waiter looks again after this long even without news (the stream is bounded).
+    PATIENCE_S = 5.0
+    _KNOWN = 4096
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._news = asyncio.Condition()
+        self._changes: OrderedDict[str, int] = OrderedDict()
+        self._count = 0
+
+    def seen(self, run_id: str) -> int:
+        """A mark to wait from; take it before reading the record."""
+        return self._changes.get(run_id, 0)
+
+    async def changed(self, run_id: str, seen: int) -> None:
+        """Returns when the run changed after `seen`, or after PATIENCE_S."""
+        try:
+            async with asyncio.timeout(self.PATIENCE_S), self._news:
+                await self._news.wait_for(lambda: self.seen(run_id) > seen)
+        except TimeoutError:
+            return
+
+    async def any_change(self, count: int) -> int:
+        """Waits for a change of any run after `count`, at most PATIENCE_S; the count now."""
+        try:
+            async with asyncio.timeout(self.PATIENCE_S), self._news:
+                await self._news.wait_for(lambda: self._count > count)
+        except TimeoutError:
+            pass
+        return self._count
+
+    async def follow(self) -> None:
+        """Reads the stream until cancelled; waits while Redis is gone."""
+        last: Any = None
+        while True:
+            began = time.monotonic()
+            try:
+                with redis_errors():
+                    if last is None:
+                        newest: Any = await self._redis.xrevrange(keys.run_events(), count=1)
+                        last = newest[0][0] if newest else b"0-0"
+                    answer: Any = await self._redis.xread(
+                        {keys.run_events(): last}, count=500, block=2000
+                    )
+            except Unavailable:
+                await asyncio.sleep(max(0.0, 0.5 - (time.monotonic() - began)))
+                continue
+            for _, entries in answer or ():
+                last = entries[-1][0]
+                await self._tell([fields[b"run"].decode() for _, fields in entries])
+
+    async def _tell(self, run_ids: list[str]) -> None:
+        async with self._news:
+            for run_id in run_ids:
+                self._count += 1
+                self._changes[run_id] = self._count
+                self._changes.move_to_end(run_id)
+            while len(self._changes) > self._KNOWN:
+                self._changes.popitem(last=False)
+            self._news.notify_all()

@@ -1,0 +1,194 @@
+"""What a served model makes of given text: held-out bits, answers, tokens per second.
+
+The engine scores ids; text becomes ids at the tokenizer stage. A document is read in windows of
+the model's context that overlap by half, so that every token but the first few has at least half
+a context before it, and each token is judged once:
+
+    bits per byte = -sum over tokens of log2 p(token | window before it) / UTF-8 bytes   (1)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from plinth.shared.errors import DataLoss, FailedPrecondition
+from plinth.shared.rpc.client import StageClients
+from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc, tokenizer_pb2
+
+T = TypeVar("T")
+
+# Longer windows cost attention time and tell little more about a model than these do.
+MAX_WINDOW = 1024
+# Ids per Score call and text per Encode call: far below the message limits.
+_SCORE_IDS = 8192
+_ENCODE_BYTES = 1 << 20
+_CALL_S = 300.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """ids[start:end] of a document; the tokens from `first` on are judged here."""
+
+    start: int
+    end: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    prompt: str
+    text: str
+    tokens: int
+    seconds: float
+
+
+def windows(length: int, context: int) -> Iterator[Window]:
+    """Covers positions 1 to length - 1 of a sequence once each (position 0 is context only)."""
+    end = min(context, length)
+    yield Window(0, end, 1)
+    while end < length:
+        judged, end = end, min(end + context // 2, length)
+        yield Window(max(0, end - context), end, judged)
+
+
+def start_id(config: dict[str, object]) -> int:
+    """The id that stands before a document: the separator that training put there."""
+    for key in ("eos_token_id", "bos_token_id"):
+        value = config.get(key)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    raise FailedPrecondition("the model's config.json names no eos_token_id and no bos_token_id")
+
+
+def context_length(config: dict[str, object]) -> int:
+    """Most tokens that the model sees at once."""
+    for key in ("max_position_embeddings", "n_positions"):
+        value = config.get(key)
+        if isinstance(value, int) and value >= 2:
+            return value
+    raise FailedPrecondition("the model's config.json names no max_position_embeddings")
+
+
+def read_config(model: Path) -> dict[str, object]:
+    """config.json of a model artifact's folder. Blocks."""
+    try:
+        config = json.loads((model / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataLoss(f"{model}/config.json can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise DataLoss(f"{model}/config.json is no JSON object")
+    return config
+
+
+class ServedModel:
+    """One deployment seen through the stages: `name` is what shards announce, `artifact` the
+    version that its tokenizer is taken from."""
+
+    def __init__(self, clients: StageClients, name: str, artifact: str) -> None:
+        self._clients = clients
+        self._artifact = artifact
+        self._name = name
+        self._binding = common_pb2.Binding(model=name)
+
+    async def document_bits(
+        self, documents: Sequence[str], *, start: int, context: int
+    ) -> AsyncIterator[tuple[int, float]]:
+        """(documents judged so far, bits of all of them so far), as the scoring goes on."""
+        window = min(context, MAX_WINDOW)
+        bits, done = 0.0, 0
+        for texts in _batches(documents, lambda text: len(text.encode()), _ENCODE_BYTES):
+            sequences = await self._encode(texts)
+            items = [
+                inference_pb2.ScoreItem(ids=ids[w.start : w.end], from_position=w.first - w.start)
+                for ids in ([start, *sequence] for sequence in sequences)
+                for w in windows(len(ids), window)
+                if w.end > w.first
+            ]
+            for batch in _batches(items, lambda item: len(item.ids), _SCORE_IDS):
+                bits += await self._score(batch)
+                yield done, bits
+            done += len(texts)
+            yield done, bits
+
+    async def answer(self, prompt: str, *, max_tokens: int, context: int) -> Answer:
+        """The greedy answer to one question by the model's chat template."""
+        tokenizer = await self._clients.tokenizer()
+        templated = await tokenizer.ApplyChatTemplate(
+            tokenizer_pb2.ApplyChatTemplateRequest(
+                model=self._artifact,
+                messages=[common_pb2.ChatMessage(role="user", content=prompt)],
+                add_generation_prompt=True,
+            )
+        )
+        room = context - len(templated.ids)
+        if room < 1:
+            raise FailedPrecondition(f"the prompt {prompt!r} is longer than the model's context")
+        request = inference_pb2.GenerateRequest(
+            binding=self._binding,
+            input=[inference_pb2.Span(tokens=inference_pb2.TokenSpan(ids=templated.ids))],
+            sampling=common_pb2.SamplingParams(
+                temperature=0.0,
+                max_tokens=min(max_tokens, room),
+                stop_token_ids=templated.stop_token_ids,
+            ),
+        )
+        began = time.monotonic()
+        shard = await self._shard()
+        ids = [
+            token.id
+            async for message in shard.Generate(request, timeout=_CALL_S)
+            for token in message.tokens
+        ]
+        seconds = time.monotonic() - began
+        decoded = await tokenizer.Decode(
+            tokenizer_pb2.DecodeRequest(
+                model=self._artifact,
+                sequences=[tokenizer_pb2.TokenIds(ids=ids)],
+                skip_special=True,
+            )
+        )
+        return Answer(prompt, decoded.texts[0], len(ids), seconds)
+
+    async def _shard(self) -> inference_pb2_grpc.InferenceServiceAsyncStub:
+        replica = await self._clients.pick("inference", model=self._name)
+        channel = self._clients.channel(replica)
+        return inference_pb2_grpc.InferenceServiceStub(channel)
+
+    async def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        tokenizer = await self._clients.tokenizer()
+        encoded = await tokenizer.Encode(
+            tokenizer_pb2.EncodeRequest(model=self._artifact, texts=texts), timeout=_CALL_S
+        )
+        return [list(sequence.ids) for sequence in encoded.sequences]
+
+    async def _score(self, items: Sequence[inference_pb2.ScoreItem]) -> float:
+        shard = await self._shard()
+        request = inference_pb2.ScoreRequest(binding=self._binding, items=items)
+        scored = await shard.Score(request, timeout=_CALL_S)
+        wanted = sum(len(item.ids) - item.from_position for item in items)
+        logprobs = [value for result in scored.results for value in result.logprobs]
+        if len(logprobs) != wanted or not all(math.isfinite(value) for value in logprobs):
+            raise DataLoss(f"a shard scored {len(logprobs)} of {wanted} tokens, or not finitely")
+        return -math.fsum(logprobs) / math.log(2)
+
+
+def _batches(values: Sequence[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Consecutive values in groups of at most `limit` in size; a larger value stands alone."""
+    batch: list[T] = []
+    filled = 0
+    for value in values:
+        if batch and filled + size(value) > limit:
+            yield batch
+            batch, filled = [], 0
+        batch.append(value)
+        filled += size(value)
+    if batch:
+        yield batch

@@ -1,0 +1,292 @@
+"""The coordinator stage: runs as durable state machines, served models as desired state.
+
+Every replica answers reads and takes requests; the one that leads (by lease) carries them out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from plinth.coordinator import machine
+from plinth.coordinator.deployments import ready_shards
+from plinth.coordinator.driver import RunDriver
+from plinth.coordinator.leader import LeaderLease, Leadership
+from plinth.coordinator.machine import Wanted
+from plinth.coordinator.performer import Performer
+from plinth.coordinator.pipeline import parse, pinned
+from plinth.coordinator.results import StepResults
+from plinth.coordinator.runs import RunFeed, RunRecords
+from plinth.coordinator.steps.contract import Tools
+from plinth.shared.errors import Aborted, Internal, InvalidArgument, Unavailable
+from plinth.shared.keys import check_part
+from plinth.shared.records import DeploymentRecords
+from plinth.shared.rpc.server import GrpcService
+from plinth.shared.telemetry import get_logger
+from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import coordinator_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from plinth.shared.stage import StageContext
+
+_log = get_logger("plinth.coordinator")
+_RUN_ID_CHARS = 40
+# How long pause, resume and cancel wait to show their effect; it comes anyway.
+_EFFECT_S = 3.0
+
+
+def build(context: StageContext, **_options: Any) -> CoordinatorFront:
+    return CoordinatorFront(context)
+
+
+class Conductor:
+    """What a leader does: one driver for each run that has not ended."""
+
+    def __init__(self, records: RunRecords, feed: RunFeed, tools: Tools) -> None:
+        self._records = records
+        self._feed = feed
+        self._tools = tools
+        self._results = StepResults(tools.store)
+
+    async def conduct(self, leadership: Leadership) -> None:
+        """Until cancelled (the lead is lost, or this replica stops)."""
+        drivers: dict[str, asyncio.Task[None]] = {}
+        try:
+            count = 0
+            while True:
+                self._reap(drivers)
+                for run_id in await self._active():
+                    if run_id not in drivers:
+                        driver = self._driver(run_id, leadership)
+                        drivers[run_id] = asyncio.create_task(driver.drive())
+                count = await self._feed.any_change(count)
+        finally:
+            for task in drivers.values():
+                task.cancel()
+            if drivers:
+                await asyncio.wait(drivers.values())
+
+    def _driver(self, run_id: str, leadership: Leadership) -> RunDriver:
+        return RunDriver(
+            run_id,
+            records=self._records,
+            feed=self._feed,
+            store=self._tools.store,
+            performer=Performer(self._tools, self._results, leadership.fence),
+            leadership=leadership,
+        )
+
+    async def _active(self) -> list[str]:
+        try:
+            return await self._records.active()
+        except Unavailable:
+            return []
+
+    @staticmethod
+    def _reap(drivers: dict[str, asyncio.Task[None]]) -> None:
+        """Forgets drivers that ended; a run whose driver broke gets a new one."""
+        for run_id, task in list(drivers.items()):
+            if not task.done():
+                continue
+            del drivers[run_id]
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, Aborted | Unavailable):
+                _log.info("a run is taken up again", run_id=run_id, reason=error.message)
+            elif error is not None:
+                _log.error("a run's driver broke", run_id=run_id, exc_info=error)
+
+
+class CoordinatorFront:
+    """The stage's replica."""
+
+    stage = "coordinator"
+
+    def __init__(self, context: StageContext) -> None:
+        self._records = RunRecords(context.redis)
+        self._feed = RunFeed(context.redis)
+        deployments = DeploymentRecords(context.store)
+        self._tools = Tools(context.store, deployments, context.registry, context.clients)
+        self._conductor = Conductor(self._records, self._feed, self._tools)
+        self._lease = LeaderLease(
+            context.redis,
+            # A replica that was killed and started again must not take its old self's lease.
+            f"{context.replica_id}.{secrets.token_hex(4)}",
+            ttl_s=context.settings.coordinator.lease_s,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def services(self) -> Sequence[GrpcService]:
+        servicer = Servicer(self._records, self._feed, self._tools)
+        scopes = {"*": "runs"}
+        for method in ("PutDeployment", "ListDeployments", "DeleteDeployment"):
+            scopes[method] = "deployments"
+        for method in ("ListArtifacts", "GetArtifact"):
+            scopes[method] = "artifacts"
+        return [
+            GrpcService(
+                "plinth.v1.CoordinatorService",
+                lambda server: rpc.add_CoordinatorServiceServicer_to_server(servicer, server),
+                scopes,
+            )
+        ]
+
+    async def start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._feed.follow()),
+            asyncio.create_task(self._lease.lead(self._conductor.conduct)),
+        ]
+
+    async def check(self) -> None:
+        """Internal when a background task died: the replica is to be replaced."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                raise Internal(f"a background task of the coordinator ended: {task.exception()!r}")
+
+    def announcement(self) -> dict[str, str]:
+        leadership = self._lease.leadership
+        leads = leadership is not None and leadership.held
+        return {"leader": "1" if leads else "0"}
+
+    async def drain(self, grace_s: float) -> None:
+        """Gives the lead back; jobs in flight go on, and the next leader takes them up."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+
+
+class Servicer(rpc.CoordinatorServiceServicer):
+    """The RPCs; see coordinator.proto."""
+
+    def __init__(self, records: RunRecords, feed: RunFeed, tools: Tools) -> None:
+        self._records = records
+        self._feed = feed
+        self._tools = tools
+
+    async def SubmitRun(self, request: pb.SubmitRunRequest, context: Any) -> pb.SubmitRunResponse:
+        run_id = check_part(request.run_id, "run_id")
+        if len(run_id) > _RUN_ID_CHARS or "/" in run_id:
+            raise InvalidArgument(
+                f"run_id has at most {_RUN_ID_CHARS} characters and no '/'", field="run_id"
+            )
+        pipeline = await asyncio.to_thread(parse, request.pipeline_yaml, dict(request.overrides))
+        pipeline = await asyncio.to_thread(pinned, pipeline, self._tools.store)
+        run = machine.new_run(run_id, pipeline, time.time_ns() // 1_000_000)
+        return pb.SubmitRunResponse(run=await self._records.submit(run))
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=await self._records.get(request.run_id))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
+        runs = await self._records.newest(min(request.limit or 50, 200))
+        for run in runs:  # many long files would not fit one message; GetRun gives each
+            run.pipeline_yaml = ""
+        return pb.ListRunsResponse(runs=runs)
+
+    async def WatchRun(
+        self, request: pb.WatchRunRequest, context: Any
+    ) -> AsyncIterator[pb.WatchRunResponse]:
+        last = -1
+        run = await self._records.get(request.run_id)
+        while True:
+            if run.revision != last:
+                yield pb.WatchRunResponse(run=run)
+                last = run.revision
+            if machine.ended(run):
+                return
+            run = await self._next(run)
+
+    async def _next(self, run: pb.Run) -> pb.Run:
+        """The run when it may have changed; as it was while Redis is gone."""
+        seen = self._feed.seen(run.run_id)
+        try:
+            now = await self._records.get(run.run_id)
+            if now.revision != run.revision:
+                return now
+            await self._feed.changed(run.run_id, seen)
+            return await self._records.get(run.run_id)
+        except Unavailable:
+            await asyncio.sleep(0.5)
+            return run
+
+    async def PauseRun(self, request: pb.PauseRunRequest, context: Any) -> pb.PauseRunResponse:
+        paused = {pb.RUN_STATE_PAUSED}
+        run = await self._want(request.run_id, Wanted.PAUSE, lambda run: run.state in paused)
+        return pb.PauseRunResponse(run=run)
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Any) -> pb.ResumeRunResponse:
+        running = {pb.RUN_STATE_RUNNING}
+        run = await self._want(request.run_id, Wanted.RUN, lambda run: run.state in running)
+        return pb.ResumeRunResponse(run=run)
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:
+        run = await self._want(request.run_id, Wanted.CANCEL, machine.ended)
+        return pb.CancelRunResponse(run=run)
+
+    async def _want(
+        self, run_id: str, wanted: Wanted, effective: Callable[[pb.Run], bool]
+    ) -> pb.Run:
+        """Records the wish, and waits a moment for the leader to follow it."""
+        await self._records.want(run_id, wanted)
+        run = await self._records.get(run_id)
+        deadline = time.monotonic() + _EFFECT_S
+        while not effective(run) and not machine.ended(run) and time.monotonic() < deadline:
+            run = await _within(self._next(run), deadline - time.monotonic()) or run
+        return run
+
+    async def PutDeployment(
+        self, request: pb.PutDeploymentRequest, context: Any
+    ) -> pb.PutDeploymentResponse:
+        record = await asyncio.to_thread(self._tools.deployments.put, request.deployment)
+        assert record.deployment is not None
+        return pb.PutDeploymentResponse(deployment=await self._counted(record.deployment))
+
+    async def ListDeployments(
+        self, request: pb.ListDeploymentsRequest, context: Any
+    ) -> pb.ListDeploymentsResponse:
+        wanted = await asyncio.to_thread(self._tools.deployments.list)
+        return pb.ListDeploymentsResponse(deployments=[await self._counted(d) for d in wanted])
+
+    async def DeleteDeployment(
+        self, request: pb.DeleteDeploymentRequest, context: Any
+    ) -> pb.DeleteDeploymentResponse:
+        await asyncio.to_thread(self._tools.deployments.delete, request.name)
+        return pb.DeleteDeploymentResponse()
+
+    async def _counted(self, deployment: pb.Deployment) -> pb.Deployment:
+        counted = pb.Deployment()
+        counted.CopyFrom(deployment)
+        counted.ready_shards = await ready_shards(
+            self._tools.registry, deployment.name, deployment.artifact
+        )
+        return counted
+
+    async def ListArtifacts(
+        self, request: pb.ListArtifactsRequest, context: Any
+    ) -> pb.ListArtifactsResponse:
+        store = self._tools.store
+        records = await asyncio.to_thread(store.list, request.kind or None)
+        records.sort(key=lambda record: record.created_unix_ms, reverse=True)
+        artifacts = [record.to_proto() for record in records[: min(request.limit or 100, 1000)]]
+        for artifact in artifacts:
+            artifact.manifest_json = ""  # GetArtifact gives each
+        return pb.ListArtifactsResponse(artifacts=artifacts)
+
+    async def GetArtifact(
+        self, request: pb.GetArtifactRequest, context: Any
+    ) -> pb.GetArtifactResponse:
+        store = self._tools.store
+        record = await asyncio.to_thread(store.get, request.reference)
+        aliases = await asyncio.to_thread(store.aliases, record.name)
+        mine = [alias for alias, version in aliases.items() if version == record.version]
+        return pb.GetArtifactResponse(artifact=record.to_proto(mine))
+
+
+async def _within(waited: Awaitable[pb.Run], seconds: float) -> pb.Run | None:
+    try:
+        return await asyncio.wait_for(waited, seconds)
+    except TimeoutError:
+        return None

@@ -1,0 +1,125 @@
+"""What a kind of step is: a spec that can be checked, and work that can be done twice.
+
+A step turns inputs (artifacts) into one output (an artifact reference) and figures. The driver
+calls `execute` again after any interruption, so each kind makes its effects idempotent: a job by
+its id, an artifact by its input digest, a deployment by its name. A kind knows nothing of runs'
+records, of leases, or of other steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from plinth.shared.records import DeploymentRecords
+from plinth.shared.registry import Registry
+from plinth.shared.rpc.client import StageClients
+from plinth.shared.store import ArtifactRecord, ArtifactStore
+
+NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,39}$"
+
+# "$corpus": what the step `corpus` publishes. Anything else: an artifact on the store
+# ("smollm2", "chat@3", "chat:prod").
+Input = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class StepSpec(BaseModel):
+    """What a pipeline file may say of a step; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    # Fields that hold inputs, and the kinds of artifact that each takes.
+    INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {}
+
+    kind: str
+    # Steps that must be done first although nothing of theirs is an input.
+    after: tuple[Name, ...] = Field(default=(), max_length=64)
+    # Artifact name to publish under; None: "<pipeline>-<step>".
+    output: Name | None = None
+
+    def produces(self) -> str:
+        """Kind of the artifact that the step's output refers to."""
+        raise NotImplementedError
+
+    def inputs(self) -> dict[str, str]:
+        """Field → reference, for the inputs that are given."""
+        given = {name: getattr(self, name) for name in self.INPUTS}
+        return {name: reference for name, reference in given.items() if reference}
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that shapes the result beside the inputs, JSON-ready."""
+        return self.model_dump(mode="json", exclude={"after", *self.INPUTS})
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step of one run, with its inputs resolved."""
+
+    run_id: str
+    step: str
+    spec: StepSpec
+    inputs: Mapping[str, ArtifactRecord]
+    input_digest: str
+    output_name: str
+
+    @property
+    def job_id(self) -> str:
+        """The same whenever this step of this run is taken up again."""
+        return f"{self.run_id}/{self.step}/{self.input_digest.removeprefix('sha256:')[:16]}"
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What steps work with."""
+
+    store: ArtifactStore
+    deployments: DeploymentRecords
+    registry: Registry
+    clients: StageClients
+
+
+@dataclass(frozen=True)
+class Progress:
+    """fraction: 0 to 1. detail: one line for people."""
+
+    fraction: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a step. output: name@version. reused: the world was so already."""
+
+    output: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    reused: bool = False
+
+
+class StepKind(Protocol):
+    """One file in `steps/` each."""
+
+    @property
+    def spec(self) -> type[StepSpec]: ...
+
+    @property
+    def pure(self) -> bool:
+        """Whether an earlier result from the same inputs stands for this one. Not so for steps
+        whose result is a state of the world (an alias, a served model)."""
+        ...
+
+    def surroundings(self, spec: Any, run_id: str) -> Mapping[str, str]:
+        """What shapes the result beside spec and inputs; part of the input digest. May block."""
+        ...
+
+    def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+        """Does the work, or takes it up again; the last item is the Outcome. Raises PlinthError:
+        the transient ones (Unavailable, …) are tried again by the driver, others fail the step."""
+        ...
+
+    async def abandon(self, work: Work, tools: Tools) -> None:
+        """Ends work in flight and removes what it left in the world. Idempotent."""
+        ...

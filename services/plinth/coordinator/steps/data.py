@@ -1,0 +1,102 @@
+"""Step "data": a folder, a built-in corpus or a corpus artifact, made into what training reads.
+
+Without a tokenizer it publishes a text corpus (documents, split by hash into train and
+validation); with one, a dataset of token shards. The work is a trainer job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.jobs import cancel_job, follow_job
+from plinth.v1 import trainer_pb2 as pb
+
+
+class DataSpec(StepSpec):
+    INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {
+        "corpus": frozenset({"corpus"}),
+        "tokenizer": frozenset({"tokenizer", "model"}),
+    }
+
+    kind: Literal["data"]
+    # Exactly one of these three says where the text comes from.
+    corpus_dir: str | None = Field(default=None, max_length=4096)
+    builtin: Literal["stdlib", "stdlib-instruct"] | None = None
+    corpus: Input | None = None
+    tokenizer: Input | None = None
+    validation_fraction: float | None = Field(default=None, gt=0, lt=0.5)
+    # Stop after this many bytes of text; 0 is no limit.
+    max_bytes: int = Field(default=0, ge=0)
+
+    @field_validator("corpus_dir")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_absolute():
+            raise ValueError(f"must be an absolute path, not {value!r}: it is read elsewhere")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSpec:
+        given = [k for k in ("corpus_dir", "builtin", "corpus") if getattr(self, k)]
+        if len(given) != 1:
+            what = " and ".join(given) if given else "none of them"
+            raise ValueError(f"give one of corpus_dir, builtin and corpus, not {what}")
+        return self
+
+    def produces(self) -> str:
+        return "dataset" if self.tokenizer else "corpus"
+
+
+class DataStep:
+    spec: type[StepSpec] = DataSpec
+    pure = True
+
+    def surroundings(self, spec: DataSpec, run_id: str) -> Mapping[str, str]:
+        if spec.corpus_dir:
+            # A folder that only the trainer's machine sees: no other run's result stands for it.
+            found = fingerprint(Path(spec.corpus_dir))
+            return {"corpus_dir": found or f"unseen, run {run_id}"}
+        if spec.builtin:
+            return {"python": platform.python_version()}
+        return {}
+
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+        spec = work.spec
+        assert isinstance(spec, DataSpec)
+        prepare = pb.PrepareSpec(
+            corpus_dir=spec.corpus_dir or "",
+            builtin=spec.builtin or "",
+            validation_fraction=spec.validation_fraction,
+            max_bytes=spec.max_bytes,
+        )
+        if "corpus" in work.inputs:
+            prepare.corpus = work.inputs["corpus"].ref
+        if "tokenizer" in work.inputs:
+            prepare.tokenizer = work.inputs["tokenizer"].ref
+        job = pb.JobSpec(output_name=work.output_name, prepare=prepare)
+        async for event in follow_job(work, tools, job):
+            yield event
+
+    async def abandon(self, work: Work, tools: Tools) -> None:
+        await cancel_job(work, tools)
+
+
+def fingerprint(folder: Path) -> str | None:
+    """Digest of a folder's files by relative path, size and time of change, so that a changed
+    corpus is prepared again. None when this machine does not see the folder."""
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            about = path.stat()
+            line = f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,108 @@
+"""A step that is one job at the trainer: submit by a fixed id, follow it, take its artifact."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+
+from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
+from plinth.shared.errors import FailedPrecondition, Internal, NotFound, Unavailable
+from plinth.shared.rpc.status import from_rpc_error
+from plinth.v1 import trainer_pb2 as pb
+
+_ENDED = {
+    pb.JOB_STATE_SUCCEEDED,
+    pb.JOB_STATE_FAILED,
+    pb.JOB_STATE_CANCELLED,
+}
+
+
+async def follow_job(
+    work: Work, tools: Tools, spec: pb.JobSpec
+) -> AsyncIterator[Progress | Outcome]:
+    """Runs `spec` under the work's job id. The trainer knows the id from the first submission,
+    so after any interruption this goes on with the same job."""
+    trainer = await tools.clients.trainer()
+    submitted = await trainer.SubmitJob(pb.SubmitJobRequest(job_id=work.job_id, spec=spec))
+    job = submitted.job
+    if job.state not in _ENDED:
+        async for message in trainer.WatchJob(pb.WatchJobRequest(job_id=work.job_id)):
+            job = message.job
+            yield Progress(_fraction(job), describe(job))
+            if job.state in _ENDED:
+                break
+    yield _outcome(job)
+
+
+def _outcome(job: pb.Job) -> Outcome:
+    if job.state == pb.JOB_STATE_SUCCEEDED:
+        if not job.artifact.name:
+            raise Internal(f"job {job.job_id} succeeded and names no artifact")
+        return Outcome(f"{job.artifact.name}@{job.artifact.version}", _metrics(job))
+    if job.state == pb.JOB_STATE_FAILED:
+        raise FailedPrecondition(job.error or "the job failed", reason="JOB_FAILED")
+    if job.state == pb.JOB_STATE_CANCELLED:
+        raise FailedPrecondition("the job was cancelled at the trainer", reason="JOB_CANCELLED")
+    raise Unavailable("the trainer stopped reporting before the job ended")
+
+
+async def cancel_job(work: Work, tools: Tools) -> None:
+    """Cancels the work's job; a job that the trainer never saw is no error."""
+    trainer = await tools.clients.trainer()
+    try:
+        await trainer.CancelJob(pb.CancelJobRequest(job_id=work.job_id))
+    except grpc.aio.AioRpcError as error:
+        if not isinstance(from_rpc_error(error), NotFound):
+            raise
+
+
+def describe(job: pb.Job) -> str:
+    """One line for people: "step 120/900 · loss 3.21 · 14,200 tokens/s · 2m10s left"."""
+    progress = job.progress
+    if job.state == pb.JOB_STATE_QUEUED:
+        return "queued at the trainer"
+    parts = []
+    if progress.total and progress.unit == "step":
+        parts.append(f"step {progress.done:,}/{progress.total:,}")
+    elif progress.unit == "byte" and progress.done:
+        total = f" of {progress.total / 1e6:.1f}" if progress.total else ""
+        parts.append(f"{progress.done / 1e6:.1f}{total} MB")
+    if progress.loss:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.HasField("validation_bits_per_byte"):
+        parts.append(f"held out {progress.validation_bits_per_byte:.3f} bits per byte")
+    if progress.tokens_per_second:
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    if progress.eta_seconds >= 1:
+        parts.append(f"{_duration(progress.eta_seconds)} left")
+    if progress.note:
+        parts.append(progress.note)
+    return " · ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _fraction(job: pb.Job) -> float:
+    progress = job.progress
+    return min(1.0, progress.done / progress.total) if progress.total else 0.0
+
+
+def _metrics(job: pb.Job) -> dict[str, float]:
+    progress = job.progress
+    figures: dict[str, float] = {}
+    if progress.unit == "step":
+        figures = {
+            "steps": progress.done,
+            "loss": progress.loss,
+            "tokens_per_second": progress.tokens_per_second,
+        }
+        if progress.HasField("validation_bits_per_byte"):
+            figures["validation_bits_per_byte"] = progress.validation_bits_per_byte
+    elif progress.unit == "byte":
+        figures = {"bytes": progress.done}
+    seconds = (job.finished_unix_ms - job.started_unix_ms) / 1000
+    return figures | ({"seconds": seconds} if job.started_unix_ms and seconds >= 0 else {})

@@ -1,0 +1,64 @@
+"""Step "serve": puts a model into the desired state and waits until all its shards answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from plinth.coordinator.deployments import put, ready_shards, until_ready
+from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
+from plinth.v1 import coordinator_pb2 as pb
+
+
+class ServeSpec(StepSpec):
+    INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {"model": frozenset({"model"})}
+
+    kind: Literal["serve"]
+    model: Input
+    # The name that clients ask for.
+    name: Name
+    shards: int = Field(default=1, ge=1, le=64)
+    cpus_per_shard: float = Field(default=0, ge=0, le=1024)  # 0: the platform's default
+    gpus_per_shard: float = Field(default=0, ge=0, le=64)
+    kv_cache_bytes: int = Field(default=0, ge=0)
+    speculation: str = Field(default="", pattern=r"^(|off|lookup|draft:.{1,200})$")
+    # How long a shard may take to come up before the step fails.
+    ready_within_s: float = Field(default=600, gt=0, le=86_400)
+
+    def produces(self) -> str:
+        return "model"
+
+
+class ServeStep:
+    spec: type[StepSpec] = ServeSpec
+    pure = False
+
+    def surroundings(self, spec: ServeSpec, run_id: str) -> Mapping[str, str]:
+        return {}
+
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+        spec = work.spec
+        assert isinstance(spec, ServeSpec)
+        model = work.inputs["model"]
+        wanted = pb.Deployment(
+            name=spec.name,
+            artifact=model.ref,
+            shards=spec.shards,
+            cpus_per_shard=spec.cpus_per_shard,
+            gpus_per_shard=spec.gpus_per_shard,
+            kv_cache_bytes=spec.kv_cache_bytes,
+            speculation=spec.speculation,
+            traffic_share=1.0,
+        )
+        changed = await put(tools.deployments, wanted)
+        there = await ready_shards(tools.registry, spec.name, model.ref) >= spec.shards
+        async for ready in until_ready(tools.registry, wanted, within_s=spec.ready_within_s):
+            yield Progress(ready / spec.shards, f"{ready} of {spec.shards} shards ready")
+        metrics = {"name": spec.name, "shards": spec.shards}
+        yield Outcome(model.ref, metrics, reused=there and not changed)
+
+    async def abandon(self, work: Work, tools: Tools) -> None:
+        """Nothing to do: what the deployment was before is not known any more; the one that
+        this step wanted stays, as any deployment does until it is deleted."""

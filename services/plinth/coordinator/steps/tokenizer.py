@@ -1,0 +1,58 @@
+"""Step "tokenizer": a vocabulary trained on a corpus artifact by the tokenizer stage."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
+from plinth.shared.errors import Unavailable
+from plinth.v1 import tokenizer_pb2 as pb
+
+
+class TokenizerSpec(StepSpec):
+    INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {"corpus": frozenset({"corpus"})}
+
+    kind: Literal["tokenizer"]
+    corpus: Input
+    vocab_size: int = Field(ge=260, le=200_000)
+    special_tokens: tuple[str, ...] = Field(default=(), max_length=64)
+    # Jinja; empty takes Plinth's default (ChatML).
+    chat_template: str = Field(default="", max_length=20_000)
+
+    def produces(self) -> str:
+        return "tokenizer"
+
+
+class TokenizerStep:
+    spec: type[StepSpec] = TokenizerSpec
+    pure = True
+
+    def surroundings(self, spec: TokenizerSpec, run_id: str) -> Mapping[str, str]:
+        return {}
+
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+        spec = work.spec
+        assert isinstance(spec, TokenizerSpec)
+        tokenizer = await tools.clients.tokenizer()
+        request = pb.TrainTokenizerRequest(
+            corpus=work.inputs["corpus"].ref,
+            name=work.output_name,
+            vocab_size=spec.vocab_size,
+            special_tokens=spec.special_tokens,
+            chat_template=spec.chat_template,
+        )
+        async for message in tokenizer.Train(request):
+            if message.HasField("artifact"):
+                made = message.artifact
+                yield Outcome(f"{made.name}@{made.version}", {"vocab_size": spec.vocab_size})
+                return
+            total = message.bytes_total
+            read = f"{message.bytes_read / 1e6:.1f} of {total / 1e6:.1f} MB read"
+            yield Progress(message.bytes_read / total if total else 0.0, read if total else "")
+        raise Unavailable("the tokenizer stage ended the training without a result")
+
+    async def abandon(self, work: Work, tools: Tools) -> None:
+        """Nothing to do: the training ends with the call that asked for it."""

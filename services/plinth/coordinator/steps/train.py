@@ -1,0 +1,115 @@
+"""Step "train": one training job, from nothing (`model`) or from a model (`init_from`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.jobs import cancel_job, follow_job
+from plinth.v1 import trainer_pb2 as pb
+
+
+class ModelShape(BaseModel):
+    """Shape of a new model; see `ModelSpec` in trainer.proto."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["llama", "gpt2"] = "llama"
+    layers: int = Field(ge=1, le=256)
+    hidden: int = Field(ge=1, le=65536)
+    heads: int = Field(ge=1, le=1024)
+    kv_heads: int = Field(default=0, ge=0, le=1024)  # 0: as heads
+    intermediate: int = Field(default=0, ge=0, le=1 << 20)  # 0: the family's usual ratio
+    context: int = Field(ge=2, le=1 << 20)
+    tie_embeddings: bool = True
+
+
+class TrainSpec(StepSpec):
+    INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {
+        "dataset": frozenset({"dataset"}),
+        "init_from": frozenset({"model"}),
+    }
+
+    kind: Literal["train"]
+    objective: Literal["clm", "sft"]
+    dataset: Input
+    init_from: Input | None = None
+    model: ModelShape | None = None
+    sequence_length: int = Field(default=0, ge=0, le=1 << 20)  # 0: the model's context
+    batch_size: int = Field(default=16, ge=1, le=1 << 16)
+    micro_batch_size: int = Field(default=0, ge=0, le=1 << 16)
+    steps: int = Field(default=0, ge=0)
+    max_seconds: float = Field(default=0, ge=0)
+    learning_rate: float = Field(default=3e-3, gt=0, le=1)
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    warmup_fraction: float | None = Field(default=None, ge=0, le=1)
+    decay_fraction: float | None = Field(default=None, ge=0, le=1)
+    weight_decay: float | None = Field(default=None, ge=0)
+    clip_norm: float | None = Field(default=None, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    workers: int = Field(default=1, ge=1, le=1024)
+    checkpoint_every: int = Field(default=0, ge=0)
+    eval_every: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> TrainSpec:
+        if (self.init_from is None) == (self.model is None):
+            raise ValueError("give one of init_from (a model to go on from) and model (its shape)")
+        if not self.steps and not self.max_seconds:
+            raise ValueError("give steps or max_seconds, or the training would have no end")
+        return self
+
+    def produces(self) -> str:
+        return "model"
+
+
+# Fields that the job's message shares with the step by name.
+_SAME = (
+    "objective",
+    "sequence_length",
+    "batch_size",
+    "micro_batch_size",
+    "steps",
+    "max_seconds",
+    "learning_rate",
+    "schedule",
+    "warmup_fraction",
+    "decay_fraction",
+    "weight_decay",
+    "clip_norm",
+    "precision",
+    "seed",
+    "workers",
+    "checkpoint_every",
+    "eval_every",
+)
+
+
+class TrainStep:
+    spec: type[StepSpec] = TrainSpec
+    pure = True
+
+    def surroundings(self, spec: TrainSpec, run_id: str) -> Mapping[str, str]:
+        return {}
+
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+        spec = work.spec
+        assert isinstance(spec, TrainSpec)
+        train = pb.TrainSpec(
+            dataset=work.inputs["dataset"].ref, **{name: getattr(spec, name) for name in _SAME}
+        )
+        if "init_from" in work.inputs:
+            train.init_from = work.inputs["init_from"].ref
+        if spec.model is not None:
+            train.model.CopyFrom(pb.ModelSpec(**spec.model.model_dump()))
+            train.sequence_length = train.sequence_length or spec.model.context
+        job = pb.JobSpec(output_name=work.output_name, train=train)
+        async for event in follow_job(work, tools, job):
+            yield event
+
+    async def abandon(self, work: Work, tools: Tools) -> None:
+        await cancel_job(work, tools)
