@@ -101,6 +101,11 @@ class TrainerSettings(_Section):
     """The trainer stage."""
 
     device: str = "cpu"
+    # CPU workers run under SCHED_IDLE, so that people who chat keep their latency.
+    background: bool = True
+    # What Ray sets aside for one worker; small, since they take only what is left over.
+    worker_cpus: float = Field(default=0.1, ge=0)
+    lease_s: float = Field(default=15.0, gt=0)  # of a job
 
 
 class CoordinatorSettings(_Section):

@@ -31,6 +31,12 @@ Messages = tuple[tuple[str, str], ...]
 # Conversations to (ids, mask): mask 1 where the assistant speaks.
 Render = Callable[[Sequence[Messages]], list[tuple[list[int], list[int]]]]
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 256
 
@@ -55,8 +61,10 @@ def tokenize_corpus(
     if masked and render is None:
         raise InvalidArgument("chat messages need a tokenizer with a chat template")
     out.mkdir(parents=True)
-    shutil.copytree(tokenizer, out / "tokenizer")
-    (out / "tokenizer" / "manifest.json").unlink(missing_ok=True)
+    (out / "tokenizer").mkdir()
+    for name in TOKENIZER_FILES:  # a model artifact holds a tokenizer too, beside its weights
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, out / "tokenizer" / name)
     vocab_size = encoder.get_vocab_size()
     info = DatasetInfo(
         objective="sft" if masked else "clm",

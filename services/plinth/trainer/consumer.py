@@ -1,0 +1,212 @@
+"""Takes jobs from the queue, one at a time, and sees each to its end.
+
+A job is claimed under a lease that heartbeats keep while it runs. When this process dies, the
+lease lapses and another attempt, here or elsewhere, goes on from the job's checkpoint. While
+Redis is away the work goes on, and what is to be said waits. The record is written before the
+queue is told: a job whose record says it ended is only acknowledged when it is met again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from plinth.shared.errors import Aborted, Cancelled, Internal, PlinthError, Unavailable
+from plinth.shared.queue import Lease, LeaseLost, Queue
+from plinth.shared.store import ArtifactRecord
+from plinth.shared.telemetry import get_logger
+from plinth.trainer.execution import Execution, Stopped
+from plinth.trainer.loop.job_folder import Progress
+from plinth.trainer.records import JobRecords
+from plinth.v1 import trainer_pb2 as pb
+
+QUEUE = "trainer-jobs"
+# Each death of a replica costs an attempt, and a checkpoint makes the next one cheap.
+MAX_ATTEMPTS = 20
+_CLAIM_S = 5.0
+_PROGRESS_S = 0.5
+_REDIS_RETRY_S = 0.5
+
+_log = get_logger("plinth.trainer")
+T = TypeVar("T")
+
+
+class JobConsumer:
+    """One consumer of a trainer replica."""
+
+    def __init__(
+        self,
+        name: str,
+        queue: Queue,
+        records: JobRecords,
+        execution: Callable[[pb.Job], Execution],
+        *,
+        lease_s: float,
+    ) -> None:
+        self._name, self._queue, self._records = name, queue, records
+        self._execution, self._lease_s = execution, lease_s
+        self._current: Execution | None = None
+        self._stopping = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """Jobs in work: 0 or 1."""
+        return int(self._current is not None)
+
+    async def run(self) -> None:
+        """Until `drain`."""
+        while not self._stopping.is_set():
+            try:
+                lease = await self._queue.claim(self._name, wait_s=_CLAIM_S)
+                if lease is None:
+                    await self._bury()
+                else:
+                    await self._work(lease)
+            except Unavailable as away:
+                _log.warning("Redis is away, jobs wait", error=away.message)
+                await asyncio.sleep(_REDIS_RETRY_S)
+            except LeaseLost as lost:
+                _log.warning("job went on elsewhere", error=lost.message)
+
+    def drain(self) -> None:
+        """Claim nothing more; the job in work pauses at its next step and is given back."""
+        self._stopping.set()
+        if self._current is not None:
+            self._current.stop("pause")
+
+    async def _work(self, lease: Lease) -> None:
+        job = await self._records.find(lease.id) or pb.Job.FromString(lease.payload)
+        if job.state in (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_CANCELLED):
+            await self._queue.complete(lease, job.SerializeToString())
+            return
+        job.state = pb.JOB_STATE_RUNNING
+        job.attempts, job.error = lease.attempts, ""
+        job.started_unix_ms = job.started_unix_ms or _now_ms()
+        await self._record(job, lease)
+        execution = self._current = self._execution(job)
+        try:
+            if self._stopping.is_set():
+                execution.stop("pause")
+            record = await self._attended(execution, job, lease)
+        except Stopped as stopped:
+            await self._stopped(job, lease, stopped.how)
+        except LeaseLost:
+            raise
+        except PlinthError as error:
+            _log.info("job failed", job=job.job_id, error=error.message, reason=error.reason)
+            await self._failed(job, lease, error, retry=isinstance(error, Unavailable | Aborted))
+        except Exception as crash:  # noqa: BLE001 - a job's crash must not end the consumer
+            _log.exception("job crashed", job=job.job_id)
+            inner = Internal(f"{type(crash).__name__}: {crash}")
+            await self._failed(job, lease, inner, retry=True)
+        else:
+            await self._succeeded(job, lease, record)
+        finally:
+            self._current = None
+
+    async def _attended(self, execution: Execution, job: pb.Job, lease: Lease) -> ArtifactRecord:
+        """Run the job in a thread, with heartbeats and progress beside it."""
+        work = asyncio.create_task(asyncio.to_thread(execution.run))
+        heart = asyncio.create_task(self._heartbeats(lease))
+        tell = asyncio.create_task(self._tell_progress(execution, job, lease))
+        try:
+            await asyncio.wait({work, heart, tell}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                lost = (heart if heart.done() else tell).exception()
+                execution.stop("cancel" if isinstance(lost, Cancelled) else "pause")
+                await asyncio.wait({work})
+                if isinstance(lost, LeaseLost) or (lost and not isinstance(lost, Cancelled)):
+                    work.exception()
+                    raise lost
+            return work.result()
+        finally:
+            for task in (heart, tell):
+                task.cancel()
+            await asyncio.gather(heart, tell, return_exceptions=True)
+
+    async def _heartbeats(self, lease: Lease) -> None:
+        """Raises LeaseLost, or Cancelled when the job is to stop."""
+        while True:
+            try:
+                await self._queue.heartbeat(lease)
+            except Unavailable:
+                _log.warning("Redis is away, the job goes on", job=lease.id)
+            # A cancellation shows at the next beat, so beats are not far apart.
+            await asyncio.sleep(min(1.0, self._lease_s / 3))
+
+    async def _tell_progress(self, execution: Execution, job: pb.Job, lease: Lease) -> None:
+        told: Progress | None = None
+        while True:
+            await asyncio.sleep(_PROGRESS_S)
+            progress = await asyncio.to_thread(execution.folder.progress)
+            if progress is None or progress == told:
+                continue
+            job.progress.CopyFrom(to_proto(progress))
+            try:
+                if not await self._records.write(job, lease.fence):
+                    raise LeaseLost(f"job {job.job_id} has a newer attempt")
+                told = progress
+            except Unavailable:
+                continue  # told again at the next turn
+
+    # -- ends ------------------------------------------------------------------------------
+
+    async def _succeeded(self, job: pb.Job, lease: Lease, record: ArtifactRecord) -> None:
+        job.artifact.CopyFrom(record.to_proto())
+        await self._end(job, lease, pb.JOB_STATE_SUCCEEDED)
+        await self._said(lambda: self._queue.complete(lease, job.SerializeToString()))
+
+    async def _stopped(self, job: pb.Job, lease: Lease, how: str) -> None:
+        if how == "cancel":
+            await self._end(job, lease, pb.JOB_STATE_CANCELLED)
+            await self._said(lambda: self._queue.fail(lease, "cancelled", retry=False))
+        else:
+            job.state = pb.JOB_STATE_QUEUED
+            await self._record(job, lease)
+            await self._said(lambda: self._queue.release(lease))
+
+    async def _failed(self, job: pb.Job, lease: Lease, error: PlinthError, *, retry: bool) -> None:
+        job.error = error.message
+        last = not retry or lease.attempts >= MAX_ATTEMPTS
+        if last:
+            await self._end(job, lease, pb.JOB_STATE_FAILED)
+        else:
+            job.state = pb.JOB_STATE_QUEUED
+            await self._record(job, lease)
+        await self._said(lambda: self._queue.fail(lease, error.message, retry=not last))
+
+    async def _end(self, job: pb.Job, lease: Lease, state: pb.JobState.ValueType) -> None:
+        job.state, job.finished_unix_ms = state, _now_ms()
+        await self._record(job, lease)
+
+    async def _record(self, job: pb.Job, lease: Lease) -> None:
+        if not await self._said(lambda: self._records.write(job, lease.fence)):
+            raise LeaseLost(f"job {job.job_id} has a newer attempt")
+
+    async def _said(self, say: Callable[[], Awaitable[T]]) -> T:
+        """Say it once Redis is there to hear it."""
+        while True:
+            try:
+                return await say()
+            except Unavailable:
+                await asyncio.sleep(_REDIS_RETRY_S)
+
+    async def _bury(self) -> None:
+        """The queue gives up a job whose replicas died too often; its record must say so."""
+        for letter in await self._queue.dead_letters(limit=50):
+            job = await self._records.find(letter.id)
+            if job is not None and job.state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING):
+                job.state, job.error = pb.JOB_STATE_FAILED, letter.reason
+                job.finished_unix_ms = _now_ms()
+                await self._records.overwrite(job)
+
+
+def to_proto(progress: Progress) -> pb.JobProgress:
+    """As the protocol says it."""
+    return pb.JobProgress(**{k: v for k, v in vars(progress).items() if v is not None})
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,270 @@
+"""How a job's specification is carried out: files in, an artifact out.
+
+Idempotent: the artifact is found by the digest of its inputs when an earlier attempt (or another
+job) published it, and a training run goes on from its checkpoint. Knows no queue and no records;
+whoever calls passes a `Control` that is asked whether to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from plinth.shared.errors import Internal, InvalidArgument
+from plinth.shared.settings import Settings
+from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.trainer.checkpoint import checkpoints
+from plinth.trainer.data.builtin import BUILTIN
+from plinth.trainer.data.corpus import SPLITS, CorpusCounts, write_corpus
+from plinth.trainer.data.documents import read_folder
+from plinth.trainer.data.shards import DatasetInfo
+from plinth.trainer.data.tokenize import Messages, Render, completion_mask, tokenize_corpus
+from plinth.trainer.launch import Launcher
+from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
+from plinth.trainer.validation import check_spec, plan_train, validation_fraction
+from plinth.v1 import trainer_pb2 as pb
+
+# The ids of a conversation, by the tokenizer stage: (tokenizer, messages, open the answer's turn).
+ApplyTemplate = Callable[[str, Messages, bool], Any]  # returns an awaitable of list[int]
+
+
+class Stopped(Exception):
+    """The work stopped because it was asked to; `how` is "cancel" or "pause"."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+
+class Execution:
+    """One attempt at one job, run in a thread; `stop` may be called from any other."""
+
+    def __init__(
+        self,
+        job: pb.Job,
+        *,
+        settings: Settings,
+        store: ArtifactStore,
+        launcher: Launcher,
+        render: Callable[[str], Render],
+    ) -> None:
+        """`render` makes, for a tokenizer's reference, the function that renders chats."""
+        self._job, self._spec = job, job.spec
+        self._settings, self._store, self._launcher = settings, store, launcher
+        self._render = render
+        self.folder = JobFolder(Path(settings.data_dir).resolve() / "jobs" / job.job_id)
+        self._throttle = Throttle(0.5)
+        self._how: str | None = None
+
+    def stop(self, how: str) -> None:
+        """Stop at the next step; "cancel" for good, "pause" to go on in another attempt."""
+        self._how = how
+        if self.folder.path.is_dir():
+            self.folder.request(how)
+
+    def run(self) -> ArtifactRecord:
+        """Blocks. Raises Stopped, or a PlinthError that says what was wrong."""
+        check_spec(self._spec)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.folder.begin()
+        self._check_stop()
+        finished = False
+        try:
+            if self._spec.WhichOneof("spec") == "prepare":
+                record = self._prepare(self._spec.prepare)
+            else:
+                record = self._train(self._spec.train)
+            finished = True
+            return record
+        finally:
+            # Then all that matters is in the artifact, or there is nothing to go on from.
+            if finished or not checkpoints(self.folder.checkpoints):
+                shutil.rmtree(self.folder.path)
+
+    def _check_stop(self) -> None:
+        if self._how is not None:
+            raise Stopped(self._how)
+
+    # -- prepare ---------------------------------------------------------------------------
+
+    def _prepare(self, spec: pb.PrepareSpec) -> ArtifactRecord:
+        tokenizer = self._store.get(spec.tokenizer) if spec.tokenizer else None
+        corpus = self._store.get(spec.corpus) if spec.corpus else None
+        if corpus is not None and corpus.kind != "corpus":
+            raise InvalidArgument(f"{corpus.ref} is a {corpus.kind}, not a corpus", field="corpus")
+        inputs = {
+            "prepare": _fields(spec, "tokenizer", "corpus"),
+            "tokenizer": tokenizer and tokenizer.digest,
+            "corpus": corpus and corpus.digest,
+            "python": sys.version if spec.builtin else "",
+        }
+        # A folder's content is not known before it is read.
+        if not spec.corpus_dir and (found := self._published(_digest(inputs))):
+            return found
+        work = self.folder.path / "work"
+        shutil.rmtree(work, ignore_errors=True)  # of an attempt that died
+        work.mkdir()
+        source = self._store.fetch(corpus) if corpus else work / "corpus"
+        facts: dict[str, Any] = {}
+        if corpus is None:
+            counts = self._write_corpus(spec, source)
+            facts["corpus"] = counts.to_json()
+            if spec.corpus_dir:
+                inputs["content"] = counts.digest
+        kind, out = "corpus", source
+        if tokenizer is not None:
+            kind, out = "dataset", work / "dataset"
+            info = self._tokenize(source, tokenizer, out)
+            facts["dataset"] = {k: v for k, v in asdict(info).items() if k != "digests"}
+        self._check_stop()
+        return self._store.publish(
+            self._spec.output_name,
+            kind,
+            out,
+            parents=[record.ref for record in (corpus, tokenizer) if record],
+            config=_fields(spec),
+            metrics=facts,
+            input_digest=_digest(inputs),
+        )
+
+    def _write_corpus(self, spec: pb.PrepareSpec, out: Path) -> CorpusCounts:
+        if spec.builtin:
+            documents, source = BUILTIN[spec.builtin](), spec.builtin
+        else:
+            documents, source = read_folder(Path(spec.corpus_dir)), spec.corpus_dir
+        return write_corpus(
+            documents,
+            out,
+            source=source,
+            validation_fraction=validation_fraction(spec),
+            max_bytes=spec.max_bytes,
+            on_bytes=self._on_bytes("reading documents", spec.max_bytes),
+        )
+
+    def _tokenize(self, corpus: Path, tokenizer: ArtifactRecord, out: Path) -> DatasetInfo:
+        value = json.loads((corpus / "corpus.json").read_text())
+        total = sum(value["bytes"][split] for split in SPLITS)
+        return tokenize_corpus(
+            corpus,
+            self._store.fetch(tokenizer),
+            out,
+            tokenizer_ref=tokenizer.ref,
+            tokenizer_digest=tokenizer.digest,
+            render=self._render(tokenizer.ref),
+            on_bytes=self._on_bytes("tokenising", total),
+        )
+
+    def _on_bytes(self, note: str, total: int) -> Callable[[int], None]:
+        def told(done: int) -> None:
+            self._check_stop()
+            if self._throttle.due():
+                self.folder.write_progress(Progress(done, total, unit="byte", note=note))
+
+        return told
+
+    # -- train -----------------------------------------------------------------------------
+
+    def _train(self, spec: pb.TrainSpec) -> ArtifactRecord:
+        dataset = self._store.get(spec.dataset)
+        init = self._store.get(spec.init_from) if spec.init_from else None
+        for record, kind in ((dataset, "dataset"), (init, "model")):
+            if record is not None and record.kind != kind:
+                raise InvalidArgument(f"{record.ref} is a {record.kind}, not a {kind}", field=kind)
+        inputs = {
+            "train": _fields(spec, "dataset", "init_from", "checkpoint_every", "eval_every"),
+            "dataset": dataset.digest,
+            "init_from": init and init.digest,
+        }
+        if found := self._published(_digest(inputs)):
+            return found
+        config = plan_train(
+            spec,
+            self._store.fetch(dataset),
+            self._store.fetch(init) if init else None,
+            self._settings.trainer,
+        )
+        config.write(self.folder.path)
+        self._launcher.run(self.folder.path, config)
+        return self._publish_model(spec, dataset, init, _digest(inputs))
+
+    def _publish_model(
+        self,
+        spec: pb.TrainSpec,
+        dataset: ArtifactRecord,
+        init: ArtifactRecord | None,
+        input_digest: str,
+    ) -> ArtifactRecord:
+        outcome = self.folder.outcome()
+        if outcome is None:
+            raise Internal(f"training ended without an outcome in {self.folder.path}")
+        if outcome["status"] == "failed":
+            raise self.folder.error() or Internal("training failed without an error")
+        if outcome["status"] != "succeeded":
+            raise Stopped("pause" if outcome["status"] == "paused" else "cancel")
+        return self._store.publish(
+            self._spec.output_name,
+            "model",
+            self.folder.model,
+            parents=[record.ref for record in (dataset, init) if record],
+            config=_fields(spec),
+            metrics=outcome["metrics"],
+            data_digests={dataset.ref: dataset.digest},
+            input_digest=input_digest,
+            license=init.manifest.get("license") if init else None,
+        )
+
+    def _published(self, input_digest: str) -> ArtifactRecord | None:
+        return self._store.find_by_input(self._spec.output_name, input_digest)
+
+
+def _fields(spec: Any, *without: str) -> dict[str, Any]:
+    value = MessageToDict(spec, preserving_proto_field_name=True)
+    return {name: field for name, field in value.items() if name not in without}
+
+
+def _digest(inputs: dict[str, Any]) -> str:
+    text = json.dumps(inputs, sort_keys=True)
+    return f"sha256:{sha256(text.encode()).hexdigest()}"
+
+
+def chat_renderer(apply: ApplyTemplate, loop: asyncio.AbstractEventLoop, at_once: int = 16) -> (
+    Callable[[str], Render]
+):  # fmt: skip
+    """Rendering for a thread, by calls that run on `loop`, `at_once` of them together."""
+
+    async def one(model: str, messages: Messages) -> tuple[list[int], list[int]]:
+        whole = await apply(model, messages, False)
+        turns = []
+        for number, (role, _) in enumerate(messages):
+            if role == "assistant":
+                prompt = await apply(model, messages[:number], True)
+                last = number + 1 == len(messages)
+                upto = whole if last else await apply(model, messages[: number + 1], False)
+                turns.append((prompt, upto))
+        return whole, completion_mask(whole, turns)
+
+    async def many(model: str, batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
+        gate = asyncio.Semaphore(at_once)
+
+        async def gated(messages: Messages) -> tuple[list[int], list[int]]:
+            async with gate:
+                return await one(model, messages)
+
+        return await asyncio.gather(*(gated(messages) for messages in batch))
+
+    def for_model(model: str) -> Render:
+        def render(batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
+            return asyncio.run_coroutine_threadsafe(many(model, batch), loop).result()
+
+        return render
+
+    return for_model

@@ -1,0 +1,130 @@
+"""Starts the workers of a job and starts them again when one dies.
+
+Two launchers, one contract: block until the job's folder holds an outcome. `RayLauncher` runs a
+Ray Train worker group (Ray is initialised in the calling process); `ProcessLauncher` runs plain
+processes on this machine. Workers go on from the last checkpoint, so a restart loses seconds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from secrets import token_hex
+from typing import Protocol
+
+from plinth.shared.errors import Internal
+from plinth.shared.telemetry import get_logger
+from plinth.trainer.checkpoint import checkpoints
+from plinth.trainer.loop.config import TrainConfig
+from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.worker import ray_worker
+
+# Restarts of one group, for a machine that loses workers often; a job whose workers die without
+# getting further is given up sooner.
+MAX_RESTARTS = 100
+MAX_RESTARTS_IN_PLACE = 8
+_POLL_S = 0.05
+_LOG_TAIL = 2000
+
+_log = get_logger("plinth.trainer")
+
+
+class Launcher(Protocol):
+    """Runs the workers of a job to its outcome."""
+
+    def run(self, folder: Path, config: TrainConfig) -> None:
+        """Raises Internal when workers crash again and again without an outcome."""
+        ...
+
+
+class ProcessLauncher:
+    """Workers as child processes; they end with the thread that started them."""
+
+    def run(self, folder: Path, config: TrainConfig) -> None:
+        job = JobFolder(folder)
+        in_place, reached = 0, _reached(job)
+        for _ in range(MAX_RESTARTS):
+            self._group(folder, config.workers)
+            if job.outcome() is not None:
+                return
+            in_place = in_place + 1 if _reached(job) == reached else 0
+            reached = _reached(job)
+            if in_place > MAX_RESTARTS_IN_PLACE:
+                break
+            _log.warning("training worker died, starting the group again", folder=str(folder))
+        tail = (folder / "worker-0.log").read_text(errors="replace")[-_LOG_TAIL:]
+        raise Internal(f"training workers crash again and again; the last words were: {tail}")
+
+    def _group(self, folder: Path, workers: int) -> None:
+        meet = folder / f".meet-{token_hex(8)}"
+        processes = []
+        for rank in range(workers):
+            with (folder / f"worker-{rank}.log").open("wb") as log:
+                command = [sys.executable, "-m", "plinth.trainer.worker", str(folder)]
+                command += ["--rank", str(rank), "--meet", str(meet)]
+                processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        try:
+            self._wait(processes)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+            meet.unlink(missing_ok=True)
+
+    def _wait(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        """Until all are done, or one failed: the others would wait for it in vain."""
+        while any(process.poll() is None for process in processes):
+            if any(process.poll() not in (None, 0) for process in processes):
+                return
+            try:
+                next(p for p in processes if p.poll() is None).wait(_POLL_S)
+            except (subprocess.TimeoutExpired, StopIteration):
+                continue
+
+
+class RayLauncher:
+    """Workers as a Ray Train group, placed by Ray wherever the cluster has room."""
+
+    def __init__(self, worker_cpus: float) -> None:
+        self._worker_cpus = worker_cpus
+
+    def run(self, folder: Path, config: TrainConfig) -> None:
+        # The other launcher must work where Ray is not installed.
+        from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+        from ray.train.data_parallel_trainer import DataParallelTrainer  # noqa: PLC0415
+        from ray.train.v2.api.exceptions import TrainingFailedError  # noqa: PLC0415
+
+        storage = folder / f".ray-{token_hex(8)}"
+        gpu = config.device.startswith("cuda")
+        trainer = DataParallelTrainer(
+            ray_worker,
+            train_loop_config={"folder": str(folder), "device": config.device},
+            scaling_config=ScalingConfig(
+                num_workers=config.workers,
+                use_gpu=gpu,
+                resources_per_worker={"CPU": self._worker_cpus, **({"GPU": 1} if gpu else {})},
+            ),
+            run_config=RunConfig(
+                name="train",
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=MAX_RESTARTS_IN_PLACE),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as failed:
+            raise Internal(f"training workers crash again and again: {failed}"[:_LOG_TAIL]) from (
+                failed
+            )
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+        if JobFolder(folder).outcome() is None:
+            raise Internal(f"the training workers ended without an outcome in {folder}")
+
+
+def _reached(job: JobFolder) -> str:
+    found = checkpoints(job.checkpoints)
+    return found[-1].name if found else ""

@@ -1,0 +1,183 @@
+"""The trainer's front: jobs over gRPC, and one consumer that carries them out.
+
+The replica itself computes nothing: training runs in a worker group, preparing in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING
+
+import grpc
+
+from plinth.shared import keys
+from plinth.shared.errors import Internal, InvalidArgument
+from plinth.shared.identity import SYSTEM
+from plinth.shared.queue import Queue
+from plinth.shared.rpc.handlers import Context
+from plinth.shared.rpc.server import GrpcService
+from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
+from plinth.trainer.data.tokenize import Messages
+from plinth.trainer.execution import Execution, chat_renderer
+from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
+from plinth.trainer.records import JobRecords
+from plinth.trainer.validation import check_spec
+from plinth.v1 import common_pb2, tokenizer_pb2
+from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import trainer_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from plinth.shared.stage import StageContext
+
+MAX_LISTED, DEFAULT_LISTED = 200, 50
+MAX_JOB_ID = 100
+
+
+def build(context: StageContext, *, launcher: str = "ray") -> TrainerStage:
+    """`launcher`: "ray" for a Ray Train group (Ray is initialised here), or "processes"."""
+    if launcher not in ("ray", "processes"):
+        raise InvalidArgument(f"launcher {launcher!r} is unknown; use 'ray' or 'processes'")
+    chosen: Launcher = (
+        RayLauncher(context.settings.trainer.worker_cpus)
+        if launcher == "ray"
+        else ProcessLauncher()
+    )
+    return TrainerStage(context, chosen)
+
+
+class TrainerStage(rpc.TrainerServiceServicer):
+    """StageFront and servicer of `plinth.v1.TrainerService`."""
+
+    stage = "trainer"
+
+    def __init__(self, context: StageContext, launcher: Launcher) -> None:
+        self._context, self._launcher = context, launcher
+        lease_s = context.settings.trainer.lease_s
+        self._queue = Queue(context.redis, QUEUE, lease_s=lease_s, max_attempts=MAX_ATTEMPTS)
+        self._records = JobRecords(context.redis)
+        self._consumer = JobConsumer(
+            context.replica_id, self._queue, self._records, self._execution, lease_s=lease_s
+        )
+        self._consuming: asyncio.Task[None] | None = None
+
+    # -- StageFront ------------------------------------------------------------------------
+
+    def services(self) -> Sequence[GrpcService]:
+        def add(server: grpc.aio.Server) -> None:
+            rpc.add_TrainerServiceServicer_to_server(self, server)
+
+        return [GrpcService("plinth.v1.TrainerService", add, {"*": "jobs"})]
+
+    async def start(self) -> None:
+        """Begin to take jobs."""
+        self._consuming = asyncio.create_task(self._consumer.run())
+
+    async def check(self) -> None:
+        """Unhealthy when nobody takes jobs any more."""
+        task = self._consuming
+        if task is not None and task.done() and not task.cancelled():
+            raise Internal(f"the job consumer ended: {task.exception()}")
+
+    def announcement(self) -> dict[str, str]:
+        return {"running": str(self._consumer.running)}
+
+    async def drain(self, grace_s: float) -> None:
+        """Give the job in work back; what does not stop in time lapses with its lease."""
+        if self._consuming is None:
+            return
+        self._consumer.drain()
+        try:
+            await asyncio.wait_for(self._consuming, grace_s)
+        except TimeoutError:
+            return
+        finally:
+            self._consuming = None
+
+    def _execution(self, job: pb.Job) -> Execution:
+        return Execution(
+            job,
+            settings=self._context.settings,
+            store=self._context.store,
+            launcher=self._launcher,
+            render=chat_renderer(self._apply_template, asyncio.get_running_loop()),
+        )
+
+    async def _apply_template(self, model: str, messages: Messages, open_turn: bool) -> list[int]:
+        stub = await self._context.clients.tokenizer(SYSTEM)
+        answer = await stub.ApplyChatTemplate(
+            tokenizer_pb2.ApplyChatTemplateRequest(
+                model=model,
+                messages=[common_pb2.ChatMessage(role=r, content=c) for r, c in messages],
+                add_generation_prompt=open_turn,
+            )
+        )
+        return list(answer.ids)
+
+    # -- TrainerService --------------------------------------------------------------------
+
+    async def SubmitJob(self, request: pb.SubmitJobRequest, context: Context) -> (
+        pb.SubmitJobResponse
+    ):  # fmt: skip
+        job_id = request.job_id or f"job-{token_hex(8)}"
+        if len(job_id) > MAX_JOB_ID or "/" in job_id or "@" in job_id:
+            raise InvalidArgument(
+                f"job_id: at most {MAX_JOB_ID} characters, without / and @", field="job_id"
+            )
+        keys.check_part(job_id, "job_id")
+        if (known := await self._records.find(job_id)) is None:
+            check_spec(request.spec)
+            await asyncio.to_thread(self._check_references, request.spec)
+            job = pb.Job(
+                job_id=job_id,
+                spec=request.spec,
+                state=pb.JOB_STATE_QUEUED,
+                submitted_unix_ms=time.time_ns() // 1_000_000,
+            )
+            await self._records.create(job)
+            known = await self._records.get(job_id)
+        # Also for a known one: its submitter may have died between record and queue.
+        await self._queue.add(job_id, known.SerializeToString())
+        return pb.SubmitJobResponse(job=known)
+
+    def _check_references(self, spec: pb.JobSpec) -> None:
+        """What a job names must exist when it is submitted, not only when it is run."""
+        train, prepare = spec.train, spec.prepare
+        named = (train.dataset, train.init_from, prepare.tokenizer, prepare.corpus)
+        for reference in filter(None, named):
+            self._context.store.get(reference)
+        if prepare.corpus_dir and not Path(prepare.corpus_dir).is_dir():
+            raise InvalidArgument(
+                f"corpus folder {prepare.corpus_dir} does not exist on the trainer's machine",
+                field="spec.prepare.corpus_dir",
+            )
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
+        return pb.GetJobResponse(job=await self._records.get(request.job_id))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        limit = request.limit or DEFAULT_LISTED
+        if limit > MAX_LISTED:
+            raise InvalidArgument(f"limit is {limit}, must be 1 to {MAX_LISTED}", field="limit")
+        return pb.ListJobsResponse(jobs=await self._records.latest(limit))
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> (
+        pb.CancelJobResponse
+    ):  # fmt: skip
+        job = await self._records.get(request.job_id)
+        await self._queue.cancel(job.job_id)
+        state = await self._queue.find(job.job_id)
+        if state is not None and state.state == "cancelled":
+            job = await self._records.cancel_waiting(job.job_id)
+        return pb.CancelJobResponse(job=job)
+
+    async def WatchJob(
+        self, request: pb.WatchJobRequest, context: Context
+    ) -> AsyncIterator[pb.WatchJobResponse]:
+        async with aclosing(self._records.watch(request.job_id)) as jobs:
+            async for job in jobs:
+                yield pb.WatchJobResponse(job=job)

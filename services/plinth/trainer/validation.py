@@ -1,0 +1,250 @@
+"""The one validator of job specifications: every message names the field and what would be right.
+
+`check_spec` needs only the request; `plan_train` needs the dataset and the model it starts from,
+and returns the complete configuration of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from plinth.algos.schedules import KINDS
+from plinth.models.config import ModelConfig
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.settings import TrainerSettings
+from plinth.trainer.data.builtin import BUILTIN
+from plinth.trainer.data.shards import DatasetInfo, read_info
+from plinth.trainer.loop.config import OBJECTIVES, PRECISIONS, TrainConfig
+from plinth.v1 import trainer_pb2 as pb
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+MAX_SEQUENCE, MAX_BATCH, MAX_WORKERS, MAX_STEPS = 1 << 20, 1 << 16, 4096, 10**9
+MAX_SECONDS = 90 * 86400.0
+_LOGITS_BYTES = 256 << 20  # of one micro-batch in float32
+_MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}
+DEFAULT_VALIDATION_FRACTION = 0.02
+
+
+def check_spec(spec: pb.JobSpec) -> None:
+    """Raise InvalidArgument for whatever can be told from the request alone."""
+    if not _NAME.fullmatch(spec.output_name):
+        raise InvalidArgument(
+            f"output_name {spec.output_name[:80]!r}: use 1 to 64 of a-z 0-9 . _ -, starting with "
+            "a letter or a digit",
+            field="spec.output_name",
+        )
+    kind = spec.WhichOneof("spec")
+    if kind == "prepare":
+        _check_prepare(spec.prepare)
+    elif kind == "train":
+        _check_train(spec.train)
+    else:
+        raise InvalidArgument("a job needs 'prepare' or 'train'", field="spec")
+
+
+def _check_prepare(spec: pb.PrepareSpec) -> None:
+    given = [n for n in ("corpus_dir", "builtin", "corpus") if getattr(spec, n)]
+    if len(given) != 1:
+        raise InvalidArgument(
+            f"give one of corpus_dir, builtin or corpus, not {', '.join(given) or 'none'}",
+            field="spec.prepare",
+        )
+    if spec.builtin and spec.builtin not in BUILTIN:
+        raise InvalidArgument(
+            f"builtin corpus {spec.builtin!r} is unknown; there is: {', '.join(BUILTIN)}",
+            field="spec.prepare.builtin",
+        )
+    if spec.corpus and not spec.tokenizer:
+        raise InvalidArgument(
+            "a corpus artifact needs a tokenizer to make a dataset of it",
+            field="spec.prepare.tokenizer",
+        )
+    fraction = validation_fraction(spec)
+    if not 0 <= fraction <= 0.5:
+        raise InvalidArgument(
+            f"validation_fraction is {fraction}, must be 0 to 0.5",
+            field="spec.prepare.validation_fraction",
+        )
+
+
+def validation_fraction(spec: pb.PrepareSpec) -> float:
+    if spec.HasField("validation_fraction"):
+        return spec.validation_fraction
+    return DEFAULT_VALIDATION_FRACTION
+
+
+def _check_train(spec: pb.TrainSpec) -> None:
+    _one_of("objective", spec.objective, OBJECTIVES)
+    _one_of("schedule", spec.schedule or "wsd", KINDS)
+    _one_of("precision", spec.precision or "auto", PRECISIONS)
+    if not spec.dataset:
+        _refuse("dataset", "is empty; name a dataset artifact")
+    if bool(spec.init_from) == spec.HasField("model"):
+        _refuse("model", "give either init_from or model: a start, or the shape of a new one")
+    _in_range("sequence_length", spec.sequence_length, 2, MAX_SEQUENCE)
+    _in_range("batch_size", spec.batch_size, 1, MAX_BATCH)
+    _in_range("steps", spec.steps, 0, MAX_STEPS)
+    if spec.steps == 0:
+        _in_range("max_seconds", spec.max_seconds, 1.0, MAX_SECONDS)
+    _in_range("learning_rate", spec.learning_rate, 1e-9, 10.0)
+    for name, limit in (
+        ("warmup_fraction", 1.0),
+        ("decay_fraction", 1.0),
+        ("weight_decay", 10.0),
+        ("clip_norm", 1e6),
+    ):
+        if spec.HasField(name):  # type: ignore[arg-type]
+            _in_range(name, getattr(spec, name), 0.0, limit)
+    workers = spec.workers or 1
+    _in_range("workers", workers, 1, MAX_WORKERS)
+    if spec.batch_size % workers:
+        _refuse("batch_size", f"{spec.batch_size} does not divide evenly by {workers} workers")
+    micro = spec.micro_batch_size
+    if micro and (spec.batch_size // workers) % micro:
+        _refuse(
+            "micro_batch_size",
+            f"{micro} does not divide a worker's share of {spec.batch_size // workers} sequences",
+        )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        _refuse(name, f"{value!r} is unknown; use {' or '.join(repr(a) for a in allowed)}")
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        _refuse(name, f"is {value}, must be {low:g} to {high:g}")
+
+
+def _refuse(name: str, why: str) -> None:
+    raise InvalidArgument(f"{name}: {why}", field=f"spec.train.{name}")
+
+
+def plan_train(
+    spec: pb.TrainSpec, dataset: Path, init_from: Path | None, settings: TrainerSettings
+) -> TrainConfig:
+    """The configuration of a run whose request, data and start fit together.
+
+    `dataset` and `init_from` are local folders.
+    """
+    _check_train(spec)
+    info = read_info(dataset)
+    if spec.objective != info.objective:
+        _refuse(
+            "objective",
+            f"{spec.objective!r} does not fit the dataset, which was prepared from "
+            f"{'chat messages' if info.objective == 'sft' else 'plain text'} for "
+            f"{info.objective!r}",
+        )
+    model = None if init_from else new_model(spec.model, info, spec.sequence_length)
+    config = existing_model(init_from, dataset, info) if init_from else model
+    assert config is not None
+    if spec.sequence_length > config.context:
+        _refuse(
+            "sequence_length",
+            f"{spec.sequence_length} is longer than the model's context of {config.context}",
+        )
+    if info.objective == "clm":
+        _check_enough(spec, info)
+    workers = spec.workers or 1
+    share = spec.batch_size // workers
+    micro = spec.micro_batch_size or _micro_batch(
+        share, spec.sequence_length, config.vocab_size, settings.device
+    )
+    optional = {
+        name: getattr(spec, name)
+        for name in ("warmup_fraction", "decay_fraction", "weight_decay", "clip_norm")
+        if spec.HasField(name)
+    }
+    return TrainConfig(
+        objective=spec.objective,
+        dataset=str(dataset),
+        init_from=str(init_from or ""),
+        model=None if model is None else fields_of(model),
+        sequence_length=spec.sequence_length,
+        batch_size=spec.batch_size,
+        micro_batch_size=micro,
+        steps=spec.steps,
+        max_seconds=spec.max_seconds,
+        learning_rate=spec.learning_rate,
+        schedule=spec.schedule or "wsd",
+        precision=spec.precision or "auto",
+        seed=spec.seed,
+        workers=workers,
+        checkpoint_every=spec.checkpoint_every,
+        eval_every=spec.eval_every,
+        device=settings.device,
+        background=settings.background,
+        **optional,
+    )
+
+
+def _check_enough(spec: pb.TrainSpec, info: DatasetInfo) -> None:
+    tokens = info.splits["train"].tokens
+    needed = spec.batch_size * spec.sequence_length + 1
+    if tokens < needed:
+        _refuse(
+            "batch_size",
+            f"one batch of {spec.batch_size} × {spec.sequence_length} tokens needs {needed} and "
+            f"the dataset has {tokens}; add text, or make the batch or the sequence smaller",
+        )
+
+
+def new_model(spec: pb.ModelSpec, info: DatasetInfo, sequence_length: int) -> ModelConfig:
+    """The full shape of a new model; zeros take the family's usual ratio."""
+    if spec.family not in ("llama", "gpt2"):
+        _refuse("model.family", f"{spec.family!r} is unknown; use 'llama' or 'gpt2'")
+    heads = max(1, spec.heads)
+    if spec.hidden % heads:
+        _refuse("model.heads", f"hidden {spec.hidden} does not divide evenly by {spec.heads}")
+    gpt2 = spec.family == "gpt2"
+    ratio = 4 * spec.hidden if gpt2 else 32 * math.ceil(spec.hidden * 8 / 3 / 32)
+    return ModelConfig(
+        family="gpt2" if gpt2 else "llama",
+        vocab_size=info.vocab_size,
+        layers=spec.layers,
+        hidden=spec.hidden,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads or spec.heads,
+        head_dim=spec.hidden // heads,
+        intermediate=spec.intermediate or ratio,
+        context=spec.context or sequence_length,
+        tie_embeddings=spec.tie_embeddings,
+        attention_bias=gpt2,
+        mlp_bias=gpt2,
+    )
+
+
+def fields_of(config: ModelConfig) -> dict[str, Any]:
+    """A new model's config as JSON fields (it has no scaled rotary positions)."""
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if name not in ("rope_scaling", "eos_ids", "vocab_size")
+    }
+
+
+def existing_model(folder: Path, dataset: Path, info: DatasetInfo) -> ModelConfig:
+    """The config of the model to start from, once its tokenizer is known to be the dataset's."""
+    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    mine, theirs = folder / "tokenizer.json", dataset / "tokenizer" / "tokenizer.json"
+    if mine.is_file() and json.loads(mine.read_text()) != json.loads(theirs.read_text()):
+        _refuse("dataset", f"was tokenised by {info.tokenizer}, which is not the model's tokenizer")
+    if info.vocab_size > config.vocab_size:
+        _refuse(
+            "dataset",
+            f"has a vocabulary of {info.vocab_size}, the model only {config.vocab_size}",
+        )
+    return config
+
+
+def _micro_batch(share: int, length: int, vocab: int, device: str) -> int:
+    """The largest divisor of a worker's share whose logits and activations stay small."""
+    tokens = _MICRO_TOKENS["cpu" if device == "cpu" else "cuda"]
+    limit = max(1, min(tokens // length, _LOGITS_BYTES // (4 * length * vocab)))
+    return max(m for m in range(1, share + 1) if share % m == 0 and m <= limit)

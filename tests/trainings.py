@@ -1,0 +1,124 @@
+"""Small corpora, tokenizers and runs for the tests of the trainer."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from plinth.trainer.data.corpus import write_corpus
+from plinth.trainer.data.documents import Document
+from plinth.trainer.data.tokenize import Render, tokenize_corpus
+from plinth.trainer.loop.config import TrainConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MODEL = {
+    "family": "llama",
+    "layers": 2,
+    "hidden": 32,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 8,
+    "intermediate": 64,
+    "context": 32,
+}
+
+
+def texts(count: int, seed: int = 0) -> list[Document]:
+    """Documents with something to learn: words in a fixed order with a few variations."""
+    chance = random.Random(seed)
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "again", "today"]
+    return [
+        Document(text=" ".join(chance.choice(words) for _ in range(chance.randint(20, 60))))
+        for _ in range(count)
+    ]
+
+
+def chats(count: int) -> list[Document]:
+    return [
+        Document(messages=(("user", f"What is {i}?"), ("assistant", f"It is {i}, of course.")))
+        for i in range(count)
+    ]
+
+
+def tokenizer(folder: Path, vocab_size: int = 300) -> Path:
+    """A small byte-level BPE tokenizer in a new folder."""
+    folder.mkdir(parents=True)
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    made.train_from_iterator([d.text for d in texts(50)], trainer)
+    made.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def chatml(folder: Path) -> Render:
+    """What the tokenizer stage would answer for ChatML."""
+    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def render(batch):
+        out = []
+        for messages in batch:
+            ids, mask = [], []
+            for role, content in messages:
+                head = encoder.encode(f"<|im_start|>{role}\n").ids
+                body = encoder.encode(f"{content}<|im_end|>").ids
+                tail = encoder.encode("\n").ids
+                ids += head + body + tail
+                mask += [0] * len(head) + [int(role == "assistant")] * len(body) + [0] * len(tail)
+            out.append((ids, mask))
+        return out
+
+    return render
+
+
+def dataset(folder: Path, documents: list[Document], **options) -> Path:
+    """corpus → tokenizer → dataset in `folder`; returns the dataset."""
+    write_corpus(iter(documents), folder / "corpus", source="test", validation_fraction=0.1)
+    tokens = tokenizer(folder / "tokenizer")
+    tokenize_corpus(
+        folder / "corpus",
+        tokens,
+        folder / "dataset",
+        tokenizer_ref="tokens@1",
+        tokenizer_digest="sha256:0",
+        render=chatml(tokens),
+        **options,
+    )
+    return folder / "dataset"
+
+
+def config(dataset_folder: Path, **changes) -> TrainConfig:
+    base = TrainConfig(
+        objective="clm",
+        dataset=str(dataset_folder),
+        init_from="",
+        model=MODEL,
+        sequence_length=32,
+        batch_size=8,
+        micro_batch_size=4,
+        steps=12,
+        max_seconds=0,
+        learning_rate=1e-2,
+        precision="fp32",
+        threads=1,
+        checkpoint_every=3,
+    )
+    return replace(base, **changes)
+
+
+def job(folder: Path, made: TrainConfig) -> Path:
+    folder.mkdir(parents=True)
+    made.write(folder)
+    return folder
