@@ -69,6 +69,7 @@ class Registry:
 
     def __init__(self, redis: Redis, *, ttl_s: float = 6) -> None:
         self._redis = redis
+        self.ttl_s = ttl_s
         self._ttl_ms = int(ttl_s * 1000)
         self._announce = redis.register_script(_ANNOUNCE)
         self._last: dict[str, list[Replica]] = {}

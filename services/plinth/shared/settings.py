@@ -135,6 +135,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "pretty"] = "auto"
     host: str = "127.0.0.1"  # what stages bind
     advertise_host: str | None = None  # what they announce; None: `host`
+    stage_port: int = Field(default=0, ge=0, le=65535)  # a stage's gRPC; 0: any free port
     metrics_port: int = Field(default=0, ge=0, le=65535)  # 0: any free port, which is announced
     gateway: GatewaySettings = GatewaySettings()
     engine: EngineSettings = EngineSettings()

@@ -104,9 +104,11 @@ def encode_principal(principal: Principal) -> str:
 
 def parse_principal(text: str) -> Principal:
     """Raises Unauthenticated that says what is wrong with it."""
+    if text.count("[") + text.count("{") > 64:
+        raise _malformed("must be an object of tenant, key_id and scopes")  # not nested deeply
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise _malformed("is no valid JSON") from None
     if not isinstance(value, dict) or set(value) != {"tenant", "key_id", "scopes"}:
         raise _malformed("must be an object of tenant, key_id and scopes")
