@@ -94,7 +94,9 @@ class RayLauncher:
     def run(self, folder: Path, config: TrainConfig) -> None:
         # The other launcher must work where Ray is not installed.
         from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
-        from ray.train.data_parallel_trainer import DataParallelTrainer  # noqa: PLC0415
+        from ray.train.v2.api.data_parallel_trainer import (  # noqa: PLC0415
+            DataParallelTrainer,
+        )
         from ray.train.v2.api.exceptions import TrainingFailedError  # noqa: PLC0415
 
         storage = folder / f".ray-{token_hex(8)}"

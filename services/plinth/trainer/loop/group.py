@@ -63,9 +63,9 @@ class Group:
         total = shards[0].clone()
         for rank in range(1, self.world):
             total += shards[rank]
-        gathered = torch.empty_like(flat)
-        dist.all_gather_into_tensor(gathered, total)
-        return gathered
+        gathered = list(torch.empty_like(flat).chunk(self.world))
+        dist.all_gather(gathered, total)
+        return torch.cat(gathered)
 
 
 def _gradient(parameter: Parameter) -> Tensor:

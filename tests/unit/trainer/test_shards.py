@@ -1,0 +1,95 @@
+import json
+
+import numpy as np
+import pytest
+import trainings
+from plinth.shared.errors import DataLoss, InvalidArgument
+from plinth.trainer.data.corpus import read_split
+from plinth.trainer.data.shards import Split, SplitWriter, read_info, token_dtype
+from plinth.trainer.data.tokenize import completion_mask, tokenize_corpus
+from tokenizers import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    trainings.dataset(folder, trainings.texts(120), shard_tokens=1000)
+    return folder
+
+
+def test_ids_are_the_tokenizers_with_an_end_after_each_document(plain):
+    encoder = Tokenizer.from_file(str(plain / "tokenizer" / "tokenizer.json"))
+    split = Split(plain / "dataset", "train")
+    wanted = [[*encoder.encode(d.text).ids, 0] for d in read_split(plain / "corpus", "train")]
+    assert [split.document(i)[0].tolist() for i in range(split.documents)] == wanted
+    flat = [t for ids in wanted for t in ids]
+    assert split.tokens == len(flat)
+    assert len(split.info.splits["train"].shards) > 2
+    assert split.window(0, split.tokens).tolist() == flat
+    assert split.window(990, 40).tolist() == flat[990:1030]
+    assert split.lengths().tolist() == [len(ids) for ids in wanted]
+    with pytest.raises(IndexError):
+        split.window(split.tokens - 3, 4)
+
+
+def test_validation_bytes(plain):
+    split = Split(plain / "dataset", "validation")
+    sizes = [len(d.text.encode()) for d in read_split(plain / "corpus", "validation")]
+    assert split.document_bytes.tolist() == sizes
+
+
+def test_digests_cover_every_file(plain):
+    info = read_info(plain / "dataset")
+    files = {str(p.relative_to(plain / "dataset")) for p in (plain / "dataset").rglob("*.*")}
+    assert set(info.digests) == files - {"dataset.json"}
+    assert info.dtype == "<u2"
+    assert token_dtype(70_000) == "<u4"
+
+
+def test_masks_cover_the_answers_only(tmp_path):
+    trainings.dataset(tmp_path, trainings.chats(30))
+    encoder = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    split = Split(tmp_path / "dataset", "train")
+    first = next(read_split(tmp_path / "corpus", "train"))
+    ids, mask = split.document(0)
+    learnt = encoder.decode(ids[mask.astype(bool)].tolist(), skip_special_tokens=False)
+    assert learnt == dict(first.messages)["assistant"] + "<|im_end|>"
+    assert split.info.objective == "sft"
+
+
+def test_a_mask_is_the_difference_of_two_renderings():
+    assert completion_mask(
+        [1, 2, 3, 4, 5, 6], [([1, 2], [1, 2, 3]), ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6])]
+    ) == [0, 0, 1, 0, 1, 1]
+    with pytest.raises(InvalidArgument, match="changes earlier turns"):
+        completion_mask([9, 2, 3], [([1, 2], [9, 2, 3])])
+
+
+def test_damaged_and_foreign_datasets(plain, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(plain / "dataset", copy)
+    with (copy / "train-00000.bin").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(DataLoss, match="has 100 bytes instead of"):
+        Split(copy, "train")
+    (copy / "train-00000.bin").unlink()
+    with pytest.raises(DataLoss, match="is missing"):
+        Split(copy, "train")
+    (copy / "dataset.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(InvalidArgument, match="format 99"):
+        Split(copy, "train")
+    with pytest.raises(InvalidArgument, match=r"no dataset\.json"):
+        read_info(tmp_path)
+    with pytest.raises(InvalidArgument, match=r"no tokenizer\.json"):
+        tokenize_corpus(
+            plain / "corpus", tmp_path, tmp_path / "o", tokenizer_ref="", tokenizer_digest=""
+        )
+
+
+def test_wide_ids_survive(tmp_path):
+    writer = SplitWriter(tmp_path, "train", "<u4", masked=False, limit=10)
+    writer.add([70_000, 5], 3)
+    writer.close()
+    assert np.fromfile(tmp_path / "train-00000.bin", "<u4").tolist() == [70_000, 5]
