@@ -1,0 +1,66 @@
+"""Windows judge each token once with enough context; held-out text comes whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from plinth.coordinator.heldout import judge_by_ngram, read
+from plinth.coordinator.scoring import context_length, start_id, windows
+from plinth.models.ngram import ByteNgram
+from plinth.shared.errors import DataLoss, FailedPrecondition
+
+
+@pytest.mark.parametrize("context", [2, 3, 8, 31])
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 9, 64, 101])
+def test_every_token_is_judged_once(length: int, context: int) -> None:
+    judged: list[int] = []
+    for window in windows(length, context):
+        assert 0 <= window.start < window.first <= window.end <= length or length == 1
+        assert window.end - window.start <= context
+        for position in range(window.first, window.end):
+            judged.append(position)
+            seen = position - window.start
+            assert seen >= min(position, context - context // 2)
+    assert judged == list(range(1, length))
+
+
+def _corpus(folder: Path, train: list[str], validation: list[str]) -> Path:
+    for split, texts in (("train", train), ("validation", validation)):
+        (folder / split).mkdir()
+        lines = [json.dumps({"text": text}) for text in texts]
+        (folder / split / "documents-00000.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_the_yardstick_is_the_5gram_of_the_training_half(tmp_path: Path) -> None:
+    train, held = ["abc abc abd"] * 5, ["abc abd", "xyz", "ü" * 50]
+    corpus = _corpus(tmp_path, train, held)
+    judged = judge_by_ngram(corpus, max_bytes=12)
+    assert judged.documents == ("abc abd", "xyz")
+    assert judged.size_bytes == 10
+    model = ByteNgram(5).fit(text.encode() for text in train)
+    wanted = model.bits_per_byte([b"abc abd", b"xyz"])
+    assert math.isclose(judged.ngram_bits_per_byte, wanted)
+    assert judge_by_ngram(corpus, max_bytes=1).documents == ("abc abd",)  # at least one
+
+
+def test_nothing_held_out_and_no_text(tmp_path: Path) -> None:
+    corpus = _corpus(tmp_path, ["a"], [])
+    with pytest.raises(FailedPrecondition, match="validation_fraction"):
+        judge_by_ngram(corpus, max_bytes=10)
+    (corpus / "validation" / "documents-00001.jsonl").write_text('{"messages": []}\n')
+    with pytest.raises(DataLoss, match="line 1"):
+        list(read(corpus, "validation"))
+
+
+def test_what_is_read_from_a_models_config() -> None:
+    assert start_id({"eos_token_id": [5, 6], "bos_token_id": 1}) == 5
+    assert start_id({"bos_token_id": 0}) == 0
+    assert context_length({"n_positions": 128}) == 128
+    with pytest.raises(FailedPrecondition, match="eos_token_id"):
+        start_id({})
+    with pytest.raises(FailedPrecondition, match="max_position"):
+        context_length({})
