@@ -8,7 +8,7 @@ included. Listens on loopback unless told otherwise. Knows no stage.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +18,11 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from plinth.shared.errors import FailedPrecondition
+from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
 from plinth.shared.rpc.handlers import Context, Handler, wrap
 from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Continuation, Validator, interceptors
+from plinth.shared.rpc.status import fail
 from plinth.shared.settings import RpcSettings, Settings
 from plinth.shared.telemetry import get_logger
 
@@ -84,7 +85,7 @@ class GrpcServer:
         self.port = port
         self._services = list(services)
         self._health = health.aio.HealthServicer()
-        self._idle_calls: set[asyncio.Task[Any]] = set()
+        self._idle_calls = _IdleCalls()
         self._stopped = False
         paths = {
             f"/{service.name}/{method}": (service, method)
@@ -93,7 +94,7 @@ class GrpcServer:
         }
         self._options = server_options(settings.rpc)
         self._interceptors = [
-            _IdleCalls(self._idle_calls),
+            self._idle_calls,
             *interceptors(
                 methods=frozenset([*paths, f"{HEALTH}Check", f"{HEALTH}Watch"]),
                 scopes={path: service.scope(name) for path, (service, name) in paths.items()},
@@ -151,18 +152,17 @@ class GrpcServer:
             return  # never started
         stopping = asyncio.create_task(self._server.stop(grace_s))
         await asyncio.sleep(0)  # let the listener close before its watchers are sent away
-        # Health watches and reflection streams never end by themselves; waiting for them would
-        # always take the whole grace.
-        for task in list(self._idle_calls):
-            task.cancel()
+        self._idle_calls.end()
         await stopping
 
 
 class _IdleCalls(grpc.aio.ServerInterceptor):
-    """Remembers the calls that no drain waits for."""
+    """Health watches and reflection streams: they never end by themselves, so that a drain which
+    waited for them would always take the whole grace."""
 
-    def __init__(self, tasks: set[asyncio.Task[Any]]) -> None:
-        self._tasks = tasks
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
 
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
@@ -170,16 +170,27 @@ class _IdleCalls(grpc.aio.ServerInterceptor):
             return handler
 
         @asynccontextmanager
-        async def layer(_context: Context) -> Any:
+        async def layer(context: Context) -> AsyncIterator[None]:
             task = asyncio.current_task()
             assert task is not None
             self._tasks.add(task)
             try:
                 yield
+            except asyncio.CancelledError:
+                if not self._stopping or context.cancelled():
+                    raise
+                task.uncancel()  # by `end`: the call still needs its status, or it stays open
+                await fail(context, Unavailable("the server is stopping"))
             finally:
                 self._tasks.discard(task)
 
         return wrap(handler, layer)
+
+    def end(self) -> None:
+        """Ends them all with UNAVAILABLE."""
+        self._stopping = True
+        for task in list(self._tasks):
+            task.cancel()
 
 
 def server_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
