@@ -1,0 +1,37 @@
+"""What the gateway counts. Tenants beyond the first fifty share one label."""
+
+from __future__ import annotations
+
+from plinth.shared.telemetry import counter, gauge, histogram
+
+MAX_TENANTS = 50
+_tenants: set[str] = set()
+
+REQUESTS = counter(
+    "requests_total", "Requests by door, path and code.", ["door", "path", "code", "tenant"]
+)
+RUNNING = gauge("gateway_requests_running", "Requests being answered.")
+TOKENS = counter("tokens_total", "Tokens of answered requests.", ["kind", "model", "tenant"])
+RESUMED = counter("streams_resumed_total", "Streams that went on at another shard.", ["model"])
+TTFT = histogram(
+    "request_ttft_seconds",
+    "From a request's arrival to its first token.",
+    ["model"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+ITL = histogram(
+    "request_itl_seconds",
+    "Between the pieces of one answer.",
+    ["model"],
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 5, 30),
+)
+
+
+def tenant_label(tenant: str) -> str:
+    """`tenant` itself for the first fifty that come, "other" for the rest."""
+    if tenant in _tenants:
+        return tenant
+    if len(_tenants) >= MAX_TENANTS:
+        return "other"
+    _tenants.add(tenant)
+    return tenant

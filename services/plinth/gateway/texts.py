@@ -1,0 +1,175 @@
+"""Text to ids and back, by the tokenizer stage.
+
+Incremental detokenising is one bidirectional stream per answer: the gateway writes the ids that
+came and reads the text that they complete. If the tokenizer dies in mid-answer, another one gets
+all ids again, and the text that it has passed on already is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+
+from plinth.shared.errors import Internal, Unavailable
+from plinth.shared.identity import Principal
+from plinth.shared.registry import Replica
+from plinth.shared.rpc.client import StageClients
+from plinth.shared.rpc.status import from_rpc_error
+from plinth.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+
+STAGE = "tokenizer"
+POLL_S = 0.2
+KEPT_TOKEN_TEXTS = 65_536
+
+T = TypeVar("T")
+
+
+class Texts:
+    """The tokenizer stage as the gateway uses it. `model` is an artifact reference."""
+
+    def __init__(self, clients: StageClients, patience_s: float) -> None:
+        self._clients = clients
+        self._patience_s = patience_s
+        self._token_texts: OrderedDict[tuple[str, int], str] = OrderedDict()
+
+    async def chat(
+        self, principal: Principal, model: str, messages: Sequence[common_pb2.ChatMessage]
+    ) -> tuple[list[int], list[int]]:
+        """(prompt ids with the assistant's turn opened, ids that end a turn)."""
+        request = tokenizer_pb2.ApplyChatTemplateRequest(
+            model=model, messages=messages, add_generation_prompt=True
+        )
+        answer = await self._ask(principal, lambda stub: stub.ApplyChatTemplate(request))
+        return list(answer.ids), list(answer.stop_token_ids)
+
+    async def encode(self, principal: Principal, model: str, text: str) -> list[int]:
+        """Ids of `text`; what it spells like a special token is text."""
+        request = tokenizer_pb2.EncodeRequest(model=model, texts=[text], add_special=True)
+        answer = await self._ask(principal, lambda stub: stub.Encode(request))
+        return list(answer.sequences[0].ids)
+
+    async def token_texts(
+        self, principal: Principal, model: str, ids: Sequence[int]
+    ) -> dict[int, str]:
+        """Each token by itself; half a character is U+FFFD."""
+        missing = sorted({id_ for id_ in ids if (model, id_) not in self._token_texts})
+        if missing:
+            request = tokenizer_pb2.DecodeRequest(
+                model=model, sequences=[tokenizer_pb2.TokenIds(ids=[id_]) for id_ in missing]
+            )
+            answer = await self._ask(principal, lambda stub: stub.Decode(request))
+            for id_, text in zip(missing, answer.texts, strict=True):
+                self._token_texts[(model, id_)] = text
+        texts = {id_: self._token_texts[(model, id_)] for id_ in ids}
+        while len(self._token_texts) > KEPT_TOKEN_TEXTS:
+            self._token_texts.popitem(last=False)
+        return texts
+
+    def stream(self, principal: Principal, model: str) -> TextStream:
+        """A detokeniser for one answer. Close it."""
+        return TextStream(self, principal, model)
+
+    async def ping(self) -> None:
+        """Unavailable when no tokenizer is announced."""
+        await self._clients.pick(STAGE)
+
+    async def stub(self, principal: Principal, lost: set[str]) -> tuple[Replica, Any]:
+        """A tokenizer that is not in `lost`, or any when there is no other."""
+        try:
+            replica = await self._clients.pick(STAGE, exclude=lost)
+        except Unavailable:
+            lost.clear()
+            replica = await self._clients.pick(STAGE)
+        # A key that may ask for answers needs no scope of its own for the text in them.
+        caller = Principal(principal.tenant, principal.key_id, frozenset({"tokenize"}))
+        channel = self._clients.channel(replica, caller)
+        return replica, tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+
+    async def patiently(self, principal: Principal, work: Callable[[Any], Awaitable[T]]) -> T:
+        """`work` with a stub, again with another while tokenizers are unavailable."""
+        give_up = time.monotonic() + self._patience_s
+        lost: set[str] = set()
+        while True:
+            replica: Replica | None = None
+            try:
+                replica, stub = await self.stub(principal, lost)
+                return await work(stub)
+            except grpc.aio.AioRpcError as error:
+                cause = from_rpc_error(error)
+                gone = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+                if not gone or time.monotonic() >= give_up:
+                    raise cause from error
+            except Unavailable:
+                if time.monotonic() >= give_up:
+                    raise
+            if replica is not None:
+                lost.add(replica.id)
+                self._clients.refused(replica)
+            await asyncio.sleep(POLL_S)
+
+    async def _ask(self, principal: Principal, work: Callable[[Any], Awaitable[T]]) -> T:
+        return await self.patiently(principal, work)
+
+
+class TextStream:
+    """Ids of one answer in, its text out, never half a character."""
+
+    def __init__(self, texts: Texts, principal: Principal, model: str) -> None:
+        self._texts = texts
+        self._principal = principal
+        self._model = model
+        self._ids: list[int] = []
+        self._emitted = ""
+        self._call: Any = None
+
+    async def feed(self, ids: Sequence[int], *, flush: bool = False) -> str:
+        """Text that `ids` complete; with `flush`, also what was held back."""
+        self._ids.extend(ids)
+        text = ""
+        if self._call is not None:
+            message = tokenizer_pb2.DecodeStreamRequest(ids=ids, flush=flush)
+            try:
+                text = await self._exchange(self._call, message)
+            except (grpc.aio.AioRpcError, Unavailable, asyncio.InvalidStateError):
+                self.close()
+        if self._call is None:
+            text = await self._texts.patiently(
+                self._principal, lambda stub: self._start(stub, flush)
+            )
+        self._emitted += text
+        return text
+
+    def close(self) -> None:
+        """Ends the stream; idempotent."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    async def _start(self, stub: Any, flush: bool) -> str:
+        """Opens a stream with all ids so far; the text that is new in it."""
+        call = stub.DecodeStream()
+        try:
+            first = tokenizer_pb2.DecodeStreamRequest(
+                model=self._model, skip_special=True, ids=self._ids, flush=flush
+            )
+            whole = await self._exchange(call, first)
+            if not whole.startswith(self._emitted):
+                raise Internal("two tokenizers give different text for the same ids")
+            self._call = call
+        finally:
+            if self._call is not call:
+                call.cancel()
+        return whole[len(self._emitted) :]
+
+    @staticmethod
+    async def _exchange(call: Any, message: tokenizer_pb2.DecodeStreamRequest) -> str:
+        await call.write(message)
+        answer = await call.read()
+        if answer is grpc.aio.EOF:
+            raise Unavailable("the tokenizer ended the stream")
+        return str(answer.text)
