@@ -17,7 +17,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from plinth.cluster import ray_local
+from plinth.cluster import ray_local, reconciler
 from plinth.cluster.layout import Layout, StackPlan, StageSpec
 from plinth.cluster.serving import Applier, Served, states
 from plinth.shared.connection import connect
@@ -73,12 +73,12 @@ class Head:
         return self._settings.ray_address
 
     def _specs(self) -> tuple[StageSpec, ...]:
-        reconciler = StageSpec(
+        reconciling = StageSpec(
             "reconciler",
             "plinth.cluster.reconciler:build",
             options={"shard": json.loads(self._plan.to_json())["shard"]},
         )
-        return (*self._plan.stages, reconciler)
+        return (*self._plan.stages, reconciling)
 
     def _follow_serve(self) -> None:
         """Deploys the stages and tells each application's changes, as long as we run."""
@@ -149,13 +149,25 @@ class Head:
         """Serve drains its replicas, then Ray ends; a Serve that hangs ends with Ray."""
         from ray import serve  # noqa: PLC0415
 
-        draining = threading.Thread(target=serve.shutdown, daemon=True, name="serve-shutdown")
+        end = serve.shutdown if self._ray is not None else self._delete_ours
+        draining = threading.Thread(target=end, daemon=True, name="serve-shutdown")
         draining.start()
         draining.join(SERVE_SHUTDOWN_S)
         if draining.is_alive():
             self._log.warning("serve did not stop in time", seconds=SERVE_SHUTDOWN_S)
         if self._ray is not None:
             self._ray.stop()
+
+    def _delete_ours(self) -> None:
+        """On somebody else's Ray: our applications go, the reconciler first, and nothing else."""
+        from ray import serve  # noqa: PLC0415
+
+        ours = {spec.name for spec in self._specs()}
+        names = [n for n in states() if n in ours or n.startswith(reconciler.PREFIX)]
+        for name in sorted(names, key=lambda n: n != "reconciler"):
+            serve.delete(name, _blocking=False)
+        while any(name in states() for name in names):
+            time.sleep(STARTING_POLL_S)
 
 
 def main(arguments: list[str]) -> int:
