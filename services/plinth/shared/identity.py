@@ -137,7 +137,7 @@ def cluster_token(settings: Settings) -> str:
         return settings.cluster_token.get_secret_value()
     path = settings.ensure_secrets_dir() / "cluster-token"
     if not path.exists():
-        _create_secret(path, secrets.token_urlsafe(32))
+        create_secret(path, secrets.token_urlsafe(32))
     mode = path.stat().st_mode
     if mode & 0o077:
         raise FailedPrecondition(
@@ -150,7 +150,7 @@ def cluster_token(settings: Settings) -> str:
     return token
 
 
-def _create_secret(path: Path, value: str) -> None:
+def create_secret(path: Path, value: str) -> None:
     """Two processes that start at once end up with one and the same file."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -37,8 +37,11 @@ from plinth.shared.sources import flatten, is_loopback, reject_unknown, reject_u
 
 PREFIX = "PLINTH_"
 # Variables that are no settings but are read elsewhere: the file's place here, the key and the
-# address by the CLI's clients, the mark on a stack's processes by `plinth down`.
-OTHER_VARIABLES = frozenset({"PLINTH_CONFIG", "PLINTH_API_KEY", "PLINTH_URL", "PLINTH_STACK"})
+# address by the CLI's clients, the mark on a stack's processes by `plinth down`,
+# the choice of kernels by `plinth/kernels`.
+OTHER_VARIABLES = frozenset(
+    {"PLINTH_CONFIG", "PLINTH_API_KEY", "PLINTH_URL", "PLINTH_STACK", "PLINTH_KERNELS"}
+)
 MIB = 1 << 20
 
 

@@ -63,6 +63,16 @@ class _ToStderr:
     debug = info = warning = error = critical = exception = msg
 
 
+class _StderrHandler(logging.Handler):
+    """The same for records of the standard logging."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except Exception:  # noqa: BLE001 - logging's own convention: a record never ends its caller
+            self.handleError(record)
+
+
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     _add_request_id,
@@ -89,7 +99,7 @@ def configure_logging(settings: Settings, component: str) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     chain = (*_SHARED, name_component)
     _configure_structlog(chain, _renderers(pretty), level)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *chain],

@@ -12,8 +12,9 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from plinth.shared.errors import InvalidArgument, ResourceExhausted
+from plinth.shared.errors import InvalidArgument, ResourceExhausted, Unauthenticated
 from plinth.shared.identity import current_principal, current_request_id, remaining_s
+from plinth.shared.rpc.auth import PRINCIPAL_KEY, TOKEN_KEY, TokenAuthenticator
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import _add_request_id
@@ -50,6 +51,10 @@ class Echo(tokenizer_pb2_grpc.TokenizerServiceServicer):
             raise ResourceExhausted("queue is full", retry_after_s=1.5)
         if request.model == "bug":
             raise RuntimeError("the password is hunter2")
+        if request.model == "cancelled":
+            inner = asyncio.ensure_future(self.release.wait())
+            inner.cancel()
+            await inner
         if request.model == "hang":
             self.entered.set()
             try:
@@ -329,7 +334,7 @@ async def test_the_clients_deadline_reaches_the_handler(settings) -> None:
     async with serving(settings) as (_server, echo, _channel, stub):
         answer = await stub.Decode(pb.DecodeRequest(), timeout=5, metadata=metadata())
         assert answer.texts[0] == "acme"
-        assert 0 < float(answer.texts[2]) <= 5
+        assert 0 < float(answer.texts[2]) <= 5.1  # gRPC rounds up
         request = pb.EncodeRequest(model="hang")
         error = await failing(stub.Encode(request, timeout=0.2, metadata=metadata()))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -343,6 +348,31 @@ async def test_hanging_up_reaches_a_stream_at_once(settings) -> None:
         await call.read()
         call.cancel()
         await asyncio.wait_for(echo.left.wait(), 2)
+
+
+async def test_what_a_handler_awaits_may_be_cancelled(settings) -> None:
+    async with serving(settings) as (_server, _echo, _channel, stub):
+        call = stub.Encode(pb.EncodeRequest(model="cancelled"), metadata=metadata())
+        error = await asyncio.wait_for(failing(call), 5)
+        assert error.code() is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(TOKEN_KEY, b"\xff\xfe")],
+        [(TOKEN_KEY, "\ud800" * 20)],
+        [(TOKEN_KEY, TOKEN), (TOKEN_KEY, TOKEN)],
+        [(TOKEN_KEY, TOKEN + "x" * 5000)],
+        [(TOKEN_KEY, TOKEN), (PRINCIPAL_KEY, b"\xff")],
+        [(TOKEN_KEY, TOKEN[:-1])],
+        [(TOKEN_KEY, "é" * 32)],
+        [(TOKEN_KEY, "")],
+    ],
+)
+async def test_credentials_that_no_grpc_client_would_send(pairs) -> None:
+    with pytest.raises(Unauthenticated, match="x-plinth-"):
+        await TokenAuthenticator(TOKEN)(pairs)
 
 
 async def test_request_ids_come_back_and_bad_ones_are_refused(settings) -> None:

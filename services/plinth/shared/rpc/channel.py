@@ -148,7 +148,7 @@ class StageChannel(grpc.aio.Channel):
         """Seconds that the call has: the sooner of what the caller and its own caller allow."""
         bounds = [bound for bound in (given, remaining_s()) if bound is not None]
         if bounds:
-            return min(bounds)
+            return max(min(bounds), 1e-6)  # gRPC takes 0 for no deadline at all
         return None if stream else self._default_s
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:

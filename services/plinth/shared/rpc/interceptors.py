@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from plinth.shared.errors import (
+    Cancelled,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -282,11 +283,18 @@ class ErrorsInterceptor(grpc.aio.ServerInterceptor):
                     yield
             except grpc.aio.AbortError:
                 raise
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # the caller hung up, or the server ends
+                # Something that the handler awaited was cancelled. gRPC would send no status, and
+                # the caller would wait for ever.
+                await fail(context, Cancelled(f"{method} was cancelled by the server"))
             except PlinthError as error:
                 await fail(context, error)
             except grpc.aio.AioRpcError as error:
                 # A stage that this one called: its typed error goes on to the caller.
-                await fail(context, from_rpc_error(error))
+                await fail(context, from_rpc_error(error), retried=True)
             except Exception as error:  # noqa: BLE001 - logged; the caller learns no more
                 if isinstance(error, TimeoutError) and timeout.expired():
                     await fail(context, DeadlineExceeded(f"{method} ran out of its time"))

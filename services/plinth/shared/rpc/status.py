@@ -104,9 +104,17 @@ def _read_details(error: PlinthError, value: bytes) -> None:
                 error.field = bad.field_violations[0].field
 
 
-async def fail(context: grpc.aio.ServicerContext[Any, Any], error: PlinthError) -> NoReturn:
-    """Ends the call with `error`; the request id goes along in the trailers."""
+async def fail(
+    context: grpc.aio.ServicerContext[Any, Any], error: PlinthError, *, retried: bool = False
+) -> NoReturn:
+    """Ends the call with `error`; the request id goes along in the trailers.
+
+    retried: a call further down was retried already, so the caller's channel must not do it again
+    (each stage on the way would multiply the attempts).
+    """
     status = to_status(error)
     trailers = [*(status.trailing_metadata or ()), (REQUEST_ID_KEY, current_request_id())]
+    if retried:
+        trailers.append(("grpc-retry-pushback-ms", "-1"))
     await context.abort(status.code, status.details or "", tuple(trailers))
     raise AssertionError("abort raises")
