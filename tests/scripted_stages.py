@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.connection import connect
 from plinth.shared.errors import NotFound
 from plinth.shared.records import DeploymentRecords
@@ -75,8 +76,8 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
         )
         yield trainer_pb2.WatchJobResponse(job=job)
         gate = self.gates.get(job.spec.output_name)
-        while gate is not None and not gate.is_set() and not _over(job):
-            await asyncio.sleep(0.01)
+        if gate is not None:
+            await gate.wait()
         if not _over(job):
             await self._finish(job)
         yield trainer_pb2.WatchJobResponse(job=job)
@@ -87,6 +88,8 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
             raise NotFound(f"no job {request.job_id}")
         if not _over(job):
             job.state = trainer_pb2.JOB_STATE_CANCELLED
+            if (gate := self.gates.get(job.spec.output_name)) is not None:
+                gate.set()
             self.cancelled.append(job.job_id)
         return trainer_pb2.CancelJobResponse(job=job)
 
@@ -213,9 +216,7 @@ class World:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        await cancel_and_wait(*self._tasks)
         for stage in list(self._servers):
             await self.take_down(stage)
         await self.redis.aclose()

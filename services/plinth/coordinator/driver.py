@@ -20,6 +20,7 @@ from plinth.coordinator.pipeline import Pipeline, input_digest, parse
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Outcome, Progress, Work
+from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.shared.telemetry import get_logger
@@ -76,14 +77,12 @@ class RunDriver:
         try:
             await self._loop(run, pipeline, wanted)
         finally:
-            tasks = [watcher, *self._tasks.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await cancel_and_wait(watcher, *self._tasks.values())
 
     async def _loop(self, run: pb.Run, pipeline: Pipeline, wanted: Wanted) -> None:
+        saved = pb.Run()
+        saved.CopyFrom(run)
         while True:
-            before = run.SerializeToString(deterministic=True)
             # 1. Stop, or start what may start (first of all what was in flight when a leader died).
             if machine.stopping(run, wanted):
                 await self._stop(run, pipeline)
@@ -96,8 +95,9 @@ class RunDriver:
             ]
             # 2. Save, if anything changed; only then do new steps touch the world.
             machine.settle(run, wanted, _now())
-            if run.SerializeToString(deterministic=True) != before:
+            if run != saved:
                 await self._save(run)
+                saved.CopyFrom(run)
             if machine.ended(run):
                 _log.info("run ended", run_id=run.run_id, state=pb.RunState.Name(run.state))
                 return
@@ -167,8 +167,7 @@ class RunDriver:
         """Abandons what is in flight and records it as cancelled."""
         for name in machine.in_flight(run):
             if (task := self._tasks.pop(name, None)) is not None:
-                task.cancel()
-                await asyncio.wait([task])
+                await cancel_and_wait(task)
             work = await self._work(run, pipeline, name)
             if work is not None:
                 await self._abandon(work)

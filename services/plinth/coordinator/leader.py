@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.asyncio import Redis
 
+from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared import keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import Unavailable
@@ -89,8 +90,7 @@ class LeaderLease:
                 await self._keep(leadership, task)
             finally:
                 self.leadership = None
-                task.cancel()
-                await asyncio.wait([task])
+                await cancel_and_wait(task)
                 await self._give_back(leadership)
             if not task.cancelled() and (error := task.exception()) is not None:
                 _log.error("the leader's work failed; it starts again", exc_info=error)

@@ -212,6 +212,7 @@ class RunFeed:
         self._news = asyncio.Condition()
         self._changes: OrderedDict[str, int] = OrderedDict()
         self._count = 0
+        self._last = b"0-0"
 
     def seen(self, run_id: str) -> int:
         """A mark to wait from; take it before reading the record."""
@@ -234,24 +235,27 @@ class RunFeed:
             pass
         return self._count
 
+    async def open(self) -> None:
+        """Finds the stream's end: changes from here on will be told."""
+        with redis_errors():
+            newest: Any = await self._redis.xrevrange(keys.run_events(), count=1)
+        self._last = newest[0][0] if newest else b"0-0"
+
     async def follow(self) -> None:
-        """Reads the stream until cancelled; waits while Redis is gone."""
-        last: Any = None
+        """Reads the stream from where `open` found its end, until cancelled; waits while Redis
+        is gone."""
         while True:
             began = time.monotonic()
             try:
                 with redis_errors():
-                    if last is None:
-                        newest: Any = await self._redis.xrevrange(keys.run_events(), count=1)
-                        last = newest[0][0] if newest else b"0-0"
                     answer: Any = await self._redis.xread(
-                        {keys.run_events(): last}, count=500, block=2000
+                        {keys.run_events(): self._last}, count=500, block=2000
                     )
             except Unavailable:
                 await asyncio.sleep(max(0.0, 0.5 - (time.monotonic() - began)))
                 continue
             for _, entries in answer or ():
-                last = entries[-1][0]
+                self._last = entries[-1][0]
                 await self._tell([fields[b"run"].decode() for _, fields in entries])
 
     async def _tell(self, run_ids: list[str]) -> None:

@@ -21,6 +21,7 @@ from plinth.coordinator.pipeline import parse, pinned
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Tools
+from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.errors import Aborted, Internal, InvalidArgument, Unavailable
 from plinth.shared.keys import check_part
 from plinth.shared.records import DeploymentRecords
@@ -64,10 +65,7 @@ class Conductor:
                         drivers[run_id] = asyncio.create_task(driver.drive())
                 count = await self._feed.any_change(count)
         finally:
-            for task in drivers.values():
-                task.cancel()
-            if drivers:
-                await asyncio.wait(drivers.values())
+            await cancel_and_wait(*drivers.values())
 
     def _driver(self, run_id: str, leadership: Leadership) -> RunDriver:
         return RunDriver(
@@ -134,6 +132,8 @@ class CoordinatorFront:
         ]
 
     async def start(self) -> None:
+        """Unavailable while Redis is gone."""
+        await self._feed.open()
         self._tasks = [
             asyncio.create_task(self._feed.follow()),
             asyncio.create_task(self._lease.lead(self._conductor.conduct)),
@@ -152,10 +152,10 @@ class CoordinatorFront:
 
     async def drain(self, grace_s: float) -> None:
         """Gives the lead back; jobs in flight go on, and the next leader takes them up."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace_s)
+        try:
+            await asyncio.wait_for(cancel_and_wait(*self._tasks), grace_s)
+        except TimeoutError:
+            _log.warning("the coordinator's tasks did not end in time", grace_s=grace_s)
 
 
 class Servicer(rpc.CoordinatorServiceServicer):

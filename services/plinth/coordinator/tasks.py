@@ -1,0 +1,22 @@
+"""Ending tasks for certain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+_AGAIN_S = 0.5
+
+
+async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
+    """Cancels the tasks and returns when all have ended; what they raised is not raised here.
+
+    A cancellation can get lost on its way: up to Python 3.11 `asyncio.wait_for` (which redis-py
+    awaits replies with) drops one that arrives together with the result (cpython#86296). So it
+    is sent again until the task has ended.
+    """
+    waiting = {task for task in tasks if not task.done()}
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=_AGAIN_S)

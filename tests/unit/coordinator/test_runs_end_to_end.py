@@ -1,0 +1,320 @@
+"""Whole runs against scripted stages on real Redis, store and gRPC; leaders come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plinth.coordinator import service
+from plinth.models.ngram import ByteNgram
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from plinth.v1 import coordinator_pb2 as pb
+from redis.asyncio import Redis
+from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, World
+
+PIPELINE = """
+name: q
+steps:
+  corpus: {kind: data, builtin: stdlib}
+  vocabulary: {kind: tokenizer, corpus: $corpus, vocab_size: 300}
+  dataset: {kind: data, corpus: $corpus, tokenizer: $vocabulary}
+  pretrain:
+    {kind: train, objective: clm, dataset: $dataset, max_seconds: 1, output: mini,
+     model: {layers: 1, hidden: 8, heads: 1, context: 32}}
+  exam:
+    {kind: evaluate, model: $pretrain, corpus: $corpus, prompts: [hello, abc], max_tokens: 4,
+     require: {bits_per_byte_at_most: 2}}
+  release: {kind: publish, model: $pretrain, after: [exam]}
+  online: {kind: serve, model: $release, name: mini}
+"""
+
+
+class Coordinator:
+    """A replica without its server: the servicer is called directly."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self._context = world.context(name)
+        self.front = service.build(self._context)
+        self.rpc: Any = service.Servicer(self.front._records, self.front._feed, self.front._tools)
+
+    async def start(self) -> None:
+        await self.front.start()
+
+    async def stop(self) -> None:
+        await self.front.drain(5)
+        await self.front.check()
+        await self._context.clients.close()
+        await self._context.redis.aclose()
+
+    async def leads(self) -> None:
+        await until(lambda: self.front.announcement()["leader"] == "1")
+
+    async def submit(self, run_id: str, text: str = PIPELINE, **overrides: str) -> pb.Run:
+        request = pb.SubmitRunRequest(
+            run_id=run_id,
+            pipeline_yaml=text,
+            overrides={k.replace("__", "."): v for k, v in overrides.items()},
+        )
+        return (await self.rpc.SubmitRun(request, None)).run
+
+    async def watch(self, run_id: str) -> list[pb.Run]:
+        request = pb.WatchRunRequest(run_id=run_id)
+        return [message.run async for message in self.rpc.WatchRun(request, None)]
+
+    async def end(self, run_id: str) -> pb.Run:
+        return (await asyncio.wait_for(self.watch(run_id), 30))[-1]
+
+    async def reached(self, run_id: str, step: str, state: Any) -> pb.Run:
+        async def look() -> pb.Run | None:
+            run = (await self.rpc.GetRun(pb.GetRunRequest(run_id=run_id), None)).run
+            return run if steps(run)[step].state == state else None
+
+        return await until(look)
+
+
+def steps(run: pb.Run) -> dict[str, pb.Step]:
+    return {step.name: step for step in run.steps}
+
+
+def states(run: pb.Run) -> list[str]:
+    return [pb.StepState.Name(step.state).removeprefix("STEP_STATE_") for step in run.steps]
+
+
+async def until(condition: Callable[[], Any] | Callable[[], Awaitable[Any]]) -> Any:
+    async with asyncio.timeout(20):
+        while True:
+            value = condition()
+            if asyncio.iscoroutine(value):
+                value = await value
+            if value:
+                return value
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def world(redis_client: Redis, redis_server: str, tmp_path: Path) -> AsyncIterator[World]:
+    async with World(tmp_path, redis_server) as world:
+        yield world
+
+
+@pytest.fixture
+async def coordinator(world: World) -> AsyncIterator[Coordinator]:
+    coordinator = Coordinator(world, "one")
+    await coordinator.start()
+    yield coordinator
+    await coordinator.stop()
+
+
+async def test_a_run_from_corpus_to_served_model(world: World, coordinator: Coordinator) -> None:
+    await coordinator.submit("r1")
+    history = await asyncio.wait_for(coordinator.watch("r1"), 30)
+    run = history[-1]
+    assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+    assert states(run) == ["SUCCEEDED"] * 7
+    revisions = [one.revision for one in history]
+    assert revisions == sorted(set(revisions))
+    assert any(
+        step.detail.startswith("step 1/2 · loss 3.250") for one in history for step in one.steps
+    )
+    done = steps(run)
+    assert done["pretrain"].output == done["release"].output == done["online"].output == "mini@1"
+    assert all(step.input_digest.startswith("sha256:") for step in run.steps)
+    # The figures are what they must be: each byte after the start id is judged once.
+    exam = json.loads(done["exam"].metrics_json)
+    assert exam["bits_per_byte"] == pytest.approx(SCORED_BITS_PER_BYTE)
+    held, train = TEXTS[:4], TEXTS[4:]
+    ngram = ByteNgram(5).fit(t.encode() for t in train).bits_per_byte(t.encode() for t in held)
+    assert exam["ngram_bits_per_byte"] == pytest.approx(ngram)
+    assert exam["below_ngram"] == pytest.approx(1 - SCORED_BITS_PER_BYTE / ngram)
+    assert world.shard.scored_ids == exam["held_out_bytes"] == sum(map(len, held))
+    assert [a["answer"] for a in exam["answers"]] == ["olle", "cba"]
+    assert exam["tokens_per_second"] > 0
+    # The world is as the run says, and the candidate's own deployment is gone.
+    assert await asyncio.to_thread(world.store.aliases, "mini") == {"prod": 1}
+    assert [d.name for d in await asyncio.to_thread(world.deployments.list)] == ["mini"]
+    assert any(name.startswith("candidate-") for name in world.served)
+    report = await asyncio.to_thread(world.store.get, done["exam"].output)
+    assert report.parents == ("mini@1", "q-corpus@1")
+
+
+async def test_a_second_run_reuses_what_is_done(world: World, coordinator: Coordinator) -> None:
+    await coordinator.submit("r1")
+    await coordinator.end("r1")
+    jobs = len(world.trainer.jobs)
+    await coordinator.submit("r2")
+    again = await coordinator.end("r2")
+    assert states(again) == ["REUSED"] * 7
+    assert len(world.trainer.jobs) == jobs
+    assert world.tokenizer.trained == 1
+    assert json.loads(steps(again)["exam"].metrics_json)["answers"]
+    # Another vocabulary: what stands on it is made again, what doesn't is not.
+    await coordinator.submit("r3", steps__vocabulary__vocab_size="400")
+    third = await coordinator.end("r3")
+    assert states(third) == ["REUSED", *["SUCCEEDED"] * 6]
+    assert steps(third)["pretrain"].output == "mini@2"
+    assert await asyncio.to_thread(world.store.aliases, "mini") == {"prod": 2}
+
+
+async def test_a_folder_that_changes_is_read_again(
+    world: World, coordinator: Coordinator, tmp_path: Path
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    text = f"{{name: d, steps: {{corpus: {{kind: data, corpus_dir: {folder}}}}}}}"
+    for run_id, wanted in (("d1", "SUCCEEDED"), ("d2", "REUSED")):
+        await coordinator.submit(run_id, text)
+        assert states(await coordinator.end(run_id)) == [wanted]
+    (folder / "a.txt").write_text("other")
+    await coordinator.submit("d3", text)
+    assert states(await coordinator.end("d3")) == ["SUCCEEDED"]
+    for run_id in ("e1", "e2"):  # a folder that only the trainer sees is never reused
+        await coordinator.submit(run_id, text.replace("texts", "elsewhere"))
+        assert states(await coordinator.end(run_id)) == ["SUCCEEDED"]
+
+
+async def test_a_failed_job_fails_the_run(world: World, coordinator: Coordinator) -> None:
+    world.trainer.failures["mini"] = "loss is not a number at step 7"
+    await coordinator.submit("r1")
+    run = await coordinator.end("r1")
+    assert run.state == pb.RUN_STATE_FAILED
+    assert run.error == "pretrain: loss is not a number at step 7"
+    assert states(run) == [*["SUCCEEDED"] * 3, "FAILED", *["CANCELLED"] * 3]
+
+
+async def test_a_requirement_that_is_not_met(world: World, coordinator: Coordinator) -> None:
+    require = "{bits_per_byte_at_most: 1.0, bits_per_byte_below_ngram: -9}"
+    await coordinator.submit("r1", steps__exam__require=require)
+    run = await coordinator.end("r1")
+    assert run.state == pb.RUN_STATE_FAILED
+    assert "exam: 1.443 bits per byte held out, at most 1.000 is required" in run.error
+    assert await asyncio.to_thread(world.deployments.list) == []
+    assert await asyncio.to_thread(world.store.aliases, "mini") == {}
+    await coordinator.submit("r2", steps__exam__require="{bits_per_byte_below_ngram: 0.9}")
+    assert "90.0% is required" in (await coordinator.end("r2")).error
+
+
+async def test_pause_resume_cancel(world: World, coordinator: Coordinator) -> None:
+    world.trainer.gates["q-corpus"] = asyncio.Event()
+    await coordinator.submit("r1")
+    await coordinator.reached("r1", "corpus", pb.STEP_STATE_RUNNING)
+    ask = pb.PauseRunRequest(run_id="r1")
+    assert (await coordinator.rpc.PauseRun(ask, None)).run.state == pb.RUN_STATE_PAUSED
+    world.trainer.gates["q-corpus"].set()
+    run = await coordinator.reached(
+        "r1", "corpus", pb.STEP_STATE_SUCCEEDED
+    )  # the running one goes on
+    assert run.state == pb.RUN_STATE_PAUSED
+    assert states(run) == ["SUCCEEDED", *["PENDING"] * 6]
+    world.trainer.gates["mini"] = asyncio.Event()
+    resumed = await coordinator.rpc.ResumeRun(pb.ResumeRunRequest(run_id="r1"), None)
+    assert resumed.run.state == pb.RUN_STATE_RUNNING
+    run = await coordinator.reached("r1", "pretrain", pb.STEP_STATE_RUNNING)
+    await until(lambda: steps(run)["pretrain"].job_id in world.trainer.jobs)
+    cancelled = await coordinator.rpc.CancelRun(pb.CancelRunRequest(run_id="r1"), None)
+    assert cancelled.run.state == pb.RUN_STATE_CANCELLED
+    assert states(cancelled.run) == [*["SUCCEEDED"] * 3, *["CANCELLED"] * 4]
+    assert world.trainer.cancelled == [steps(run)["pretrain"].job_id]
+    with pytest.raises(FailedPrecondition):
+        await coordinator.rpc.ResumeRun(pb.ResumeRunRequest(run_id="r1"), None)
+
+
+async def test_a_cancelled_exam_leaves_no_deployment(
+    world: World, coordinator: Coordinator
+) -> None:
+    await world.take_down("inference")  # no shard will ever be ready
+    await coordinator.submit("r1")
+    await coordinator.reached("r1", "exam", pb.STEP_STATE_RUNNING)
+    await until(lambda: asyncio.to_thread(world.deployments.list))
+    await coordinator.rpc.CancelRun(pb.CancelRunRequest(run_id="r1"), None)
+    assert (await coordinator.end("r1")).state == pb.RUN_STATE_CANCELLED
+    assert await asyncio.to_thread(world.deployments.list) == []
+
+
+async def test_a_shard_that_never_comes_fails_the_step(
+    world: World, coordinator: Coordinator
+) -> None:
+    await world.take_down("inference")
+    await coordinator.submit("r1", steps__exam__ready_within_s="0.2")
+    run = await coordinator.end("r1")
+    assert "0 of 1 shards" in run.error
+    assert await asyncio.to_thread(world.deployments.list) == []
+
+
+async def test_stages_that_are_away_are_waited_for(world: World, coordinator: Coordinator) -> None:
+    await world.take_down("trainer")
+    await coordinator.submit("r1")
+
+    async def waits() -> bool:
+        run = (await coordinator.rpc.GetRun(pb.GetRunRequest(run_id="r1"), None)).run
+        return steps(run)["corpus"].detail.startswith("waits: no trainer")
+
+    await until(waits)
+    await world.bring_up("trainer")
+    world.trainer.gates["mini"] = asyncio.Event()
+    await coordinator.reached("r1", "pretrain", pb.STEP_STATE_RUNNING)
+    await world.take_down("trainer")  # in the middle of a job's stream
+    world.trainer.gates["mini"].set()
+    await world.bring_up("trainer")
+    assert (await coordinator.end("r1")).state == pb.RUN_STATE_SUCCEEDED
+    assert set(world.trainer.completed.values()) == {1}
+
+
+async def test_another_leader_takes_a_run_over(world: World) -> None:
+    first, second = Coordinator(world, "one"), Coordinator(world, "two")
+    await first.start()
+    await first.leads()
+    await second.start()
+    world.trainer.gates["mini"] = asyncio.Event()
+    await second.submit("r1")  # any replica takes it; the leader runs it
+    run = await first.reached("r1", "pretrain", pb.STEP_STATE_RUNNING)
+    await first.stop()
+    world.trainer.gates["mini"].set()
+    done = await second.end("r1")
+    assert done.state == pb.RUN_STATE_SUCCEEDED
+    assert steps(done)["pretrain"].job_id == steps(run)["pretrain"].job_id
+    assert set(world.trainer.completed.values()) == {1}
+    await second.stop()
+
+
+async def test_artifacts_of_the_store_are_pinned_at_submission(
+    world: World, coordinator: Coordinator, tmp_path: Path
+) -> None:
+    await coordinator.submit("r1")
+    await coordinator.end("r1")
+    serve = "{name: s, steps: {online: {kind: serve, model: 'mini:prod', name: other}}}"
+    run = await coordinator.submit("r2", serve)
+    assert "model: mini@1" in run.pipeline_yaml
+    assert (await coordinator.end("r2")).state == pb.RUN_STATE_SUCCEEDED
+    with pytest.raises(NotFound):
+        await coordinator.submit("r3", serve.replace("mini:prod", "nothing"))
+    with pytest.raises(InvalidArgument, match="is a corpus"):
+        await coordinator.submit("r3", serve.replace("mini:prod", "q-corpus"))
+    with pytest.raises(InvalidArgument, match="run_id"):
+        await coordinator.submit("a/b", serve)
+
+
+async def test_deployments_and_artifacts_over_grpc(world: World, coordinator: Coordinator) -> None:
+    await coordinator.submit("r1")
+    await coordinator.end("r1")
+    put = pb.PutDeploymentRequest(
+        deployment=pb.Deployment(name="x", artifact="mini:prod", shards=1)
+    )
+    assert (await coordinator.rpc.PutDeployment(put, None)).deployment.artifact == "mini@1"
+
+    async def ready() -> bool:
+        listed = await coordinator.rpc.ListDeployments(pb.ListDeploymentsRequest(), None)
+        return {d.name: d.ready_shards for d in listed.deployments} == {"mini": 1, "x": 1}
+
+    await until(ready)
+    await coordinator.rpc.DeleteDeployment(pb.DeleteDeploymentRequest(name="x"), None)
+    got = await coordinator.rpc.GetArtifact(pb.GetArtifactRequest(reference="mini"), None)
+    assert list(got.artifact.aliases) == ["prod"]
+    listed = await coordinator.rpc.ListArtifacts(pb.ListArtifactsRequest(kind="corpus"), None)
+    assert [f"{a.name}@{a.version}" for a in listed.artifacts] == ["q-corpus@1"]
+    runs = (await coordinator.rpc.ListRuns(pb.ListRunsRequest(), None)).runs
+    assert [(run.run_id, run.pipeline_yaml) for run in runs] == [("r1", "")]
