@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from plinth.shared.errors import InvalidArgument, ResourceExhausted, Unauthenticated
 from plinth.shared.identity import current_principal, current_request_id, remaining_s
 from plinth.shared.rpc.auth import PRINCIPAL_KEY, TOKEN_KEY, TokenAuthenticator
+from plinth.shared.rpc.interceptors import interceptors
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import _add_request_id
@@ -373,6 +374,56 @@ async def test_what_a_handler_awaits_may_be_cancelled(settings) -> None:
 async def test_credentials_that_no_grpc_client_would_send(pairs) -> None:
     with pytest.raises(Unauthenticated, match="x-plinth-"):
         await TokenAuthenticator(TOKEN)(pairs)
+
+
+async def test_stream_in_unary_out_passes_the_same_layers() -> None:
+    """No proto has such a method yet, so the layers are put around a bare one."""
+    seen: list[bytes] = []
+
+    async def upload(requests, context):
+        async for request in requests:
+            if request == b"bad":
+                raise InvalidArgument("a bad part", field="part")
+            seen.append(request)
+        return current_principal().tenant.encode()
+
+    def refuse_long(request: bytes) -> None:
+        if len(request) > 5:
+            raise InvalidArgument("a long part", field="part")
+
+    layers = interceptors(
+        methods=frozenset(),
+        scopes={"/t.Up/Load": "jobs"},
+        validators={"/t.Up/Load": refuse_long},
+        authenticate=TokenAuthenticator(TOKEN),
+        default_deadline_s=5,
+    )
+    server = grpc.aio.server(interceptors=layers)
+    handler = grpc.stream_unary_rpc_method_handler(upload)
+    other = {"Load": handler, "Other": handler}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Up", other),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            load = channel.stream_unary("/t.Up/Load")
+            allowed = metadata(("jobs",))
+            assert await load(iter([b"a", b"b"]), metadata=allowed) == b"acme"
+            assert seen == [b"a", b"b"]
+            for parts, message in (([b"a", b"bad"], "a bad part"), ([b"a" * 9], "a long part")):
+                error = await failing(load(iter(parts), metadata=allowed))
+                assert (error.code(), error.details()) == (
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    message,
+                )
+            error = await failing(load(iter([b"a"]), metadata=metadata(("runs",))))
+            assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+            # A method that nobody gave a scope is closed, not open.
+            unscoped = channel.stream_unary("/t.Up/Other")
+            error = await failing(unscoped(iter([b"a"]), metadata=metadata(("admin",))))
+            assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    finally:
+        await server.stop(0)
 
 
 async def test_request_ids_come_back_and_bad_ones_are_refused(settings) -> None:

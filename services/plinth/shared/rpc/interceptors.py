@@ -20,6 +20,7 @@ from plinth.shared.errors import (
     DeadlineExceeded,
     Internal,
     InvalidArgument,
+    PermissionDenied,
     PlinthError,
     Unauthenticated,
 )
@@ -144,8 +145,8 @@ _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 class AuthInterceptor(grpc.aio.ServerInterceptor):
     """Lets nothing but health through without a credential.
 
-    scopes: the scope that each full method name needs; "" is any principal. Methods that aren't
-    in it (reflection, ones that don't exist) need the credential only.
+    scopes: the scope that each full method name needs; "" is any principal. Reflection
+    needs the credential only.
     """
 
     def __init__(self, authenticate: Authenticator, scopes: Mapping[str, str]) -> None:
@@ -166,6 +167,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None:
             return None
+        if method not in self._scopes and not method.startswith(REFLECTION):
+            return _refusal(
+                PermissionDenied(f"{method} has no scope, so nobody may call it"), method
+            )
 
         @asynccontextmanager
         async def layer(_context: Context) -> AsyncIterator[None]:
