@@ -19,7 +19,7 @@ from plinth.gateway.catalogue import Catalogue, ServedModel
 from plinth.gateway.failover import Order, Shards
 from plinth.gateway.stops import StopStrings
 from plinth.gateway.texts import Texts, TextStream
-from plinth.shared.errors import DeadlineExceeded, InvalidArgument, PlinthError, Unavailable
+from plinth.shared.errors import DeadlineExceeded, InvalidArgument
 from plinth.shared.identity import Principal, current_request_id, remaining_s
 from plinth.v1 import common_pb2, inference_pb2
 
@@ -249,13 +249,6 @@ async def merged(
     finally:
         for task in tasks:
             task.cancel()
-
-
-def as_client_error(error: BaseException) -> PlinthError | None:
-    """The typed error in `error`, or None when it is a fault of ours."""
-    if isinstance(error, PlinthError):
-        return error
-    return Unavailable(str(error)) if isinstance(error, ConnectionError) else None
 
 
 def check_sampling(sampling: common_pb2.SamplingParams) -> None:

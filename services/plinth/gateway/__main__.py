@@ -1,0 +1,123 @@
+"""`python -m plinth.gateway`: both doors in one event loop until SIGTERM or SIGINT.
+
+Draining: the gRPC door says NOT_SERVING and both stop taking requests, running answers get
+settings.gateway.drain_s, then what is left is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+from plinth.gateway.app import build_app
+from plinth.gateway.desk import Desk
+from plinth.gateway.front_door import build_server
+from plinth.shared.errors import FailedPrecondition, PlinthError
+from plinth.shared.settings import Settings, load_settings
+from plinth.shared.telemetry import configure_logging, get_logger
+
+READY_POLL_S = 1.0
+_log = get_logger("plinth.gateway")
+
+
+class _Rest(uvicorn.Server):
+    """Leaves signals to `serve`, which drains both doors."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; FailedPrecondition that names the setting when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise FailedPrecondition(
+            f"the gateway can't listen on {host}:{port}: {error.strerror}; choose another with "
+            "PLINTH_GATEWAY__PORT, or 0 for any free one",
+            reason="PORT_IN_USE",
+            field="gateway.port",
+        ) from error
+    return sock
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Both doors, until `stop` is set and they have drained."""
+    desk = Desk(settings)
+    grpc_door = build_server(desk)
+    gateway = settings.gateway
+    sock = listen(gateway.host, gateway.port)
+    rest = _Rest(
+        uvicorn.Config(
+            build_app(desk),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=max(1, round(gateway.drain_s)),
+            server_header=False,
+        )
+    )
+    await desk.open()
+    try:
+        grpc_port = await grpc_door.start()
+        serving = asyncio.create_task(rest.serve(sockets=[sock]))
+        watching = asyncio.create_task(_watch_ready(desk, grpc_door.set_ready))
+        stopping = asyncio.create_task(stop.wait())
+        port = sock.getsockname()[1]
+        _log.info("gateway is up", host=gateway.host, rest_port=port, grpc_port=grpc_port)
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        _log.info("gateway drains")
+        watching.cancel()
+        stopping.cancel()
+        rest.should_exit = True
+        await asyncio.gather(serving, grpc_door.stop(gateway.drain_s))
+        await asyncio.gather(watching, stopping, return_exceptions=True)
+    finally:
+        sock.close()
+        await desk.close()
+
+
+async def _watch_ready(desk: Desk, tell: object) -> None:
+    """The gRPC door's health follows what /readyz says."""
+    assert callable(tell)
+    while True:
+        try:
+            await desk.check_ready()
+        except PlinthError:
+            await tell(False)
+        else:
+            await tell(True)
+        await asyncio.sleep(READY_POLL_S)
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(settings, stop)
+
+
+def main() -> None:
+    """Runs until told to stop; exit status 1 with one line when it can't start."""
+    try:
+        settings = load_settings()
+        configure_logging(settings, "gateway")
+        asyncio.run(_run(settings))
+    except PlinthError as error:
+        sys.exit(f"plinth gateway: {error.message}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Where both doors hand in what a client wants: quota, preparation, answers, accounting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from plinth.gateway import metrics
+from plinth.gateway.catalogue import Catalogue
+from plinth.gateway.failover import Shards
+from plinth.gateway.generation import Generator, Prepared, TextEvent, TextRequest, merged
+from plinth.gateway.keys import Keyring, KeyStore
+from plinth.gateway.quotas import Admission, Quotas
+from plinth.gateway.texts import Texts
+from plinth.shared.connection import connect
+from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared.identity import Principal, cluster_token
+from plinth.shared.registry import Registry
+from plinth.shared.rpc.client import StageClients
+from plinth.shared.settings import Settings
+
+LEASE_SLACK_S = 60.0
+
+
+class Session:
+    """One request that was let in: its answers, and what they cost. Close it."""
+
+    def __init__(
+        self, generator: Generator, prepared: Sequence[Prepared], admission: Admission
+    ) -> None:
+        self.prepared = prepared
+        self._admission = admission
+        self._closed = False
+        self._made: list[TextEvent] = []
+        self._answers = merged(
+            [generator.answer(one, sample) for one in prepared for sample in range(one.samples)]
+        )
+        self._first: tuple[int, TextEvent] | None = None
+        metrics.RUNNING.inc()
+        self._spend("prompt", sum(len(one.prompt_ids) for one in prepared))
+
+    async def start(self) -> None:
+        """Waits for the first piece, so that what goes wrong until then has a status of its own."""
+        self._first = await anext(self._answers)
+
+    async def events(self) -> AsyncGenerator[tuple[int, TextEvent], None]:
+        """(index of the answer, its next piece): samples of the first prompt, then the next's."""
+        if self._first is not None:
+            yield self._counted(self._first)
+        async with aclosing(self._answers):
+            async for item in self._answers:
+                yield self._counted(item)
+
+    async def close(self) -> None:
+        """Frees the shards and settles the bill. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        metrics.RUNNING.dec()
+        self._admission.close()
+        await self._answers.aclose()
+
+    def _counted(self, item: tuple[int, TextEvent]) -> tuple[int, TextEvent]:
+        self._spend("completion", len(item[1].tokens))
+        return item
+
+    def _spend(self, kind: str, tokens: int) -> None:
+        if tokens:
+            self._admission.spend(tokens)
+            tenant = metrics.tenant_label(self._admission.tenant)
+            metrics.TOKENS.labels(kind, self.prepared[0].model.name, tenant).inc(tokens)
+
+
+class Desk:
+    """Everything that the doors share. One per process."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.redis_url is None:
+            raise FailedPrecondition(
+                "the gateway needs Redis: set PLINTH_REDIS_URL (`plinth up` does)",
+                reason="SETTINGS_INVALID",
+                field="redis_url",
+            )
+        gateway = settings.gateway
+        self.settings = settings
+        self.token = cluster_token(settings)
+        self._redis = connect(settings.redis_url.get_secret_value())
+        registry = Registry(self._redis)
+        self.clients = StageClients(registry, settings, self.token)
+        self.catalogue = Catalogue(registry)
+        self.keystore = KeyStore(self._redis)
+        self.keyring = Keyring(self.keystore, settings)
+        self.quotas = Quotas(
+            self._redis,
+            concurrent=gateway.tenant_concurrent_requests,
+            tokens_per_minute=gateway.tenant_tokens_per_minute,
+            lease_s=gateway.request_deadline_s + LEASE_SLACK_S,
+        )
+        self.texts = Texts(self.clients, gateway.resume_patience_s)
+        shards = Shards(self.clients, self.catalogue, gateway.resume_patience_s)
+        self.generator = Generator(self.catalogue, self.texts, shards, gateway.request_deadline_s)
+        self._fresh: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Starts what runs beside the requests."""
+        self._fresh = asyncio.create_task(self.keyring.keep_fresh())
+
+    async def close(self) -> None:
+        """Ends it, and the connections."""
+        if self._fresh is not None:
+            self._fresh.cancel()
+            await asyncio.gather(self._fresh, return_exceptions=True)
+        await self.quotas.drain()
+        await self.clients.close()
+        await self._redis.aclose()
+
+    async def session(self, principal: Principal, requests: Sequence[TextRequest]) -> Session:
+        """Lets the requests in and waits for their first piece. Raises what is wrong with them."""
+        principal.require("inference")
+        admission = await self.quotas.admit(principal.tenant)
+        try:
+            prepared = [await self.generator.prepare(principal, one) for one in requests]
+        except BaseException:
+            admission.close()
+            raise
+        session = Session(self.generator, prepared, admission)
+        try:
+            await session.start()
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+    async def check_ready(self) -> None:
+        """Unavailable unless a model is served and the tokenizer is there."""
+        if not await self.catalogue.models():
+            raise Unavailable("no model is ready yet", reason="NO_MODEL", retry_after_s=1.0)
+        await self.texts.ping()

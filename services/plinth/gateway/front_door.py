@@ -1,0 +1,154 @@
+"""The gRPC door: GatewayService and the stages' services, with the REST door's keys and quotas.
+
+The key comes as `authorization: Bearer <key>` in the call's metadata. Health needs none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from plinth.gateway import limits, metrics
+from plinth.gateway.desk import Desk
+from plinth.gateway.generation import TextEvent, TextRequest, check_sampling
+from plinth.gateway.proxy import proxied_services
+from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.shared.identity import current_principal
+from plinth.shared.rpc.server import GrpcServer, GrpcService
+from plinth.v1 import gateway_pb2 as pb
+from plinth.v1 import gateway_pb2_grpc as rpc
+
+ROLES = ("system", "user", "assistant")
+
+
+def build_server(desk: Desk) -> GrpcServer:
+    """The front door's server; not started."""
+
+    def add(server: grpc.aio.Server) -> None:
+        rpc.add_GatewayServiceServicer_to_server(FrontDoor(desk), server)
+
+    own = GrpcService(
+        "plinth.v1.GatewayService",
+        add,
+        {"*": "inference"},
+        validators={"Chat": check_chat, "Complete": check_completion},
+    )
+    gateway = desk.settings.gateway
+    return GrpcServer(
+        [own, *proxied_services(desk.clients)],
+        stage="gateway",
+        settings=desk.settings,
+        token=desk.token,
+        host=gateway.host,
+        port=gateway.grpc_port,
+        authenticator=desk.keyring,
+    )
+
+
+class FrontDoor(rpc.GatewayServiceServicer):
+    """Text in, text out."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Any
+    ) -> pb.ListModelsResponse:
+        """Served models by name."""
+        return pb.ListModelsResponse(
+            models=[
+                pb.ServedModel(
+                    name=model.name,
+                    artifact=model.artifact,
+                    weights_digest=model.weights_digest,
+                    context_length=model.context_length,
+                    ready_shards=model.ready_shards,
+                )
+                for model in await self._desk.catalogue.models()
+            ]
+        )
+
+    async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
+        """A chat completion, streamed."""
+        ask = TextRequest(
+            request.model,
+            list(request.messages),
+            request.sampling,
+            tuple(request.stop),
+            prompt_field="messages",
+        )
+        async with aclosing(self._answer("Chat", ask, pb.ChatResponse)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def Complete(
+        self, request: pb.CompleteRequest, context: Any
+    ) -> AsyncIterator[pb.CompleteResponse]:
+        """A text completion, streamed."""
+        ask = TextRequest(request.model, request.prompt, request.sampling, tuple(request.stop))
+        async with aclosing(self._answer("Complete", ask, pb.CompleteResponse)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def _answer(self, path: str, ask: TextRequest, kind: type[Any]) -> Any:
+        principal = current_principal()
+        code = "CANCELLED"
+        try:
+            session = await self._desk.session(principal, [ask])
+            try:
+                prepared = session.prepared[0]
+                digest = prepared.model.weights_digest
+                first = True
+                async with aclosing(session.events()) as events:
+                    async for _index, event in events:
+                        answer = _response(kind, event, digest)
+                        if first:
+                            answer.seed = prepared.sampling.seed
+                            first = False
+                        yield answer
+            finally:
+                await session.close()
+            code = "OK"
+        except PlinthError as error:
+            code = error.code
+            raise
+        except asyncio.CancelledError:
+            raise
+        finally:
+            tenant = metrics.tenant_label(principal.tenant)
+            metrics.REQUESTS.labels("grpc", path, code, tenant).inc()
+
+
+def _response(kind: type[Any], event: TextEvent, digest: str) -> Any:
+    return kind(
+        text=event.text,
+        tokens=event.tokens,
+        finish_reason=event.finish,
+        usage=event.usage,
+        weights_digest=digest,
+    )
+
+
+def check_chat(request: pb.ChatRequest) -> None:
+    """InvalidArgument unless REST would take it too."""
+    limits.check_messages(len(request.messages))
+    for index, message in enumerate(request.messages):
+        if message.role not in ROLES:
+            raise InvalidArgument(
+                f"messages.{index}.role: {message.role[:64]!r} is none of {', '.join(ROLES)}",
+                field=f"messages.{index}.role",
+            )
+        limits.check_text(message.content, f"messages.{index}.content")
+    check_sampling(request.sampling)
+    limits.check_stops(request.stop)
+
+
+def check_completion(request: pb.CompleteRequest) -> None:
+    """InvalidArgument unless REST would take it too."""
+    limits.check_text(request.prompt, "prompt")
+    check_sampling(request.sampling)
+    limits.check_stops(request.stop)

@@ -1,0 +1,94 @@
+"""The stages' own services behind the front door, passed through for keys with the right scopes.
+
+A call is forwarded message by message to a replica of its stage, with the key's principal; the
+stage's errors, deadline and cancellation pass through. Handlers are made from the protos, so a
+new method needs nothing but a scope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from plinth.shared.rpc.client import StageClients
+from plinth.shared.rpc.server import GrpcService
+from plinth.v1 import coordinator_pb2, tokenizer_pb2, trainer_pb2
+
+# (the service's file, its name, its stage, scope by method)
+_PROXIED: tuple[tuple[Any, str, str, Mapping[str, str]], ...] = (
+    (tokenizer_pb2, "TokenizerService", "tokenizer", {"Train": "jobs", "*": "tokenize"}),
+    (trainer_pb2, "TrainerService", "trainer", {"*": "jobs"}),
+    (
+        coordinator_pb2,
+        "CoordinatorService",
+        "coordinator",
+        {
+            "PutDeployment": "deployments",
+            "ListDeployments": "deployments",
+            "DeleteDeployment": "deployments",
+            "ListArtifacts": "artifacts",
+            "GetArtifact": "artifacts",
+            "*": "runs",
+        },
+    ),
+)
+
+
+def proxied_services(clients: StageClients) -> list[GrpcService]:
+    """TokenizerService, TrainerService and CoordinatorService as pass-through."""
+    return [
+        _service(clients, module.DESCRIPTOR.services_by_name[name], stage, scopes)
+        for module, name, stage, scopes in _PROXIED
+    ]
+
+
+def _service(
+    clients: StageClients, service: ServiceDescriptor, stage: str, scopes: Mapping[str, str]
+) -> GrpcService:
+    handlers = {method.name: _handler(clients, stage, method) for method in service.methods}
+
+    def add(server: grpc.aio.Server) -> None:
+        generic = grpc.method_handlers_generic_handler(service.full_name, handlers)
+        server.add_generic_rpc_handlers((generic,))
+
+    return GrpcService(service.full_name, add, scopes)
+
+
+def _handler(clients: StageClients, stage: str, method: MethodDescriptor) -> Any:
+    takes = message_factory.GetMessageClass(method.input_type)
+    gives = message_factory.GetMessageClass(method.output_type)
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    kind = f"{_word(method.client_streaming)}_{_word(method.server_streaming)}"
+
+    async def open_call(request: Any) -> Any:
+        channel = clients.channel(await clients.pick(stage))
+        multicallable = getattr(channel, kind)(
+            path, request_serializer=takes.SerializeToString, response_deserializer=gives.FromString
+        )
+        return multicallable(request)
+
+    async def one(request: Any, _context: Any) -> Any:
+        return await (await open_call(request))
+
+    async def many(request: Any, _context: Any) -> AsyncIterator[Any]:
+        call = await open_call(request)
+        try:
+            async for message in call:
+                yield message
+        finally:
+            call.cancel()
+
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(
+        many if method.server_streaming else one,
+        request_deserializer=takes.FromString,
+        response_serializer=gives.SerializeToString,
+    )
+
+
+def _word(streaming: bool) -> str:
+    return "stream" if streaming else "unary"

@@ -1,0 +1,224 @@
+"""Answers in OpenAI's shapes: whole, and as chunks of a stream.
+
+Beside OpenAI's fields an answer carries `seed`; `system_fingerprint` is the digest of the weights.
+With model, prompt and parameters these two are enough to make the answer again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from plinth.gateway.desk import Session
+from plinth.gateway.generation import STOP, TextEvent
+from plinth.gateway.texts import Texts
+from plinth.v1 import common_pb2
+
+Json = dict[str, Any]
+
+LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON has not
+_REPLACEMENT = "\ufffd"
+
+
+class Rendering:
+    """One request's answers as JSON. `alternatives`: None for no log-probs."""
+
+    prefix = ""
+    kind = ""
+    chunk_kind = ""
+
+    def __init__(self, session: Session, texts: Texts, alternatives: int | None) -> None:
+        self._prepared = session.prepared
+        self._texts = texts
+        self._alternatives = alternatives
+        self._id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._usages: list[common_pb2.Usage] = []
+        count = sum(one.samples for one in self._prepared)
+        self._offsets = [0] * count
+
+    # -- what differs between chat and completions ---------------------------------------------
+
+    def opening(self) -> Iterable[Json]:
+        """Chunks before the first piece of text."""
+        return ()
+
+    async def choice(self, index: int, event: TextEvent) -> Json:
+        """One entry of a chunk's `choices`."""
+        raise NotImplementedError
+
+    async def whole_choice(self, index: int, events: Sequence[TextEvent]) -> Json:
+        """One entry of a whole answer's `choices`."""
+        raise NotImplementedError
+
+    # -- what is the same ----------------------------------------------------------------------
+
+    def chunk(self, choices: list[Json], *, usage: bool = False) -> Json:
+        """A chunk of a stream; `usage`: the stream will end with one, so it is null here."""
+        body = self._head(self.chunk_kind)
+        body["choices"] = choices
+        if usage:
+            body["usage"] = None
+        return body
+
+    def usage_chunk(self) -> Json:
+        """The last chunk of a stream that was asked for usage."""
+        return {**self.chunk([]), "usage": self.usage()}
+
+    async def whole(self, session: Session) -> Json:
+        """The answer that is not streamed."""
+        events: list[list[TextEvent]] = [[] for _ in self._offsets]
+        async for index, event in session.events():
+            events[index].append(event)
+            self.count(event)
+        body = self._head(self.kind)
+        body["choices"] = [await self.whole_choice(i, parts) for i, parts in enumerate(events)]
+        body["usage"] = self.usage()
+        return body
+
+    def count(self, event: TextEvent) -> None:
+        """Takes note of an answer's end."""
+        if event.usage is not None:
+            self._usages.append(event.usage)
+
+    def usage(self) -> Json:
+        """Prompts counted once, however many samples were made of them."""
+        prompt = sum(len(one.prompt_ids) for one in self._prepared)
+        made = sum(usage.completion_tokens for usage in self._usages)
+        cached = sum(usage.cached_tokens for usage in self._usages)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": made,
+            "total_tokens": prompt + made,
+            "prompt_tokens_details": {"cached_tokens": min(cached, prompt)},
+        }
+
+    def _head(self, kind: str) -> Json:
+        first = self._prepared[0]
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": first.model.name,
+            "system_fingerprint": first.model.weights_digest,
+            "seed": first.sampling.seed,
+        }
+
+    async def _token_texts(self, tokens: Sequence[common_pb2.Token]) -> dict[int, str]:
+        ids = [token.id for token in tokens]
+        ids += [top.id for token in tokens for top in token.top]
+        first = self._prepared[0]
+        return await self._texts.token_texts(first.principal, first.model.artifact, ids)
+
+
+class ChatRendering(Rendering):
+    """/v1/chat/completions."""
+
+    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def opening(self) -> Iterable[Json]:
+        for index in range(len(self._offsets)):
+            delta = {"role": "assistant", "content": "", "refusal": None}
+            yield {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    async def choice(self, index: int, event: TextEvent) -> Json:
+        return {
+            "index": index,
+            "delta": {"content": event.text} if event.text else {},
+            "logprobs": await self._logprobs(event.tokens),
+            "finish_reason": finish_word(event.finish),
+        }
+
+    async def whole_choice(self, index: int, events: Sequence[TextEvent]) -> Json:
+        text = "".join(event.text for event in events)
+        tokens = [token for event in events for token in event.tokens]
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": await self._logprobs(tokens),
+            "finish_reason": finish_word(events[-1].finish),
+        }
+
+    async def _logprobs(self, tokens: Sequence[common_pb2.Token]) -> Json | None:
+        if self._alternatives is None or not tokens:
+            return None
+        texts = await self._token_texts(tokens)
+        return {
+            "content": [
+                {
+                    **_entry(texts[token.id], token.raw_logprob),
+                    "top_logprobs": [
+                        _entry(texts[top.id], top.logprob)
+                        for top in token.top[: self._alternatives]
+                    ],
+                }
+                for token in tokens
+            ],
+            "refusal": None,
+        }
+
+
+class CompletionRendering(Rendering):
+    """/v1/completions."""
+
+    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
+
+    async def choice(self, index: int, event: TextEvent) -> Json:
+        return await self._choice(index, event.text, event.tokens, event.finish)
+
+    async def whole_choice(self, index: int, events: Sequence[TextEvent]) -> Json:
+        text = "".join(event.text for event in events)
+        tokens = [token for event in events for token in event.tokens]
+        return await self._choice(index, text, tokens, events[-1].finish)
+
+    async def _choice(
+        self, index: int, text: str, tokens: Sequence[common_pb2.Token], finish: int
+    ) -> Json:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": await self._logprobs(index, tokens),
+            "finish_reason": finish_word(finish),
+        }
+
+    async def _logprobs(self, index: int, tokens: Sequence[common_pb2.Token]) -> Json | None:
+        if self._alternatives is None:
+            return None
+        texts = await self._token_texts(tokens)
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(texts[token.id])
+        return {
+            "tokens": [texts[token.id] for token in tokens],
+            "token_logprobs": [_finite(token.raw_logprob) for token in tokens],
+            "top_logprobs": [
+                {texts[top.id]: _finite(top.logprob) for top in token.top[: self._alternatives]}
+                for token in tokens
+            ],
+            "text_offset": offsets,
+        }
+
+
+def finish_word(finish: int) -> str | None:
+    """OpenAI's word for a FinishReason."""
+    if not finish:
+        return None
+    return "stop" if finish == STOP else "length"
+
+
+def _entry(text: str, logprob: float) -> Json:
+    # Half a character has no text of its own, and its bytes are not known here.
+    whole = _REPLACEMENT not in text
+    return {
+        "token": text,
+        "logprob": _finite(logprob),
+        "bytes": list(text.encode()) if whole else None,
+    }
+
+
+def _finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else LOWEST_LOGPROB

@@ -1,0 +1,76 @@
+"""Server-sent events as OpenAI sends them: `data: <JSON>` each, `data: [DONE]` at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from plinth.gateway.desk import Session
+from plinth.gateway.generation import TextEvent
+from plinth.gateway.responses import Rendering
+from plinth.shared.errors import PlinthError, to_openai_body
+from plinth.shared.telemetry import get_logger
+
+SEND_TIMEOUT_S = 60.0  # a client that reads nothing for so long is gone
+_DONE = b"data: [DONE]\n\n"
+_log = get_logger("plinth.gateway")
+
+
+def data(body: Any) -> bytes:
+    """One event. Line separators beyond ASCII are escaped: some readers split at them."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    for character in "\u2028\u2029\u0085":
+        if character in text:
+            text = text.replace(character, f"\\u{ord(character):04x}")
+    return b"data: " + text.encode() + b"\n\n"
+
+
+async def stream(
+    session: Session, rendering: Rendering, *, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The events of one answered request. What goes wrong after the first is an event too."""
+    try:
+        for opening in rendering.opening():
+            yield data(rendering.chunk([opening], usage=include_usage))
+        async for index, event in session.events():
+            rendering.count(event)
+            for part in _parts(event):
+                choice = await rendering.choice(index, part)
+                yield data(rendering.chunk([choice], usage=include_usage))
+        if include_usage:
+            yield data(rendering.usage_chunk())
+        yield _DONE
+    except PlinthError as error:
+        _log.warning("a stream ended in an error", reason=error.reason, error=error.message)
+        yield data(to_openai_body(error))
+    except Exception as error:  # noqa: BLE001 - logged; the client learns no more
+        _log.exception("unexpected error in a stream")
+        yield data(to_openai_body(error))
+
+
+def _parts(event: TextEvent) -> Sequence[TextEvent]:
+    """OpenAI's last chunk says why the answer ended and nothing else."""
+    if not event.finish or not (event.text or event.tokens):
+        return (event,)
+    return (
+        TextEvent(event.text, event.tokens),
+        TextEvent("", (), event.finish, event.usage),
+    )
+
+
+class AnswerStream(EventSourceResponse):
+    """Sends a stream, and closes its session however sending ends."""
+
+    def __init__(self, session: Session, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(events, ping=15, sep="\n", send_timeout=SEND_TIMEOUT_S)
+        self._session = session
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._session.close()
