@@ -19,7 +19,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from plinth.cluster import processes
-from plinth.cluster.layout import StackPlan, StageSpec
+from plinth.cluster.layout import StackPlan, StackState, StageSpec
 from plinth.cluster.stack import Stack, connect_clients
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.records import DeploymentRecords
@@ -100,10 +100,10 @@ def _titled(stack: Stack, title: str) -> psutil.Process:
     return found[0]
 
 
-def _model(stack: Stack, name: str) -> str:
+def _model(stack: Stack, name: str, content: str = "") -> str:
     source = stack.settings.data_dir / f"source-{name}"
     source.mkdir(exist_ok=True)
-    (source / "config.json").write_text(json.dumps({"name": name}))
+    (source / "config.json").write_text(json.dumps({"name": name + content}))
     return ArtifactStore(stack.settings.store()).publish(name, "model", source).ref
 
 
@@ -145,6 +145,18 @@ def test_models_come_go_and_change(stack: Stack) -> None:
     two = _until(lambda: (s := _serving(stack, "inference")) and len(s) == 2 and s, "two shards")
     assert first.id in {replica.id for replica in two}
     _until(lambda: _models(stack)["chat"]["ready"] == 2, "readiness is told")
+    # A new version takes over without a moment in which nobody serves.
+    records.put(Deployment(name="chat", artifact=_model(stack, "chat", "new"), shards=2))
+    gaps = 0
+
+    def taken_over() -> bool:
+        nonlocal gaps
+        serving = _serving(stack, "inference")
+        gaps += not serving
+        return [r.fields["artifact"] for r in serving] == ["chat@2"] * 2
+
+    _until(taken_over, "the new version")
+    assert not gaps
     # Another model that can't be loaded is told, and hurts nobody.
     records.put(Deployment(name="broken", artifact=_model(stack, "broken"), shards=1))
     _until(lambda: _models(stack).get("broken", {}).get("state") == "failed", "failure is told")
@@ -206,16 +218,30 @@ def test_a_killed_part_of_ray_restarts_ray_whole(stack: Stack, part: str) -> Non
 
 @pytest.mark.slow
 def test_what_a_killed_supervisor_left_is_cleared(stack: Stack, tmp_path: Path) -> None:
-    """Beside the running stack: the other one is not touched."""
+    """By the next `up` on the same ports, and by `down`; the stack beside it is not touched."""
     other = Stack.up(_settings(tmp_path / "other"), plan=PLAN)
-    state = other.state()
+    first = _kill_supervisor(other)
+    fixed = load_settings(
+        data_dir=other.settings.data_dir,
+        gateway__port=first.gateway_port,
+        gateway__grpc_port=first.gateway_grpc_port,
+    )
+    again = Stack.up(fixed, plan=PLAN)
+    assert again.state().gateway_port == first.gateway_port  # type: ignore[union-attr]
+    _kill_supervisor(again)
+    assert again.down() > 5
+    assert other.down() == 0
+    _assert_gone(again)
+    assert _serving(stack, "echo")
+
+
+def _kill_supervisor(stack: Stack) -> StackState:
+    state = stack.state()
     assert state is not None
     os.kill(state.pid, signal.SIGKILL)
-    _until(lambda: not other.running(), "the supervisor is dead", 10)
-    assert len(_of(other)) > 5
-    assert other.down() > 5
-    _assert_gone(other)
-    assert _serving(stack, "echo")
+    _until(lambda: not stack.running(), "the supervisor is dead", 10)
+    assert len(_of(stack)) > 5
+    return state
 
 
 @pytest.mark.slow

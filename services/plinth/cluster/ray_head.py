@@ -56,6 +56,7 @@ class Head:
         started = self._ray.start() if self._ray else ray_local.connect(self._address())
         self._on_signals()  # Ray's driver brings handlers of its own
         self._tell("ray", "ready", address=started)
+        self._last_status = time.monotonic()
         serve.start(proxy_location="Disabled")
         threading.Thread(target=self._follow_serve, daemon=True, name="serve-status").start()
         while not self._stop.wait(WATCH_S):

@@ -83,7 +83,10 @@ class Stack:
         """
         stack = cls(settings)
         if not stack.running():
-            ports.gateway_ports(settings)  # tell it here, before anything is started
+            # What a killed stack left may hold the very ports; a port of somebody else's is told
+            # here, before anything is started.
+            clear_leftovers(stack.layout)
+            ports.gateway_ports(settings)
             stack._supervisor = stack._spawn(plan or StackPlan(), owned)
         try:
             stack._await_ready(stack._supervisor, on_event, timeout_s)
@@ -222,12 +225,6 @@ def connect_clients(
     registry = Registry(redis)
     clients = StageClients(registry, settings, cluster_token(settings))
     return redis, ArtifactStore(settings.store()), registry, clients
-
-
-def clear(settings: Settings) -> int:
-    """Clears what a killed stack left; returns the number of processes ended."""
-    layout = Layout.of(settings)
-    return clear_leftovers(layout) if not Stack(settings).running() else 0
 
 
 def leftovers(settings: Settings) -> list[psutil.Process]:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import IO
 
@@ -63,7 +64,13 @@ class Supervisor:
         try:
             self._start()
             while not self._stop and (self._owner is None or self._owner.alive()):
-                self._poll()
+                try:
+                    self._poll()
+                except OSError as error:
+                    # A full disk, no memory for a process: what runs goes on, the next poll tries
+                    # again. Logging may fail for the same reason.
+                    with suppress(OSError):
+                        self._log.warning("poll failed", error=str(error))
                 time.sleep(POLL_S)
         except PlinthError as error:
             self._log.error("the stack can't run", error=error.message)
@@ -156,7 +163,7 @@ class Supervisor:
                     told.restarts += told.restarts == before.restarts
             self._state.components[name] = told
         if told.pid:
-            session = os.getsid(told.pid) if psutil_alive(told) else 0
+            session = _session(told.pid)
             if session and session not in self._state.sessions:
                 self._state.sessions.append(session)
         self._log.info("component", name=name, state=told.state, detail=told.detail)
@@ -190,10 +197,6 @@ class Supervisor:
 
     def _on_signal(self, _: int, __: FrameType | None) -> None:
         self._stop = True
-
-
-def psutil_alive(told: ComponentState) -> bool:
-    return Identity(told.pid, told.created).alive()
 
 
 def _session(pid: int) -> int:
