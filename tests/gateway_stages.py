@@ -1,0 +1,314 @@
+"""Scripted stages behind a gateway: a byte tokenizer and shards whose every token is known.
+
+The shard is strict where it matters: a resumed request must bring exactly the ids that were made
+before, or it is refused. Run as a program, it is one shard in a process of its own, to be killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plinth.shared.connection import connect
+from plinth.shared.errors import InvalidArgument, ResourceExhausted
+from plinth.shared.identity import current_principal, current_request_id
+from plinth.shared.registry import Registry
+from plinth.shared.rpc.server import GrpcServer, GrpcService
+from plinth.shared.settings import Settings, load_settings
+from plinth.v1 import common_pb2, inference_pb2, tokenizer_pb2
+from plinth.v1 import inference_pb2_grpc as shard_rpc
+from plinth.v1 import tokenizer_pb2_grpc as tokenizer_rpc
+
+TOKEN = "a cluster token for tests"
+DIGEST = "sha256:" + "ab" * 32
+EOS = 256
+SCRIPT = "Größe, naïve café — 漢字 and 🙂🎉 emoji; the end of line one.\nUser: again? "
+ANNOUNCE_S = 0.5
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def script_ids(seed: int, sample: int, count: int, start: int = 0) -> list[int]:
+    """What the scripted model makes at output positions start … start + count."""
+    data = SCRIPT.encode()
+    return [data[(seed + 7 * sample + at) % len(data)] for at in range(start, start + count)]
+
+
+def script_text(seed: int, sample: int, count: int) -> str:
+    return bytes(script_ids(seed, sample, count)).decode("utf-8", "replace")
+
+
+class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
+    """Ids 0 to 255 are bytes, 256 ends a turn."""
+
+    async def Encode(self, request: Any, context: Any) -> Any:
+        return tokenizer_pb2.EncodeResponse(
+            sequences=[tokenizer_pb2.TokenIds(ids=text.encode()) for text in request.texts]
+        )
+
+    async def Decode(self, request: Any, context: Any) -> Any:
+        texts = [bytes(s.ids).decode("utf-8", "replace") for s in request.sequences]
+        return tokenizer_pb2.DecodeResponse(texts=texts)
+
+    async def ApplyChatTemplate(self, request: Any, context: Any) -> Any:
+        text = "".join(f"<{m.role}>{m.content}\n" for m in request.messages) + "<assistant>"
+        return tokenizer_pb2.ApplyChatTemplateResponse(
+            ids=text.encode(), stop_token_ids=[EOS], text=text
+        )
+
+    async def DecodeStream(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        async for request in request_iterator:
+            text = decoder.decode(bytes(request.ids), final=request.flush)
+            yield tokenizer_pb2.DecodeStreamResponse(text=text)
+
+
+@dataclass
+class Shard(shard_rpc.InferenceServiceServicer):
+    """Makes the script, one token a message, `delay_s` apart."""
+
+    delay_s: float = 0.0
+    full: bool = False
+    end_after: int = 0  # tokens until it ends by itself; 0: never
+    die_after: int = 0  # tokens after which the process exits, as if killed
+    requests: list[Any] = field(default_factory=list)
+    seen: list[tuple[str, str]] = field(default_factory=list)  # request id, tenant
+    running: int = 0
+    cancelled: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.requests.append(request)
+        self.seen.append((current_request_id(), current_principal().tenant))
+        if self.full:
+            raise ResourceExhausted("the queue is full", reason="QUEUE_FULL", retry_after_s=2.0)
+        self.running += 1
+        try:
+            async for message in self._generate(request):
+                yield message
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+            self.changed.set()
+
+    async def _generate(self, request: Any) -> AsyncIterator[Any]:
+        sampling = request.sampling
+        ids = [id_ for span in request.input for id_ in span.tokens.ids]
+        start = sampling.first_output_position
+        made = script_ids(sampling.seed, sampling.sample_index, start)
+        if start and ids[-start:] != made:
+            raise InvalidArgument("what was resumed is not what was made")
+        prompt = len(ids) - start
+        if request.binding.weights_digest != DIGEST:
+            raise InvalidArgument("wrong weights")
+        for position in range(start, start + sampling.max_tokens):
+            if self.end_after and position >= self.end_after:
+                yield self._last(common_pb2.FINISH_REASON_STOP, prompt, position)
+                return
+            if self.die_after and position - start >= self.die_after:
+                os.kill(os.getpid(), 9)
+            (id_,) = script_ids(sampling.seed, sampling.sample_index, 1, position)
+            token = common_pb2.Token(id=id_, logprob=-0.5, raw_logprob=-0.25)
+            for rank in range(sampling.top_logprobs):
+                token.top.add(id=65 + rank, logprob=-0.25 - rank)
+            yield inference_pb2.GenerateResponse(
+                tokens=[token],
+                weights_digest=DIGEST,
+                seed=sampling.seed if position == start else None,
+            )
+            await asyncio.sleep(self.delay_s)
+        yield self._last(common_pb2.FINISH_REASON_LENGTH, prompt, start + sampling.max_tokens)
+
+    def _last(self, reason: int, prompt: int, made: int) -> Any:
+        usage = common_pb2.Usage(
+            prompt_tokens=prompt, completion_tokens=made, cached_tokens=prompt // 16 * 16
+        )
+        return inference_pb2.GenerateResponse(finish_reason=reason, usage=usage)
+
+
+def shard_service(shard: Shard) -> GrpcService:
+    return GrpcService(
+        "plinth.v1.InferenceService",
+        lambda server: shard_rpc.add_InferenceServiceServicer_to_server(shard, server),
+        {"*": "inference"},
+    )
+
+
+def tokenizer_service(tokenizer: ByteTokenizer) -> GrpcService:
+    return GrpcService(
+        "plinth.v1.TokenizerService",
+        lambda server: tokenizer_rpc.add_TokenizerServiceServicer_to_server(tokenizer, server),
+        {"Train": "jobs", "*": "tokenize"},
+    )
+
+
+def bindings(model: str = "chat", context: int = 4096) -> dict[str, str]:
+    held = {
+        "model": model,
+        "artifact": f"{model}@1",
+        "weights_digest": DIGEST,
+        "context_length": context,
+    }
+    return {"bindings": json.dumps([held])}
+
+
+class Replica:
+    """One announced stage server in this process."""
+
+    def __init__(
+        self, settings: Settings, redis_url: str, stage: str, id: str, service: GrpcService
+    ) -> None:
+        self.stage, self.id = stage, id
+        self._server = GrpcServer([service], stage=stage, settings=settings, token=TOKEN)
+        self._redis = connect(redis_url)
+        self._registry = Registry(self._redis)
+        self._task: asyncio.Task[None] | None = None
+        self.fields: dict[str, str] = {}
+
+    async def start(self, fields: dict[str, str]) -> None:
+        self.fields = fields
+        self.address = f"127.0.0.1:{await self._server.start()}"
+        await self._server.set_ready(True)
+        await self._registry.announce(self.stage, self.id, self.address, fields)
+        self._task = asyncio.create_task(self._announce())
+
+    async def _announce(self) -> None:
+        from plinth.shared.errors import Unavailable
+
+        while True:
+            try:
+                await self._registry.announce(self.stage, self.id, self.address, self.fields)
+            except Unavailable:
+                pass
+            await asyncio.sleep(ANNOUNCE_S)
+
+    async def stop(self, *, withdraw: bool = True) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+            if withdraw:
+                await self._registry.withdraw(self.stage, self.id)
+            await self._server.stop(0)
+            await self._redis.aclose()
+
+
+def gateway_settings(data_dir: Path, redis_url: str, **gateway: Any) -> Settings:
+    return load_settings(
+        data_dir=data_dir,
+        redis_url=redis_url,
+        cluster_token=TOKEN,
+        gateway={"port": free_port(), "grpc_port": free_port(), "drain_s": 1, **gateway},
+    )
+
+
+@dataclass
+class Stack:
+    """A gateway in this process, a tokenizer, and as many shards as asked for."""
+
+    settings: Settings
+    redis_url: str
+    key: str = ""
+    shards: dict[str, Shard] = field(default_factory=dict)
+    replicas: dict[str, Replica] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.gateway.port}"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.settings.gateway.grpc_port}"
+
+    @property
+    def shard(self) -> Shard:
+        return next(iter(self.shards.values()))
+
+    async def add_shard(self, id: str, shard: Shard, **binding: Any) -> Replica:
+        replica = Replica(self.settings, self.redis_url, "inference", id, shard_service(shard))
+        await replica.start(bindings(**binding))
+        self.shards[id], self.replicas[id] = shard, replica
+        return replica
+
+    async def add_tokenizer(self, id: str) -> Replica:
+        service = tokenizer_service(ByteTokenizer())
+        replica = Replica(self.settings, self.redis_url, "tokenizer", id, service)
+        await replica.start({})
+        self.replicas[id] = replica
+        return replica
+
+
+@asynccontextmanager
+async def running_stack(
+    data_dir: Path, redis_url: str, *, shards: int = 1, **gateway: Any
+) -> AsyncIterator[Stack]:
+    from plinth.gateway.__main__ import serve
+
+    stack = Stack(gateway_settings(data_dir, redis_url, **gateway), redis_url)
+    await stack.add_tokenizer("tokenizer-0")
+    for index in range(shards):
+        await stack.add_shard(f"shard-{index}", Shard())
+    stop = asyncio.Event()
+    serving = asyncio.create_task(serve(stack.settings, stop))
+    key_file = stack.settings.secrets_dir / "api-key"
+    await answering(f"{stack.url}/readyz", serving)
+    if stack.settings.gateway.auth == "keys":
+        stack.key = key_file.read_text().strip()
+    try:
+        yield stack
+    finally:
+        stop.set()
+        await serving
+        for replica in stack.replicas.values():
+            await replica.stop()
+
+
+async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:
+    """Waits until `url` answers 200."""
+    import httpx
+
+    async with httpx.AsyncClient() as client, asyncio.timeout(20):
+        while True:
+            if alive is not None and alive.done():
+                alive.result()
+                raise AssertionError("the gateway ended")
+            try:
+                if (await client.get(url)).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.02)
+
+
+async def until(condition: Any, timeout_s: float = 10) -> None:
+    """Waits until `condition()` is true."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def _main(redis_url: str, id: str, delay_s: float) -> None:
+    settings = load_settings(cluster_token=TOKEN)
+    replica = Replica(settings, redis_url, "inference", id, shard_service(Shard(delay_s=delay_s)))
+    await replica.start(bindings())
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1], sys.argv[2], float(sys.argv[3])))

@@ -1,0 +1,256 @@
+"""The official OpenAI client against the real gateway, Redis and scripted stages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import openai
+import pytest
+from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
+
+ASK = [{"role": "user", "content": "Say it"}]
+
+
+@pytest.fixture
+async def stack(tmp_path: Path, redis_server: str, redis_client: object) -> AsyncIterator[Stack]:
+    async with running_stack(tmp_path, redis_server) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        api_key=stack.key, base_url=f"{stack.url}/v1", max_retries=0
+    ) as made:
+        yield made
+
+
+async def test_a_chat_answer_is_whole(client: openai.AsyncOpenAI, stack: Stack) -> None:
+    answer = await client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=60, seed=3, temperature=0
+    )
+    (choice,) = answer.choices
+    assert choice.message.content == script_text(3, 0, 60)
+    assert choice.message.role == "assistant"
+    assert choice.finish_reason == "length"
+    assert answer.object == "chat.completion"
+    assert answer.usage is not None
+    prompt = len("<user>Say it\n<assistant>")
+    assert answer.usage.prompt_tokens == prompt
+    assert answer.usage.completion_tokens == 60
+    assert answer.usage.total_tokens == prompt + 60
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == prompt // 16 * 16
+    assert answer.system_fingerprint == DIGEST
+    assert answer.seed == 3  # type: ignore[attr-defined]
+
+
+async def test_a_stream_says_the_same_as_a_whole_answer(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    stream = await client.chat.completions.create(
+        model="chat",
+        messages=ASK,
+        max_completion_tokens=100,
+        seed=5,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == script_text(5, 0, 100)
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
+    assert reasons[-1] == "length"
+    assert set(reasons[:-1]) == {None}
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 100
+    assert all(c.usage is None for c in chunks[:-1])
+    assert len({c.id for c in chunks}) == 1
+
+
+async def test_no_chunk_holds_half_a_character(client: openai.AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=300, seed=0, stream=True
+    )
+    pieces = [c.choices[0].delta.content or "" async for c in stream]
+    assert "\ufffd" not in "".join(pieces[:-2])
+    assert "".join(pieces) == script_text(0, 0, 300)
+
+
+def test_the_synchronous_client(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    async def main() -> None:
+        async with running_stack(tmp_path, redis_server) as stack:
+            await asyncio.to_thread(ask, stack)
+
+    def ask(stack: Stack) -> None:
+        with openai.OpenAI(api_key=stack.key, base_url=f"{stack.url}/v1") as client:
+            assert [model.id for model in client.models.list()] == ["chat"]
+            assert client.models.retrieve("chat").context_length == 4096  # type: ignore[attr-defined]
+            stream = client.completions.create(
+                model="chat", prompt="Once", max_tokens=20, seed=1, stream=True
+            )
+            assert "".join(c.choices[0].text for c in stream) == script_text(1, 0, 20)
+            answer = client.chat.completions.create(
+                model="chat", messages=ASK, max_tokens=5, seed=1
+            )
+            assert answer.choices[0].message.content == script_text(1, 0, 5)
+
+    asyncio.run(main())
+
+
+async def test_stop_strings_end_the_text_and_free_the_shard(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    stack.shard.delay_s = 0.001
+    answer = await client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=4000, seed=0, stop=["\nUser:", "never"]
+    )
+    assert answer.choices[0].message.content == script_text(0, 0, 300).split("\nUser:")[0]
+    assert answer.choices[0].finish_reason == "stop"
+    await until(lambda: stack.shard.running == 0)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens < 200
+
+
+async def test_the_model_may_end_by_itself(client: openai.AsyncOpenAI, stack: Stack) -> None:
+    stack.shard.end_after = 7
+    answer = await client.chat.completions.create(model="chat", messages=ASK, seed=0)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content == script_text(0, 0, 7)
+    assert list(stack.shard.requests[0].sampling.stop_token_ids) == [256]
+
+
+async def test_several_samples_have_one_seed_and_their_own_index(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    answer = await client.chat.completions.create(
+        model="chat", messages=ASK, n=3, max_tokens=40, seed=9
+    )
+    texts = {choice.index: choice.message.content for choice in answer.choices}
+    assert texts == {index: script_text(9, index, 40) for index in range(3)}
+    assert {r.sampling.seed for r in stack.shard.requests} == {9}
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 120
+
+
+async def test_a_request_without_a_seed_reports_the_one_it_got(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    answer = await client.chat.completions.create(model="chat", messages=ASK, max_tokens=30)
+    seed = answer.seed  # type: ignore[attr-defined]
+    assert stack.shard.requests[0].sampling.seed == seed
+    again = await client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=30, seed=seed
+    )
+    assert again.choices[0].message.content == answer.choices[0].message.content
+
+
+async def test_logprobs_of_chat(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=2, seed=0, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    first = logprobs.content[0]
+    assert (first.token, first.logprob, first.bytes) == ("G", -0.25, [71])
+    assert [(top.token, top.logprob) for top in first.top_logprobs] == [("A", -0.25), ("B", -1.25)]
+
+
+async def test_logprobs_of_completions(client: openai.AsyncOpenAI) -> None:
+    answer = await client.completions.create(
+        model="chat", prompt="x", max_tokens=2, seed=0, logprobs=1
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == ["G", "r"]
+    assert logprobs.token_logprobs == [-0.25, -0.25]
+    assert logprobs.top_logprobs == [{"A": -0.25}, {"A": -0.25}]
+    assert logprobs.text_offset == [0, 1]
+
+
+async def test_several_prompts_and_ids(client: openai.AsyncOpenAI, stack: Stack) -> None:
+    answer = await client.completions.create(
+        model="chat", prompt=[[1, 2, 3], [4]], max_tokens=4, seed=2, n=2
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.choices[3].text == script_text(2, 1, 4)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 4
+
+
+async def test_a_client_that_hangs_up_cancels_the_shard(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    stack.shard.delay_s = 0.01
+    stream = await client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=4000, stream=True
+    )
+    async for _ in stream:
+        break
+    await stream.close()
+    await until(lambda: stack.shard.cancelled == 1, timeout_s=2)
+
+
+async def test_hanging_up_on_a_whole_answer_cancels_the_shard_too(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    stack.shard.delay_s = 0.01
+    asking = asyncio.create_task(
+        client.chat.completions.create(model="chat", messages=ASK, max_tokens=4000, n=2)
+    )
+    await until(lambda: stack.shard.running == 2)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await until(lambda: stack.shard.cancelled == 2, timeout_s=2)
+
+
+async def test_a_full_queue_is_429_with_retry_after(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    stack.shard.full = True
+    with pytest.raises(openai.RateLimitError) as caught:
+        await client.chat.completions.create(model="chat", messages=ASK)
+    assert int(caught.value.response.headers["retry-after"]) >= 2
+    assert caught.value.code == "queue_full"
+
+
+async def test_a_full_shard_is_passed_over(client: openai.AsyncOpenAI, stack: Stack) -> None:
+    stack.shard.full = True
+    await stack.add_shard("shard-1", Shard())
+    for _ in range(4):
+        answer = await client.chat.completions.create(
+            model="chat", messages=ASK, max_tokens=9, seed=0
+        )
+        assert answer.choices[0].message.content == script_text(0, 0, 9)
+
+
+async def test_an_unknown_model_is_named_with_those_that_there_are(
+    client: openai.AsyncOpenAI,
+) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.chat.completions.create(model="nope", messages=ASK)
+    assert caught.value.code == "model_not_found"
+    assert caught.value.param == "model"
+    assert "'chat'" in caught.value.message
+
+
+async def test_a_wrong_key_is_refused(stack: Stack) -> None:
+    async with openai.AsyncOpenAI(api_key="plinth-wrong", base_url=f"{stack.url}/v1") as client:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            await client.models.list()
+    assert caught.value.code == "invalid_api_key"
+
+
+async def test_request_ids_go_all_the_way(client: openai.AsyncOpenAI, stack: Stack) -> None:
+    answer = await client.chat.completions.with_raw_response.create(
+        model="chat", messages=ASK, max_tokens=1, extra_headers={"x-request-id": "trace-7"}
+    )
+    assert answer.headers["x-request-id"] == "trace-7"
+    assert stack.shard.seen == [("trace-7", "default")]
