@@ -150,10 +150,11 @@ async def test_deadline_identity_and_errors_pass_through_a_middle_stage(settings
 
 
 async def test_an_expired_context_ends_at_once(settings) -> None:
-    async with serving(settings) as (_, address), opened(address, settings) as channel:
+    async with serving(settings) as (facts, address), opened(address, settings) as channel:
         with call_scope(timeout_s=0), pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask(channel)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert from_rpc_error(caught.value).code == "DEADLINE_EXCEEDED"
+        assert facts.calls == 0
 
 
 async def test_idempotent_unary_calls_are_retried_and_streams_are_not(settings) -> None:

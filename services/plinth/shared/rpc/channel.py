@@ -145,10 +145,21 @@ class StageChannel(grpc.aio.Channel):
         return SYSTEM if call is None or call.principal is None else call.principal
 
     def timeout_s(self, given: float | None, *, stream: bool) -> float | None:
-        """Seconds that the call has: the sooner of what the caller and its own caller allow."""
+        """Seconds that the call has: the sooner of what the caller and its own caller allow.
+
+        Raises AioRpcError (DEADLINE_EXCEEDED), as the call itself would, when none are left.
+        """
         bounds = [bound for bound in (given, remaining_s()) if bound is not None]
         if bounds:
-            return max(min(bounds), 1e-6)  # gRPC takes 0 for no deadline at all
+            if min(bounds) <= 0:
+                # gRPC takes 0 for no deadline at all, and a tiny one may still be answered.
+                raise grpc.aio.AioRpcError(
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    grpc.aio.Metadata(),
+                    grpc.aio.Metadata(),
+                    f"the time was over before {self.stage} was called",
+                )
+            return min(bounds)
         return None if stream else self._default_s
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
