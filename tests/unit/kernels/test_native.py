@@ -1,0 +1,137 @@
+"""The C++ kernels against torch in double precision, and their promise: rows stand alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plinth.kernels.native import NativeBackend, PackedWeights, kernels
+from plinth.kernels.paged import KvCache, PagedBatch
+from plinth.kernels.reference import ReferenceBackend
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+
+
+class Norm:
+    def __init__(self, width: int, bias: bool) -> None:
+        self.weight, self.eps = torch.randn(width), 1e-5
+        self.bias = torch.randn(width) if bias else None
+
+
+@pytest.mark.parametrize("inputs", [1, 48, 576])
+@pytest.mark.parametrize("outputs", [1, 31, 32, 100, 192])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 64])
+def test_linear(inputs: int, outputs: int, rows: int) -> None:
+    linear = nn.Linear(inputs, outputs)
+    backend = NativeBackend(PackedWeights())
+    x, residual = torch.randn(rows, inputs), torch.randn(rows, outputs)
+    (y,) = backend.linear(x, linear)
+    truth = F.linear(x.double(), linear.weight.double(), linear.bias.double())
+    torch.testing.assert_close(y.double(), truth, atol=2e-5, rtol=1e-5)
+    added = backend.linear_add(x, linear, residual)
+    torch.testing.assert_close(added.double(), truth + residual.double(), atol=2e-5, rtol=1e-5)
+    for row in range(rows):  # the bits of a row do not depend on its company
+        assert torch.equal(backend.linear(x[row : row + 1], linear)[0][0], y[row])
+
+
+def test_linears_that_share_an_input() -> None:
+    maps = [nn.Linear(48, 40, bias=False), nn.Linear(48, 24), nn.Linear(48, 24, bias=False)]
+    backend = NativeBackend(PackedWeights())
+    x = torch.randn(9, 48)
+    for y, one in zip(backend.linear(x, *maps), maps, strict=True):
+        torch.testing.assert_close(y, one(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [5, 16, 50, 576])
+@pytest.mark.parametrize("bias", [False, True])
+def test_norm(width: int, bias: bool) -> None:
+    backend, x, norm = NativeBackend(PackedWeights()), torch.randn(7, width), Norm(width, bias)
+    y = backend.norm(x, norm)
+    d = x.double()
+    if bias:
+        truth = F.layer_norm(d, (width,), norm.weight.double(), norm.bias.double(), norm.eps)
+    else:
+        truth = F.rms_norm(d, (width,), norm.weight.double(), norm.eps)
+    torch.testing.assert_close(y.double(), truth, atol=1e-5, rtol=1e-5)
+    assert torch.equal(backend.norm(x[3:4], norm)[0], y[3])
+
+
+def test_activations() -> None:
+    backend = NativeBackend(PackedWeights())
+    x = torch.cat([torch.linspace(-90, 90, 3001), torch.tensor([-1e30, 1e30, 0.0])]).view(4, -1)
+    up = torch.randn_like(x)
+    torch.testing.assert_close(backend.swiglu(x, up), F.silu(x) * up, atol=1e-5, rtol=1e-5)
+    small = torch.linspace(-12, 12, 3003).view(3, -1)
+    truth = F.gelu(small.double(), approximate="tanh")
+    torch.testing.assert_close(backend.gelu(small).double(), truth, atol=2e-6, rtol=1e-5)
+
+
+def _attend(
+    backend: type, cache: KvCache, runs: list[tuple[int, int, list[int]]], qkv: list[Tensor]
+) -> Tensor:
+    batch = PagedBatch.build(runs, cache.block_size)
+    one = (
+        backend(PackedWeights(), cache, batch)
+        if backend is NativeBackend
+        else backend(cache, batch)
+    )
+    return one.mix(0, *(x.clone() for x in qkv))
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 8, 16, 40])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(6, 2, 8), (4, 4, 20), (9, 3, 64)])
+def test_attention(block_size: int, heads: int, kv_heads: int, width: int) -> None:
+    """Prefill in chunks of several sizes, then decoding, over blocks that start as NaN."""
+    lengths = [1, 5, 37]
+    tables, used = [], 0
+    for length in lengths:
+        count = -(-(length + 2) // block_size)
+        tables.append(list(range(used, used + count))[::-1])
+        used += count
+    data = [
+        (
+            torch.randn(n + 2, heads, width),
+            torch.randn(n + 2, kv_heads, width),
+            torch.randn(n + 2, kv_heads, width),
+        )
+        for n in lengths
+    ]
+    outputs = []
+    for backend, chunks in (
+        (ReferenceBackend, [99]),
+        (NativeBackend, [99]),
+        (NativeBackend, [1, 4, 99]),
+    ):
+        cache = KvCache(1, used, kv_heads, width, block_size)
+        cache.poison(list(range(used)))
+        made = [torch.empty(0, heads * width) for _ in lengths]
+        done = [0] * len(lengths)
+        for chunk in [*chunks, 1, 1]:
+            takes = [
+                min(chunk, (n if len(made[i]) < n else n + 2) - d)
+                for i, (n, d) in enumerate(zip(lengths, done, strict=True))
+            ]
+            active = [i for i, take in enumerate(takes) if take > 0]
+            runs = [(done[i], takes[i], tables[i]) for i in active]
+            parts = [
+                torch.cat([data[i][j][done[i] : done[i] + takes[i]] for i in active])
+                for j in range(3)
+            ]
+            out = _attend(backend, cache, runs, parts)
+            for i, part in zip(active, out.split([takes[i] for i in active]), strict=True):
+                made[i] = torch.cat([made[i], part])
+                done[i] += takes[i]
+        assert done == [n + 2 for n in lengths]
+        outputs.append(torch.cat(made))
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+    assert torch.equal(outputs[1], outputs[2])
+
+
+def test_kernels_load_for_this_processor() -> None:
+    assert callable(kernels().linear)
