@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from plinth.gateway.limits import check_unicode
 from plinth.shared.errors import InvalidArgument, PlinthError
 
 T = TypeVar("T", bound=BaseModel)
 
-MAX_DEPTH_HINT = "the JSON is nested too deeply"
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class BodyTooLarge(PlinthError):
@@ -57,17 +59,32 @@ def parse(raw: bytes, kind: type[T]) -> T:
             reason="INVALID_UTF8",
         ) from None
     except RecursionError:
-        raise InvalidArgument(MAX_DEPTH_HINT, reason="INVALID_JSON") from None
+        raise InvalidArgument("the JSON is nested too deeply", reason="INVALID_JSON") from None
     except ValueError as error:
         raise InvalidArgument(
             f"the body is not valid JSON: {error}", reason="INVALID_JSON"
         ) from None
     if not isinstance(value, dict):
         raise InvalidArgument("the body must be a JSON object", reason="INVALID_JSON")
+    if _ESCAPED_SURROGATE.search(raw):
+        _refuse_surrogates(value, "")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         raise _explain(error, value) from None
+
+
+def _refuse_surrogates(value: Any, path: str) -> None:
+    """JSON can spell halves of a pair that no UTF-8 can carry any further."""
+    if isinstance(value, str):
+        check_unicode(value, path)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_surrogates(item, f"{path}.{index}".lstrip("."))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_unicode(key, path)
+            _refuse_surrogates(item, f"{path}.{key}".lstrip("."))
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -85,8 +102,6 @@ def _explain(error: ValidationError, body: dict[str, Any]) -> InvalidArgument:
     message = item["msg"]
     if item["type"] == "extra_forbidden":
         message = "this parameter is not known"
-    elif item["type"] == "string_unicode":
-        message = "not valid Unicode (a lone surrogate)"
     reason = "UNKNOWN_PARAMETER" if item["type"] == "extra_forbidden" else "INVALID_VALUE"
     if item["type"] == "missing":
         reason = "MISSING_PARAMETER"

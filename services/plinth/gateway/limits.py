@@ -30,18 +30,23 @@ def check_text(text: str, field: str) -> None:
 
     They have no meaning in a prompt, and they hide in logs and on terminals what was asked.
     """
-    if found := _SURROGATE.search(text):
-        raise InvalidArgument(
-            f"{field}: lone surrogate U+{ord(found[0]):04X} at character {found.start()} is not "
-            "valid Unicode",
-            reason="INVALID_UNICODE",
-            field=field,
-        )
+    check_unicode(text, field)
     if found := _CONTROL.search(text):
         raise InvalidArgument(
             f"{field}: control character U+{ord(found[0]):04X} at character {found.start()}; "
             "of these only tab, line feed, vertical tab, form feed, carriage return are allowed",
             reason="CONTROL_CHARACTER",
+            field=field,
+        )
+
+
+def check_unicode(text: str, field: str) -> None:
+    """InvalidArgument for a lone surrogate, which is no character."""
+    if found := _SURROGATE.search(text):
+        raise InvalidArgument(
+            f"{field}: lone surrogate U+{ord(found[0]):04X} at character {found.start()} is not "
+            "valid Unicode",
+            reason="INVALID_UNICODE",
             field=field,
         )
 

@@ -1,0 +1,160 @@
+"""Streams outlive the shards that make them: no gap, no repeat, whatever dies when."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import openai
+import pytest
+from gateway_stages import Shard, Stack, running_stack, script_text, until
+from plinth.shared.errors import Unavailable
+
+ASK = [{"role": "user", "content": "Say it"}]
+TOKENS = 200
+
+
+@asynccontextmanager
+async def opened(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        api_key=stack.key, base_url=f"{stack.url}/v1", max_retries=0
+    ) as client:
+        yield client
+
+
+async def streamed(client: openai.AsyncOpenAI, seed: int, tokens: int = TOKENS) -> str:
+    stream = await client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=tokens, seed=seed, stream=True
+    )
+    return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+
+async def shard_process(stack: Stack, id: str, delay_s: float) -> asyncio.subprocess.Process:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).parents[1] / "gateway_stages.py"),
+        stack.redis_url,
+        id,
+        str(delay_s),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    return process
+
+
+async def test_twenty_streams_outlive_a_killed_shard(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    """One of two shards, each a process, is killed with -9 in mid-stream."""
+    async with running_stack(tmp_path, redis_server, shards=1) as stack, opened(stack) as client:
+        stack.shard.delay_s = 0.01
+        process = await shard_process(stack, "doomed", 0.01)
+        try:
+            streams = [asyncio.create_task(streamed(client, seed)) for seed in range(20)]
+            await until(lambda: stack.shard.running >= 5)  # the rest is at the other one
+            await asyncio.sleep(0.3)  # let both be in the middle of their answers
+            there = 20 - stack.shard.running
+            assert there >= 5
+            process.kill()
+            texts = await asyncio.gather(*streams)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        assert texts == [script_text(seed, 0, TOKENS) for seed in range(20)]
+        resumed = [r for r in stack.shard.requests if r.sampling.first_output_position]
+        assert len(resumed) >= 5
+        assert all(
+            r.sampling.max_tokens + r.sampling.first_output_position == TOKENS for r in resumed
+        )
+
+
+async def test_a_drained_shard_hands_its_streams_on(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    async with running_stack(tmp_path, redis_server, shards=2) as stack, opened(stack) as client:
+        for shard in stack.shards.values():
+            shard.delay_s = 0.01
+        streams = [asyncio.create_task(streamed(client, seed)) for seed in range(6)]
+        first = stack.shards["shard-0"]
+        await until(lambda: first.running >= 2 and len(first.requests) >= 2)
+        await asyncio.sleep(0.1)
+        await stack.replicas["shard-0"].stop()
+        assert await asyncio.gather(*streams) == [
+            script_text(seed, 0, TOKENS) for seed in range(6)
+        ]
+
+
+async def test_the_only_shard_comes_back(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
+        stack.shard.delay_s = 0.01
+        stream = asyncio.create_task(streamed(client, 4))
+        await until(lambda: stack.shard.running == 1)
+        await stack.replicas["shard-0"].stop()
+        fresh = Shard()
+        late = asyncio.create_task(streamed(client, 5))  # asks while nobody is there
+        await asyncio.sleep(0.5)
+        await stack.add_shard("shard-again", fresh)
+        assert await stream == script_text(4, 0, TOKENS)
+        assert await late == script_text(5, 0, TOKENS)
+        assert any(r.sampling.first_output_position for r in fresh.requests)
+
+
+async def test_patience_ends(tmp_path: Path, redis_server: str, redis_client: object) -> None:
+    async with (
+        running_stack(tmp_path, redis_server, resume_patience_s=0.5) as stack,
+        opened(stack) as client,
+    ):
+        stack.shard.delay_s = 0.01
+        stream = await client.chat.completions.create(
+            model="chat", messages=ASK, max_tokens=4000, stream=True
+        )
+        received = aiter(stream)
+        await anext(received)
+        await stack.replicas["shard-0"].stop()
+        with pytest.raises(openai.APIError) as caught:
+            async for _ in received:
+                pass
+        assert "no shard could take the request" in caught.value.message
+        with pytest.raises(openai.InternalServerError) as refused:
+            await client.chat.completions.create(model="chat", messages=ASK)
+        assert refused.value.status_code == 503
+
+
+async def test_a_tokenizer_dies_in_mid_answer(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
+        stack.shard.delay_s = 0.01
+        streams = [asyncio.create_task(streamed(client, seed)) for seed in range(4)]
+        await until(lambda: stack.shard.running == 4)
+        await asyncio.sleep(0.2)
+        await stack.add_tokenizer("tokenizer-1")
+        await stack.replicas["tokenizer-0"].stop()
+        assert await asyncio.gather(*streams) == [
+            script_text(seed, 0, TOKENS) for seed in range(4)
+        ]
+
+
+async def test_a_request_that_kills_shards_does_not_go_round_for_ever(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    class Cursed(Shard):
+        async def _generate(self, request: object) -> AsyncIterator[object]:
+            raise Unavailable("the engine died")
+            yield
+
+    async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
+        await stack.replicas["shard-0"].stop()
+        for index in range(3):
+            await stack.add_shard(f"cursed-{index}", Cursed())
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(model="chat", messages=ASK)
+        assert caught.value.code == "shards_lost"
+        assert sum(len(shard.requests) for shard in stack.shards.values()) <= 5

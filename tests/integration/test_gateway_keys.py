@@ -1,0 +1,266 @@
+"""Keys, scopes and quotas against a real Redis, and the gateway as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from gateway_stages import Stack, answering, free_port, gateway_settings, running_stack, until
+from plinth.cluster.embedded_redis import EmbeddedRedis
+from plinth.cluster.layout import settings_environment
+from plinth.gateway.keys import KeyStore
+from plinth.gateway.quotas import Quotas
+from plinth.shared import keys
+from plinth.shared.connection import connect
+from plinth.shared.errors import (
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from plinth.shared.identity import hash_api_key
+from plinth.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from redis.asyncio import Redis
+
+OK = {"model": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+async def test_only_the_hash_of_a_key_is_kept(redis_client: Redis) -> None:
+    store = KeyStore(redis_client)
+    plain, record = await store.create("acme", {"inference"}, "laptop")
+    raw = await redis_client.hgetall(keys.api_keys())
+    assert list(raw) == [hash_api_key(plain).encode()]
+    assert plain.encode() not in b"".join(raw.values())
+    principal = await KeyStore(redis_client).principal(plain)
+    assert principal.tenant == "acme"
+    assert principal.key_id == record.key_id
+    assert principal.scopes == {"inference"}
+
+
+async def test_a_revoked_key_is_refused_and_stays_revoked(redis_client: Redis) -> None:
+    store, other = KeyStore(redis_client), KeyStore(redis_client)
+    plain, record = await store.create("acme", {"inference"})
+    await other.principal(plain)
+    await store.revoke(record.key_id)
+    await other.refresh()
+    with pytest.raises(Unauthenticated):
+        await other.principal(plain)
+    await other.ensure(plain, record)
+    with pytest.raises(Unauthenticated):
+        await other.principal(plain)
+    with pytest.raises(NotFound):
+        await store.revoke("no-such-id")
+
+
+@pytest.mark.parametrize(
+    ("tenant", "scopes", "label"),
+    [("a b", {"inference"}, ""), ("a", {"root"}, ""), ("a", set(), ""), ("a", {"jobs"}, "\n")],
+)
+async def test_bad_keys_are_not_made(
+    redis_client: Redis, tenant: str, scopes: set[str], label: str
+) -> None:
+    with pytest.raises(InvalidArgument):
+        await KeyStore(redis_client).create(tenant, scopes, label)
+    assert await redis_client.hlen(keys.api_keys()) == 0
+
+
+async def test_known_keys_work_while_redis_is_away(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis")
+    redis = connect(server.start())
+    try:
+        store = KeyStore(redis)
+        plain, _ = await store.create("acme", {"inference"})
+        server.stop()
+        with pytest.raises(Unavailable):
+            await store.refresh()
+        assert (await store.principal(plain)).tenant == "acme"
+        with pytest.raises(Unavailable):  # not "wrong": nobody knows
+            await store.principal("plinth-never-seen")
+    finally:
+        server.stop()
+        await redis.aclose()
+
+
+async def test_requests_at_a_time_are_counted_across_gateways(redis_client: Redis) -> None:
+    here, there = (
+        Quotas(redis_client, concurrent=2, tokens_per_minute=0, lease_s=60) for _ in range(2)
+    )
+    first, second = await here.admit("acme"), await there.admit("acme")
+    for quotas in (here, there):
+        with pytest.raises(ResourceExhausted) as caught:
+            await quotas.admit("acme")
+        assert caught.value.retry_after_s == 1
+    await here.admit("another")
+    first.close()
+    first.close()
+    await here.drain()
+    third = await there.admit("acme")
+    second.close()
+    third.close()
+    await there.drain()
+
+
+async def test_tokens_per_minute_are_paid_after_the_fact(redis_client: Redis) -> None:
+    here, there = (
+        Quotas(redis_client, concurrent=0, tokens_per_minute=600, lease_s=60) for _ in range(2)
+    )
+    admission = await here.admit("acme")
+    admission.spend(900)
+    admission.close()
+    await here.drain()
+    for quotas in (here, there):
+        with pytest.raises(ResourceExhausted) as caught:
+            await quotas.admit("acme")
+        assert caught.value.retry_after_s == pytest.approx(30, abs=2)  # 300 in debt, 10 a second
+
+
+async def test_quotas_without_redis_are_this_gateways_own(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis")
+    redis = connect(server.start())
+    server.stop()
+    try:
+        quotas = Quotas(redis, concurrent=1, tokens_per_minute=0, lease_s=60)
+        admission = await quotas.admit("acme")
+        with pytest.raises(ResourceExhausted):
+            await quotas.admit("acme")
+        admission.close()
+        (await quotas.admit("acme")).close()
+        await quotas.drain()
+    finally:
+        await redis.aclose()
+
+
+@pytest.fixture
+async def stack(tmp_path: Path, redis_server: str, redis_client: object) -> AsyncIterator[Stack]:
+    async with running_stack(tmp_path, redis_server, tenant_concurrent_requests=1) as running:
+        yield running
+
+
+async def test_scopes_hold_at_both_doors(stack: Stack, redis_client: Redis) -> None:
+    store = KeyStore(redis_client)
+    asks, _ = await store.create("acme", {"inference"})
+    counts, _ = await store.create("acme", {"tokenize"})
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        path = "/v1/chat/completions"
+        assert (await client.post(path, json=OK, headers=bearer(asks))).status_code == 200
+        refused = await client.post(path, json=OK, headers=bearer(counts))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "scope_missing")
+        assert (await client.get("/v1/models", headers=bearer(counts))).status_code == 403
+    assert stack.shard.seen[0][1] == "acme"
+    async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
+        stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+        request = tokenizer_pb2.EncodeRequest(model="chat", texts=["x"])
+        await stub.Encode(request, metadata=tuple(bearer(counts).items()))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Encode(request, metadata=tuple(bearer(asks).items()))
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_tenant_over_its_quota_is_429(stack: Stack, redis_client: Redis) -> None:
+    key, _ = await KeyStore(redis_client).create("acme", {"inference"})
+    stack.shard.delay_s = 0.01
+    async with httpx.AsyncClient(base_url=stack.url, headers=bearer(key)) as client:
+        path, long = "/v1/chat/completions", {**OK, "max_tokens": 4000}
+        slow = asyncio.create_task(client.post(path, json=long))
+        await until(lambda: stack.shard.running == 1)
+        refused = await client.post(path, json=OK)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        await until(lambda: stack.shard.running == 0)
+        await admitted(client, path)
+
+
+async def admitted(client: httpx.AsyncClient, path: str) -> None:
+    async with asyncio.timeout(5):
+        while (await client.post(path, json=OK)).status_code != 200:
+            await asyncio.sleep(0.05)
+
+
+async def test_the_gateway_goes_on_while_redis_is_away(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis")
+    url = server.start()
+    try:
+        async with running_stack(tmp_path / "data", url) as stack:
+            async with httpx.AsyncClient(base_url=stack.url, headers=bearer(stack.key)) as client:
+                path = "/v1/chat/completions"
+                assert (await client.post(path, json=OK)).status_code == 200
+                server.stop()
+                answer = await client.post(path, json=OK, timeout=30)
+                assert answer.status_code == 200, answer.text
+            server.start()
+    finally:
+        server.stop()
+
+
+async def test_the_process_starts_serves_and_goes(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    settings = gateway_settings(tmp_path / "data", redis_server)
+    environment = {**os.environ, **settings_environment(settings)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "plinth.gateway", env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        url = f"http://127.0.0.1:{settings.gateway.port}"
+        await answering(f"{url}/healthz")
+        key_file = settings.secrets_dir / "api-key"
+        await until(key_file.exists)
+        assert key_file.stat().st_mode & 0o777 == 0o600
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"{url}/readyz")).status_code == 503
+            key = key_file.read_text().strip()
+            models = await client.get(f"{url}/v1/models", headers=bearer(key))
+            assert models.json() == {"object": "list", "data": []}
+        process.send_signal(signal.SIGTERM)
+        _, log = await asyncio.wait_for(process.communicate(), 10)
+        assert process.returncode == 0
+        assert key.encode() not in log
+        assert b"Traceback" not in log, log.decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def test_a_taken_port_is_one_clear_line(tmp_path: Path, redis_server: str) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        port = free_port()
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        settings = gateway_settings(tmp_path / "data", redis_server, port=port)
+        environment = {**os.environ, **settings_environment(settings)}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "plinth.gateway", env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        _, log = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert f"can't listen on 127.0.0.1:{port}" in log.decode().splitlines()[-1]
+    assert "Traceback" not in log.decode()
+
+
+async def test_importing_the_gateway_brings_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, plinth.gateway.__main__;"
+        "print([m for m in ('torch', 'ray') if m in sys.modules])"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert out.strip() == b"[]"
