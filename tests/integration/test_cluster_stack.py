@@ -145,15 +145,25 @@ def test_models_come_go_and_change(stack: Stack) -> None:
     two = _until(lambda: (s := _serving(stack, "inference")) and len(s) == 2 and s, "two shards")
     assert first.id in {replica.id for replica in two}
     _until(lambda: _models(stack)["chat"]["ready"] == 2, "readiness is told")
+    records.delete("chat")
+    _until(lambda: not _replicas(stack, "inference") and not _models(stack), "it is gone")
+
+
+@pytest.mark.slow
+def test_a_new_version_takes_over_and_a_broken_one_is_told(stack: Stack) -> None:
+    records = DeploymentRecords(ArtifactStore(stack.settings.store()))
+    old = _model(stack, "roll")
+    records.put(Deployment(name="roll", artifact=old, shards=2))
+    _until(lambda: len(_serving(stack, "inference")) == 2, "two shards")
     # A new version takes over without a moment in which nobody serves.
-    records.put(Deployment(name="chat", artifact=_model(stack, "chat", "new"), shards=2))
+    records.put(Deployment(name="roll", artifact=_model(stack, "roll", "new"), shards=2))
     gaps = 0
 
     def taken_over() -> bool:
         nonlocal gaps
         serving = _serving(stack, "inference")
         gaps += not serving
-        return [r.fields["artifact"] for r in serving] == ["chat@2"] * 2
+        return [r.fields["artifact"] for r in serving] == ["roll@2"] * 2
 
     _until(taken_over, "the new version")
     assert not gaps
@@ -162,7 +172,7 @@ def test_models_come_go_and_change(stack: Stack) -> None:
     _until(lambda: _models(stack).get("broken", {}).get("state") == "failed", "failure is told")
     assert "can't be loaded" in stack.layout.log("inference-broken").read_text()
     assert len(_serving(stack, "inference")) == 2
-    for name in ("chat", "broken"):
+    for name in ("roll", "broken"):
         records.delete(name)
     _until(lambda: not _replicas(stack, "inference") and not _models(stack), "both are gone")
 

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.live import Live
 
 if TYPE_CHECKING:
-    from plinth.cluster.stack import Stack
+    from collections.abc import Callable
+
+    from plinth.cluster.stack import Stack, StackEvent
     from plinth.shared.settings import Settings
     from plinth.v1.coordinator_pb2 import Deployment
 
@@ -77,9 +79,10 @@ def bring_up(
     """Starts the stack with a live table (plain lines where there is no terminal), and `model`
     with it: the import runs while the stages start. Used by `plinth quickstart` as well."""
     from plinth.cli.stack_table import UpTable
-    from plinth.cluster.stack import Stack, StackEvent
+    from plinth.cluster.stack import Stack
 
     table = UpTable()
+    began = time.monotonic()
     importing = _Import(settings, model) if model else None
 
     def show(event: StackEvent) -> None:
@@ -91,24 +94,32 @@ def bring_up(
         with Live(table, console=console, refresh_per_second=8):
             stack = Stack.up(settings, show, owned=owned)
             if importing:
-                await_model(stack, importing.result(), show)
+                await_model(stack, importing.result(), show, began)
     else:
         stack = Stack.up(settings, show, owned=owned)
         if importing:
-            await_model(stack, importing.result(), show)
+            await_model(stack, importing.result(), show, began)
     return stack
 
 
-def await_model(stack: Stack, wanted: Deployment, show: object, timeout_s: float = 180.0) -> None:
-    """Returns when the model is served; Unavailable, with its log, when it can't be."""
+def await_model(
+    stack: Stack,
+    wanted: Deployment,
+    show: Callable[[StackEvent], None],
+    began: float,
+    timeout_s: float = 180.0,
+) -> None:
+    """Returns when the model is served; Unavailable, with its log, when it can't be.
+
+    began: on time.monotonic()'s clock, what the events' seconds count from.
+    """
     from plinth.cluster.stack import StackEvent
     from plinth.shared.errors import Unavailable
 
-    assert callable(show)
     name = f"inference-{wanted.name}"
-    began = time.monotonic()
+    end = time.monotonic() + timeout_s
     told = ""
-    while time.monotonic() - began < timeout_s:
+    while time.monotonic() < end:
         state = stack.state()
         part = state.components.get(name) if state is not None else None
         if part is not None and part.state != told:
