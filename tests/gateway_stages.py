@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,10 +191,8 @@ class Replica:
         from plinth.shared.errors import Unavailable
 
         while True:
-            try:
+            with suppress(Unavailable):
                 await self._registry.announce(self.stage, self.id, self.address, self.fields)
-            except Unavailable:
-                pass
             await asyncio.sleep(ANNOUNCE_S)
 
     async def stop(self, *, withdraw: bool = True) -> None:
@@ -298,7 +296,7 @@ async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:
 async def until(condition: Any, timeout_s: float = 10) -> None:
     """Waits until `condition()` is true."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - any condition, of any part
             await asyncio.sleep(0.01)
 
 

@@ -84,9 +84,7 @@ async def test_a_drained_shard_hands_its_streams_on(
         await until(lambda: first.running >= 2 and len(first.requests) >= 2)
         await asyncio.sleep(0.1)
         await stack.replicas["shard-0"].stop()
-        assert await asyncio.gather(*streams) == [
-            script_text(seed, 0, TOKENS) for seed in range(6)
-        ]
+        assert await asyncio.gather(*streams) == [script_text(seed, 0, TOKENS) for seed in range(6)]
 
 
 async def test_the_only_shard_comes_back(
@@ -137,9 +135,7 @@ async def test_a_tokenizer_dies_in_mid_answer(
         await asyncio.sleep(0.2)
         await stack.add_tokenizer("tokenizer-1")
         await stack.replicas["tokenizer-0"].stop()
-        assert await asyncio.gather(*streams) == [
-            script_text(seed, 0, TOKENS) for seed in range(4)
-        ]
+        assert await asyncio.gather(*streams) == [script_text(seed, 0, TOKENS) for seed in range(4)]
 
 
 async def test_a_request_that_kills_shards_does_not_go_round_for_ever(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -107,7 +106,7 @@ async def test_bad_chat_requests(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, param, code), error
     assert error["type"] == "invalid_request_error"
-    assert param.split(".")[0] in error["message"]
+    assert param.split(".", maxsplit=1)[0] in error["message"]
     assert len(gateway.shard.requests) == before
 
 

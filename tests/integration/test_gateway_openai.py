@@ -81,9 +81,7 @@ async def test_no_chunk_holds_half_a_character(client: openai.AsyncOpenAI) -> No
     assert "".join(pieces) == script_text(0, 0, 300)
 
 
-def test_the_synchronous_client(
-    tmp_path: Path, redis_server: str, redis_client: object
-) -> None:
+def test_the_synchronous_client(tmp_path: Path, redis_server: str, redis_client: object) -> None:
     async def main() -> None:
         async with running_stack(tmp_path, redis_server) as stack:
             await asyncio.to_thread(ask, stack)

@@ -1,0 +1,256 @@
+"""`plinth chat`: talk to a served model on the terminal; the answer streams.
+
+It is a client like any other: by default through the gRPC door of the stack in the data
+directory, with `--url http://…` through REST. The key is PLINTH_API_KEY, or the stack's first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from plinth.shared.errors import FailedPrecondition, NotFound, PlinthError, Unavailable
+
+if TYPE_CHECKING:
+    from plinth.shared.settings import Settings
+
+TIMEOUT_S = 600.0
+HELP = "/clear starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer"
+Messages = list[dict[str, str]]
+
+
+class Door(Protocol):
+    """One of the gateway's doors, as this client needs it."""
+
+    def models(self) -> list[str]: ...
+
+    def answer(self, model: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]: ...
+
+
+def chat(
+    question: Annotated[
+        str | None, typer.Argument(help="Ask this, print the answer, and end.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A served model; default: the first.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PLINTH_URL",
+            help="http://host:port for REST, host:port for gRPC; default: the stack in --data.",
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 1024,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Data directory.")] = None,
+) -> None:
+    """Chats with a served model."""
+    from plinth.shared.settings import load_settings
+
+    settings = load_settings(**({} if data is None else {"data_dir": data}))
+    door = open_door(settings, url)
+    name = _choose(door.models(), model)
+    sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+    if seed is not None:
+        sampling["seed"] = seed
+    opening: Messages = [] if system is None else [{"role": "system", "content": system}]
+    if question is not None:
+        _ask(door, name, [*opening, {"role": "user", "content": question}], sampling)
+        return
+    _converse(door, name, opening, sampling)
+
+
+def open_door(settings: Settings, url: str | None) -> Door:
+    """The door that `url` names, or the gRPC door of the stack in the data directory."""
+    key = _key(settings)
+    if url is None:
+        return GrpcDoor(_stack_address(settings), key)
+    if url.startswith(("http://", "https://")):
+        return RestDoor(url.rstrip("/").removesuffix("/v1"), key)
+    return GrpcDoor(url.removeprefix("grpc://"), key)
+
+
+def _key(settings: Settings) -> str:
+    if key := os.environ.get("PLINTH_API_KEY"):
+        return key
+    path = settings.secrets_dir / "api-key"
+    if path.exists():
+        return path.read_text("ascii").strip()
+    if settings.gateway.auth == "off":
+        return ""
+    raise FailedPrecondition(
+        f"no API key: set PLINTH_API_KEY, or name the stack's data directory with --data "
+        f"({path} does not exist; is the stack up?)",
+        reason="MISSING_API_KEY",
+    )
+
+
+def _stack_address(settings: Settings) -> str:
+    from plinth.cluster.layout import Layout, StackState
+
+    state = StackState.read(Layout.of(settings).state_file)
+    host, port = settings.gateway.host, settings.gateway.grpc_port
+    if state is not None and state.gateway_grpc_port:
+        host, port = state.gateway_host, state.gateway_grpc_port
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _choose(served: list[str], wanted: str | None) -> str:
+    if wanted is None:
+        if not served:
+            raise Unavailable("no model is served yet; `plinth status` shows what is coming up")
+        return served[0]
+    if wanted not in served:
+        raise NotFound(f"no model {wanted!r} is served; there are: {', '.join(served) or 'none'}")
+    return wanted
+
+
+def _converse(door: Door, model: str, opening: Messages, sampling: dict[str, Any]) -> None:
+    terminal = sys.stdin.isatty()
+    if terminal:
+        typer.secho(f"{model}. {HELP}", dim=True, err=True)
+    messages = list(opening)
+    while True:
+        try:
+            line = input("\n> " if terminal else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if line in ("/exit", "/quit"):
+            return
+        if line == "/clear":
+            messages = list(opening)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            try:
+                text = _ask(door, model, messages, sampling)
+            except PlinthError as error:
+                typer.secho(str(error), fg="red", err=True)
+                messages.pop()
+            else:
+                messages.append({"role": "assistant", "content": text})
+
+
+def _ask(door: Door, model: str, messages: Messages, sampling: dict[str, Any]) -> str:
+    """Prints the answer as it comes; Ctrl-C ends it early. The whole of it."""
+    parts: list[str] = []
+    pieces = door.answer(model, messages, sampling)
+    try:
+        for piece in pieces:
+            parts.append(piece)
+            sys.stdout.write(printable(piece))
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write(" …")
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()
+    sys.stdout.write("\n")
+    return "".join(parts)
+
+
+def printable(text: str) -> str:
+    """Without control characters, which would let a model move the cursor or worse."""
+    return "".join(
+        c if c in "\n\t" or not (ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0) else "\ufffd" for c in text
+    )
+
+
+class GrpcDoor:
+    """GatewayService."""
+
+    def __init__(self, address: str, key: str) -> None:
+        import grpc
+
+        from plinth.v1 import gateway_pb2_grpc
+
+        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+        self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+
+    def models(self) -> list[str]:
+        import grpc
+
+        from plinth.shared.rpc.status import from_rpc_error
+        from plinth.v1 import gateway_pb2
+
+        try:
+            answer = self._stub.ListModels(
+                gateway_pb2.ListModelsRequest(), metadata=self._metadata, timeout=30
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return [model.name for model in answer.models]
+
+    def answer(self, model: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]:
+        import grpc
+
+        from plinth.shared.rpc.status import from_rpc_error
+        from plinth.v1 import common_pb2, gateway_pb2
+
+        request = gateway_pb2.ChatRequest(
+            model=model,
+            messages=[common_pb2.ChatMessage(**message) for message in messages],
+            sampling=common_pb2.SamplingParams(**sampling),
+        )
+        call = self._stub.Chat(request, metadata=self._metadata, timeout=TIMEOUT_S)
+        try:
+            for piece in call:
+                yield piece.text
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+
+class RestDoor:
+    """/v1/models and /v1/chat/completions, with the standard library alone."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url = url
+        self._headers = {"content-type": "application/json"}
+        if key:
+            self._headers["authorization"] = f"Bearer {key}"
+
+    def models(self) -> list[str]:
+        with self._open("/v1/models", None) as answer:
+            return [model["id"] for model in json.load(answer)["data"]]
+
+    def answer(self, model: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]:
+        body = {"model": model, "messages": messages, "stream": True, **sampling}
+        with self._open("/v1/chat/completions", body) as answer:
+            for line in answer:
+                if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise Unavailable(event["error"]["message"])
+                for choice in event["choices"]:
+                    yield choice["delta"].get("content") or ""
+
+    def _open(self, path: str, body: dict[str, Any] | None) -> Any:
+        raw = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, raw, self._headers)  # noqa: S310
+        try:
+            return urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
+        except urllib.error.HTTPError as error:
+            with error:
+                raise FailedPrecondition(_message(error)) from error
+        except urllib.error.URLError as error:
+            raise Unavailable(f"{self._url} does not answer: {error.reason}") from error
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.url} answered {error.code}"

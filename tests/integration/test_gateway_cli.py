@@ -1,0 +1,121 @@
+"""`plinth chat` and `plinth keys` as a person runs them, against a running gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from gateway_stages import Stack, running_stack, script_text, until
+from plinth.cli.chat import printable
+
+
+@pytest.fixture
+async def stack(tmp_path: Path, redis_server: str, redis_client: object) -> AsyncIterator[Stack]:
+    async with running_stack(tmp_path, redis_server) as running:
+        yield running
+
+
+async def plinth(
+    stack: Stack, *arguments: str, stdin: str = "", **environment: str
+) -> tuple[int, str, str]:
+    gateway = stack.settings.gateway
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from plinth.cli.main import app; app()",
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            **os.environ,
+            "PLINTH_DATA_DIR": str(stack.settings.data_dir),
+            "PLINTH_REDIS_URL": stack.redis_url,
+            "PLINTH_GATEWAY__GRPC_PORT": str(gateway.grpc_port),
+            **environment,
+        },
+    )
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+SAMPLING = ("--seed", "3", "--max-tokens", "30")
+
+
+@pytest.mark.parametrize("door", ["grpc", "rest"])
+async def test_one_question(stack: Stack, door: str) -> None:
+    url = () if door == "grpc" else ("--url", stack.url)
+    code, out, err = await plinth(stack, "chat", "Say it", *SAMPLING, *url)
+    assert (code, out) == (0, script_text(3, 0, 30) + "\n"), err
+
+
+async def test_a_conversation_keeps_its_turns(stack: Stack) -> None:
+    lines = "one\n\ntwo\n/clear\nthree\n/exit\nnever\n"
+    code, out, err = await plinth(stack, "chat", *SAMPLING, "--system", "brief", stdin=lines)
+    assert code == 0, err
+    answer = script_text(3, 0, 30)
+    assert out == f"{answer}\n" * 3
+    prompts = [bytes(r.input[0].tokens.ids).decode() for r in stack.shard.requests]
+    assert prompts == [
+        "<system>brief\n<user>one\n<assistant>",
+        f"<system>brief\n<user>one\n<assistant>{answer}\n<user>two\n<assistant>",
+        "<system>brief\n<user>three\n<assistant>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (("--model", "nope"), {}, "no model 'nope' is served; there are: chat"),
+        ((), {"PLINTH_API_KEY": "wrong"}, "Incorrect API key"),
+        (("--url", "127.0.0.1:1"), {}, "127.0.0.1:1"),
+        (("--url", "http://127.0.0.1:1"), {}, "does not answer"),
+    ],
+)
+async def test_what_goes_wrong_is_one_line(
+    stack: Stack, arguments: tuple[str, ...], environment: dict[str, str], words: str
+) -> None:
+    code, out, err = await plinth(stack, "chat", "hi", *arguments, **environment)
+    assert (code, out) == (1, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_a_model_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2J\x07b\n\tü\x9b漢") == "a\ufffd[2J\ufffdb\n\tü\ufffd漢"
+
+
+async def test_keys_are_made_listed_and_revoked(stack: Stack) -> None:
+    code, out, err = await plinth(
+        stack, "keys", "create", "--scope", "inference", "--tenant", "acme", "--label", "laptop"
+    )
+    assert code == 0, err
+    key = out.strip()
+    assert key.startswith("plinth-")
+    code, out, _ = await plinth(stack, "chat", "hi", *SAMPLING, PLINTH_API_KEY=key)
+    assert (code, out) == (0, script_text(3, 0, 30) + "\n")
+    assert stack.shard.seen[-1][1] == "acme"
+    code, out, _ = await plinth(stack, "keys", "list", "--json")
+    assert key not in out
+    key_id = err.split()[1]
+    assert key_id in out
+    code, out, _ = await plinth(stack, "keys", "revoke", key_id)
+    assert code == 0
+    refused = False
+
+    async def refresh() -> None:
+        nonlocal refused
+        while not refused:
+            code, _, err = await plinth(stack, "chat", "hi", *SAMPLING, PLINTH_API_KEY=key)
+            refused = code == 1 and "Incorrect API key" in err
+
+    checking = asyncio.create_task(refresh())
+    await until(lambda: refused, timeout_s=20)
+    await checking
+    code, _, err = await plinth(stack, "keys", "create", "--scope", "root")
+    assert (code, "root" in err) == (1, True)
