@@ -194,7 +194,7 @@ class World:
 
     def __init__(self, folder: Path, redis_url: str) -> None:
         self.settings: Settings = load_settings(
-            data_dir=folder, redis_url=redis_url, coordinator={"lease_s": 1.0}
+            data_dir=folder, redis_url=redis_url, coordinator={"lease_s": 4.0}
         )
         self.store = ArtifactStore(self.settings.store())
         self.redis = connect(redis_url)
@@ -216,6 +216,7 @@ class World:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        assert not any(task.done() for task in self._tasks)
         await cancel_and_wait(*self._tasks)
         for stage in list(self._servers):
             await self.take_down(stage)
@@ -254,7 +255,7 @@ class World:
         wanted = await asyncio.to_thread(self.deployments.list)
         self.served.update(deployment.name for deployment in wanted)
         bindings = [{"model": d.name, "artifact": d.artifact} for d in wanted]
-        for stage, server in self._servers.items():
+        for stage, server in list(self._servers.items()):
             fields = {"bindings": json.dumps(bindings)} if stage == "inference" else {}
             await self.registry.announce(stage, stage, f"127.0.0.1:{server.port}", fields)
 

@@ -20,3 +20,6 @@ async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
         for task in waiting:
             task.cancel()
         _, waiting = await asyncio.wait(waiting, timeout=_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen: asyncio need not complain that nobody looked
