@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from plinth.shared.connection import connect
-from plinth.shared.errors import InvalidArgument, ResourceExhausted
+from plinth.shared.errors import InvalidArgument, ResourceExhausted, Unavailable
 from plinth.shared.identity import current_principal, current_request_id
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.server import GrpcServer, GrpcService
@@ -82,6 +82,7 @@ class Shard(shard_rpc.InferenceServiceServicer):
 
     delay_s: float = 0.0
     full: bool = False
+    draining: bool = False
     end_after: int = 0  # tokens until it ends by itself; 0: never
     die_after: int = 0  # tokens after which the process exits, as if killed
     requests: list[Any] = field(default_factory=list)
@@ -95,6 +96,8 @@ class Shard(shard_rpc.InferenceServiceServicer):
         self.seen.append((current_request_id(), current_principal().tenant))
         if self.full:
             raise ResourceExhausted("the queue is full", reason="QUEUE_FULL", retry_after_s=2.0)
+        if self.draining:
+            raise Unavailable("this shard is draining; ask another", reason="draining")
         self.running += 1
         try:
             async for message in self._generate(request):
@@ -188,8 +191,6 @@ class Replica:
         self._task = asyncio.create_task(self._announce())
 
     async def _announce(self) -> None:
-        from plinth.shared.errors import Unavailable
-
         while True:
             with suppress(Unavailable):
                 await self._registry.announce(self.stage, self.id, self.address, self.fields)
@@ -296,7 +297,7 @@ async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:
 async def until(condition: Any, timeout_s: float = 10) -> None:
     """Waits until `condition()` is true."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - any condition, of any part
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -138,6 +138,18 @@ async def test_a_tokenizer_dies_in_mid_answer(
         assert await asyncio.gather(*streams) == [script_text(seed, 0, TOKENS) for seed in range(4)]
 
 
+async def test_a_shard_that_drains_for_long_costs_only_patience(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    """It is still announced and refuses again and again; its successor comes late."""
+    async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
+        stack.shard.draining = True
+        asking = asyncio.create_task(streamed(client, 2, tokens=20))
+        await until(lambda: len(stack.shard.requests) >= 3, timeout_s=15)
+        await stack.add_shard("successor", Shard())
+        assert await asking == script_text(2, 0, 20)
+
+
 async def test_a_request_that_kills_shards_does_not_go_round_for_ever(
     tmp_path: Path, redis_server: str, redis_client: object
 ) -> None:

@@ -56,7 +56,7 @@ async def test_a_client_of_a_few_lines(stack: Stack, channel: grpc.aio.Channel) 
     ]
     answers = [answer async for answer in stub.Chat(chat(), metadata=key)]
     assert "".join(answer.text for answer in answers) == script_text(3, 0, 80)
-    assert answers[0].seed == 3
+    assert answers[0].seed == answers[-1].seed == 3
     assert answers[-1].finish_reason == common_pb2.FINISH_REASON_LENGTH
     assert answers[-1].usage.completion_tokens == 80
     assert sum(len(answer.tokens) for answer in answers) == 80

@@ -27,9 +27,18 @@ def gateway(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     stack = asyncio.run_coroutine_threadsafe(manager.__aenter__(), loop).result(30)
     yield stack
     asyncio.run_coroutine_threadsafe(manager.__aexit__(None, None, None), loop).result(30)
+    asyncio.run_coroutine_threadsafe(end_tasks(), loop).result(30)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+async def end_tasks() -> None:
+    """What asyncio.run would do: sse-starlette keeps a watcher for as long as its loop runs."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.fixture

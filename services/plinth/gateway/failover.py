@@ -187,7 +187,10 @@ class _Search:
             ) from self.cause
 
     def failed(self, replica: Replica, error: grpc.aio.AioRpcError, *, started: bool) -> None:
-        """A call ended in an error. Raises unless another shard may do better."""
+        """A call ended in an error. Raises unless another shard may do better.
+
+        A shard that was not reached, or that says it drains, was not lost under the request.
+        """
         self.left_s()
         cause = from_rpc_error(error)
         if isinstance(cause, ResourceExhausted):
@@ -198,7 +201,7 @@ class _Search:
                 self.cause = cause
                 self.attempts += 1
             self._raise_when_out_of_patience(cause)
-        elif _never_reached(error):
+        elif _never_reached(error) or cause.reason.upper() == "DRAINING":
             self._avoid_for_a_moment(replica, cause)
             self._raise_when_out_of_patience(cause)
         elif _is_loss(error) or isinstance(cause, NotFound):

@@ -106,7 +106,7 @@ class FrontDoor(rpc.GatewayServiceServicer):
                 async with aclosing(session.events()) as events:
                     async for _index, event in events:
                         answer = _response(kind, event, digest)
-                        if first:
+                        if first or event.finish:
                             answer.seed = prepared.sampling.seed
                             first = False
                         yield answer

@@ -1,0 +1,128 @@
+"""The gateway's small parts, each alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from plinth.gateway import limits, metrics, sse
+from plinth.gateway.catalogue import Catalogue, ServedModel, served
+from plinth.gateway.generation import check_sampling
+from plinth.gateway.keys import KeyRecord
+from plinth.gateway.responses import LOWEST_LOGPROB, _finite, finish_word
+from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
+from plinth.shared.registry import Replica
+from plinth.v1 import common_pb2
+
+
+def replica(id: str, model: str, artifact: str, digest: str) -> Replica:
+    held = {
+        "model": model,
+        "artifact": artifact,
+        "weights_digest": digest,
+        "context_length": 64,
+    }
+    return Replica("inference", id, "127.0.0.1:1", {"bindings": json.dumps([held])})
+
+
+class Listed:
+    """A registry that knows these replicas."""
+
+    def __init__(self, *replicas: Replica) -> None:
+        self.listed = list(replicas)
+
+    async def replicas(self, stage: str) -> list[Replica]:
+        assert stage == "inference"
+        return self.listed
+
+
+def test_one_entry_per_name_with_its_shards() -> None:
+    models = served(
+        [
+            replica("a", "chat", "chat@1", "x"),
+            replica("b", "chat", "chat@2", "y"),
+            replica("c", "chat", "chat@2", "y"),
+            replica("d", "base", "base@1", "z"),
+        ]
+    )
+    assert models == [
+        ServedModel("base", "base@1", "z", 64, 1),
+        ServedModel("chat", "chat@2", "y", 64, 2),
+    ]
+
+
+async def test_a_model_whose_shard_just_went_is_still_known_but_not_listed() -> None:
+    registry = Listed(replica("a", "chat", "chat@1", "x"))
+    catalogue = Catalogue(registry)  # type: ignore[arg-type]
+    assert (await catalogue.get("chat")).ready_shards == 1
+    registry.listed = []
+    assert (await catalogue.get("chat")).ready_shards == 0
+    assert await catalogue.models() == []
+    with pytest.raises(NotFound) as caught:
+        await catalogue.get("other")
+    assert caught.value.reason == "MODEL_NOT_FOUND"
+
+
+async def test_other_weights_of_the_same_name_are_not_resumed_on() -> None:
+    registry = Listed(replica("a", "chat", "chat@1", "x"), replica("b", "chat", "chat@2", "y"))
+    catalogue = Catalogue(registry)  # type: ignore[arg-type]
+    assert await catalogue.others(ServedModel("chat", "chat@1", "x", 64)) == {"b"}
+
+
+def test_tenants_beyond_the_first_share_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_tenants", set())
+    labels = {metrics.tenant_label(f"tenant-{number}") for number in range(200)}
+    assert len(labels) <= metrics.MAX_TENANTS + 1
+    assert "other" in labels
+
+
+def test_an_event_is_one_line_however_a_reader_splits_lines() -> None:
+    text = "a\u2028b\u2029c\u0085d\ne\rf 漢"
+    event = sse.data({"t": text}).decode()
+    assert event.endswith("\n\n")
+    assert len(event[:-2].splitlines()) == 1
+    assert json.loads(event[6:]) == {"t": text}
+    assert "漢" in event
+
+
+def test_logprobs_are_json_numbers() -> None:
+    assert _finite(float("-inf")) == LOWEST_LOGPROB
+    assert finish_word(common_pb2.FINISH_REASON_STOP) == "stop"
+    assert finish_word(common_pb2.FINISH_REASON_LENGTH) == "length"
+    assert finish_word(common_pb2.FINISH_REASON_UNSPECIFIED) is None
+
+
+@pytest.mark.parametrize("text", ["\x00", "\x1b", "\x7f", "\x9b", "\ud800"])
+def test_control_characters_and_surrogates_are_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        limits.check_text(f"a{text}", "prompt")
+
+
+def test_white_space_and_the_rest_of_unicode_are_not() -> None:
+    limits.check_text("\t\n\v\f\r\x85\xa0 é漢🙂\u200d\ufeff", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "context", "given"), [(10, None, 64, 54), (10, 5, 64, 5), (60, 50, 64, 4)]
+)
+def test_room_for_an_answer(prompt: int, asked: int | None, context: int, given: int) -> None:
+    assert limits.room(prompt, asked, context, "prompt") == given
+
+
+@pytest.mark.parametrize("prompt", [0, 64, 65])
+def test_no_room_for_an_answer(prompt: int) -> None:
+    with pytest.raises(InvalidArgument):
+        limits.room(prompt, 1, 64, "prompt")
+
+
+def test_sampling_that_is_not_a_number() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check_sampling(common_pb2.SamplingParams(top_p=float("nan")))
+    assert caught.value.field == "sampling.top_p"
+
+
+def test_a_key_record_survives_its_json() -> None:
+    record = KeyRecord("id", "acme", frozenset({"jobs"}), "note", 5, True)
+    assert KeyRecord.from_json(record.to_json()) == record
+    with pytest.raises(DataLoss):
+        KeyRecord.from_json(b"{}")
