@@ -106,6 +106,8 @@ class TrainerSettings(_Section):
     device: str = "cpu"
     # CPU workers run under SCHED_IDLE, so that people who chat keep their latency.
     background: bool = True
+    # Per CPU worker; 0 shares the machine's cores out evenly.
+    threads: int = Field(default=0, ge=0)
     # What Ray sets aside for one worker; small, since they take only what is left over.
     worker_cpus: float = Field(default=0.1, ge=0)
     lease_s: float = Field(default=15.0, gt=0)  # of a job

@@ -59,11 +59,11 @@ class JobConsumer:
         """Until `drain`."""
         while not self._stopping.is_set():
             try:
-                lease = await self._queue.claim(self._name, wait_s=_CLAIM_S)
-                if lease is None:
-                    await self._bury()
-                else:
+                lease = await self._claim()
+                if lease is not None:
                     await self._work(lease)
+                elif not self._stopping.is_set():
+                    await self._bury()
             except Unavailable as away:
                 _log.warning("Redis is away, jobs wait", error=away.message)
                 await asyncio.sleep(_REDIS_RETRY_S)
@@ -75,6 +75,19 @@ class JobConsumer:
         self._stopping.set()
         if self._current is not None:
             self._current.stop("pause")
+
+    async def _claim(self) -> Lease | None:
+        """The next job, or None after a while or when it is time to stop."""
+        claim = asyncio.create_task(self._queue.claim(self._name, wait_s=_CLAIM_S))
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({claim, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return claim.result() if claim.done() else None
+        finally:
+            # A claim that is cancelled gives back what it has just got.
+            for task in (claim, stop):
+                task.cancel()
+            await asyncio.gather(claim, stop, return_exceptions=True)
 
     async def _work(self, lease: Lease) -> None:
         job = await self._records.find(lease.id) or pb.Job.FromString(lease.payload)
@@ -117,11 +130,14 @@ class JobConsumer:
                 lost = (heart if heart.done() else tell).exception()
                 execution.stop("cancel" if isinstance(lost, Cancelled) else "pause")
                 await asyncio.wait({work})
-                if isinstance(lost, LeaseLost) or (lost and not isinstance(lost, Cancelled)):
-                    work.exception()
+                if lost is not None and not isinstance(lost, Cancelled):
+                    work.exception()  # whatever it was, the job is another's now
                     raise lost
             return work.result()
         finally:
+            if not work.done():  # cancelled from outside: the thread ends at its next step
+                execution.stop("pause")
+                work.add_done_callback(asyncio.Task.exception)
             for task in (heart, tell):
                 task.cancel()
             await asyncio.gather(heart, tell, return_exceptions=True)

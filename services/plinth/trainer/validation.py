@@ -180,6 +180,7 @@ def plan_train(
         eval_every=spec.eval_every,
         device=settings.device,
         background=settings.background,
+        threads=settings.threads,
         **optional,
     )
 

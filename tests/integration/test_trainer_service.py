@@ -1,0 +1,307 @@
+"""The trainer stage over real gRPC, Redis, store and worker processes; the tokenizer beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+import trainings
+from plinth.shared.errors import InvalidArgument, NotFound, PermissionDenied
+from plinth.shared.identity import Principal
+from plinth.shared.rpc.channel import open_channel
+from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.settings import load_settings
+from plinth.shared.stage import StageContext, run_stage
+from plinth.tokenizer.service import build as build_tokenizer
+from plinth.trainer.data.shards import Split
+from plinth.trainer.service import build as build_trainer
+from plinth.v1 import tokenizer_pb2
+from plinth.v1 import trainer_pb2 as pb
+from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceStub
+from plinth.v1.trainer_pb2_grpc import TrainerServiceStub
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+TRAINER = {"background": False, "lease_s": 3.0, "threads": 1}
+SHAPE = pb.ModelSpec(family="llama", layers=2, hidden=32, heads=4, context=64, tie_embeddings=True)
+
+
+class Stack:
+    """A trainer and a tokenizer replica in this process."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.parts = []
+
+    async def add(self, stage, build, **options):
+        context = await StageContext.open(self.settings, stage=stage)
+        running = await run_stage(context, build(context, **options))
+        self.parts.append((context, running))
+        return context, running
+
+    def channel(self, running, scopes=("jobs", "tokenize")):
+        principal = Principal("t", "k", frozenset(scopes))
+        return open_channel(
+            running.address,
+            stage=running.front.stage,
+            settings=self.settings,
+            token=self.parts[0][0].token,
+            principal=principal,
+        )
+
+    async def stop(self):
+        for context, running in reversed(self.parts):
+            await running.stop(10)
+            await context.close()
+
+
+@pytest.fixture
+async def stack(redis_client, redis_server, tmp_path):
+    made = Stack(load_settings(data_dir=tmp_path, redis_url=redis_server, trainer=TRAINER))
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def trainer(stack):
+    context, running = await stack.add("trainer", build_trainer, launcher="processes")
+    async with stack.channel(running) as channel:
+        yield context, TrainerServiceStub(channel)
+
+
+async def finished(stub, job_id):
+    seen = [r.job async for r in stub.WatchJob(pb.WatchJobRequest(job_id=job_id))]
+    return seen[-1], seen
+
+
+async def do(stub, job_id, name, **spec):
+    await stub.SubmitJob(
+        pb.SubmitJobRequest(job_id=job_id, spec=pb.JobSpec(output_name=name, **spec))
+    )
+    job, _ = await finished(stub, job_id)
+    assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
+    return job.artifact
+
+
+async def test_from_the_standard_library_to_a_chat_model(stack, trainer):
+    context, stub = trainer
+    _, tokenizer = await stack.add("tokenizer", build_tokenizer)
+    prepare = pb.PrepareSpec(builtin="stdlib", max_bytes=300_000)
+    corpus = await do(stub, "corpus", "text", prepare=prepare)
+    assert corpus.kind == "corpus"
+    async with stack.channel(tokenizer) as channel:
+        request = tokenizer_pb2.TrainTokenizerRequest(
+            corpus=f"{corpus.name}@{corpus.version}", name="tokens", vocab_size=400
+        )
+        answers = [a async for a in TokenizerServiceStub(channel).Train(request)]
+    assert answers[-1].artifact.kind == "tokenizer"
+
+    prepare = pb.PrepareSpec(corpus="text", tokenizer="tokens")
+    dataset = await do(stub, "dataset", "text-tokens", prepare=prepare)
+    assert set(dataset.parents) == {"text@1", "tokens@1"}
+    train = pb.TrainSpec(
+        objective="clm",
+        dataset="text-tokens",
+        model=SHAPE,
+        sequence_length=64,
+        batch_size=8,
+        steps=20,
+        learning_rate=1e-2,
+    )
+    base = await do(stub, "base", "base", train=train)
+    again = await do(stub, "base-again", "base", train=train)
+    assert again.digest == base.digest and again.version == base.version
+
+    prepare = pb.PrepareSpec(builtin="stdlib-instruct", tokenizer="tokens", max_bytes=6_000)
+    await do(stub, "chats", "chats", prepare=prepare)
+    folder = context.store.fetch("chats")
+    split = Split(folder, "train")
+    ids, mask = split.document(0)
+    words = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    assert words.decode(ids[mask == 0]).startswith("<|im_start|>")
+    assert "<|im_end|>" in words.decode(ids[mask == 1])
+    assert 0 < mask.sum() < len(mask)
+    tune = pb.TrainSpec(
+        objective="sft",
+        dataset="chats",
+        init_from="base",
+        sequence_length=64,
+        batch_size=2,
+        steps=3,
+        learning_rate=1e-3,
+    )
+    chat = await do(stub, "chat", "chat", train=tune)
+    assert set(chat.parents) == {"chats@1", "base@1"}
+    model = AutoModelForCausalLM.from_pretrained(context.store.fetch("chat"))
+    assert model.config.vocab_size == 400
+    listed = (await stub.ListJobs(pb.ListJobsRequest())).jobs
+    assert [j.job_id for j in listed][:2] == ["chat", "chats"]
+    assert not list((Path(stack.settings.data_dir) / "jobs").iterdir())
+
+
+def published(context, folder, name="words", count=300):
+    made = trainings.dataset(folder, trainings.texts(count))
+    return context.store.publish(name, "dataset", made)
+
+
+def training(name="words", steps=40, **changes):
+    return pb.TrainSpec(
+        objective="clm",
+        dataset=name,
+        model=SHAPE,
+        sequence_length=32,
+        batch_size=8,
+        steps=steps,
+        learning_rate=1e-2,
+        **changes,
+    )
+
+
+async def refused(call, kind, words):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, kind), error
+    assert words in error.message
+    return error
+
+
+async def test_a_job_is_made_once_and_ends_once(stack, trainer, tmp_path):
+    context, stub = trainer
+    published(context, tmp_path / "data")
+    request = pb.SubmitJobRequest(
+        job_id="one", spec=pb.JobSpec(output_name="m", train=training(steps=5))
+    )
+    first = (await stub.SubmitJob(request)).job
+    request.spec.train.steps = 7  # the id counts, not what comes with it
+    assert (await stub.SubmitJob(request)).job.spec == first.spec
+    job, seen = await finished(stub, "one")
+    assert job.state == pb.JOB_STATE_SUCCEEDED and job.attempts == 1
+    assert job.progress.done == job.progress.total == 5
+    assert job.progress.validation_bits_per_byte > 0
+    assert (await stub.SubmitJob(request)).job.state == pb.JOB_STATE_SUCCEEDED
+    assert (await finished(stub, "one"))[1][-1].artifact.version == 1
+    assert len(context.store.list("model")) == 1
+    assert seen[0].state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING)
+
+
+async def test_what_is_wrong_is_said_at_the_door(stack, trainer, tmp_path):
+    context, stub = trainer
+    published(context, tmp_path / "data")
+
+    def submit(**spec):
+        return stub.SubmitJob(pb.SubmitJobRequest(spec=pb.JobSpec(output_name="m", **spec)))
+
+    error = await refused(submit(), InvalidArgument, "'prepare' or 'train'")
+    assert error.field == "spec"
+    await refused(submit(train=training("missing")), NotFound, "missing")
+    await refused(submit(train=training(workers=3)), InvalidArgument, "3 workers")
+    both = pb.PrepareSpec(builtin="stdlib", corpus_dir="/x")
+    await refused(submit(prepare=both), InvalidArgument, "corpus_dir, builtin")
+    nowhere = pb.PrepareSpec(corpus_dir=str(tmp_path / "none"))
+    await refused(submit(prepare=nowhere), InvalidArgument, "does not exist")
+    await refused(stub.GetJob(pb.GetJobRequest(job_id="nobody")), NotFound, "nobody")
+    running = stack.parts[0][1]
+    async with stack.channel(running, scopes=("tokenize",)) as channel:
+        listing = TrainerServiceStub(channel).ListJobs(pb.ListJobsRequest())
+        await refused(listing, PermissionDenied, "jobs")
+
+
+async def test_failed_jobs_say_why_leave_nothing_and_can_be_tried_again(stack, trainer, tmp_path):
+    context, stub = trainer
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.txt").write_bytes(b"\0\1\2")
+    spec = pb.JobSpec(output_name="m", prepare=pb.PrepareSpec(corpus_dir=str(corpus)))
+    await stub.SubmitJob(pb.SubmitJobRequest(job_id="bad", spec=spec))
+    job, _ = await finished(stub, "bad")
+    assert job.state == pb.JOB_STATE_FAILED
+    assert "a.txt: not UTF-8 text" in job.error
+    assert context.store.list() == []
+    assert not list((tmp_path / "jobs").iterdir())
+    queue = stack.parts[0][1].front._queue
+    (letter,) = await until(queue.dead_letters)
+    assert letter.reason == job.error
+    (corpus / "a.txt").write_text("good text\n<|endoftext|>\nand more")
+    assert await queue.requeue("bad")
+
+    async def tried_again():
+        now = (await stub.GetJob(pb.GetJobRequest(job_id="bad"))).job
+        return now.state != pb.JOB_STATE_FAILED
+
+    await until(tried_again)
+    assert (await finished(stub, "bad"))[0].state == pb.JOB_STATE_SUCCEEDED
+
+
+async def until(ask):
+    """The first answer that says yes."""
+    for _ in range(400):
+        if found := await ask():
+            return found
+        await asyncio.sleep(0.05)
+    raise TimeoutError
+
+
+async def test_cancelling(stack, trainer, tmp_path):
+    context, stub = trainer
+    published(context, tmp_path / "data")
+
+    async def submit(job_id):
+        spec = pb.JobSpec(output_name="m", train=training(steps=100_000))
+        await stub.SubmitJob(pb.SubmitJobRequest(job_id=job_id, spec=spec))
+
+    await submit("running")
+    await submit("waiting")
+    async for update in stub.WatchJob(pb.WatchJobRequest(job_id="running")):
+        if update.job.progress.done > 0:
+            break
+    waiting = (await stub.CancelJob(pb.CancelJobRequest(job_id="waiting"))).job
+    assert waiting.state == pb.JOB_STATE_CANCELLED
+    await stub.CancelJob(pb.CancelJobRequest(job_id="running"))
+    job, _ = await finished(stub, "running")
+    assert job.state == pb.JOB_STATE_CANCELLED
+    assert job.progress.done < 100_000
+    again = (await stub.CancelJob(pb.CancelJobRequest(job_id="running"))).job
+    assert again.state == pb.JOB_STATE_CANCELLED
+    assert list((tmp_path / "jobs" / "running" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+async def test_a_job_outlives_its_replica(stack, tmp_path):
+    """Drained in mid-run, then gone without a word: the third replica ends what the first began."""
+    context, first = await stack.add("trainer", build_trainer, launcher="processes")
+    published(context, tmp_path / "data")
+    spec = training(steps=400, checkpoint_every=50, precision="fp32")
+    async with stack.channel(first) as channel:
+        stub = TrainerServiceStub(channel)
+        request = pb.JobSpec(output_name="m", train=spec)
+        await stub.SubmitJob(pb.SubmitJobRequest(job_id="long", spec=request))
+        await reached(stub, 50)
+    await first.stop(20)  # gives the job back
+    _, second = await stack.add("trainer", build_trainer, launcher="processes")
+    async with stack.channel(second) as channel:
+        await reached(TrainerServiceStub(channel), 120)
+        # As if killed: nothing is said to the queue, and the workers die with their parent.
+        front = second.front
+        front._consuming.cancel()
+        front._consumer._current.stop("pause")
+        await asyncio.gather(front._consuming, return_exceptions=True)
+        front._consuming = None
+    _, third = await stack.add("trainer", build_trainer, launcher="processes")
+    async with stack.channel(third) as channel:
+        stub = TrainerServiceStub(channel)
+        job, _ = await finished(stub, "long")
+        assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
+        assert job.attempts >= 2
+        assert "resumed" in job.progress.note
+        whole = await do(stub, "whole", "other", train=spec)
+    # A run that was never disturbed made the same bits.
+    assert whole.digest == job.artifact.digest
+
+
+async def reached(stub, step):
+    async for update in stub.WatchJob(pb.WatchJobRequest(job_id="long")):
+        if update.job.progress.done >= step:
+            return
+        assert update.job.state != pb.JOB_STATE_FAILED, update.job.error

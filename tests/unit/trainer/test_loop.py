@@ -1,0 +1,254 @@
+import math
+
+import pytest
+import torch
+import trainings
+from plinth.models.config import ModelConfig
+from plinth.models.decoder import Decoder
+from plinth.trainer import checkpoint as checkpoints
+from plinth.trainer.data.shards import Split
+from plinth.trainer.loop import Group, machine, train
+from plinth.trainer.loop.evaluate import evaluate
+from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.loop.setup import set_up
+from plinth.trainer.loop.train import take_step
+from plinth.trainer.objectives.sft import SupervisedFineTuning
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return trainings.dataset(tmp_path_factory.mktemp("plain"), trainings.texts(300))
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    return trainings.dataset(tmp_path_factory.mktemp("chat"), trainings.chats(200))
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(folder, config):
+    job = JobFolder(trainings.job(folder, config))
+    assert train(config, job, Group()) == "succeeded", job.outcome()
+    return job
+
+
+def weights(job):
+    return load_file(job.model / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_it_learns_and_transformers_agrees_on_the_loss(plain, tmp_path):
+    job = run(tmp_path / "a", trainings.config(plain, steps=60))
+    metrics = job.outcome()["metrics"]
+    assert metrics["train_loss"] < 3.5 < math.log(300)
+    assert metrics["tokens"] == 60 * 8 * 32
+    # Independent truth: the same documents through transformers, each alone, in one window.
+    model = AutoModelForCausalLM.from_pretrained(job.model)
+    assert AutoTokenizer.from_pretrained(job.model).eos_token == "<|im_end|>"
+    split = Split(plain, "validation")
+    nats = size = 0.0
+    for number in range(split.documents):
+        ids, _ = split.document(number)
+        text = torch.tensor([[0, *ids[:-1].tolist()]])[:, :33]
+        with torch.no_grad():
+            logp = model(text).logits[0].log_softmax(-1)
+        nats -= float(logp[:-1].gather(1, text[0, 1:, None]).sum())
+        size += text.shape[1] - 1
+    short = evaluate_first_window(plain, job)
+    assert short == pytest.approx(nats / size, rel=1e-4)
+
+
+def evaluate_first_window(dataset, job):
+    """Our own figure restricted to each document's first window of 32."""
+    from plinth.models.weights import load_decoder
+    from plinth.trainer.loop import evaluate as module
+    from plinth.trainer.objectives.batch import nll_sum
+
+    split = Split(dataset, "validation")
+    windows, _, _ = module._windows(split, 32)
+    first = [w for w in windows if w.ids_t1[0] == 0 and w.learn_t.all()]
+    decoder = load_decoder(job.model)
+    with torch.no_grad():
+        total = sum(float(nll_sum(decoder, module._stack([w], 32))) for w in first)
+    return total / sum(int(w.learn_t.sum()) for w in first)
+
+
+def test_windows_score_every_target_once(plain, chat):
+    from plinth.trainer.loop import evaluate as module
+
+    for dataset in (plain, chat):
+        split = Split(dataset, "validation")
+        _, counted, size = module._windows(split, 16)
+        if split.info.objective == "clm":
+            assert counted == split.tokens - split.documents  # all but the closing end-of-text
+        else:
+            masks = [split.document(i)[1] for i in range(split.documents)]
+            assert counted == sum(int(m[1:].sum()) for m in masks)
+        assert size == int(split.document_bytes.sum())
+
+
+def test_uniform_model_has_the_bits_per_byte_of_its_vocabulary(plain):
+    config = ModelConfig(**trainings.MODEL, vocab_size=300)
+    decoder = Decoder(config)
+    for parameter in decoder.parameters():
+        torch.nn.init.zeros_(parameter)
+    found = evaluate(decoder, Split(plain, "validation"), 32, 8, Group())
+    assert found.bits_per_byte == pytest.approx(found.tokens * math.log2(300) / found.bytes)
+
+
+def test_accumulation_and_padding_do_not_change_a_step(chat, tmp_path):
+    """Token-averaged over the batch: micro-batches of unequal token counts give one gradient."""
+    found = []
+    for micro in (8, 2, 1):
+        config = trainings.config(chat, objective="sft", micro_batch_size=micro, steps=1)
+        made = set_up(config, JobFolder(trainings.job(tmp_path / str(micro), config)), Group())
+        result = take_step(made, 1e-3)
+        found.append((float(result.loss), float(result.grad_norm)))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_packed_conversations_do_not_see_one_another(chat):
+    """Each packed answer's loss equals that of the conversation alone."""
+    split = Split(chat, "train")
+    objective = SupervisedFineTuning(split, 200, seed=1, pad_id=0)
+    decoder = Decoder(ModelConfig(**{**trainings.MODEL, "context": 256}, vocab_size=300))
+    decoder.init_weights(1)
+    batch = objective.batch([0])
+    assert int(batch.segments_bt.max()) >= 2
+    packed = objective.loss_sum(decoder, batch).item()
+    alone = 0.0
+    for number in objective._packs[0]:
+        ids, mask = split.document(number)
+        tokens = torch.from_numpy(ids)
+        from plinth.kernels.training import SdpaBackend
+
+        backend = SdpaBackend(1, len(ids) - 1)
+        hidden = decoder(tokens[:-1], torch.arange(len(ids) - 1), backend)
+        logp = decoder.logits(hidden, backend).log_softmax(-1)
+        picked = logp.gather(1, tokens[1:, None])[:, 0]
+        alone -= (picked * torch.from_numpy(mask[1:].copy())).sum().item()
+    assert packed == pytest.approx(alone, rel=1e-5)
+
+
+def test_long_conversations_are_cut_and_hopeless_ones_dropped(chat):
+    split = Split(chat, "train")
+    assert SupervisedFineTuning(split, 8, seed=0, pad_id=0).items == 0
+    objective = SupervisedFineTuning(split, 40, seed=0, pad_id=0)
+    assert objective.items and objective.dropped == 0
+
+
+class Impatient(JobFolder):
+    """Asks for a pause when it has been looked at `patience` times: once for each step."""
+
+    def __init__(self, path, patience):
+        super().__init__(path)
+        self._patience = patience
+
+    def requested(self):
+        self._patience -= 1
+        return "pause" if self._patience < 0 else None
+
+
+def test_stopped_anywhere_and_resumed_is_bit_for_bit_the_same(plain, tmp_path):
+    config = trainings.config(plain, steps=9)
+    whole = run(tmp_path / "whole", config)
+    folder = trainings.job(tmp_path / "parts", config)
+    for patience in (0, 1, 4):
+        job = Impatient(folder, patience)
+        job.begin()
+        assert train(config, job, Group()) == "paused"
+    job = JobFolder(folder)
+    job.begin()
+    assert train(config, job, Group()) == "succeeded"
+    assert job.progress().note.startswith("resumed at step 5")
+    assert same(weights(whole), weights(job))
+
+
+def test_time_decides_the_steps_once(plain, tmp_path):
+    config = trainings.config(plain, steps=0, max_seconds=1.0)
+    job = run(tmp_path / "a", config)
+    steps = job.outcome()["metrics"]["steps"]
+    assert steps >= 1
+    state = checkpoints.read_state(checkpoints.checkpoints(job.checkpoints)[-1], config.digest())
+    assert state.total == state.step == steps
+    # The trial steps left no trace: a run of that many steps is the same.
+    counted = run(tmp_path / "b", trainings.config(plain, steps=int(steps)))
+    assert same(weights(job), weights(counted))
+
+
+def test_not_a_number_fails_clearly_and_keeps_the_last_good_checkpoint(plain, tmp_path):
+    config = trainings.config(plain, learning_rate=1e12, clip_norm=0.0, steps=30)
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    assert train(config, job, Group()) == "failed"
+    assert job.error().reason == "LOSS_NOT_FINITE"
+    assert "Lower the learning rate" in job.error().message
+    for folder in checkpoints.checkpoints(job.checkpoints):
+        for tensor in load_file(folder / "model.safetensors").values():
+            assert torch.isfinite(tensor).all()
+    assert not job.model.exists()
+
+
+def test_cancelled_runs_keep_their_checkpoint(plain, tmp_path):
+    config = trainings.config(plain)
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    job.request("cancel")
+    assert train(config, job, Group()) == "cancelled"
+    assert checkpoints.checkpoints(job.checkpoints)
+    assert train(config, job, Group()) == "cancelled"  # a restarted worker finds it ended
+
+
+def test_too_little_data(plain, tmp_path):
+    config = trainings.config(plain, batch_size=4000, micro_batch_size=4000)
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    assert train(config, job, Group()) == "failed"
+    assert "fewer than one batch of 4000" in job.error().message
+
+
+def test_fine_tuning_goes_on_from_a_model(plain, chat, tmp_path):
+    wide = {"model": {**trainings.MODEL, "context": 64}, "sequence_length": 64}
+    base = run(tmp_path / "base", trainings.config(plain, steps=3, **wide))
+    config = trainings.config(
+        chat,
+        objective="sft",
+        init_from=str(base.model),
+        model=None,
+        steps=60,
+        eval_every=20,
+        sequence_length=64,
+    )
+    job = run(tmp_path / "tuned", config)
+    metrics = job.outcome()["metrics"]
+    assert metrics["validation_loss"] < 3.0 < base.outcome()["metrics"]["validation_loss"]
+    generation = AutoModelForCausalLM.from_pretrained(job.model).generation_config
+    assert generation.eos_token_id == [2, 0]  # the turn's end, then the document's
+
+
+def test_gpt2_trains_too(plain, tmp_path):
+    shape = {**trainings.MODEL, "family": "gpt2", "kv_heads": 4, "attention_bias": True}
+    config = trainings.config(plain, model={**shape, "mlp_bias": True}, steps=5)
+    job = run(tmp_path / "a", config)
+    assert AutoModelForCausalLM.from_pretrained(job.model).config.model_type == "gpt2"
+
+
+def test_bf16_is_taken_only_where_it_is_clearly_faster(monkeypatch, plain, tmp_path):
+    times = {torch.float32: 1.0, torch.bfloat16: 0.9}
+    monkeypatch.setattr(machine, "_matmul_seconds", lambda kind, *_: times[kind])
+    assert machine.choose_precision("auto", "cpu", 8, 8) == "fp32"
+    times[torch.bfloat16] = 0.2
+    assert machine.choose_precision("auto", "cpu", 8, 8) == "bf16"
+    assert machine.choose_precision("fp32", "cpu", 8, 8) == "fp32"
+    job = run(tmp_path / "a", trainings.config(plain, precision="auto", steps=3))
+    assert "bf16" in job.progress().note
+    assert weights(job)["model.norm.weight"].dtype == torch.float32
