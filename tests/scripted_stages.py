@@ -111,6 +111,8 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
                 parents = [spec.train.dataset, *filter(None, [spec.train.init_from])]
                 config = {"eos_token_id": EOS, "max_position_embeddings": CONTEXT}
                 (folder / "config.json").write_text(json.dumps(config))
+                separator = {"id": EOS, "content": "<|endoftext|>"}
+                (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [separator]}))
                 (folder / "parents.json").write_text(json.dumps([spec.output_name, *parents]))
                 return self._store.publish(spec.output_name, "model", folder, parents=parents)
             prepare = spec.prepare

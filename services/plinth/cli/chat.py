@@ -71,15 +71,16 @@ def chat(
 
 def open_door(settings: Settings, url: str | None) -> Door:
     """The door that `url` names, or the gRPC door of the stack in the data directory."""
-    key = _key(settings)
+    key = api_key(settings)
     if url is None:
-        return GrpcDoor(_stack_address(settings), key)
+        return GrpcDoor(stack_address(settings), key)
     if url.startswith(("http://", "https://")):
         return RestDoor(url.rstrip("/").removesuffix("/v1"), key)
     return GrpcDoor(url.removeprefix("grpc://"), key)
 
 
-def _key(settings: Settings) -> str:
+def api_key(settings: Settings) -> str:
+    """The key to knock with; empty where the door asks for none."""
     if key := os.environ.get("PLINTH_API_KEY"):
         return key
     path = settings.secrets_dir / "api-key"
@@ -94,7 +95,8 @@ def _key(settings: Settings) -> str:
     )
 
 
-def _stack_address(settings: Settings) -> str:
+def stack_address(settings: Settings) -> str:
+    """host:port of the gRPC door of the stack in the data directory."""
     from plinth.cluster.layout import Layout, StackState
 
     state = StackState.read(Layout.of(settings).state_file)

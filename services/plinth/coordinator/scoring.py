@@ -15,13 +15,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from plinth.shared.errors import DataLoss, FailedPrecondition
 from plinth.shared.rpc.client import StageClients
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc, tokenizer_pb2
 
 T = TypeVar("T")
+_SEPARATOR = "<|endoftext|>"
 
 # Longer windows cost attention time and tell little more about a model than these do.
 MAX_WINDOW = 1024
@@ -57,15 +58,21 @@ def windows(length: int, context: int) -> Iterator[Window]:
         yield Window(max(0, end - context), end, judged)
 
 
-def start_id(config: dict[str, object]) -> int:
-    """The id that stands before a document: the separator that training put there."""
+def start_id(model: Path, config: dict[str, object]) -> int:
+    """The id that stands before a document: the separator that training put there, which is
+    <|endoftext|> where the tokenizer has it, else the end of a sequence. Blocks."""
+    for token in _read_json(model / "tokenizer.json").get("added_tokens") or []:
+        if token["content"] == _SEPARATOR:
+            return int(token["id"])
     for key in ("eos_token_id", "bos_token_id"):
         value = config.get(key)
         if isinstance(value, list) and value:
             value = value[0]
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-    raise FailedPrecondition("the model's config.json names no eos_token_id and no bos_token_id")
+    raise FailedPrecondition(
+        f"the model's tokenizer has no {_SEPARATOR}, and its config.json no eos_token_id"
+    )
 
 
 def context_length(config: dict[str, object]) -> int:
@@ -77,15 +84,19 @@ def context_length(config: dict[str, object]) -> int:
     raise FailedPrecondition("the model's config.json names no max_position_embeddings")
 
 
-def read_config(model: Path) -> dict[str, object]:
+def read_config(model: Path) -> dict[str, Any]:
     """config.json of a model artifact's folder. Blocks."""
+    return _read_json(model / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((model / "config.json").read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataLoss(f"{model}/config.json can't be read: {error}") from error
-    if not isinstance(config, dict):
-        raise DataLoss(f"{model}/config.json is no JSON object")
-    return config
+        raise DataLoss(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DataLoss(f"{path} is no JSON object")
+    return value
 
 
 class ServedModel:

@@ -56,11 +56,18 @@ def test_nothing_held_out_and_no_text(tmp_path: Path) -> None:
         list(read(corpus, "validation"))
 
 
-def test_what_is_read_from_a_models_config() -> None:
-    assert start_id({"eos_token_id": [5, 6], "bos_token_id": 1}) == 5
-    assert start_id({"bos_token_id": 0}) == 0
+def test_what_is_read_from_a_models_config(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}")
+    assert start_id(tmp_path, {"eos_token_id": [5, 6], "bos_token_id": 1}) == 5
+    assert start_id(tmp_path, {"bos_token_id": 0}) == 0
     assert context_length({"n_positions": 128}) == 128
     with pytest.raises(FailedPrecondition, match="eos_token_id"):
-        start_id({})
+        start_id(tmp_path, {})
     with pytest.raises(FailedPrecondition, match="max_position"):
         context_length({})
+    tokenizer.write_text('{"added_tokens": [{"id": 9, "content": "<|endoftext|>"}]}')
+    assert start_id(tmp_path, {"eos_token_id": 5}) == 9
+    tokenizer.write_text("[")
+    with pytest.raises(DataLoss, match="tokenizer.json"):
+        start_id(tmp_path, {"eos_token_id": 5})

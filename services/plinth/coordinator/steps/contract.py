@@ -69,7 +69,7 @@ class Work:
     @property
     def job_id(self) -> str:
         """The same whenever this step of this run is taken up again."""
-        return f"{self.run_id}/{self.step}/{self.input_digest.removeprefix('sha256:')[:16]}"
+        return f"{self.run_id}.{self.step}.{self.input_digest.removeprefix('sha256:')[:16]}"
 
 
 @dataclass(frozen=True)

@@ -81,13 +81,13 @@ class EvaluateStep:
         async for ready in until_ready(tools.registry, wanted, within_s=spec.ready_within_s):
             yield Progress(0.1, f"{ready} of 1 shards of the candidate ready")
 
-        config = await asyncio.to_thread(
-            read_config, await asyncio.to_thread(tools.store.fetch, model)
-        )
+        model_folder = await asyncio.to_thread(tools.store.fetch, model)
+        config = await asyncio.to_thread(read_config, model_folder)
+        start = await asyncio.to_thread(start_id, model_folder, config)
         context = context_length(config)
         served = ServedModel(tools.clients, wanted.name, model.ref)
         total = len(held_out.documents)
-        scoring = served.document_bits(held_out.documents, start=start_id(config), context=context)
+        scoring = served.document_bits(held_out.documents, start=start, context=context)
         bits = 0.0
         async for done, so_far in scoring:
             bits = so_far

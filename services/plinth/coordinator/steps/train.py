@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from plinth.coordinator.scoring import context_length, read_config
 from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.v1 import trainer_pb2 as pb
@@ -102,11 +104,15 @@ class TrainStep:
         train = pb.TrainSpec(
             dataset=work.inputs["dataset"].ref, **{name: getattr(spec, name) for name in _SAME}
         )
-        if "init_from" in work.inputs:
-            train.init_from = work.inputs["init_from"].ref
         if spec.model is not None:
             train.model.CopyFrom(pb.ModelSpec(**spec.model.model_dump()))
-            train.sequence_length = train.sequence_length or spec.model.context
+            context = spec.model.context
+        else:
+            start = work.inputs["init_from"]
+            train.init_from = start.ref
+            folder = await asyncio.to_thread(tools.store.fetch, start)
+            context = context_length(await asyncio.to_thread(read_config, folder))
+        train.sequence_length = spec.sequence_length or context
         job = pb.JobSpec(output_name=work.output_name, train=train)
         async for event in follow_job(work, tools, job):
             yield event
