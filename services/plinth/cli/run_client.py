@@ -1,0 +1,102 @@
+"""A thin client of the coordinator through the gateway's gRPC door, as any other client would be:
+generated stubs, an address and a key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from plinth.shared.errors import Unavailable
+from plinth.shared.rpc.status import from_rpc_error
+from plinth.v1 import common_pb2, coordinator_pb2_grpc
+from plinth.v1 import coordinator_pb2 as pb
+
+_CALL_S = 30.0
+# How long the door may be shut (a gateway that restarts) before watching gives up.
+_PATIENCE_S = 120.0
+
+
+class RunClient:
+    """Runs and artifacts. Every call raises the PlinthError that the platform raised."""
+
+    def __init__(self, address: str, key: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+        self._stub: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+
+    def __enter__(self) -> RunClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._channel.close()
+
+    def submit(self, run_id: str, pipeline_yaml: str, overrides: Mapping[str, str]) -> pb.Run:
+        """Idempotent by `run_id`."""
+        request = pb.SubmitRunRequest(
+            run_id=run_id, pipeline_yaml=pipeline_yaml, overrides=overrides
+        )
+        run: pb.Run = self._call(self._stub.SubmitRun, request).run
+        return run
+
+    def watch(self, run_id: str) -> Iterator[pb.Run]:
+        """The run, again after each change, until it ends. A door that is shut for a moment is
+        knocked at again."""
+        shut_since: float | None = None
+        revision = 0
+        while True:
+            request = pb.WatchRunRequest(run_id=run_id)
+            try:
+                for message in self._stub.WatchRun(request, metadata=self._metadata):
+                    shut_since = None
+                    if message.run.revision > revision:
+                        revision = message.run.revision
+                        yield message.run
+                return
+            except grpc.RpcError as raised:
+                error = from_rpc_error(raised)
+                shut_since = shut_since or time.monotonic()
+                if not isinstance(error, Unavailable) or (
+                    time.monotonic() - shut_since > _PATIENCE_S
+                ):
+                    raise error from raised
+            time.sleep(1.0)
+
+    def get(self, run_id: str) -> pb.Run:
+        run: pb.Run = self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id)).run
+        return run
+
+    def newest(self, limit: int) -> list[pb.Run]:
+        """Newest first."""
+        return list(self._call(self._stub.ListRuns, pb.ListRunsRequest(limit=limit)).runs)
+
+    def pause(self, run_id: str) -> pb.Run:
+        run: pb.Run = self._call(self._stub.PauseRun, pb.PauseRunRequest(run_id=run_id)).run
+        return run
+
+    def resume(self, run_id: str) -> pb.Run:
+        run: pb.Run = self._call(self._stub.ResumeRun, pb.ResumeRunRequest(run_id=run_id)).run
+        return run
+
+    def cancel(self, run_id: str) -> pb.Run:
+        run: pb.Run = self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id)).run
+        return run
+
+    def artifact(self, reference: str) -> common_pb2.Artifact:
+        request = pb.GetArtifactRequest(reference=reference)
+        artifact: common_pb2.Artifact = self._call(self._stub.GetArtifact, request).artifact
+        return artifact
+
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        try:
+            return method(request, metadata=self._metadata, timeout=_CALL_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error

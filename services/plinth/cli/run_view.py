@@ -1,0 +1,212 @@
+"""How a run looks on a screen: a table that lives on a terminal, plain lines elsewhere, and the
+summary at its end. Knows no gRPC."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from plinth.cli.chat import printable
+from plinth.v1 import common_pb2
+from plinth.v1 import coordinator_pb2 as pb
+
+_MARKS = {
+    pb.STEP_STATE_PENDING: ("·", "dim"),
+    pb.STEP_STATE_SUCCEEDED: ("●", "green"),
+    pb.STEP_STATE_REUSED: ("○", "green"),
+    pb.STEP_STATE_FAILED: ("✗", "red"),
+    pb.STEP_STATE_CANCELLED: ("–", "yellow"),
+}
+# Without a terminal a running step says how far it is at most this often.
+_QUIET_S = 10.0
+# How deep a lineage is drawn.
+_GENERATIONS = 8
+
+
+def state_word(run: pb.Run) -> str:
+    return pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower()
+
+
+def step_word(step: pb.Step) -> str:
+    return pb.StepState.Name(step.state).removeprefix("STEP_STATE_").lower()
+
+
+class RunView:
+    """A run as a table; rendered again and again while it runs."""
+
+    def __init__(self) -> None:
+        self.run = pb.Run()
+        self._spinner = Spinner("dots")
+
+    def __rich__(self) -> RenderableType:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for title in ("", "step", "kind", "progress", "time", ""):
+            table.add_column(title, justify="right" if title == "time" else "left")
+        for step in self.run.steps:
+            running = step.state == pb.STEP_STATE_RUNNING
+            mark, style = _MARKS.get(step.state, ("", "cyan"))
+            table.add_row(
+                self._spinner if running else Text(mark, style),
+                Text(step.name, "bold" if running else ""),
+                Text(step.kind, "dim"),
+                ProgressBar(completed=100 * step.progress, width=16) if running else "",
+                took(step),
+                Text(about(step), overflow="ellipsis", no_wrap=True),
+            )
+        head = Text.assemble("run ", (self.run.run_id, "bold"), f"  {state_word(self.run)}")
+        return Group(head, table)
+
+
+def follow(console: Console, runs: Iterable[pb.Run]) -> pb.Run:
+    """Shows the run until its stream ends; its last state."""
+    view = RunView()
+    if not console.is_terminal:
+        lines = PlainLines()
+        for run in runs:
+            view.run = run
+            for line in lines.update(run):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return view.run
+    with Live(view, console=console, refresh_per_second=8):
+        for run in runs:
+            view.run = run
+    return view.run
+
+
+class PlainLines:
+    """A run as lines, where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._before = pb.Run()
+        self._said: dict[str, float] = {}  # step → when, on the monotonic clock
+
+    def update(self, run: pb.Run) -> Iterator[str]:
+        """What is worth a line of its own since the last update."""
+        old = {step.name: step for step in self._before.steps}
+        for step in run.steps:
+            last = old.get(step.name)
+            changed = last is None or last.state != step.state
+            if changed and step.state == pb.STEP_STATE_PENDING:
+                continue
+            running = step.state == pb.STEP_STATE_RUNNING
+            moved = last is not None and last.detail != step.detail
+            due = time.monotonic() - self._said.get(step.name, 0.0) > _QUIET_S
+            if changed or (running and moved and due):
+                self._said[step.name] = time.monotonic()
+                word = step_word(step)
+                yield f"{step.name:<20} {word:<10} {took(step):>7}  {about(step)}".rstrip()
+        if self._before.state != run.state:
+            yield f"run {run.run_id} {state_word(run)}"
+        self._before = run
+
+
+def took(step: pb.Step) -> str:
+    """How long the step ran, or runs."""
+    if not step.started_unix_ms:
+        return ""
+    end = step.finished_unix_ms or time.time_ns() // 1_000_000
+    seconds = max(0, end - step.started_unix_ms) / 1000
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
+
+
+def about(step: pb.Step) -> str:
+    """One line: where it is, why it failed, or what it made."""
+    if step.state == pb.STEP_STATE_FAILED:
+        return step.error
+    if step.state not in {pb.STEP_STATE_SUCCEEDED, pb.STEP_STATE_REUSED}:
+        return step.detail
+    figures = metrics(step)
+    parts = [step.output]
+    if "bits_per_byte" in figures:
+        parts.append(
+            f"{figures['bits_per_byte']:.3f} bits per byte held out, "
+            f"5-gram {figures['ngram_bits_per_byte']:.3f}"
+        )
+    elif "loss" in figures:
+        parts.append(f"loss {figures['loss']:.3f}, {figures['tokens_per_second']:,.0f} tokens/s")
+    elif "alias" in figures:
+        parts.append(f"is {figures['alias']}")
+    elif "name" in figures:
+        parts.append(f"served as {figures['name']}")
+    if step.state == pb.STEP_STATE_REUSED:
+        parts.append("(as before)")
+    return "  ".join(parts)
+
+
+def metrics(step: pb.Step) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads(step.metrics_json) if step.metrics_json else {}
+    return figures
+
+
+def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> RenderableType:
+    """What came of a run that succeeded: figures, answers, lineage of the served model."""
+    parts: list[RenderableType] = []
+    exams = [metrics(step) for step in run.steps if step.kind == "evaluate"]
+    if exams:
+        parts.append(_figures(run, exams))
+        parts += [_answer(answer) for exam in exams for answer in exam.get("answers", [])]
+    served = [step for step in run.steps if step.kind in {"serve", "publish", "train"}]
+    if served:
+        parts += [Text("lineage", "bold"), lineage(served[-1].output, artifact)]
+    return Group(*parts)
+
+
+def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:
+    best = max(exams, key=lambda exam: float(exam["below_ngram"]))
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_row(
+        "held out",
+        f"{best['bits_per_byte']:.3f} bits per byte; byte-level 5-gram on the same text "
+        f"{best['ngram_bits_per_byte']:.3f} ({best['below_ngram']:.1%} below)",
+    )
+    for step in run.steps:
+        figures = metrics(step)
+        if step.kind == "train" and figures.get("tokens_per_second"):
+            speed = f"{figures['tokens_per_second']:,.0f} tokens/s in training"
+            table.add_row(step.name, f"{speed}, {figures['steps']:,.0f} steps")
+    made = [exam["tokens_per_second"] for exam in exams if exam.get("answers")]
+    if made:
+        table.add_row("answers", f"{made[-1]:,.0f} tokens/s, one stream")
+    return table
+
+
+def _answer(answer: dict[str, Any]) -> RenderableType:
+    text = printable(str(answer["answer"])).strip() or "(nothing)"
+    return Group(Text(f"\n> {answer['prompt']}", "bold"), Text(text))
+
+
+def lineage(reference: str, artifact: Callable[[str], common_pb2.Artifact]) -> Tree:
+    """The artifact and what it was made from, back to the corpus."""
+
+    def grow(branch: Tree, ref: str, generations: int) -> None:
+        found = artifact(ref)
+        node = branch.add(_node(found))
+        for parent in found.parents if generations else ():
+            if "@" in parent:
+                grow(node, parent, generations - 1)
+            else:
+                node.add(Text(parent[:30], "dim"))
+
+    root = Tree("", hide_root=True)
+    grow(root, reference, _GENERATIONS)
+    return root
+
+
+def _node(found: common_pb2.Artifact) -> Text:
+    aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
+    digest = found.digest.removeprefix("sha256:")[:12]
+    return Text.assemble(
+        (f"{found.name}@{found.version}", "bold"), f"{aliases}  {found.kind}  ", (digest, "dim")
+    )

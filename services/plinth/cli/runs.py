@@ -1,0 +1,208 @@
+"""`plinth run FILE` and `plinth runs …`: pipelines on the platform."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from plinth.shared.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from plinth.cli.run_client import RunClient
+    from plinth.v1 import coordinator_pb2 as pb
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="The stack's folder (PLINTH_DATA_DIR, by default ./.plinth)"),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(envvar="PLINTH_URL", help="host:port of a gateway's gRPC door; default: --data's"),
+]
+RunArgument = Annotated[str | None, typer.Argument(help="A run's id; without it, the newest")]
+
+app = typer.Typer(help="Runs of pipelines.", no_args_is_help=True, add_completion=False)
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="A pipeline file", exists=True, dir_okay=False)],
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="Your folder of text, for the step `corpus`", file_okay=False),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path=value, such as steps.pretrain.max_seconds=60; repeatable"),
+    ] = None,
+    run_id: Annotated[str | None, typer.Option(help="For idempotency; default: a new one")] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Submit and return")] = False,
+    data: DataOption = None,
+    url: AddressOption = None,
+) -> None:
+    """Run a pipeline file and show its steps; Ctrl-C leaves it running."""
+    text = file.read_text("utf-8")
+    overrides = parse_overrides(set_ or [])
+    if corpus is not None:
+        overrides |= corpus_overrides(text, corpus)
+    console = Console()
+    with connect(data, url) as client:
+        submitted = client.submit(run_id or new_run_id(text), text, overrides)
+        if detach:
+            console.print(submitted.run_id, highlight=False)
+            return
+        _watch(client, console, submitted.run_id)
+
+
+@app.command("list")
+def list_runs(
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
+    data: DataOption = None,
+    url: AddressOption = None,
+) -> None:
+    """Runs, newest first."""
+    from plinth.cli.run_view import state_word
+    from plinth.v1 import coordinator_pb2 as pb
+
+    done = {pb.STEP_STATE_SUCCEEDED, pb.STEP_STATE_REUSED}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("run", "state", "steps", "submitted", ""):
+        table.add_column(title)
+    with connect(data, url) as client:
+        for one in client.newest(limit):
+            finished = sum(step.state in done for step in one.steps)
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.submitted_unix_ms / 1000))
+            steps = f"{finished}/{len(one.steps)}"
+            table.add_row(one.run_id, state_word(one), steps, when, one.error)
+    Console().print(table)
+
+
+@app.command()
+def watch(run_id: RunArgument = None, data: DataOption = None, url: AddressOption = None) -> None:
+    """Show a run until it ends."""
+    with connect(data, url) as client:
+        _watch(client, Console(), run_id or _newest(client))
+
+
+@app.command()
+def pause(run_id: RunArgument = None, data: DataOption = None, url: AddressOption = None) -> None:
+    """No new step starts; the running one goes on."""
+    with connect(data, url) as client:
+        _say(client.pause(run_id or _newest(client)))
+
+
+@app.command()
+def resume(run_id: RunArgument = None, data: DataOption = None, url: AddressOption = None) -> None:
+    """Go on with a paused run."""
+    with connect(data, url) as client:
+        _say(client.resume(run_id or _newest(client)))
+
+
+@app.command()
+def cancel(
+    run_id: Annotated[str, typer.Argument(help="A run's id")],
+    data: DataOption = None,
+    url: AddressOption = None,
+) -> None:
+    """Stop the running step and end the run; what is finished stays and is reused."""
+    with connect(data, url) as client:
+        _say(client.cancel(run_id))
+
+
+def connect(data: Path | None, url: str | None) -> RunClient:
+    """A client of the door that `url` names, or of the stack in the data directory."""
+    from plinth.cli.chat import api_key, stack_address
+    from plinth.cli.run_client import RunClient
+    from plinth.shared.settings import load_settings
+
+    if url is not None and url.startswith(("http://", "https://")):
+        raise InvalidArgument(f"{url} is the REST door; runs go by gRPC: give host:port of that")
+    settings = load_settings(**({} if data is None else {"data_dir": data}))
+    address = stack_address(settings) if url is None else url.removeprefix("grpc://")
+    return RunClient(address, api_key(settings))
+
+
+def parse_overrides(given: list[str]) -> dict[str, str]:
+    """["a.b=c"] → {"a.b": "c"}."""
+    overrides = {}
+    for item in given:
+        path, equals, value = item.partition("=")
+        if not equals or not path:
+            raise InvalidArgument(f"--set {item!r}: give path=value, such as name=mine")
+        overrides[path.strip()] = value
+    return overrides
+
+
+def corpus_overrides(text: str, corpus: Path) -> dict[str, str]:
+    """What makes a pipeline read the folder: in its step `corpus`, or its only one that reads
+    text. InvalidArgument when it is not clear which one that is."""
+    folder = corpus.expanduser().resolve()
+    if not folder.is_dir():
+        raise InvalidArgument(f"--corpus {corpus}: there is no such folder", field="corpus")
+    steps = _mapping(_read(text).get("steps"))
+    reads = [
+        name
+        for name, fields in steps.items()
+        if _mapping(fields).get("kind") == "data" and not _mapping(fields).get("corpus")
+    ]
+    if "corpus" not in reads and len(reads) != 1:
+        raise InvalidArgument(
+            "--corpus: the pipeline has no data step called `corpus`; say which one with "
+            f"--set steps.NAME.corpus_dir={folder} (there is: {', '.join(reads) or 'none'})",
+            field="corpus",
+        )
+    step = f"steps.{'corpus' if 'corpus' in reads else reads[0]}"
+    return {f"{step}.corpus_dir": yaml.safe_dump(str(folder)), f"{step}.builtin": ""}
+
+
+def new_run_id(text: str) -> str:
+    """ "<pipeline>-<time>-<chance>"; a name that is none is told by the coordinator."""
+    name = str(_read(text).get("name") or "run")[:16]
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in name).strip("-") or "run"
+    return f"{plain}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _read(text: str) -> dict[str, object]:
+    try:
+        return _mapping(yaml.safe_load(text))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidArgument(f"the pipeline is no YAML: {error}") from error
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _watch(client: RunClient, console: Console, run_id: str) -> None:
+    from plinth.cli.run_view import follow, summary
+    from plinth.v1 import coordinator_pb2 as pb
+
+    try:
+        ended = follow(console, client.watch(run_id))
+    except KeyboardInterrupt:
+        console.print(f"\nthe run goes on; `plinth runs watch {run_id}` shows it again")
+        raise typer.Exit(130) from None
+    if ended.state != pb.RUN_STATE_SUCCEEDED:
+        console.print(ended.error, style="red", markup=False)
+        raise typer.Exit(1)
+    console.print()
+    console.print(summary(ended, client.artifact))
+
+
+def _newest(client: RunClient) -> str:
+    runs = client.newest(1)
+    if not runs:
+        raise InvalidArgument("there is no run yet; `plinth run FILE` starts one")
+    return runs[0].run_id
+
+
+def _say(run: pb.Run) -> None:
+    from plinth.cli.run_view import state_word
+
+    typer.echo(f"{run.run_id} {state_word(run)}")
