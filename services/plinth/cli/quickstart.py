@@ -93,13 +93,12 @@ def _introduce(stack: Stack, console: Console, began: float) -> str:
         time.sleep(0.2)
     model = next((name for name in served if "smollm2" in name), served[0])
     seconds = time.monotonic() - began
+    usual = stack.settings.data_dir == Path(".plinth").absolute()
+    chat = "plinth chat" if usual else f"plinth chat --data {_shown(stack)}"
     console.print(f"\n[bold green]{model}[/] is served after {seconds:.0f} s", highlight=False)
-    for name, text in (("URL", f"{url(stack)}/v1"), ("curl", curl(stack, model)), *_TRY):
+    for name, text in (("URL", f"{url(stack)}/v1"), ("curl", curl(stack, model)), ("chat", chat)):
         console.print(f"  {name:<6}", text, markup=False, highlight=False, soft_wrap=True)
     return model
-
-
-_TRY = (("chat", "plinth chat"),)
 
 
 def url(stack: Stack) -> str:
