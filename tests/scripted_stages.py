@@ -8,6 +8,7 @@ deployment on the store, as the reconciler would.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -20,7 +21,7 @@ from typing import Any
 
 from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.connection import connect
-from plinth.shared.errors import NotFound
+from plinth.shared.errors import NotFound, Unavailable
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
@@ -54,6 +55,8 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
         self.cancelled: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}  # by output name; none: open
         self.failures: dict[str, str] = {}  # by output name
+        self.training = asyncio.Event()  # set once a training job was submitted
+        self.seconds = 0.0  # how long each job takes while it is watched
 
     async def SubmitJob(self, request: Any, context: Any) -> Any:
         job = self.jobs.get(request.job_id)
@@ -65,6 +68,8 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
                 started_unix_ms=time.time_ns() // 1_000_000,
             )
             self.jobs[request.job_id] = job
+            if request.spec.HasField("train"):
+                self.training.set()
         return trainer_pb2.SubmitJobResponse(job=job)
 
     async def WatchJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -78,6 +83,7 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
         gate = self.gates.get(job.spec.output_name)
         if gate is not None:
             await gate.wait()
+        await asyncio.sleep(self.seconds)
         if not _over(job):
             await self._finish(job)
         yield trainer_pb2.WatchJobResponse(job=job)
@@ -201,6 +207,7 @@ class World:
         self.store = ArtifactStore(self.settings.store())
         self.redis = connect(redis_url)
         self.registry = Registry(self.redis)
+        self.clients = StageClients(self.registry, self.settings, TOKEN)
         self.deployments = DeploymentRecords(self.store)
         self.trainer = Trainer(self.store)
         self.tokenizer = Tokenizer(self.store)
@@ -222,6 +229,7 @@ class World:
         await cancel_and_wait(*self._tasks)
         for stage in list(self._servers):
             await self.take_down(stage)
+        await self.clients.close()
         await self.redis.aclose()
 
     async def bring_up(self, stage: str) -> None:
@@ -245,12 +253,14 @@ class World:
 
     async def take_down(self, stage: str) -> None:
         server = self._servers.pop(stage)
-        await self.registry.withdraw(stage, stage)
+        with contextlib.suppress(Unavailable):  # Redis may be gone: a test may want that
+            await self.registry.withdraw(stage, stage)
         await server.stop(0)
 
     async def _announce(self) -> None:
         while True:
-            await self._announce_once()
+            with contextlib.suppress(Unavailable):
+                await self._announce_once()
             await asyncio.sleep(0.1)
 
     async def _announce_once(self) -> None:
