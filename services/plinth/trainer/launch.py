@@ -7,6 +7,7 @@ processes on this machine. Workers go on from the last checkpoint, so a restart 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,10 @@ from plinth.trainer.worker import ray_worker
 MAX_RESTARTS = 100
 MAX_RESTARTS_IN_PLACE = 8
 _POLL_S = 0.05
+# Threads that wait for one another sleep. By default they spin, which gains nothing here and, on a
+# machine that others use too, costs almost everything (measured: 6,800 tokens/s alone, 430 beside
+# one equal process; asleep 1,200 beside one that spins).
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 _LOG_TAIL = 2000
 
 _log = get_logger("plinth.trainer")
@@ -64,7 +69,8 @@ class ProcessLauncher:
             with (folder / f"worker-{rank}.log").open("wb") as log:
                 command = [sys.executable, "-m", "plinth.trainer.worker", str(folder)]
                 command += ["--rank", str(rank), "--meet", str(meet)]
-                processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+                environment = {**os.environ, **WORKER_ENVIRONMENT}
+                processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
         try:
             self._wait(processes)
         finally:
@@ -113,6 +119,7 @@ class RayLauncher:
                 name="train",
                 storage_path=str(storage),
                 failure_config=FailureConfig(max_failures=MAX_RESTARTS_IN_PLACE),
+                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
             ),
         )
         try:

@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
@@ -39,6 +40,8 @@ def run_worker(folder: Path, rank: int, store: Store | None, device: str) -> str
     `store` is where the workers meet; one worker needs none.
     """
     job, config = JobFolder(folder), TrainConfig.read(folder)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # NCCL works on the current one
     if config.background and config.device == "cpu":
         run_in_background()
     with _only_group(folder, rank), _joined(rank, config.workers, store, device):
@@ -120,8 +123,10 @@ def ray_worker(settings: dict[str, Any]) -> None:
             master_listen_fd=None if listener is None else listener.detach(),
         )
     device = settings["device"]
-    if device == "cuda":
-        device = f"cuda:{context.get_local_rank()}"
+    if device != "cpu":
+        from ray.train.torch import get_device  # noqa: PLC0415 - which GPU is this worker's
+
+        device = str(get_device())
     run_worker(Path(settings["folder"]), rank, store, device)
 
 
