@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-all test-slow test-gpu check protos up down bench clean
+.PHONY: help setup run test test-slow test-gpu check protos up down bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,16 +31,7 @@ up: setup ## Bring the platform up and keep it in the foreground
 down: setup ## Stop the platform
 	@$(BIN)/plinth down
 
-# What every change must pass; each part joins when its tests have passed on a clean clone.
-TESTS := tests/unit/shared tests/unit/cli tests/unit/models tests/unit/tokenizer \
-  tests/unit/kernels tests/unit/engine/test_engine_parity.py tests/unit/engine/test_scheduler_property.py \
-  tests/unit/cluster/test_embedded_redis.py
-
-test: setup ## The tests that every change must pass
-	@$(BIN)/python -m pytest $(TESTS) -m "not slow and not gpu" \
-	  --deselect tests/unit/engine/test_engine_parity.py::test_drafts_change_nothing_but_speed
-
-test-all: setup ## Those, and the tests of parts that are still being joined
+test: setup ## All tests but the slow ones
 	@$(BIN)/python -m pytest tests -m "not slow and not gpu"
 
 test-slow: setup ## The slow ones: kills, whole runs, many checkpoints
