@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from plinth.shared.store import ArtifactStore
     from redis.asyncio import Redis
+
+    from plinth.shared.store import ArtifactStore
 
 
 @pytest.fixture(scope="session")

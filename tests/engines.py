@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from plinth.engine.engine import Engine
-from plinth.engine.request import Binding, Request, Sampling, SampledToken, Usage
+from plinth.engine.request import Binding, Request, SampledToken, Sampling, Usage
 from plinth.engine.runner import Runner
 from plinth.engine.scheduler import Limits
 from plinth.engine.speculation import Drafter, LookupDrafter, ModelDrafter

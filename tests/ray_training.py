@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import ray
+
 from killing import kill_at
 from plinth.trainer.launch import RayLauncher
 from plinth.trainer.loop.config import TrainConfig

@@ -7,11 +7,12 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from plinth.trainer.data.corpus import write_corpus
 from plinth.trainer.data.documents import Document
 from plinth.trainer.data.tokenize import Render, tokenize_corpus
 from plinth.trainer.loop.config import TrainConfig
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MODEL = {

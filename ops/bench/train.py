@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from plinth.models.config import ModelConfig
 from plinth.trainer.data.shards import DatasetInfo, SplitWriter, write_info
 from plinth.trainer.loop import Group, TrainConfig
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.setup import BETAS, EPS, set_up
 from plinth.trainer.loop.train import take_step
-from torch import Tensor, nn
 
 SHAPES: dict[str, dict[str, Any]] = {
     # The quickstart's model; SmolLM2-135M's shape with random weights.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from plinth.cluster import processes
 from plinth.cluster.layout import StackPlan
 from plinth.cluster.stack import Stack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 import trainings
 from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder

@@ -18,6 +18,7 @@ import grpc
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from plinth.cluster import processes
 from plinth.cluster.layout import StackPlan, StackState, StageSpec
 from plinth.cluster.stack import Stack, connect_clients

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.coordinator.runs import RunRecords
 from plinth.shared.errors import PlinthError

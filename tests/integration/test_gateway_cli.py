@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from gateway_stages import Stack, running_stack, script_text, until
 from plinth.cli.chat import printable
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import openai
 import pytest
+
 from gateway_stages import Shard, Stack, running_stack, script_text, until
 from plinth.shared.errors import Unavailable
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gateway_stages import DIGEST, Stack, running_stack, script_text, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from gateway_stages import DIGEST, Stack, running_stack, script_text, until
 from plinth.v1 import (
     common_pb2,
     coordinator_pb2,

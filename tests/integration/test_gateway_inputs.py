@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from gateway_stages import Stack, running_stack
 
 USER = {"role": "user", "content": "hi"}

@@ -12,6 +12,8 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from redis.asyncio import Redis
+
 from gateway_stages import Stack, answering, free_port, gateway_settings, running_stack, until
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
@@ -28,7 +30,6 @@ from plinth.shared.errors import (
 )
 from plinth.shared.identity import hash_api_key
 from plinth.v1 import tokenizer_pb2, tokenizer_pb2_grpc
-from redis.asyncio import Redis
 
 OK = {"model": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import openai
 import pytest
+
 from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
 
 ASK = [{"role": "user", "content": "Say it"}]

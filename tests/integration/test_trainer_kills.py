@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 import trainings
 from killing import kill_at, processes_of
 from plinth.trainer.launch import ProcessLauncher

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 import trainings
 from plinth.shared.errors import InvalidArgument, NotFound, PermissionDenied
 from plinth.shared.identity import Principal
@@ -21,7 +23,6 @@ from plinth.v1 import tokenizer_pb2
 from plinth.v1 import trainer_pb2 as pb
 from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from plinth.v1.trainer_pb2_grpc import TrainerServiceStub
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TRAINER = {"background": False, "lease_s": 3.0, "threads": 1}
 SHAPE = pb.ModelSpec(family="llama", layers=2, hidden=32, heads=4, context=64, tie_embeddings=True)

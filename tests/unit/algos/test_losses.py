@@ -1,4 +1,5 @@
 import torch
+
 from plinth.algos.losses import token_nll_sum
 
 

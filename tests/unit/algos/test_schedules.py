@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from plinth.algos.schedules import Schedule
 from plinth.shared.errors import InvalidArgument
 

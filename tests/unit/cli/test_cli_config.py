@@ -6,9 +6,10 @@ import json
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from plinth.cli.config import config
 from plinth.shared.errors import InvalidArgument
-from typer.testing import CliRunner
 
 runner = CliRunner()
 app = typer.Typer()

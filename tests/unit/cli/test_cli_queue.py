@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from typer.testing import CliRunner
+
 from plinth.cli.queue import app
 from plinth.shared.connection import connect
 from plinth.shared.queue import Queue
-from typer.testing import CliRunner
 
 
 async def _bury(url: str) -> None:

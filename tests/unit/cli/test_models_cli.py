@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import transformers
+from typer.testing import CliRunner, Result
+
 from checkpoints import byte_tokenizer, random_llama
 from plinth.cli.models import app
 from plinth.models.publish import import_model
 from plinth.models.weights import weights_digest
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.store import ArtifactStore
-from typer.testing import CliRunner, Result
 
 
 @pytest.fixture

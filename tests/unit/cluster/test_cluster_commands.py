@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console, RenderableType
+
 from plinth.cli.stack_table import UpTable, doctor_screen, status_screen
 from plinth.cluster import doctor, ports, serve_model
 from plinth.cluster.layout import ComponentState, Layout
@@ -17,7 +19,6 @@ from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
-from rich.console import Console, RenderableType
 
 
 def _rendered(what: RenderableType) -> str:

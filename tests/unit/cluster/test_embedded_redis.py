@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable

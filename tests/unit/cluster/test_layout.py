@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from plinth.cluster.layout import (
     ComponentState,
     Layout,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+
 from plinth.cluster import parts
 from plinth.cluster.layout import ComponentState
 from plinth.cluster.parts import Backoff, ChildPart, GatewayPart, HeadPart, RedisPart

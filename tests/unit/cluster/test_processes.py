@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from plinth.cluster import processes
 from plinth.cluster.layout import MARKER
 from plinth.cluster.processes import Identity

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
+
 from plinth.coordinator import machine
 from plinth.coordinator.leader import LeaderLease, Leadership
 from plinth.coordinator.machine import Wanted
@@ -19,7 +21,6 @@ from plinth.shared import keys
 from plinth.shared.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2 as pb
-from redis.asyncio import Redis
 
 TTL_S = 0.4
 

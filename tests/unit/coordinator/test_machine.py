@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from plinth.coordinator import machine
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.pipeline import parse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from plinth.coordinator.pipeline import Pipeline, input_digest, parse
 from plinth.shared.errors import InvalidArgument
 

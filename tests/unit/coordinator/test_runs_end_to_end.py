@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+
 from plinth.coordinator import service
 from plinth.models.ngram import ByteNgram
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.v1 import coordinator_pb2 as pb
-from redis.asyncio import Redis
 from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, World
 
 PIPELINE = """

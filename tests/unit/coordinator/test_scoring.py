@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from plinth.coordinator.heldout import judge_by_ngram, read
 from plinth.coordinator.scoring import context_length, start_id, windows
 from plinth.models.ngram import ByteNgram
@@ -69,5 +70,5 @@ def test_what_is_read_from_a_models_config(tmp_path: Path) -> None:
     tokenizer.write_text('{"added_tokens": [{"id": 9, "content": "<|endoftext|>"}]}')
     assert start_id(tmp_path, {"eos_token_id": 5}) == 9
     tokenizer.write_text("[")
-    with pytest.raises(DataLoss, match="tokenizer.json"):
+    with pytest.raises(DataLoss, match=r"tokenizer\.json"):
         start_id(tmp_path, {"eos_token_id": 5})

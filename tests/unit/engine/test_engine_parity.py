@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import checkpoints
-import engines
 import pytest
 import torch
 import transformers
 
+import checkpoints
+import engines
 from plinth.engine.request import Request, Sampling
 
 NEAR_TIE = 1e-5

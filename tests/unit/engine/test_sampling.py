@@ -7,8 +7,6 @@ import math
 from collections import Counter
 from pathlib import Path
 
-import checkpoints
-import engines
 import numpy as np
 import pytest
 import scipy.stats
@@ -17,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+import checkpoints
+import engines
 from plinth.engine.noise import uniforms
 from plinth.engine.request import Sampling
 from plinth.engine.sampling import distribution

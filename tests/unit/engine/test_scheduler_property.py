@@ -1,4 +1,4 @@
-"""Scheduler and blocks through many random steps, without a model: nothing leaks, nobody starves."""
+"""Scheduler and blocks through random steps, without a model: no leak, nobody starves."""
 
 from __future__ import annotations
 

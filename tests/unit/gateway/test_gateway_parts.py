@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from plinth.gateway import limits, metrics, sse
 from plinth.gateway.catalogue import Catalogue, ServedModel, served
 from plinth.gateway.generation import check_sampling

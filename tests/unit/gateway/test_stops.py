@@ -6,6 +6,7 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from plinth.gateway.stops import StopStrings
 
 TEXT = st.text(alphabet="ab\n€", max_size=60)

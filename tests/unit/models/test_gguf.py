@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from checkpoints import SPECIAL_TOKENS, byte_tokenizer, random_gpt2, random_llama, smollm2_folder
 from gguf.quants import quantize
+from tokenizers import Tokenizer
+
+from checkpoints import SPECIAL_TOKENS, byte_tokenizer, random_gpt2, random_llama, smollm2_folder
 from plinth.models.gguf import READABLE, GgufModel, unpermute
 from plinth.models.gguf_vocabulary import build_tokenizer
 from plinth.models.importer import import_source
 from plinth.models.weights import load_decoder
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
-from tokenizers import Tokenizer
 
 LLAMA_NAMES = {
     "model.embed_tokens": "token_embd",

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 import transformers
+
 from checkpoints import CHATML, byte_tokenizer, random_gpt2, random_llama
 from plinth.models.importer import ImportedModel, import_source
 from plinth.models.weights import load_decoder, weights_digest

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+
 from plinth.models import ngram
 from plinth.models.ngram import ByteNgram
 

@@ -7,6 +7,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from plinth.shared.errors import FailedPrecondition, PermissionDenied, Unauthenticated
 from plinth.shared.identity import (
     SCOPES,

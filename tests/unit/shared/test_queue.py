@@ -8,10 +8,11 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
+from redis.asyncio import Redis
+
 from plinth.shared.connection import connect
 from plinth.shared.errors import Cancelled, InvalidArgument, ResourceExhausted, Unavailable
 from plinth.shared.queue import Lease, LeaseLost, Queue, QueueInfo, queue_names
-from redis.asyncio import Redis
 
 
 @pytest.fixture

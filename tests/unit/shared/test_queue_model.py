@@ -6,9 +6,10 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
+from redis.asyncio import Redis
+
 from plinth.shared.errors import Cancelled
 from plinth.shared.queue import Lease, LeaseLost, Queue, QueueInfo
-from redis.asyncio import Redis
 
 MAX_ATTEMPTS = 3
 

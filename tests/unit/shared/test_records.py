@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from plinth.shared.errors import Aborted, InvalidArgument, NotFound
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.store import ArtifactStore

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from redis.asyncio import Redis
+
 from plinth.shared import keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import DataLoss, InvalidArgument, Unavailable
 from plinth.shared.registry import Registry, Replica
-from redis.asyncio import Redis
 
 
 async def test_announce_replaces_and_withdraws(redis_client: Redis) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+
 from plinth.shared.errors import Unavailable
 from plinth.shared.identity import (
     SYSTEM,

@@ -12,6 +12,9 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
 from plinth.shared.errors import InvalidArgument, ResourceExhausted, Unauthenticated
 from plinth.shared.identity import current_principal, current_request_id, remaining_s
 from plinth.shared.rpc.auth import PRINCIPAL_KEY, TOKEN_KEY, TokenAuthenticator
@@ -21,8 +24,6 @@ from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import _add_request_id
 from plinth.v1 import tokenizer_pb2 as pb
 from plinth.v1 import tokenizer_pb2_grpc
-from prometheus_client import REGISTRY
-from structlog.testing import capture_logs
 
 TOKEN = "t" * 32
 NAME = "plinth.v1.TokenizerService"

@@ -9,6 +9,7 @@ import pytest
 from google.rpc import code_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+
 from plinth.shared.errors import (
     ERROR_TYPES,
     InvalidArgument,

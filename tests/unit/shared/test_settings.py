@@ -6,6 +6,7 @@ import pickle
 
 import pydantic
 import pytest
+
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.settings import Settings, effective, load_settings
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.shared.errors import FailedPrecondition, Internal, PlinthError
 from plinth.shared.registry import Registry

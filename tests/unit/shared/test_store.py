@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from plinth.shared import local_storage
 from plinth.shared.errors import (
     Aborted,

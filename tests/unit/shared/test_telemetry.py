@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 import structlog
+
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.identity import call_scope
 from plinth.shared.settings import load_settings

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import transformers
-from checkpoints import byte_tokenizer, smollm2_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
+
+from checkpoints import byte_tokenizer, smollm2_folder
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.tokenizer.codec import Codec, Piece
-from tokenizers import Tokenizer, decoders, models, normalizers
 
 TEXTS = [
     "",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+
 from checkpoints import smollm2_folder
 from plinth.tokenizer.codec import Codec
 

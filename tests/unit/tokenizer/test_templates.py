@@ -8,9 +8,10 @@ from functools import cache
 
 import pytest
 import transformers
-from checkpoints import smollm2_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from checkpoints import smollm2_folder
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.tokenizer import sandbox
 from plinth.tokenizer.codec import Codec

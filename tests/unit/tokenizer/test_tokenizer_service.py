@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import grpc
 import pytest
 import transformers
+from test_vocabulary import write_corpus
+
 from checkpoints import CHATML, byte_tokenizer
 from plinth.shared.errors import (
     FailedPrecondition,
@@ -26,7 +28,6 @@ from plinth.shared.store import ArtifactStore
 from plinth.tokenizer.service import TokenizerStage, build
 from plinth.v1 import tokenizer_pb2 as pb
 from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceStub
-from test_vocabulary import write_corpus
 
 TOKEN = "a-cluster-token-for-tests"
 SCOPES = frozenset({"tokenize", "jobs"})

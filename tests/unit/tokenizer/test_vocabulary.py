@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+
 from plinth.shared.errors import InvalidArgument
 from plinth.tokenizer import vocabulary
 from plinth.tokenizer.codec import Codec

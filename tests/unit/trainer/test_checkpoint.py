@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from plinth.shared.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from plinth.trainer import checkpoint as module
 from plinth.trainer.checkpoint import (

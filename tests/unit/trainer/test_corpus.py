@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.builtin import BUILTIN, stdlib, stdlib_instruct
 from plinth.trainer.data.corpus import read_split, write_corpus

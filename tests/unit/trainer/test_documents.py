@@ -2,6 +2,7 @@ import gzip
 import json
 
 import pytest
+
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.documents import (
     CUT_CHARACTERS,

@@ -3,8 +3,9 @@ import sys
 
 import torch
 import torch.multiprocessing as mp
-from plinth.trainer.loop.group import Group, _buckets
 from torch.nn import Parameter
+
+from plinth.trainer.loop.group import Group, _buckets
 
 WORLD = 3
 

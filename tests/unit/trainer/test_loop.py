@@ -2,6 +2,9 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 import trainings
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
@@ -13,8 +16,6 @@ from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.setup import set_up
 from plinth.trainer.loop.train import take_step
 from plinth.trainer.objectives.sft import SupervisedFineTuning
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 @pytest.fixture(scope="module")

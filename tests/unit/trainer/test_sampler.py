@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plinth.trainer.data.packing import best_fit
 from plinth.trainer.data.sampler import Sampler, Shuffle
 

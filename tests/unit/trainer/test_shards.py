@@ -2,12 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+
 import trainings
 from plinth.shared.errors import DataLoss, InvalidArgument
 from plinth.trainer.data.corpus import read_split
 from plinth.trainer.data.shards import Split, SplitWriter, read_info, token_dtype
 from plinth.trainer.data.tokenize import completion_mask, tokenize_corpus
-from tokenizers import Tokenizer
 
 
 @pytest.fixture(scope="module")

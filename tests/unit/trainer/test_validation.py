@@ -1,4 +1,5 @@
 import pytest
+
 import trainings
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import TrainerSettings

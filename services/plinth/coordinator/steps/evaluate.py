@@ -51,7 +51,7 @@ class EvaluateSpec(StepSpec):
     corpus: Input
     prompts: tuple[str, ...] = Field(default=(), max_length=32)
     max_tokens: int = Field(default=64, ge=1, le=4096)  # per answer
-    max_bytes: int = Field(default=256 << 10, ge=1, le=64 << 20)  # of held-out text
+    max_bytes: int = Field(default=1 << 20, ge=1, le=64 << 20)  # of held-out text
     require: Require = Require()
     cpus_per_shard: float = Field(default=0, ge=0, le=1024)
     gpus_per_shard: float = Field(default=0, ge=0, le=64)
