@@ -7,6 +7,7 @@ protoc, and a reader finds the messages where they are imported from.
 from __future__ import annotations
 
 import filecmp
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,9 @@ HEADER = '"""Generated from protos/plinth/v1 by `make protos`. Never edit."""\n'
 
 def generate(target: Path) -> None:
     """Write the modules for every proto under `target`/plinth/v1."""
+    # The plugins are installed beside this interpreter, whether or not its folder is on PATH.
+    beside = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join((beside, os.environ.get("PATH", "")))
     sources = sorted(
         str(p.relative_to(ROOT / "protos")) for p in (ROOT / "protos").rglob("*.proto")
     )
