@@ -5,6 +5,7 @@ Imports happen inside, so that a machine with nothing but torch can run the test
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,3 +45,11 @@ def store(tmp_path: Path) -> ArtifactStore:
     from plinth.shared.store import ArtifactStore
 
     return ArtifactStore((tmp_path / "store").as_uri())
+
+
+@pytest.fixture(autouse=True)
+def _torch_left_as_found() -> Iterator[None]:
+    """A test that turns gradients off for the process would fail its neighbours, in some orders."""
+    yield
+    if torch := sys.modules.get("torch"):
+        assert torch.is_grad_enabled(), "this test left gradients off: use `with torch.no_grad()`"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +15,10 @@ from plinth.kernels.reference import ReferenceBackend
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
-    torch.set_grad_enabled(False)
+    with torch.no_grad():
+        yield
 
 
 class Norm:
