@@ -152,6 +152,7 @@ def smollm2_folder() -> Path:
     Kept under the machine's temporary folder (540 MB); safe to delete; treat as read-only.
     """
     from plinth.models import importer
+    from plinth.models.sources import DEFAULT_SOURCE
 
     parts = ("gguf", "gguf_vocabulary", "importer", "weights")
     sources = [Path(importer.__file__).with_name(f"{part}.py") for part in parts]
@@ -164,7 +165,7 @@ def smollm2_folder() -> Path:
             for other in cache.glob("smollm2-*"):
                 if other.stat().st_mtime < time.time() - 6 * 3600:  # of no test that still runs
                     shutil.rmtree(other)
-            importer.import_source(importer.DEFAULT_SOURCE, folder)
+            importer.import_source(DEFAULT_SOURCE, folder)
     return folder
 
 

@@ -50,7 +50,7 @@ class EngineClient:
     def check(self) -> None:
         """Raise Internal when the engine died, Unavailable when it stands still with work."""
         if self._failure is not None:
-            raise Internal(f"the engine stopped: {type(self._failure).__name__}")
+            raise _dead(self._failure)
         if not self._thread.is_alive():
             raise Internal("the engine's thread ended")
         still = time.monotonic() - self._moved
@@ -60,8 +60,13 @@ class EngineClient:
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         """Events of one request, the last with `finish` (or the scores).
 
-        Leaving early aborts the request. Raises what `Engine.add` raises.
+        Leaving early aborts the request. Raises what `Engine.add` raises, and Internal when the
+        engine died.
         """
+        if self._failure is not None:
+            raise _dead(self._failure)
+        if not self._streams:
+            self._moved = time.monotonic()  # standing still is counted from when there is work
         events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._streams[request.id] = events
         self._commands.put(lambda: self._add(request))
@@ -95,9 +100,7 @@ class EngineClient:
             while self._take_commands():
                 if self._engine.busy:
                     self._deliver(self._engine.step())
-                self._moved = time.monotonic()
-                self.load = self._engine.load()
-                self.blocks = (self._engine.pool.free, self._engine.pool.cached)
+                self._tell()
         except Exception as error:  # noqa: BLE001 - the thread's last words; `check` tells them
             _log.error("engine.failed", error=repr(error), exc_info=True)
             self._failure = error
@@ -113,6 +116,12 @@ class EngineClient:
             if command is None:
                 return False
             command()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._moved = time.monotonic()
+        self.load = self._engine.load()
+        self.blocks = (self._engine.pool.free, self._engine.pool.cached)
 
     def _deliver(self, events: list[Event]) -> None:
         if events:
@@ -139,3 +148,7 @@ class EngineClient:
     def _fail_all(self, error: Exception) -> None:
         for stream in self._streams.values():
             stream.put_nowait(error)
+
+
+def _dead(failure: Exception) -> Internal:
+    return Internal(f"the engine stopped: {type(failure).__name__}")

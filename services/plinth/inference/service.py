@@ -1,27 +1,18 @@
-"""One shard of a served model behind gRPC: messages in, engine requests out, and back."""
+"""One shard of a served model behind gRPC. `messages` translates, `EngineClient` carries."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import grpc
 
-from plinth.engine.request import (
-    Binding,
-    Finish,
-    Request,
-    SampledToken,
-    Sampling,
-    ScoresEvent,
-    TokensEvent,
-    Usage,
-)
+from plinth.engine.request import Finish, ScoresEvent, TokensEvent, Usage
+from plinth.inference import messages
 from plinth.inference.client import EngineClient
 from plinth.inference.loading import LoadedModel, load_engine
 from plinth.shared.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
@@ -33,13 +24,6 @@ from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 _log = get_logger("plinth.inference")
 MAX_SCORE_ITEMS = 256
-MAX_REQUEST_ID = 128
-_FINISH = {
-    Finish.STOP: common_pb2.FINISH_REASON_STOP,
-    Finish.LENGTH: common_pb2.FINISH_REASON_LENGTH,
-    Finish.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
-    Finish.DEADLINE: common_pb2.FINISH_REASON_DEADLINE,
-}
 _RUNNING = gauge("requests_running", "Sequences in the batch")
 _WAITING = gauge("requests_waiting", "Sequences in the queue")
 _KV = gauge("kv_cache_usage_ratio", "Share of KV blocks held by live sequences")
@@ -158,14 +142,22 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         """Stream tokens; the first message carries the seed, the last the finish and usage."""
         engine = self.engine
         self._accept(request.binding)
-        asked = self._request(request, context.time_remaining())
+        assert self._loaded is not None
+        asked = messages.engine_request(
+            request,
+            tenant=current_principal().tenant,
+            remaining_s=context.time_remaining(),
+            eos_ids=self._loaded.config.eos_ids,
+            positions=self._loaded.engine.limits.positions,
+        )
+        digest = self._loaded.weights_digest
         arrived, first = time.monotonic(), True
         with self._call():
             async for event in engine.stream(asked):
                 assert isinstance(event, TokensEvent)
                 if first and event.tokens:
                     _QUEUE.observe(time.monotonic() - arrived)
-                yield self._response(event, asked.sampling.seed if first else None)
+                yield messages.response(event, digest, asked.sampling.seed if first else None)
                 first = False
                 _TOKENS.inc(len(event.tokens))
                 if event.finish is not None:
@@ -230,8 +222,6 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
             if not self._calls:
                 self._idle.set()
 
-    # -- translation ------------------------------------------------------------------------
-
     def _accept(self, binding: common_pb2.Binding) -> None:
         if self._draining:
             raise Unavailable("this shard is draining; ask another", reason="draining")
@@ -240,60 +230,13 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
                 f"this shard serves {self._model!r}, not {binding.model!r}", field="binding.model"
             )
 
-    def _request(self, message: inference_pb2.GenerateRequest, remaining: float | None) -> Request:
-        if len(message.request_id) > MAX_REQUEST_ID:
-            raise InvalidArgument(
-                f"request_id is longer than {MAX_REQUEST_ID} characters", field="request_id"
-            )
-        ids: list[int] = []
-        for span in message.input:
-            ids += span.tokens.ids
-        return Request(
-            # Two attempts of one answer may meet on one shard: the engine's id is its own.
-            id=f"{message.request_id}-{secrets.token_hex(4)}",
-            ids=tuple(ids),
-            binding=_engine_binding(message.binding),
-            sampling=self._sampling(message.sampling, len(ids)),
-            priority=max(-100, min(100, message.priority)),
-            tenant=current_principal().tenant,
-            deadline=None if remaining is None else time.monotonic() + remaining,
-        )
-
-    def _sampling(self, message: common_pb2.SamplingParams, prompt: int) -> Sampling:
-        assert self._loaded is not None
-        config, limit = self._loaded.config, self._loaded.engine.limits.positions
-        given = message.HasField
-        stop = set(message.stop_token_ids)
-        if not message.ignore_eos:
-            stop |= set(config.eos_ids)
-        return Sampling(
-            temperature=message.temperature if given("temperature") else 1.0,
-            top_p=message.top_p if given("top_p") else 1.0,
-            top_k=message.top_k if given("top_k") else 0,
-            seed=message.seed if given("seed") else secrets.randbits(63),
-            max_tokens=message.max_tokens if given("max_tokens") else max(1, limit - prompt),
-            stop_ids=frozenset(stop),
-            top_logprobs=message.top_logprobs,
-            speculation=message.speculation,
-            first_output_position=message.first_output_position,
-            sample_index=message.sample_index,
-        )
-
     async def _score(
         self,
         item: inference_pb2.ScoreItem,
         binding: common_pb2.Binding,
         remaining: float | None,
     ) -> Sequence[float]:
-        request = Request(
-            id=f"score-{secrets.token_hex(8)}",
-            ids=tuple(item.ids),
-            binding=_engine_binding(binding),
-            priority=-1,  # interactive answers go first
-            tenant=current_principal().tenant,
-            deadline=None if remaining is None else time.monotonic() + remaining,
-            score_from=item.from_position or 1,
-        )
+        request = messages.score_request(item, binding, current_principal().tenant, remaining)
         async for event in self.engine.stream(request):
             assert isinstance(event, ScoresEvent)
             if event.finish is Finish.DEADLINE:
@@ -301,45 +244,10 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
             return event.logprobs
         raise Unavailable("the engine ended before the sequence was scored")
 
-    def _response(self, event: TokensEvent, seed: int | None) -> inference_pb2.GenerateResponse:
-        assert self._loaded is not None
-        response = inference_pb2.GenerateResponse(
-            tokens=[_token(token) for token in event.tokens],
-            weights_digest=self._loaded.weights_digest,
-        )
-        if seed is not None:
-            response.seed = seed
-        if event.finish is not None:
-            usage = event.usage
-            response.finish_reason = _FINISH[event.finish]
-            response.usage.CopyFrom(
-                common_pb2.Usage(
-                    prompt_tokens=usage.prompt,
-                    completion_tokens=usage.completion,
-                    cached_tokens=usage.cached,
-                    draft_proposed=usage.draft_proposed,
-                    draft_accepted=usage.draft_accepted,
-                )
-            )
-        return response
-
     def _count(self, usage: Usage) -> None:
         _CACHED.inc(usage.cached)
         _PROPOSED.inc(usage.draft_proposed)
         _ACCEPTED.inc(usage.draft_accepted)
-
-
-def _engine_binding(binding: common_pb2.Binding) -> Binding:
-    return Binding(binding.weights_digest, binding.adapter, binding.quantization)
-
-
-def _token(token: SampledToken) -> common_pb2.Token:
-    return common_pb2.Token(
-        id=token.id,
-        logprob=token.logprob,
-        raw_logprob=token.raw_logprob,
-        top=[common_pb2.TopLogprob(id=i, logprob=p) for i, p in token.top],
-    )
 
 
 def build(

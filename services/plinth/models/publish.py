@@ -10,8 +10,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from plinth.models.hf import read_config
-from plinth.models.importer import import_source, source_digest
+from plinth.models.sources import source_digest
 from plinth.shared.manifest import check_name
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 
@@ -37,6 +36,9 @@ def import_model(
     known = source_digest(source)
     if known and (record := store.find_by_input(name, input_digest(known))):
         return record
+    from plinth.models.hf import read_config  # noqa: PLC0415  (torch)
+    from plinth.models.importer import import_source  # noqa: PLC0415
+
     workspace.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="import-", dir=workspace) as staging:
         imported = import_source(source, Path(staging) / "model", revision=revision, token=token)

@@ -116,18 +116,6 @@ def test_the_status_screen_names_what_it_could_not_learn() -> None:
         assert word in shown
 
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [
-        ("hf:HuggingFaceTB/SmolLM2_135M", "smollm2_135m"),
-        ("/models/My Model.Q4_1.gguf", "my-model.q4_1"),
-        ("hf:a/..", "model"),
-    ],
-)
-def test_names_of_sources_are_names_of_artifacts(source: str, name: str) -> None:
-    assert serve_model.name_of(source) == name
-
-
 def test_an_artifact_is_served_under_its_name_and_keeps_its_shards(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -150,11 +138,12 @@ def test_an_artifact_is_served_under_its_name_and_keeps_its_shards(
         serve_model.serve_model(settings, "words")
 
 
-def test_a_checkpoint_that_was_imported_before_is_found_by_its_content(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
-    digest = serve_model.source_digest(str(tmp_path / "a"))
-    assert serve_model.source_digest(str(tmp_path / "b")) == digest
-    (tmp_path / "b" / "config.json").write_text("{ }")
-    assert serve_model.source_digest(str(tmp_path / "b")) != digest
+def test_what_came_from_a_hub_is_served_again_without_it(
+    settings: Settings, tmp_path: Path
+) -> None:
+    store = ArtifactStore(settings.store())
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    store.publish("tiny", "model", tmp_path / "m", extra={"source": "hf:org/tiny"})
+    served = serve_model.serve_model(settings, "hf:org/tiny")
+    assert (served.name, served.artifact) == ("tiny", "tiny@1")
