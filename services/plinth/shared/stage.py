@@ -142,6 +142,7 @@ class RunningStage:
         self._server = server
         self._metrics_address = metrics_address
         self._heartbeat: asyncio.Task[None] | None = None
+        self._beats = 0
         self._healthy = True
         self._announced = True  # changes are logged, not each beat
         self._stopped = False
@@ -189,7 +190,12 @@ class RunningStage:
         """One beat: health as the front says, and the announcement only while it is well."""
         try:
             await self.front.check()
-            fields = {**self.front.announcement(), "metrics": self._metrics_address}
+            self._beats += 1  # so that readers can tell a new word from the last one
+            fields = {
+                **self.front.announcement(),
+                "metrics": self._metrics_address,
+                "beat": str(self._beats),
+            }
         except Exception as error:  # noqa: BLE001 - an unhealthy front must not end the heartbeat
             await self._set_healthy(False, error)
             return

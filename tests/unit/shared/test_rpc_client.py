@@ -229,6 +229,17 @@ async def test_a_burst_between_two_announcements_is_spread(settings) -> None:
     assert picked.count("2") == 10
 
 
+async def test_a_new_announcement_replaces_what_was_sent_before_it(settings) -> None:
+    """Also one that says the same: what was sent has ended meanwhile."""
+    busy = replica("2", 0, 4)
+    listed = Listed(replica("1", 0, 0), busy)
+    pool = StageClients(listed, settings, TOKEN)  # type: ignore[arg-type]
+    assert [(await pool.pick("inference")).id for _ in range(4)] == ["1"] * 4
+    again = replica("1", 0, 0)
+    listed.answer = [Replica("inference", "1", again.address, {**again.fields, "beat": "2"}), busy]
+    assert [(await pool.pick("inference")).id for _ in range(4)] == ["1"] * 4
+
+
 async def test_only_holders_of_a_model_are_picked(settings) -> None:
     pool = clients(settings, replica("1", 0, 0, "chat"), replica("2", 0, 0, "code", "small"))
     assert (await pool.pick("inference", model="small")).id == "2"

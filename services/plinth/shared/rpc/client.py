@@ -56,7 +56,7 @@ class StageClients:
         self._token = token
         self._transports: dict[str, _Transport] = {}
         self._refused: dict[str, float] = {}  # address → when, on the monotonic clock
-        self._picked: dict[str, tuple[_Load, int]] = {}  # replica → load when told, picks since
+        self._picked: dict[str, tuple[str, int]] = {}  # replica → its last beat, picks since
         self._closing: set[asyncio.Task[None]] = set()
 
     async def pick(
@@ -75,8 +75,8 @@ class StageClients:
         if not fit:
             raise _none_left(stage, model, listed, holding)
         best = min(fit, key=lambda replica: (self._load(replica), random.random()))
-        told, picks = self._picked.get(best.id, (announced_load(best), 0))
-        self._picked[best.id] = (told, picks + 1)
+        beat, picks = self._picked[best.id]
+        self._picked[best.id] = (beat, picks + 1)
         return best
 
     def channel(self, replica: Replica, principal: Principal | None = None) -> grpc.aio.Channel:
@@ -123,12 +123,13 @@ class StageClients:
     def _load(self, replica: Replica) -> _Load:
         """As announced, plus what we sent there since: announcements come seconds apart, and a
         burst must not all go to the one that was idle in the last one."""
-        now = announced_load(replica)
-        told, picks = self._picked.get(replica.id, (now, 0))
-        if told != now:
-            self._picked[replica.id] = (now, 0)
+        now = replica.fields.get("beat", "")
+        beat, picks = self._picked.get(replica.id, (now, 0))
+        if beat != now:
             picks = 0
-        return (now[0], now[1] + picks)
+        self._picked[replica.id] = (now, picks)
+        waiting, running = announced_load(replica)
+        return (waiting, running + picks)
 
     def _was_refused(self, address: str) -> bool:
         since = self._refused.get(address)
