@@ -14,6 +14,6 @@ with grpc.insecure_channel(address) as channel:
         messages=[common_pb2.ChatMessage(role="user", content=question)],
         sampling=common_pb2.SamplingParams(temperature=0, max_tokens=64),
     )
-    for piece in stub.Chat(request, metadata=[("authorization", f"Bearer {key}")], timeout=60):
+    for piece in stub.Chat(request, metadata=(("authorization", f"Bearer {key}"),), timeout=60):
         print(piece.text, end="", flush=True)
 print()

@@ -107,7 +107,7 @@ async def test_the_only_shard_comes_back(
 
 async def test_patience_ends(tmp_path: Path, redis_server: str, redis_client: object) -> None:
     async with (
-        running_stack(tmp_path, redis_server, resume_patience_s=0.5) as stack,
+        running_stack(tmp_path, redis_server, patience_s=0.5, resume_patience_s=0.5) as stack,
         opened(stack) as client,
     ):
         stack.shard.delay_s = 0.01

@@ -97,8 +97,8 @@ class Desk:
             tokens_per_minute=gateway.tenant_tokens_per_minute,
             lease_s=gateway.request_deadline_s + LEASE_SLACK_S,
         )
-        self.texts = Texts(self.clients, gateway.resume_patience_s)
-        shards = Shards(self.clients, self.catalogue, gateway.resume_patience_s)
+        self.texts = Texts(self.clients, gateway.patience_s, gateway.resume_patience_s)
+        shards = Shards(self.clients, self.catalogue, gateway.patience_s, gateway.resume_patience_s)
         self.generator = Generator(self.catalogue, self.texts, shards, gateway.request_deadline_s)
         self._fresh: asyncio.Task[None] | None = None
 

@@ -74,10 +74,14 @@ class Order:
 class Shards:
     """Where answers are made: finds shards and goes on at another when one is lost."""
 
-    def __init__(self, clients: StageClients, catalogue: Catalogue, patience_s: float) -> None:
+    def __init__(
+        self, clients: StageClients, catalogue: Catalogue, patience_s: float, resume_s: float
+    ) -> None:
+        """patience_s: how long to wait for a shard before the first token; resume_s: after it."""
         self._clients = clients
         self._catalogue = catalogue
         self._patience_s = patience_s
+        self._resume_s = resume_s
 
     async def tokens(self, order: Order) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Messages of the shards in order; the last one, and no other, has a finish reason.
@@ -86,7 +90,7 @@ class Shards:
         another shard would answer the same, and Unavailable when none came in time.
         """
         made: list[int] = []
-        search = _Search(self._patience_s, order.deadline)
+        search = _Search(self._patience_s, self._resume_s, order.deadline)
         while True:
             if len(made) >= order.sampling.max_tokens:  # lost between last token and its finish
                 yield inference_pb2.GenerateResponse(
@@ -142,8 +146,9 @@ class Shards:
 class _Search:
     """How much more is tried for one answer: patience, deadline, bounded losses."""
 
-    def __init__(self, patience_s: float, deadline: float) -> None:
+    def __init__(self, patience_s: float, resume_s: float, deadline: float) -> None:
         self._patience_s = patience_s
+        self._resume_s = resume_s
         self._deadline = deadline
         self._give_up = time.monotonic() + patience_s
         self._avoid: dict[str, float] = {}
@@ -172,6 +177,7 @@ class _Search:
         self._spoke = True
         if tokens:
             self._idle_losses = 0
+            self._patience_s = self._resume_s
             self._give_up = time.monotonic() + self._patience_s
 
     def check(self, nobody: Unavailable) -> None:

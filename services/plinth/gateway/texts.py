@@ -32,9 +32,11 @@ T = TypeVar("T")
 class Texts:
     """The tokenizer stage as the gateway uses it. `model` is an artifact reference."""
 
-    def __init__(self, clients: StageClients, patience_s: float) -> None:
+    def __init__(self, clients: StageClients, patience_s: float, resume_s: float) -> None:
+        """How long to wait for a tokenizer: for a prompt, and for an answer that has begun."""
         self._clients = clients
-        self._patience_s = patience_s
+        self.patience_s = patience_s
+        self.resume_s = resume_s
         self._token_texts: OrderedDict[tuple[str, int], str] = OrderedDict()
 
     async def chat(
@@ -90,9 +92,11 @@ class Texts:
         channel = self._clients.channel(replica, caller)
         return replica, tokenizer_pb2_grpc.TokenizerServiceStub(channel)
 
-    async def patiently(self, principal: Principal, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def patiently(
+        self, principal: Principal, work: Callable[[Any], Awaitable[T]], patience_s: float
+    ) -> T:
         """`work` with a stub, again with another while tokenizers are unavailable."""
-        give_up = time.monotonic() + self._patience_s
+        give_up = time.monotonic() + patience_s
         lost: set[str] = set()
         while True:
             replica: Replica | None = None
@@ -113,7 +117,7 @@ class Texts:
             await asyncio.sleep(POLL_S)
 
     async def _ask(self, principal: Principal, work: Callable[[Any], Awaitable[T]]) -> T:
-        return await self.patiently(principal, work)
+        return await self.patiently(principal, work, self.patience_s)
 
 
 class TextStream:
@@ -139,7 +143,7 @@ class TextStream:
                 self.close()
         if self._call is None:
             text = await self._texts.patiently(
-                self._principal, lambda stub: self._start(stub, flush)
+                self._principal, lambda stub: self._start(stub, flush), self._texts.resume_s
             )
         self._emitted += text
         return text

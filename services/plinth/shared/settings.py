@@ -59,8 +59,10 @@ class GatewaySettings(_Section):
     auth: Literal["keys", "off"] = "keys"
     max_body_bytes: int = Field(default=4 * MIB, ge=1024)
     request_deadline_s: float = Field(default=600.0, gt=0)  # of one answer, from door to last token
-    # How long a stream, or a request that waits for its first token, waits for a living shard.
-    resume_patience_s: float = Field(default=30.0, ge=0)
+    # How long a request that has no token yet waits for a living shard; and an answer that has
+    # begun, for another one: longer than Ray takes to restart whole.
+    patience_s: float = Field(default=30.0, ge=0)
+    resume_patience_s: float = Field(default=150.0, ge=0)
     drain_s: float = Field(default=30.0, ge=0)  # what running answers get when the gateway stops
     # Per tenant; 0 is no limit.
     tenant_concurrent_requests: int = Field(default=0, ge=0)
