@@ -28,7 +28,7 @@ from plinth.shared.telemetry import configure_logging, get_logger
 
 RAY_DIED = 3
 STARTING_POLL_S = 0.5
-RUNNING_POLL_S = 3.0
+RUNNING_POLL_S = 6.0
 WATCH_S = 0.5
 # Serve's controller restarts within seconds; a status call that hangs longer means that GCS or
 # raylet hang without having died.

@@ -27,7 +27,7 @@ from plinth.v1 import coordinator_pb2
 PREFIX = "inference-"
 PERIOD_S = 1.0
 REMOTE_PERIOD_S = 5.0  # a listing of an object store costs money
-SETTLED_LOOK_S = 5.0  # how often Serve is asked while nothing changes
+SETTLED_LOOK_S = 10.0  # how often Serve is asked while nothing changes
 STALLED_S = 180.0
 SHARD_CPUS = 0.1  # logical: a laptop's shards share its cores
 
