@@ -64,8 +64,8 @@ class RealStack:
     up_s: float
 
     @classmethod
-    def up(cls, data: Path, shards: int) -> RealStack:
-        settings = load_settings(data_dir=data, gateway__port=0, gateway__grpc_port=0)
+    def up(cls, data: Path, shards: int, **changes: Any) -> RealStack:
+        settings = load_settings(data_dir=data, gateway__port=0, gateway__grpc_port=0, **changes)
         began = time.monotonic()
         stack = Stack.up(settings, plan=StackPlan())
         up_s = time.monotonic() - began

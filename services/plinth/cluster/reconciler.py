@@ -47,6 +47,8 @@ class ReconcilerFront:
         self._shard = shard
         local = context.settings.store().startswith("file://")
         self._period_s = PERIOD_S if local else REMOTE_PERIOD_S
+        # A replica that asks Ray for no GPU sees none.
+        self._gpus = 1.0 if context.settings.engine.device.startswith("cuda") else 0.0
         self._log = get_logger("plinth.cluster.reconciler")
         self._applier = Applier()
         self._seen: list[dict[str, Any]] = []
@@ -126,7 +128,7 @@ class ReconcilerFront:
             options={**self._shard.options, **options},
             replicas=wanted.shards,
             cpus=wanted.cpus_per_shard or SHARD_CPUS,
-            gpus=wanted.gpus_per_shard,
+            gpus=wanted.gpus_per_shard or self._gpus,
         )
 
     @staticmethod
