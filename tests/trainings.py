@@ -44,6 +44,24 @@ def chats(count: int) -> list[Document]:
     ]
 
 
+def pairs(count: int, seed: int = 0) -> list[Document]:
+    """Words in their order, preferred to the same words backwards."""
+    chance = random.Random(seed)
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "again", "today"]
+    made = []
+    for number in range(count):
+        start = chance.randrange(4)
+        said = words[start : start + chance.randint(3, 6)]
+        question = ("user", f"Say {number}.")
+        answer = ("assistant", " ".join(said))
+        made.append(
+            Document(
+                messages=(question, answer), rejected=" ".join(said[::-1]), source="rule:backwards"
+            )
+        )
+    return made
+
+
 def tokenizer(folder: Path, vocab_size: int = 300) -> Path:
     """A small byte-level BPE tokenizer in a new folder."""
     folder.mkdir(parents=True)

@@ -78,7 +78,7 @@ def canonical_name(config: ModelConfig, stored: str) -> str | None:
     """The canonical name of a stored tensor; None when it is a constant and no weight."""
     if stored.endswith(_CONSTANTS):
         return None
-    if config.family == "gpt2" and not stored.startswith(("transformer.", "lm_head.")):
+    if config.family == "gpt2" and not stored.startswith(("transformer.", "lm_head.", "score.")):
         return f"transformer.{stored}"  # the hub's oldest GPT-2 files hold the bare body
     return stored
 

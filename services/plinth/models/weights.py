@@ -51,8 +51,8 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], where: str
         decoder = Decoder(config)
     wanted = {name: parameter.shape for name, parameter in decoder.named_parameters()}
     allowed = wanted.keys() | ({_HEAD} if config.tie_embeddings else set())
-    _refuse(sorted(wanted.keys() - tensors.keys()), "missing", where)
-    _refuse(sorted(tensors.keys() - allowed), "not a part of this decoder", where)
+    refuse_names(sorted(wanted.keys() - tensors.keys()), "missing", where)
+    refuse_names(sorted(tensors.keys() - allowed), "not a part of this decoder", where)
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
             raise InvalidArgument(
@@ -68,7 +68,8 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], where: str
             )
 
 
-def _refuse(names: Sequence[str], what: str, where: str) -> None:
+def refuse_names(names: Sequence[str], what: str, where: str) -> None:
+    """InvalidArgument that names the first of `names`, if there are any."""
     if names:
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         raise InvalidArgument(f"{where}: tensor {names[0]!r}{more} is {what}")

@@ -212,7 +212,7 @@ class Execution:
             raise Stopped("pause" if outcome["status"] == "paused" else "cancel")
         return self._store.publish(
             self._spec.output_name,
-            "model",
+            "reward" if spec.objective == "reward" else "model",
             self.folder.model,
             parents=[record.ref for record in (dataset, init) if record],
             config=_fields(spec),

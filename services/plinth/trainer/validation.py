@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import TrainerSettings
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.shards import DatasetInfo, read_info
-from plinth.trainer.loop.config import OBJECTIVES, PRECISIONS, TrainConfig
+from plinth.trainer.loop.config import DATASETS, OBJECTIVES, PRECISIONS, TrainConfig
+from plinth.trainer.objectives.pairs import PairOptions
 from plinth.v1 import trainer_pb2 as pb
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -27,6 +29,7 @@ MAX_SECONDS = 90 * 86400.0
 _LOGITS_BYTES = 256 << 20  # of one micro-batch in float32
 _MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}
 DEFAULT_VALIDATION_FRACTION = 0.02
+_MADE_FROM = {"clm": "plain text", "sft": "chat messages", "pairs": "preference pairs"}
 
 
 def check_spec(spec: pb.JobSpec) -> None:
@@ -99,6 +102,7 @@ def _check_train(spec: pb.TrainSpec) -> None:
     ):
         if spec.HasField(name):  # type: ignore[arg-type]
             _in_range(name, getattr(spec, name), 0.0, limit)
+    _check_pairs(spec)
     workers = spec.workers or 1
     _in_range("workers", workers, 1, MAX_WORKERS)
     if spec.batch_size % workers:
@@ -109,6 +113,40 @@ def _check_train(spec: pb.TrainSpec) -> None:
             "micro_batch_size",
             f"{micro} does not divide a worker's share of {spec.batch_size // workers} sequences",
         )
+
+
+def _check_pairs(spec: pb.TrainSpec) -> None:
+    on_pairs = DATASETS[spec.objective] == "pairs"
+    if spec.HasField("pairs") and not on_pairs:
+        _refuse("pairs", f"is for 'dpo' and 'reward'; the objective is {spec.objective!r}")
+    if on_pairs and not spec.init_from:
+        _refuse("init_from", f"{spec.objective!r} starts from a model; name it")
+    if on_pairs:
+        pairs = spec.pairs
+        if pairs.HasField("beta"):
+            _in_range("pairs.beta", pairs.beta, 1e-4, 100.0)
+        _one_of("pairs.loss", pairs.loss or "sigmoid", ("sigmoid", "ipo"))
+        _in_range("pairs.label_smoothing", pairs.label_smoothing, 0.0, 0.49)
+        if pairs.loss == "ipo" and pairs.label_smoothing:
+            _refuse("pairs.label_smoothing", "has no place in IPO, whose loss is a regression")
+        for name in ("likelihood_weight", "centring", "margin"):
+            _in_range(f"pairs.{name}", getattr(pairs, name), 0.0, 100.0)
+
+
+def _pairs_of(spec: pb.TrainSpec) -> dict[str, Any] | None:
+    if DATASETS[spec.objective] != "pairs":
+        return None
+    given = spec.pairs
+    beta = {"beta": given.beta} if given.HasField("beta") else {}
+    options = PairOptions(
+        loss=given.loss or "sigmoid",
+        label_smoothing=given.label_smoothing,
+        likelihood_weight=given.likelihood_weight,
+        centring=given.centring,
+        margin=given.margin,
+        **beta,
+    )
+    return asdict(options)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -134,12 +172,12 @@ def plan_train(
     """
     _check_train(spec)
     info = read_info(dataset)
-    if spec.objective != info.objective:
+    if DATASETS[spec.objective] != info.objective:
+        fit = " or ".join(repr(name) for name, kind in DATASETS.items() if kind == info.objective)
         _refuse(
             "objective",
             f"{spec.objective!r} does not fit the dataset, which was prepared from "
-            f"{'chat messages' if info.objective == 'sft' else 'plain text'} for "
-            f"{info.objective!r}",
+            f"{_MADE_FROM[info.objective]}, for {fit}",
         )
     model = None if init_from else new_model(spec.model, info, spec.sequence_length)
     config = existing_model(init_from, dataset, info) if init_from else model
@@ -181,6 +219,7 @@ def plan_train(
         device=settings.device,
         background=settings.background,
         threads=settings.threads,
+        pairs=_pairs_of(spec),
         **optional,
     )
 

@@ -59,7 +59,8 @@ class PrepareSpec(_message.Message):
     """A folder that the trainer's machine can read; empty with `builtin` set."""
     builtin: _builtins.str
     """A corpus that needs no download: "stdlib" (Python's standard library, source and
-    documentation), "stdlib-instruct" (signature and question → docstring).
+    documentation), "stdlib-instruct" (signature and question → docstring),
+    "stdlib-preferences" (the docstring against one that a rule made worse).
     """
     tokenizer: _builtins.str
     """Tokenizer artifact reference. Empty: publish a text corpus (kind "corpus") only."""
@@ -133,6 +134,50 @@ class ModelSpec(_message.Message):
 Global___ModelSpec: _TypeAlias = ModelSpec  # noqa: Y015
 
 @_typing.final
+class PairSpec(_message.Message):
+    """How preference pairs are learned from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BETA_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
+    LIKELIHOOD_WEIGHT_FIELD_NUMBER: _builtins.int
+    CENTRING_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    beta: _builtins.float
+    """DPO: how dear it is to leave the reference; default 0.1."""
+    loss: _builtins.str
+    """DPO: "sigmoid" (default) or "ipo"."""
+    label_smoothing: _builtins.float
+    """DPO and reward: the share of labels that are wrong, below 0.5; default 0."""
+    likelihood_weight: _builtins.float
+    """DPO: weight of the preferred answer's own loss per token; default 0."""
+    centring: _builtins.float
+    """Reward: weight of the squared sum of both scores, which pins their mean; default 0."""
+    margin: _builtins.float
+    """Reward: by how much the preferred answer must win; default 0."""
+    def __init__(
+        self,
+        *,
+        beta: _builtins.float | None = ...,
+        loss: _builtins.str = ...,
+        label_smoothing: _builtins.float = ...,
+        likelihood_weight: _builtins.float = ...,
+        centring: _builtins.float = ...,
+        margin: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "beta", b"beta"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "beta", b"beta", "centring", b"centring", "label_smoothing", b"label_smoothing", "likelihood_weight", b"likelihood_weight", "loss", b"loss", "margin", b"margin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
+
+Global___PairSpec: _TypeAlias = PairSpec  # noqa: Y015
+
+@_typing.final
 class TrainSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -156,8 +201,9 @@ class TrainSpec(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_EVERY_FIELD_NUMBER: _builtins.int
     EVAL_EVERY_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
     objective: _builtins.str
-    """"clm" or "sft"."""
+    """"clm" or "sft"; on pairs, "dpo" or "reward"."""
     dataset: _builtins.str
     """Dataset artifact reference (kind "dataset")."""
     init_from: _builtins.str
@@ -189,6 +235,10 @@ class TrainSpec(_message.Message):
     """Steps between held-out evaluations; 0: at the end only."""
     @_builtins.property
     def model(self) -> Global___ModelSpec: ...
+    @_builtins.property
+    def pairs(self) -> Global___PairSpec:
+        """For objectives on pairs."""
+
     def __init__(
         self,
         *,
@@ -212,10 +262,11 @@ class TrainSpec(_message.Message):
         workers: _builtins.int = ...,
         checkpoint_every: _builtins.int = ...,
         eval_every: _builtins.int = ...,
+        pairs: Global___PairSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "decay_fraction", b"decay_fraction", "model", b"model", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "decay_fraction", b"decay_fraction", "model", b"model", "pairs", b"pairs", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "pairs", b"pairs", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015

@@ -83,4 +83,4 @@ def test_stdlib_instruct_asks_with_signatures():
     assert all(24 <= len(d["assistant"]) <= 480 for d in found)
     questions = [d["user"] for d in found]
     assert any("heappush(heap, item)" in q or "bisect_left(" in q for q in questions)
-    assert set(BUILTIN) == {"stdlib", "stdlib-instruct"}
+    assert set(BUILTIN) == {"stdlib", "stdlib-instruct", "stdlib-preferences"}

@@ -66,7 +66,7 @@ def test_a_byte_order_mark_and_split_characters(tmp_path):
         ("a.jsonl", b"[1]", "a.jsonl:1: need an object"),
         ("a.jsonl", b'{"text": 5}', "must be a string, not int"),
         ("a.jsonl", rb'{"text": "\ud800"}', "lone surrogate at character 0"),
-        ("a.jsonl", b'{"text": "a", "messages": []}', "either 'text' or 'messages'"),
+        ("a.jsonl", b'{"text": "a", "messages": []}', "one of 'text', 'messages'"),
         ("a.jsonl", b'{"messages": [{"role": "boss", "content": "x"}]}', "'role' of system"),
         ("a.jsonl", b'{"messages": [{"role": "user", "content": "x"}]}', "nothing to learn"),
         ("a.jsonl", b'{"text": "\xff"}', "a.jsonl:1: not UTF-8"),

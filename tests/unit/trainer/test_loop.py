@@ -11,10 +11,10 @@ from plinth.models.decoder import Decoder
 from plinth.trainer import checkpoint as checkpoints
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group, machine, train
-from plinth.trainer.loop.evaluate import evaluate
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.setup import set_up
 from plinth.trainer.loop.train import take_step
+from plinth.trainer.objectives.bits_per_byte import evaluate
 from plinth.trainer.objectives.sft import SupervisedFineTuning
 
 
@@ -73,7 +73,7 @@ def test_it_learns_and_transformers_agrees_on_the_loss(plain, tmp_path):
 def evaluate_first_window(dataset, job):
     """Our own figure restricted to each document's first window of 32."""
     from plinth.models.weights import load_decoder
-    from plinth.trainer.loop import evaluate as module
+    from plinth.trainer.objectives import bits_per_byte as module
     from plinth.trainer.objectives.batch import nll_sum
 
     split = Split(dataset, "validation")
@@ -86,7 +86,7 @@ def evaluate_first_window(dataset, job):
 
 
 def test_windows_score_every_target_once(plain, chat):
-    from plinth.trainer.loop import evaluate as module
+    from plinth.trainer.objectives import bits_per_byte as module
 
     for dataset in (plain, chat):
         split = Split(dataset, "validation")
@@ -123,7 +123,7 @@ def test_accumulation_and_padding_do_not_change_a_step(chat, tmp_path):
 def test_packed_conversations_do_not_see_one_another(chat):
     """Each packed answer's loss equals that of the conversation alone."""
     split = Split(chat, "train")
-    objective = SupervisedFineTuning(split, 200, seed=1, pad_id=0)
+    objective = SupervisedFineTuning(split, split, 200, seed=1, pad_id=0)
     decoder = Decoder(ModelConfig(**{**trainings.MODEL, "context": 256}, vocab_size=300))
     decoder.init_weights(1)
     batch = objective.batch([0])
@@ -145,8 +145,8 @@ def test_packed_conversations_do_not_see_one_another(chat):
 
 def test_long_conversations_are_cut_and_hopeless_ones_dropped(chat):
     split = Split(chat, "train")
-    assert SupervisedFineTuning(split, 8, seed=0, pad_id=0).items == 0
-    objective = SupervisedFineTuning(split, 40, seed=0, pad_id=0)
+    assert SupervisedFineTuning(split, split, 8, seed=0, pad_id=0).items == 0
+    objective = SupervisedFineTuning(split, split, 40, seed=0, pad_id=0)
     assert objective.items and objective.dropped == 0
 
 

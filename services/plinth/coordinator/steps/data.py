@@ -28,7 +28,7 @@ class DataSpec(StepSpec):
     kind: Literal["data"]
     # Exactly one of these three says where the text comes from.
     corpus_dir: str | None = Field(default=None, max_length=4096)
-    builtin: Literal["stdlib", "stdlib-instruct"] | None = None
+    builtin: Literal["stdlib", "stdlib-instruct", "stdlib-preferences"] | None = None
     corpus: Input | None = None
     tokenizer: Input | None = None
     validation_fraction: float | None = Field(default=None, gt=0, lt=0.5)

@@ -29,6 +29,19 @@ class ModelShape(BaseModel):
     tie_embeddings: bool = True
 
 
+class PairShape(BaseModel):
+    """How preference pairs are learned from; see `PairSpec` in trainer.proto."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    beta: float | None = Field(default=None, gt=0, le=100)
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    label_smoothing: float = Field(default=0, ge=0, lt=0.5)
+    likelihood_weight: float = Field(default=0, ge=0, le=100)
+    centring: float = Field(default=0, ge=0, le=100)
+    margin: float = Field(default=0, ge=0, le=100)
+
+
 class TrainSpec(StepSpec):
     INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {
         "dataset": frozenset({"dataset"}),
@@ -36,7 +49,7 @@ class TrainSpec(StepSpec):
     }
 
     kind: Literal["train"]
-    objective: Literal["clm", "sft"]
+    objective: Literal["clm", "sft", "dpo", "reward"]
     dataset: Input
     init_from: Input | None = None
     model: ModelShape | None = None
@@ -56,6 +69,7 @@ class TrainSpec(StepSpec):
     workers: int = Field(default=1, ge=1, le=1024)
     checkpoint_every: int = Field(default=0, ge=0)
     eval_every: int = Field(default=0, ge=0)
+    pairs: PairShape | None = None  # for "dpo" and "reward"
 
     @model_validator(mode="after")
     def _whole(self) -> TrainSpec:
@@ -63,10 +77,14 @@ class TrainSpec(StepSpec):
             raise ValueError("give one of init_from (a model to go on from) and model (its shape)")
         if not self.steps and not self.max_seconds:
             raise ValueError("give steps or max_seconds, or the training would have no end")
+        if self.objective in ("dpo", "reward") and self.init_from is None:
+            raise ValueError(f"{self.objective} starts from a model: give init_from")
+        if self.objective not in ("dpo", "reward") and self.pairs is not None:
+            raise ValueError(f"pairs is for dpo and reward, not for {self.objective}")
         return self
 
     def produces(self) -> str:
-        return "model"
+        return "reward" if self.objective == "reward" else "model"
 
 
 # Fields that the job's message shares with the step by name.
@@ -113,6 +131,8 @@ class TrainStep:
             folder = await asyncio.to_thread(tools.store.fetch, start)
             context = context_length(await asyncio.to_thread(read_config, folder))
         train.sequence_length = spec.sequence_length or context
+        if spec.pairs is not None:
+            train.pairs.CopyFrom(pb.PairSpec(**spec.pairs.model_dump()))
         job = pb.JobSpec(output_name=work.output_name, train=train)
         async for event in follow_job(work, tools, job):
             yield event

@@ -2,7 +2,8 @@
 
 `stdlib`: its sources, and the language's documentation topics that it carries.
 `stdlib-instruct`: a question about a function or class with its signature → its docstring.
-Both come in an order fixed by a hash of each file's path, so that a capped corpus is a fair
+`stdlib-preferences`: the same, and the docstring preferred to what a rule made worse of it.
+They come in an order fixed by a hash of each file's path, so that a capped corpus is a fair
 sample; the order and content depend on nothing but the Python version.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import random
 import sysconfig
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -58,9 +60,34 @@ def stdlib_instruct() -> Iterator[Document]:
         yield from _exchanges(ast.parse(path.read_text(encoding="utf-8")), module, "")
 
 
+def stdlib_preferences() -> Iterator[Document]:
+    """Each docstring against one that was cut off, scrambled, or belongs to something else."""
+    before = ""
+    for exchange in stdlib_instruct():
+        answer = exchange.messages[-1][1]
+        rule, worse = _made_worse(answer, before)
+        before = answer
+        if worse.strip() and worse != answer:
+            yield Document(messages=exchange.messages, rejected=worse, source=f"rule:{rule}")
+
+
+def _made_worse(answer: str, foreign: str) -> tuple[str, str]:
+    """(rule, worse answer), both decided by the answer alone."""
+    chance = random.Random(blake2b(answer.encode(), digest_size=8).digest())
+    rule = chance.choice(("truncated", "scrambled", "foreign"))
+    if rule == "foreign":
+        return rule, foreign
+    words = answer.split(" ")
+    if rule == "truncated":
+        return rule, " ".join(words[: max(1, len(words) // 3)])
+    chance.shuffle(words)
+    return rule, " ".join(words)
+
+
 BUILTIN: dict[str, Callable[[], Iterator[Document]]] = {
     "stdlib": stdlib,
     "stdlib-instruct": stdlib_instruct,
+    "stdlib-preferences": stdlib_preferences,
 }
 
 

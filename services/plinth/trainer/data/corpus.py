@@ -18,6 +18,7 @@ from plinth.trainer.data.documents import Document, parse_document
 
 SPLITS = ("train", "validation")
 SHARD_BYTES = 64 * 1024 * 1024
+_FORMS = {"text": "plain text", "messages": "chat messages", "pairs": "preference pairs"}
 
 
 @dataclass
@@ -27,7 +28,7 @@ class CorpusCounts:
     documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     duplicates: int = 0
-    messages: bool = False
+    form: str = ""  # of all documents: "text", "messages" or "pairs"
     digest: str = ""  # over the hashes of all documents kept, in order
 
     def to_json(self) -> dict[str, object]:
@@ -35,7 +36,7 @@ class CorpusCounts:
             "documents": self.documents,
             "bytes": self.bytes,
             "duplicates": self.duplicates,
-            "form": "messages" if self.messages else "text",
+            "form": self.form,
             "digest": self.digest,
         }
 
@@ -93,7 +94,8 @@ def write_corpus(
                 break
             seen.add(key)
             digest.update(key)
-            split = "validation" if _share(key) < validation_fraction else "train"
+            held_out = _share(document.split_key()) < validation_fraction
+            split = "validation" if held_out else "train"
             writers[split].add(document)
             counts.documents[split] += 1
             counts.bytes[split] += document.size
@@ -116,13 +118,13 @@ def _share(key: bytes) -> float:
 
 
 def _check_form(document: Document, counts: CorpusCounts, started: bool, source: str) -> None:
-    form = bool(document.messages)
-    if started and form != counts.messages:
+    if started and document.form != counts.form:
         raise InvalidArgument(
-            f"corpus {source} mixes plain text and chat messages; make two corpora of them",
+            f"corpus {source} mixes {_FORMS[counts.form]} and {_FORMS[document.form]}; make two "
+            "corpora of them",
             field="corpus_dir",
         )
-    counts.messages = form
+    counts.form = document.form
 
 
 def _check_not_empty(counts: CorpusCounts, source: str) -> None:

@@ -1,8 +1,9 @@
 """Documents, and how a folder of files becomes a stream of them.
 
-A document is plain text or a list of chat messages. One file is one document, except that a line
-`<|endoftext|>` ends one, that each line of a `.jsonl` file is one, and that a long text is cut at
-a blank line, so that memory stays bounded and a single big file can still be split for validation.
+A document is plain text, a list of chat messages, or a preference pair (`messages.py`). One file
+is one document, except that a line `<|endoftext|>` ends one, that each line of a `.jsonl` file is
+one, and that a long text is cut at a blank line, so that memory stays bounded and a single big file
+can still be split for validation.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from plinth.shared.errors import InvalidArgument
+from plinth.trainer.data.messages import parse_messages, parse_pair, parse_string
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl")
@@ -26,33 +28,65 @@ BOUNDARY = "<|endoftext|>"
 CUT_CHARACTERS = 64 * 1024  # a text document is cut at the first blank line after so many
 MAX_CHARACTERS = 2 * CUT_CHARACTERS  # and anywhere after so many
 MAX_LINE_BYTES = 64 * 1024 * 1024  # of one JSON line
-ROLES = ("system", "user", "assistant")
+_KEYS = ("text", "messages", "rejected")
+_FORMS = "one of 'text', 'messages', and 'chosen' with 'rejected'"
 
 
 @dataclass(frozen=True)
 class Document:
-    """Text, or messages ((role, content), …); never both."""
+    """Text, or messages ((role, content), …); never both.
+
+    With `rejected` the messages are a preference pair: their last one, the assistant's, was
+    preferred to an answer with that content. `source` says by whom ("rule:truncated").
+    """
 
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
+    rejected: str | None = None
+    source: str = ""
+
+    @property
+    def form(self) -> str:
+        """ "text", "messages" or "pairs"."""
+        if self.rejected is not None:
+            return "pairs"
+        return "messages" if self.messages else "text"
 
     @property
     def size(self) -> int:
         """UTF-8 bytes of what people wrote."""
         if self.messages:
-            return sum(len(content.encode()) for _, content in self.messages)
+            written = sum(len(content.encode()) for _, content in self.messages)
+            return written + len((self.rejected or "").encode())
         return len(self.text.encode())
 
     def to_json(self) -> str:
         """One line of a corpus shard; equal documents give equal lines."""
-        if self.messages:
-            turns = [{"role": role, "content": content} for role, content in self.messages]
-            return json.dumps({"messages": turns}, ensure_ascii=False)
-        return json.dumps({"text": self.text}, ensure_ascii=False)
+        return json.dumps(self._value(), ensure_ascii=False)
+
+    def _value(self) -> dict[str, Any]:
+        if not self.messages:
+            return {"text": self.text}
+        turns = [{"role": role, "content": content} for role, content in self.messages]
+        if self.rejected is None:
+            return {"messages": turns}
+        return {
+            "prompt": turns[:-1],
+            "chosen": turns[-1:],
+            "rejected": [{"role": "assistant", "content": self.rejected}],
+            "source": self.source,
+        }
 
     def digest(self) -> bytes:
-        """16 bytes that name the content: for de-duplication and for the split."""
+        """16 bytes that name the content: for de-duplication."""
         return blake2b(self.to_json().encode(), digest_size=16).digest()
+
+    def split_key(self) -> bytes:
+        """16 bytes that decide what is held out: pairs of one prompt are never torn apart."""
+        if self.rejected is None:
+            return self.digest()
+        prompt = json.dumps(self._value()["prompt"], ensure_ascii=False)
+        return blake2b(prompt.encode(), digest_size=16).digest()
 
 
 def parse_document(line: str, where: str) -> Document:
@@ -61,41 +95,16 @@ def parse_document(line: str, where: str) -> Document:
         value = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as wrong:
         raise InvalidArgument(
-            f"{where}: not JSON ({wrong}); each line must be an object with 'text' or 'messages'"
+            f"{where}: not JSON ({wrong}); each line must be an object with {_FORMS}"
         ) from wrong
-    if not isinstance(value, dict) or ("text" in value) == ("messages" in value):
-        raise InvalidArgument(f"{where}: need an object with either 'text' or 'messages'")
-    return (
-        Document(messages=_messages(value["messages"], where))
-        if "messages" in value
-        else Document(text=_string(value["text"], where, "text"))
-    )
-
-
-def _string(value: Any, where: str, name: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidArgument(f"{where}: {name!r} must be a string, not {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as wrong:
-        raise InvalidArgument(
-            f"{where}: {name!r} holds a lone surrogate at character {wrong.start}; "
-            "write the character itself, or remove it"
-        ) from wrong
-    return value
-
-
-def _messages(value: Any, where: str) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, list) or not value:
-        raise InvalidArgument(f"{where}: 'messages' must be a list that is not empty")
-    turns = []
-    for turn in value:
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES:
-            raise InvalidArgument(f"{where}: each message needs a 'role' of {', '.join(ROLES)}")
-        turns.append((str(turn["role"]), _string(turn.get("content"), where, "content")))
-    if not any(role == "assistant" and content for role, content in turns):
-        raise InvalidArgument(f"{where}: no message of the assistant, so nothing to learn from")
-    return tuple(turns)
+    if not isinstance(value, dict) or sum(key in value for key in _KEYS) != 1:
+        raise InvalidArgument(f"{where}: need an object with {_FORMS}")
+    if "rejected" in value:
+        messages, rejected, source = parse_pair(value, where)
+        return Document(messages=messages, rejected=rejected, source=source)
+    if "messages" in value:
+        return Document(messages=parse_messages(value["messages"], where))
+    return Document(text=parse_string(value["text"], where, "text"))
 
 
 def corpus_files(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ dataset.json             format, tokenizer, dtype, counts and digests (see `Data
 tokenizer/               the tokenizer's files, so that a dataset stands alone
 <split>-00000.bin        ids, little-endian uint16 or uint32
 <split>-00000.idx        int64 [documents + 1]: where each document begins, and the end
-<split>-00000.mask.bin   SFT only: uint8 per id, 1 where the model shall learn it
+<split>-00000.mask.bin   not for plain text: uint8 per id, 1 where the model shall learn it
 validation-bytes.bin     int64 per validation document: UTF-8 bytes of its text (SFT: of its
                          answers), for bits per byte
 """
@@ -44,7 +44,7 @@ class SplitInfo:
 class DatasetInfo:
     """`dataset.json`."""
 
-    objective: str  # "clm" or "sft": whether there are masks
+    objective: str  # "clm"; with masks "sft", or "pairs": documents 2i (chosen) and 2i + 1
     tokenizer: str  # artifact reference
     tokenizer_digest: str
     vocab_size: int
@@ -162,7 +162,7 @@ class Split:
             self._ids.append(_mapped(path, dtype, shard["tokens"]))
             index = _mapped(path.with_suffix(".idx"), np.dtype("<i8"), shard["documents"] + 1)
             self._offsets.append(index)
-            if self.info.objective == "sft":
+            if self.info.objective != "clm":
                 mask = _mapped(path.with_suffix(".mask.bin"), np.dtype("u1"), shard["tokens"])
                 self._masks.append(mask)
         tokens = [shard["tokens"] for shard in split.shards]

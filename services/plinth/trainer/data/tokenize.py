@@ -31,6 +31,7 @@ Messages = tuple[tuple[str, str], ...]
 # Conversations to (ids, mask): mask 1 where the assistant speaks.
 Render = Callable[[Sequence[Messages]], list[tuple[list[int], list[int]]]]
 
+KIND_OF_FORM = {"text": "clm", "messages": "sft", "pairs": "pairs"}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -52,12 +53,12 @@ def tokenize_corpus(
     shard_tokens: int = SHARD_TOKENS,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> DatasetInfo:
-    """Write a dataset to the new folder `out`. `render` is needed for chat messages."""
+    """Write a dataset to the new folder `out`. `render` is needed for chat messages and pairs."""
     encoder, end_of_text, eos = _load(tokenizer)
     first = next(read_split(corpus, "train"), None)
     if first is None:
         raise InvalidArgument(f"corpus {corpus} has no training documents", field="corpus")
-    masked = bool(first.messages)
+    masked = first.form != "text"
     if masked and render is None:
         raise InvalidArgument("chat messages need a tokenizer with a chat template")
     out.mkdir(parents=True)
@@ -67,7 +68,7 @@ def tokenize_corpus(
             shutil.copyfile(tokenizer / name, out / "tokenizer" / name)
     vocab_size = encoder.get_vocab_size()
     info = DatasetInfo(
-        objective="sft" if masked else "clm",
+        objective=KIND_OF_FORM[first.form],
         tokenizer=tokenizer_ref,
         tokenizer_digest=tokenizer_digest,
         vocab_size=vocab_size,
@@ -82,7 +83,8 @@ def tokenize_corpus(
         for batch in _batches(read_split(corpus, split)):
             if masked:
                 assert render is not None
-                _add_chats(writer, batch, render)
+                add = _add_pairs if first.form == "pairs" else _add_chats
+                add(writer, batch, render)
             else:
                 _add_texts(writer, batch, encoder, end_of_text)
             done += sum(d.size for d in batch)
@@ -104,6 +106,25 @@ def _add_chats(writer: SplitWriter, batch: list[Document], render: Render) -> No
     for document, (ids, mask) in zip(batch, rendered, strict=True):
         answers = sum(len(c.encode()) for role, c in document.messages if role == "assistant")
         writer.add(ids, answers, mask)
+
+
+def _add_pairs(writer: SplitWriter, batch: list[Document], render: Render) -> None:
+    """Two documents each, the preferred one first; the mask is of the last answer only."""
+    both: list[Messages] = []
+    for document in batch:
+        assert document.rejected is not None
+        both += [document.messages, (*document.messages[:-1], ("assistant", document.rejected))]
+    for messages, (ids, mask) in zip(both, render(both), strict=True):
+        writer.add(ids, len(messages[-1][1].encode()), _last_run(mask))
+
+
+def _last_run(mask: list[int]) -> list[int]:
+    """Ones of the last answer only."""
+    end = len(mask) - mask[::-1].index(1) if 1 in mask else 0
+    start = end
+    while start and mask[start - 1]:
+        start -= 1
+    return [int(start <= i < end) for i in range(len(mask))]
 
 
 def completion_mask(whole: list[int], turns: list[tuple[list[int], list[int]]]) -> list[int]:

@@ -8,7 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-OBJECTIVES = ("clm", "sft")
+# What each objective learns from: the kind of dataset.
+DATASETS = {"clm": "clm", "sft": "sft", "dpo": "pairs", "reward": "pairs"}
+OBJECTIVES = tuple(DATASETS)
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -41,6 +43,7 @@ class TrainConfig:
     checkpoint_every: int = 0  # steps; 0: by time
     eval_every: int = 0  # steps; 0: at the end only
     device: str = "cpu"
+    pairs: dict[str, Any] | None = None  # fields of PairOptions, for "dpo" and "reward"
     background: bool = False  # CPU workers yield to everybody else (SCHED_IDLE)
 
     def write(self, folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
+from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.checkpoint import (
@@ -29,6 +30,9 @@ from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.machine import choose_precision, choose_threads
 from plinth.trainer.objectives.batch import Objective
 from plinth.trainer.objectives.clm import CausalLm
+from plinth.trainer.objectives.dpo import DirectPreference
+from plinth.trainer.objectives.pairs import PairOptions
+from plinth.trainer.objectives.reward import RewardModelling
 from plinth.trainer.objectives.sft import SupervisedFineTuning
 
 BETAS, EPS = (0.9, 0.95), 1e-8  # as in GPT-3 (Brown et al. 2020)
@@ -43,10 +47,10 @@ class Run:
     folder: JobFolder
     objective: Objective
     sampler: Sampler
-    validation: Split
     decoder: Decoder
     optimizer: torch.optim.Optimizer
     state: TrainState
+    pad_id: int
 
     def save(self) -> None:
         """Checkpoint; replicas are equal, so one worker writes."""
@@ -62,7 +66,10 @@ class Run:
         writing = target.with_name(".writing-model")
         shutil.rmtree(writing, ignore_errors=True)
         try:
-            save_decoder(self.decoder, writing)
+            if isinstance(self.decoder, RewardModel):
+                save_reward_model(self.decoder, writing, self.pad_id)
+            else:
+                save_decoder(self.decoder, writing)
             shutil.copytree(Path(self.config.dataset) / "tokenizer", writing, dirs_exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             writing.rename(target)
@@ -74,12 +81,12 @@ class Run:
 def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
     """Open the data, make or load the model, and go on from the last checkpoint if there is one."""
     train = Split(Path(config.dataset), "train")
-    objective = make_objective(config, train)
+    objective = make_objective(config, train, Split(Path(config.dataset), "validation"))
     if objective.items < config.batch_size:
         raise InvalidArgument(
-            f"dataset {config.dataset} makes {objective.items} sequences of "
-            f"{config.sequence_length} tokens, fewer than one batch of {config.batch_size}; "
-            "add text, or make batch_size or sequence_length smaller",
+            f"dataset {config.dataset} makes {objective.items} sequences or "
+            f"pairs of {config.sequence_length} tokens, fewer than one batch of "
+            f"{config.batch_size}; add text, or make batch_size or sequence_length smaller",
             field="batch_size",
         )
     digest = config.digest()
@@ -94,21 +101,26 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
         folder=folder,
         objective=objective,
         sampler=Sampler(objective.items, config.seed),
-        validation=Split(Path(config.dataset), "validation"),
         decoder=decoder,
         optimizer=make_optimizer(decoder, config),
         state=state,
+        pad_id=train.info.end_of_text_id,
     )
+    objective.prepare(decoder, group, folder.path, config.micro_batch_size)
     if found:
         load_checkpoint(found, run.decoder, run.optimizer)
     return run
 
 
-def make_objective(config: TrainConfig, train: Split) -> Objective:
+def make_objective(config: TrainConfig, train: Split, validation: Split) -> Objective:
+    length, pad = config.sequence_length, train.info.end_of_text_id
     if config.objective == "clm":
-        return CausalLm(train, config.sequence_length)
-    pad = train.info.end_of_text_id
-    return SupervisedFineTuning(train, config.sequence_length, config.seed, pad)
+        return CausalLm(train, validation, length)
+    if config.objective == "sft":
+        return SupervisedFineTuning(train, validation, length, config.seed, pad)
+    options = PairOptions(**(config.pairs or {}))
+    kind = DirectPreference if config.objective == "dpo" else RewardModelling
+    return kind(train, validation, length, pad, options)
 
 
 def make_decoder(config: TrainConfig, train: Split) -> Decoder:
@@ -122,7 +134,7 @@ def make_decoder(config: TrainConfig, train: Split) -> Decoder:
         decoder.init_weights(config.seed)
     eos_ids = tuple(dict.fromkeys((info.eos_id, info.end_of_text_id)))
     decoder.config = replace(decoder.config, eos_ids=eos_ids)
-    return decoder
+    return RewardModel.of(decoder, config.seed) if config.objective == "reward" else decoder
 
 
 def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -20,7 +21,6 @@ from torch import Tensor
 from plinth.algos.schedules import Schedule
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.trainer.loop.config import TrainConfig
-from plinth.trainer.loop.evaluate import Evaluation, evaluate
 from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
 from plinth.trainer.loop.setup import Run, set_up
@@ -36,7 +36,7 @@ _TIME_FOR_STEPS = 0.95  # of max_seconds; the rest is for checkpoints and the ev
 class StepResult:
     """Figures of one optimiser step; tensors so that an accelerator need not be waited for."""
 
-    loss: Tensor  # nats per token over the global batch
+    loss: Tensor  # nats per token (or per pair) over the global batch
     grad_norm: Tensor
     learning_rate: float
     tokens: int
@@ -92,8 +92,8 @@ def _train(config: TrainConfig, folder: JobFolder, group: Group) -> str:
 def take_step(run: Run, learning_rate: float) -> StepResult:
     """One optimiser step on the batch that belongs to `run.state.step`.
 
-    The loss is averaged over the tokens of the global batch, however they fall on workers and
-    micro-batches. A stop that was asked for is agreed on before any work.
+    The loss is averaged over the tokens (or pairs) of the global batch, however they fall on
+    workers and micro-batches. A stop that was asked for is agreed on before any work.
     """
     config, group = run.config, run.group
     share = config.batch_size // group.world
@@ -102,7 +102,9 @@ def take_step(run: Run, learning_rate: float) -> StepResult:
     micro = config.micro_batch_size
     batches = [run.objective.batch(items[i : i + micro]) for i in range(0, share, micro)]
     asked = group.rank == 0 and run.folder.requested() is not None
-    tokens, stop = group.sum([sum(b.tokens for b in batches), asked])
+    weight, tokens, stop = group.sum(
+        [sum(b.weight for b in batches), sum(b.tokens for b in batches), asked]
+    )
     if stop:
         return StepResult(torch.zeros(()), torch.zeros(()), learning_rate, 0, True)
     bf16 = run.state.precision == "bf16"
@@ -110,7 +112,7 @@ def take_step(run: Run, learning_rate: float) -> StepResult:
     total = torch.zeros((), device=group.device)
     for batch in batches:
         with torch.autocast(_kind(group.device), torch.bfloat16, enabled=bf16):
-            loss = run.objective.loss_sum(run.decoder, batch.to(group.device)) / tokens
+            loss = run.objective.loss_sum(run.decoder, batch.to(group.device)) / weight
         torch.autograd.backward(loss)
         total += loss.detach()
     parameters = list(run.decoder.parameters())
@@ -166,11 +168,8 @@ def _steps_in(seconds: float, run: Run, started: float) -> int:
     return int(steps)
 
 
-def _evaluate(run: Run) -> Evaluation | None:
-    config = run.config
-    return evaluate(
-        run.decoder, run.validation, config.sequence_length, config.micro_batch_size, run.group
-    )
+def _evaluate(run: Run) -> Mapping[str, float]:
+    return run.objective.evaluate(run.decoder, run.group, run.config.micro_batch_size)
 
 
 def _stop(run: Run) -> str:
@@ -245,24 +244,23 @@ class _Reporter:
         self.progress.eta_seconds = seconds / steps * (state.total - state.step)
         self._write()
 
-    def evaluation(self, found: Evaluation | None) -> None:
-        if found is not None:
-            self.progress.validation_bits_per_byte = found.bits_per_byte
-            self._write()
+    def evaluation(self, found: Mapping[str, float]) -> None:
+        if "validation_bits_per_byte" in found:
+            self.progress.validation_bits_per_byte = found["validation_bits_per_byte"]
+        if "validation_accuracy" in found:
+            self.progress.note = f"held-out accuracy {found['validation_accuracy']:.3f}"
+        self._write()
 
-    def metrics(self, found: Evaluation | None) -> dict[str, float]:
+    def metrics(self, found: Mapping[str, float]) -> dict[str, float]:
         state, progress = self.run.state, self.progress
-        metrics = {
+        return {
             "steps": float(state.total),
             "tokens": float(state.tokens),
             "parameters": float(sum(p.numel() for p in self.run.decoder.parameters())),
             "train_loss": progress.loss,
             "tokens_per_second": progress.tokens_per_second,
+            **found,
         }
-        if found is not None:
-            metrics["validation_loss"] = found.loss
-            metrics["validation_bits_per_byte"] = found.bits_per_byte
-        return metrics
 
     def _write(self) -> None:
         if self.run.group.rank == 0:

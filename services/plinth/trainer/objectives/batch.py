@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from torch import Tensor
 from plinth.algos.losses import token_nll_sum
 from plinth.kernels.training import SdpaBackend
 from plinth.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from plinth.trainer.loop.group import Group
 
 
 @dataclass
@@ -26,6 +31,11 @@ class Batch:
     positions_bt: Tensor
     learn_bt: Tensor | None = None
     segments_bt: Tensor | None = None
+
+    @property
+    def weight(self) -> int:
+        """What the loss is averaged over: positions that count."""
+        return self.tokens
 
     @property
     def tokens(self) -> int:
@@ -45,17 +55,43 @@ class Batch:
         )
 
 
+class Learnable(Protocol):
+    """A batch as the loop sees it."""
+
+    @property
+    def weight(self) -> int:
+        """What the loss is averaged over: tokens, or pairs."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """For rates."""
+        ...
+
+    def to(self, device: str) -> Any:
+        """The same on another device."""
+        ...
+
+
 class Objective(Protocol):
-    """Items are what is shuffled: windows of tokens, or packed sequences."""
+    """Items are what is shuffled: windows of tokens, packed sequences, or pairs."""
 
     items: int
 
-    def batch(self, items: list[int]) -> Batch:
+    def prepare(self, decoder: Decoder, group: Group, folder: Path, micro: int) -> None:
+        """Called once on each start with the model as it was before the first step."""
+        ...
+
+    def batch(self, items: list[int]) -> Learnable:
         """The batch of these items [B]."""
         ...
 
-    def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
-        """Summed loss in nats over the positions that count."""
+    def loss_sum(self, decoder: Decoder, batch: Any) -> Tensor:
+        """The loss, summed over what `weight` counts."""
+        ...
+
+    def evaluate(self, decoder: Decoder, group: Group, micro: int) -> Mapping[str, float]:
+        """Held-out figures by name; empty where nothing was held out."""
         ...
 
 

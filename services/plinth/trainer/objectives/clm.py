@@ -6,6 +6,10 @@ of T + 1 tokens that share one token: predict each from those before it in its w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,13 +17,17 @@ from torch import Tensor
 from plinth.models.decoder import Decoder
 from plinth.trainer.data.shards import Split
 from plinth.trainer.objectives.batch import Batch, nll_sum, plain_positions
+from plinth.trainer.objectives.bits_per_byte import evaluate
+
+if TYPE_CHECKING:
+    from plinth.trainer.loop.group import Group
 
 
 class CausalLm:
     """Windows over the training split."""
 
-    def __init__(self, split: Split, sequence_length: int) -> None:
-        self._split, self._t = split, sequence_length
+    def __init__(self, split: Split, validation: Split, sequence_length: int) -> None:
+        self._split, self._validation, self._t = split, validation, sequence_length
         self.items = max(0, (split.tokens - 1) // sequence_length)
 
     def batch(self, items: list[int]) -> Batch:
@@ -34,3 +42,10 @@ class CausalLm:
 
     def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
         return nll_sum(decoder, batch)
+
+    def prepare(self, decoder: Decoder, group: Group, folder: Path, micro: int) -> None:
+        """Nothing to do."""
+
+    def evaluate(self, decoder: Decoder, group: Group, micro: int) -> Mapping[str, float]:
+        found = evaluate(decoder, self._validation, self._t, micro, group)
+        return found.metrics() if found else {}

@@ -8,6 +8,10 @@ left is dropped, and counted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,13 +21,20 @@ from plinth.trainer.data.packing import best_fit
 from plinth.trainer.data.sampler import Shuffle
 from plinth.trainer.data.shards import Split
 from plinth.trainer.objectives.batch import Batch, nll_sum
+from plinth.trainer.objectives.bits_per_byte import evaluate
+
+if TYPE_CHECKING:
+    from plinth.trainer.loop.group import Group
 
 
 class SupervisedFineTuning:
     """Packed conversations of the training split."""
 
-    def __init__(self, split: Split, sequence_length: int, seed: int, pad_id: int) -> None:
-        self._split, self._t, self._pad = split, sequence_length, pad_id
+    def __init__(
+        self, split: Split, validation: Split, sequence_length: int, seed: int, pad_id: int
+    ) -> None:
+        self._split, self._validation = split, validation
+        self._t, self._pad = sequence_length, pad_id
         self.dropped = 0
         self._packs = self._pack(seed)
         self.items = len(self._packs)
@@ -64,3 +75,10 @@ class SupervisedFineTuning:
 
     def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
         return nll_sum(decoder, batch)
+
+    def prepare(self, decoder: Decoder, group: Group, folder: Path, micro: int) -> None:
+        """Nothing to do."""
+
+    def evaluate(self, decoder: Decoder, group: Group, micro: int) -> Mapping[str, float]:
+        found = evaluate(decoder, self._validation, self._t, micro, group)
+        return found.metrics() if found else {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 
 from plinth.models.decoder import Decoder
 from plinth.trainer.data.shards import Split
-from plinth.trainer.loop.group import Group
 from plinth.trainer.objectives.batch import Batch, nll_sum, plain_positions
+
+if TYPE_CHECKING:
+    from plinth.trainer.loop.group import Group
 
 MAX_TOKENS = 128 * 1024  # scored at most; documents come in the order of the split
 
@@ -39,6 +42,10 @@ class Evaluation:
     @property
     def bits_per_byte(self) -> float:
         return self.nats / math.log(2) / self.bytes
+
+    def metrics(self) -> dict[str, float]:
+        """By name, for a report."""
+        return {"validation_loss": self.loss, "validation_bits_per_byte": self.bits_per_byte}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,115 @@
+"""Preference pairs as batches: each pair is two sequences, the preferred answer first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plinth.kernels.training import SdpaBackend
+from plinth.models.decoder import Decoder
+from plinth.shared.errors import InvalidArgument
+from plinth.trainer.data.shards import Split
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How pairs are learned from. Which fields count is the objective's business."""
+
+    beta: float = 0.1  # DPO: how dear it is to leave the reference
+    loss: str = "sigmoid"  # DPO: or "ipo"
+    label_smoothing: float = 0.0  # both: the share of labels that are wrong
+    likelihood_weight: float = 0.0  # DPO: of the preferred answer's loss per token
+    centring: float = 0.0  # reward: pins the mean score to zero
+    margin: float = 0.0  # reward: by how much the preferred answer must win
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """2B sequences: rows 0 … B-1 are preferred, rows B … 2B-1 the others, right-padded to T.
+
+    `answer_bt` marks the answer's tokens; `last_b` is the position of each sequence's last token.
+    """
+
+    numbers: list[int]  # of the pairs, in their split
+    ids_bt: Tensor
+    answer_bt: Tensor
+    last_b: Tensor
+
+    @property
+    def weight(self) -> int:
+        """What the loss is averaged over: pairs."""
+        return len(self.numbers)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are read."""
+        return int(self.last_b.sum()) + len(self.last_b)
+
+    def to(self, device: str) -> PairBatch:
+        """The same on another device."""
+        moved = (tensor.to(device) for tensor in (self.ids_bt, self.answer_bt, self.last_b))
+        return PairBatch(self.numbers, *moved)
+
+
+class Pairs:
+    """The pairs of a split that fit into `longest` tokens; the others are counted."""
+
+    def __init__(self, split: Split, longest: int, pad_id: int) -> None:
+        self._split, self._pad = split, pad_id
+        lengths = split.lengths().reshape(-1, 2).max(axis=1)
+        self.numbers = np.flatnonzero(lengths <= longest).tolist()
+        self.dropped = len(lengths) - len(self.numbers)
+        if not self.numbers and self.dropped:
+            raise InvalidArgument(
+                f"none of {self.dropped} pairs fits into {longest} tokens; the shortest needs "
+                f"{int(lengths.min())}: raise sequence_length",
+                field="sequence_length",
+            )
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, items: list[int]) -> PairBatch:
+        """The pairs at these indices of `numbers`."""
+        numbers = [self.numbers[item] for item in items]
+        rows = [self._split.document(2 * number + side) for side in (0, 1) for number in numbers]
+        width = max(len(ids) for ids, _ in rows)
+        ids_bt = np.full((len(rows), width), self._pad, np.int64)
+        answer_bt = np.zeros(ids_bt.shape, bool)
+        for row, (ids, mask) in enumerate(rows):
+            ids_bt[row, : len(ids)], answer_bt[row, : len(ids)] = ids, mask
+        last_b = np.array([len(ids) - 1 for ids, _ in rows])
+        return PairBatch(numbers, *(torch.from_numpy(a) for a in (ids_bt, answer_bt, last_b)))
+
+    def batches(self, size: int) -> list[list[int]]:
+        """All items in order, `size` at a time."""
+        return [list(range(i, min(i + size, len(self)))) for i in range(0, len(self), size)]
+
+
+def answer_logprobs(decoder: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """(sum over the answer of log p, its tokens), each [2B]. Padding comes last: it is not seen."""
+    inputs_bt, targets_bt = batch.ids_bt[:, :-1], batch.ids_bt[:, 1:]
+    b, t = inputs_bt.shape
+    backend = SdpaBackend(b, t)
+    positions_n = torch.arange(t, device=inputs_bt.device).repeat(b)
+    hidden_nd = decoder(inputs_bt.reshape(-1), positions_n, backend)
+    rows_m = batch.answer_bt[:, 1:].reshape(-1).nonzero().squeeze(1)
+    logits_mv = decoder.logits(hidden_nd.index_select(0, rows_m), backend)
+    targets_m = targets_bt.reshape(-1).index_select(0, rows_m)
+    logp_m = -F.cross_entropy(logits_mv.float(), targets_m, reduction="none")
+    sums_b = logp_m.new_zeros(b).index_add(0, rows_m // t, logp_m)
+    return sums_b, batch.answer_bt[:, 1:].sum(1)
+
+
+def wilson(wins: float, of: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927): honest for few pairs and near 0 or 1."""
+    if not of:
+        return 0.0, 1.0
+    z, share = 1.959963984540054, wins / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z / (1 + z * z / of) * (share * (1 - share) / of + z * z / (4 * of * of)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,110 @@
+"""A reward model from preferences: Bradley-Terry on the scores of two answers (Ouyang et al. 2022).
+
+The score is read at each answer's last token. The report says how often the better answer wins on
+held-out pairs, and whether the model's confidence can be believed: expected calibration error
+(Guo et al. 2017) of σ(lead) in ten bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from plinth.algos.preferences import bradley_terry_loss
+from plinth.kernels.training import SdpaBackend
+from plinth.models.decoder import Decoder
+from plinth.models.reward import RewardModel
+from plinth.trainer.data.shards import Split
+from plinth.trainer.objectives.pairs import PairBatch, PairOptions, Pairs, wilson
+
+if TYPE_CHECKING:
+    from plinth.trainer.loop.group import Group
+
+BINS = 10
+
+
+class RewardModelling:
+    """An objective over pairs of the training split, for a `RewardModel`."""
+
+    def __init__(
+        self, train: Split, validation: Split, length: int, pad_id: int, options: PairOptions
+    ) -> None:
+        self._options = options
+        self._train = Pairs(train, length, pad_id)
+        self._validation = Pairs(validation, length, pad_id)
+        self.items = len(self._train)
+
+    def prepare(self, decoder: Decoder, group: Group, folder: Path, micro: int) -> None:
+        """Nothing to do."""
+
+    def batch(self, items: list[int]) -> PairBatch:
+        return self._train.batch(items)
+
+    def loss_sum(self, decoder: Decoder, batch: PairBatch) -> Tensor:
+        chosen_b, rejected_b = pair_scores(decoder, batch)
+        options = self._options
+        return bradley_terry_loss(
+            chosen_b,
+            rejected_b,
+            margin_b=torch.full_like(chosen_b, options.margin) if options.margin else None,
+            label_smoothing=options.label_smoothing,
+            centring=options.centring,
+        ).sum()
+
+    def evaluate(self, decoder: Decoder, group: Group, micro: int) -> Mapping[str, float]:
+        """Held-out accuracy with its interval, loss and calibration."""
+        pairs = self._validation
+        loss = 0.0
+        leads = torch.zeros(len(pairs), dtype=torch.float64)
+        with torch.no_grad():
+            for turn, items in enumerate(pairs.batches(micro)):
+                if turn % group.world == group.rank:
+                    chosen_b, rejected_b = pair_scores(decoder, pairs.batch(items).to(group.device))
+                    loss += float(bradley_terry_loss(chosen_b, rejected_b).sum())
+                    leads[items] = (chosen_b - rejected_b).double().cpu()
+        if not len(pairs):
+            return {}
+        loss, *lead_list = group.sum([loss, *leads.tolist()])
+        leads = torch.tensor(lead_list)
+        wins = float((leads > 0).sum() + 0.5 * (leads == 0).sum())
+        low, high = wilson(wins, len(pairs))
+        return {
+            "validation_pairs": float(len(pairs)),
+            "validation_loss": loss / len(pairs),
+            "validation_accuracy": wins / len(pairs),
+            "validation_accuracy_low": low,
+            "validation_accuracy_high": high,
+            "validation_lead": float(leads.mean()),
+            "validation_calibration_error": calibration_error(leads),
+        }
+
+
+def pair_scores(model: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """(scores of the preferred answers, of the others), each [B]."""
+    assert isinstance(model, RewardModel)
+    b, t = batch.ids_bt.shape
+    backend = SdpaBackend(b, t)
+    positions_n = torch.arange(t, device=batch.ids_bt.device).repeat(b)
+    hidden_nd = model(batch.ids_bt.reshape(-1), positions_n, backend)
+    rows_b = torch.arange(b, device=batch.ids_bt.device) * t + batch.last_b
+    scores_b = model.scores(hidden_nd.index_select(0, rows_b), backend).float()
+    chosen_b, rejected_b = scores_b.chunk(2)
+    return chosen_b, rejected_b
+
+
+def calibration_error(leads: Tensor) -> float:
+    """Mean gap between confidence max(σ, 1 - σ) and accuracy, weighted by the pairs in each bin."""
+    confidence = leads.abs().sigmoid()
+    right = (leads > 0).double()
+    index = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
+    error = 0.0
+    for number in range(BINS):
+        here = index == number
+        if here.any():
+            gap = (confidence[here].mean() - right[here].mean()).abs()
+            error += float(gap) * int(here.sum())
+    return error / len(leads)

@@ -1,0 +1,262 @@
+"""Preference pairs: read, split and tokenised; DPO and reward models against transformers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import trainings
+from plinth.models.decoder import Decoder
+from plinth.models.reward import RewardModel, load_reward_model
+from plinth.models.weights import load_decoder, save_decoder
+from plinth.shared.errors import InvalidArgument
+from plinth.trainer.data.corpus import read_split, write_corpus
+from plinth.trainer.data.documents import Document, parse_document
+from plinth.trainer.data.shards import Split
+from plinth.trainer.loop import Group, train
+from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.objectives.dpo import DirectPreference
+from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs, wilson
+from plinth.trainer.objectives.reward import RewardModelling, calibration_error, pair_scores
+
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return trainings.dataset(tmp_path_factory.mktemp("pairs"), trainings.pairs(160))
+
+
+@pytest.fixture(scope="module")
+def start(dataset, tmp_path_factory):
+    """A model to start from, with the dataset's tokenizer's vocabulary."""
+    from plinth.models.config import ModelConfig
+    from plinth.trainer.validation import fields_of  # the fields that a config file holds
+
+    info = Split(dataset, "train").info
+    shape = {**trainings.MODEL, "context": LENGTH, "vocab_size": info.vocab_size}
+    decoder = Decoder(ModelConfig(**shape))
+    decoder.init_weights(3)
+    assert fields_of(decoder.config)
+    folder = tmp_path_factory.mktemp("start") / "model"
+    save_decoder(decoder, folder)
+    return folder
+
+
+# -- documents ----------------------------------------------------------------------------------
+
+TURNS = [{"role": "user", "content": "Hi?"}]
+GOOD = [{"role": "assistant", "content": "Yes."}]
+BAD = [{"role": "assistant", "content": "No."}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."},
+        {"prompt": TURNS, "chosen": GOOD, "rejected": BAD},
+        {"chosen": TURNS + GOOD, "rejected": TURNS + BAD},
+        {
+            "chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.",
+            "rejected": "\n\nHuman: Hi?\n\nAssistant: No.",
+        },
+    ],
+)
+def test_each_shape_in_use_is_read(line):
+    document = parse_document(json.dumps(line), "x:1")
+    assert document.messages == (("user", "Hi?"), ("assistant", "Yes."))
+    assert document.rejected == "No."
+    assert parse_document(document.to_json(), "x:1") == document
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"prompt": "Hi?", "chosen": "Yes.", "rejected": "Yes."}, "the same answer"),
+        ({"prompt": "Hi?", "chosen": "Yes.", "rejected": " "}, "must end with an answer"),
+        ({"prompt": "Hi?", "rejected": "No."}, "'chosen' must be a list"),
+        ({"chosen": "Yes.", "rejected": "No."}, "must answer one prompt"),
+        ({"chosen": TURNS + GOOD, "rejected": BAD}, "must answer one prompt"),
+        ({"prompt": [], "chosen": GOOD, "rejected": BAD}, "not empty"),
+        ({"prompt": "Hi?", "chosen": "\ud800", "rejected": "No."}, "lone surrogate"),
+        ({"text": "x", "chosen": "Yes.", "rejected": "No."}, "one of 'text'"),
+    ],
+)
+def test_what_is_no_pair_is_refused(line, words):
+    with pytest.raises(InvalidArgument, match=words) as caught:
+        parse_document(json.dumps(line), "file.jsonl:7")
+    assert "file.jsonl:7" in caught.value.message
+
+
+def test_pairs_of_one_prompt_are_held_out_together(tmp_path):
+    documents = [
+        Document(messages=(("user", f"q{i // 4}"), ("assistant", f"a{i}")), rejected="no")
+        for i in range(400)
+    ]
+    write_corpus(iter(documents), tmp_path / "c", source="t", validation_fraction=0.3)
+    sides = [
+        {document.messages[0][1] for document in read_split(tmp_path / "c", split)}
+        for split in ("train", "validation")
+    ]
+    assert len(sides[0]) > 40
+    assert len(sides[1]) > 10
+    assert not sides[0] & sides[1]
+
+
+# -- DPO ----------------------------------------------------------------------------------------
+
+
+def test_log_probabilities_of_answers_are_those_of_transformers(dataset, start):
+    batch = Pairs(Split(dataset, "train"), LENGTH, pad_id=0).batch([0, 5, 9])
+    decoder = load_decoder(start)
+    with torch.no_grad():
+        sums, tokens = answer_logprobs(decoder, batch)
+    model = AutoModelForCausalLM.from_pretrained(start)
+    split = Split(dataset, "train")
+    for row, number in enumerate([0, 10, 18, 1, 11, 19]):  # chosen, then rejected
+        ids, mask = split.document(number)
+        with torch.no_grad():
+            logp = model(torch.tensor(ids[None])).logits[0].log_softmax(-1)
+        wanted = [float(logp[i - 1, ids[i]]) for i in range(1, len(ids)) if mask[i]]
+        assert len(wanted) == int(tokens[row])
+        assert float(sums[row]) == pytest.approx(sum(wanted), abs=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "ipo"}, {"label_smoothing": 0.1}])
+def test_dpo_learns_what_is_preferred_and_starts_from_its_reference(
+    dataset, start, tmp_path, options
+):
+    config = trainings.config(
+        dataset,
+        objective="dpo",
+        init_from=str(start),
+        model=None,
+        sequence_length=LENGTH,
+        steps=30,
+        learning_rate=3e-3,
+        pairs={"beta": 0.1, "likelihood_weight": 0.2, **options},
+    )
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    assert train(config, job, Group()) == "succeeded", job.outcome()
+    metrics = job.outcome()["metrics"]
+    assert metrics["validation_accuracy_low"] > 0.5
+    # At the start the policy is the reference: no lead, and the loss is log 2 (IPO: 1/(2β)²).
+    train_split, held_out = Split(dataset, "train"), Split(dataset, "validation")
+    objective = DirectPreference(
+        train_split, held_out, LENGTH, 0, PairOptions(**(config.pairs | {"likelihood_weight": 0}))
+    )
+    decoder = load_decoder(start)
+    objective.prepare(decoder, Group(), tmp_path, 4)
+    with torch.no_grad():
+        loss = float(objective.loss_sum(decoder, objective.batch([0, 1]))) / 2
+    assert loss == pytest.approx(25.0 if options.get("loss") == "ipo" else np.log(2), rel=1e-4)
+
+
+def test_dpo_stopped_and_resumed_is_bit_for_bit_the_same(dataset, start, tmp_path):
+    config = trainings.config(
+        dataset, objective="dpo", init_from=str(start), model=None, sequence_length=LENGTH, steps=7
+    )
+
+    class Interrupted(JobFolder):
+        looks = 0
+
+        def requested(self):
+            self.looks += 1
+            return "pause" if self.looks >= 4 else None
+
+    ends = []
+    for name, kind in (("whole", JobFolder), ("parts", Interrupted)):
+        job = kind(trainings.job(tmp_path / name, config))
+        status = train(config, job, Group())
+        if status == "paused":
+            job = JobFolder(job.path)
+            job.begin()
+            status = train(config, job, Group())
+        assert status == "succeeded"
+        ends.append(load_file(job.model / "model.safetensors"))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_pairs_that_do_not_fit_are_counted_and_none_is_an_error(dataset):
+    split = Split(dataset, "train")
+    some = Pairs(split, 40, pad_id=0)
+    assert some.dropped + len(some) == split.documents // 2
+    assert len(some) > 0
+    with pytest.raises(InvalidArgument, match="raise sequence_length"):
+        Pairs(split, 4, pad_id=0)
+
+
+# -- reward -------------------------------------------------------------------------------------
+
+
+def test_a_reward_model_learns_and_opens_in_transformers(dataset, start, tmp_path):
+    config = trainings.config(
+        dataset,
+        objective="reward",
+        init_from=str(start),
+        model=None,
+        sequence_length=LENGTH,
+        steps=40,
+        learning_rate=3e-3,
+        pairs={"centring": 0.01},
+    )
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    assert train(config, job, Group()) == "succeeded", job.outcome()
+    metrics = job.outcome()["metrics"]
+    assert metrics["validation_accuracy_low"] > 0.5
+    assert 0 <= metrics["validation_calibration_error"] <= 0.5
+    ours = load_reward_model(job.model)
+    theirs = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=1)
+    batch = Pairs(Split(dataset, "validation"), LENGTH, pad_id=0).batch([0, 1])
+    with torch.no_grad():
+        chosen, rejected = pair_scores(ours, batch)
+        for row, score in enumerate([*chosen, *rejected]):
+            ids = batch.ids_bt[row : row + 1, : int(batch.last_b[row]) + 1]
+            assert float(theirs(ids).logits[0, 0]) == pytest.approx(float(score), abs=1e-4)
+
+
+def test_a_reward_model_begins_near_zero_and_differs_by_seed(start):
+    decoder = load_decoder(start)
+    one, other = RewardModel.of(decoder, 1), RewardModel.of(decoder, 2)
+    assert not torch.equal(one.score.weight, other.score.weight)
+    assert torch.equal(one.model.embed_tokens.weight, decoder.model.embed_tokens.weight)
+
+
+def test_a_language_model_is_no_reward_model(start):
+    with pytest.raises(InvalidArgument, match="no reward model"):
+        load_reward_model(start)
+
+
+def test_calibration_error_by_hand():
+    # Two bins: confidence 0.95 right half of the time, confidence 0.55 always right.
+    sure, unsure = float(torch.logit(torch.tensor(0.95))), float(torch.logit(torch.tensor(0.55)))
+    leads = torch.tensor([sure, -sure, unsure, unsure], dtype=torch.float64)
+    assert calibration_error(leads) == pytest.approx((0.45 * 2 + 0.45 * 2) / 4, abs=1e-6)
+
+
+def test_wilson_interval_against_scipy():
+    from scipy.stats import binomtest
+
+    for wins, of in ((0, 10), (7, 10), (55, 100), (10, 10)):
+        truth = binomtest(wins, of).proportion_ci(method="wilson")
+        assert wilson(wins, of) == pytest.approx((truth.low, truth.high))
+
+
+def test_nothing_held_out_is_no_error(tmp_path, start):
+    made = trainings.dataset(tmp_path / "d", trainings.pairs(40))
+    train_split = Split(made, "train")
+
+    class Empty:
+        documents = 0
+
+        def lengths(self):
+            return np.zeros(0, np.int64)
+
+    objective = RewardModelling(train_split, Empty(), LENGTH, 0, PairOptions())
+    model = RewardModel.of(load_decoder(start), 0)
+    assert objective.evaluate(model, Group(), 4) == {}
