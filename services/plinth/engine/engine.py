@@ -28,7 +28,7 @@ from plinth.engine.sampling import sample
 from plinth.engine.scheduler import Limits, Scheduler
 from plinth.engine.sequence import Sequence
 from plinth.engine.speculation import MAX_DRAFT, Drafter
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import FailedPrecondition, InvalidArgument
 
 # Above this many sequences a step is bound by arithmetic, not by reading weights, and
 # verifying wrong drafts costs the others time.
@@ -134,6 +134,17 @@ class Engine:
         if sequence is None:
             return None
         return self._end(sequence, reason, ())
+
+    def renew_weights(self) -> str:
+        """The decoder's tensors have new values: take them, between requests; their digest.
+
+        What the prefix cache holds belongs to the old digest and is never found again. Raises
+        FailedPrecondition while requests run, whose keys and values are of the old weights.
+        """
+        if self.busy:
+            raise FailedPrecondition(f"{len(self._by_id)} requests run on the old weights")
+        self.weights_digest = self.runner.renew_weights()
+        return self.weights_digest
 
     @property
     def busy(self) -> bool:
@@ -252,7 +263,7 @@ class Engine:
             choice = [(sampling, sequence.output_position)]
             token = sample(result.logits_mv[i : i + 1], choice)[0]
             if token.id in sampling.stop_ids:
-                return tuple(tokens), Finish.STOP
+                return (*tokens, token) if sampling.keep_stop else tuple(tokens), Finish.STOP
             tokens.append(token)
             sequence.ids.append(token.id)
             if sequence.allowance(self.limits.positions) <= 0:

@@ -45,6 +45,7 @@ class Sampling:
     speculation: str = ""
     first_output_position: int = 0
     sample_index: int = 0
+    keep_stop: bool = False  # the stop token is part of the answer (a policy chose it)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.reference import ReferenceBackend
 from plinth.models.decoder import Decoder
+from plinth.models.weights import weights_digest
 
 # Rows of logits made at a time when a long prompt is scored: 64 × 50k × 4 bytes = 13 MB.
 _SCORE_ROWS = 64
@@ -36,11 +37,16 @@ class Runner:
         on_cpu = self.device.type == "cpu" and cache.keys[0].dtype == torch.float32
         self._backend: Callable[[PagedBatch], Backend]
         self.native = native and on_cpu
+        self._packed = packed = PackedWeights()
         if self.native:
-            packed = PackedWeights()
             self._backend = lambda batch: NativeBackend(packed, cache, batch)
         else:
             self._backend = lambda batch: ReferenceBackend(cache, batch)
+
+    def renew_weights(self) -> str:
+        """Take the decoder's present values; their digest."""
+        self._packed.renew()
+        return weights_digest(self.decoder.state_dict())
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[RowResult]:

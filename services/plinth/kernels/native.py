@@ -70,13 +70,17 @@ class PackedLinears:
         self.outputs = sum(self.widths)
         panels = -(-self.outputs // _PANEL)
         self.packed = torch.zeros(panels * _PANEL * self.inputs)
+        self.bias: Tensor | None = None
+        self.pack(linears)
+
+    def pack(self, linears: tuple[LinearWeights, ...]) -> None:
+        """Take the maps' present values."""
         first = 0
         for one in linears:
             weight = one.weight.detach().float().contiguous()
             kernels().pack(weight.data_ptr(), *weight.shape, self.packed.data_ptr(), first)
             first += weight.shape[0]
         biases = [one.bias for one in linears]
-        self.bias: Tensor | None = None
         if any(bias is not None for bias in biases):
             self.bias = torch.cat(
                 [
@@ -100,6 +104,11 @@ class PackedWeights:
             pack = self._packs[id(linears[0])] = PackedLinears(linears)
             self._keep.append(linears)
         return pack
+
+    def renew(self) -> None:
+        """Pack again what has been packed: the maps have new values."""
+        for linears in self._keep:
+            self._packs[id(linears[0])].pack(linears)
 
 
 class NativeBackend:

@@ -1,0 +1,137 @@
+"""The whole path of a policy optimisation, once for PPO, GRPO and RLOO.
+
+Each update is a function of the run's seed, its number and the weights before it: prompts are
+dealt by position, noise is counter-based, answers are ordered by id. So a run that is stopped
+between updates and goes on from `Progress` ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from plinth.algos.policy import AdaptiveKl
+from plinth.engine.request import Sampling
+from plinth.models.decoder import Decoder
+from plinth.shared.errors import Aborted
+from plinth.trainer.data.sampler import Sampler as Dealer
+from plinth.trainer.policy.config import PolicyConfig
+from plinth.trainer.policy.model import Actor, RolloutBatch, logprobs
+from plinth.trainer.policy.rollouts import Order, Rollout, Sampler, check_fresh
+from plinth.trainer.policy.update import Learned, learn
+
+# Rewards of answers: one finite number each.
+Reward = Callable[[Sequence[Rollout]], Sequence[float]]
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the actor's and the optimiser's tensors it is all of it."""
+
+    update: int = 0
+    coefficient: float = 0.0  # of the KL; a controller may move it
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update's figures and where its time went, in seconds."""
+
+    number: int
+    learned: Learned
+    coefficient: float
+    weights_digest: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def optimise(
+    actor: Actor,
+    reference: Decoder | None,
+    sampler: Sampler,
+    reward: Reward,
+    prompts: Sequence[tuple[int, ...]],
+    config: PolicyConfig,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    stop_ids: frozenset[int] = frozenset(),
+) -> Iterator[Update]:
+    """Yields after each update; the caller checkpoints then, and may stop.
+
+    Raises what `learn` raises, and Aborted when the KL explodes: the actor is then as it was before
+    the update that would have followed.
+    """
+    dealer = Dealer(len(prompts), config.seed)
+    controller = AdaptiveKl(progress.coefficient or config.kl_coefficient, config.kl_target)
+    digest = sampler.renew(progress.update)
+    while progress.update < config.updates:
+        clock = _Clock()
+        number = progress.update
+        # 1. Answers by the policy as it is.
+        orders = _orders(dealer, prompts, config, number)
+        sampling = Sampling(config.temperature, max_tokens=config.max_new_tokens, stop_ids=stop_ids)
+        rollouts = sampler.sample(orders, sampling)
+        check_fresh(rollouts, number, {digest})
+        clock.lap("sample")
+        # 2. Their rewards.
+        scores = reward(rollouts)
+        clock.lap("score")
+        # 3. The reference's view of them.
+        reference_bt = None
+        if reference is not None and config.kl_coefficient:
+            reference_bt = logprobs(reference, RolloutBatch.of(rollouts), config.temperature)
+        clock.lap("reference")
+        # 4. Learn.
+        generator = torch.Generator().manual_seed(hash_seed(config.seed, number))
+        coefficient = controller.coefficient
+        learned = learn(
+            actor, optimizer, rollouts, scores, reference_bt, config, coefficient, generator
+        )
+        clock.lap("train")
+        if config.kl_explosion and learned.kl > config.kl_explosion:
+            raise Aborted(
+                f"KL to the reference is {learned.kl:.1f} nats per answer at update {number}, "
+                f"{config.kl_explosion:g} is the bound; raise kl_coefficient or lower the learning "
+                "rate. The last checkpoint is the last good policy",
+                reason="KL_EXPLOSION",
+            )
+        if config.kl_target:
+            controller.update(learned.kl, len(rollouts))
+        # 5. The sampler gets the new weights.
+        progress.update, progress.coefficient = number + 1, controller.coefficient
+        digest = sampler.renew(progress.update)
+        clock.lap("sync")
+        yield Update(number, learned, coefficient, digest, clock.laps)
+
+
+def hash_seed(seed: int, number: int) -> int:
+    """A seed of its own for each update (SplitMix64's finaliser)."""
+    z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (z ^ (z >> 31)) >> 1
+
+
+def _orders(
+    dealer: Dealer, prompts: Sequence[tuple[int, ...]], config: PolicyConfig, number: int
+) -> list[Order]:
+    chosen = dealer.at(number * config.prompts, config.prompts).tolist()
+    return [
+        Order(group, prompts[item], config.samples, hash_seed(config.seed, number * 65_536 + group))
+        for group, item in enumerate(chosen)
+    ]
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now

@@ -1,0 +1,144 @@
+"""Samples of a policy, with all that is needed to learn from them, refuse them, or make them again.
+
+`Sampler` is the seam: here an engine in this process, behind it one day shards and a queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from plinth.engine.engine import Engine
+from plinth.engine.request import Binding, Finish, Request, SampledToken, Sampling, TokensEvent
+from plinth.shared.errors import Aborted
+
+
+@dataclass(frozen=True)
+class Order:
+    """`samples` answers wanted to one prompt; they make one group."""
+
+    group: int
+    prompt: tuple[int, ...]
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer. Log-probabilities are the sampler's: after temperature and filters, and
+    before them. `revision` counts the policy's updates; the digest names its very weights."""
+
+    group: int
+    sample_index: int
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    seed: int
+    logprobs: tuple[float, ...]
+    raw_logprobs: tuple[float, ...]
+    revision: int
+    weights_digest: str
+    ended: bool  # by itself, not by length
+
+    @property
+    def id(self) -> str:
+        return f"{self.revision}.{self.group}.{self.sample_index}"
+
+
+class Sampler(Protocol):
+    """Answers by the policy as it was last told."""
+
+    def sample(self, orders: Sequence[Order], sampling: Sampling) -> list[Rollout]:
+        """All answers, ordered by group and sample index, whatever order they were ready in."""
+        ...
+
+    def renew(self, revision: int) -> str:
+        """The policy has new weights; their digest. Called between samplings."""
+        ...
+
+
+class EngineSampler:
+    """Samples on an engine of this process, whose decoder the trainer updates in place."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._revision = 0
+
+    def renew(self, revision: int) -> str:
+        self._revision = revision
+        return self._engine.renew_weights()
+
+    def sample(self, orders: Sequence[Order], sampling: Sampling) -> list[Rollout]:
+        engine = self._engine
+        waiting = {}
+        for order in orders:
+            for index in range(order.samples):
+                key = f"{order.group}.{index}"
+                waiting[key] = (order, index)
+                engine.add(
+                    Request(
+                        key,
+                        order.prompt,
+                        Binding(engine.weights_digest),
+                        _with(sampling, order.seed, index),
+                    )
+                )
+        tokens: dict[str, list[SampledToken]] = {key: [] for key in waiting}
+        ended: dict[str, Finish] = {}
+        while engine.busy:
+            for event in engine.step():
+                assert isinstance(event, TokensEvent)
+                tokens[event.request_id] += event.tokens
+                if event.finish is not None:
+                    ended[event.request_id] = event.finish
+        return [
+            self._rollout(order, index, tokens[key], ended[key])
+            for key, (order, index) in waiting.items()
+        ]
+
+    def _rollout(
+        self, order: Order, index: int, tokens: list[SampledToken], finish: Finish
+    ) -> Rollout:
+        return Rollout(
+            order.group,
+            index,
+            order.prompt,
+            tuple(token.id for token in tokens),
+            order.seed,
+            tuple(token.logprob for token in tokens),
+            tuple(token.raw_logprob for token in tokens),
+            self._revision,
+            self._engine.weights_digest,
+            finish is Finish.STOP,
+        )
+
+
+def _with(sampling: Sampling, seed: int, index: int) -> Sampling:
+    return Sampling(
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        stop_ids=sampling.stop_ids,
+        keep_stop=True,
+        seed=seed,
+        sample_index=index,
+        speculation="off",
+    )
+
+
+def check_fresh(
+    rollouts: Iterable[Rollout], revision: int, digests: Collection[str], staleness: int = 0
+) -> None:
+    """Aborted, naming the rollout, unless all are of known weights and at most `staleness` old."""
+    for rollout in rollouts:
+        if rollout.weights_digest not in digests:
+            raise Aborted(
+                f"rollout {rollout.id} was sampled by weights {rollout.weights_digest}, which this "
+                "run never had",
+                reason="UNKNOWN_WEIGHTS",
+            )
+        if not revision - staleness <= rollout.revision <= revision:
+            raise Aborted(
+                f"rollout {rollout.id} is of revision {rollout.revision}; at revision {revision} "
+                f"the run takes rollouts at most {staleness} old",
+                reason="STALE_ROLLOUT",
+            )
