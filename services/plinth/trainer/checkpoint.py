@@ -14,7 +14,7 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class TrainState:
     threads: int  # per worker, decided once: it is part of the order of summation
     tokens: int = 0  # learnt so far
     loss: float = 0.0  # of the last step, nats per token
+    controllers: dict[str, float] = field(default_factory=dict)  # what adapts as the run goes
     format: int = FORMAT
 
 

@@ -176,13 +176,17 @@ class Execution:
     def _train(self, spec: pb.TrainSpec) -> ArtifactRecord:
         dataset = self._store.get(spec.dataset)
         init = self._store.get(spec.init_from) if spec.init_from else None
-        for record, kind in ((dataset, "dataset"), (init, "model")):
+        judge = self._store.get(spec.reward) if spec.reward else None
+        for record, kind in ((dataset, "dataset"), (init, "model"), (judge, "reward")):
             if record is not None and record.kind != kind:
                 raise InvalidArgument(f"{record.ref} is a {record.kind}, not a {kind}", field=kind)
         inputs = {
-            "train": _fields(spec, "dataset", "init_from", "checkpoint_every", "eval_every"),
+            "train": _fields(
+                spec, "dataset", "init_from", "reward", "checkpoint_every", "eval_every"
+            ),
             "dataset": dataset.digest,
             "init_from": init and init.digest,
+            **({"reward": judge.digest} if judge else {}),
         }
         if found := self._published(_digest(inputs)):
             return found
@@ -191,15 +195,17 @@ class Execution:
             self._store.fetch(dataset),
             self._store.fetch(init) if init else None,
             self._settings.trainer,
+            self._store.fetch(judge) if judge else None,
         )
         config.write(self.folder.path)
         self._launcher.run(self.folder.path, config)
-        return self._publish_model(spec, dataset, init, _digest(inputs))
+        parents = [record for record in (dataset, init, judge) if record]
+        return self._publish_model(spec, parents, init, _digest(inputs))
 
     def _publish_model(
         self,
         spec: pb.TrainSpec,
-        dataset: ArtifactRecord,
+        parents: list[ArtifactRecord],
         init: ArtifactRecord | None,
         input_digest: str,
     ) -> ArtifactRecord:
@@ -214,10 +220,10 @@ class Execution:
             self._spec.output_name,
             "reward" if spec.objective == "reward" else "model",
             self.folder.model,
-            parents=[record.ref for record in (dataset, init) if record],
+            parents=[record.ref for record in parents],
             config=_fields(spec),
             metrics=outcome["metrics"],
-            data_digests={dataset.ref: dataset.digest},
+            data_digests={parents[0].ref: parents[0].digest},
             input_digest=input_digest,
             license=init.manifest.get("license") if init else None,
         )

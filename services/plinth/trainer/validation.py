@@ -20,7 +20,8 @@ from plinth.shared.settings import TrainerSettings
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.shards import DatasetInfo, read_info
 from plinth.trainer.loop.config import DATASETS, OBJECTIVES, PRECISIONS, TrainConfig
-from plinth.trainer.objectives.pairs import PairOptions
+from plinth.trainer.preference_specs import check_pairs, check_policy, pairs_of, policy_of
+from plinth.trainer.refusals import in_range, one_of, refuse
 from plinth.v1 import trainer_pb2 as pb
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -81,19 +82,19 @@ def validation_fraction(spec: pb.PrepareSpec) -> float:
 
 
 def _check_train(spec: pb.TrainSpec) -> None:
-    _one_of("objective", spec.objective, OBJECTIVES)
-    _one_of("schedule", spec.schedule or "wsd", KINDS)
-    _one_of("precision", spec.precision or "auto", PRECISIONS)
+    one_of("objective", spec.objective, OBJECTIVES)
+    one_of("schedule", spec.schedule or "wsd", KINDS)
+    one_of("precision", spec.precision or "auto", PRECISIONS)
     if not spec.dataset:
-        _refuse("dataset", "is empty; name a dataset artifact")
+        refuse("dataset", "is empty; name a dataset artifact")
     if bool(spec.init_from) == spec.HasField("model"):
-        _refuse("model", "give either init_from or model: a start, or the shape of a new one")
-    _in_range("sequence_length", spec.sequence_length, 2, MAX_SEQUENCE)
-    _in_range("batch_size", spec.batch_size, 1, MAX_BATCH)
-    _in_range("steps", spec.steps, 0, MAX_STEPS)
+        refuse("model", "give either init_from or model: a start, or the shape of a new one")
+    in_range("sequence_length", spec.sequence_length, 2, MAX_SEQUENCE)
+    in_range("batch_size", spec.batch_size, 1, MAX_BATCH)
+    in_range("steps", spec.steps, 0, MAX_STEPS)
     if spec.steps == 0:
-        _in_range("max_seconds", spec.max_seconds, 1.0, MAX_SECONDS)
-    _in_range("learning_rate", spec.learning_rate, 1e-9, 10.0)
+        in_range("max_seconds", spec.max_seconds, 1.0, MAX_SECONDS)
+    in_range("learning_rate", spec.learning_rate, 1e-9, 10.0)
     for name, limit in (
         ("warmup_fraction", 1.0),
         ("decay_fraction", 1.0),
@@ -101,80 +102,37 @@ def _check_train(spec: pb.TrainSpec) -> None:
         ("clip_norm", 1e6),
     ):
         if spec.HasField(name):  # type: ignore[arg-type]
-            _in_range(name, getattr(spec, name), 0.0, limit)
-    _check_pairs(spec)
+            in_range(name, getattr(spec, name), 0.0, limit)
+    check_pairs(spec)
+    check_policy(spec)
     workers = spec.workers or 1
-    _in_range("workers", workers, 1, MAX_WORKERS)
+    in_range("workers", workers, 1, MAX_WORKERS)
     if spec.batch_size % workers:
-        _refuse("batch_size", f"{spec.batch_size} does not divide evenly by {workers} workers")
+        refuse("batch_size", f"{spec.batch_size} does not divide evenly by {workers} workers")
     micro = spec.micro_batch_size
     if micro and (spec.batch_size // workers) % micro:
-        _refuse(
+        refuse(
             "micro_batch_size",
             f"{micro} does not divide a worker's share of {spec.batch_size // workers} sequences",
         )
 
 
-def _check_pairs(spec: pb.TrainSpec) -> None:
-    on_pairs = DATASETS[spec.objective] == "pairs"
-    if spec.HasField("pairs") and not on_pairs:
-        _refuse("pairs", f"is for 'dpo' and 'reward'; the objective is {spec.objective!r}")
-    if on_pairs and not spec.init_from:
-        _refuse("init_from", f"{spec.objective!r} starts from a model; name it")
-    if on_pairs:
-        pairs = spec.pairs
-        if pairs.HasField("beta"):
-            _in_range("pairs.beta", pairs.beta, 1e-4, 100.0)
-        _one_of("pairs.loss", pairs.loss or "sigmoid", ("sigmoid", "ipo"))
-        _in_range("pairs.label_smoothing", pairs.label_smoothing, 0.0, 0.49)
-        if pairs.loss == "ipo" and pairs.label_smoothing:
-            _refuse("pairs.label_smoothing", "has no place in IPO, whose loss is a regression")
-        for name in ("likelihood_weight", "centring", "margin"):
-            _in_range(f"pairs.{name}", getattr(pairs, name), 0.0, 100.0)
-
-
-def _pairs_of(spec: pb.TrainSpec) -> dict[str, Any] | None:
-    if DATASETS[spec.objective] != "pairs":
-        return None
-    given = spec.pairs
-    beta = {"beta": given.beta} if given.HasField("beta") else {}
-    options = PairOptions(
-        loss=given.loss or "sigmoid",
-        label_smoothing=given.label_smoothing,
-        likelihood_weight=given.likelihood_weight,
-        centring=given.centring,
-        margin=given.margin,
-        **beta,
-    )
-    return asdict(options)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        _refuse(name, f"{value!r} is unknown; use {' or '.join(repr(a) for a in allowed)}")
-
-
-def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        _refuse(name, f"is {value}, must be {low:g} to {high:g}")
-
-
-def _refuse(name: str, why: str) -> None:
-    raise InvalidArgument(f"{name}: {why}", field=f"spec.train.{name}")
-
-
 def plan_train(
-    spec: pb.TrainSpec, dataset: Path, init_from: Path | None, settings: TrainerSettings
+    spec: pb.TrainSpec,
+    dataset: Path,
+    init_from: Path | None,
+    settings: TrainerSettings,
+    reward: Path | None = None,
 ) -> TrainConfig:
     """The configuration of a run whose request, data and start fit together.
 
-    `dataset` and `init_from` are local folders.
+    `dataset`, `init_from` and `reward` are local folders.
     """
     _check_train(spec)
     info = read_info(dataset)
-    if DATASETS[spec.objective] != info.objective:
-        fit = " or ".join(repr(name) for name, kind in DATASETS.items() if kind == info.objective)
-        _refuse(
+    if info.objective not in DATASETS[spec.objective]:
+        fit = " or ".join(repr(n) for n, kinds in DATASETS.items() if info.objective in kinds)
+        refuse(
             "objective",
             f"{spec.objective!r} does not fit the dataset, which was prepared from "
             f"{_MADE_FROM[info.objective]}, for {fit}",
@@ -182,8 +140,10 @@ def plan_train(
     model = None if init_from else new_model(spec.model, info, spec.sequence_length)
     config = existing_model(init_from, dataset, info) if init_from else model
     assert config is not None
+    if reward is not None:
+        existing_model(reward, dataset, info)  # must read the same ids
     if spec.sequence_length > config.context:
-        _refuse(
+        refuse(
             "sequence_length",
             f"{spec.sequence_length} is longer than the model's context of {config.context}",
         )
@@ -219,7 +179,9 @@ def plan_train(
         device=settings.device,
         background=settings.background,
         threads=settings.threads,
-        pairs=_pairs_of(spec),
+        pairs=pairs_of(spec),
+        policy=None if (policy := policy_of(spec)) is None else asdict(policy),
+        reward=str(reward or ""),
         **optional,
     )
 
@@ -228,7 +190,7 @@ def _check_enough(spec: pb.TrainSpec, info: DatasetInfo) -> None:
     tokens = info.splits["train"].tokens
     needed = spec.batch_size * spec.sequence_length + 1
     if tokens < needed:
-        _refuse(
+        refuse(
             "batch_size",
             f"one batch of {spec.batch_size} × {spec.sequence_length} tokens needs {needed} and "
             f"the dataset has {tokens}; add text, or make the batch or the sequence smaller",
@@ -238,10 +200,10 @@ def _check_enough(spec: pb.TrainSpec, info: DatasetInfo) -> None:
 def new_model(spec: pb.ModelSpec, info: DatasetInfo, sequence_length: int) -> ModelConfig:
     """The full shape of a new model; zeros take the family's usual ratio."""
     if spec.family not in ("llama", "gpt2"):
-        _refuse("model.family", f"{spec.family!r} is unknown; use 'llama' or 'gpt2'")
+        refuse("model.family", f"{spec.family!r} is unknown; use 'llama' or 'gpt2'")
     heads = max(1, spec.heads)
     if spec.hidden % heads:
-        _refuse("model.heads", f"hidden {spec.hidden} does not divide evenly by {spec.heads}")
+        refuse("model.heads", f"hidden {spec.hidden} does not divide evenly by {spec.heads}")
     gpt2 = spec.family == "gpt2"
     ratio = 4 * spec.hidden if gpt2 else 32 * math.ceil(spec.hidden * 8 / 3 / 32)
     return ModelConfig(
@@ -274,9 +236,9 @@ def existing_model(folder: Path, dataset: Path, info: DatasetInfo) -> ModelConfi
     config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
     mine, theirs = folder / "tokenizer.json", dataset / "tokenizer" / "tokenizer.json"
     if mine.is_file() and json.loads(mine.read_text()) != json.loads(theirs.read_text()):
-        _refuse("dataset", f"was tokenised by {info.tokenizer}, which is not the model's tokenizer")
+        refuse("dataset", f"was tokenised by {info.tokenizer}, which is not the model's tokenizer")
     if info.vocab_size > config.vocab_size:
-        _refuse(
+        refuse(
             "dataset",
             f"has a vocabulary of {info.vocab_size}, the model only {config.vocab_size}",
         )

@@ -25,49 +25,51 @@ _sym_db = _symbol_database.Default()
 from plinth.v1 import common_pb2 as plinth_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17plinth/v1/trainer.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"\xa2\x01\n\x0bPrepareSpec\x12\x12\n\ncorpus_dir\x18\x01 \x01(\t\x12\x0f\n\x07\x62uiltin\x18\x02 \x01(\t\x12\x11\n\ttokenizer\x18\x03 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x04 \x01(\t\x12 \n\x13validation_fraction\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tmax_bytes\x18\x06 \x01(\x04\x42\x16\n\x14_validation_fraction\"\x9b\x01\n\tModelSpec\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0e\n\x06hidden\x18\x03 \x01(\r\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x14\n\x0cintermediate\x18\x06 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x07 \x01(\r\x12\x16\n\x0etie_embeddings\x18\x08 \x01(\x08\"\x8a\x01\n\x08PairSpec\x12\x11\n\x04\x62\x65ta\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04loss\x18\x02 \x01(\t\x12\x17\n\x0flabel_smoothing\x18\x03 \x01(\x01\x12\x19\n\x11likelihood_weight\x18\x04 \x01(\x01\x12\x10\n\x08\x63\x65ntring\x18\x05 \x01(\x01\x12\x0e\n\x06margin\x18\x06 \x01(\x01\x42\x07\n\x05_beta\"\xb3\x04\n\tTrainSpec\x12\x11\n\tobjective\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x11\n\tinit_from\x18\x03 \x01(\t\x12#\n\x05model\x18\x04 \x01(\x0b\x32\x14.plinth.v1.ModelSpec\x12\x17\n\x0fsequence_length\x18\x05 \x01(\r\x12\x12\n\nbatch_size\x18\x06 \x01(\r\x12\x18\n\x10micro_batch_size\x18\x07 \x01(\r\x12\r\n\x05steps\x18\x08 \x01(\x04\x12\x13\n\x0bmax_seconds\x18\t \x01(\x01\x12\x15\n\rlearning_rate\x18\n \x01(\x01\x12\x10\n\x08schedule\x18\x0b \x01(\t\x12\x1c\n\x0fwarmup_fraction\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x63\x61y_fraction\x18\r \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x0e \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tclip_norm\x18\x0f \x01(\x01H\x03\x88\x01\x01\x12\x11\n\tprecision\x18\x10 \x01(\t\x12\x0c\n\x04seed\x18\x11 \x01(\x04\x12\x0f\n\x07workers\x18\x12 \x01(\r\x12\x18\n\x10\x63heckpoint_every\x18\x13 \x01(\x04\x12\x12\n\neval_every\x18\x14 \x01(\x04\x12\"\n\x05pairs\x18\x15 \x01(\x0b\x32\x13.plinth.v1.PairSpecB\x12\n\x10_warmup_fractionB\x11\n\x0f_decay_fractionB\x0f\n\r_weight_decayB\x0c\n\n_clip_norm\"x\n\x07JobSpec\x12\x13\n\x0boutput_name\x18\x01 \x01(\t\x12)\n\x07prepare\x18\x02 \x01(\x0b\x32\x16.plinth.v1.PrepareSpecH\x00\x12%\n\x05train\x18\x03 \x01(\x0b\x32\x14.plinth.v1.TrainSpecH\x00\x42\x06\n\x04spec\"\xf2\x01\n\x0bJobProgress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x11\n\tgrad_norm\x18\x06 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x07 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x08 \x01(\x01\x12%\n\x18validation_bits_per_byte\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04note\x18\n \x01(\tB\x1b\n\x19_validation_bits_per_byte\"\x9b\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.JobSpec\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.plinth.v1.JobState\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x16.plinth.v1.JobProgress\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12%\n\x08\x61rtifact\x18\x06 \x01(\x0b\x32\x13.plinth.v1.Artifact\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12\x19\n\x11submitted_unix_ms\x18\x08 \x01(\x03\x12\x17\n\x0fstarted_unix_ms\x18\t \x01(\x03\x12\x18\n\x10\x66inished_unix_ms\x18\n \x01(\x03\"D\n\x10SubmitJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.JobSpec\"0\n\x11SubmitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\" \n\x0fListJobsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"0\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.plinth.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"/\n\x10WatchJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xeb\x02\n\x0eTrainerService\x12\x46\n\tSubmitJob\x12\x1b.plinth.v1.SubmitJobRequest\x1a\x1c.plinth.v1.SubmitJobResponse\x12=\n\x06GetJob\x12\x18.plinth.v1.GetJobRequest\x1a\x19.plinth.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.plinth.v1.ListJobsRequest\x1a\x1b.plinth.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\x1b.plinth.v1.CancelJobRequest\x1a\x1c.plinth.v1.CancelJobResponse\x12\x45\n\x08WatchJob\x12\x1a.plinth.v1.WatchJobRequest\x1a\x1b.plinth.v1.WatchJobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17plinth/v1/trainer.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"\xa2\x01\n\x0bPrepareSpec\x12\x12\n\ncorpus_dir\x18\x01 \x01(\t\x12\x0f\n\x07\x62uiltin\x18\x02 \x01(\t\x12\x11\n\ttokenizer\x18\x03 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x04 \x01(\t\x12 \n\x13validation_fraction\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tmax_bytes\x18\x06 \x01(\x04\x42\x16\n\x14_validation_fraction\"\x9b\x01\n\tModelSpec\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0e\n\x06hidden\x18\x03 \x01(\r\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x14\n\x0cintermediate\x18\x06 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x07 \x01(\r\x12\x16\n\x0etie_embeddings\x18\x08 \x01(\x08\"\x8a\x01\n\x08PairSpec\x12\x11\n\x04\x62\x65ta\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04loss\x18\x02 \x01(\t\x12\x17\n\x0flabel_smoothing\x18\x03 \x01(\x01\x12\x19\n\x11likelihood_weight\x18\x04 \x01(\x01\x12\x10\n\x08\x63\x65ntring\x18\x05 \x01(\x01\x12\x0e\n\x06margin\x18\x06 \x01(\x01\x42\x07\n\x05_beta\"\xf8\x05\n\nPolicySpec\x12\x0f\n\x07samples\x18\x01 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\r\x12\x13\n\x0bminibatches\x18\x05 \x01(\r\x12\x15\n\x08\x63lip_low\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tclip_high\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0e\x65ntropy_weight\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x1b\n\x0ekl_coefficient\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x16\n\tkl_target\x18\n \x01(\x01H\x05\x88\x01\x01\x12\x14\n\x0ckl_estimator\x18\x0b \x01(\t\x12\r\n\x05kl_in\x18\x0c \x01(\t\x12\x12\n\x05gamma\x18\r \x01(\x01H\x06\x88\x01\x01\x12\x10\n\x03lam\x18\x0e \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11whiten_advantages\x18\x0f \x01(\x08H\x08\x88\x01\x01\x12\x1b\n\x0ewhiten_rewards\x18\x10 \x01(\x08H\t\x88\x01\x01\x12\x13\n\x06\x62y_std\x18\x11 \x01(\x08H\n\x88\x01\x01\x12\x11\n\tnormalise\x18\x12 \x01(\t\x12 \n\x13missing_eos_penalty\x18\x13 \x01(\x01H\x0b\x88\x01\x01\x12\x16\n\tbootstrap\x18\x14 \x01(\x08H\x0c\x88\x01\x01\x12\x14\n\x07stop_kl\x18\x15 \x01(\x01H\r\x88\x01\x01\x12\x19\n\x0ckl_explosion\x18\x16 \x01(\x01H\x0e\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x0b\n\t_clip_lowB\x0c\n\n_clip_highB\x11\n\x0f_entropy_weightB\x11\n\x0f_kl_coefficientB\x0c\n\n_kl_targetB\x08\n\x06_gammaB\x06\n\x04_lamB\x14\n\x12_whiten_advantagesB\x11\n\x0f_whiten_rewardsB\t\n\x07_by_stdB\x16\n\x14_missing_eos_penaltyB\x0c\n\n_bootstrapB\n\n\x08_stop_klB\x0f\n\r_kl_explosion\"\xea\x04\n\tTrainSpec\x12\x11\n\tobjective\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x11\n\tinit_from\x18\x03 \x01(\t\x12#\n\x05model\x18\x04 \x01(\x0b\x32\x14.plinth.v1.ModelSpec\x12\x17\n\x0fsequence_length\x18\x05 \x01(\r\x12\x12\n\nbatch_size\x18\x06 \x01(\r\x12\x18\n\x10micro_batch_size\x18\x07 \x01(\r\x12\r\n\x05steps\x18\x08 \x01(\x04\x12\x13\n\x0bmax_seconds\x18\t \x01(\x01\x12\x15\n\rlearning_rate\x18\n \x01(\x01\x12\x10\n\x08schedule\x18\x0b \x01(\t\x12\x1c\n\x0fwarmup_fraction\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x63\x61y_fraction\x18\r \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x0e \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tclip_norm\x18\x0f \x01(\x01H\x03\x88\x01\x01\x12\x11\n\tprecision\x18\x10 \x01(\t\x12\x0c\n\x04seed\x18\x11 \x01(\x04\x12\x0f\n\x07workers\x18\x12 \x01(\r\x12\x18\n\x10\x63heckpoint_every\x18\x13 \x01(\x04\x12\x12\n\neval_every\x18\x14 \x01(\x04\x12\"\n\x05pairs\x18\x15 \x01(\x0b\x32\x13.plinth.v1.PairSpec\x12%\n\x06policy\x18\x16 \x01(\x0b\x32\x15.plinth.v1.PolicySpec\x12\x0e\n\x06reward\x18\x17 \x01(\tB\x12\n\x10_warmup_fractionB\x11\n\x0f_decay_fractionB\x0f\n\r_weight_decayB\x0c\n\n_clip_norm\"x\n\x07JobSpec\x12\x13\n\x0boutput_name\x18\x01 \x01(\t\x12)\n\x07prepare\x18\x02 \x01(\x0b\x32\x16.plinth.v1.PrepareSpecH\x00\x12%\n\x05train\x18\x03 \x01(\x0b\x32\x14.plinth.v1.TrainSpecH\x00\x42\x06\n\x04spec\"\xf2\x01\n\x0bJobProgress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x11\n\tgrad_norm\x18\x06 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x07 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x08 \x01(\x01\x12%\n\x18validation_bits_per_byte\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04note\x18\n \x01(\tB\x1b\n\x19_validation_bits_per_byte\"\x9b\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.JobSpec\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.plinth.v1.JobState\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x16.plinth.v1.JobProgress\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12%\n\x08\x61rtifact\x18\x06 \x01(\x0b\x32\x13.plinth.v1.Artifact\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12\x19\n\x11submitted_unix_ms\x18\x08 \x01(\x03\x12\x17\n\x0fstarted_unix_ms\x18\t \x01(\x03\x12\x18\n\x10\x66inished_unix_ms\x18\n \x01(\x03\"D\n\x10SubmitJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.JobSpec\"0\n\x11SubmitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\" \n\x0fListJobsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"0\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.plinth.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"/\n\x10WatchJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xeb\x02\n\x0eTrainerService\x12\x46\n\tSubmitJob\x12\x1b.plinth.v1.SubmitJobRequest\x1a\x1c.plinth.v1.SubmitJobResponse\x12=\n\x06GetJob\x12\x18.plinth.v1.GetJobRequest\x1a\x19.plinth.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.plinth.v1.ListJobsRequest\x1a\x1b.plinth.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\x1b.plinth.v1.CancelJobRequest\x1a\x1c.plinth.v1.CancelJobResponse\x12\x45\n\x08WatchJob\x12\x1a.plinth.v1.WatchJobRequest\x1a\x1b.plinth.v1.WatchJobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plinth.v1.trainer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=2200
-  _globals['_JOBSTATE']._serialized_end=2354
+  _globals['_JOBSTATE']._serialized_start=3018
+  _globals['_JOBSTATE']._serialized_end=3172
   _globals['_PREPARESPEC']._serialized_start=63
   _globals['_PREPARESPEC']._serialized_end=225
   _globals['_MODELSPEC']._serialized_start=228
   _globals['_MODELSPEC']._serialized_end=383
   _globals['_PAIRSPEC']._serialized_start=386
   _globals['_PAIRSPEC']._serialized_end=524
-  _globals['_TRAINSPEC']._serialized_start=527
-  _globals['_TRAINSPEC']._serialized_end=1090
-  _globals['_JOBSPEC']._serialized_start=1092
-  _globals['_JOBSPEC']._serialized_end=1212
-  _globals['_JOBPROGRESS']._serialized_start=1215
-  _globals['_JOBPROGRESS']._serialized_end=1457
-  _globals['_JOB']._serialized_start=1460
-  _globals['_JOB']._serialized_end=1743
-  _globals['_SUBMITJOBREQUEST']._serialized_start=1745
-  _globals['_SUBMITJOBREQUEST']._serialized_end=1813
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=1815
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=1863
-  _globals['_GETJOBREQUEST']._serialized_start=1865
-  _globals['_GETJOBREQUEST']._serialized_end=1896
-  _globals['_GETJOBRESPONSE']._serialized_start=1898
-  _globals['_GETJOBRESPONSE']._serialized_end=1943
-  _globals['_LISTJOBSREQUEST']._serialized_start=1945
-  _globals['_LISTJOBSREQUEST']._serialized_end=1977
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1979
-  _globals['_LISTJOBSRESPONSE']._serialized_end=2027
-  _globals['_CANCELJOBREQUEST']._serialized_start=2029
-  _globals['_CANCELJOBREQUEST']._serialized_end=2063
-  _globals['_CANCELJOBRESPONSE']._serialized_start=2065
-  _globals['_CANCELJOBRESPONSE']._serialized_end=2113
-  _globals['_WATCHJOBREQUEST']._serialized_start=2115
-  _globals['_WATCHJOBREQUEST']._serialized_end=2148
-  _globals['_WATCHJOBRESPONSE']._serialized_start=2150
-  _globals['_WATCHJOBRESPONSE']._serialized_end=2197
-  _globals['_TRAINERSERVICE']._serialized_start=2357
-  _globals['_TRAINERSERVICE']._serialized_end=2720
+  _globals['_POLICYSPEC']._serialized_start=527
+  _globals['_POLICYSPEC']._serialized_end=1287
+  _globals['_TRAINSPEC']._serialized_start=1290
+  _globals['_TRAINSPEC']._serialized_end=1908
+  _globals['_JOBSPEC']._serialized_start=1910
+  _globals['_JOBSPEC']._serialized_end=2030
+  _globals['_JOBPROGRESS']._serialized_start=2033
+  _globals['_JOBPROGRESS']._serialized_end=2275
+  _globals['_JOB']._serialized_start=2278
+  _globals['_JOB']._serialized_end=2561
+  _globals['_SUBMITJOBREQUEST']._serialized_start=2563
+  _globals['_SUBMITJOBREQUEST']._serialized_end=2631
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=2633
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=2681
+  _globals['_GETJOBREQUEST']._serialized_start=2683
+  _globals['_GETJOBREQUEST']._serialized_end=2714
+  _globals['_GETJOBRESPONSE']._serialized_start=2716
+  _globals['_GETJOBRESPONSE']._serialized_end=2761
+  _globals['_LISTJOBSREQUEST']._serialized_start=2763
+  _globals['_LISTJOBSREQUEST']._serialized_end=2795
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2797
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2845
+  _globals['_CANCELJOBREQUEST']._serialized_start=2847
+  _globals['_CANCELJOBREQUEST']._serialized_end=2881
+  _globals['_CANCELJOBRESPONSE']._serialized_start=2883
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2931
+  _globals['_WATCHJOBREQUEST']._serialized_start=2933
+  _globals['_WATCHJOBREQUEST']._serialized_end=2966
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2968
+  _globals['_WATCHJOBRESPONSE']._serialized_end=3015
+  _globals['_TRAINERSERVICE']._serialized_start=3175
+  _globals['_TRAINERSERVICE']._serialized_end=3538
 # @@protoc_insertion_point(module_scope)

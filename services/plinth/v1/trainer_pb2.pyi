@@ -178,6 +178,160 @@ class PairSpec(_message.Message):
 Global___PairSpec: _TypeAlias = PairSpec  # noqa: Y015
 
 @_typing.final
+class PolicySpec(_message.Message):
+    """How a policy learns from its own answers. Zeros and absent fields are the defaults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    MINIBATCHES_FIELD_NUMBER: _builtins.int
+    CLIP_LOW_FIELD_NUMBER: _builtins.int
+    CLIP_HIGH_FIELD_NUMBER: _builtins.int
+    ENTROPY_WEIGHT_FIELD_NUMBER: _builtins.int
+    KL_COEFFICIENT_FIELD_NUMBER: _builtins.int
+    KL_TARGET_FIELD_NUMBER: _builtins.int
+    KL_ESTIMATOR_FIELD_NUMBER: _builtins.int
+    KL_IN_FIELD_NUMBER: _builtins.int
+    GAMMA_FIELD_NUMBER: _builtins.int
+    LAM_FIELD_NUMBER: _builtins.int
+    WHITEN_ADVANTAGES_FIELD_NUMBER: _builtins.int
+    WHITEN_REWARDS_FIELD_NUMBER: _builtins.int
+    BY_STD_FIELD_NUMBER: _builtins.int
+    NORMALISE_FIELD_NUMBER: _builtins.int
+    MISSING_EOS_PENALTY_FIELD_NUMBER: _builtins.int
+    BOOTSTRAP_FIELD_NUMBER: _builtins.int
+    STOP_KL_FIELD_NUMBER: _builtins.int
+    KL_EXPLOSION_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """Answers per prompt; TrainSpec.batch_size is answers per update, steps are updates. Default 1
+    for "ppo", 4 for "grpo" and "rloo".
+    """
+    max_new_tokens: _builtins.int
+    temperature: _builtins.float
+    epochs: _builtins.int
+    """Over each batch, and optimiser steps per epoch."""
+    minibatches: _builtins.int
+    clip_low: _builtins.float
+    clip_high: _builtins.float
+    entropy_weight: _builtins.float
+    kl_coefficient: _builtins.float
+    """KL to the model that the run starts from: its weight (0: none), the nats per answer that a
+    controller aims at (0: the weight stays), "k1", "k2" or "k3", and "reward" or "loss".
+    """
+    kl_target: _builtins.float
+    kl_estimator: _builtins.str
+    kl_in: _builtins.str
+    gamma: _builtins.float
+    lam: _builtins.float
+    whiten_advantages: _builtins.bool
+    whiten_rewards: _builtins.bool
+    by_std: _builtins.bool
+    """GRPO: divide by the group's standard deviation."""
+    normalise: _builtins.str
+    """What long answers weigh: "tokens", "answers" or "constant"."""
+    missing_eos_penalty: _builtins.float
+    bootstrap: _builtins.bool
+    stop_kl: _builtins.float
+    """Nats per token to the sampler at which an update's other steps are dropped."""
+    kl_explosion: _builtins.float
+    """Nats per answer to the reference at which the run ends."""
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        max_new_tokens: _builtins.int = ...,
+        temperature: _builtins.float | None = ...,
+        epochs: _builtins.int = ...,
+        minibatches: _builtins.int = ...,
+        clip_low: _builtins.float | None = ...,
+        clip_high: _builtins.float | None = ...,
+        entropy_weight: _builtins.float | None = ...,
+        kl_coefficient: _builtins.float | None = ...,
+        kl_target: _builtins.float | None = ...,
+        kl_estimator: _builtins.str = ...,
+        kl_in: _builtins.str = ...,
+        gamma: _builtins.float | None = ...,
+        lam: _builtins.float | None = ...,
+        whiten_advantages: _builtins.bool | None = ...,
+        whiten_rewards: _builtins.bool | None = ...,
+        by_std: _builtins.bool | None = ...,
+        normalise: _builtins.str = ...,
+        missing_eos_penalty: _builtins.float | None = ...,
+        bootstrap: _builtins.bool | None = ...,
+        stop_kl: _builtins.float | None = ...,
+        kl_explosion: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "gamma", b"gamma", "kl_coefficient", b"kl_coefficient", "kl_explosion", b"kl_explosion", "kl_target", b"kl_target", "lam", b"lam", "missing_eos_penalty", b"missing_eos_penalty", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "epochs", b"epochs", "gamma", b"gamma", "kl_coefficient", b"kl_coefficient", "kl_estimator", b"kl_estimator", "kl_explosion", b"kl_explosion", "kl_in", b"kl_in", "kl_target", b"kl_target", "lam", b"lam", "max_new_tokens", b"max_new_tokens", "minibatches", b"minibatches", "missing_eos_penalty", b"missing_eos_penalty", "normalise", b"normalise", "samples", b"samples", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bootstrap: _TypeAlias = _typing.Literal["bootstrap"]  # noqa: Y015
+    _WhichOneofArgType__bootstrap: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap"]  # noqa: Y015
+    _WhichOneofReturnType__by_std: _TypeAlias = _typing.Literal["by_std"]  # noqa: Y015
+    _WhichOneofArgType__by_std: _TypeAlias = _typing.Literal["_by_std", b"_by_std"]  # noqa: Y015
+    _WhichOneofReturnType__clip_high: _TypeAlias = _typing.Literal["clip_high"]  # noqa: Y015
+    _WhichOneofArgType__clip_high: _TypeAlias = _typing.Literal["_clip_high", b"_clip_high"]  # noqa: Y015
+    _WhichOneofReturnType__clip_low: _TypeAlias = _typing.Literal["clip_low"]  # noqa: Y015
+    _WhichOneofArgType__clip_low: _TypeAlias = _typing.Literal["_clip_low", b"_clip_low"]  # noqa: Y015
+    _WhichOneofReturnType__entropy_weight: _TypeAlias = _typing.Literal["entropy_weight"]  # noqa: Y015
+    _WhichOneofArgType__entropy_weight: _TypeAlias = _typing.Literal["_entropy_weight", b"_entropy_weight"]  # noqa: Y015
+    _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
+    _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015
+    _WhichOneofReturnType__kl_coefficient: _TypeAlias = _typing.Literal["kl_coefficient"]  # noqa: Y015
+    _WhichOneofArgType__kl_coefficient: _TypeAlias = _typing.Literal["_kl_coefficient", b"_kl_coefficient"]  # noqa: Y015
+    _WhichOneofReturnType__kl_explosion: _TypeAlias = _typing.Literal["kl_explosion"]  # noqa: Y015
+    _WhichOneofArgType__kl_explosion: _TypeAlias = _typing.Literal["_kl_explosion", b"_kl_explosion"]  # noqa: Y015
+    _WhichOneofReturnType__kl_target: _TypeAlias = _typing.Literal["kl_target"]  # noqa: Y015
+    _WhichOneofArgType__kl_target: _TypeAlias = _typing.Literal["_kl_target", b"_kl_target"]  # noqa: Y015
+    _WhichOneofReturnType__lam: _TypeAlias = _typing.Literal["lam"]  # noqa: Y015
+    _WhichOneofArgType__lam: _TypeAlias = _typing.Literal["_lam", b"_lam"]  # noqa: Y015
+    _WhichOneofReturnType__missing_eos_penalty: _TypeAlias = _typing.Literal["missing_eos_penalty"]  # noqa: Y015
+    _WhichOneofArgType__missing_eos_penalty: _TypeAlias = _typing.Literal["_missing_eos_penalty", b"_missing_eos_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__stop_kl: _TypeAlias = _typing.Literal["stop_kl"]  # noqa: Y015
+    _WhichOneofArgType__stop_kl: _TypeAlias = _typing.Literal["_stop_kl", b"_stop_kl"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__whiten_advantages: _TypeAlias = _typing.Literal["whiten_advantages"]  # noqa: Y015
+    _WhichOneofArgType__whiten_advantages: _TypeAlias = _typing.Literal["_whiten_advantages", b"_whiten_advantages"]  # noqa: Y015
+    _WhichOneofReturnType__whiten_rewards: _TypeAlias = _typing.Literal["whiten_rewards"]  # noqa: Y015
+    _WhichOneofArgType__whiten_rewards: _TypeAlias = _typing.Literal["_whiten_rewards", b"_whiten_rewards"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bootstrap) -> _WhichOneofReturnType__bootstrap | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__by_std) -> _WhichOneofReturnType__by_std | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_high) -> _WhichOneofReturnType__clip_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_low) -> _WhichOneofReturnType__clip_low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__entropy_weight) -> _WhichOneofReturnType__entropy_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gamma) -> _WhichOneofReturnType__gamma | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_coefficient) -> _WhichOneofReturnType__kl_coefficient | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_explosion) -> _WhichOneofReturnType__kl_explosion | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_target) -> _WhichOneofReturnType__kl_target | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lam) -> _WhichOneofReturnType__lam | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__missing_eos_penalty) -> _WhichOneofReturnType__missing_eos_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_kl) -> _WhichOneofReturnType__stop_kl | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__whiten_advantages) -> _WhichOneofReturnType__whiten_advantages | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__whiten_rewards) -> _WhichOneofReturnType__whiten_rewards | None: ...
+
+Global___PolicySpec: _TypeAlias = PolicySpec  # noqa: Y015
+
+@_typing.final
 class TrainSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -202,8 +356,10 @@ class TrainSpec(_message.Message):
     CHECKPOINT_EVERY_FIELD_NUMBER: _builtins.int
     EVAL_EVERY_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
     objective: _builtins.str
-    """"clm" or "sft"; on pairs, "dpo" or "reward"."""
+    """"clm" or "sft"; on pairs, "dpo" or "reward"; on prompts of either, "ppo", "grpo" or "rloo"."""
     dataset: _builtins.str
     """Dataset artifact reference (kind "dataset")."""
     init_from: _builtins.str
@@ -233,11 +389,16 @@ class TrainSpec(_message.Message):
     """Steps between checkpoints; 0 chooses."""
     eval_every: _builtins.int
     """Steps between held-out evaluations; 0: at the end only."""
+    reward: _builtins.str
     @_builtins.property
     def model(self) -> Global___ModelSpec: ...
     @_builtins.property
     def pairs(self) -> Global___PairSpec:
         """For objectives on pairs."""
+
+    @_builtins.property
+    def policy(self) -> Global___PolicySpec:
+        """For policy objectives, and the reward model artifact that judges."""
 
     def __init__(
         self,
@@ -263,10 +424,12 @@ class TrainSpec(_message.Message):
         checkpoint_every: _builtins.int = ...,
         eval_every: _builtins.int = ...,
         pairs: Global___PairSpec | None = ...,
+        policy: Global___PolicySpec | None = ...,
+        reward: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "decay_fraction", b"decay_fraction", "model", b"model", "pairs", b"pairs", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "decay_fraction", b"decay_fraction", "model", b"model", "pairs", b"pairs", "policy", b"policy", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "pairs", b"pairs", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "pairs", b"pairs", "policy", b"policy", "precision", b"precision", "reward", b"reward", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015

@@ -42,14 +42,48 @@ class PairShape(BaseModel):
     margin: float = Field(default=0, ge=0, le=100)
 
 
+class PolicyShape(BaseModel):
+    """How a policy learns from its own answers; see `PolicySpec` in trainer.proto. What is not
+    given is the trainer's default, which also checks the values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(default=0, ge=0, le=1024)
+    max_new_tokens: int = Field(default=0, ge=0, le=1 << 20)
+    temperature: float | None = None
+    epochs: int = Field(default=0, ge=0, le=64)
+    minibatches: int = Field(default=0, ge=0, le=1 << 16)
+    clip_low: float | None = None
+    clip_high: float | None = None
+    entropy_weight: float | None = None
+    kl_coefficient: float | None = None
+    kl_target: float | None = None
+    kl_estimator: Literal["", "k1", "k2", "k3"] = ""
+    kl_in: Literal["", "reward", "loss"] = ""
+    gamma: float | None = None
+    lam: float | None = None
+    whiten_advantages: bool | None = None
+    whiten_rewards: bool | None = None
+    by_std: bool | None = None
+    normalise: Literal["", "tokens", "answers", "constant"] = ""
+    missing_eos_penalty: float | None = None
+    bootstrap: bool | None = None
+    stop_kl: float | None = None
+    kl_explosion: float | None = None
+
+
+_PAIRS, _POLICY = ("dpo", "reward"), ("ppo", "grpo", "rloo")
+
+
 class TrainSpec(StepSpec):
     INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {
         "dataset": frozenset({"dataset"}),
         "init_from": frozenset({"model"}),
+        "reward": frozenset({"reward"}),
     }
 
     kind: Literal["train"]
-    objective: Literal["clm", "sft", "dpo", "reward"]
+    objective: Literal["clm", "sft", "dpo", "reward", "ppo", "grpo", "rloo"]
     dataset: Input
     init_from: Input | None = None
     model: ModelShape | None = None
@@ -70,6 +104,8 @@ class TrainSpec(StepSpec):
     checkpoint_every: int = Field(default=0, ge=0)
     eval_every: int = Field(default=0, ge=0)
     pairs: PairShape | None = None  # for "dpo" and "reward"
+    policy: PolicyShape | None = None  # for "ppo", "grpo" and "rloo": batch_size counts answers
+    reward: Input | None = None  # for the same: the model that judges
 
     @model_validator(mode="after")
     def _whole(self) -> TrainSpec:
@@ -77,10 +113,17 @@ class TrainSpec(StepSpec):
             raise ValueError("give one of init_from (a model to go on from) and model (its shape)")
         if not self.steps and not self.max_seconds:
             raise ValueError("give steps or max_seconds, or the training would have no end")
-        if self.objective in ("dpo", "reward") and self.init_from is None:
+        if self.objective in (*_PAIRS, *_POLICY) and self.init_from is None:
             raise ValueError(f"{self.objective} starts from a model: give init_from")
-        if self.objective not in ("dpo", "reward") and self.pairs is not None:
-            raise ValueError(f"pairs is for dpo and reward, not for {self.objective}")
+        if self.objective not in _PAIRS and self.pairs is not None:
+            raise ValueError(f"pairs is for {' and '.join(_PAIRS)}, not for {self.objective}")
+        policy = self.objective in _POLICY
+        if policy and self.reward is None:
+            raise ValueError(f"{self.objective} needs a reward model: give reward")
+        if policy and not self.steps:
+            raise ValueError(f"{self.objective} counts updates: give steps, not max_seconds")
+        if not policy and (self.policy is not None or self.reward is not None):
+            raise ValueError(f"policy and reward are for {', '.join(_POLICY)}")
         return self
 
     def produces(self) -> str:
@@ -133,6 +176,10 @@ class TrainStep:
         train.sequence_length = spec.sequence_length or context
         if spec.pairs is not None:
             train.pairs.CopyFrom(pb.PairSpec(**spec.pairs.model_dump()))
+        if spec.policy is not None:
+            train.policy.CopyFrom(pb.PolicySpec(**spec.policy.model_dump()))
+        if "reward" in work.inputs:
+            train.reward = work.inputs["reward"].ref
         job = pb.JobSpec(output_name=work.output_name, train=train)
         async for event in follow_job(work, tools, job):
             yield event

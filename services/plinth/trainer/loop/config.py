@@ -8,8 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-# What each objective learns from: the kind of dataset.
-DATASETS = {"clm": "clm", "sft": "sft", "dpo": "pairs", "reward": "pairs"}
+POLICY_OBJECTIVES = ("ppo", "grpo", "rloo")
+# What each objective learns from: the kinds of dataset. A policy takes the prompts alone.
+DATASETS = {
+    "clm": ("clm",),
+    "sft": ("sft",),
+    "dpo": ("pairs",),
+    "reward": ("pairs",),
+    **dict.fromkeys(POLICY_OBJECTIVES, ("sft", "pairs")),
+}
 OBJECTIVES = tuple(DATASETS)
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -44,6 +51,8 @@ class TrainConfig:
     eval_every: int = 0  # steps; 0: at the end only
     device: str = "cpu"
     pairs: dict[str, Any] | None = None  # fields of PairOptions, for "dpo" and "reward"
+    policy: dict[str, Any] | None = None  # fields of PolicyConfig, for policy objectives
+    reward: str = ""  # folder of the reward model that judges a policy
     background: bool = False  # CPU workers yield to everybody else (SCHED_IDLE)
 
     def write(self, folder: Path) -> None:
@@ -56,7 +65,14 @@ class TrainConfig:
     def digest(self) -> str:
         """Names the result: everything but where things lie and how politely they run."""
         value = asdict(self)
-        for name in ("dataset", "init_from", "background", "checkpoint_every", "eval_every"):
+        for name in (
+            "dataset",
+            "init_from",
+            "reward",
+            "background",
+            "checkpoint_every",
+            "eval_every",
+        ):
             del value[name]
         data = (Path(self.dataset) / "dataset.json").read_bytes()
         text = json.dumps(value, sort_keys=True) + sha256(data).hexdigest()

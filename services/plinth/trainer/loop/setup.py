@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,20 +63,13 @@ class Run:
 
     def save_model(self) -> None:
         """The trained decoder and its dataset's tokenizer, complete or not there at all."""
-        target = self.folder.model
-        writing = target.with_name(".writing-model")
-        shutil.rmtree(writing, ignore_errors=True)
-        try:
-            if isinstance(self.decoder, RewardModel):
-                save_reward_model(self.decoder, writing, self.pad_id)
-            else:
-                save_decoder(self.decoder, writing)
-            shutil.copytree(Path(self.config.dataset) / "tokenizer", writing, dirs_exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            writing.rename(target)
-        except OSError as failed:
-            shutil.rmtree(writing, ignore_errors=True)
-            raise disk_error(failed, self.folder.path, "model") from failed
+        write_model(self.folder, self.config, self._write)
+
+    def _write(self, out: Path) -> None:
+        if isinstance(self.decoder, RewardModel):
+            save_reward_model(self.decoder, out, self.pad_id)
+        else:
+            save_decoder(self.decoder, out)
 
 
 def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
@@ -110,6 +104,21 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
     if found:
         load_checkpoint(found, run.decoder, run.optimizer)
     return run
+
+
+def write_model(folder: JobFolder, config: TrainConfig, write: Callable[[Path], None]) -> None:
+    """What `write` puts into a folder, with the dataset's tokenizer: complete or not there."""
+    target = folder.model
+    writing = target.with_name(".writing-model")
+    shutil.rmtree(writing, ignore_errors=True)
+    try:
+        write(writing)
+        shutil.copytree(Path(config.dataset) / "tokenizer", writing, dirs_exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        writing.rename(target)
+    except OSError as failed:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise disk_error(failed, folder.path, "model") from failed
 
 
 def make_objective(config: TrainConfig, train: Split, validation: Split) -> Objective:

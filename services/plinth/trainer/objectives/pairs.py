@@ -12,7 +12,7 @@ from torch import Tensor
 from plinth.kernels.training import SdpaBackend
 from plinth.models.decoder import Decoder
 from plinth.shared.errors import InvalidArgument
-from plinth.trainer.data.shards import Split
+from plinth.trainer.data.shards import Ids, Mask, Split
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ class Pairs:
     def batch(self, items: list[int]) -> PairBatch:
         """The pairs at these indices of `numbers`."""
         numbers = [self.numbers[item] for item in items]
-        rows = [self._split.document(2 * number + side) for side in (0, 1) for number in numbers]
+        rows = [
+            _upto_answer(*self._split.document(2 * n + side)) for side in (0, 1) for n in numbers
+        ]
         width = max(len(ids) for ids, _ in rows)
         ids_bt = np.full((len(rows), width), self._pad, np.int64)
         answer_bt = np.zeros(ids_bt.shape, bool)
@@ -88,6 +90,12 @@ class Pairs:
     def batches(self, size: int) -> list[list[int]]:
         """All items in order, `size` at a time."""
         return [list(range(i, min(i + size, len(self)))) for i in range(0, len(self), size)]
+
+
+def _upto_answer(ids: Ids, mask: Mask) -> tuple[Ids, Mask]:
+    """Without what a template puts after an answer: a policy's answers end where they end."""
+    end = int(np.flatnonzero(mask)[-1]) + 1
+    return ids[:end], mask[:end]
 
 
 def answer_logprobs(decoder: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]:

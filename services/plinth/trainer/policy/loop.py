@@ -16,7 +16,6 @@ import torch
 from plinth.algos.policy import AdaptiveKl
 from plinth.engine.request import Sampling
 from plinth.models.decoder import Decoder
-from plinth.shared.errors import Aborted
 from plinth.trainer.data.sampler import Sampler as Dealer
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.model import Actor, RolloutBatch, logprobs
@@ -60,8 +59,7 @@ def optimise(
 ) -> Iterator[Update]:
     """Yields after each update; the caller checkpoints then, and may stop.
 
-    Raises what `learn` raises, and Aborted when the KL explodes: the actor is then as it was before
-    the update that would have followed.
+    Raises what `learn` raises.
     """
     dealer = Dealer(len(prompts), config.seed)
     controller = AdaptiveKl(progress.coefficient or config.kl_coefficient, config.kl_target)
@@ -90,13 +88,6 @@ def optimise(
             actor, optimizer, rollouts, scores, reference_bt, config, coefficient, generator
         )
         clock.lap("train")
-        if config.kl_explosion and learned.kl > config.kl_explosion:
-            raise Aborted(
-                f"KL to the reference is {learned.kl:.1f} nats per answer at update {number}, "
-                f"{config.kl_explosion:g} is the bound; raise kl_coefficient or lower the learning "
-                "rate. The last checkpoint is the last good policy",
-                reason="KL_EXPLOSION",
-            )
         if config.kl_target:
             controller.update(learned.kl, len(rollouts))
         # 5. The sampler gets the new weights.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from plinth.algos import policy as algo
-from plinth.shared.errors import DataLoss, FailedPrecondition, InvalidArgument
+from plinth.shared.errors import Aborted, DataLoss, FailedPrecondition, InvalidArgument
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.model import Actor, Outputs, RolloutBatch
 from plinth.trainer.policy.rollouts import Rollout
@@ -56,8 +56,8 @@ def learn(
     """Changes `actor`. `scores` has one reward per answer; `coefficient` is the KL's now.
 
     Raises InvalidArgument (an answer without tokens, a score that is no number), DataLoss (trainer
-    and sampler disagree: the weights did not arrive as they were sent) and FailedPrecondition (a
-    loss that is no number).
+    and sampler disagree: the weights did not arrive as they were sent), Aborted (the KL exploded)
+    and FailedPrecondition (a loss that is no number). The actor is unchanged by all but the last.
     """
     _check(rollouts, scores)
     batch = RolloutBatch.of(rollouts)
@@ -73,6 +73,14 @@ def learn(
     kl_bt = torch.zeros_like(before.logprobs_bt)
     if reference_bt is not None:
         kl_bt = algo.kl_estimate(before.logprobs_bt, reference_bt, config.kl_estimator)
+    kl = float(torch.where(valid_bt, kl_bt, 0.0).sum(1).mean())
+    if config.kl_explosion and kl > config.kl_explosion:
+        raise Aborted(
+            f"KL to the reference is {kl:.1f} nats per answer, {config.kl_explosion:g} is the "
+            "bound; raise kl_coefficient or lower the learning rate. The last checkpoint is the "
+            "last good policy",
+            reason="KL_EXPLOSION",
+        )
     scores_b = torch.tensor(scores, dtype=torch.float32)
     ended_b = torch.tensor([rollout.ended for rollout in rollouts])
     rewards_b = scores_b - config.missing_eos_penalty * (~ended_b).float()
@@ -91,7 +99,7 @@ def learn(
     return Learned(
         score=float(scores_b.mean()),
         score_std=float(scores_b.std(unbiased=False)),
-        kl=float(torch.where(valid_bt, kl_bt, 0.0).sum(1).mean()),
+        kl=kl,
         gap=gap,
         gap_within=within,
         tokens=int(valid_bt.sum()),

@@ -1,0 +1,198 @@
+"""Learning from rewards: this project and its peers on one model, task, seeds and threads.
+
+Prints one JSON line per (algorithm, peer, seed). The peers run in environments of their own, which
+`ops/bench/peers.sh` makes; each run is a process of its own, and the peers take turns by seed.
+
+    python ops/bench/align.py [--algos ppo,grpo] [--peers self,trl] [--seeds 0,1,2] [--updates 40]
+
+The task: prompts of 8 random tokens, exactly 64 response tokens at temperature 1, vocabulary 32;
+the reward is the share of one target token. The model: a Llama of 10M random parameters. A batch is
+16 answers (GRPO: 2 prompts × 8), the learning rate 3e-4. `samples` and `seconds` are what it took
+to reach a mean reward of 0.9; `reached` is false where it did not within --updates.
+`generation_tokens_s` counts the sampling alone; `loop_tokens_s` is a hand-written loop over
+transformers with a KV cache, in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PEERS = Path(__file__).with_name("align_trl.py")
+ENVIRONMENTS = Path(__file__).parents[2] / ".bench"
+VOCABULARY, PROMPT, RESPONSE, TARGET = 32, 8, 64, 7
+GOAL, ANSWERS, GROUP, LEARNING_RATE = 0.9, 16, 8, 3e-4
+SHAPE = {
+    "layers": 8,
+    "hidden": 320,
+    "heads": 8,
+    "kv_heads": 8,
+    "head_dim": 40,
+    "intermediate": 864,
+    "context": 128,
+}
+
+
+def main() -> None:
+    """Measure what was asked for, a line each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--algos", default="ppo,grpo")
+    parser.add_argument("--peers", default="self,trl")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # algorithm, seed, folder: a child's work
+    options = parser.parse_args()
+    if options.one:
+        algorithm, seed, folder = options.one.split(",")
+        print(json.dumps(run_self(algorithm, int(seed), Path(folder), options.updates)))
+        return
+    for algorithm in options.algos.split(","):
+        for seed in options.seeds.split(","):
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = make_model(Path(scratch) / "model", int(seed))
+                for peer in options.peers.split(","):
+                    line = child(peer, algorithm, seed, folder, options.updates)
+                    print(json.dumps({"bench": "align", **line}), flush=True)
+
+
+def child(peer: str, algorithm: str, seed: str, folder: Path, updates: int) -> dict[str, Any]:
+    """One run in a process of its own; its last line of output."""
+    if peer == "self":
+        command = [sys.executable, __file__, "--one", f"{algorithm},{seed},{folder}"]
+        command += ["--updates", str(updates)]
+    else:
+        python = ENVIRONMENTS / ("trl-ppo" if algorithm == "ppo" else "trl") / "bin" / "python"
+        if not python.exists():
+            return {"peer": peer, "algo": algorithm, "error": "run ops/bench/peers.sh first"}
+        command = [str(python), str(PEERS), algorithm, seed, str(folder), str(updates)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"peer": peer, "algo": algorithm, "seed": int(seed), "error": done.stderr[-400:]}
+    line: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return line
+
+
+def make_model(folder: Path, seed: int) -> Path:
+    """The same random checkpoint for everybody."""
+    from plinth.models.config import ModelConfig
+    from plinth.models.decoder import Decoder
+    from plinth.models.weights import save_decoder
+
+    decoder = Decoder(ModelConfig(family="llama", vocab_size=VOCABULARY, **_shape()))
+    decoder.init_weights(seed)
+    save_decoder(decoder, folder)
+    return folder
+
+
+def _shape() -> dict[str, Any]:
+    return {**SHAPE, "tie_embeddings": True, "attention_bias": False, "mlp_bias": False}
+
+
+def prompts_of(seed: int) -> list[tuple[int, ...]]:
+    """1,000 prompts; the peers make the same ones."""
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randint(0, VOCABULARY, (1000, PROMPT), generator=generator)
+    return [tuple(row) for row in made.tolist()]
+
+
+def run_self(algorithm: str, seed: int, folder: Path, updates: int) -> dict[str, Any]:
+    """Until the goal is reached, or `updates` have been made."""
+    from plinth.engine.engine import Engine
+    from plinth.engine.runner import Runner
+    from plinth.engine.scheduler import Limits
+    from plinth.kernels.native import instruction_set
+    from plinth.kernels.paged import KvCache
+    from plinth.models.weights import load_decoder
+    from plinth.trainer.policy.config import PolicyConfig
+    from plinth.trainer.policy.loop import Progress, optimise
+    from plinth.trainer.policy.model import Actor
+    from plinth.trainer.policy.rollouts import EngineSampler
+
+    decoder = load_decoder(folder)
+    shape = decoder.config
+    cache = KvCache(shape.layers, 128, shape.kv_heads, shape.head_dim, 16)
+    engine = Engine(Runner(decoder, cache), Limits(512, 64, 64, shape.context))
+    config = PolicyConfig(
+        algorithm=algorithm,
+        updates=updates,
+        prompts=ANSWERS if algorithm == "ppo" else ANSWERS // GROUP,
+        samples=1 if algorithm == "ppo" else GROUP,
+        max_new_tokens=RESPONSE,
+        learning_rate=LEARNING_RATE,
+        kl_coefficient=0.0,
+        lam=1.0,
+        seed=seed,
+    )
+    actor = Actor(decoder, value_head=config.has_critic)
+    optimizer = torch.optim.AdamW(
+        actor.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
+    )
+    loop_rate = hand_written_loop(folder)
+    shares: dict[str, float] = {}
+    gap, within, tokens, reached = 0.0, 0.0, 0, False
+    began = time.perf_counter()
+    run = optimise(
+        actor,
+        None,
+        EngineSampler(engine),
+        lambda rollouts: [r.response.count(TARGET) / len(r.response) for r in rollouts],
+        prompts_of(seed),
+        config,
+        optimizer,
+        Progress(),
+    )
+    for update in run:
+        for name, seconds in update.seconds.items():
+            shares[name] = shares.get(name, 0.0) + seconds
+        gap = max(gap, update.learned.gap)
+        within += update.learned.gap_within * update.learned.tokens
+        tokens += update.learned.tokens
+        if reached := update.learned.score >= GOAL:
+            break
+    seconds = time.perf_counter() - began
+    return {
+        "peer": "self",
+        "algo": algorithm,
+        "seed": seed,
+        "reached": reached,
+        "samples": tokens // RESPONSE,
+        "seconds": round(seconds, 2),
+        "samples_s": round(tokens / RESPONSE / seconds, 2),
+        "generation_tokens_s": round(tokens / shares["sample"], 1),
+        "loop_tokens_s": round(loop_rate, 1),
+        "shares": {name: round(spent / seconds, 3) for name, spent in shares.items()},
+        "gap": gap,
+        "gap_within": within / tokens,
+        "threads": torch.get_num_threads(),
+        "cpu": instruction_set(),
+    }
+
+
+def hand_written_loop(folder: Path, rounds: int = 3) -> float:
+    """Tokens per second of the least that one would write over transformers, at batch 16."""
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompt_bt = torch.tensor(prompts_of(0)[:ANSWERS])
+    rates = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        with torch.no_grad():
+            ids_bt, cache = prompt_bt, DynamicCache(config=model.config)
+            for _ in range(RESPONSE):
+                logits = model(ids_bt, past_key_values=cache, use_cache=True).logits[:, -1]
+                ids_bt = torch.multinomial(logits.softmax(-1), 1)
+        rates.append(ANSWERS * RESPONSE / (time.perf_counter() - began))
+    return sorted(rates)[rounds // 2]
+
+
+if __name__ == "__main__":
+    main()

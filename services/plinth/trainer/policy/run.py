@@ -1,0 +1,259 @@
+"""A policy optimisation as a job: folder in, model out, killed at any point and gone on with.
+
+1. The policy starts from `init_from`; a frozen copy is the reference, and the reward model judges.
+2. Prompts are what comes before the answers of the dataset; the held-out ones are answered before
+   the first update and after the last, with the same noise.
+3. `loop.optimise` does the work; after each update the run may be checkpointed or stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from plinth.engine.engine import Engine
+from plinth.engine.request import Sampling
+from plinth.engine.runner import Runner
+from plinth.engine.scheduler import Limits
+from plinth.kernels.paged import KvCache
+from plinth.kernels.training import SdpaBackend
+from plinth.models.decoder import Decoder
+from plinth.models.reward import RewardModel, load_reward_model
+from plinth.models.weights import save_decoder
+from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.trainer.checkpoint import (
+    TrainState,
+    checkpoints,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from plinth.trainer.data.shards import Split
+from plinth.trainer.loop.config import TrainConfig
+from plinth.trainer.loop.group import Group
+from plinth.trainer.loop.job_folder import JobFolder, Progress, replace_json
+from plinth.trainer.loop.machine import choose_threads
+from plinth.trainer.loop.setup import make_decoder, write_model
+from plinth.trainer.objectives.pairs import wilson
+from plinth.trainer.policy import loop
+from plinth.trainer.policy.config import PolicyConfig
+from plinth.trainer.policy.model import Actor, RolloutBatch
+from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout
+
+BLOCK = 16
+RUNNING, BATCH_TOKENS = 64, 512
+HELD_OUT = 64  # prompts at most
+_EVERY = 10  # updates between checkpoints, unless the job says
+_HELD_OUT_SEED = 0x5EED
+
+
+def optimise_policy(config: TrainConfig, folder: JobFolder, group: Group) -> str:
+    """Run to the end, or until asked to stop; the outcome is in the folder and returned."""
+    if (ended := folder.outcome()) is not None:
+        return str(ended["status"])
+    try:
+        return _optimise(config, folder, group)
+    except PlinthError as error:
+        folder.end("failed", error=error)
+        return "failed"
+
+
+def _optimise(config: TrainConfig, folder: JobFolder, group: Group) -> str:
+    job = _Job.open(config, folder, group)
+    before = job.held_out_before()
+    progress = loop.Progress(job.state.step, job.state.controllers.get("kl", 0.0))
+    report = Progress(done=progress.update, total=config.steps, note="sampling")
+    folder.write_progress(report)
+    updates = loop.optimise(
+        job.actor,
+        job.reference,
+        job.sampler,
+        job.rewards,
+        job.prompts,
+        job.policy,
+        job.optimizer,
+        progress,
+        stop_ids=job.stop_ids,
+    )
+    every = config.checkpoint_every or _EVERY
+    for update in updates:
+        job.state.step, job.state.controllers["kl"] = progress.update, progress.coefficient
+        job.state.tokens += update.learned.tokens
+        _tell(report, update, config)
+        folder.write_progress(report)
+        if progress.update % every == 0 or progress.update == config.steps:
+            job.save()
+        if (asked := folder.requested()) is not None:
+            job.save()
+            status = "paused" if asked == "pause" else "cancelled"
+            folder.end(status, step=progress.update)
+            return status
+    metrics = _metrics(report, job, before)
+    write_model(folder, config, lambda out: save_decoder(job.actor.policy, out))
+    folder.end("succeeded", metrics=metrics)
+    return "succeeded"
+
+
+def _tell(report: Progress, update: loop.Update, config: TrainConfig) -> None:
+    learned = update.learned
+    spent = sum(update.seconds.values())
+    report.done = update.number + 1
+    report.loss, report.grad_norm = learned.policy_loss, learned.grad_norm
+    report.learning_rate = config.learning_rate
+    report.tokens_per_second = learned.tokens / spent
+    report.eta_seconds = spent * (report.total - report.done)
+    report.note = (
+        f"reward {learned.score:.3f} · KL {learned.kl:.2f} nats · {learned.length:.0f} tokens · "
+        f"gap {learned.gap:.0e}"
+    )
+
+
+def _metrics(report: Progress, job: _Job, before: list[float]) -> dict[str, float]:
+    """Held-out rewards of the policy as it was and as it is, prompt by prompt."""
+    after = job.held_out()
+    wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(after, before, strict=True))
+    low, high = wilson(wins, len(after))
+    return {
+        "steps": float(report.total),
+        "tokens": float(job.state.tokens),
+        "train_loss": report.loss,
+        "tokens_per_second": report.tokens_per_second,
+        "validation_prompts": float(len(after)),
+        "validation_reward_before": float(np.mean(before)),
+        "validation_reward": float(np.mean(after)),
+        "validation_win_rate": wins / len(after),
+        "validation_win_rate_low": low,
+        "validation_win_rate_high": high,
+    }
+
+
+@dataclass
+class _Job:
+    """All that a run needs, opened."""
+
+    config: TrainConfig
+    policy: PolicyConfig
+    folder: JobFolder
+    actor: Actor
+    reference: Decoder | None
+    judge: RewardModel
+    sampler: EngineSampler
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    prompts: list[tuple[int, ...]]
+    held_out_prompts: list[tuple[int, ...]]
+    stop_ids: frozenset[int]
+
+    @classmethod
+    def open(cls, config: TrainConfig, folder: JobFolder, group: Group) -> _Job:
+        assert config.policy is not None
+        policy = PolicyConfig(**config.policy)
+        threads = choose_threads(config.threads, 1)
+        digest = config.digest()
+        found = checkpoints(folder.checkpoints)
+        state = (
+            read_state(found[-1], digest)
+            if found
+            else TrainState(digest, step=0, total=config.steps, precision="fp32", threads=threads)
+        )
+        torch.set_num_threads(state.threads)
+        train, validation = (Split(Path(config.dataset), n) for n in ("train", "validation"))
+        decoder = make_decoder(config, train).to(group.device)
+        judge = load_reward_model(Path(config.reward)).to(group.device)
+        critic = load_reward_model(Path(config.reward)) if policy.has_critic else None
+        actor = Actor(decoder, value_head=policy.has_critic, critic=critic).to(group.device)
+        reference = make_decoder(config, train).to(group.device) if policy.kl_coefficient else None
+        optimizer = torch.optim.AdamW(
+            actor.parameters(),
+            lr=policy.learning_rate,
+            weight_decay=policy.weight_decay,
+            fused=True,
+        )
+        room = decoder.config.context - policy.max_new_tokens
+        prompts = _prompts(train, room)
+        if len(prompts) < policy.prompts:
+            raise InvalidArgument(
+                f"the dataset has {len(prompts)} prompts of at most {room} tokens, fewer than one "
+                f"batch of {policy.prompts}; make max_new_tokens or batch_size smaller",
+                field="batch_size",
+            )
+        if found:
+            load_checkpoint(found[-1], actor, optimizer)
+        return cls(
+            config=config,
+            policy=policy,
+            folder=folder,
+            actor=actor,
+            reference=reference,
+            judge=judge.eval(),
+            sampler=EngineSampler(_engine(decoder, policy, group.device)),
+            optimizer=optimizer,
+            state=state,
+            prompts=prompts,
+            held_out_prompts=_prompts(validation, room)[:HELD_OUT] or prompts[:HELD_OUT],
+            stop_ids=frozenset(decoder.config.eos_ids),
+        )
+
+    def save(self) -> None:
+        save_checkpoint(self.folder.checkpoints, self.actor, self.optimizer, self.state)
+
+    def rewards(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """The reward model's score at each answer's last token."""
+        scores: list[float] = []
+        with torch.no_grad():
+            for low in range(0, len(rollouts), self.policy.micro_batch):
+                batch = RolloutBatch.of(rollouts[low : low + self.policy.micro_batch])
+                b, t = batch.ids_bt.shape
+                backend = SdpaBackend(b, t)
+                hidden_nd = self.judge(batch.ids_bt.reshape(-1), torch.arange(t).repeat(b), backend)
+                rows_b = torch.arange(b) * t + batch.last_b
+                scores += self.judge.scores(hidden_nd[rows_b], backend).tolist()
+        return scores
+
+    def held_out_before(self) -> list[float]:
+        """Rewards of the held-out prompts before the first update; kept for a run that goes on."""
+        path = self.folder.path / "before.json"
+        if not path.is_file():
+            replace_json(path, {"rewards": self.held_out()})
+        rewards: list[float] = json.loads(path.read_text())["rewards"]
+        return rewards
+
+    def held_out(self) -> list[float]:
+        """Rewards of one answer to each held-out prompt, by the policy as it is now."""
+        self.sampler.renew(self.state.step)
+        orders = [
+            Order(group, prompt, 1, loop.hash_seed(_HELD_OUT_SEED, group))
+            for group, prompt in enumerate(self.held_out_prompts)
+        ]
+        policy = self.policy
+        sampling = Sampling(
+            policy.temperature, max_tokens=policy.max_new_tokens, stop_ids=self.stop_ids
+        )
+        return self.rewards(self.sampler.sample(orders, sampling))
+
+
+def _prompts(split: Split, longest: int) -> list[tuple[int, ...]]:
+    """What stands before the answers, each once, in the order of the split."""
+    found: dict[tuple[int, ...], None] = {}
+    step = 2 if split.info.objective == "pairs" else 1
+    for number in range(0, split.documents, step):
+        ids, mask = split.document(number)
+        answers = np.flatnonzero(mask)
+        if len(answers) and 0 < answers[0] <= longest:
+            found[tuple(ids[: answers[0]].tolist())] = None
+    return list(found)
+
+
+def _engine(decoder: Decoder, policy: PolicyConfig, device: str) -> Engine:
+    shape = decoder.config
+    answers = max(policy.answers, HELD_OUT)
+    blocks = min(answers, RUNNING) * math.ceil(shape.context / BLOCK)
+    cache = KvCache(shape.layers, blocks, shape.kv_heads, shape.head_dim, BLOCK, device=device)
+    limits = Limits(BATCH_TOKENS, RUNNING, answers, shape.context)
+    return Engine(Runner(decoder, cache), limits)

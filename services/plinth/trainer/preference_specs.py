@@ -1,0 +1,94 @@
+"""Specifications of what is learned from preferences: pairs, and a policy's own answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from plinth.shared.errors import InvalidArgument
+from plinth.trainer.loop.config import DATASETS, POLICY_OBJECTIVES
+from plinth.trainer.objectives.pairs import PairOptions
+from plinth.trainer.policy.config import PolicyConfig
+from plinth.trainer.refusals import in_range, one_of, refuse
+from plinth.v1 import trainer_pb2 as pb
+
+
+def check_pairs(spec: pb.TrainSpec) -> None:
+    on_pairs = DATASETS[spec.objective] == ("pairs",)
+    if spec.HasField("pairs") and not on_pairs:
+        refuse("pairs", f"is for 'dpo' and 'reward'; the objective is {spec.objective!r}")
+    if on_pairs and not spec.init_from:
+        refuse("init_from", f"{spec.objective!r} starts from a model; name it")
+    if on_pairs:
+        pairs = spec.pairs
+        if pairs.HasField("beta"):
+            in_range("pairs.beta", pairs.beta, 1e-4, 100.0)
+        one_of("pairs.loss", pairs.loss or "sigmoid", ("sigmoid", "ipo"))
+        in_range("pairs.label_smoothing", pairs.label_smoothing, 0.0, 0.49)
+        if pairs.loss == "ipo" and pairs.label_smoothing:
+            refuse("pairs.label_smoothing", "has no place in IPO, whose loss is a regression")
+        for name in ("likelihood_weight", "centring", "margin"):
+            in_range(f"pairs.{name}", getattr(pairs, name), 0.0, 100.0)
+
+
+def pairs_of(spec: pb.TrainSpec) -> dict[str, Any] | None:
+    if DATASETS[spec.objective] != ("pairs",):
+        return None
+    given = spec.pairs
+    beta = {"beta": given.beta} if given.HasField("beta") else {}
+    options = PairOptions(
+        loss=given.loss or "sigmoid",
+        label_smoothing=given.label_smoothing,
+        likelihood_weight=given.likelihood_weight,
+        centring=given.centring,
+        margin=given.margin,
+        **beta,
+    )
+    return asdict(options)
+
+
+def check_policy(spec: pb.TrainSpec) -> None:
+    if spec.objective not in POLICY_OBJECTIVES:
+        given = {"policy": spec.HasField("policy"), "reward": bool(spec.reward)}
+        for name in (name for name, there in given.items() if there):
+            refuse(name, f"is for {', '.join(POLICY_OBJECTIVES)}, not for {spec.objective!r}")
+        return
+    if not spec.init_from:
+        refuse("init_from", f"{spec.objective!r} starts from a model; name it")
+    if not spec.reward:
+        refuse("reward", f"{spec.objective!r} needs a reward model; name its artifact")
+    if not spec.steps:
+        refuse("steps", f"{spec.objective!r} counts updates: give steps, not max_seconds")
+    if (spec.workers or 1) != 1:
+        refuse("workers", f"{spec.objective!r} runs on one worker")
+    policy_of(spec)
+
+
+def policy_of(spec: pb.TrainSpec) -> PolicyConfig | None:
+    """The whole configuration of a policy objective; None for others."""
+    if spec.objective not in POLICY_OBJECTIVES:
+        return None
+    given = spec.policy
+    samples = given.samples or (1 if spec.objective == "ppo" else 4)
+    if spec.batch_size % samples:
+        refuse("batch_size", f"{spec.batch_size} answers are no multiple of {samples} per prompt")
+    # ListFields has what was given: optional fields that were set, others that are not zero.
+    fields: dict[str, Any] = {field.name: value for field, value in given.ListFields()}
+    fields["samples"] = samples
+    for name in ("clip_norm", "weight_decay"):
+        if spec.HasField(name):
+            fields[name] = getattr(spec, name)
+    try:
+        return PolicyConfig(
+            algorithm=spec.objective,
+            updates=spec.steps,
+            prompts=spec.batch_size // samples,
+            learning_rate=spec.learning_rate,
+            micro_batch=spec.micro_batch_size or min(16, spec.batch_size),
+            seed=spec.seed,
+            **fields,
+        )
+    except InvalidArgument as wrong:
+        raise InvalidArgument(
+            f"policy.{wrong.message}", field=f"spec.train.policy.{wrong.field}"
+        ) from wrong

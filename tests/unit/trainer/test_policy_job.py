@@ -1,0 +1,141 @@
+"""A policy optimisation as a job: from a dataset's prompts and a reward model to a model folder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import trainings
+from plinth.models.config import ModelConfig
+from plinth.models.decoder import Decoder
+from plinth.models.weights import save_decoder
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.settings import TrainerSettings
+from plinth.trainer.data.shards import Split
+from plinth.trainer.loop import Group, train
+from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.policy.run import optimise_policy
+from plinth.trainer.validation import check_spec, plan_train
+from plinth.v1 import trainer_pb2 as pb
+
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(dataset of pairs, model to start from, reward model trained on the pairs)."""
+    folder = tmp_path_factory.mktemp("policy")
+    dataset = trainings.dataset(folder / "d", trainings.pairs(120))
+    vocabulary = Split(dataset, "train").info.vocab_size
+    decoder = Decoder(
+        ModelConfig(**{**trainings.MODEL, "context": LENGTH, "vocab_size": vocabulary})
+    )
+    decoder.init_weights(3)
+    save_decoder(decoder, folder / "start")
+    config = trainings.config(
+        dataset,
+        objective="reward",
+        init_from=str(folder / "start"),
+        model=None,
+        sequence_length=LENGTH,
+        steps=20,
+        learning_rate=3e-3,
+    )
+    job = JobFolder(trainings.job(folder / "r", config))
+    assert train(config, job, Group()) == "succeeded", job.outcome()
+    return dataset, folder / "start", job.model
+
+
+def spec(**changes):
+    policy = {"samples": 4, "max_new_tokens": 10, **changes.pop("policy", {})}
+    fields = {
+        "objective": "grpo",
+        "dataset": "d@1",
+        "init_from": "m@1",
+        "reward": "r@1",
+        "sequence_length": LENGTH,
+        "batch_size": 16,
+        "steps": 6,
+        "learning_rate": 3e-3,
+        "seed": 4,
+        "checkpoint_every": 2,
+        **changes,
+    }
+    return pb.TrainSpec(policy=pb.PolicySpec(**policy), **fields)
+
+
+def planned(made, **changes):
+    dataset, start, reward = made
+    return plan_train(spec(**changes), dataset, start, TrainerSettings(threads=1), reward)
+
+
+@pytest.mark.parametrize("change", [{}, {"objective": "ppo", "policy": {"samples": 1}}])
+def test_the_reward_rises_on_prompts_that_were_held_out(made, tmp_path, change) -> None:
+    config = planned(made, steps=15, **change)
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    assert optimise_policy(config, job, Group()) == "succeeded", job.outcome()
+    metrics = job.outcome()["metrics"]
+    assert metrics["validation_reward"] > metrics["validation_reward_before"]
+    assert metrics["validation_win_rate"] > 0.5
+    AutoModelForCausalLM.from_pretrained(job.model)
+    assert (job.model / "tokenizer.json").is_file()
+    assert "reward" in job.progress().note
+
+
+def test_stopped_between_updates_and_resumed_is_bit_for_bit_the_same(made, tmp_path) -> None:
+    config = planned(
+        made,
+        objective="ppo",
+        policy={"samples": 1, "epochs": 2, "minibatches": 2, "kl_target": 1.0},
+    )
+
+    class Interrupted(JobFolder):
+        looks = 0
+
+        def requested(self):
+            self.looks += 1
+            return "pause" if self.looks >= 3 else None
+
+    ends = []
+    for name, kind in (("whole", JobFolder), ("parts", Interrupted)):
+        job = kind(trainings.job(tmp_path / name, config))
+        status = optimise_policy(config, job, Group())
+        if status == "paused":
+            job = JobFolder(job.path)
+            job.begin()
+            status = optimise_policy(config, job, Group())
+        assert status == "succeeded", job.outcome()
+        ends.append(load_file(job.model / "model.safetensors"))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"reward": ""}, "needs a reward model"),
+        ({"steps": 0, "max_seconds": 10.0}, "counts updates"),
+        ({"workers": 2}, "one worker"),
+        ({"batch_size": 18}, "no multiple of 4"),
+        ({"policy": {"samples": 1}}, "at least 2"),
+        ({"policy": {"kl_estimator": "k7"}}, "k1, k2 or k3"),
+        ({"objective": "sft"}, "is for ppo"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(change, words) -> None:
+    job = pb.JobSpec(output_name="x", train=spec(**change))
+    with pytest.raises(InvalidArgument, match=words) as caught:
+        check_spec(job)
+    assert (caught.value.field or "").startswith("spec.train.")
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(made, tmp_path) -> None:
+    dataset, start, reward = made
+    other = tmp_path / "reward"
+    other.mkdir()
+    for path in reward.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "tokenizer.json").write_text("{}")
+    with pytest.raises(InvalidArgument, match="not the model's tokenizer"):
+        plan_train(spec(), dataset, start, TrainerSettings(), other)
