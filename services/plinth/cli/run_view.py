@@ -136,6 +136,10 @@ def about(step: pb.Step) -> str:
         )
     elif "loss" in figures:
         parts.append(f"loss {figures['loss']:.3f}, {figures['tokens_per_second']:,.0f} tokens/s")
+    elif "winner" in figures:
+        best = figures["models"][figures["winner"]]
+        won = f"{best['win_rate']:.0%} of answers against the first"
+        parts.append(f"best of {len(figures['models'])}, wins {won}")
     elif "alias" in figures:
         parts.append(f"is {figures['alias']}")
     elif "name" in figures:
@@ -157,6 +161,9 @@ def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> Rend
     if exams:
         parts.append(_figures(run, exams))
         parts += [_answer(answer) for exam in exams for answer in exam.get("answers", [])]
+    for step in run.steps:
+        if step.kind == "compare":
+            parts.append(_contest(metrics(step)))
     served = [step for step in run.steps if step.kind in {"serve", "publish", "train"}]
     if served:
         parts += [Text("lineage", "bold"), lineage(served[-1].output, artifact)]
@@ -179,6 +186,22 @@ def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:
     made = [exam["tokens_per_second"] for exam in exams if exam.get("answers")]
     if made:
         table.add_row("answers", f"{made[-1]:,.0f} tokens/s, one stream")
+    return table
+
+
+def _contest(figures: dict[str, Any]) -> RenderableType:
+    """Models side by side, as the judge sees them."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("model", "reward", "wins against the first", "95 % interval", ""):
+        table.add_column(title, justify="left" if title in {"model", ""} else "right")
+    for name, model in figures["models"].items():
+        table.add_row(
+            str(model["model"]),
+            f"{model['reward']:+.3f}",
+            f"{model['win_rate']:.1%}",
+            f"{model['win_rate_low']:.1%} to {model['win_rate_high']:.1%}",
+            "goes on" if name == figures["winner"] else "",
+        )
     return table
 
 

@@ -30,7 +30,12 @@ from plinth.trainer.data.shards import DatasetInfo
 from plinth.trainer.data.tokenize import Messages, Render, completion_mask, tokenize_corpus
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
-from plinth.trainer.validation import check_spec, plan_train, validation_fraction
+from plinth.trainer.validation import (
+    check_spec,
+    plan_compare,
+    plan_train,
+    validation_fraction,
+)
 from plinth.v1 import trainer_pb2 as pb
 
 # The ids of a conversation, by the tokenizer stage: (tokenizer, messages, open the answer's turn).
@@ -79,8 +84,11 @@ class Execution:
         self._check_stop()
         finished = False
         try:
-            if self._spec.WhichOneof("spec") == "prepare":
+            kind = self._spec.WhichOneof("spec")
+            if kind == "prepare":
                 record = self._prepare(self._spec.prepare)
+            elif kind == "compare":
+                record = self._compare(self._spec.compare)
             else:
                 record = self._train(self._spec.train)
             finished = True
@@ -174,12 +182,9 @@ class Execution:
     # -- train -----------------------------------------------------------------------------
 
     def _train(self, spec: pb.TrainSpec) -> ArtifactRecord:
-        dataset = self._store.get(spec.dataset)
-        init = self._store.get(spec.init_from) if spec.init_from else None
-        judge = self._store.get(spec.reward) if spec.reward else None
-        for record, kind in ((dataset, "dataset"), (init, "model"), (judge, "reward")):
-            if record is not None and record.kind != kind:
-                raise InvalidArgument(f"{record.ref} is a {record.kind}, not a {kind}", field=kind)
+        dataset = self._of_kind(spec.dataset, "dataset")
+        init = self._of_kind(spec.init_from, "model") if spec.init_from else None
+        judge = self._of_kind(spec.reward, "reward") if spec.reward else None
         inputs = {
             "train": _fields(
                 spec, "dataset", "init_from", "reward", "checkpoint_every", "eval_every"
@@ -209,13 +214,7 @@ class Execution:
         init: ArtifactRecord | None,
         input_digest: str,
     ) -> ArtifactRecord:
-        outcome = self.folder.outcome()
-        if outcome is None:
-            raise Internal(f"training ended without an outcome in {self.folder.path}")
-        if outcome["status"] == "failed":
-            raise self.folder.error() or Internal("training failed without an error")
-        if outcome["status"] != "succeeded":
-            raise Stopped("pause" if outcome["status"] == "paused" else "cancel")
+        outcome = self._succeeded()
         return self._store.publish(
             self._spec.output_name,
             "reward" if spec.objective == "reward" else "model",
@@ -227,6 +226,58 @@ class Execution:
             input_digest=input_digest,
             license=init.manifest.get("license") if init else None,
         )
+
+    # -- compare ---------------------------------------------------------------------------
+
+    def _compare(self, spec: pb.CompareSpec) -> ArtifactRecord:
+        dataset, judge = (
+            self._of_kind(spec.dataset, "dataset"),
+            self._of_kind(spec.reward, "reward"),
+        )
+        models = [self._of_kind(reference, "model") for reference in spec.models]
+        inputs = {
+            "compare": _fields(spec, "dataset", "models", "reward"),
+            "dataset": dataset.digest,
+            "reward": judge.digest,
+            "models": [model.digest for model in models],
+        }
+        if found := self._published(_digest(inputs)):
+            return found
+        config = plan_compare(
+            spec,
+            self._store.fetch(dataset),
+            [self._store.fetch(model) for model in models],
+            self._store.fetch(judge),
+            self._settings.trainer,
+        )
+        config.write(self.folder.path)
+        self._launcher.run(self.folder.path, config)
+        return self._store.publish(
+            self._spec.output_name,
+            "report",
+            self.folder.model,
+            parents=[record.ref for record in (*models, judge, dataset)],
+            config=_fields(spec),
+            metrics=self._succeeded()["metrics"],
+            input_digest=_digest(inputs),
+        )
+
+    def _of_kind(self, reference: str, kind: str) -> ArtifactRecord:
+        record = self._store.get(reference)
+        if record.kind != kind:
+            raise InvalidArgument(f"{record.ref} is a {record.kind}, not a {kind}", field=kind)
+        return record
+
+    def _succeeded(self) -> dict[str, Any]:
+        """The outcome of workers that have ended well; else what they ended with is raised."""
+        outcome = self.folder.outcome()
+        if outcome is None:
+            raise Internal(f"the work ended without an outcome in {self.folder.path}")
+        if outcome["status"] == "failed":
+            raise self.folder.error() or Internal("the work failed without an error")
+        if outcome["status"] != "succeeded":
+            raise Stopped("pause" if outcome["status"] == "paused" else "cancel")
+        return outcome
 
     def _published(self, input_digest: str) -> ArtifactRecord | None:
         return self._store.find_by_input(self._spec.output_name, input_digest)

@@ -12,6 +12,8 @@ from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.refusals import in_range, one_of, refuse
 from plinth.v1 import trainer_pb2 as pb
 
+MODELS = (2, 8)  # that one comparison takes
+
 
 def check_pairs(spec: pb.TrainSpec) -> None:
     on_pairs = DATASETS[spec.objective] == ("pairs",)
@@ -92,3 +94,27 @@ def policy_of(spec: pb.TrainSpec) -> PolicyConfig | None:
         raise InvalidArgument(
             f"policy.{wrong.message}", field=f"spec.train.policy.{wrong.field}"
         ) from wrong
+
+
+def check_compare(spec: pb.CompareSpec) -> None:
+    """Raise InvalidArgument for whatever can be told from the request alone."""
+    for name in ("dataset", "reward"):
+        if not getattr(spec, name):
+            raise InvalidArgument(f"{name}: is empty; name an artifact", field=f"compare.{name}")
+    if not MODELS[0] <= len(spec.models) <= MODELS[1]:
+        raise InvalidArgument(
+            f"models: {len(spec.models)} given, must be {MODELS[0]} to {MODELS[1]}; the first is "
+            "the baseline",
+            field="compare.models",
+        )
+    compare_policy(spec)
+
+
+def compare_policy(spec: pb.CompareSpec) -> PolicyConfig:
+    """How the models are sampled."""
+    given: dict[str, Any] = {}
+    if spec.max_new_tokens:
+        given["max_new_tokens"] = spec.max_new_tokens
+    if spec.HasField("temperature"):
+        given["temperature"] = spec.temperature
+    return PolicyConfig(**given)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ from plinth.shared.settings import TrainerSettings
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.shards import DatasetInfo, read_info
 from plinth.trainer.loop.config import DATASETS, OBJECTIVES, PRECISIONS, TrainConfig
-from plinth.trainer.preference_specs import check_pairs, check_policy, pairs_of, policy_of
+from plinth.trainer.preference_specs import (
+    check_compare,
+    check_pairs,
+    check_policy,
+    compare_policy,
+    pairs_of,
+    policy_of,
+)
 from plinth.trainer.refusals import in_range, one_of, refuse
 from plinth.v1 import trainer_pb2 as pb
 
@@ -46,8 +54,10 @@ def check_spec(spec: pb.JobSpec) -> None:
         _check_prepare(spec.prepare)
     elif kind == "train":
         _check_train(spec.train)
+    elif kind == "compare":
+        check_compare(spec.compare)
     else:
-        raise InvalidArgument("a job needs 'prepare' or 'train'", field="spec")
+        raise InvalidArgument("a job needs 'prepare', 'train' or 'compare'", field="spec")
 
 
 def _check_prepare(spec: pb.PrepareSpec) -> None:
@@ -183,6 +193,39 @@ def plan_train(
         policy=None if (policy := policy_of(spec)) is None else asdict(policy),
         reward=str(reward or ""),
         **optional,
+    )
+
+
+def plan_compare(
+    spec: pb.CompareSpec,
+    dataset: Path,
+    models: Sequence[Path],
+    reward: Path,
+    settings: TrainerSettings,
+) -> TrainConfig:
+    """The configuration of a comparison whose models read the dataset's tokens. Local folders."""
+    info = read_info(dataset)
+    if info.objective == "clm":
+        refuse("dataset", "was prepared from plain text; prompts come from chats or pairs")
+    for folder in (*models, reward):
+        existing_model(folder, dataset, info)
+    return TrainConfig(
+        objective="compare",
+        dataset=str(dataset),
+        init_from="",
+        model=None,
+        sequence_length=0,
+        batch_size=1,
+        micro_batch_size=1,
+        steps=0,
+        max_seconds=0,
+        learning_rate=0,
+        policy=asdict(compare_policy(spec)),
+        reward=str(reward),
+        candidates=tuple(str(folder) for folder in models),
+        device=settings.device,
+        background=settings.background,
+        threads=settings.threads,
     )
 
 

@@ -28,6 +28,7 @@ from plinth.shared.errors import Aborted
 from plinth.trainer.loop import Group, TrainConfig, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.machine import run_in_background
+from plinth.trainer.policy.compare import compare
 from plinth.trainer.policy.run import optimise_policy
 
 _GROUP_TIMEOUT = timedelta(seconds=120)
@@ -47,7 +48,7 @@ def run_worker(folder: Path, rank: int, store: Store | None, device: str) -> str
         run_in_background()
     with _only_group(folder, rank), _joined(rank, config.workers, store, device):
         try:
-            run = train if config.policy is None else optimise_policy
+            run = compare if config.candidates else optimise_policy if config.policy else train
             return run(config, job, Group(rank, config.workers, device))
         except RuntimeError:
             # A peer that ended with a recorded outcome closes its connections; that is no crash.

@@ -451,30 +451,77 @@ class TrainSpec(_message.Message):
 Global___TrainSpec: _TypeAlias = TrainSpec  # noqa: Y015
 
 @_typing.final
+class CompareSpec(_message.Message):
+    """Which of some models answers best on held-out prompts, by a reward model. The report's figures
+    are those of the models, in their order: reward, win_rate against the first with its interval.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """Dataset whose held-out prompts are answered."""
+    reward: _builtins.str
+    """Reward model artifact."""
+    max_new_tokens: _builtins.int
+    temperature: _builtins.float
+    """Default 1."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Model artifacts; the first is the baseline. 2 to 8."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        reward: _builtins.str = ...,
+        max_new_tokens: _builtins.int = ...,
+        temperature: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "dataset", b"dataset", "max_new_tokens", b"max_new_tokens", "models", b"models", "reward", b"reward", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___CompareSpec: _TypeAlias = CompareSpec  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OUTPUT_NAME_FIELD_NUMBER: _builtins.int
     PREPARE_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
+    COMPARE_FIELD_NUMBER: _builtins.int
     output_name: _builtins.str
     """Artifact name to publish the result under."""
     @_builtins.property
     def prepare(self) -> Global___PrepareSpec: ...
     @_builtins.property
     def train(self) -> Global___TrainSpec: ...
+    @_builtins.property
+    def compare(self) -> Global___CompareSpec: ...
     def __init__(
         self,
         *,
         output_name: _builtins.str = ...,
         prepare: Global___PrepareSpec | None = ...,
         train: Global___TrainSpec | None = ...,
+        compare: Global___CompareSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prepare", b"prepare", "spec", b"spec", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "prepare", b"prepare", "spec", b"spec", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_name", b"output_name", "prepare", b"prepare", "spec", b"spec", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "output_name", b"output_name", "prepare", b"prepare", "spec", b"spec", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["prepare", "train"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["prepare", "train", "compare"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 

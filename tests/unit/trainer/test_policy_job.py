@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,10 +16,11 @@ from plinth.models.weights import save_decoder
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import TrainerSettings
 from plinth.trainer.data.shards import Split
-from plinth.trainer.loop import Group, train
+from plinth.trainer.loop import Group, TrainConfig, train
 from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.policy.compare import compare
 from plinth.trainer.policy.run import optimise_policy
-from plinth.trainer.validation import check_spec, plan_train
+from plinth.trainer.validation import check_spec, plan_compare, plan_train
 from plinth.v1 import trainer_pb2 as pb
 
 LENGTH = 64
@@ -109,6 +112,33 @@ def test_stopped_between_updates_and_resumed_is_bit_for_bit_the_same(made, tmp_p
         assert status == "succeeded", job.outcome()
         ends.append(load_file(job.model / "model.safetensors"))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_models_are_compared_on_the_same_prompts(made, tmp_path) -> None:
+    dataset, start, reward = made
+    better = JobFolder(trainings.job(tmp_path / "b", planned(made, steps=20)))
+    assert optimise_policy(planned(made, steps=20), better, Group()) == "succeeded"
+    ask = pb.CompareSpec(
+        dataset="d@1", models=["m@1", "m@1", "b@1"], reward="r@1", max_new_tokens=10
+    )
+    config = plan_compare(
+        ask, dataset, [start, start, better.model], reward, TrainerSettings(threads=1)
+    )
+    job = JobFolder(trainings.job(tmp_path / "c", config))
+    assert compare(TrainConfig.read(job.path), job, Group()) == "succeeded", job.outcome()
+    same, twin, trained = job.outcome()["metrics"]["models"]
+    assert same == twin  # the same noise for the same weights: ties, which count half
+    assert same["win_rate"] == 0.5
+    assert trained["win_rate"] > 0.5
+    assert trained["win_rate_low"] < trained["win_rate"] < trained["win_rate_high"]
+    report = json.loads((job.model / "comparison.json").read_text())
+    assert len(report["answers"]) == 3
+
+
+def test_a_comparison_of_one_is_refused() -> None:
+    ask = pb.CompareSpec(dataset="d@1", models=["m@1"], reward="r@1")
+    with pytest.raises(InvalidArgument, match="2 to 8"):
+        check_spec(pb.JobSpec(output_name="x", compare=ask))
 
 
 @pytest.mark.parametrize(

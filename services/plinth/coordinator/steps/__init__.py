@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from plinth.coordinator.steps.compare import CompareStep
 from plinth.coordinator.steps.contract import StepKind
 from plinth.coordinator.steps.data import DataStep
 from plinth.coordinator.steps.evaluate import EvaluateStep
@@ -17,6 +18,7 @@ STEP_KINDS: Mapping[str, StepKind] = {
     "tokenizer": TokenizerStep(),
     "train": TrainStep(),
     "evaluate": EvaluateStep(),
+    "compare": CompareStep(),
     "publish": PublishStep(),
     "serve": ServeStep(),
 }

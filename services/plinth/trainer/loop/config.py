@@ -53,6 +53,7 @@ class TrainConfig:
     pairs: dict[str, Any] | None = None  # fields of PairOptions, for "dpo" and "reward"
     policy: dict[str, Any] | None = None  # fields of PolicyConfig, for policy objectives
     reward: str = ""  # folder of the reward model that judges a policy
+    candidates: tuple[str, ...] = ()  # folders of the models that "compare" compares
     background: bool = False  # CPU workers yield to everybody else (SCHED_IDLE)
 
     def write(self, folder: Path) -> None:
@@ -69,6 +70,7 @@ class TrainConfig:
             "dataset",
             "init_from",
             "reward",
+            "candidates",
             "background",
             "checkpoint_every",
             "eval_every",

@@ -24,7 +24,7 @@ from plinth.trainer.checkpoint import (
     save_checkpoint,
 )
 from plinth.trainer.data.sampler import Sampler
-from plinth.trainer.data.shards import Split
+from plinth.trainer.data.shards import DatasetInfo, Split
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder
@@ -136,14 +136,24 @@ def make_decoder(config: TrainConfig, train: Split) -> Decoder:
     """A new decoder from the seed, or the one in `init_from`; ends where the tokenizer ends."""
     info = train.info
     if config.init_from:
-        decoder = load_decoder(Path(config.init_from))
+        decoder = open_decoder(Path(config.init_from), info)
     else:
         assert config.model is not None
         decoder = Decoder(ModelConfig(**{**config.model, "vocab_size": info.vocab_size}))
         decoder.init_weights(config.seed)
-    eos_ids = tuple(dict.fromkeys((info.eos_id, info.end_of_text_id)))
-    decoder.config = replace(decoder.config, eos_ids=eos_ids)
+        decoder.config = _ends_with(decoder.config, info)
     return RewardModel.of(decoder, config.seed) if config.objective == "reward" else decoder
+
+
+def open_decoder(folder: Path, info: DatasetInfo) -> Decoder:
+    """The model in `folder`; its answers end where the dataset's do."""
+    decoder = load_decoder(folder)
+    decoder.config = _ends_with(decoder.config, info)
+    return decoder
+
+
+def _ends_with(config: ModelConfig, info: DatasetInfo) -> ModelConfig:
+    return replace(config, eos_ids=tuple(dict.fromkeys((info.eos_id, info.end_of_text_id))))
 
 
 def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:

@@ -9,22 +9,14 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from plinth.engine.engine import Engine
-from plinth.engine.request import Sampling
-from plinth.engine.runner import Runner
-from plinth.engine.scheduler import Limits
-from plinth.kernels.paged import KvCache
-from plinth.kernels.training import SdpaBackend
 from plinth.models.decoder import Decoder
-from plinth.models.reward import RewardModel, load_reward_model
+from plinth.models.reward import load_reward_model
 from plinth.models.weights import save_decoder
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.trainer.checkpoint import (
@@ -43,14 +35,12 @@ from plinth.trainer.loop.setup import make_decoder, write_model
 from plinth.trainer.objectives.pairs import wilson
 from plinth.trainer.policy import loop
 from plinth.trainer.policy.config import PolicyConfig
-from plinth.trainer.policy.model import Actor, RolloutBatch
-from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout
+from plinth.trainer.policy.judge import Judge
+from plinth.trainer.policy.model import Actor
+from plinth.trainer.policy.prompts import HELD_OUT, answer, prompts_of, sampler_for
+from plinth.trainer.policy.rollouts import EngineSampler
 
-BLOCK = 16
-RUNNING, BATCH_TOKENS = 64, 512
-HELD_OUT = 64  # prompts at most
 _EVERY = 10  # updates between checkpoints, unless the job says
-_HELD_OUT_SEED = 0x5EED
 
 
 def optimise_policy(config: TrainConfig, folder: JobFolder, group: Group) -> str:
@@ -74,7 +64,7 @@ def _optimise(config: TrainConfig, folder: JobFolder, group: Group) -> str:
         job.actor,
         job.reference,
         job.sampler,
-        job.rewards,
+        job.judge,
         job.prompts,
         job.policy,
         job.optimizer,
@@ -142,7 +132,7 @@ class _Job:
     folder: JobFolder
     actor: Actor
     reference: Decoder | None
-    judge: RewardModel
+    judge: Judge
     sampler: EngineSampler
     optimizer: torch.optim.Optimizer
     state: TrainState
@@ -165,7 +155,7 @@ class _Job:
         torch.set_num_threads(state.threads)
         train, validation = (Split(Path(config.dataset), n) for n in ("train", "validation"))
         decoder = make_decoder(config, train).to(group.device)
-        judge = load_reward_model(Path(config.reward)).to(group.device)
+        judge = Judge(Path(config.reward), policy.micro_batch, group.device)
         critic = load_reward_model(Path(config.reward)) if policy.has_critic else None
         actor = Actor(decoder, value_head=policy.has_critic, critic=critic).to(group.device)
         reference = make_decoder(config, train).to(group.device) if policy.kl_coefficient else None
@@ -176,7 +166,7 @@ class _Job:
             fused=True,
         )
         room = decoder.config.context - policy.max_new_tokens
-        prompts = _prompts(train, room)
+        prompts = prompts_of(train, room)
         if len(prompts) < policy.prompts:
             raise InvalidArgument(
                 f"the dataset has {len(prompts)} prompts of at most {room} tokens, fewer than one "
@@ -191,30 +181,17 @@ class _Job:
             folder=folder,
             actor=actor,
             reference=reference,
-            judge=judge.eval(),
-            sampler=EngineSampler(_engine(decoder, policy, group.device)),
+            judge=judge,
+            sampler=sampler_for(decoder, max(policy.answers, HELD_OUT), group.device),
             optimizer=optimizer,
             state=state,
             prompts=prompts,
-            held_out_prompts=_prompts(validation, room)[:HELD_OUT] or prompts[:HELD_OUT],
+            held_out_prompts=prompts_of(validation, room)[:HELD_OUT] or prompts[:HELD_OUT],
             stop_ids=frozenset(decoder.config.eos_ids),
         )
 
     def save(self) -> None:
         save_checkpoint(self.folder.checkpoints, self.actor, self.optimizer, self.state)
-
-    def rewards(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """The reward model's score at each answer's last token."""
-        scores: list[float] = []
-        with torch.no_grad():
-            for low in range(0, len(rollouts), self.policy.micro_batch):
-                batch = RolloutBatch.of(rollouts[low : low + self.policy.micro_batch])
-                b, t = batch.ids_bt.shape
-                backend = SdpaBackend(b, t)
-                hidden_nd = self.judge(batch.ids_bt.reshape(-1), torch.arange(t).repeat(b), backend)
-                rows_b = torch.arange(b) * t + batch.last_b
-                scores += self.judge.scores(hidden_nd[rows_b], backend).tolist()
-        return scores
 
     def held_out_before(self) -> list[float]:
         """Rewards of the held-out prompts before the first update; kept for a run that goes on."""
@@ -227,33 +204,5 @@ class _Job:
     def held_out(self) -> list[float]:
         """Rewards of one answer to each held-out prompt, by the policy as it is now."""
         self.sampler.renew(self.state.step)
-        orders = [
-            Order(group, prompt, 1, loop.hash_seed(_HELD_OUT_SEED, group))
-            for group, prompt in enumerate(self.held_out_prompts)
-        ]
-        policy = self.policy
-        sampling = Sampling(
-            policy.temperature, max_tokens=policy.max_new_tokens, stop_ids=self.stop_ids
-        )
-        return self.rewards(self.sampler.sample(orders, sampling))
-
-
-def _prompts(split: Split, longest: int) -> list[tuple[int, ...]]:
-    """What stands before the answers, each once, in the order of the split."""
-    found: dict[tuple[int, ...], None] = {}
-    step = 2 if split.info.objective == "pairs" else 1
-    for number in range(0, split.documents, step):
-        ids, mask = split.document(number)
-        answers = np.flatnonzero(mask)
-        if len(answers) and 0 < answers[0] <= longest:
-            found[tuple(ids[: answers[0]].tolist())] = None
-    return list(found)
-
-
-def _engine(decoder: Decoder, policy: PolicyConfig, device: str) -> Engine:
-    shape = decoder.config
-    answers = max(policy.answers, HELD_OUT)
-    blocks = min(answers, RUNNING) * math.ceil(shape.context / BLOCK)
-    cache = KvCache(shape.layers, blocks, shape.kv_heads, shape.head_dim, BLOCK, device=device)
-    limits = Limits(BATCH_TOKENS, RUNNING, answers, shape.context)
-    return Engine(Runner(decoder, cache), limits)
+        rollouts = answer(self.sampler, self.held_out_prompts, self.policy, self.stop_ids)
+        return self.judge(rollouts)

@@ -1,0 +1,104 @@
+"""Which of some models answers best, by a judge, on prompts that none of them has learned from.
+
+Every model answers the same held-out prompts with the same noise. The first is the baseline; the
+others are compared with it prompt by prompt, and a tie counts half for each side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.trainer.data.shards import Split
+from plinth.trainer.loop.config import TrainConfig
+from plinth.trainer.loop.group import Group
+from plinth.trainer.loop.job_folder import JobFolder, Progress
+from plinth.trainer.loop.machine import choose_threads
+from plinth.trainer.loop.setup import open_decoder
+from plinth.trainer.objectives.pairs import wilson
+from plinth.trainer.policy.config import PolicyConfig
+from plinth.trainer.policy.judge import Judge
+from plinth.trainer.policy.prompts import HELD_OUT, answer, prompts_of, sampler_for
+from plinth.trainer.policy.rollouts import Rollout
+
+REPORT = "comparison.json"
+_SHOWN = 3  # prompts whose answers the report holds
+
+
+def compare(config: TrainConfig, folder: JobFolder, group: Group) -> str:
+    """Answer, judge, report; the outcome is in the folder and returned."""
+    if (ended := folder.outcome()) is not None:
+        return str(ended["status"])
+    try:
+        report = _compare(config, folder, group)
+    except PlinthError as error:
+        folder.end("failed", error=error)
+        return "failed"
+    if report is None:
+        status = "paused" if folder.requested() == "pause" else "cancelled"
+        folder.end(status)
+        return status
+    folder.model.mkdir(exist_ok=True)
+    (folder.model / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    folder.end("succeeded", metrics=report)
+    return "succeeded"
+
+
+def _compare(config: TrainConfig, folder: JobFolder, group: Group) -> dict[str, Any] | None:
+    assert config.policy is not None
+    policy = PolicyConfig(**config.policy)
+    torch.set_num_threads(choose_threads(config.threads, 1))
+    split = Split(Path(config.dataset), "validation")
+    judge = Judge(Path(config.reward), policy.micro_batch, group.device)
+    rewards: list[list[float]] = []
+    shown: list[list[str]] = []
+    prompts: list[tuple[int, ...]] = []
+    for number, place in enumerate(config.candidates):
+        note = f"model {number + 1} of {len(config.candidates)} answers"
+        folder.write_progress(Progress(number, len(config.candidates), unit="model", note=note))
+        if folder.requested() is not None:
+            return None
+        decoder = open_decoder(Path(place), split.info).to(group.device)
+        if not prompts:
+            room = decoder.config.context - policy.max_new_tokens
+            prompts = prompts_of(split, room)[:HELD_OUT]
+            if len(prompts) < 2:
+                raise InvalidArgument(
+                    f"{len(prompts)} held-out prompts of at most {room} tokens; hold out more, or "
+                    "make max_new_tokens smaller",
+                    field="dataset",
+                )
+        sampler = sampler_for(decoder, len(prompts), group.device)
+        sampler.renew(0)
+        rollouts = answer(sampler, prompts, policy, frozenset(decoder.config.eos_ids))
+        rewards.append(judge(rollouts))
+        shown.append(_texts(Path(config.dataset), rollouts[:_SHOWN]))
+    return {
+        "prompts": len(prompts),
+        "models": [_against(rewards[0], theirs) for theirs in rewards],
+        "answers": shown,
+    }
+
+
+def _against(baseline: Sequence[float], rewards: Sequence[float]) -> dict[str, float]:
+    wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(rewards, baseline, strict=True))
+    low, high = wilson(wins, len(rewards))
+    return {
+        "reward": float(np.mean(rewards)),
+        "reward_std": float(np.std(rewards)),
+        "win_rate": wins / len(rewards),
+        "win_rate_low": low,
+        "win_rate_high": high,
+    }
+
+
+def _texts(dataset: Path, rollouts: Sequence[Rollout]) -> list[str]:
+    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
+    return [tokenizer.decode(list(r.response), skip_special_tokens=True) for r in rollouts]

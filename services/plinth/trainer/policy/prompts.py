@@ -1,0 +1,59 @@
+"""Prompts of a dataset, and answers to them by a model as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from plinth.engine.engine import Engine
+from plinth.engine.request import Sampling
+from plinth.engine.runner import Runner
+from plinth.engine.scheduler import Limits
+from plinth.kernels.paged import KvCache
+from plinth.models.decoder import Decoder
+from plinth.trainer.data.shards import Split
+from plinth.trainer.policy.config import PolicyConfig
+from plinth.trainer.policy.loop import hash_seed
+from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout
+
+BLOCK = 16
+RUNNING, BATCH_TOKENS = 64, 512
+HELD_OUT = 128  # prompts that are answered to compare models, at most
+_SEED = 0x5EED
+
+Prompt = tuple[int, ...]
+
+
+def prompts_of(split: Split, longest: int) -> list[Prompt]:
+    """What stands before the answers, each once, in the order of the split; `longest` in tokens."""
+    found: dict[Prompt, None] = {}
+    step = 2 if split.info.objective == "pairs" else 1
+    for number in range(0, split.documents, step):
+        ids, mask = split.document(number)
+        answers = np.flatnonzero(mask)
+        if len(answers) and 0 < answers[0] <= longest:
+            found[tuple(ids[: answers[0]].tolist())] = None
+    return list(found)
+
+
+def sampler_for(decoder: Decoder, answers: int, device: str) -> EngineSampler:
+    """An engine with room for `answers` at a time, over the decoder's own tensors."""
+    shape = decoder.config
+    blocks = min(answers, RUNNING) * math.ceil(shape.context / BLOCK)
+    cache = KvCache(shape.layers, blocks, shape.kv_heads, shape.head_dim, BLOCK, device=device)
+    return EngineSampler(
+        Engine(Runner(decoder, cache), Limits(BATCH_TOKENS, RUNNING, answers, shape.context))
+    )
+
+
+def answer(
+    sampler: EngineSampler, prompts: Sequence[Prompt], policy: PolicyConfig, stop: frozenset[int]
+) -> list[Rollout]:
+    """One answer to each prompt, with the same noise for every model that is asked."""
+    orders = [
+        Order(group, prompt, 1, hash_seed(_SEED, group)) for group, prompt in enumerate(prompts)
+    ]
+    sampling = Sampling(policy.temperature, max_tokens=policy.max_new_tokens, stop_ids=stop)
+    return sampler.sample(orders, sampling)
