@@ -295,6 +295,7 @@ def test_an_owner_takes_its_stack_along_however_it_ends(tmp_path: Path) -> None:
         finally:
             owner.kill()
     _until(lambda: not stack.running(), "the stack follows its owner", 15)
+    _until(lambda: not _of(stack), "its supervisor's process ends", 10)
     _assert_gone(stack)
 
 

@@ -151,7 +151,7 @@ def test_dpo_learns_what_is_preferred_and_starts_from_its_reference(
         train_split, held_out, LENGTH, 0, PairOptions(**(config.pairs | {"likelihood_weight": 0}))
     )
     decoder = load_decoder(start)
-    objective.prepare(decoder, Group(), tmp_path, 4)
+    objective.prepare(decoder, Group(), tmp_path, 4, None)
     with torch.no_grad():
         loss = float(objective.loss_sum(decoder, objective.batch([0, 1]))) / 2
     assert loss == pytest.approx(25.0 if options.get("loss") == "ipo" else np.log(2), rel=1e-4)

@@ -67,7 +67,8 @@ def stdlib_preferences() -> Iterator[Document]:
         answer = exchange.messages[-1][1]
         rule, worse = _made_worse(answer, before)
         before = answer
-        if worse.strip() and worse != answer:
+        worse = worse.strip()
+        if worse and worse != answer:
             yield Document(messages=exchange.messages, rejected=worse, source=f"rule:{rule}")
 
 

@@ -39,6 +39,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 _BATCH_CHARACTERS = 1 << 20
+_MERGED = 1  # token at the end of a prompt
 _BATCH_DOCUMENTS = 256
 
 
@@ -131,16 +132,19 @@ def completion_mask(whole: list[int], turns: list[tuple[list[int], list[int]]]) 
     """1 for the ids that each assistant turn adds to its prompt.
 
     `turns` holds (ids of the prompt, ids up to the end of the turn). Raises InvalidArgument where
-    a template rewrites what came before: the mask would then be a guess.
+    a template rewrites what came before: the mask would then be a guess. An answer that begins with
+    white space may merge with the last token of its prompt; the merged token is the answer's.
     """
     mask = [0] * len(whole)
     for prompt, upto in turns:
-        if whole[: len(upto)] != upto or upto[: len(prompt)] != prompt:
+        same = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), None)
+        begin = len(prompt) if same is None else same
+        if whole[: len(upto)] != upto or len(prompt) - begin > _MERGED or len(upto) < begin:
             raise InvalidArgument(
                 "the chat template changes earlier turns when a later one is added, so the "
                 "assistant's tokens cannot be told apart; use a template that only appends"
             )
-        mask[len(prompt) : len(upto)] = [1] * (len(upto) - len(prompt))
+        mask[begin : len(upto)] = [1] * (len(upto) - begin)
     return mask
 
 

@@ -100,10 +100,18 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
         state=state,
         pad_id=train.info.end_of_text_id,
     )
-    objective.prepare(decoder, group, folder.path, config.micro_batch_size)
+    objective.prepare(decoder, group, folder.path, config.micro_batch_size, _used(run))
     if found:
         load_checkpoint(found, run.decoder, run.optimizer)
     return run
+
+
+def _used(run: Run) -> list[int] | None:
+    """The items of all batches, once the number of steps is known."""
+    if not run.state.total:
+        return None
+    items = run.sampler.at(0, run.state.total * run.config.batch_size)
+    return sorted(set(items.tolist()))
 
 
 def write_model(folder: JobFolder, config: TrainConfig, write: Callable[[Path], None]) -> None:

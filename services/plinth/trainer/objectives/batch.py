@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,8 +78,13 @@ class Objective(Protocol):
 
     items: int
 
-    def prepare(self, decoder: Decoder, group: Group, folder: Path, micro: int) -> None:
-        """Called once on each start with the model as it was before the first step."""
+    def prepare(
+        self, decoder: Decoder, group: Group, folder: Path, micro: int, used: Sequence[int] | None
+    ) -> None:
+        """Called once on each start with the model as it was before the first step.
+
+        used: the items that the run will learn from; None where that is not known yet.
+        """
         ...
 
     def batch(self, items: list[int]) -> Learnable:

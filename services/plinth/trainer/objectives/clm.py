@@ -6,7 +6,7 @@ of T + 1 tokens that share one token: predict each from those before it in its w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,9 @@ class CausalLm:
     def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
         return nll_sum(decoder, batch)
 
-    def prepare(self, decoder: Decoder, group: Group, folder: Path, micro: int) -> None:
+    def prepare(
+        self, decoder: Decoder, group: Group, folder: Path, micro: int, used: Sequence[int] | None
+    ) -> None:
         """Nothing to do."""
 
     def evaluate(self, decoder: Decoder, group: Group, micro: int) -> Mapping[str, float]:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from plinth.trainer.objectives.pairs import (
     PairOptions,
     Pairs,
     answer_logprobs,
+    pieces,
     wilson,
 )
 
@@ -49,7 +50,9 @@ class DirectPreference:
         self._sizes = {"train": train.documents // 2, "validation": validation.documents // 2}
         self.items = len(self._pairs["train"])
 
-    def prepare(self, decoder: Decoder, group: Group, folder: Path, micro: int) -> None:
+    def prepare(
+        self, decoder: Decoder, group: Group, folder: Path, micro: int, used: Sequence[int] | None
+    ) -> None:
         """The reference's log-probabilities, by the model as it is now, before any step."""
         path = folder / REFERENCE
         (there,) = group.from_first([path.is_file()])
@@ -58,14 +61,19 @@ class DirectPreference:
             return
         for split, pairs in self._pairs.items():
             values_pc = torch.zeros(self._sizes[split], 2, dtype=torch.float64)
+            wanted = used if split == "train" and used is not None else pairs.judged()
             with torch.no_grad():
-                for turn, items in enumerate(pairs.batches(micro)):
+                for turn, items in enumerate(pieces(wanted, micro)):
                     if turn % group.world == group.rank:
                         batch = pairs.batch(items).to(group.device)
                         both = self._per_answer(decoder, batch).double().cpu().view(2, -1)
                         values_pc[batch.numbers] = both.t()
             flat = group.sum(values_pc.reshape(-1).tolist())
-            self._reference[split] = torch.tensor(flat, dtype=torch.float64).view(-1, 2)
+            summed_pc = torch.tensor(flat, dtype=torch.float64).view(-1, 2)
+            # What the run never looks at stays NaN: a mistake would show.
+            known = [pairs.numbers[item] for item in wanted]
+            self._reference[split] = torch.full_like(summed_pc, torch.nan)
+            self._reference[split][known] = summed_pc[known]
         if group.rank == 0:
             partial = path.with_suffix(".partial")
             save_file(self._reference, str(partial))
@@ -89,7 +97,7 @@ class DirectPreference:
         pairs = self._pairs["validation"]
         loss = wins = lead = fallen = 0.0
         with torch.no_grad():
-            for turn, items in enumerate(pairs.batches(micro)):
+            for turn, items in enumerate(pieces(pairs.judged(), micro)):
                 if turn % group.world != group.rank:
                     continue
                 batch = pairs.batch(items).to(group.device)
@@ -101,17 +109,18 @@ class DirectPreference:
                 lead += float(lead_b.sum())
                 fallen += float((policy.chosen_b < reference.chosen_b).sum())
         loss, wins, lead, fallen = group.sum([loss, wins, lead, fallen])
-        if not len(pairs):
+        count = len(pairs.judged())
+        if not count:
             return {}
-        low, high = wilson(wins, len(pairs))
+        low, high = wilson(wins, count)
         return {
-            "validation_pairs": float(len(pairs)),
-            "validation_loss": loss / len(pairs),
-            "validation_accuracy": wins / len(pairs),
+            "validation_pairs": float(count),
+            "validation_loss": loss / count,
+            "validation_accuracy": wins / count,
             "validation_accuracy_low": low,
             "validation_accuracy_high": high,
-            "validation_lead": lead / len(pairs),
-            "validation_chosen_fallen": fallen / len(pairs),
+            "validation_lead": lead / count,
+            "validation_chosen_fallen": fallen / count,
         }
 
     def _loss(self, policy: PairLogprobs, reference: PairLogprobs) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from plinth.kernels.training import SdpaBackend
 from plinth.models.decoder import Decoder
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.shards import Ids, Mask, Split
+
+MAX_JUDGED = 512  # held-out pairs: the interval of a share is then within 4.4 points
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,20 @@ class Pairs:
         last_b = np.array([len(ids) - 1 for ids, _ in rows])
         return PairBatch(numbers, *(torch.from_numpy(a) for a in (ids_bt, answer_bt, last_b)))
 
-    def batches(self, size: int) -> list[list[int]]:
-        """All items in order, `size` at a time."""
-        return [list(range(i, min(i + size, len(self)))) for i in range(0, len(self), size)]
+    def judged(self) -> range:
+        """The items that an evaluation looks at."""
+        return range(min(len(self), MAX_JUDGED))
 
 
 def _upto_answer(ids: Ids, mask: Mask) -> tuple[Ids, Mask]:
     """Without what a template puts after an answer: a policy's answers end where they end."""
     end = int(np.flatnonzero(mask)[-1]) + 1
     return ids[:end], mask[:end]
+
+
+def pieces(items: Sequence[int], size: int) -> list[list[int]]:
+    """In order, `size` at a time."""
+    return [list(items[low : low + size]) for low in range(0, len(items), size)]
 
 
 def answer_logprobs(decoder: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]:

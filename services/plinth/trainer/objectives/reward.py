@@ -7,7 +7,7 @@ held-out pairs, and whether the model's confidence can be believed: expected cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from plinth.kernels.training import SdpaBackend
 from plinth.models.decoder import Decoder
 from plinth.models.reward import RewardModel
 from plinth.trainer.data.shards import Split
-from plinth.trainer.objectives.pairs import PairBatch, PairOptions, Pairs, wilson
+from plinth.trainer.objectives.pairs import PairBatch, PairOptions, Pairs, pieces, wilson
 
 if TYPE_CHECKING:
     from plinth.trainer.loop.group import Group
@@ -38,7 +38,9 @@ class RewardModelling:
         self._validation = Pairs(validation, length, pad_id)
         self.items = len(self._train)
 
-    def prepare(self, decoder: Decoder, group: Group, folder: Path, micro: int) -> None:
+    def prepare(
+        self, decoder: Decoder, group: Group, folder: Path, micro: int, used: Sequence[int] | None
+    ) -> None:
         """Nothing to do."""
 
     def batch(self, items: list[int]) -> PairBatch:
@@ -57,24 +59,25 @@ class RewardModelling:
 
     def evaluate(self, decoder: Decoder, group: Group, micro: int) -> Mapping[str, float]:
         """Held-out accuracy with its interval, loss and calibration."""
-        pairs = self._validation
+        pairs, judged = self._validation, self._validation.judged()
+        count = len(judged)
         loss = 0.0
-        leads = torch.zeros(len(pairs), dtype=torch.float64)
+        leads = torch.zeros(count, dtype=torch.float64)
         with torch.no_grad():
-            for turn, items in enumerate(pairs.batches(micro)):
+            for turn, items in enumerate(pieces(judged, micro)):
                 if turn % group.world == group.rank:
                     chosen_b, rejected_b = pair_scores(decoder, pairs.batch(items).to(group.device))
                     loss += float(bradley_terry_loss(chosen_b, rejected_b).sum())
                     leads[items] = (chosen_b - rejected_b).double().cpu()
-        if not len(pairs):
+        if not count:
             return {}
         loss, *lead_list = group.sum([loss, *leads.tolist()])
         leads = torch.tensor(lead_list)
         wins = float((leads > 0).sum() + 0.5 * (leads == 0).sum())
-        low, high = wilson(wins, len(pairs))
+        low, high = wilson(wins, count)
         return {
-            "validation_pairs": float(len(pairs)),
-            "validation_loss": loss / len(pairs),
+            "validation_pairs": float(count),
+            "validation_loss": loss / count,
             "validation_accuracy": wins / len(pairs),
             "validation_accuracy_low": low,
             "validation_accuracy_high": high,

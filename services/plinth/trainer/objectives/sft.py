@@ -8,7 +8,7 @@ left is dropped, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,9 @@ class SupervisedFineTuning:
     def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
         return nll_sum(decoder, batch)
 
-    def prepare(self, decoder: Decoder, group: Group, folder: Path, micro: int) -> None:
+    def prepare(
+        self, decoder: Decoder, group: Group, folder: Path, micro: int, used: Sequence[int] | None
+    ) -> None:
         """Nothing to do."""
 
     def evaluate(self, decoder: Decoder, group: Group, micro: int) -> Mapping[str, float]:
