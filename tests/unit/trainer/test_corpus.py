@@ -1,4 +1,5 @@
 import json
+from itertools import islice
 
 import pytest
 
@@ -84,3 +85,16 @@ def test_stdlib_instruct_asks_with_signatures():
     questions = [d["user"] for d in found]
     assert any("heappush(heap, item)" in q or "bisect_left(" in q for q in questions)
     assert set(BUILTIN) == {"stdlib", "stdlib-instruct", "stdlib-preferences"}
+
+
+def test_stdlib_preferences_are_docstrings_against_what_a_rule_made_of_them():
+    first, second = (list(islice(BUILTIN["stdlib-preferences"](), 400)) for _ in range(2))
+    assert first == second
+    assert {d.source for d in first} == {"rule:truncated", "rule:scrambled", "rule:foreign"}
+    for document in first:
+        answer = document.messages[-1][1]
+        assert document.rejected not in ("", answer)
+        if document.source == "rule:truncated":
+            assert answer.startswith(document.rejected)
+        if document.source == "rule:scrambled":
+            assert sorted("".join(answer.split())) == sorted("".join(document.rejected.split()))

@@ -64,6 +64,8 @@ def test_a_mask_is_the_difference_of_two_renderings():
     ) == [0, 0, 1, 0, 1, 1]
     with pytest.raises(InvalidArgument, match="changes earlier turns"):
         completion_mask([9, 2, 3], [([1, 2], [9, 2, 3])])
+    # The prompt's last token merged with the beginning of the answer: the answer's.
+    assert completion_mask([1, 7, 3], [([1, 2], [1, 7, 3])]) == [0, 1, 1]
 
 
 def test_damaged_and_foreign_datasets(plain, tmp_path):
