@@ -78,7 +78,7 @@ class RewardModelling:
         return {
             "validation_pairs": float(count),
             "validation_loss": loss / count,
-            "validation_accuracy": wins / len(pairs),
+            "validation_accuracy": wins / count,
             "validation_accuracy_low": low,
             "validation_accuracy_high": high,
             "validation_lead": float(leads.mean()),
