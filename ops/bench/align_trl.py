@@ -22,12 +22,12 @@ GOAL, ANSWERS, GROUP, LEARNING_RATE = 0.9, 16, 8, 3e-4
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Token i is the word "wi"; nothing ends an answer."""
+    """Token i is the word "wi". TRL wants an end: w0, which min_new_tokens keeps from coming."""
     words = {f"w{i}": i for i in range(VOCABULARY)}
     made = Tokenizer(models.WordLevel(words, unk_token="w0"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="w0", eos_token=None, padding_side="left"
+        tokenizer_object=made, pad_token="w0", eos_token="w0", padding_side="left"
     )
 
 
