@@ -7,11 +7,10 @@ whoever calls passes a `Control` that is asked whether to stop.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +26,7 @@ from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import SPLITS, CorpusCounts, write_corpus
 from plinth.trainer.data.documents import read_folder
 from plinth.trainer.data.shards import DatasetInfo
-from plinth.trainer.data.tokenize import Messages, Render, completion_mask, tokenize_corpus
+from plinth.trainer.data.tokenize import Render, tokenize_corpus
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
 from plinth.trainer.validation import (
@@ -37,9 +36,6 @@ from plinth.trainer.validation import (
     validation_fraction,
 )
 from plinth.v1 import trainer_pb2 as pb
-
-# The ids of a conversation, by the tokenizer stage: (tokenizer, messages, open the answer's turn).
-ApplyTemplate = Callable[[str, Messages, bool], Any]  # returns an awaitable of list[int]
 
 
 class Stopped(Exception):
@@ -291,37 +287,3 @@ def _fields(spec: Any, *without: str) -> dict[str, Any]:
 def _digest(inputs: dict[str, Any]) -> str:
     text = json.dumps(inputs, sort_keys=True)
     return f"sha256:{sha256(text.encode()).hexdigest()}"
-
-
-def chat_renderer(apply: ApplyTemplate, loop: asyncio.AbstractEventLoop, at_once: int = 16) -> (
-    Callable[[str], Render]
-):  # fmt: skip
-    """Rendering for a thread, by calls that run on `loop`, `at_once` of them together."""
-
-    async def one(model: str, messages: Messages) -> tuple[list[int], list[int]]:
-        whole = await apply(model, messages, False)
-        turns = []
-        for number, (role, _) in enumerate(messages):
-            if role == "assistant":
-                prompt = await apply(model, messages[:number], True)
-                last = number + 1 == len(messages)
-                upto = whole if last else await apply(model, messages[: number + 1], False)
-                turns.append((prompt, upto))
-        return whole, completion_mask(whole, turns)
-
-    async def many(model: str, batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
-        gate = asyncio.Semaphore(at_once)
-
-        async def gated(messages: Messages) -> tuple[list[int], list[int]]:
-            async with gate:
-                return await one(model, messages)
-
-        return await asyncio.gather(*(gated(messages) for messages in batch))
-
-    def for_model(model: str) -> Render:
-        def render(batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
-            return asyncio.run_coroutine_threadsafe(many(model, batch), loop).result()
-
-        return render
-
-    return for_model

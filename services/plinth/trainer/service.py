@@ -23,9 +23,10 @@ from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
 from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
 from plinth.trainer.data.tokenize import Messages
-from plinth.trainer.execution import Execution, chat_renderer
+from plinth.trainer.execution import Execution
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.records import JobRecords
+from plinth.trainer.rendering import chat_renderer
 from plinth.trainer.validation import check_spec
 from plinth.v1 import common_pb2, tokenizer_pb2
 from plinth.v1 import trainer_pb2 as pb
