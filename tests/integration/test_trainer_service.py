@@ -194,7 +194,7 @@ async def test_what_is_wrong_is_said_at_the_door(stack, trainer, tmp_path):
     def submit(**spec):
         return stub.SubmitJob(pb.SubmitJobRequest(spec=pb.JobSpec(output_name="m", **spec)))
 
-    error = await refused(submit(), InvalidArgument, "'prepare' or 'train'")
+    error = await refused(submit(), InvalidArgument, "'prepare', 'train' or 'compare'")
     assert error.field == "spec"
     await refused(submit(train=training("missing")), NotFound, "missing")
     await refused(submit(train=training(workers=3)), InvalidArgument, "3 workers")
