@@ -3,7 +3,7 @@
 Prints one JSON line per (algorithm, peer, seed). The peers run in environments of their own, which
 `ops/bench/peers.sh` makes; each run is a process of its own, and the peers take turns by seed.
 
-    python ops/bench/align.py [--algos ppo,grpo] [--peers self,trl] [--seeds 0,1,2] [--updates 40]
+    python ops/bench/align.py [--algos grpo,ppo] [--peers self,trl] [--seeds 0,1,2] [--updates 40]
 
 The task: prompts of 8 random tokens, exactly 64 response tokens at temperature 1, vocabulary 32;
 the reward is the share of one target token. The model: a Llama of 10M random parameters. A batch is
@@ -44,7 +44,7 @@ SHAPE = {
 def main() -> None:
     """Measure what was asked for, a line each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--algos", default="ppo,grpo")
+    parser.add_argument("--algos", default="grpo,ppo")
     parser.add_argument("--peers", default="self,trl")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--updates", type=int, default=40)
@@ -69,7 +69,9 @@ def child(peer: str, algorithm: str, seed: str, folder: Path, updates: int) -> d
         command = [sys.executable, __file__, "--one", f"{algorithm},{seed},{folder}"]
         command += ["--updates", str(updates)]
     else:
-        python = ENVIRONMENTS / ("trl-ppo" if algorithm == "ppo" else "trl") / "bin" / "python"
+        if algorithm != "grpo":
+            return {"peer": peer, "algo": algorithm, "error": "only GRPO is measured against TRL"}
+        python = ENVIRONMENTS / "trl" / "bin" / "python"
         if not python.exists():
             return {"peer": peer, "algo": algorithm, "error": "run ops/bench/peers.sh first"}
         command = [str(python), str(PEERS), algorithm, seed, str(folder), str(updates)]

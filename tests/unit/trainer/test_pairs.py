@@ -20,6 +20,7 @@ from plinth.trainer.data.documents import Document, parse_document
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.objectives import pairs as pairs_module
 from plinth.trainer.objectives.dpo import DirectPreference
 from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs, wilson
 from plinth.trainer.objectives.reward import RewardModelling, calibration_error, pair_scores
@@ -36,13 +37,11 @@ def dataset(tmp_path_factory):
 def start(dataset, tmp_path_factory):
     """A model to start from, with the dataset's tokenizer's vocabulary."""
     from plinth.models.config import ModelConfig
-    from plinth.trainer.validation import fields_of  # the fields that a config file holds
 
     info = Split(dataset, "train").info
     shape = {**trainings.MODEL, "context": LENGTH, "vocab_size": info.vocab_size}
     decoder = Decoder(ModelConfig(**shape))
     decoder.init_weights(3)
-    assert fields_of(decoder.config)
     folder = tmp_path_factory.mktemp("start") / "model"
     save_decoder(decoder, folder)
     return folder
@@ -156,6 +155,27 @@ def test_dpo_learns_what_is_preferred_and_starts_from_its_reference(
     with torch.no_grad():
         loss = float(objective.loss_sum(decoder, objective.batch([0, 1]))) / 2
     assert loss == pytest.approx(25.0 if options.get("loss") == "ipo" else np.log(2), rel=1e-4)
+
+
+def test_a_run_that_ends_by_time_has_a_reference_for_every_pair(
+    dataset, start, tmp_path, monkeypatch
+):
+    """How many pairs it will see is not known when the reference is asked."""
+    monkeypatch.setattr(pairs_module, "MAX_JUDGED", 4)
+    config = trainings.config(
+        dataset,
+        objective="dpo",
+        init_from=str(start),
+        model=None,
+        sequence_length=LENGTH,
+        steps=0,
+        max_seconds=1.0,
+    )
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    assert train(config, job, Group()) == "succeeded", job.outcome()
+    assert job.outcome()["metrics"]["validation_pairs"] == 4
+    reference = load_file(job.path / "reference.safetensors")["train"]
+    assert torch.isfinite(reference).all()
 
 
 def test_dpo_stopped_and_resumed_is_bit_for_bit_the_same(dataset, start, tmp_path):

@@ -225,7 +225,7 @@ def test_log_probabilities_are_the_samplers_at_any_temperature() -> None:
     rollouts = sampler_of(model).sample(orders, Sampling(0.7, max_tokens=9))
     assert [(r.group, r.sample_index) for r in rollouts] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     batch = RolloutBatch.of(rollouts)
-    found = logprobs(model, batch, 0.7)
+    found = logprobs(model, rollouts, 0.7, micro_batch=2)
     torch.testing.assert_close(found[batch.valid_bt], batch.sampler_bt[batch.valid_bt])
     assert (found[~batch.valid_bt] == 0).all()
 
@@ -250,6 +250,9 @@ def test_stale_and_foreign_rollouts_are_refused() -> None:
         ({"minibatches": 5}, "minibatches"),
         ({"kl_estimator": "k9"}, "kl_estimator"),
         ({"max_gap": float("nan")}, "max_gap"),
+        ({"kl_coefficient": float("nan")}, "kl_coefficient"),
+        ({"clip_low": -0.2}, "clip_low"),
+        ({"lam": 1.5}, "lam"),
     ],
 )
 def test_a_configuration_that_cannot_be_right_names_its_field(change, field) -> None:

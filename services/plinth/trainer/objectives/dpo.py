@@ -61,7 +61,9 @@ class DirectPreference:
             return
         for split, pairs in self._pairs.items():
             values_pc = torch.zeros(self._sizes[split], 2, dtype=torch.float64)
-            wanted = used if split == "train" and used is not None else pairs.judged()
+            wanted: Sequence[int] = pairs.judged()
+            if split == "train":
+                wanted = range(len(pairs)) if used is None else used
             with torch.no_grad():
                 for turn, items in enumerate(pieces(wanted, micro)):
                     if turn % group.world == group.rank:

@@ -8,6 +8,17 @@ from dataclasses import dataclass
 from plinth.shared.errors import InvalidArgument
 
 ALGORITHMS = ("ppo", "grpo", "rloo")
+_NOT_NEGATIVE = (
+    "value_weight",
+    "entropy_weight",
+    "kl_coefficient",
+    "kl_target",
+    "missing_eos_penalty",
+    "clip_norm",
+    "weight_decay",
+    "stop_kl",
+    "kl_explosion",
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,13 @@ class PolicyConfig:
             0 < self.temperature <= 2, "temperature", "above 0 and at most 2: greedy has no policy"
         )
         need(self.learning_rate > 0, "learning_rate", "above 0")
+        for name in ("gamma", "lam"):
+            need(0 <= getattr(self, name) <= 1, name, "0 to 1")
+        need(0 < self.clip_low < 1, "clip_low", "above 0 and below 1")
+        for name in ("clip_high", "value_clip"):
+            need(0 < getattr(self, name) < math.inf, name, "above 0")
+        for name in _NOT_NEGATIVE:
+            need(0 <= getattr(self, name) < math.inf, name, "0 or more")
         need(self.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "k1, k2 or k3")
         need(self.kl_in in ("reward", "loss"), "kl_in", "'reward' or 'loss'")
         need(self.normalise in ("tokens", "answers", "constant"), "normalise", "a known choice")

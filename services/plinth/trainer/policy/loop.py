@@ -18,7 +18,7 @@ from plinth.engine.request import Sampling
 from plinth.models.decoder import Decoder
 from plinth.trainer.data.sampler import Sampler as Dealer
 from plinth.trainer.policy.config import PolicyConfig
-from plinth.trainer.policy.model import Actor, RolloutBatch, logprobs
+from plinth.trainer.policy.model import Actor, logprobs
 from plinth.trainer.policy.rollouts import Order, Rollout, Sampler, check_fresh
 from plinth.trainer.policy.update import Learned, learn
 
@@ -79,7 +79,7 @@ def optimise(
         # 3. The reference's view of them.
         reference_bt = None
         if reference is not None and config.kl_coefficient:
-            reference_bt = logprobs(reference, RolloutBatch.of(rollouts), config.temperature)
+            reference_bt = logprobs(reference, rollouts, config.temperature, config.micro_batch)
         clock.lap("reference")
         # 4. Learn.
         generator = torch.Generator().manual_seed(hash_seed(config.seed, number))

@@ -111,10 +111,19 @@ class Actor(nn.Module):
         return None
 
 
-def logprobs(decoder: Decoder, batch: RolloutBatch, temperature: float) -> Tensor:
+def logprobs(
+    decoder: Decoder, rollouts: Sequence[Rollout], temperature: float, micro_batch: int
+) -> Tensor:
     """log p of each response token under a model that only looks, [b, t]."""
+    actor = Actor(decoder, value_head=False)
+    batch = RolloutBatch.of(rollouts).to(str(next(decoder.parameters()).device))
+    parts = []
     with torch.no_grad():
-        return Actor.forward(Actor(decoder, value_head=False), batch, temperature).logprobs_bt
+        for low in range(0, len(rollouts), micro_batch):
+            rows_b = torch.arange(low, min(low + micro_batch, len(rollouts)))
+            outputs: Outputs = actor(batch.rows(rows_b), temperature)
+            parts.append(outputs.logprobs_bt)
+    return torch.cat(parts)
 
 
 def _hidden(decoder: Decoder, batch: RolloutBatch) -> tuple[Tensor, SdpaBackend]:

@@ -106,14 +106,18 @@ def _tell(report: Progress, update: loop.Update, config: TrainConfig) -> None:
 
 def _metrics(report: Progress, job: _Job, before: list[float]) -> dict[str, float]:
     """Held-out rewards of the policy as it was and as it is, prompt by prompt."""
-    after = job.held_out()
-    wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(after, before, strict=True))
-    low, high = wilson(wins, len(after))
-    return {
+    metrics = {
         "steps": float(report.total),
         "tokens": float(job.state.tokens),
         "train_loss": report.loss,
         "tokens_per_second": report.tokens_per_second,
+    }
+    if not before:  # nothing was held out
+        return metrics
+    after = job.held_out()
+    wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(after, before, strict=True))
+    low, high = wilson(wins, len(after))
+    return metrics | {
         "validation_prompts": float(len(after)),
         "validation_reward_before": float(np.mean(before)),
         "validation_reward": float(np.mean(after)),
@@ -186,7 +190,7 @@ class _Job:
             optimizer=optimizer,
             state=state,
             prompts=prompts,
-            held_out_prompts=prompts_of(validation, room)[:HELD_OUT] or prompts[:HELD_OUT],
+            held_out_prompts=prompts_of(validation, room)[:HELD_OUT],
             stop_ids=frozenset(decoder.config.eos_ids),
         )
 
@@ -203,6 +207,8 @@ class _Job:
 
     def held_out(self) -> list[float]:
         """Rewards of one answer to each held-out prompt, by the policy as it is now."""
+        if not self.held_out_prompts:
+            return []
         self.sampler.renew(self.state.step)
         rollouts = answer(self.sampler, self.held_out_prompts, self.policy, self.stop_ids)
         return self.judge(rollouts)

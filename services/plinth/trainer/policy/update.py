@@ -30,7 +30,7 @@ class Learned:
     score: float  # mean over the answers, before any penalty
     score_std: float
     kl: float  # to the reference, per answer
-    entropy: float
+    entropy: float  # 0 unless it has a weight in the loss: it is not computed else
     policy_loss: float
     value_loss: float
     clipped: float
@@ -60,9 +60,10 @@ def learn(
     and FailedPrecondition (a loss that is no number). The actor is unchanged by all but the last.
     """
     _check(rollouts, scores)
-    batch = RolloutBatch.of(rollouts)
+    device = next(actor.parameters()).device
+    batch = RolloutBatch.of(rollouts).to(str(device))
     # 1. The policy as it is, on its own answers. With one optimiser step over one forward pass the
-    #    graph is kept, and step 6 need not compute it again.
+    #    graph is kept, and step 5 need not compute it again.
     once = config.epochs * config.minibatches == 1 and len(rollouts) <= config.micro_batch
     outputs = _look(actor, batch, config) if once else None
     before = _detached(outputs) if outputs else _without_grad(actor, batch, config)
@@ -81,8 +82,8 @@ def learn(
             "last good policy",
             reason="KL_EXPLOSION",
         )
-    scores_b = torch.tensor(scores, dtype=torch.float32)
-    ended_b = torch.tensor([rollout.ended for rollout in rollouts])
+    scores_b = torch.tensor(scores, dtype=torch.float32, device=device)
+    ended_b = torch.tensor([rollout.ended for rollout in rollouts], device=device)
     rewards_b = scores_b - config.missing_eos_penalty * (~ended_b).float()
     # 4. Advantages: by a critic over the tokens, or by the group.
     targets = (
