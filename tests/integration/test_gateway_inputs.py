@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from gateway_stages import Stack, running_stack
 
@@ -16,33 +16,21 @@ USER = {"role": "user", "content": "hi"}
 OK: dict[str, Any] = {"model": "chat", "messages": [USER]}
 
 
-@pytest.fixture(scope="module")
-def gateway(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One stack for all of them, in a thread's own loop."""
-    import threading
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    manager = running_stack(tmp_path_factory.mktemp("gateway"), redis_server, max_body_bytes=20_000)
-    stack = asyncio.run_coroutine_threadsafe(manager.__aenter__(), loop).result(30)
-    yield stack
-    asyncio.run_coroutine_threadsafe(manager.__aexit__(None, None, None), loop).result(30)
-    asyncio.run_coroutine_threadsafe(end_tasks(), loop).result(30)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def end_tasks() -> None:
-    """What asyncio.run would do: sse-starlette keeps a watcher for as long as its loop runs."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(
+    redis_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stack]:
+    """One stack for all of them, in their own loop: gRPC's events go astray between the loops of
+    several threads, and a stack that then can't stop haunts every test behind it."""
+    folder = tmp_path_factory.mktemp("gateway")
+    async with running_stack(folder, redis_server, max_body_bytes=20_000) as stack:
+        yield stack
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def http(gateway: Stack) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"authorization": f"Bearer {gateway.key}"}
     async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
