@@ -15,8 +15,10 @@ from plinth.engine.request import Finish, ScoresEvent, TokensEvent, Usage
 from plinth.inference import messages
 from plinth.inference.client import EngineClient
 from plinth.inference.loading import LoadedModel, load_engine
-from plinth.shared.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from plinth.inference.rollouts import RolloutConsumer
+from plinth.shared.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from plinth.shared.identity import current_principal
+from plinth.shared.rollouts import rollout_queue
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext
 from plinth.shared.telemetry import counter, gauge, get_logger, histogram
@@ -50,6 +52,8 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         self._artifact, self._kv_bytes = artifact, kv_bytes
         self._loaded: LoadedModel | None = None
         self._engine: EngineClient | None = None
+        self._rollouts: RolloutConsumer | None = None
+        self._sampling: asyncio.Task[None] | None = None
         self._draining = False
         self._calls = 0
         self._idle = asyncio.Event()
@@ -88,11 +92,23 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         )
         self._engine = EngineClient(self._loaded.engine)
         self._engine.start()
+        if settings.rollouts:
+            self._rollouts = RolloutConsumer(
+                self._context.replica_id,
+                rollout_queue(self._context.redis),
+                self._engine,
+                device=settings.device,
+                kv_bytes=settings.policy_kv_cache_bytes,
+                idle_s=settings.policy_idle_s,
+            )
+            self._sampling = asyncio.create_task(self._rollouts.run())
         _log.info("model.loaded", model=self._model, artifact=self._artifact)
 
     async def check(self) -> None:
         """Raise when the engine died or stands still."""
         self.engine.check()
+        if self._sampling is not None and self._sampling.done() and not self._draining:
+            raise Internal(f"the rollout consumer ended: {self._sampling.exception()}")
         load = self.engine.load
         _RUNNING.set(load.running)
         _WAITING.set(load.waiting)
@@ -106,11 +122,15 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
             "kv": f"{load.kv_usage:.4f}",
             "running": str(max(load.running, self._calls - load.waiting)),
             "waiting": str(load.waiting),
+            "rollouts": str(self._rollouts.running if self._rollouts else 0),
         }
 
     async def drain(self, grace_s: float) -> None:
         """Take nothing new; wait for what runs; whoever is left goes on at another shard."""
         self._draining = True
+        if self._sampling is not None:  # what is being sampled goes back to the queue
+            self._sampling.cancel()
+            await asyncio.gather(self._sampling, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)
         if self._engine is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -157,6 +157,14 @@ class Queue:
             return await cast(
                 Awaitable[bytes | None], self._redis.hget(self._keys.result(id), "value")
             )
+
+    async def results(self, ids: Sequence[str]) -> list[bytes | None]:
+        """The same for several, in one round trip."""
+        with redis_errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for id in ids:
+                    pipe.hget(self._keys.result(id), "value")
+                return cast(list[bytes | None], await pipe.execute())
 
     # -- consumers -------------------------------------------------------------------------
 

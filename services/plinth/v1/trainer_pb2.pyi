@@ -205,6 +205,7 @@ class PolicySpec(_message.Message):
     BOOTSTRAP_FIELD_NUMBER: _builtins.int
     STOP_KL_FIELD_NUMBER: _builtins.int
     KL_EXPLOSION_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Answers per prompt; TrainSpec.batch_size is answers per update, steps are updates. Default 1
     for "ppo", 4 for "grpo" and "rloo".
@@ -238,6 +239,10 @@ class PolicySpec(_message.Message):
     """Nats per token to the sampler at which an update's other steps are dropped."""
     kl_explosion: _builtins.float
     """Nats per answer to the reference at which the run ends."""
+    rollouts: _builtins.str
+    """Who samples: "local" (default), an engine in the trainer's worker; or "shards", those of
+    whatever models are served, through the queue of rollouts.
+    """
     def __init__(
         self,
         *,
@@ -263,10 +268,11 @@ class PolicySpec(_message.Message):
         bootstrap: _builtins.bool | None = ...,
         stop_kl: _builtins.float | None = ...,
         kl_explosion: _builtins.float | None = ...,
+        rollouts: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "gamma", b"gamma", "kl_coefficient", b"kl_coefficient", "kl_explosion", b"kl_explosion", "kl_target", b"kl_target", "lam", b"lam", "missing_eos_penalty", b"missing_eos_penalty", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "epochs", b"epochs", "gamma", b"gamma", "kl_coefficient", b"kl_coefficient", "kl_estimator", b"kl_estimator", "kl_explosion", b"kl_explosion", "kl_in", b"kl_in", "kl_target", b"kl_target", "lam", b"lam", "max_new_tokens", b"max_new_tokens", "minibatches", b"minibatches", "missing_eos_penalty", b"missing_eos_penalty", "normalise", b"normalise", "samples", b"samples", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "epochs", b"epochs", "gamma", b"gamma", "kl_coefficient", b"kl_coefficient", "kl_estimator", b"kl_estimator", "kl_explosion", b"kl_explosion", "kl_in", b"kl_in", "kl_target", b"kl_target", "lam", b"lam", "max_new_tokens", b"max_new_tokens", "minibatches", b"minibatches", "missing_eos_penalty", b"missing_eos_penalty", "normalise", b"normalise", "rollouts", b"rollouts", "samples", b"samples", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bootstrap: _TypeAlias = _typing.Literal["bootstrap"]  # noqa: Y015
     _WhichOneofArgType__bootstrap: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap"]  # noqa: Y015

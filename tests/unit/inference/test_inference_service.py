@@ -39,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def front(
     store: ArtifactStore, folder: Path, tmp_path: Path
 ) -> AsyncIterator[tuple[InferenceFront, InferenceServiceStub]]:
-    settings = load_settings(data_dir=tmp_path, engine={"max_running": 2, "max_waiting": 2})
+    engine = {"max_running": 2, "max_waiting": 2, "rollouts": False}
+    settings = load_settings(data_dir=tmp_path, engine=engine)
     store.publish("tiny", "model", folder)
     context = SimpleNamespace(settings=settings, store=store, replica_id="shard-1")
     made = build(context, model="tiny", artifact="tiny@1", kv_cache_bytes=1 << 22)

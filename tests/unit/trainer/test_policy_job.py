@@ -9,14 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import policy_job
 import trainings
-from plinth.models.config import ModelConfig
-from plinth.models.decoder import Decoder
-from plinth.models.weights import save_decoder
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import TrainerSettings
-from plinth.trainer.data.shards import Split
-from plinth.trainer.loop import Group, TrainConfig, train
+from plinth.trainer.loop import Group, TrainConfig
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.policy.compare import compare
 from plinth.trainer.policy.run import optimise_policy
@@ -29,49 +26,14 @@ LENGTH = 64
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(dataset of pairs, model to start from, reward model trained on the pairs)."""
-    folder = tmp_path_factory.mktemp("policy")
-    dataset = trainings.dataset(folder / "d", trainings.pairs(120))
-    vocabulary = Split(dataset, "train").info.vocab_size
-    decoder = Decoder(
-        ModelConfig(**{**trainings.MODEL, "context": LENGTH, "vocab_size": vocabulary})
-    )
-    decoder.init_weights(3)
-    save_decoder(decoder, folder / "start")
-    config = trainings.config(
-        dataset,
-        objective="reward",
-        init_from=str(folder / "start"),
-        model=None,
-        sequence_length=LENGTH,
-        steps=20,
-        learning_rate=3e-3,
-    )
-    job = JobFolder(trainings.job(folder / "r", config))
-    assert train(config, job, Group()) == "succeeded", job.outcome()
-    return dataset, folder / "start", job.model
+    return policy_job.made(tmp_path_factory.mktemp("policy"))
 
 
-def spec(**changes):
-    policy = {"samples": 4, "max_new_tokens": 10, **changes.pop("policy", {})}
-    fields = {
-        "objective": "grpo",
-        "dataset": "d@1",
-        "init_from": "m@1",
-        "reward": "r@1",
-        "sequence_length": LENGTH,
-        "batch_size": 16,
-        "steps": 6,
-        "learning_rate": 3e-3,
-        "seed": 4,
-        "checkpoint_every": 2,
-        **changes,
-    }
-    return pb.TrainSpec(policy=pb.PolicySpec(**policy), **fields)
+spec = policy_job.spec
 
 
 def planned(made, **changes):
-    dataset, start, reward = made
-    return plan_train(spec(**changes), dataset, start, TrainerSettings(threads=1), reward)
+    return policy_job.planned(*made, **changes)
 
 
 @pytest.mark.parametrize("change", [{}, {"objective": "ppo", "policy": {"samples": 1}}])

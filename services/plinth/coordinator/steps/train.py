@@ -70,6 +70,7 @@ class PolicyShape(BaseModel):
     bootstrap: bool | None = None
     stop_kl: float | None = None
     kl_explosion: float | None = None
+    rollouts: Literal["", "local", "shards"] = ""
 
 
 _PAIRS, _POLICY = ("dpo", "reward"), ("ppo", "grpo", "rloo")

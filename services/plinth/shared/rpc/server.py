@@ -27,6 +27,8 @@ from plinth.shared.settings import RpcSettings, Settings
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.rpc")
+# Beyond the grace: calls that were cancelled still have to say so.
+_STOP_SLACK_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,12 @@ class GrpcServer:
         stopping = asyncio.create_task(self._server.stop(grace_s))
         await asyncio.sleep(0)  # let the listener close before its watchers are sent away
         self._idle_calls.end()
-        await stopping
+        done, _ = await asyncio.wait({stopping}, timeout=grace_s + _STOP_SLACK_S)
+        if done:
+            stopping.result()
+        else:  # a drain must end, whatever gRPC's core waits for
+            stopping.cancel()
+            _log.error("the gRPC server did not end in time", stage=self.stage, grace_s=grace_s)
 
 
 class _IdleCalls(grpc.aio.ServerInterceptor):

@@ -63,6 +63,7 @@ class PolicyConfig:
     kl_explosion: float = 0.0  # nats per answer to the reference; the run ends at its last good one
     max_gap: float = 1e-3  # of |log p(trainer) - log p(sampler)|, relative to max(1, |log p|)
     seed: int = 0
+    rollouts: str = "local"  # by an engine in the trainer's process, or "shards"
 
     def __post_init__(self) -> None:
         def need(right: bool, field: str, what: str) -> None:
@@ -86,6 +87,7 @@ class PolicyConfig:
         for name in _NOT_NEGATIVE:
             need(0 <= getattr(self, name) < math.inf, name, "0 or more")
         need(self.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "k1, k2 or k3")
+        need(self.rollouts in ("local", "shards"), "rollouts", "'local' or 'shards'")
         need(self.kl_in in ("reward", "loss"), "kl_in", "'reward' or 'loss'")
         need(self.normalise in ("tokens", "answers", "constant"), "normalise", "a known choice")
         need(self.answers % self.minibatches == 0, "minibatches", f"a divisor of {self.answers}")

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from plinth.engine.engine import Engine
 from plinth.engine.request import Sampling
-from plinth.engine.runner import Runner
-from plinth.engine.scheduler import Limits
-from plinth.kernels.paged import KvCache
+from plinth.engine.weight_set import RUNNING, engine_over
 from plinth.models.decoder import Decoder
 from plinth.trainer.data.shards import Split
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.loop import hash_seed
-from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout
+from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, Sampler
 
-BLOCK = 16
-RUNNING, BATCH_TOKENS = 64, 512
 HELD_OUT = 128  # prompts that are answered to compare models, at most
 _SEED = 0x5EED
 
@@ -40,16 +34,12 @@ def prompts_of(split: Split, longest: int) -> list[Prompt]:
 
 def sampler_for(decoder: Decoder, answers: int, device: str) -> EngineSampler:
     """An engine with room for `answers` at a time, over the decoder's own tensors."""
-    shape = decoder.config
-    blocks = min(answers, RUNNING) * math.ceil(shape.context / BLOCK)
-    cache = KvCache(shape.layers, blocks, shape.kv_heads, shape.head_dim, BLOCK, device=device)
-    return EngineSampler(
-        Engine(Runner(decoder, cache), Limits(BATCH_TOKENS, RUNNING, answers, shape.context))
-    )
+    running = min(answers, RUNNING)
+    return EngineSampler(engine_over(decoder, running=running, waiting=answers, device=device))
 
 
 def answer(
-    sampler: EngineSampler, prompts: Sequence[Prompt], policy: PolicyConfig, stop: frozenset[int]
+    sampler: Sampler, prompts: Sequence[Prompt], policy: PolicyConfig, stop: frozenset[int]
 ) -> list[Rollout]:
     """One answer to each prompt, with the same noise for every model that is asked."""
     orders = [

@@ -1,6 +1,6 @@
 """Samples of a policy, with all that is needed to learn from them, refuse them, or make them again.
 
-`Sampler` is the seam: here an engine in this process, behind it one day shards and a queue.
+`Sampler` is the seam: here an engine in this process, in `shards` a queue and who pulls from it.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Rollout:
     @property
     def id(self) -> str:
         return f"{self.revision}.{self.group}.{self.sample_index}"
+
+
+class StopAsked(Exception):
+    """The run is to stop, and its answers are not there yet. Nothing has been learned from them."""
 
 
 class Sampler(Protocol):

@@ -18,7 +18,8 @@ import torch
 from plinth.models.decoder import Decoder
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import save_decoder
-from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
+from plinth.shared.settings import load_settings
 from plinth.trainer.checkpoint import (
     TrainState,
     checkpoints,
@@ -38,7 +39,8 @@ from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.judge import Judge
 from plinth.trainer.policy.model import Actor
 from plinth.trainer.policy.prompts import HELD_OUT, answer, prompts_of, sampler_for
-from plinth.trainer.policy.rollouts import EngineSampler
+from plinth.trainer.policy.rollouts import Sampler, StopAsked
+from plinth.trainer.policy.shards import ShardSampler
 
 _EVERY = 10  # updates between checkpoints, unless the job says
 
@@ -56,6 +58,16 @@ def optimise_policy(config: TrainConfig, folder: JobFolder, group: Group) -> str
 
 def _optimise(config: TrainConfig, folder: JobFolder, group: Group) -> str:
     job = _Job.open(config, folder, group)
+    try:
+        return _run(job, config, folder)
+    except StopAsked:  # while answers were awaited: the last update stands
+        return job.stop()
+    finally:
+        if isinstance(job.sampler, ShardSampler):
+            job.sampler.close()
+
+
+def _run(job: _Job, config: TrainConfig, folder: JobFolder) -> str:
     before = job.held_out_before()
     progress = loop.Progress(job.state.step, job.state.controllers.get("kl", 0.0))
     report = Progress(done=progress.update, total=config.steps, note="sampling")
@@ -79,11 +91,8 @@ def _optimise(config: TrainConfig, folder: JobFolder, group: Group) -> str:
         folder.write_progress(report)
         if progress.update % every == 0 or progress.update == config.steps:
             job.save()
-        if (asked := folder.requested()) is not None:
-            job.save()
-            status = "paused" if asked == "pause" else "cancelled"
-            folder.end(status, step=progress.update)
-            return status
+        if folder.requested() is not None:
+            return job.stop()
     metrics = _metrics(report, job, before)
     write_model(folder, config, lambda out: save_decoder(job.actor.policy, out))
     folder.end("succeeded", metrics=metrics)
@@ -137,7 +146,7 @@ class _Job:
     actor: Actor
     reference: Decoder | None
     judge: Judge
-    sampler: EngineSampler
+    sampler: Sampler
     optimizer: torch.optim.Optimizer
     state: TrainState
     prompts: list[tuple[int, ...]]
@@ -186,7 +195,7 @@ class _Job:
             actor=actor,
             reference=reference,
             judge=judge,
-            sampler=sampler_for(decoder, max(policy.answers, HELD_OUT), group.device),
+            sampler=_sampler(policy, decoder, folder, group.device),
             optimizer=optimizer,
             state=state,
             prompts=prompts,
@@ -196,6 +205,13 @@ class _Job:
 
     def save(self) -> None:
         save_checkpoint(self.folder.checkpoints, self.actor, self.optimizer, self.state)
+
+    def stop(self) -> str:
+        """As was asked, at the last update; the outcome's status."""
+        self.save()
+        status = "paused" if self.folder.requested() == "pause" else "cancelled"
+        self.folder.end(status, step=self.state.step)
+        return status
 
     def held_out_before(self) -> list[float]:
         """Rewards of the held-out prompts before the first update; kept for a run that goes on."""
@@ -212,3 +228,24 @@ class _Job:
         self.sampler.renew(self.state.step)
         rollouts = answer(self.sampler, self.held_out_prompts, self.policy, self.stop_ids)
         return self.judge(rollouts)
+
+
+def _sampler(policy: PolicyConfig, decoder: Decoder, folder: JobFolder, device: str) -> Sampler:
+    """An engine of this process over the policy's own tensors, or the shards."""
+    if policy.rollouts == "local":
+        return sampler_for(decoder, max(policy.answers, HELD_OUT), device)
+    url = load_settings().redis_url
+    if url is None:
+        raise FailedPrecondition(
+            "rollouts by shards go through Redis: set PLINTH_REDIS_URL, or policy.rollouts to "
+            "'local'",
+            reason="SETTINGS_INVALID",
+            field="redis_url",
+        )
+    return ShardSampler(
+        decoder,
+        folder.path / "weights",
+        folder.path.name,
+        url.get_secret_value(),
+        stop=lambda: folder.requested() is not None,
+    )

@@ -1,0 +1,288 @@
+"""A policy sampled through Redis by shards that serve people too: the same answers, once each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from redis.asyncio import Redis
+from safetensors.torch import load_file, save_file
+
+import engines
+import policy_job
+import trainings
+from checkpoints import random_llama
+from plinth.engine.request import Sampling
+from plinth.engine.weight_set import engine_over
+from plinth.inference.client import EngineClient
+from plinth.inference.rollouts import RolloutConsumer
+from plinth.models.decoder import Decoder
+from plinth.models.weights import load_decoder
+from plinth.shared.errors import Aborted, Unavailable
+from plinth.shared.rollouts import rollout_queue
+from plinth.trainer.loop import Group
+from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, StopAsked, check_fresh
+from plinth.trainer.policy.run import optimise_policy
+from plinth.trainer.policy.shards import ShardSampler
+from plinth.v1 import rollouts_pb2 as pb
+
+T = TypeVar("T")
+SAMPLING = Sampling(1.0, max_tokens=12, stop_ids=frozenset({7}))
+ORDERS = [Order(group, (3 + group, 9, 4), 3, 1000 + group) for group in range(6)]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_llama(tmp_path_factory.mktemp("policy") / "llama", seed=5)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_llama(tmp_path_factory.mktemp("served") / "llama", seed=6)
+
+
+@asynccontextmanager
+async def shard(redis: Redis, served: Path, name: str = "s1", **options: Any) -> AsyncIterator[Any]:
+    """(its consumer, its engine's client)"""
+    client = EngineClient(engines.engine(served))
+    client.start()
+    settings = {"device": "cpu", "kv_bytes": 1 << 26, "idle_s": 60.0, **options}
+    consumer = RolloutConsumer(name, rollout_queue(redis), client, **settings)
+    running = asyncio.create_task(consumer.run())
+    try:
+        yield consumer, client
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await client.stop()
+
+
+async def with_sampler(
+    decoder: Decoder, folder: Path, url: str, work: Callable[[ShardSampler], T], **options: Any
+) -> T:
+    """`work` in a thread, as the trainer's worker does it."""
+
+    def run() -> T:
+        sampler = ShardSampler(decoder, folder / "weights", "run-1", url, **options)
+        try:
+            return work(sampler)
+        finally:
+            sampler.close()
+
+    return await asyncio.to_thread(run)
+
+
+def here(decoder: Decoder, revision: int, sampling: Sampling = SAMPLING) -> list[Rollout]:
+    """The same by an engine of this process: the independent truth."""
+    sampler = EngineSampler(engine_over(decoder, running=8, waiting=64, device="cpu"))
+    sampler.renew(revision)
+    return sampler.sample(ORDERS, sampling)
+
+
+async def test_shards_answer_as_an_engine_in_the_process_does(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path, served: Path
+) -> None:
+    """Bit for bit, over a change of weights, and whoever of two shards took which task."""
+    decoder = load_decoder(policy)
+
+    def work(sampler: ShardSampler) -> list[list[Rollout]]:
+        made = []
+        for revision in range(2):
+            digest = sampler.renew(revision)
+            rollouts = sampler.sample(ORDERS, SAMPLING)
+            check_fresh(rollouts, revision, {digest})
+            made.append(rollouts)
+            with torch.no_grad():
+                for parameter in decoder.parameters():
+                    parameter.mul_(1.01)
+        return made
+
+    async with shard(redis_client, served, "s1"), shard(redis_client, served, "s2"):
+        first, second = await with_sampler(decoder, tmp_path, redis_server, work)
+    again = load_decoder(policy)
+    assert first == here(again, 0)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.mul_(1.01)
+    assert second == here(again, 1)
+    assert [(r.group, r.sample_index) for r in first] == [
+        (g, i) for g in range(6) for i in range(3)
+    ]
+    assert (await rollout_queue(redis_client).inspect()).pending == 0
+
+
+async def test_the_same_question_is_answered_once(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path, served: Path
+) -> None:
+    """A run that crashed and asks again gets what was answered, though no shard is left."""
+    decoder = load_decoder(policy)
+
+    def ask(sampler: ShardSampler) -> list[Rollout]:
+        sampler.renew(0)
+        return sampler.sample(ORDERS, SAMPLING)
+
+    async with shard(redis_client, served):
+        first = await with_sampler(decoder, tmp_path / "a", redis_server, ask)
+    again = await with_sampler(decoder, tmp_path / "b", redis_server, ask, patience_s=5)
+    assert again == first
+
+
+async def test_a_tensor_that_was_corrupted_on_its_way_is_refused(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path, served: Path
+) -> None:
+    def work(sampler: ShardSampler) -> None:
+        sampler.renew(0)
+        (file,) = (tmp_path / "weights").glob("*/model.safetensors")
+        tensors = load_file(file)
+        name = sorted(tensors)[3]
+        tensors[name].view(-1)[0] += 1e-3
+        save_file(tensors, file, metadata={"format": "pt"})
+        with pytest.raises(Aborted, match="changed on their way"):
+            sampler.sample(ORDERS[:1], SAMPLING)
+
+    async with shard(redis_client, served):
+        await with_sampler(load_decoder(policy), tmp_path, redis_server, work)
+    (letter,) = await rollout_queue(redis_client).dead_letters()
+    assert "sha256:" in letter.reason
+
+
+async def test_a_prompt_that_can_not_be_answered_ends_the_wait_with_the_reason(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path, served: Path
+) -> None:
+    def work(sampler: ShardSampler) -> None:
+        sampler.renew(0)
+        long = [ORDERS[0], Order(1, (3,) * 100_000, 1, 5)]
+        with pytest.raises(Aborted, match=r"given up.*tokens"):
+            sampler.sample(long, SAMPLING)
+
+    async with shard(redis_client, served):
+        await with_sampler(load_decoder(policy), tmp_path, redis_server, work)
+
+
+async def test_without_a_shard_it_waits_and_says_so_or_stops_when_asked(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path
+) -> None:
+    def ask(sampler: ShardSampler) -> None:
+        sampler.renew(0)
+        sampler.sample(ORDERS, SAMPLING)
+
+    decoder = load_decoder(policy)
+    with pytest.raises(Unavailable, match="is a model served"):
+        await with_sampler(decoder, tmp_path, redis_server, ask, patience_s=0.5)
+    with pytest.raises(StopAsked):
+        await with_sampler(decoder, tmp_path, redis_server, ask, stop=lambda: True)
+    info = await rollout_queue(redis_client).inspect()
+    assert (info.length, info.pending, info.delayed) == (0, 0, 0)
+
+
+async def test_a_shard_that_goes_in_the_middle_loses_nothing(
+    redis_client: Redis,
+    redis_server: str,
+    tmp_path: Path,
+    policy: Path,
+    served: Path,
+) -> None:
+    """It is stopped while it samples; another one makes the same answers."""
+    decoder = load_decoder(policy)
+    long = replace(SAMPLING, max_tokens=40, stop_ids=frozenset())
+
+    def ask(sampler: ShardSampler) -> list[Rollout]:
+        sampler.renew(0)
+        return sampler.sample(ORDERS, long)
+
+    asking = asyncio.create_task(with_sampler(decoder, tmp_path, redis_server, ask))
+    async with shard(redis_client, served, "s1") as (consumer, _), asyncio.timeout(30):
+        while not consumer.running:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    async with shard(redis_client, served, "s2"):
+        assert await asking == here(load_decoder(policy), 0, long)
+
+
+async def test_people_who_chat_go_first(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path, served: Path
+) -> None:
+    """While a stream runs, the policy gets one step in nine, and both end with their own tokens."""
+    decoder = load_decoder(policy)
+    turns: list[str] = []
+
+    def ask(sampler: ShardSampler) -> list[Rollout]:
+        sampler.renew(0)
+        return sampler.sample(ORDERS, SAMPLING)
+
+    async with shard(redis_client, served) as (consumer, client):
+        step, step_lent = client._engine.step, client._step_lent
+        client._engine.step = lambda: (turns.append("chat"), step())[1]
+        client._step_lent = lambda lent: (turns.append("policy"), step_lent(lent))[1]
+        asked = engines.Request(
+            "chat", (5, 6), engines.BINDING, Sampling(0.0, max_tokens=100, speculation="off")
+        )
+        asking = asyncio.create_task(with_sampler(decoder, tmp_path, redis_server, ask))
+        while not consumer.running:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        chat = [t.id async for event in client.stream(asked) for t in event.tokens]
+        rollouts = await asking
+    assert rollouts == here(load_decoder(policy), 0)
+    alone, _ = engines.complete(engines.engine(served), [(5, 6)], asked.sampling)
+    assert chat == [token.id for token in alone[0]]
+    first, last = turns.index("chat"), len(turns) - turns[::-1].index("chat")
+    between = turns[first:last]
+    assert between.count("policy") <= -(-between.count("chat") // 8)
+
+
+async def test_weights_that_nobody_asks_for_are_let_go(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path, served: Path
+) -> None:
+    def ask(sampler: ShardSampler) -> list[Rollout]:
+        sampler.renew(0)
+        return sampler.sample(ORDERS[:1], SAMPLING)
+
+    async with shard(redis_client, served, idle_s=0.01) as (_, client):
+        await with_sampler(load_decoder(policy), tmp_path, redis_server, ask)
+        async with asyncio.timeout(20):
+            while client._lent is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_a_message_that_is_no_task_is_buried(redis_client: Redis, served: Path) -> None:
+    queue = rollout_queue(redis_client)
+    await queue.add("junk", b"\xff\xff")
+    await queue.add("empty", pb.RolloutTask().SerializeToString())
+    async with shard(redis_client, served), asyncio.timeout(20):
+        while len(letters := await queue.dead_letters()) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert any("names no weights" in letter.reason for letter in letters)
+
+
+async def test_a_job_that_samples_by_shards_ends_with_the_local_ones_weights(
+    redis_client: Redis,
+    redis_server: str,
+    tmp_path: Path,
+    served: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The whole job, as its worker runs it: PPO against a reward model, bit for bit."""
+    monkeypatch.setenv("PLINTH_REDIS_URL", redis_server)
+    dataset, start, reward = policy_job.made(tmp_path)
+    ends = []
+    async with shard(redis_client, served, "s1"), shard(redis_client, served, "s2"):
+        for rollouts in ("local", "shards"):
+            config = policy_job.planned(
+                dataset,
+                start,
+                reward,
+                objective="ppo",
+                policy={"samples": 1, "rollouts": rollouts},
+            )
+            job = JobFolder(trainings.job(tmp_path / rollouts, config))
+            status = await asyncio.to_thread(optimise_policy, config, job, Group())
+            assert status == "succeeded", job.outcome()
+            assert not (job.path / "weights").exists()
+            ends.append(load_file(job.model / "model.safetensors"))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
