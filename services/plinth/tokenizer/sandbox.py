@@ -127,10 +127,17 @@ def render(
     return "".join(parts)
 
 
-def _answer(line: str) -> dict[str, str]:
+def _answer(line: str) -> dict[str, Any]:
+    """{"texts": one per conversation}, or {"error": why the first that failed did}."""
     request = json.loads(line)
+    template, variables = request["template"], request["variables"]
     try:
-        return {"text": render(**request)}
+        return {
+            "texts": [
+                render(template, variables=variables, **conversation)
+                for conversation in request["conversations"]
+            ]
+        }
     except MemoryError:
         return {"error": f"the template needs more than {MEMORY_BYTES >> 20} MiB"}
     except RecursionError:

@@ -16,9 +16,10 @@ from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
 from plinth.tokenizer.catalog import Catalog
-from plinth.tokenizer.codec import Codec
+from plinth.tokenizer.codec import Codec, Piece
 from plinth.tokenizer.templates import Renderer, check_messages, mark, need_template, pieces
 from plinth.tokenizer.training import train_and_publish
+from plinth.v1 import common_pb2
 from plinth.v1 import tokenizer_pb2 as pb
 from plinth.v1 import tokenizer_pb2_grpc as rpc
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from plinth.shared.stage import StageContext
 
 MAX_SEQUENCES = 4096
+MAX_CONVERSATIONS = 512
 MAX_DECODE_IDS = 4_000_000
 _PROBE = "plinth probe"
 
@@ -108,24 +110,32 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
     async def ApplyChatTemplate(
         self, request: pb.ApplyChatTemplateRequest, context: Context
     ) -> pb.ApplyChatTemplateResponse:
-        messages = [{"role": m.role, "content": m.content} for m in request.messages]
-        check_messages(messages, self._max_bytes)
+        conversation = (request.messages, request.add_generation_prompt)
         codec = await self._codec(request.model)
-        template = need_template(codec.chat_template, request.model)
-        marked, marks = await asyncio.to_thread(mark, messages, codec.spelled_special)
-        rendered = await self._renderer.render(
-            template,
-            marked,
-            add_generation_prompt=request.add_generation_prompt,
-            variables=codec.token_names,
-        )
-        cut = await asyncio.to_thread(pieces, rendered, marks)
+        (cut,) = await self._rendered(codec, request.model, [conversation])
         ids = await asyncio.to_thread(codec.encode_pieces, cut)
         return pb.ApplyChatTemplateResponse(
             ids=ids,
-            stop_token_ids=await self._stop_ids(codec, template),
+            stop_token_ids=await self._stop_ids(codec, need_template(codec.chat_template, "")),
             text="".join(piece.text for piece in cut),
         )
+
+    async def ApplyChatTemplates(
+        self, request: pb.ApplyChatTemplatesRequest, context: Context
+    ) -> pb.ApplyChatTemplatesResponse:
+        if not 1 <= len(request.conversations) <= MAX_CONVERSATIONS:
+            raise InvalidArgument(
+                f"{len(request.conversations)} conversations, must be 1 to {MAX_CONVERSATIONS}",
+                field="conversations",
+            )
+        codec = await self._codec(request.model)
+        cuts = await self._rendered(
+            codec,
+            request.model,
+            [(one.messages, one.add_generation_prompt) for one in request.conversations],
+        )
+        sequences = await asyncio.to_thread(lambda: [codec.encode_pieces(cut) for cut in cuts])
+        return pb.ApplyChatTemplatesResponse(sequences=[pb.TokenIds(ids=ids) for ids in sequences])
 
     async def DecodeStream(
         self, request_iterator: AsyncIterator[pb.DecodeStreamRequest], context: Context
@@ -154,6 +164,33 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
 
     # -- pieces ----------------------------------------------------------------------------
 
+    async def _rendered(
+        self,
+        codec: Codec,
+        model: str,
+        conversations: Sequence[tuple[Sequence[common_pb2.ChatMessage], bool]],
+    ) -> list[list[Piece]]:
+        """The conversations by the model's template, cut where text is not to be trusted."""
+        plain = [
+            ([{"role": m.role, "content": m.content} for m in messages], open_turn)
+            for messages, open_turn in conversations
+        ]
+        left = self._max_bytes
+        for messages, _ in plain:
+            left -= check_messages(messages, left)
+        template = need_template(codec.chat_template, model)
+        marked = await asyncio.to_thread(
+            lambda: [mark(messages, codec.spelled_special) for messages, _ in plain]
+        )
+        texts = await self._renderer.render(
+            template,
+            [(m, open_turn) for (m, _), (_, open_turn) in zip(marked, plain, strict=True)],
+            variables=codec.token_names,
+        )
+        return await asyncio.to_thread(
+            lambda: [pieces(text, marks) for text, (_, marks) in zip(texts, marked, strict=True)]
+        )
+
     async def _codec(self, model: str) -> Codec:
         return await asyncio.to_thread(self._catalog.codec, model)
 
@@ -180,11 +217,9 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
 
     async def _after_answer(self, codec: Codec, template: str) -> str:
         try:
-            text = await self._renderer.render(
-                template,
-                [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}],
-                add_generation_prompt=False,
-                variables=codec.token_names,
+            probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+            (text,) = await self._renderer.render(
+                template, [(probe, False)], variables=codec.token_names
             )
         except PlinthError:
             # A template may refuse this little conversation; then only eos ends an answer.

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from plinth.shared.errors import FailedPrecondition, Internal, InvalidArgument
 from plinth.tokenizer.codec import Piece, check_text
@@ -26,8 +27,9 @@ RENDER_SECONDS = 5.0
 Message = Mapping[str, str]
 
 
-def check_messages(messages: Sequence[Message], max_bytes: int) -> None:
-    """InvalidArgument naming the first message that cannot be part of a conversation."""
+def check_messages(messages: Sequence[Message], max_bytes: int) -> int:
+    """Bytes of their contents; InvalidArgument naming the first that cannot be part of a
+    conversation."""
     if not messages:
         raise InvalidArgument("a conversation needs at least one message", field="messages")
     if len(messages) > MAX_MESSAGES:
@@ -49,6 +51,7 @@ def check_messages(messages: Sequence[Message], max_bytes: int) -> None:
             reason="TEXT_TOO_LONG",
             field="messages",
         )
+    return total
 
 
 def mark(
@@ -100,19 +103,23 @@ class Renderer:
     async def render(
         self,
         template: str,
-        messages: Sequence[Message],
+        conversations: Sequence[tuple[Sequence[Message], bool]],
         *,
-        add_generation_prompt: bool,
         variables: Mapping[str, str],
-    ) -> str:
-        """The prompt as text. InvalidArgument: the template refuses, fails or takes too long."""
-        max_chars = sum(len(m["content"]) for m in messages) + MAX_ADDED_CHARS
+    ) -> list[str]:
+        """The prompts as texts, all or none; a conversation is (messages, open the answer's turn).
+        InvalidArgument: the template refuses, fails or takes too long."""
         request = {
             "template": template,
-            "messages": list(messages),
-            "add_generation_prompt": add_generation_prompt,
             "variables": dict(variables),
-            "max_chars": max_chars,
+            "conversations": [
+                {
+                    "messages": list(messages),
+                    "add_generation_prompt": open_turn,
+                    "max_chars": sum(len(m["content"]) for m in messages) + MAX_ADDED_CHARS,
+                }
+                for messages, open_turn in conversations
+            ],
         }
         async with self._lock:
             answer = await self._ask(json.dumps(request).encode() + b"\n")
@@ -122,14 +129,15 @@ class Renderer:
                 reason="CHAT_TEMPLATE",
                 field="messages",
             )
-        return answer["text"]
+        texts: list[str] = answer["texts"]
+        return texts
 
     async def close(self) -> None:
         """End the process, if there is one."""
         async with self._lock:
             await self._end()
 
-    async def _ask(self, line: bytes) -> dict[str, str]:
+    async def _ask(self, line: bytes) -> dict[str, Any]:
         process = await self._running()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -150,7 +158,7 @@ class Renderer:
         if not answer.endswith(b"\n"):
             code = await self._end()
             return {"error": f"it ended its sandbox (exit {code})"}
-        content: dict[str, str] = json.loads(answer)
+        content: dict[str, Any] = json.loads(answer)
         return content
 
     async def _running(self) -> asyncio.subprocess.Process:

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from plinth.trainer.data.tokenize import Messages, Render, completion_mask
 
-# The ids of a conversation, by the tokenizer stage: (tokenizer, messages, open the answer's turn).
-ApplyTemplate = Callable[[str, Messages, bool], Any]  # returns an awaitable of list[int]
+# A conversation, and whether the answer's turn is open at its end.
+Turn = tuple[Messages, bool]
+# The ids of some conversations, by the tokenizer stage: (tokenizer, turns).
+ApplyTemplates = Callable[[str, Sequence[Turn]], Awaitable[list[list[int]]]]
+_CALL_TURNS = 512
+_CALL_CHARACTERS = 1 << 20  # at most four bytes each: below what the stage takes
 
 
-def chat_renderer(apply: ApplyTemplate, loop: asyncio.AbstractEventLoop, at_once: int = 16) -> (
-    Callable[[str], Render]
-):  # fmt: skip
-    """Rendering for a thread, by calls that run on `loop`, `at_once` of them together."""
-
-    async def one(model: str, messages: Messages) -> tuple[list[int], list[int]]:
-        whole = await apply(model, messages, False)
-        turns = []
-        for number, (role, _) in enumerate(messages):
-            if role == "assistant":
-                prompt = await apply(model, messages[:number], True)
-                last = number + 1 == len(messages)
-                upto = whole if last else await apply(model, messages[: number + 1], False)
-                turns.append((prompt, upto))
-        return whole, completion_mask(whole, turns)
+def chat_renderer(
+    apply: ApplyTemplates, loop: asyncio.AbstractEventLoop
+) -> Callable[[str], Render]:
+    """Rendering for a thread, by calls that run on `loop`: each holds as many turns as one may."""
 
     async def many(model: str, batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
-        gate = asyncio.Semaphore(at_once)
-
-        async def gated(messages: Messages) -> tuple[list[int], list[int]]:
-            async with gate:
-                return await one(model, messages)
-
-        return await asyncio.gather(*(gated(messages) for messages in batch))
+        # Both answers of a pair have one prompt: it is rendered once.
+        turns = list(dict.fromkeys(turn for messages in batch for turn in _turns(messages)))
+        ids: dict[Turn, list[int]] = {}
+        for call in _calls(turns):
+            ids.update(zip(call, await apply(model, call), strict=True))
+        return [_masked(messages, ids) for messages in batch]
 
     def for_model(model: str) -> Render:
         def render(batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
@@ -44,3 +35,36 @@ def chat_renderer(apply: ApplyTemplate, loop: asyncio.AbstractEventLoop, at_once
         return render
 
     return for_model
+
+
+def _turns(messages: Messages) -> Iterator[Turn]:
+    """The whole, and for each answer: its prompt, and all up to its end."""
+    yield messages, False
+    for number, (role, _) in enumerate(messages):
+        if role == "assistant":
+            yield messages[:number], True
+            yield messages[: number + 1], False
+
+
+def _masked(messages: Messages, ids: dict[Turn, list[int]]) -> tuple[list[int], list[int]]:
+    whole = ids[messages, False]
+    turns = [
+        (ids[messages[:number], True], ids[messages[: number + 1], False])
+        for number, (role, _) in enumerate(messages)
+        if role == "assistant"
+    ]
+    return whole, completion_mask(whole, turns)
+
+
+def _calls(turns: Sequence[Turn]) -> Iterator[list[Turn]]:
+    call: list[Turn] = []
+    characters = 0
+    for turn in turns:
+        size = sum(len(content) for _, content in turn[0])
+        if call and (len(call) == _CALL_TURNS or characters + size > _CALL_CHARACTERS):
+            yield call
+            call, characters = [], 0
+        call.append(turn)
+        characters += size
+    if call:
+        yield call

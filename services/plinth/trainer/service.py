@@ -22,11 +22,10 @@ from plinth.shared.queue import Queue
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
 from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
-from plinth.trainer.data.tokenize import Messages
 from plinth.trainer.execution import Execution
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.records import JobRecords
-from plinth.trainer.rendering import chat_renderer
+from plinth.trainer.rendering import Turn, chat_renderer
 from plinth.trainer.validation import check_spec
 from plinth.v1 import common_pb2, tokenizer_pb2
 from plinth.v1 import trainer_pb2 as pb
@@ -105,19 +104,24 @@ class TrainerStage(rpc.TrainerServiceServicer):
             settings=self._context.settings,
             store=self._context.store,
             launcher=self._launcher,
-            render=chat_renderer(self._apply_template, asyncio.get_running_loop()),
+            render=chat_renderer(self._apply_templates, asyncio.get_running_loop()),
         )
 
-    async def _apply_template(self, model: str, messages: Messages, open_turn: bool) -> list[int]:
+    async def _apply_templates(self, model: str, turns: Sequence[Turn]) -> list[list[int]]:
         stub = await self._context.clients.tokenizer(SYSTEM)
-        answer = await stub.ApplyChatTemplate(
-            tokenizer_pb2.ApplyChatTemplateRequest(
+        answer = await stub.ApplyChatTemplates(
+            tokenizer_pb2.ApplyChatTemplatesRequest(
                 model=model,
-                messages=[common_pb2.ChatMessage(role=r, content=c) for r, c in messages],
-                add_generation_prompt=open_turn,
+                conversations=[
+                    tokenizer_pb2.Conversation(
+                        messages=[common_pb2.ChatMessage(role=r, content=c) for r, c in messages],
+                        add_generation_prompt=open_turn,
+                    )
+                    for messages, open_turn in turns
+                ],
             )
         )
-        return list(answer.ids)
+        return [list(sequence.ids) for sequence in answer.sequences]
 
     # -- TrainerService --------------------------------------------------------------------
 

@@ -49,6 +49,11 @@ class TokenizerServiceStub:
                 request_serializer=plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.FromString,
                 _registered_method=True)
+        self.ApplyChatTemplates = channel.unary_unary(
+                '/plinth.v1.TokenizerService/ApplyChatTemplates',
+                request_serializer=plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplatesRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplatesResponse.FromString,
+                _registered_method=True)
         self.DecodeStream = channel.stream_stream(
                 '/plinth.v1.TokenizerService/DecodeStream',
                 request_serializer=plinth_dot_v1_dot_tokenizer__pb2.DecodeStreamRequest.SerializeToString,
@@ -85,6 +90,13 @@ class TokenizerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyChatTemplates(self, request, context):
+        """The same for many conversations in one call: preparing data. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DecodeStream(self, request_iterator, context):
         """Ids in, text out as it becomes complete: never half a character.
         """
@@ -116,6 +128,11 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
                     servicer.ApplyChatTemplate,
                     request_deserializer=plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.SerializeToString,
+            ),
+            'ApplyChatTemplates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyChatTemplates,
+                    request_deserializer=plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplatesRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplatesResponse.SerializeToString,
             ),
             'DecodeStream': grpc.stream_stream_rpc_method_handler(
                     servicer.DecodeStream,
@@ -209,6 +226,33 @@ class TokenizerService:
             '/plinth.v1.TokenizerService/ApplyChatTemplate',
             plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.SerializeToString,
             plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyChatTemplates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.TokenizerService/ApplyChatTemplates',
+            plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplatesRequest.SerializeToString,
+            plinth_dot_v1_dot_tokenizer__pb2.ApplyChatTemplatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

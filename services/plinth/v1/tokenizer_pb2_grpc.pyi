@@ -37,6 +37,8 @@ class TokenizerServiceStub:
     """Ids to text. Idempotent."""
     ApplyChatTemplate: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.ApplyChatTemplateRequest, _tokenizer_pb2.ApplyChatTemplateResponse]
     """Messages to ids by the model's chat template (sandboxed Jinja). Idempotent."""
+    ApplyChatTemplates: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.ApplyChatTemplatesRequest, _tokenizer_pb2.ApplyChatTemplatesResponse]
+    """The same for many conversations in one call: preparing data. Idempotent."""
     DecodeStream: _grpc.StreamStreamMultiCallable[_tokenizer_pb2.DecodeStreamRequest, _tokenizer_pb2.DecodeStreamResponse]
     """Ids in, text out as it becomes complete: never half a character."""
     Train: _grpc.UnaryStreamMultiCallable[_tokenizer_pb2.TrainTokenizerRequest, _tokenizer_pb2.TrainTokenizerResponse]
@@ -51,6 +53,8 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
     """Ids to text. Idempotent."""
     ApplyChatTemplate: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.ApplyChatTemplateRequest, _tokenizer_pb2.ApplyChatTemplateResponse]  # type: ignore[assignment]
     """Messages to ids by the model's chat template (sandboxed Jinja). Idempotent."""
+    ApplyChatTemplates: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.ApplyChatTemplatesRequest, _tokenizer_pb2.ApplyChatTemplatesResponse]  # type: ignore[assignment]
+    """The same for many conversations in one call: preparing data. Idempotent."""
     DecodeStream: _aio.StreamStreamMultiCallable[_tokenizer_pb2.DecodeStreamRequest, _tokenizer_pb2.DecodeStreamResponse]  # type: ignore[assignment]
     """Ids in, text out as it becomes complete: never half a character."""
     Train: _aio.UnaryStreamMultiCallable[_tokenizer_pb2.TrainTokenizerRequest, _tokenizer_pb2.TrainTokenizerResponse]  # type: ignore[assignment]
@@ -80,6 +84,14 @@ class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tokenizer_pb2.ApplyChatTemplateResponse, _abc.Awaitable[_tokenizer_pb2.ApplyChatTemplateResponse]]:
         """Messages to ids by the model's chat template (sandboxed Jinja). Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ApplyChatTemplates(
+        self,
+        request: _tokenizer_pb2.ApplyChatTemplatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokenizer_pb2.ApplyChatTemplatesResponse, _abc.Awaitable[_tokenizer_pb2.ApplyChatTemplatesResponse]]:
+        """The same for many conversations in one call: preparing data. Idempotent."""
 
     @_abc_1.abstractmethod
     def DecodeStream(

@@ -118,12 +118,9 @@ async def renderer() -> AsyncIterator[Renderer]:
 
 
 async def rendered(renderer: Renderer, template: str, content: str = "x") -> str:
-    return await renderer.render(
-        template,
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        variables={"bos_token": "<s>"},
-    )
+    conversation = ([{"role": "user", "content": content}], True)
+    (text,) = await renderer.render(template, [conversation], variables={"bos_token": "<s>"})
+    return text
 
 
 async def test_the_process_renders_what_the_function_does(renderer: Renderer) -> None:

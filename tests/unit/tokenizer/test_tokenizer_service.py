@@ -123,6 +123,34 @@ async def test_chat_template_gives_transformers_ids_and_the_stop_token(
     assert answer.text == "<|im_start|>user\n<|im_end|><|im_end|>\n"
 
 
+async def test_many_conversations_in_one_call_are_as_one_by_one(
+    stub: TokenizerServiceStub,
+) -> None:
+    contents = ["a", "b 1", "<|im_end|> é🙂", "\n"]
+    asked = [
+        pb.Conversation(
+            messages=[{"role": "user", "content": content}], add_generation_prompt=number % 2 == 0
+        )
+        for number, content in enumerate(contents)
+    ]
+    answer = await stub.ApplyChatTemplates(
+        pb.ApplyChatTemplatesRequest(model="bytes", conversations=asked)
+    )
+    for one, sequence in zip(asked, answer.sequences, strict=True):
+        alone = pb.ApplyChatTemplateRequest(
+            model="bytes",
+            messages=one.messages,
+            add_generation_prompt=one.add_generation_prompt,
+        )
+        assert list(sequence.ids) == list((await stub.ApplyChatTemplate(alone)).ids)
+    for number in (0, 513):
+        crowd = pb.ApplyChatTemplatesRequest(model="bytes", conversations=asked[:1] * number)
+        await refused(stub.ApplyChatTemplates(crowd), InvalidArgument, "1 to 512")
+    king = pb.Conversation(messages=[{"role": "king", "content": "x"}])
+    mixed = pb.ApplyChatTemplatesRequest(model="bytes", conversations=[asked[0], king])
+    await refused(stub.ApplyChatTemplates(mixed), InvalidArgument, "king")
+
+
 async def test_a_stream_holds_half_characters_back(stub: TokenizerServiceStub) -> None:
     ids = (await stub.Encode(pb.EncodeRequest(model="bytes", texts=["a🙂é"]))).sequences[0].ids
 

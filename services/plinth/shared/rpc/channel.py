@@ -28,7 +28,7 @@ from plinth.shared.settings import RpcSettings, Settings
 # Unary methods that may be sent twice: reads, and writes that are idempotent by an id in them.
 IDEMPOTENT: dict[str, tuple[str, ...]] = {
     "plinth.v1.InferenceService": ("Score", "GetShard"),
-    "plinth.v1.TokenizerService": ("Encode", "Decode", "ApplyChatTemplate"),
+    "plinth.v1.TokenizerService": ("Encode", "Decode", "ApplyChatTemplate", "ApplyChatTemplates"),
     "plinth.v1.TrainerService": ("SubmitJob", "GetJob", "ListJobs", "CancelJob"),
     "plinth.v1.CoordinatorService": (
         "SubmitRun",
