@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
+
 from plinth.engine.blocks import BlockPool
 from plinth.engine.plan import Plan, Row
 from plinth.engine.request import (
@@ -196,11 +198,12 @@ class Engine:
         """Sample, verify drafts, advance every sequence; the events of this step."""
         events: list[Event] = []
         self.steps += 1
+        first = self._first_tokens(launched)
         for row, result in zip(launched.plan.rows, launched.results, strict=True):
             sequence = self._by_number.get(row.sequence)
             if sequence is None:  # aborted since it was planned
                 continue
-            event = self._commit_row(sequence, row, result)
+            event = self._commit_row(sequence, row, result, first.get(row.sequence))
             if event is not None:
                 events.append(event)
         self._poison_emptied()
@@ -233,7 +236,25 @@ class Engine:
             ):
                 sequence.drafts = drafts
 
-    def _commit_row(self, sequence: Sequence, row: Row, result: RowResult) -> Event | None:
+    def _first_tokens(self, launched: Launched) -> dict[int, SampledToken]:
+        """The first token of every row that has one, by sequence: sampled together, in one go."""
+        pairs = zip(launched.plan.rows, launched.results, strict=True)
+        logits, choices, numbers = [], [], []
+        for row, result in pairs:
+            sequence = self._by_number.get(row.sequence)
+            if sequence is None or result.logits_mv is None:
+                continue
+            numbers.append(row.sequence)
+            logits.append(result.logits_mv[:1])
+            choices.append((sequence.request.sampling, sequence.output_position))
+        if not numbers:
+            return {}
+        logits_mv = logits[0] if len(logits) == 1 else torch.cat(logits)
+        return dict(zip(numbers, sample(logits_mv, choices), strict=True))
+
+    def _commit_row(
+        self, sequence: Sequence, row: Row, result: RowResult, first: SampledToken | None
+    ) -> Event | None:
         sequence.scores += result.scores
         computed = row.start + len(row.tokens) - row.drafts
         if result.logits_mv is None:
@@ -242,7 +263,7 @@ class Engine:
                 return self._end(sequence, None, ())
             return None
         before = len(sequence.ids)
-        tokens, finish = self._verify(sequence, row, result)
+        tokens, finish = self._verify(sequence, row, result, first)
         accepted = max(0, len(tokens) - 1) if row.drafts else 0
         self._adapt(sequence, row.drafts, accepted, before)
         sequence.usage.completion += len(tokens)
@@ -252,16 +273,19 @@ class Engine:
         return TokensEvent(sequence.request.id, tokens, None, sequence.usage)
 
     def _verify(
-        self, sequence: Sequence, row: Row, result: RowResult
+        self, sequence: Sequence, row: Row, result: RowResult, first: SampledToken | None
     ) -> tuple[tuple[SampledToken, ...], Finish | None]:
         """Sample the row's outputs as far as the drafts agree; append what was sampled."""
+        assert first is not None
         sampling = sequence.request.sampling
         drafts = row.tokens[len(row.tokens) - row.drafts :]
         assert result.logits_mv is not None
         tokens: list[SampledToken] = []
         for i in range(row.outputs):
-            choice = [(sampling, sequence.output_position)]
-            token = sample(result.logits_mv[i : i + 1], choice)[0]
+            token = first
+            if i:
+                choice = [(sampling, sequence.output_position)]
+                token = sample(result.logits_mv[i : i + 1], choice)[0]
             if token.id in sampling.stop_ids:
                 return (*tokens, token) if sampling.keep_stop else tuple(tokens), Finish.STOP
             tokens.append(token)

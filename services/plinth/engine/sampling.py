@@ -8,6 +8,8 @@ Legend: m rows, v vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,29 +19,85 @@ from plinth.engine.request import SampledToken, Sampling
 
 
 def sample(
-    logits_mv: Tensor, choices: list[tuple[Sampling, int]], *, logprobs: bool = True
+    logits_mv: Tensor, choices: Sequence[tuple[Sampling, int]], *, logprobs: bool = True
 ) -> list[SampledToken]:
     """One token per row; `choices` holds each row's parameters and output position.
 
-    `logprobs=False` leaves log-probabilities at 0 (drafts do not need them).
+    A row gets the same bits in any company. `logprobs=False` leaves log-probabilities at 0
+    (drafts do not need them).
     """
-    greedy = logits_mv.argmax(dim=-1).tolist()
-    normalisers = logits_mv.logsumexp(dim=-1).tolist() if logprobs else [0.0] * len(choices)
-    tokens = []
-    for row, (sampling, position) in enumerate(choices):
-        chosen, logprob = greedy[row], None
-        if sampling.temperature > 0:
-            chosen, logprob = draw(logits_mv[row].cpu().numpy(), sampling, position)
-        raw = float(logits_mv[row, chosen]) - normalisers[row] if logprobs else 0.0
-        top: tuple[tuple[int, float], ...] = ()
-        if logprobs and sampling.top_logprobs:
-            values, ids = logits_mv[row].topk(min(sampling.top_logprobs, logits_mv.shape[1]))
-            top = tuple(
-                (token, value - normalisers[row])
-                for token, value in zip(ids.tolist(), values.tolist(), strict=True)
-            )
-        tokens.append(SampledToken(chosen, raw if logprob is None else logprob, raw, top))
-    return tokens
+    free = [row for row, (sampling, _) in enumerate(choices) if _unfiltered(sampling)]
+    tokens: dict[int, SampledToken] = {}
+    if free:
+        picked = logits_mv if len(free) == len(choices) else logits_mv[free]
+        raced = _race(picked.cpu().numpy(), [choices[row] for row in free])
+        tokens = dict(zip(free, raced, strict=True))
+    return [
+        tokens.get(row) or _one(logits_mv[row : row + 1], sampling, position, logprobs)
+        for row, (sampling, position) in enumerate(choices)
+    ]
+
+
+def _unfiltered(sampling: Sampling) -> bool:
+    """Whether the whole vocabulary may be drawn from, and nobody asks what else was likely."""
+    return (
+        sampling.temperature > 0
+        and not sampling.top_k
+        and sampling.top_p >= 1
+        and not sampling.top_logprobs
+    )
+
+
+def _race(
+    logits_mv: NDArray[np.float32], choices: Sequence[tuple[Sampling, int]]
+) -> list[SampledToken]:
+    """`draw` for rows without filters, all at once. Sums run within a row, in one order."""
+    exact_mv = logits_mv.astype(np.float64)
+    heat_m1 = np.array([[sampling.temperature] for sampling, _ in choices])
+    scaled_mv = exact_mv / heat_m1
+    weights_mv = np.exp(scaled_mv - scaled_mv.max(axis=1, keepdims=True))
+    totals_m = weights_mv.sum(axis=1)
+    noise_mv = np.stack(
+        [
+            uniforms(sampling.seed, sampling.sample_index, position, logits_mv.shape[1])
+            for sampling, position in choices
+        ]
+    )
+    with np.errstate(divide="ignore"):  # a weight that underflowed can't be drawn
+        chosen_m = np.argmin(-np.log(noise_mv) / (weights_mv / totals_m[:, None]), axis=1)
+    rows = np.arange(len(choices))
+    logprobs_m = np.log(weights_mv[rows, chosen_m] / totals_m)
+    raw_m = logprobs_m
+    if any(sampling.temperature != 1 for sampling, _ in choices):
+        shifted_mv = exact_mv - exact_mv.max(axis=1, keepdims=True)
+        raw_m = shifted_mv[rows, chosen_m] - np.log(np.exp(shifted_mv).sum(axis=1))
+        raw_m = np.where(heat_m1[:, 0] == 1, logprobs_m, raw_m)
+    return [
+        SampledToken(token, logprob, raw)
+        for token, logprob, raw in zip(
+            chosen_m.tolist(), logprobs_m.tolist(), raw_m.tolist(), strict=True
+        )
+    ]
+
+
+def _one(logits_1v: Tensor, sampling: Sampling, position: int, logprobs: bool) -> SampledToken:
+    """A greedy or filtered row."""
+    normaliser = float(logits_1v.logsumexp(dim=-1)) if logprobs else 0.0
+    logits_v = logits_1v[0]
+    logprob = None
+    if sampling.temperature > 0:
+        chosen, logprob = draw(logits_v.cpu().numpy(), sampling, position)
+    else:
+        chosen = int(logits_v.argmax())
+    raw = float(logits_v[chosen]) - normaliser if logprobs else 0.0
+    top: tuple[tuple[int, float], ...] = ()
+    if logprobs and sampling.top_logprobs:
+        values, ids = logits_v.topk(min(sampling.top_logprobs, len(logits_v)))
+        top = tuple(
+            (token, value - normaliser)
+            for token, value in zip(ids.tolist(), values.tolist(), strict=True)
+        )
+    return SampledToken(chosen, raw if logprob is None else logprob, raw, top)
 
 
 def draw(logits_v: NDArray[np.float32], sampling: Sampling, position: int) -> tuple[int, float]:

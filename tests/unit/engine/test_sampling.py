@@ -19,7 +19,7 @@ import checkpoints
 import engines
 from plinth.engine.noise import uniforms
 from plinth.engine.request import Sampling
-from plinth.engine.sampling import distribution
+from plinth.engine.sampling import distribution, draw, sample
 from plinth.kernels.training import SdpaBackend
 from plinth.models.decoder import Decoder
 from plinth.models.weights import load_decoder
@@ -109,3 +109,26 @@ def test_whole_sequences_have_the_enumerated_distribution(tiny: Decoder, specula
     assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
     if speculation != "off":
         assert 0 < accepted < proposed
+
+
+@pytest.mark.parametrize("vocabulary", [5, 32, 301, 49_152])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_row_gets_the_same_bits_alone_and_in_a_crowd(vocabulary: int, temperature: float) -> None:
+    """Greedy, filtered and free rows mixed; and what is raced together is what `draw` draws."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(24, vocabulary, generator=generator) * 4
+    kinds = [
+        {"temperature": temperature},
+        {"temperature": temperature, "top_k": 3},
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+    ]
+    choices = [(Sampling(seed=row, **kinds[row % 4]), 7 * row) for row in range(24)]
+    crowd = sample(logits, choices)
+    for row, choice in enumerate(choices):
+        assert sample(logits[row : row + 1], [choice]) == [crowd[row]]
+        if row % 4 != 2:
+            drawn = draw(logits[row].numpy(), *choice)
+            assert (crowd[row].id, crowd[row].logprob) == pytest.approx(drawn, abs=1e-12)
+        raw = torch.log_softmax(logits[row].double(), -1)[crowd[row].id]
+        assert crowd[row].raw_logprob == pytest.approx(float(raw), abs=1e-5)
