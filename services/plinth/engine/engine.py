@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
 from plinth.engine.blocks import BlockPool
 from plinth.engine.plan import Plan, Row
 from plinth.engine.request import (
@@ -26,10 +24,10 @@ from plinth.engine.request import (
     validate,
 )
 from plinth.engine.runner import RowResult, Runner
-from plinth.engine.sampling import sample
 from plinth.engine.scheduler import Limits, Scheduler
 from plinth.engine.sequence import Sequence
 from plinth.engine.speculation import MAX_DRAFT, Drafter
+from plinth.engine.verification import first_tokens, verify
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 
 # Above this many sequences a step is bound by arithmetic, not by reading weights, and
@@ -198,7 +196,7 @@ class Engine:
         """Sample, verify drafts, advance every sequence; the events of this step."""
         events: list[Event] = []
         self.steps += 1
-        first = self._first_tokens(launched)
+        first = first_tokens(launched.plan.rows, launched.results, self._by_number)
         for row, result in zip(launched.plan.rows, launched.results, strict=True):
             sequence = self._by_number.get(row.sequence)
             if sequence is None:  # aborted since it was planned
@@ -236,22 +234,6 @@ class Engine:
             ):
                 sequence.drafts = drafts
 
-    def _first_tokens(self, launched: Launched) -> dict[int, SampledToken]:
-        """The first token of every row that has one, by sequence: sampled together, in one go."""
-        pairs = zip(launched.plan.rows, launched.results, strict=True)
-        logits, choices, numbers = [], [], []
-        for row, result in pairs:
-            sequence = self._by_number.get(row.sequence)
-            if sequence is None or result.logits_mv is None:
-                continue
-            numbers.append(row.sequence)
-            logits.append(result.logits_mv[:1])
-            choices.append((sequence.request.sampling, sequence.output_position))
-        if not numbers:
-            return {}
-        logits_mv = logits[0] if len(logits) == 1 else torch.cat(logits)
-        return dict(zip(numbers, sample(logits_mv, choices), strict=True))
-
     def _commit_row(
         self, sequence: Sequence, row: Row, result: RowResult, first: SampledToken | None
     ) -> Event | None:
@@ -262,8 +244,9 @@ class Engine:
             if sequence.scoring and computed == len(sequence.ids):
                 return self._end(sequence, None, ())
             return None
+        assert first is not None
         before = len(sequence.ids)
-        tokens, finish = self._verify(sequence, row, result, first)
+        tokens, finish = verify(sequence, row, result, first, self.limits.positions)
         accepted = max(0, len(tokens) - 1) if row.drafts else 0
         self._adapt(sequence, row.drafts, accepted, before)
         sequence.usage.completion += len(tokens)
@@ -271,30 +254,6 @@ class Engine:
         if finish is not None:
             return self._end(sequence, finish, tokens)
         return TokensEvent(sequence.request.id, tokens, None, sequence.usage)
-
-    def _verify(
-        self, sequence: Sequence, row: Row, result: RowResult, first: SampledToken | None
-    ) -> tuple[tuple[SampledToken, ...], Finish | None]:
-        """Sample the row's outputs as far as the drafts agree; append what was sampled."""
-        assert first is not None
-        sampling = sequence.request.sampling
-        drafts = row.tokens[len(row.tokens) - row.drafts :]
-        assert result.logits_mv is not None
-        tokens: list[SampledToken] = []
-        for i in range(row.outputs):
-            token = first
-            if i:
-                choice = [(sampling, sequence.output_position)]
-                token = sample(result.logits_mv[i : i + 1], choice)[0]
-            if token.id in sampling.stop_ids:
-                return (*tokens, token) if sampling.keep_stop else tuple(tokens), Finish.STOP
-            tokens.append(token)
-            sequence.ids.append(token.id)
-            if sequence.allowance(self.limits.positions) <= 0:
-                return tuple(tokens), Finish.LENGTH
-            if i < len(drafts) and drafts[i] != token.id:
-                break
-        return tuple(tokens), None
 
     def _adapt(self, sequence: Sequence, drafts: int, accepted: int, before: int) -> None:
         """Longer drafts while they are right, a rest when they are all wrong."""
