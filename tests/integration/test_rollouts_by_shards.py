@@ -25,10 +25,10 @@ from plinth.inference.rollouts import RolloutConsumer
 from plinth.models.decoder import Decoder
 from plinth.models.weights import load_decoder
 from plinth.shared.errors import Aborted, Unavailable
-from plinth.shared.rollouts import rollout_queue
+from plinth.shared.rollouts import StopAsked, rollout_queue
 from plinth.trainer.loop import Group
 from plinth.trainer.loop.job_folder import JobFolder
-from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, StopAsked, check_fresh
+from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, check_fresh
 from plinth.trainer.policy.run import optimise_policy
 from plinth.trainer.policy.shards import ShardSampler
 from plinth.v1 import rollouts_pb2 as pb

@@ -1,15 +1,24 @@
-"""Where a policy run and the shards that sample for it meet: a queue, and its items' names.
+"""Where those who want rollouts and the shards that sample them meet: a queue, and how it is asked.
 
-An item is a `RolloutTask` (protos/plinth/v1/rollouts.proto); its result is a `RolloutResult`.
+An item is a `RolloutTask` (protos/plinth/v1/rollouts.proto); its result is a `RolloutResult`. The
+same question to the same weights has one id, so whoever asks again after a crash gets what was
+answered already.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from hashlib import sha256
+from typing import TypeVar
 
 from redis.asyncio import Redis
 
+from plinth.shared.errors import Aborted, Unavailable
 from plinth.shared.queue import Queue
+from plinth.shared.telemetry import get_logger
 from plinth.v1 import rollouts_pb2 as pb
 
 QUEUE = "rollouts"
@@ -17,6 +26,17 @@ MAX_SAMPLES = 64  # of one task
 LEASE_S = 15.0
 # A result is taken within seconds; a run that goes on after a stop may ask for it again.
 RESULT_TTL_S = 3600.0
+_DEADLINE_S = 3600.0  # a task of a run that is gone does not wait for ever
+_POLL_S = 0.01
+_LOOK_S = 1.0  # how often it is asked whether a task died, or the run is to stop
+_REDIS_RETRY_S = 0.5
+
+_log = get_logger("plinth.rollouts")
+T = TypeVar("T")
+
+
+class StopAsked(Exception):
+    """The run is to stop, and its answers are not there yet. Nothing has come of them."""
 
 
 def rollout_queue(redis: Redis) -> Queue:
@@ -25,10 +45,91 @@ def rollout_queue(redis: Redis) -> Queue:
 
 
 def task_id(task: pb.RolloutTask) -> str:
-    """The same question to the same weights has one id, wherever the weights lie, so that it is
-    answered once."""
+    """By what is asked of which weights, wherever these lie."""
     bare = pb.RolloutTask()
     bare.CopyFrom(task)
     bare.policy.ClearField("folder")
     content = sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:32]
     return f"{task.policy.run_id}.{task.policy.revision}.{task.group}.{content}"
+
+
+class RolloutTasks:
+    """One that asks. It waits while Redis is away."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        patience_s: float = 600.0,
+        heard: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`stop` is asked while it waits; StopAsked then. `patience_s`: without any result for so
+        long, Unavailable. `heard` is told how many results are there."""
+        self._queue = rollout_queue(redis)
+        self._stop, self._patience_s, self._heard = stop, patience_s, heard
+
+    async def answers(self, tasks: Sequence[pb.RolloutTask]) -> list[pb.RolloutResult]:
+        """One result per task, in their order, whoever was ready first.
+
+        Raises Aborted when a task was given up, with its reason. However it ends early, what is
+        left of the tasks is cancelled.
+        """
+        ids = [task_id(task) for task in tasks]
+        deadline = time.time() + _DEADLINE_S
+        try:
+            for id, task in zip(ids, tasks, strict=True):
+                add = partial(self._queue.add, id, task.SerializeToString())
+                await self._said(partial(add, deadline_unix_s=deadline))
+            return await self._results(ids)
+        except BaseException:
+            for id in ids:  # nobody waits for them any more
+                try:
+                    await self._queue.cancel(id)
+                except Unavailable:
+                    break
+            raise
+
+    async def _results(self, ids: Sequence[str]) -> list[pb.RolloutResult]:
+        got: dict[str, pb.RolloutResult] = {}
+        heard = looked = time.monotonic()
+        while len(got) < len(ids):
+            waiting = [id for id in ids if id not in got]
+            values = await self._said(partial(self._queue.results, waiting))
+            for id, value in zip(waiting, values, strict=True):
+                if value is not None:
+                    got[id] = pb.RolloutResult.FromString(value)
+                    heard = time.monotonic()
+            self._heard(len(got))
+            now = time.monotonic()
+            if now - looked > _LOOK_S:
+                looked = now
+                await self._look([id for id in waiting if id not in got], now - heard)
+            await asyncio.sleep(_POLL_S)
+        return [got[id] for id in ids]
+
+    async def _look(self, waiting: Sequence[str], silent_s: float) -> None:
+        """Raises what keeps the results from ever coming."""
+        if self._stop():
+            raise StopAsked
+        for id in waiting:
+            state = await self._said(partial(self._queue.find, id))
+            if state is None or state.state in ("dead", "cancelled"):
+                reason = state.reason if state else "nobody knows it any more"
+                raise Aborted(f"rollout task {id} was given up: {reason}", reason="ROLLOUT_DEAD")
+        if silent_s > self._patience_s:
+            raise Unavailable(
+                f"no shard has answered a rollout for {silent_s:.0f} s; is a model served?",
+                reason="NO_SHARD",
+            )
+
+    async def _said(self, say: Callable[[], Awaitable[T]]) -> T:
+        """Say it once Redis is there to hear it."""
+        while True:
+            try:
+                return await say()
+            except Unavailable as away:
+                _log.warning("Redis is away, rollouts wait", error=away.message)
+                if self._stop():
+                    raise StopAsked from away
+                await asyncio.sleep(_REDIS_RETRY_S)

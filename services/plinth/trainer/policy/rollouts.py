@@ -45,10 +45,6 @@ class Rollout:
         return f"{self.revision}.{self.group}.{self.sample_index}"
 
 
-class StopAsked(Exception):
-    """The run is to stop, and its answers are not there yet. Nothing has been learned from them."""
-
-
 class Sampler(Protocol):
     """Answers by the policy as it was last told."""
 

@@ -19,6 +19,7 @@ from plinth.models.decoder import Decoder
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import save_decoder
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
+from plinth.shared.rollouts import StopAsked
 from plinth.shared.settings import load_settings
 from plinth.trainer.checkpoint import (
     TrainState,
@@ -39,7 +40,7 @@ from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.judge import Judge
 from plinth.trainer.policy.model import Actor
 from plinth.trainer.policy.prompts import HELD_OUT, answer, prompts_of, sampler_for
-from plinth.trainer.policy.rollouts import Sampler, StopAsked
+from plinth.trainer.policy.rollouts import Sampler
 from plinth.trainer.policy.shards import ShardSampler
 
 _EVERY = 10  # updates between checkpoints, unless the job says
