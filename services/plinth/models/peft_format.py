@@ -5,8 +5,11 @@ them on their base, and read with every setting that this decoder would not comp
     adapter_model.safetensors   base_model.model.<map>.lora_A.weight [r, in]
                                 base_model.model.<map>.lora_B.weight [out, r]
 
-The safetensors' own metadata names the base by its weights' digest (in float32), so that an adapter
-of ours is not put on another model of the same shape. Layout: PEFT keeps A and B of GPT-2's Conv1D
+    base.json                   ours alone: weights_digest, of the base in float32
+
+The last one keeps an adapter of ours from being put on another model of the same shape; PEFT passes
+it by, and writes none. (Not in the safetensors' metadata, whose keys come in any order: equal
+adapters shall be equal files.) Layout: PEFT keeps A and B of GPT-2's Conv1D
 maps as it keeps all others; only the base is transposed on disk.
 """
 
@@ -33,10 +36,9 @@ from plinth.models.reward import RewardModel
 from plinth.models.weights import weights_digest, write_json
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(?P<map>.+)\.lora_(?P<side>[AB])\.weight")
-_BASE_DIGEST = "plinth.base_weights_digest"
 
 # What a setting may be without changing what is computed; all others of PEFT's 0.21 are read, or
 # do not matter to a trained adapter.
@@ -78,8 +80,8 @@ def save_adapter(decoder: Decoder, config: LoraConfig, folder: Path, base: str) 
     if isinstance(decoder, RewardModel):
         tensors[f"{_PREFIX}score.weight"] = decoder.score.weight
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt", _BASE_DIGEST: _base_digest(decoder)}
-    save_file(stored, str(folder / WEIGHTS), metadata=metadata)
+    save_file(stored, str(folder / WEIGHTS), metadata={"format": "pt"})
+    write_json(folder / BASE, {"weights_digest": _base_digest(decoder)})
     family = decoder.config.family
     full = names_of(decoder, family, config.targets)
     alpha = config.full_alpha
@@ -143,9 +145,10 @@ def read_adapter(folder: Path) -> AdapterFile:
             "the adapter in PEFT (save_pretrained with path_initial_model_for_weight_conversion)",
             field="init_lora_weights",
         )
-    maps, digest = _read_tensors(folder / WEIGHTS)
+    maps = _read_tensors(folder / WEIGHTS)
     scales = {name: _scale(config, name, a_ri.shape[0], where) for name, (a_ri, _) in maps.items()}
-    return AdapterFile(maps, scales, digest)
+    base = read_json(folder / BASE) if (folder / BASE).is_file() else {}
+    return AdapterFile(maps, scales, str(base.get("weights_digest", "")))
 
 
 def _scale(config: Mapping[str, Any], name: str, rank: int, where: Path) -> float:
@@ -183,7 +186,7 @@ def _by_pattern(config: Mapping[str, Any], field: str, name: str, where: Path) -
     return None
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], str]:
+def _read_tensors(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
     if not path.is_file():
         bins = path.with_suffix(".bin").is_file()
         raise NotFound(
@@ -193,7 +196,6 @@ def _read_tensors(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], str]:
     sides: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            digest = str((file.metadata() or {}).get(_BASE_DIGEST, ""))
             for stored in file.keys():  # noqa: SIM118 - a file is no mapping
                 match = _TENSOR.fullmatch(stored)
                 if match is None:
@@ -208,7 +210,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], str]:
         raise DataLoss(f"{path}: damaged or cut off ({error})", reason="DAMAGED_FILE") from error
     if not sides:
         raise InvalidArgument(f"{path}: holds no tensor")
-    return {name: _both(path, name, found) for name, found in sorted(sides.items())}, digest
+    return {name: _both(path, name, found) for name, found in sorted(sides.items())}
 
 
 def _both(path: Path, name: str, found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

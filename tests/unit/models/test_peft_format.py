@@ -259,7 +259,7 @@ def test_another_models_adapter(llama, tmp_path) -> None:
     with pytest.raises(InvalidArgument, match="was trained on weights sha256:"):
         put_on(other, read_adapter(tmp_path / "adapter"), "adapter")
     # PEFT's own files do not say what they were trained on; shapes and names do.
-    change_tensors(tmp_path / "adapter", lambda tensors: None)
+    (tmp_path / "adapter" / "base.json").unlink()
     put_on(other, read_adapter(tmp_path / "adapter"), "adapter")
     with pytest.raises(InvalidArgument, match="the base has"):
         put_on(wider, read_adapter(tmp_path / "adapter"), "adapter")
