@@ -23,6 +23,7 @@ from plinth.engine.weight_set import engine_over
 from plinth.inference.client import EngineClient
 from plinth.inference.rollouts import RolloutConsumer
 from plinth.models.decoder import Decoder
+from plinth.models.lora import LoraConfig, adapters, attach
 from plinth.models.weights import load_decoder
 from plinth.shared.errors import Aborted, Unavailable
 from plinth.shared.rollouts import StopAsked, rollout_queue
@@ -116,6 +117,30 @@ async def test_shards_answer_as_an_engine_in_the_process_does(
         (g, i) for g in range(6) for i in range(3)
     ]
     assert (await rollout_queue(redis_client).inspect()).pending == 0
+
+
+async def test_shards_answer_with_adapters_merged(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path, served: Path
+) -> None:
+    """Bit for bit as the engine beside the trainer, which merges them too."""
+
+    def adapted() -> Decoder:
+        decoder = load_decoder(policy)
+        attach(decoder, LoraConfig(rank=4, alpha=16), seed=1)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for adapter in adapters(decoder).values():
+                adapter.b.normal_(0.0, 0.1, generator=generator)
+        return decoder
+
+    def ask(sampler: ShardSampler) -> list[Rollout]:
+        sampler.renew(0)
+        return sampler.sample(ORDERS, SAMPLING)
+
+    async with shard(redis_client, served):
+        found = await with_sampler(adapted(), tmp_path, redis_server, ask)
+    assert found == here(adapted(), 0)
+    assert [r.response for r in found] != [r.response for r in here(load_decoder(policy), 0)]
 
 
 async def test_the_same_question_is_answered_once(

@@ -47,27 +47,51 @@ def _opened(data: Path | None) -> Iterator[tuple[Settings, ArtifactStore]]:
 def import_command(
     source: Annotated[
         str,
-        typer.Argument(help="A Hugging Face folder, a GGUF file, hf:org/name[@rev], or smollm2."),
+        typer.Argument(
+            help="A folder of Hugging Face or PEFT, a GGUF file, hf:org/name[@rev], or smollm2."
+        ),
     ],
     name: Annotated[str, typer.Option("--name", help="Artifact name to publish under.")],
     revision: Annotated[
         str | None, typer.Option("--revision", help="A hub's branch, tag or commit.")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="For a PEFT adapter's folder: the model it is merged into."),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Make a model artifact from SOURCE. A hub's token is taken from HF_TOKEN."""
-    from plinth.models.publish import import_model
+    from plinth.models.publish import import_adapter, import_model, is_adapter
 
     console = Console()
     with _opened(data) as (settings, store):
+        work = settings.data_dir / "work"
+        _check_base(source, base, adapter=is_adapter(Path(source)))
         with console.status(f"importing {escape(source)}"):
-            record = import_model(
-                store, source, name, workspace=settings.data_dir / "work", revision=revision
+            record = (
+                import_adapter(store, Path(source), name, base=base, workspace=work)
+                if base
+                else import_model(store, source, name, workspace=work, revision=revision)
             )
         extra = record.manifest["extra"]
         console.print(f"[bold]{record.ref}[/]  {extra.get('weights_digest', record.digest)}")
         console.print(f"from {escape(str(extra.get('source', source)))}", highlight=False)
         console.print(f"licence: {escape(record.manifest['license'] or 'not stated')}")
+
+
+def _check_base(source: str, base: str | None, *, adapter: bool) -> None:
+    if adapter and not base:
+        raise InvalidArgument(
+            f"{source} is a PEFT adapter; say with --base which model it belongs to, such as "
+            "--base smollm2",
+            field="base",
+        )
+    if base and not adapter:
+        raise InvalidArgument(
+            f"{source} is no PEFT adapter (it has no adapter_config.json), so it takes no --base",
+            field="base",
+        )
 
 
 @app.command("list")

@@ -14,6 +14,7 @@ from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.reference import ReferenceBackend
 from plinth.models.decoder import Decoder
+from plinth.models.lora import merged_tensors
 from plinth.models.weights import weights_digest
 
 # Rows of logits made at a time when a long prompt is scored: 64 × 50k × 4 bytes = 13 MB.
@@ -44,9 +45,10 @@ class Runner:
             self._backend = lambda batch: ReferenceBackend(cache, batch)
 
     def renew_weights(self) -> str:
-        """Take the decoder's present values; their digest."""
+        """Take the decoder's present values; their digest. It names what is computed: a decoder
+        with adapters has the digest of the model that they are merged into."""
         self._packed.renew()
-        return weights_digest(self.decoder.state_dict())
+        return weights_digest(merged_tensors(self.decoder))
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[RowResult]:

@@ -15,13 +15,27 @@ from typing import Protocol
 from torch import Tensor
 
 
+class LowRank(Protocol):
+    """What an adapter adds to an affine map (Hu et al. 2021): scale · B A x, A [r, i], B [o, r]."""
+
+    def add_to(self, out_no: Tensor, x_ni: Tensor) -> Tensor:
+        """out + scale · B A x, [n, o]; with autograd."""
+        ...
+
+    def delta(self) -> Tensor:
+        """scale · B A, [o, i]: what a merged weight has more. Without autograd."""
+        ...
+
+
 class LinearWeights(Protocol):
-    """An affine map; `weight` is [o, i], `bias` [o] or None."""
+    """An affine map; `weight` is [o, i], `bias` [o] or None, `adapter` is added if there is one."""
 
     @property
     def weight(self) -> Tensor: ...
     @property
     def bias(self) -> Tensor | None: ...
+    @property
+    def adapter(self) -> LowRank | None: ...
 
 
 class NormWeights(Protocol):

@@ -18,10 +18,10 @@ class DenseOps:
         return F.layer_norm(x_nd, (x_nd.shape[-1],), norm.weight, norm.bias, norm.eps)
 
     def linear(self, x_ni: Tensor, *linears: LinearWeights) -> tuple[Tensor, ...]:
-        return tuple(F.linear(x_ni, one.weight, one.bias) for one in linears)
+        return tuple(_affine(x_ni, one) for one in linears)
 
     def linear_add(self, x_ni: Tensor, linear: LinearWeights, residual_no: Tensor) -> Tensor:
-        return residual_no + F.linear(x_ni, linear.weight, linear.bias)
+        return residual_no + _affine(x_ni, linear)
 
     def rope(
         self, q_nhe: Tensor, k_nke: Tensor, positions_n: Tensor, cos_pe: Tensor, sin_pe: Tensor
@@ -35,6 +35,11 @@ class DenseOps:
 
     def gelu(self, x_ni: Tensor) -> Tensor:
         return F.gelu(x_ni, approximate="tanh")
+
+
+def _affine(x_ni: Tensor, one: LinearWeights) -> Tensor:
+    out_no = F.linear(x_ni, one.weight, one.bias)
+    return out_no if one.adapter is None else one.adapter.add_to(out_no, x_ni)
 
 
 def _rotate(x_nhe: Tensor, cos_n1e: Tensor, sin_n1e: Tensor) -> Tensor:

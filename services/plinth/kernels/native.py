@@ -77,7 +77,10 @@ class PackedLinears:
         """Take the maps' present values."""
         first = 0
         for one in linears:
-            weight = one.weight.detach().float().contiguous()
+            weight = one.weight.detach().float()
+            if one.adapter is not None:  # merged: serving pays nothing for it
+                weight = weight + one.adapter.delta().float()
+            weight = weight.contiguous()
             kernels().pack(weight.data_ptr(), *weight.shape, self.packed.data_ptr(), first)
             first += weight.shape[0]
         biases = [one.bias for one in linears]

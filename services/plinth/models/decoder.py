@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plinth.kernels.backend import Backend, LinearWeights
+from plinth.kernels.backend import Backend, LinearWeights, LowRank
 from plinth.models.config import ModelConfig
 from plinth.models.layers import Gpt2Layer, Linear, LlamaLayer, Norm, Rope
 
@@ -56,6 +56,7 @@ class _TiedHead:
     """The embedding table, seen as the output map [vocab, d]."""
 
     bias: Tensor | None = None
+    adapter: LowRank | None = None
 
     def __init__(self, embedding: nn.Embedding) -> None:
         self._embedding = embedding

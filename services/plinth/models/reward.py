@@ -19,6 +19,7 @@ from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.hf import WEIGHTS, Checkpoint, read_json
 from plinth.models.layers import Linear
+from plinth.models.lora import merged_tensors
 from plinth.models.weights import refuse_names, stored_layout, write_json
 from plinth.shared.errors import InvalidArgument
 
@@ -71,7 +72,7 @@ def save_reward_model(model: RewardModel, folder: Path, pad_id: int) -> None:
         "pad_token_id": pad_id,
     }
     write_json(folder / "config.json", content)
-    tensors = stored_layout(model.config, model.state_dict())
+    tensors = stored_layout(model.config, merged_tensors(model))
     save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.hf import WEIGHTS, Checkpoint, is_map
+from plinth.models.lora import merged_tensors
 from plinth.shared.errors import InvalidArgument
 
 _HEAD, _EMBEDDINGS = "lm_head.weight", ("model.embed_tokens.weight", "transformer.wte.weight")
@@ -76,8 +77,11 @@ def refuse_names(names: Sequence[str], what: str, where: str) -> None:
 
 
 def save_decoder(decoder: Decoder, folder: Path) -> None:
-    """Write config.json, generation_config.json and model.safetensors; transformers opens them."""
-    save_tensors(decoder.config, decoder.state_dict(), folder)
+    """Write config.json, generation_config.json and model.safetensors; transformers opens them.
+
+    Adapters are merged into their maps.
+    """
+    save_tensors(decoder.config, merged_tensors(decoder), folder)
 
 
 def save_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints of a training run: all or nothing, and no pickle.
 
-    <folder>/step-00000120/model.safetensors       parameters, by name
+    <folder>/step-00000120/model.safetensors       the parameters that are trained, by name
                            optimizer.safetensors   AdamW's moments and steps, random state
                            state.json              step, cursor, and what was decided at the start
 
@@ -76,9 +76,9 @@ def save_checkpoint(
 def _write(
     folder: Path, decoder: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState
 ) -> None:
-    save_file({n: p.detach() for n, p in decoder.named_parameters()}, folder / "model.safetensors")
+    save_file({n: p.detach() for n, p in trained(decoder)}, folder / "model.safetensors")
     tensors: dict[str, Tensor] = {_RANDOM: torch.get_rng_state()}
-    for name, parameter in decoder.named_parameters():
+    for name, parameter in trained(decoder):
         for moment, value in optimizer.state[parameter].items() if step_taken(optimizer) else ():
             tensors[f"{moment}.{name}"] = value
     save_file(tensors, folder / "optimizer.safetensors")
@@ -87,6 +87,11 @@ def _write(
         with path.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(folder)
+
+
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that a run changes: of an adapted model, the frozen base is not among them."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def step_taken(optimizer: torch.optim.Optimizer) -> bool:
@@ -141,7 +146,7 @@ def load_checkpoint(checkpoint: Path, decoder: nn.Module, optimizer: torch.optim
         parameters = load_file(checkpoint / "model.safetensors")
         moments = load_file(checkpoint / "optimizer.safetensors")
         with torch.no_grad():
-            for name, parameter in decoder.named_parameters():
+            for name, parameter in trained(decoder):
                 parameter.copy_(parameters[name])
                 if f"step.{name}" in moments:
                     optimizer.state[parameter] = {

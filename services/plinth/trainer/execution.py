@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from plinth.trainer.data.shards import DatasetInfo
 from plinth.trainer.data.tokenize import Render, tokenize_corpus
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
+from plinth.trainer.lora_specs import ADAPTER_SUFFIX
 from plinth.trainer.validation import (
     check_spec,
     plan_compare,
@@ -198,10 +199,33 @@ class Execution:
             self._settings.trainer,
             self._store.fetch(judge) if judge else None,
         )
+        config = replace(config, base=init.ref if init else "")
         config.write(self.folder.path)
         self._launcher.run(self.folder.path, config)
         parents = [record for record in (dataset, init, judge) if record]
+        if spec.HasField("lora"):
+            assert init is not None
+            parents.append(self._publish_adapter(spec, dataset, init, _digest(inputs)))
         return self._publish_model(spec, parents, init, _digest(inputs))
+
+    def _publish_adapter(
+        self, spec: pb.TrainSpec, dataset: ArtifactRecord, init: ArtifactRecord, input_digest: str
+    ) -> ArtifactRecord:
+        """The adapter alone, in PEFT's format; its first parent is the base that it belongs to."""
+        name = self._spec.output_name + ADAPTER_SUFFIX
+        if found := self._store.find_by_input(name, input_digest):
+            return found
+        return self._store.publish(
+            name,
+            "adapter",
+            self.folder.adapter,
+            parents=[init.ref, dataset.ref],
+            config=_fields(spec),
+            metrics=self._succeeded()["metrics"],
+            data_digests={init.ref: init.digest, dataset.ref: dataset.digest},
+            input_digest=input_digest,
+            license=init.manifest.get("license"),
+        )
 
     def _publish_model(
         self,

@@ -21,6 +21,7 @@ from plinth.shared.settings import TrainerSettings
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.shards import DatasetInfo, read_info
 from plinth.trainer.loop.config import DATASETS, OBJECTIVES, PRECISIONS, TrainConfig
+from plinth.trainer.lora_specs import check_adapter_name, check_lora, lora_fields
 from plinth.trainer.preference_specs import (
     check_compare,
     check_pairs,
@@ -54,6 +55,7 @@ def check_spec(spec: pb.JobSpec) -> None:
         _check_prepare(spec.prepare)
     elif kind == "train":
         _check_train(spec.train)
+        check_adapter_name(spec.output_name, spec.train)
     elif kind == "compare":
         check_compare(spec.compare)
     else:
@@ -115,6 +117,7 @@ def _check_train(spec: pb.TrainSpec) -> None:
             in_range(name, getattr(spec, name), 0.0, limit)
     check_pairs(spec)
     check_policy(spec)
+    check_lora(spec)
     workers = spec.workers or 1
     in_range("workers", workers, 1, MAX_WORKERS)
     if spec.batch_size % workers:
@@ -192,6 +195,7 @@ def plan_train(
         pairs=pairs_of(spec),
         policy=None if (policy := policy_of(spec)) is None else asdict(policy),
         reward=str(reward or ""),
+        lora=lora_fields(spec, config),
         **optional,
     )
 

@@ -338,6 +338,50 @@ class PolicySpec(_message.Message):
 Global___PolicySpec: _TypeAlias = PolicySpec  # noqa: Y015
 
 @_typing.final
+class LoraSpec(_message.Message):
+    """Low-rank adapters (Hu et al. 2021) in place of training all weights: the model in `init_from` is
+    frozen. The job publishes the merged model under its output_name, and the adapter alone, in PEFT's
+    format, as an artifact of kind "adapter" named output_name + "-adapter".
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    RSLORA_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    alpha: _builtins.float
+    """What the adapter counts is alpha / rank; default: twice the rank."""
+    dropout: _builtins.float
+    """Of the adapters' input; default 0."""
+    rslora: _builtins.bool
+    """alpha / sqrt(rank) instead."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Linear maps by name or its end ("q_proj", "attn.c_proj"); default: all of the blocks."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        alpha: _builtins.float | None = ...,
+        dropout: _builtins.float = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        rslora: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "alpha", b"alpha"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "alpha", b"alpha", "dropout", b"dropout", "rank", b"rank", "rslora", b"rslora", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+
+Global___LoraSpec: _TypeAlias = LoraSpec  # noqa: Y015
+
+@_typing.final
 class TrainSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -364,6 +408,7 @@ class TrainSpec(_message.Message):
     PAIRS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
+    LORA_FIELD_NUMBER: _builtins.int
     objective: _builtins.str
     """"clm" or "sft"; on pairs, "dpo" or "reward"; on prompts of either, "ppo", "grpo" or "rloo"."""
     dataset: _builtins.str
@@ -406,6 +451,8 @@ class TrainSpec(_message.Message):
     def policy(self) -> Global___PolicySpec:
         """For policy objectives, and the reward model artifact that judges."""
 
+    @_builtins.property
+    def lora(self) -> Global___LoraSpec: ...
     def __init__(
         self,
         *,
@@ -432,10 +479,11 @@ class TrainSpec(_message.Message):
         pairs: Global___PairSpec | None = ...,
         policy: Global___PolicySpec | None = ...,
         reward: _builtins.str = ...,
+        lora: Global___LoraSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "decay_fraction", b"decay_fraction", "model", b"model", "pairs", b"pairs", "policy", b"policy", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "decay_fraction", b"decay_fraction", "lora", b"lora", "model", b"model", "pairs", b"pairs", "policy", b"policy", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "pairs", b"pairs", "policy", b"policy", "precision", b"precision", "reward", b"reward", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "lora", b"lora", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "pairs", b"pairs", "policy", b"policy", "precision", b"precision", "reward", b"reward", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015

@@ -73,6 +73,18 @@ class PolicyShape(BaseModel):
     rollouts: Literal["", "local", "shards"] = ""
 
 
+class LoraShape(BaseModel):
+    """Adapters in place of all weights; see `LoraSpec` in trainer.proto."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(ge=1, le=1024)
+    alpha: float | None = Field(default=None, gt=0, le=1e6)  # None: twice the rank
+    dropout: float = Field(default=0, ge=0, le=0.95)
+    targets: tuple[str, ...] = Field(default=(), max_length=64)  # (): all maps of the blocks
+    rslora: bool = False
+
+
 _PAIRS, _POLICY = ("dpo", "reward"), ("ppo", "grpo", "rloo")
 
 
@@ -107,6 +119,7 @@ class TrainSpec(StepSpec):
     pairs: PairShape | None = None  # for "dpo" and "reward"
     policy: PolicyShape | None = None  # for "ppo", "grpo" and "rloo": batch_size counts answers
     reward: Input | None = None  # for the same: the model that judges
+    lora: LoraShape | None = None  # train an adapter, not the model
 
     @model_validator(mode="after")
     def _whole(self) -> TrainSpec:
@@ -118,6 +131,8 @@ class TrainSpec(StepSpec):
             raise ValueError(f"{self.objective} starts from a model: give init_from")
         if self.objective not in _PAIRS and self.pairs is not None:
             raise ValueError(f"pairs is for {' and '.join(_PAIRS)}, not for {self.objective}")
+        if self.lora is not None and self.init_from is None:
+            raise ValueError("lora adapts a model that there is: give init_from, not model")
         policy = self.objective in _POLICY
         if policy and self.reward is None:
             raise ValueError(f"{self.objective} needs a reward model: give reward")
@@ -179,6 +194,8 @@ class TrainStep:
             train.pairs.CopyFrom(pb.PairSpec(**spec.pairs.model_dump()))
         if spec.policy is not None:
             train.policy.CopyFrom(pb.PolicySpec(**spec.policy.model_dump()))
+        if spec.lora is not None:
+            train.lora.CopyFrom(pb.LoraSpec(**spec.lora.model_dump()))
         if "reward" in work.inputs:
             train.reward = work.inputs["reward"].ref
         job = pb.JobSpec(output_name=work.output_name, train=train)

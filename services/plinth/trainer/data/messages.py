@@ -39,13 +39,14 @@ def parse_string(value: Any, where: str, name: str) -> str:
 
 def parse_messages(value: Any, where: str) -> Messages:
     """A conversation in which the assistant says something."""
-    turns = _turns(value, where, "messages")
+    turns = parse_turns(value, where, "messages")
     if not any(role == "assistant" and content for role, content in turns):
         raise InvalidArgument(f"{where}: no message of the assistant, so nothing to learn from")
     return turns
 
 
-def _turns(value: Any, where: str, name: str) -> Messages:
+def parse_turns(value: Any, where: str, name: str) -> Messages:
+    """Turns by whomever: [{"role": …, "content": …}, …]."""
     if not isinstance(value, list) or not value:
         raise InvalidArgument(f"{where}: {name!r} must be a list that is not empty")
     turns = []
@@ -64,7 +65,7 @@ def parse_pair(value: dict[str, Any], where: str) -> tuple[Messages, str, str]:
         before = (
             (("user", parse_string(prompt, where, "prompt")),)
             if isinstance(prompt, str)
-            else _turns(prompt, where, "prompt")
+            else parse_turns(prompt, where, "prompt")
         )
         sides = {name: (*before, *turns) for name, turns in sides.items()}
     chosen, rejected = sides["chosen"], sides["rejected"]
@@ -84,7 +85,7 @@ def parse_pair(value: dict[str, Any], where: str) -> tuple[Messages, str, str]:
 
 def _side(value: Any, where: str, name: str) -> Messages:
     if not isinstance(value, str):
-        return _turns(value, where, name)
+        return parse_turns(value, where, name)
     text = parse_string(value, where, name)
     parts = _HH_TURN.split(text)
     if len(parts) < 3 or parts[0].strip():

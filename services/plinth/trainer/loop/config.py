@@ -8,6 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from plinth.models.weights import weights_digest
+
 POLICY_OBJECTIVES = ("ppo", "grpo", "rloo")
 # What each objective learns from: the kinds of dataset. A policy takes the prompts alone.
 DATASETS = {
@@ -54,6 +56,8 @@ class TrainConfig:
     policy: dict[str, Any] | None = None  # fields of PolicyConfig, for policy objectives
     reward: str = ""  # folder of the reward model that judges a policy
     candidates: tuple[str, ...] = ()  # folders of the models that "compare" compares
+    lora: dict[str, Any] | None = None  # fields of LoraConfig: train adapters, freeze the rest
+    base: str = ""  # what the model in init_from is called, for an adapter's files
     background: bool = False  # CPU workers yield to everybody else (SCHED_IDLE)
 
     def write(self, folder: Path) -> None:
@@ -71,11 +75,16 @@ class TrainConfig:
             "init_from",
             "reward",
             "candidates",
+            "base",
             "background",
             "checkpoint_every",
             "eval_every",
         ):
             del value[name]
+        if self.lora is None:
+            del value["lora"]
         data = (Path(self.dataset) / "dataset.json").read_bytes()
         text = json.dumps(value, sort_keys=True) + sha256(data).hexdigest()
+        if self.lora is not None:  # checkpoints hold no base: it must be the very same
+            text += weights_digest(Path(self.init_from))
         return f"sha256:{sha256(text.encode()).hexdigest()}"

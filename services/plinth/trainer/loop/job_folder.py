@@ -6,6 +6,7 @@ control        "cancel" or "pause", written by whoever wants it to stop at its n
 outcome.json   how it ended; while it is there, a restarted worker has nothing to do
 checkpoints/   see `trainer.checkpoint`
 model/         the trained model, once it is complete
+adapter/       before it, the adapter that was merged into it, where one was trained
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class JobFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.adapter = path / "adapter"
 
     def write_progress(self, progress: Progress) -> None:
         replace_json(self.path / "progress.json", asdict(progress))

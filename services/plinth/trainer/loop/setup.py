@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
+from plinth.models.lora import LoraConfig, attach
+from plinth.models.peft_format import save_adapter
 from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder
 from plinth.shared.errors import InvalidArgument
@@ -62,7 +66,11 @@ class Run:
         self.optimizer = make_optimizer(self.decoder, self.config)
 
     def save_model(self) -> None:
-        """The trained decoder and its dataset's tokenizer, complete or not there at all."""
+        """The trained decoder and its dataset's tokenizer, complete or not there at all.
+
+        Adapters are merged into it, and written before it in a folder of their own.
+        """
+        write_adapter(self.folder, self.config, self.decoder)
         write_model(self.folder, self.config, self._write)
 
     def _write(self, out: Path) -> None:
@@ -116,17 +124,33 @@ def _used(run: Run) -> list[int] | None:
 
 def write_model(folder: JobFolder, config: TrainConfig, write: Callable[[Path], None]) -> None:
     """What `write` puts into a folder, with the dataset's tokenizer: complete or not there."""
-    target = folder.model
-    writing = target.with_name(".writing-model")
+
+    def whole(writing: Path) -> None:
+        write(writing)
+        shutil.copytree(Path(config.dataset) / "tokenizer", writing, dirs_exist_ok=True)
+
+    _write_folder(folder.model, "model", whole)
+
+
+def write_adapter(folder: JobFolder, config: TrainConfig, decoder: Decoder) -> None:
+    """The decoder's adapter in PEFT's format, if the run trains one: complete or not there."""
+    if config.lora is not None:
+        lora = lora_of(config.lora)
+        _write_folder(
+            folder.adapter, "adapter", lambda out: save_adapter(decoder, lora, out, config.base)
+        )
+
+
+def _write_folder(target: Path, what: str, write: Callable[[Path], None]) -> None:
+    writing = target.with_name(f".writing-{what}")
     shutil.rmtree(writing, ignore_errors=True)
     try:
         write(writing)
-        shutil.copytree(Path(config.dataset) / "tokenizer", writing, dirs_exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         writing.rename(target)
-    except OSError as failed:
+    except (OSError, SafetensorError) as failed:
         shutil.rmtree(writing, ignore_errors=True)
-        raise disk_error(failed, folder.path, "model") from failed
+        raise disk_error(failed, target.parent, what) from failed
 
 
 def make_objective(config: TrainConfig, train: Split, validation: Split) -> Objective:
@@ -141,7 +165,10 @@ def make_objective(config: TrainConfig, train: Split, validation: Split) -> Obje
 
 
 def make_decoder(config: TrainConfig, train: Split) -> Decoder:
-    """A new decoder from the seed, or the one in `init_from`; ends where the tokenizer ends."""
+    """A new decoder from the seed, or the one in `init_from`; ends where the tokenizer ends.
+
+    With `lora` it is frozen, but for a fresh adapter and a reward model's head.
+    """
     info = train.info
     if config.init_from:
         decoder = open_decoder(Path(config.init_from), info)
@@ -150,7 +177,24 @@ def make_decoder(config: TrainConfig, train: Split) -> Decoder:
         decoder = Decoder(ModelConfig(**{**config.model, "vocab_size": info.vocab_size}))
         decoder.init_weights(config.seed)
         decoder.config = _ends_with(decoder.config, info)
-    return RewardModel.of(decoder, config.seed) if config.objective == "reward" else decoder
+    if config.objective == "reward":
+        decoder = RewardModel.of(decoder, config.seed)
+    if config.lora is not None:
+        adapt(decoder, config)
+    return decoder
+
+
+def adapt(decoder: Decoder, config: TrainConfig) -> None:
+    """Freeze a decoder and put the run's adapter on it; a reward model's head still learns."""
+    assert config.lora is not None
+    attach(decoder, lora_of(config.lora), config.seed)
+    if isinstance(decoder, RewardModel):
+        decoder.score.requires_grad_(True)
+
+
+def lora_of(fields: Mapping[str, Any]) -> LoraConfig:
+    """From the fields that a job's folder holds (JSON has no tuples)."""
+    return LoraConfig(**{**fields, "targets": tuple(fields.get("targets", ()))})
 
 
 def open_decoder(folder: Path, info: DatasetInfo) -> Decoder:
@@ -166,8 +210,9 @@ def _ends_with(config: ModelConfig, info: DatasetInfo) -> ModelConfig:
 
 def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019); norms and biases do not decay."""
-    matrices = [p for p in decoder.parameters() if p.dim() >= 2]
-    vectors = [p for p in decoder.parameters() if p.dim() < 2]
+    trained = [p for p in decoder.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() >= 2]
+    vectors = [p for p in trained if p.dim() < 2]
     return torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": config.weight_decay},

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plinth.algos.schedules import Schedule
+from plinth.models.lora import base_tensors, dropping
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
@@ -110,12 +111,15 @@ def take_step(run: Run, learning_rate: float) -> StepResult:
     bf16 = run.state.precision == "bf16"
     run.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=group.device)
-    for batch in batches:
-        with torch.autocast(_kind(group.device), torch.bfloat16, enabled=bf16):
+    for number, batch in enumerate(batches):
+        # Noise by position, not by history: a resumed run drops what it would have dropped.
+        noise = dropping(run.decoder, config.seed, position // micro + number)
+        autocast = torch.autocast(_kind(group.device), torch.bfloat16, enabled=bf16)
+        with autocast, noise:
             loss = run.objective.loss_sum(run.decoder, batch.to(group.device)) / weight
         torch.autograd.backward(loss)
         total += loss.detach()
-    parameters = list(run.decoder.parameters())
+    parameters = [p for p in run.decoder.parameters() if p.requires_grad]
     group.sum_gradients(parameters)
     loss_all = total if group.world == 1 else torch.tensor(group.sum([float(total)])[0])
     limit = config.clip_norm or math.inf
@@ -129,6 +133,15 @@ def take_step(run: Run, learning_rate: float) -> StepResult:
     run.state.step += 1
     run.state.tokens += int(tokens)
     return result
+
+
+def _sizes(decoder: nn.Module) -> dict[str, float]:
+    """Of the model that is published; and, where it was frozen, of what was trained."""
+    parameters = float(sum(t.numel() for t in base_tensors(decoder).values()))
+    if all(p.requires_grad for p in decoder.parameters()):
+        return {"parameters": parameters}
+    trained = float(sum(p.numel() for p in decoder.parameters() if p.requires_grad))
+    return {"parameters": parameters, "trained_parameters": trained}
 
 
 def _kind(device: str) -> str:
@@ -256,7 +269,7 @@ class _Reporter:
         return {
             "steps": float(state.total),
             "tokens": float(state.tokens),
-            "parameters": float(sum(p.numel() for p in self.run.decoder.parameters())),
+            **_sizes(self.run.decoder),
             "train_loss": progress.loss,
             "tokens_per_second": progress.tokens_per_second,
             **found,

@@ -1,7 +1,8 @@
 """Direct preference optimisation (Rafailov et al. 2023), with IPO, cDPO and a likelihood term.
 
-1. The reference is the model that the run starts from. Its log-probabilities of all answers are
-   computed once, before the first step, and kept in the job's folder.
+1. The reference is the model that the run starts from; where adapters are trained, their base, by
+   switching them off. Its log-probabilities of all answers are computed once, before the first
+   step, and kept in the job's folder.
 2. A step raises the log-ratio of the preferred answers over that of the others.
 3. The likelihood term (Pang et al. 2024) keeps the preferred answers likely in themselves: without
    it both log-probabilities may fall, as long as the other falls faster.
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from plinth.algos.preferences import PairLogprobs, dpo_loss, ipo_loss, log_ratio_lead
 from plinth.models.decoder import Decoder
+from plinth.models.lora import switched_off
 from plinth.trainer.data.shards import Split
 from plinth.trainer.objectives.pairs import (
     PairBatch,
@@ -64,7 +66,7 @@ class DirectPreference:
             wanted: Sequence[int] = pairs.judged()
             if split == "train":
                 wanted = range(len(pairs)) if used is None else used
-            with torch.no_grad():
+            with torch.no_grad(), switched_off(decoder):
                 for turn, items in enumerate(pieces(wanted, micro)):
                     if turn % group.world == group.rank:
                         batch = pairs.batch(items).to(group.device)

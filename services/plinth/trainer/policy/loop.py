@@ -16,6 +16,7 @@ import torch
 from plinth.algos.policy import AdaptiveKl
 from plinth.engine.request import Sampling
 from plinth.models.decoder import Decoder
+from plinth.models.lora import switched_off
 from plinth.trainer.data.sampler import Sampler as Dealer
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.model import Actor, logprobs
@@ -79,7 +80,8 @@ def optimise(
         # 3. The reference's view of them.
         reference_bt = None
         if reference is not None and config.kl_coefficient:
-            reference_bt = logprobs(reference, rollouts, config.temperature, config.micro_batch)
+            with switched_off(reference):  # of an adapted policy, the base is its reference
+                reference_bt = logprobs(reference, rollouts, config.temperature, config.micro_batch)
         clock.lap("reference")
         # 4. Learn.
         generator = torch.Generator().manual_seed(hash_seed(config.seed, number))

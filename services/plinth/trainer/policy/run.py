@@ -27,13 +27,14 @@ from plinth.trainer.checkpoint import (
     load_checkpoint,
     read_state,
     save_checkpoint,
+    trained,
 )
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder, Progress, replace_json
 from plinth.trainer.loop.machine import choose_threads
-from plinth.trainer.loop.setup import make_decoder, write_model
+from plinth.trainer.loop.setup import adapt, make_decoder, write_adapter, write_model
 from plinth.trainer.objectives.pairs import wilson
 from plinth.trainer.policy import loop
 from plinth.trainer.policy.config import PolicyConfig
@@ -95,6 +96,7 @@ def _run(job: _Job, config: TrainConfig, folder: JobFolder) -> str:
         if folder.requested() is not None:
             return job.stop()
     metrics = _metrics(report, job, before)
+    write_adapter(folder, config, job.actor.policy)
     write_model(folder, config, lambda out: save_decoder(job.actor.policy, out))
     folder.end("succeeded", metrics=metrics)
     return "succeeded"
@@ -171,10 +173,15 @@ class _Job:
         decoder = make_decoder(config, train).to(group.device)
         judge = Judge(Path(config.reward), policy.micro_batch, group.device)
         critic = load_reward_model(Path(config.reward)) if policy.has_critic else None
+        if critic is not None and config.lora is not None:
+            adapt(critic, config)
         actor = Actor(decoder, value_head=policy.has_critic, critic=critic).to(group.device)
-        reference = make_decoder(config, train).to(group.device) if policy.kl_coefficient else None
+        reference = None
+        if policy.kl_coefficient:
+            # Without its adapter the policy is its own reference: no second copy.
+            reference = decoder if config.lora else make_decoder(config, train).to(group.device)
         optimizer = torch.optim.AdamW(
-            actor.parameters(),
+            [parameter for _, parameter in trained(actor)],
             lr=policy.learning_rate,
             weight_decay=policy.weight_decay,
             fused=True,

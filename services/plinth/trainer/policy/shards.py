@@ -17,7 +17,8 @@ from typing import Any
 
 from plinth.engine.request import Sampling
 from plinth.models.decoder import Decoder
-from plinth.models.weights import save_decoder, weights_digest
+from plinth.models.lora import merged_tensors
+from plinth.models.weights import save_tensors, weights_digest
 from plinth.shared.connection import connect
 from plinth.shared.rollouts import RolloutTasks
 from plinth.trainer.policy.rollouts import Order, Rollout
@@ -51,10 +52,12 @@ class ShardSampler:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def renew(self, revision: int) -> str:
-        """Publish the decoder's present weights; their digest. The revision before last goes."""
-        digest = weights_digest(self._decoder.state_dict())
+        """Publish the decoder's present weights, adapters merged; their digest. The revision
+        before last goes."""
+        tensors = merged_tensors(self._decoder)
+        digest = weights_digest(tensors)
         target = self._folder / f"{revision}-{token_hex(4)}"
-        save_decoder(self._decoder, target)
+        save_tensors(self._decoder.config, tensors, target)
         before = Path(self._weights.folder).name if self._weights.folder else ""
         for old in self._folder.iterdir():
             if old.name not in (target.name, before):

@@ -1,0 +1,152 @@
+"""Scored samples made into a corpus: the best of n to learn from, or better against worse.
+
+Samples of one prompt are compared with one another and with no others. What comes out are
+`Document`s, in the forms that `messages.py` reads; `write_documents` puts them into a file for a
+corpus folder. Knows neither who sampled nor who scored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plinth.algos.selection import all_pairs, extremes, top_k
+from plinth.shared.errors import InvalidArgument
+from plinth.trainer.data.documents import MAX_LINE_BYTES, Document
+from plinth.trainer.data.messages import Messages, parse_string, parse_turns
+
+PAIRINGS = ("extremes", "all")
+MAX_SAMPLES = 4096  # of one prompt: pairs grow with the square
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One sampled answer: the turns before it, its text, its reward."""
+
+    prompt: Messages
+    answer: str
+    reward: float
+
+
+def best_documents(
+    samples: Iterable[Scored], *, keep: int = 1, at_least: float = -math.inf
+) -> Iterator[Document]:
+    """For each prompt, chats that end with its `keep` best answers, if they have the reward
+    `at_least` (rejection sampling; Touvron et al. 2023)."""
+    for group in _groups(samples):
+        for index in top_k([sample.reward for sample in group], keep):
+            chosen = group[index]
+            if chosen.reward >= at_least:
+                yield Document(messages=(*chosen.prompt, ("assistant", chosen.answer)))
+
+
+def pair_documents(
+    samples: Iterable[Scored],
+    *,
+    pairing: str = "extremes",
+    margin: float = 0.0,
+    source: str = "reward",
+) -> Iterator[Document]:
+    """For each prompt, preference pairs whose rewards lie more than `margin` apart: the best
+    against the worst, or "all". A prompt whose answers are all worth the same gives none."""
+    if pairing not in PAIRINGS:
+        raise InvalidArgument(
+            f"pairing {pairing!r} is unknown; use {' or '.join(map(repr, PAIRINGS))}",
+            field="pairing",
+        )
+    for group in _groups(samples):
+        rewards = [sample.reward for sample in group]
+        if pairing == "all":
+            found = all_pairs(rewards, margin)
+        else:
+            found = [pair] if (pair := extremes(rewards, margin)) else []
+        for better, worse in found:
+            yield Document(
+                messages=(*group[better].prompt, ("assistant", group[better].answer)),
+                rejected=group[worse].answer,
+                source=source,
+            )
+
+
+def _groups(samples: Iterable[Scored]) -> list[list[Scored]]:
+    """Samples by prompt, in order of first sight. An answer that was given twice counts once (a
+    corpus would drop the second), and an empty one never: there is nothing to learn."""
+    groups: dict[Messages, dict[str, Scored]] = {}
+    for sample in samples:
+        if not math.isfinite(sample.reward):
+            raise InvalidArgument(
+                f"the reward of {sample.answer[:40]!r} is {sample.reward}, must be a finite number",
+                reason="REWARD_NOT_FINITE",
+            )
+        if not sample.prompt or sample.prompt[-1][0] == "assistant":
+            raise InvalidArgument("a prompt must end with a turn that is not the assistant's")
+        if sample.answer.strip():
+            group = groups.setdefault(sample.prompt, {})
+            group.setdefault(sample.answer, sample)
+            if len(group) > MAX_SAMPLES:
+                raise InvalidArgument(f"a prompt has more than {MAX_SAMPLES} different answers")
+    return [list(group.values()) for group in groups.values()]
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def read_scored(path: Path) -> Iterator[Scored]:
+    """JSON lines {"prompt": text or turns, "answer": text, "reward": number}, and what else a line
+    may say. InvalidArgument names file and line."""
+    with path.open("rb") as file:
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(raw) > MAX_LINE_BYTES:
+                raise InvalidArgument(f"{path}:{number}: longer than {MAX_LINE_BYTES} bytes")
+            if raw.strip():
+                yield _parse(raw, f"{path}:{number}")
+
+
+def _parse(raw: bytes, where: str) -> Scored:
+    try:
+        value: Any = json.loads(raw)
+    except (ValueError, RecursionError) as wrong:
+        raise InvalidArgument(f"{where}: not JSON ({wrong})") from wrong
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"{where}: must be an object with 'prompt', 'answer' and 'reward'")
+    prompt, reward = value.get("prompt"), value.get("reward")
+    turns: Messages = (
+        (("user", parse_string(prompt, where, "prompt")),)
+        if isinstance(prompt, str)
+        else parse_turns(prompt, where, "prompt")
+    )
+    if isinstance(reward, bool) or not isinstance(reward, int | float):
+        raise InvalidArgument(f"{where}: 'reward' must be a number, not {type(reward).__name__}")
+    try:
+        finite = math.isfinite(reward)
+    except OverflowError:  # a whole number too large for a float
+        finite = False
+    if not finite:
+        raise InvalidArgument(
+            f"{where}: 'reward' must be a finite number", reason="REWARD_NOT_FINITE"
+        )
+    return Scored(turns, parse_string(value.get("answer"), where, "answer"), float(reward))
+
+
+def write_documents(documents: Iterable[Document], path: Path) -> int:
+    """Write a `.jsonl` file for a corpus folder, whole or not at all; how many documents it has."""
+    count = 0
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for document in documents:
+                file.write(document.to_json() + "\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count

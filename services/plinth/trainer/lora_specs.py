@@ -1,0 +1,75 @@
+"""Specifications of adapters: what a request may say, and whether it fits the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from plinth.models.config import ModelConfig
+from plinth.models.decoder import Decoder
+from plinth.models.lora import LoraConfig, target_names
+from plinth.shared.errors import InvalidArgument
+from plinth.trainer.loop.config import POLICY_OBJECTIVES
+from plinth.trainer.refusals import in_range, refuse
+from plinth.v1 import trainer_pb2 as pb
+
+MAX_RANK, MAX_TARGETS = 1024, 64
+ADAPTER_SUFFIX = "-adapter"  # of the artifact that holds the adapter alone
+_LONGEST_NAME = 64
+
+
+def check_lora(spec: pb.TrainSpec) -> None:
+    """Raise InvalidArgument for whatever can be told from the request alone."""
+    if not spec.HasField("lora"):
+        return
+    if not spec.init_from:
+        refuse("lora", "adapts a model that there is: give init_from instead of model")
+    lora = spec.lora
+    in_range("lora.rank", lora.rank, 1, MAX_RANK)
+    if lora.HasField("alpha"):
+        in_range("lora.alpha", lora.alpha, 1e-6, 1e6)
+    in_range("lora.dropout", lora.dropout, 0.0, 0.95)
+    if lora.dropout and spec.objective in POLICY_OBJECTIVES:
+        refuse(
+            "lora.dropout",
+            f"has no place in {spec.objective!r}: the trainer must compute what the sampler did",
+        )
+    if len(lora.targets) > MAX_TARGETS:
+        refuse("lora.targets", f"{len(lora.targets)} names, at most {MAX_TARGETS}")
+    if not all(lora.targets):
+        refuse("lora.targets", "has an empty name")
+
+
+def check_adapter_name(output_name: str, spec: pb.TrainSpec) -> None:
+    """The adapter is an artifact of its own, whose name must fit too."""
+    if spec.HasField("lora") and len(output_name + ADAPTER_SUFFIX) > _LONGEST_NAME:
+        raise InvalidArgument(
+            f"output_name: {output_name!r} leaves no room for {ADAPTER_SUFFIX!r}; use at most "
+            f"{_LONGEST_NAME - len(ADAPTER_SUFFIX)} characters with lora",
+            field="spec.output_name",
+        )
+
+
+def lora_fields(spec: pb.TrainSpec, model: ModelConfig) -> dict[str, Any] | None:
+    """The whole configuration of the adapters, checked against the model; None without."""
+    if not spec.HasField("lora"):
+        return None
+    given = spec.lora
+    config = LoraConfig(
+        rank=given.rank,
+        alpha=given.alpha if given.HasField("alpha") else 2.0 * given.rank,
+        dropout=given.dropout,
+        targets=tuple(given.targets),
+        rslora=given.rslora,
+    )
+    with torch.device("meta"):
+        decoder = Decoder(model)
+    try:
+        target_names(decoder, model.family, config.targets)
+    except InvalidArgument as wrong:
+        raise InvalidArgument(
+            f"lora.{wrong.message}", field=f"spec.train.lora.{wrong.field}"
+        ) from wrong
+    return asdict(config)

@@ -1,0 +1,477 @@
+"""Adapters in the loops: every objective learns with a frozen base, and nothing else changes."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import trainings
+from killing import kill_at, processes_of
+from plinth.kernels.training import SdpaBackend
+from plinth.models.config import ModelConfig
+from plinth.models.decoder import Decoder
+from plinth.models.lora import LoraConfig, adapters, attach, base_tensors
+from plinth.models.reward import load_reward_model
+from plinth.models.weights import load_decoder, save_decoder
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.settings import TrainerSettings, load_settings
+from plinth.shared.store import ArtifactStore
+from plinth.trainer.checkpoint import checkpoints
+from plinth.trainer.data.shards import Split
+from plinth.trainer.execution import Execution
+from plinth.trainer.launch import ProcessLauncher
+from plinth.trainer.loop import Group, train
+from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.loop.setup import set_up
+from plinth.trainer.loop.train import take_step
+from plinth.trainer.objectives.dpo import DirectPreference
+from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs
+from plinth.trainer.objectives.reward import pair_scores
+from plinth.trainer.policy.run import _Job, optimise_policy
+from plinth.trainer.validation import check_spec, plan_train
+from plinth.v1 import trainer_pb2 as pb
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+LENGTH = 64
+LORA = asdict(LoraConfig(rank=4, alpha=16))
+DOCUMENTS = {
+    "clm": lambda: trainings.texts(300),
+    "sft": lambda: trainings.chats(200),
+    "pairs": lambda: trainings.pairs(160),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Kind → dataset, made when it is first asked for."""
+    made = {}
+
+    def of(kind):
+        if kind not in made:
+            made[kind] = trainings.dataset(tmp_path_factory.mktemp(kind), DOCUMENTS[kind]())
+        return made[kind]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def start(data, tmp_path_factory):
+    """Family → a model to start from."""
+    vocabulary = Split(data("pairs"), "train").info.vocab_size
+    folders = {}
+    for family in ("llama", "gpt2"):
+        shape = {**trainings.MODEL, "context": LENGTH, "vocab_size": vocabulary, "family": family}
+        if family == "gpt2":
+            shape |= {"kv_heads": 4, "attention_bias": True, "mlp_bias": True}
+        decoder = Decoder(ModelConfig(**shape))
+        decoder.init_weights(3)
+        with torch.no_grad():  # a head that is frozen must be able to say something
+            decoder.embedding.weight.mul_(20)
+        folders[family] = tmp_path_factory.mktemp(family) / "model"
+        save_decoder(decoder, folders[family])
+    return folders
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def config(dataset, folder, objective, **changes):
+    return trainings.config(
+        dataset,
+        **{
+            "objective": objective,
+            "init_from": str(folder),
+            "model": None,
+            "sequence_length": 32 if objective == "clm" else LENGTH,
+            "steps": 30,
+            "learning_rate": 2e-2,
+            "weight_decay": 0.0,
+            "lora": LORA,
+            "base": "base@1",
+            **changes,
+        },
+    )
+
+
+def greedy(decoder, prompt, tokens=16):
+    ids = list(prompt)
+    for _ in range(tokens):
+        backend = SdpaBackend(1, len(ids))
+        with torch.no_grad():
+            hidden = decoder(torch.tensor(ids), torch.arange(len(ids)), backend)
+            ids.append(int(decoder.logits(hidden[-1:], backend).argmax()))
+    return ids
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("objective", "kind", "pairs"),
+    [
+        ("clm", "clm", None),
+        ("sft", "sft", None),
+        ("dpo", "pairs", {"beta": 0.1}),
+        ("dpo", "pairs", {"loss": "ipo"}),
+        ("dpo", "pairs", {"label_smoothing": 0.1, "likelihood_weight": 0.2}),
+    ],
+    ids=["clm", "sft", "dpo", "ipo", "cdpo"],
+)
+def test_it_learns_and_peft_gives_the_same_answers(
+    data, start, tmp_path, family, objective, kind, pairs
+) -> None:
+    peft = pytest.importorskip("peft")
+    made = config(data(kind), start[family], objective, pairs=pairs)
+    job = JobFolder(trainings.job(tmp_path / "a", made))
+    assert train(made, job, Group()) == "succeeded", job.outcome()
+    metrics = job.outcome()["metrics"]
+    assert metrics["trained_parameters"] < metrics["parameters"] / 3
+    if objective == "dpo":
+        assert metrics["validation_accuracy_low"] > 0.5
+    else:
+        assert metrics["train_loss"] < 4.5 < 5.7  # log 300 at the start
+    merged = load_decoder(job.model)
+    prompt = [5, 60, 7, 133, 20]
+    model = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(start[family]), job.adapter
+    )
+    out = model.generate(
+        input_ids=torch.tensor([prompt]),
+        attention_mask=torch.ones(1, 5, dtype=torch.int64),
+        max_new_tokens=16,
+        min_new_tokens=16,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    assert out[0].tolist() == greedy(merged, prompt)
+    ids = torch.arange(3, 43)[None]
+    backend = SdpaBackend(1, 40)
+    with torch.no_grad():
+        ours = merged.logits(merged(ids[0], torch.arange(40), backend), backend)
+        assert torch.allclose(model(ids).logits[0], ours, atol=2e-4)
+        plain = load_decoder(start[family])
+        before = plain.logits(plain(ids[0], torch.arange(40), backend), backend)
+    assert not torch.allclose(before, ours, atol=1e-2)
+
+
+def test_a_reward_models_adapter_keeps_its_head(data, start, tmp_path) -> None:
+    peft = pytest.importorskip("peft")
+    made = config(data("pairs"), start["llama"], "reward")
+    job = JobFolder(trainings.job(tmp_path / "a", made))
+    assert train(made, job, Group()) == "succeeded", job.outcome()
+    assert job.outcome()["metrics"]["validation_accuracy_low"] > 0.5
+    ours = load_reward_model(job.model)
+    plain = load_decoder(start["llama"])
+    assert torch.equal(ours.model.embed_tokens.weight, plain.model.embed_tokens.weight)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        start["llama"], num_labels=1, pad_token_id=0
+    )
+    theirs = peft.PeftModel.from_pretrained(base, job.adapter).eval()
+    batch = Pairs(Split(data("pairs"), "validation"), LENGTH, pad_id=0).batch([0, 1])
+    with torch.no_grad():
+        chosen, rejected = pair_scores(ours, batch)
+        for row, score in enumerate([*chosen, *rejected]):
+            ids = batch.ids_bt[row : row + 1, : int(batch.last_b[row]) + 1]
+            assert float(theirs(ids).logits[0, 0]) == pytest.approx(float(score), abs=1e-3)
+
+
+def test_the_base_keeps_every_bit_and_only_the_adapter_has_state(data, start, tmp_path) -> None:
+    made = config(
+        data("sft"), start["llama"], "sft", lora=LORA | {"dropout": 0.1}, weight_decay=0.1
+    )
+    run = set_up(made, JobFolder(trainings.job(tmp_path / "a", made)), Group())
+    fresh = {name: adapter.b.clone() for name, adapter in adapters(run.decoder).items()}
+    for _ in range(5):
+        take_step(run, 1e-2)
+    plain = load_decoder(start["llama"]).state_dict()
+    kept = base_tensors(run.decoder)
+    assert kept.keys() == plain.keys()
+    assert all(torch.equal(kept[name], plain[name]) for name in plain)
+    there = adapters(run.decoder)
+    assert all(not torch.equal(fresh[name], there[name].b) for name in there)
+    own = {id(p) for adapter in there.values() for p in adapter.parameters()}
+    assert {id(p) for p in run.optimizer.state} == own
+    run.save()
+    (folder,) = checkpoints(run.folder.checkpoints)
+    assert set(load_file(folder / "model.safetensors")) == {
+        f"{name}.lora.{side}" for name in there for side in "ab"
+    }
+
+
+class Interrupted(JobFolder):
+    """Asks for a pause when it has been looked at often enough."""
+
+    looks, patience = 0, 4
+
+    def requested(self):
+        self.looks += 1
+        return "pause" if self.looks >= self.patience else None
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "reward"])
+def test_stopped_and_resumed_is_bit_for_bit_the_same(data, start, tmp_path, objective) -> None:
+    kind = "sft" if objective == "sft" else "pairs"
+    lora = LORA | {"dropout": 0.2}
+    made = config(data(kind), start["llama"], objective, steps=7, lora=lora, checkpoint_every=3)
+    ends = []
+    for name, folder in (("whole", JobFolder), ("parts", Interrupted)):
+        job = folder(trainings.job(tmp_path / name, made))
+        status = train(made, job, Group())
+        assert status == ("succeeded" if name == "whole" else "paused")
+        if status == "paused":
+            job = JobFolder(job.path)
+            job.begin()
+            assert train(made, job, Group()) == "succeeded"
+        files = (job.model / "model.safetensors", job.adapter / "adapter_model.safetensors")
+        ends.append([file.read_bytes() for file in files])
+    assert ends[0] == ends[1]
+    # Dropout did something.
+    still = replace(made, lora=LORA)
+    job = JobFolder(trainings.job(tmp_path / "still", still))
+    assert train(still, job, Group()) == "succeeded"
+    assert (job.model / "model.safetensors").read_bytes() != ends[0][0]
+
+
+def test_two_workers_one_killed_end_with_the_same_bits(data, start, tmp_path) -> None:
+    made = config(
+        data("sft"),
+        start["llama"],
+        "sft",
+        workers=2,
+        micro_batch_size=2,
+        steps=40,
+        checkpoint_every=5,
+        lora=LORA | {"dropout": 0.1},
+    )
+    ends = []
+    for name in ("undisturbed", "killed"):
+        folder = trainings.job(tmp_path / name, made)
+        find = lambda folder=folder: processes_of(folder)  # noqa: E731
+        killer = threading.Thread(target=kill_at, args=(folder, [10], find))
+        if name == "killed":
+            killer.start()
+        ProcessLauncher().run(folder, made)
+        if name == "killed":
+            killer.join()
+        assert JobFolder(folder).outcome()["status"] == "succeeded", JobFolder(folder).outcome()
+        ends.append((folder / "model" / "model.safetensors").read_bytes())
+    assert ends[0] == ends[1]
+
+
+def test_a_checkpoint_does_not_go_on_upon_another_base(data, start, tmp_path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(start["llama"], base)
+    made = config(data("sft"), base, "sft", steps=7)
+    job = Interrupted(trainings.job(tmp_path / "a", made))
+    assert train(made, job, Group()) == "paused"
+    other = load_decoder(base)
+    other.init_weights(99)
+    save_decoder(other, base)
+    job = JobFolder(job.path)
+    job.begin()
+    assert train(made, job, Group()) == "failed"
+    assert "another configuration or data" in job.error().message
+
+
+def test_the_reference_of_dpo_is_the_base_whatever_the_adapter_says(data, start, tmp_path) -> None:
+    split, held_out = (Split(data("pairs"), name) for name in ("train", "validation"))
+    decoder, plain = load_decoder(start["llama"]), load_decoder(start["llama"])
+    attach(decoder, LoraConfig(rank=4), 1)
+    with torch.no_grad():
+        for adapter in adapters(decoder).values():
+            adapter.b.normal_(0.0, 0.3)
+    objective = DirectPreference(split, held_out, LENGTH, 0, PairOptions())
+    objective.prepare(decoder, Group(), tmp_path, 4, None)
+    reference = load_file(tmp_path / "reference.safetensors")["train"]
+    pairs = Pairs(split, LENGTH + 1, pad_id=0)
+    batch = pairs.batch([0, 1, 2, 3])
+    with torch.no_grad():
+        wanted = answer_logprobs(plain, batch)[0].view(2, 4).t()
+        adapted = answer_logprobs(decoder, batch)[0].view(2, 4).t()
+    assert torch.equal(reference[batch.numbers].float(), wanted)
+    assert not torch.allclose(adapted, wanted, atol=0.1)
+
+
+# -- policies -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judge(data, start, tmp_path_factory):
+    """A reward model for the pairs."""
+    made = config(data("pairs"), start["llama"], "reward", steps=20, lora=None, learning_rate=3e-3)
+    job = JobFolder(trainings.job(tmp_path_factory.mktemp("judge") / "j", made))
+    assert train(made, job, Group()) == "succeeded", job.outcome()
+    return job.model
+
+
+def spec(**changes):
+    fields = {
+        "objective": "grpo",
+        "dataset": "d@1",
+        "init_from": "m@1",
+        "reward": "r@1",
+        "sequence_length": LENGTH,
+        "batch_size": 16,
+        "steps": 6,
+        "learning_rate": 2e-2,
+        "seed": 4,
+        "checkpoint_every": 2,
+        "policy": pb.PolicySpec(samples=4, max_new_tokens=10),
+        "lora": pb.LoraSpec(rank=4, alpha=16),
+        **changes,
+    }
+    return pb.TrainSpec(**{name: value for name, value in fields.items() if value is not None})
+
+
+def planned(data, start, judge, **changes):
+    return plan_train(
+        spec(**changes), data("pairs"), start["llama"], TrainerSettings(threads=1), judge
+    )
+
+
+PPO = {
+    "objective": "ppo",
+    "policy": pb.PolicySpec(samples=1, max_new_tokens=10, epochs=2),
+    "learning_rate": 5e-3,
+}
+
+
+@pytest.mark.parametrize("change", [{}, {"objective": "rloo"}, PPO], ids=["grpo", "rloo", "ppo"])
+def test_a_policys_adapter_learns(data, start, judge, tmp_path, change) -> None:
+    made = planned(data, start, judge, steps=15, **change)
+    job = JobFolder(trainings.job(tmp_path / "a", made))
+    assert optimise_policy(made, job, Group()) == "succeeded", job.outcome()
+    metrics = job.outcome()["metrics"]
+    assert metrics["validation_reward"] > metrics["validation_reward_before"]
+    merged, plain = load_file(job.model / "model.safetensors"), load_decoder(start["llama"])
+    assert torch.equal(merged["model.embed_tokens.weight"], plain.model.embed_tokens.weight)
+    assert (job.adapter / "adapter_config.json").is_file()
+
+
+def test_a_policy_is_its_own_reference_and_its_critic_is_adapted_too(
+    data, start, judge, tmp_path
+) -> None:
+    made = planned(data, start, judge, **PPO)
+    job = _Job.open(made, JobFolder(trainings.job(tmp_path / "a", made)), Group())
+    assert job.reference is job.actor.policy
+    assert adapters(job.actor.critic)
+    assert job.actor.critic.score.weight.requires_grad
+    frozen = [p for p in job.actor.parameters() if not p.requires_grad]
+    before = [p.clone() for p in frozen]
+    status = optimise_policy(made, JobFolder(trainings.job(tmp_path / "b", made)), Group())
+    assert status == "succeeded"
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
+
+
+def test_a_policy_stopped_and_resumed_is_bit_for_bit_the_same(data, start, judge, tmp_path) -> None:
+    made = planned(data, start, judge, **PPO)
+
+    class Soon(Interrupted):
+        patience = 3
+
+    ends = []
+    for name, kind in (("whole", JobFolder), ("parts", Soon)):
+        job = kind(trainings.job(tmp_path / name, made))
+        status = optimise_policy(made, job, Group())
+        assert status == ("succeeded" if name == "whole" else "paused")
+        if status == "paused":
+            job = JobFolder(job.path)
+            job.begin()
+            assert optimise_policy(made, job, Group()) == "succeeded"
+        ends.append((job.model / "model.safetensors").read_bytes())
+    assert ends[0] == ends[1]
+
+
+# -- jobs -----------------------------------------------------------------------------------------
+
+
+def test_a_job_publishes_the_merged_model_and_the_adapter_of_its_base(
+    data, start, tmp_path
+) -> None:
+    store = ArtifactStore((tmp_path / "store").as_uri())
+    dataset = store.publish("d", "dataset", data("pairs"))
+    base = store.publish("base", "model", start["llama"], license="mit")
+    settings = load_settings(
+        data_dir=tmp_path / "data", trainer={"threads": 1, "background": False}
+    )
+    fields = {"objective": "dpo", "policy": None, "reward": None, "init_from": "base"}
+    job = pb.Job(
+        job_id="j",
+        spec=pb.JobSpec(output_name="tuned", train=spec(dataset="d", batch_size=8, **fields)),
+    )
+
+    def attempt(made):
+        return Execution(
+            made, settings=settings, store=store, launcher=ProcessLauncher(), render=None
+        ).run()
+
+    record = attempt(job)
+    adapter = store.get("tuned-adapter@1")
+    assert record.kind == "model"
+    assert record.parents == (dataset.ref, base.ref, adapter.ref)
+    assert adapter.kind == "adapter"
+    assert adapter.parents[0] == base.ref
+    assert adapter.manifest["data_digests"][base.ref] == base.digest
+    assert adapter.manifest["license"] == record.manifest["license"] == "mit"
+    names = {path.name for path in store.fetch(adapter).iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert (
+        b'"base_model_name_or_path": "base@1"'
+        in (store.fetch(adapter) / "adapter_config.json").read_bytes()
+    )
+    assert attempt(job) == record  # found, not trained again
+    assert len(store.list("adapter")) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "says"),
+    [
+        ({"lora": pb.LoraSpec()}, "lora.rank", "is 0, must be 1 to"),
+        ({"lora": pb.LoraSpec(rank=5000)}, "lora.rank", "must be 1 to"),
+        ({"lora": pb.LoraSpec(rank=4, alpha=0.0)}, "lora.alpha", "is 0.0, must be"),
+        ({"lora": pb.LoraSpec(rank=4, alpha=float("nan"))}, "lora.alpha", "is nan"),
+        ({"lora": pb.LoraSpec(rank=4, dropout=1.0)}, "lora.dropout", "must be 0 to"),
+        ({"lora": pb.LoraSpec(rank=4, dropout=0.1)}, "lora.dropout", "no place in 'grpo'"),
+        ({"lora": pb.LoraSpec(rank=4, targets=[""])}, "lora.targets", "empty name"),
+        ({"lora": pb.LoraSpec(rank=4, targets=["x"] * 65)}, "lora.targets", "at most 64"),
+        (
+            {
+                "objective": "sft",
+                "reward": None,
+                "policy": None,
+                "init_from": None,
+                "model": pb.ModelSpec(family="llama"),
+            },
+            "lora",
+            "give init_from instead",
+        ),
+    ],
+)
+def test_each_mistake_names_its_field(change, field, says) -> None:
+    with pytest.raises(InvalidArgument, match=says) as caught:
+        check_spec(pb.JobSpec(output_name="m", train=spec(**change)))
+    assert caught.value.field == f"spec.train.{field}"
+
+
+def test_targets_that_the_model_has_not_are_named(data, start, judge) -> None:
+    lora = pb.LoraSpec(rank=4, targets=["q_proj", "c_attn"])
+    with pytest.raises(
+        InvalidArgument, match=r"lora\.targets: 'c_attn' is no linear map"
+    ) as caught:
+        planned(data, start, judge, lora=lora)
+    assert caught.value.field == "spec.train.lora.targets"
+
+
+def test_the_adapters_name_must_fit_too() -> None:
+    with pytest.raises(InvalidArgument, match="at most 56 characters"):
+        check_spec(pb.JobSpec(output_name="x" * 57, train=spec()))
