@@ -23,17 +23,14 @@ def reward_model(
     family: str = "llama",
     context: int = 128,
     spoil: float | None = None,
-    constant: bool = False,
 ) -> Path:
-    """With the byte tokenizer beside it. spoil: a value put into one weight of the head."""
+    """With the byte tokenizer beside it. spoil: a value for every weight of the head."""
     make = random_llama if family == "llama" else random_gpt2
     body = make(folder.with_name(f"{folder.name}-body"), seed=seed, context=context, layers=2)
     model = RewardModel.of(load_decoder(body), seed)
     with torch.no_grad():
         if spoil is not None:
-            model.score.weight[0, 3] = spoil
-        if constant:
-            model.score.weight.zero_()
+            model.score.weight.fill_(spoil)
     save_reward_model(model, folder, pad_id=0)
     return byte_tokenizer(folder)
 

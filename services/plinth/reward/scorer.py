@@ -13,7 +13,7 @@ from plinth.reward.request import Asked, Source, parse_request, parse_sources
 from plinth.reward.sandbox.runner import Limits, Outcome, Sandbox
 from plinth.reward.texts import Texts
 from plinth.reward.verifiers import Answer, Rule, Verdict
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import DataLoss, InvalidArgument
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.settings import RewardSettings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
@@ -63,7 +63,7 @@ class Scorer:
         verdicts = await _all(
             self._judged(source.rule, answers)
             if source.rule is not None
-            else self._learned(asked, records[source.name])
+            else self._learned(asked, source.name, records[source.name])
             for source in asked.sources
         )
         return pb.ScoreRewardsResponse(
@@ -87,9 +87,16 @@ class Scorer:
     async def _judged(self, rule: Rule, answers: Sequence[Answer]) -> list[Verdict]:
         return await _all(rule.judge(answer, self) for answer in answers)
 
-    async def _learned(self, asked: Asked, record: ArtifactRecord) -> list[Verdict]:
+    async def _learned(self, asked: Asked, source: str, record: ArtifactRecord) -> list[Verdict]:
         sequences = await self._texts.sequences(asked, record)
-        model = await self._models.model(record)
+        try:
+            model = await self._models.model(record)
+        except (DataLoss, InvalidArgument) as error:
+            raise type(error)(
+                f"source {source!r}: {record.ref} can't be opened: {error.message}",
+                reason="REWARD_MODEL_BROKEN",
+                metadata={"source": source},
+            ) from error
         verdicts: list[Verdict | None] = []
         for i, sequence in enumerate(sequences):
             verdicts.append(_unscored(sequence, model.context))

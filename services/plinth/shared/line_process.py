@@ -18,10 +18,11 @@ MAX_LINE = 256 << 20
 
 
 class LineProcess:
-    """Owner of one `python -m <module>`; one question at a time."""
+    """Owner of one `python -m <module> <arguments>`; one question at a time."""
 
-    def __init__(self, module: str, *, seconds: float) -> None:
-        self._module, self._seconds = module, seconds
+    def __init__(self, module: str, *arguments: str, seconds: float) -> None:
+        """seconds: wall time of an answer, the start of the process included."""
+        self._module, self._arguments, self._seconds = module, arguments, seconds
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
 
@@ -66,6 +67,7 @@ class LineProcess:
                 sys.executable,
                 "-m",
                 self._module,
+                *self._arguments,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=MAX_LINE,

@@ -122,7 +122,7 @@ class RewardSettings(_Section):
     batch_tokens: int = Field(default=2048, ge=1)  # of a learned model, per launch
     models_kept: int = Field(default=2, ge=1)  # learned models that stay open
     code_processes: int = Field(default=1, ge=1)  # answers whose code is tested at the same time
-    regex_s: float = Field(default=0.5, gt=0, le=10)  # one pattern on one answer
+    regex_s: float = Field(default=0.5, gt=0, le=10)  # processor time: one pattern on one answer
     tasks: int = Field(default=4, ge=1, le=64)  # of the queue, at the same time
     lease_s: float = Field(default=15.0, gt=0)  # of a task
 

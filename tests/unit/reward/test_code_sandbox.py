@@ -77,7 +77,9 @@ async def test_every_literal_goes_there_and_back() -> None:
 
 
 async def test_errors_of_the_answer_reach_the_tests() -> None:
-    test = "try:\n    f()\n    assert False\nexcept KeyError as error:\n    assert 'no' in str(error)"
+    test = (
+        "try:\n    f()\n    assert False\nexcept KeyError as error:\n    assert 'no' in str(error)"
+    )
     assert (await run("raise KeyError('no')", [test])).passed == 1
     assert "NameError" in (await run("return 1", ["g()"])).why
     assert "ValueError: bad" in (await run("raise ValueError('bad')")).why
@@ -145,7 +147,8 @@ FORGERIES = {
                 if 'test' in name or 'verdict' in name:
                     return 42
             frame = frame.f_back
-        return any('assert' in str(o) for o in gc.get_objects() if isinstance(o, str) and 'f() ==' in o)
+        texts = [o for o in gc.get_objects() if isinstance(o, str)]
+        return 42 if any('f() ==' in text for text in texts) else 0
     """,
     "kills its judge": """
         import os, signal
@@ -347,7 +350,7 @@ async def test_code_that_is_none() -> None:
         assert got.why
 
 
-async def test_where_the_kernel_cannot_lock_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_kernel_cannot_lock_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from plinth.reward.sandbox import lockdown
 
     # What `lock` does when Landlock isn't there: the real refusal, by a kernel that says ENOSYS.
@@ -367,7 +370,7 @@ async def test_where_the_kernel_cannot_lock_nothing_runs(monkeypatch: pytest.Mon
         _outcome([b'{"refused": "Function not implemented"}'], 1, None)
 
 
-async def test_an_owner_that_dies_takes_them_along() -> None:
+def test_an_owner_that_dies_takes_them_along() -> None:
     """SIGKILL to the replica: the kernel ends what it had started."""
     import subprocess
     import sys

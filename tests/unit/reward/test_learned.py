@@ -52,7 +52,7 @@ def test_scores_are_those_of_transformers(
             mine = ours.scores(hidden[-1:], backend)[0]
         assert score == pytest.approx(float(truth), abs=1e-4)
         assert score == pytest.approx(float(mine), abs=1e-4)
-    whole = [s for s in asked if s[-1] != 0][0]
+    whole = next(s for s in asked if s[-1] != 0)
     with torch.no_grad():
         logits = theirs(torch.tensor([whole])).logits
     assert model.scores([whole])[0] == pytest.approx(float(logits[0, 0]), abs=1e-4)

@@ -192,7 +192,7 @@ def test_a_wrong_rule_says_what_is_wrong(raw: Any, words: str) -> None:
 
 def test_what_is_no_json_is_refused() -> None:
     for text in ("{", "[" * 60_000, "x" * 100_000):
-        with pytest.raises(InvalidArgument, match="sources.0"):
+        with pytest.raises(InvalidArgument, match=r"sources\.0"):
             parse_json(text, "sources.0")
 
 

@@ -11,6 +11,7 @@ from plinth.reward.sandbox.runner import Limits
 from plinth.reward.verifiers.contract import Answer, Rule, Tools, Verdict, rule
 
 MAX_CODE = 64 << 10
+_START_S = 5.0
 _FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -34,7 +35,9 @@ class CodeTests(Rule):
     setup: str = Field(default="", max_length=MAX_CODE)
     # A function of the answer that tests know as `candidate`, as HumanEval's do.
     entry_point: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,99})?$")
-    seconds: float = Field(default=10.0, gt=0, le=60)  # wall time of all tests
+    # Processor time of the tests, and of the answer under them. Wall time ends only what sleeps,
+    # at twice that and some, so that a busy machine changes no verdict.
+    seconds: int = Field(default=10, ge=1, le=60)
     memory_mb: int = Field(default=512, ge=64, le=4096)  # address space of each process
 
     async def judge(self, answer: Answer, tools: Tools) -> Verdict:
@@ -43,7 +46,7 @@ class CodeTests(Rule):
         code = code_of(answer.text)
         if len(code) > MAX_CODE:
             return Verdict(0.0, f"{len(code)} characters of code; at most {MAX_CODE} are run")
-        limits = Limits(self.seconds, int(self.seconds) + 1, self.memory_mb << 20)
+        limits = Limits(2.0 * self.seconds + _START_S, self.seconds, self.memory_mb << 20)
         done = await tools.run_tests(
             code, answer.tests, limits, setup=self.setup, candidate=self.entry_point
         )
