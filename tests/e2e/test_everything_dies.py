@@ -31,6 +31,7 @@ VICTIMS = [
     "redis",
     "ServeReplica:coordinator",
     "ServeReplica:trainer",
+    "ServeReplica:reward",
     "ServeReplica:tokenizer",
     "ServeController",
     "gcs_server",

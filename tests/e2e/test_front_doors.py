@@ -14,10 +14,18 @@ import openai
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from plinth.v1 import coordinator_pb2, gateway_pb2, inference_pb2, tokenizer_pb2, trainer_pb2
+from plinth.v1 import (
+    coordinator_pb2,
+    gateway_pb2,
+    inference_pb2,
+    reward_pb2,
+    tokenizer_pb2,
+    trainer_pb2,
+)
 from plinth.v1.coordinator_pb2_grpc import CoordinatorServiceStub
 from plinth.v1.gateway_pb2_grpc import GatewayServiceStub
 from plinth.v1.inference_pb2_grpc import InferenceServiceStub
+from plinth.v1.reward_pb2_grpc import RewardServiceStub
 from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from plinth.v1.trainer_pb2_grpc import TrainerServiceStub
 from real_stack import RealStack, until
@@ -97,6 +105,9 @@ DOOR_CALLS: dict[str, Callable[[grpc.Channel], object]] = {
         coordinator_pb2.ListRunsRequest(), timeout=5
     ),
     "jobs": lambda c: TrainerServiceStub(c).ListJobs(trainer_pb2.ListJobsRequest(), timeout=5),
+    "rewards": lambda c: RewardServiceStub(c).CheckSources(
+        reward_pb2.CheckSourcesRequest(), timeout=5
+    ),
 }
 STAGE_CALLS: dict[str, Callable[[grpc.Channel], object]] = {
     "inference": lambda c: InferenceServiceStub(c).GetShard(
@@ -104,6 +115,7 @@ STAGE_CALLS: dict[str, Callable[[grpc.Channel], object]] = {
     ),
     "tokenizer": lambda c: TokenizerServiceStub(c).Encode(tokenizer_pb2.EncodeRequest(), timeout=5),
     "trainer": DOOR_CALLS["jobs"],
+    "reward": DOOR_CALLS["rewards"],
     "coordinator": DOOR_CALLS["runs"],
 }
 

@@ -25,8 +25,8 @@ def create(
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the key may do; repeat it. inference, tokenize, jobs, runs, artifacts, "
-            "deployments or admin. Default: inference and tokenize."
+            help="What the key may do; repeat it. inference, tokenize, rewards, jobs, runs, "
+            "artifacts, deployments or admin. Default: inference and tokenize."
         ),
     ] = None,
     tenant: Annotated[str, typer.Option(help="Whose quota it uses.")] = "default",

@@ -53,6 +53,7 @@ class StackPlan:
     stages: tuple[StageSpec, ...] = (
         StageSpec("tokenizer", "plinth.tokenizer.service:build"),
         StageSpec("trainer", "plinth.trainer.service:build"),
+        StageSpec("reward", "plinth.reward.service:build"),
         StageSpec("coordinator", "plinth.coordinator.service:build"),
     )
     # Template of a served model's shards; the reconciler fills in name, options and resources.

@@ -23,7 +23,7 @@ from plinth.shared.rpc.client import StageClients
 from plinth.shared.settings import Settings
 from plinth.v1 import coordinator_pb2
 
-STAGES = ("tokenizer", "trainer", "coordinator", "reconciler", "inference")
+STAGES = ("tokenizer", "trainer", "reward", "coordinator", "reconciler", "inference")
 RUNS_SHOWN = 5
 ANSWER_S = 3.0
 

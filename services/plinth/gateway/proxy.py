@@ -16,12 +16,13 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcService
-from plinth.v1 import coordinator_pb2, tokenizer_pb2, trainer_pb2
+from plinth.v1 import coordinator_pb2, reward_pb2, tokenizer_pb2, trainer_pb2
 
 # (the service's file, its name, its stage, scope by method)
 _PROXIED: tuple[tuple[Any, str, str, Mapping[str, str]], ...] = (
     (tokenizer_pb2, "TokenizerService", "tokenizer", {"Train": "jobs", "*": "tokenize"}),
     (trainer_pb2, "TrainerService", "trainer", {"*": "jobs"}),
+    (reward_pb2, "RewardService", "reward", {"*": "rewards"}),
     (
         coordinator_pb2,
         "CoordinatorService",
@@ -39,7 +40,7 @@ _PROXIED: tuple[tuple[Any, str, str, Mapping[str, str]], ...] = (
 
 
 def proxied_services(clients: StageClients) -> list[GrpcService]:
-    """TokenizerService, TrainerService and CoordinatorService as pass-through."""
+    """TokenizerService, TrainerService, RewardService and CoordinatorService as pass-through."""
     return [
         _service(clients, module.DESCRIPTOR.services_by_name[name], stage, scopes)
         for module, name, stage, scopes in _PROXIED

@@ -24,7 +24,9 @@ from plinth.shared.errors import FailedPrecondition, PermissionDenied, Unauthent
 if TYPE_CHECKING:
     from plinth.shared.settings import Settings
 
-SCOPES = frozenset({"inference", "tokenize", "jobs", "runs", "artifacts", "deployments", "admin"})
+SCOPES = frozenset(
+    {"inference", "tokenize", "rewards", "jobs", "runs", "artifacts", "deployments", "admin"}
+)
 
 
 @dataclass(frozen=True)

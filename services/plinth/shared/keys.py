@@ -97,6 +97,11 @@ def quota(tenant: str, window: str) -> str:
     return f"{PREFIX}:quota:{{{check_part(tenant, 'tenant')}}}:{check_part(window, 'window')}"
 
 
+def rewards_done(name: str) -> str:
+    """Stream, bounded, with a TTL: ids of reward tasks that ended, for who waits for them."""
+    return f"{PREFIX}:rewards-done:{check_part(name, 'announce')}"
+
+
 def queues() -> str:
     """Set: names of the queues that ever held an item."""
     return f"{PREFIX}:queues"

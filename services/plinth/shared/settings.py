@@ -120,6 +120,18 @@ class TrainerSettings(_Section):
     lease_s: float = Field(default=15.0, gt=0)  # of a job
 
 
+class RewardSettings(_Section):
+    """The reward stage."""
+
+    device: str = "cpu"
+    batch_tokens: int = Field(default=2048, ge=1)  # of a learned model, per launch
+    models_kept: int = Field(default=2, ge=1)  # learned models that stay open
+    code_processes: int = Field(default=1, ge=1)  # answers whose code is tested at the same time
+    regex_s: float = Field(default=0.5, gt=0, le=10)  # processor time: one pattern on one answer
+    tasks: int = Field(default=4, ge=1, le=64)  # of the queue, at the same time
+    lease_s: float = Field(default=15.0, gt=0)  # of a task
+
+
 class CoordinatorSettings(_Section):
     """The coordinator stage."""
 
@@ -154,6 +166,7 @@ class Settings(BaseSettings):
     rpc: RpcSettings = RpcSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     trainer: TrainerSettings = TrainerSettings()
+    reward: RewardSettings = RewardSettings()
     coordinator: CoordinatorSettings = CoordinatorSettings()
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)

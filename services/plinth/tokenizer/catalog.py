@@ -14,7 +14,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.tokenizer.codec import Codec
 
-KINDS = ("model", "tokenizer")
+KINDS = ("model", "reward", "tokenizer")
 CAPACITY = 8
 
 
@@ -35,7 +35,7 @@ class Catalog:
         if record.kind not in KINDS:
             raise InvalidArgument(
                 f"{record.ref} is a {record.kind} and has no tokenizer; "
-                f"name a {' or a '.join(KINDS)}",
+                f"name a model, a reward model or a tokenizer",
                 field="model",
             )
         return self._opened(record.digest, lambda: self._load(record))

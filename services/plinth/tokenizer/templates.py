@@ -8,14 +8,11 @@ in the process of `sandbox`, which is replaced when it takes too long.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from plinth.shared.errors import FailedPrecondition, Internal, InvalidArgument
+from plinth.shared.errors import FailedPrecondition, InvalidArgument
+from plinth.shared.line_process import LineProcess
 from plinth.tokenizer.codec import Piece, check_text
 
 ROLES = ("system", "user", "assistant")
@@ -96,9 +93,7 @@ class Renderer:
     """Owner of one sandbox process, started when first used. One rendering at a time."""
 
     def __init__(self, *, seconds: float = RENDER_SECONDS) -> None:
-        self._seconds = seconds
-        self._lock = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process = LineProcess("plinth.tokenizer.sandbox", seconds=seconds)
 
     async def render(
         self,
@@ -121,8 +116,7 @@ class Renderer:
                 for messages, open_turn in conversations
             ],
         }
-        async with self._lock:
-            answer = await self._ask(json.dumps(request).encode() + b"\n")
+        answer = await self._process.ask(request)
         if "error" in answer:
             raise InvalidArgument(
                 f"the chat template: {answer['error'][:500]}",
@@ -134,52 +128,7 @@ class Renderer:
 
     async def close(self) -> None:
         """End the process, if there is one."""
-        async with self._lock:
-            await self._end()
-
-    async def _ask(self, line: bytes) -> dict[str, Any]:
-        process = await self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            async with asyncio.timeout(self._seconds):
-                process.stdin.write(line)
-                await process.stdin.drain()
-                answer = await process.stdout.readline()
-        except TimeoutError:
-            await self._end()
-            return {"error": f"it ran for more than {self._seconds:g} s and was ended"}
-        except (ConnectionError, ValueError) as error:  # its pipe broke; its line is too long
-            await self._end()
-            raise Internal(f"the sandbox of chat templates broke: {error}") from error
-        except asyncio.CancelledError:
-            await self._end()  # an answer half read must not be the next one's
-            raise
-        if not answer.endswith(b"\n"):
-            code = await self._end()
-            return {"error": f"it ended its sandbox (exit {code})"}
-        content: dict[str, Any] = json.loads(answer)
-        return content
-
-    async def _running(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "plinth.tokenizer.sandbox",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=256 * 2**20,
-            )
-        return self._process
-
-    async def _end(self) -> int | None:
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        if process.returncode is None:
-            process.kill()
-        return await process.wait()
+        await self._process.close()
 
 
 def need_template(template: str | None, model: str) -> str:

@@ -65,7 +65,8 @@ def test_only_what_needs_new_replicas_changes_a_digest() -> None:
 def test_a_plan_survives_the_command_line() -> None:
     plan = StackPlan(stages=(StageSpec("echo", "m:b", options={"a": 1}),), gateway="")
     assert StackPlan.from_json(plan.to_json()) == plan
-    assert [stage.name for stage in StackPlan().stages] == ["tokenizer", "trainer", "coordinator"]
+    names = [stage.name for stage in StackPlan().stages]
+    assert names == ["tokenizer", "trainer", "reward", "coordinator"]
 
 
 def test_rays_folder_is_short_and_the_same_for_the_same_data(

@@ -163,13 +163,13 @@ async def test_a_bad_template_ends_in_an_error_and_the_next_one_works(
 
 async def test_a_killed_sandbox_is_replaced(renderer: Renderer) -> None:
     await rendered(renderer, "a")
-    process = renderer._process
+    process = renderer._process._process
     assert process is not None
     process.kill()
     await process.wait()
     assert await rendered(renderer, "b") == "b"
     await renderer.close()
-    assert renderer._process is None
+    assert renderer._process._process is None
 
 
 def test_conversations_are_checked() -> None:

@@ -21,10 +21,11 @@ from plinth.shared.registry import Registry, Replica
 from plinth.shared.rpc.channel import StageChannel, open_channel, open_transport
 from plinth.shared.settings import Settings
 from plinth.shared.telemetry import get_logger
-from plinth.v1 import coordinator_pb2_grpc, tokenizer_pb2_grpc, trainer_pb2_grpc
+from plinth.v1 import coordinator_pb2_grpc, reward_pb2_grpc, tokenizer_pb2_grpc, trainer_pb2_grpc
 
 if TYPE_CHECKING:
     from plinth.v1.coordinator_pb2_grpc import CoordinatorServiceAsyncStub
+    from plinth.v1.reward_pb2_grpc import RewardServiceAsyncStub
     from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
     from plinth.v1.trainer_pb2_grpc import TrainerServiceAsyncStub
 
@@ -102,6 +103,11 @@ class StageClients:
         """A stub on the least busy trainer."""
         channel = self.channel(await self.pick("trainer"), principal)
         return trainer_pb2_grpc.TrainerServiceStub(channel)
+
+    async def reward(self, principal: Principal | None = None) -> RewardServiceAsyncStub:
+        """A stub on the least busy reward replica."""
+        channel = self.channel(await self.pick("reward"), principal)
+        return reward_pb2_grpc.RewardServiceStub(channel)
 
     async def coordinator(self, principal: Principal | None = None) -> CoordinatorServiceAsyncStub:
         """A stub on a coordinator."""
