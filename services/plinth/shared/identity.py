@@ -24,7 +24,18 @@ from plinth.shared.errors import FailedPrecondition, PermissionDenied, Unauthent
 if TYPE_CHECKING:
     from plinth.shared.settings import Settings
 
-SCOPES = frozenset({"inference", "tokenize", "jobs", "runs", "artifacts", "deployments", "admin"})
+SCOPES = frozenset(
+    {
+        "inference",
+        "tokenize",
+        "jobs",
+        "runs",
+        "artifacts",
+        "deployments",
+        "preferences",
+        "admin",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from plinth.algos.preferences import PairLogprobs, dpo_loss, ipo_loss, log_ratio_lead
 from plinth.models.decoder import Decoder
+from plinth.shared.intervals import wilson
 from plinth.trainer.data.shards import Split
 from plinth.trainer.objectives.pairs import (
     PairBatch,
@@ -26,7 +27,6 @@ from plinth.trainer.objectives.pairs import (
     Pairs,
     answer_logprobs,
     pieces,
-    wilson,
 )
 
 if TYPE_CHECKING:
