@@ -119,7 +119,7 @@ class ServedModel:
         window = min(context, MAX_WINDOW)
         bits, done = 0.0, 0
         for texts in _batches(documents, lambda text: len(text.encode()), _ENCODE_BYTES):
-            sequences = await self._encode(texts)
+            sequences = await self.encode(texts)
             items = [
                 inference_pb2.ScoreItem(ids=ids[w.start : w.end], from_position=w.first - w.start)
                 for ids in ([start, *sequence] for sequence in sequences)
@@ -195,10 +195,6 @@ class ServedModel:
         )
         return list(templated.ids), list(templated.stop_token_ids)
 
-    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, nothing added."""
-        return await self._encode(texts)
-
     async def continuations(
         self, prompt: Sequence[int], endings: Sequence[Sequence[int]]
     ) -> list[float]:
@@ -221,7 +217,8 @@ class ServedModel:
         channel = self._clients.channel(replica)
         return inference_pb2_grpc.InferenceServiceStub(channel)
 
-    async def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, nothing added."""
         tokenizer = await self._clients.tokenizer()
         encoded = await tokenizer.Encode(
             tokenizer_pb2.EncodeRequest(model=self._artifact, texts=texts), timeout=_CALL_S

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -23,6 +24,7 @@ from plinth.shared.connection import redis_errors
 from plinth.shared.errors import AlreadyExists, ResourceExhausted
 from plinth.v1 import preferences_pb2 as pb
 
+MAX_COLLECTIONS = 1000
 MAX_TASKS = 200_000
 MAX_BYTES = 1 << 30
 MAX_HELD = 16  # by one annotator at a time
@@ -87,8 +89,7 @@ class PreferenceRecords:
         state = "sampling" if task.samples else "open"
         args = [task.task_id, spec_digest(task), task.SerializeToString(), task.wanted]
         args += [len(task.responses), state, self._max_tasks, self._max_bytes]
-        with redis_errors():
-            await self._redis.sadd(keys.preference_collections(), self.collection)
+        await self._list()
         answer = await self._run(scripts.CREATE, args)
         if answer == b"full":
             raise ResourceExhausted(
@@ -104,6 +105,24 @@ class PreferenceRecords:
                 field="task_id",
             )
         return await self.get(task.task_id)
+
+    async def ensure(self, task: pb.PreferenceTask) -> None:
+        """Adds it unless its id is there, whatever that asks for."""
+        with suppress(AlreadyExists):
+            await self.create(task)
+
+    async def _list(self) -> None:
+        """Makes the collection known. ResourceExhausted: there are too many."""
+        known = keys.preference_collections()
+        with redis_errors():
+            if await self._redis.sismember(known, self.collection):
+                return
+            if await self._redis.scard(known) >= MAX_COLLECTIONS:
+                raise ResourceExhausted(
+                    f"there are {MAX_COLLECTIONS} collections, the limit; use one of them",
+                    reason="TOO_MANY_COLLECTIONS",
+                )
+            await self._redis.sadd(known, self.collection)
 
     async def get(self, task_id: str) -> pb.PreferenceTask:
         """NotFound when there is none."""

@@ -90,11 +90,13 @@ return 'ok'
 """
 
 # ARGV: prefix, id, record, responses. Gives 'ok' (also when it was filled before) or 'gone'.
+# One that failed may be tried again (its work is requeued).
 FILL = """
 local id = ARGV[2]
 local state = get(id, 'state')
 if not state then return 'gone' end
-if state ~= 'sampling' then return 'ok' end
+if state ~= 'sampling' and state ~= 'failed' then return 'ok' end
+call('HDEL', key(id), 'error')
 call('HINCRBY', COUNTERS, 'bytes', #ARGV[3] - #get(id, 'record'))
 call('HSET', key(id), 'record', ARGV[3], 'responses', ARGV[4])
 let_go(id)

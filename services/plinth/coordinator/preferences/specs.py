@@ -19,7 +19,7 @@ from plinth.v1 import preferences_pb2 as pb
 
 DEFAULT_COLLECTION = "default"
 LIVE_COLLECTION = "live"
-ORIGINS = ("client", "live", "import")
+ORIGINS = ("client", "live")  # as a client may say; and "import"
 ROLES = ("system", "user", "assistant")
 MIN_RESPONSES, MAX_RESPONSES = 2, 8
 MAX_TEXT_BYTES = 64 << 10  # of a prompt in all, and of each response

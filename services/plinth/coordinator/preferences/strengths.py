@@ -84,7 +84,8 @@ def _fit(wins_nn: Matrix, prior: float) -> Matrix:
         strengths_n, value = strengths_n + step_n, following
         if np.abs(step_n).max() < _CLOSE:
             break
-    return strengths_n - strengths_n.mean()
+    centred_n: Matrix = strengths_n - strengths_n.mean()
+    return centred_n
 
 
 def _log_likelihood(wins_nn: Matrix, strengths_n: Matrix, prior: float) -> float:
