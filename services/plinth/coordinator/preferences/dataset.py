@@ -33,8 +33,9 @@ def publish_pairs(
     *,
     at_least: int,
     validation_fraction: float,
-) -> ArtifactRecord:
-    """FailedPrecondition when there are fewer than `at_least` pairs (1 at the least)."""
+) -> tuple[ArtifactRecord, bool]:
+    """(the artifact, whether it was there already). FailedPrecondition when there are fewer than
+    `at_least` pairs (1 at the least)."""
     pairs = list(judged_pairs(seen, selection))
     if len(pairs) < max(1, at_least):
         raise FailedPrecondition(
@@ -57,16 +58,20 @@ def publish_pairs(
         "validation_fraction": validation_fraction,
     }
     key = json.dumps([config, content], sort_keys=True)
+    input_digest = f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    if (found := store.find_by_input(name, input_digest)) is not None:
+        return found, True
     with tempfile.TemporaryDirectory(prefix="plinth-pairs-") as folder:
         _write(Path(folder), lines, sides, content)
-        return store.publish(
+        made = store.publish(
             name,
             "corpus",
             Path(folder),
             config={**config, "revision": seen.revision},
             metrics=_figures(seen, pairs),
-            input_digest=f"sha256:{hashlib.sha256(key.encode()).hexdigest()}",
+            input_digest=input_digest,
         )
+    return made, False
 
 
 def _split(pairs: Sequence[JudgedPair], fraction: float) -> dict[str, list[JudgedPair]]:

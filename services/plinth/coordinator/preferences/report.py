@@ -29,10 +29,10 @@ class Snapshot:
     tasks: Mapping[str, pb.PreferenceTask]
 
 
-async def snapshot(records: PreferenceRecords, up_to: int = 0) -> Snapshot:
-    """Up to that revision; 0 is now."""
+async def snapshot(records: PreferenceRecords, up_to: int | None = None) -> Snapshot:
+    """Up to that revision; None is now."""
     revision = await records.revision()
-    revision = min(up_to, revision) if up_to else revision
+    revision = revision if up_to is None else min(up_to, revision)
     judgements = [one async for part in records.judgements(revision) for one in part]
     ids = list(dict.fromkeys(judgement.task_id for judgement in judgements))
     return Snapshot(records.collection, revision, judgements, await records.tasks(ids))

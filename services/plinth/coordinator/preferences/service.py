@@ -254,7 +254,7 @@ class PreferenceServicer(rpc.PreferenceServiceServicer):
         self, request: pb.ExportPairsRequest, context: Any
     ) -> AsyncIterator[pb.ExportPairsResponse]:
         shape = check_shape(request.shape)
-        seen = await snapshot(self._records(request.collection), request.selection.up_to)
+        seen = await snapshot(self._records(request.collection), request.selection.up_to or None)
         chunk = bytearray()
         for pair in judged_pairs(seen, request.selection):
             chunk += pair.line(shape).encode() + b"\n"
@@ -283,13 +283,13 @@ class PreferenceServicer(rpc.PreferenceServiceServicer):
     async def PublishPairs(
         self, request: pb.PublishPairsRequest, context: Any
     ) -> pb.PublishPairsResponse:
-        seen = await snapshot(self._records(request.collection), request.selection.up_to)
+        seen = await snapshot(self._records(request.collection), request.selection.up_to or None)
         fraction = (
             request.validation_fraction
             if request.HasField("validation_fraction")
             else DEFAULT_FRACTION
         )
-        record = await asyncio.to_thread(
+        record, _ = await asyncio.to_thread(
             publish_pairs,
             self._store,
             request.name,

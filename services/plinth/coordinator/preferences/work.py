@@ -64,26 +64,10 @@ class PreferenceWork:
         """The task's samples are to be made. Gives the item's id."""
         return await self._add("sample", collection=collection, task_id=task_id)
 
-    async def judge(
-        self,
-        collection: str,
-        task_id: str,
-        *,
-        model: str,
-        annotator: str,
-        method: str,
-        criteria: str,
-    ) -> None:
-        """The task is to be judged by `model`, under the name of `annotator`."""
-        item = await self._add(
-            "judge",
-            collection=collection,
-            task_id=task_id,
-            model=model,
-            annotator=annotator,
-            method=method,
-            criteria=criteria,
-        )
+    async def judge(self, collection: str, task_id: str, **judge: str) -> None:
+        """The task is to be judged. judge: model, method, criteria, and annotator, the name under
+        which the judgement is to appear."""
+        item = await self._add("judge", collection=collection, task_id=task_id, **judge)
         await self._queue.requeue(item)  # one that failed is tried anew
 
     async def cancel(self, item: str) -> None:

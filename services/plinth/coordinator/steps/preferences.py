@@ -58,7 +58,7 @@ class PreferencesStep:
         revision = min(spec.up_to, revision) if spec.up_to else revision
         yield Progress(0.0, f"reads {revision:,} judgements")
         seen = await snapshot(records, revision)
-        record = await asyncio.to_thread(
+        record, reused = await asyncio.to_thread(
             publish_pairs,
             tools.store,
             work.output_name,
@@ -69,8 +69,7 @@ class PreferencesStep:
             at_least=spec.at_least,
             validation_fraction=spec.validation_fraction,
         )
-        made_before = record.manifest["config"]["revision"] != seen.revision
-        yield Outcome(record.ref, record.manifest["metrics"], reused=made_before)
+        yield Outcome(record.ref, record.manifest["metrics"], reused=reused)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Nothing to do: the artifact was published whole or not at all."""
