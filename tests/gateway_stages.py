@@ -254,14 +254,19 @@ class Stack:
 
 @asynccontextmanager
 async def running_stack(
-    data_dir: Path, redis_url: str, *, shards: int = 1, **gateway: Any
+    data_dir: Path,
+    redis_url: str,
+    *,
+    shards: int = 1,
+    first: Shard | None = None,
+    **gateway: Any,
 ) -> AsyncIterator[Stack]:
     from plinth.gateway.__main__ import serve
 
     stack = Stack(gateway_settings(data_dir, redis_url, **gateway), redis_url)
     await stack.add_tokenizer("tokenizer-0")
     for index in range(shards):
-        await stack.add_shard(f"shard-{index}", Shard())
+        await stack.add_shard(f"shard-{index}", first if first and index == 0 else Shard())
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(stack.settings, stop))
     key_file = stack.settings.secrets_dir / "api-key"

@@ -158,7 +158,7 @@ class ServedModel:
         asked = common_pb2.SamplingParams()
         asked.CopyFrom(sampling)
         asked.max_tokens = min(sampling.max_tokens, room)
-        asked.stop_token_ids.extend(stops)
+        asked.stop_token_ids.extend(one for one in stops if one not in asked.stop_token_ids)
         request = inference_pb2.GenerateRequest(
             binding=self._binding,
             input=[inference_pb2.Span(tokens=inference_pb2.TokenSpan(ids=ids))],
