@@ -306,6 +306,32 @@ async def until(condition: Any, timeout_s: float = 10) -> None:
             await asyncio.sleep(0.01)
 
 
+async def plinth(
+    stack: Stack, *arguments: str, stdin: str = "", **environment: str
+) -> tuple[int, str, str]:
+    """`plinth …` as a person runs it against the gateway: (exit code, stdout, stderr)."""
+    gateway = stack.settings.gateway
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from plinth.cli.main import app; app()",
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            **os.environ,
+            "PLINTH_DATA_DIR": str(stack.settings.data_dir),
+            "PLINTH_REDIS_URL": stack.redis_url,
+            "PLINTH_GATEWAY__GRPC_PORT": str(gateway.grpc_port),
+            **environment,
+        },
+    )
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
 async def _main(redis_url: str, id: str, delay_s: float) -> None:
     settings = load_settings(cluster_token=TOKEN)
     replica = Replica(settings, redis_url, "inference", id, shard_service(Shard(delay_s=delay_s)))
