@@ -12,6 +12,7 @@
     GET    /v1/preferences/export            JSON lines, in TRL's or HH's shape
     POST   /v1/preferences/import            JSON lines in
     POST   /v1/preferences/datasets          a corpus artifact of the pairs
+    DELETE /v1/preferences/collections/{name}    all of it is forgotten
 
 Each is one call of PreferenceService, whose errors come through with the same words.
 """
@@ -188,6 +189,12 @@ def _add_results(app: FastAPI, stub: Stub, limit: int) -> None:
         service = await stub(request)
         body = await read(request, bodies.DatasetBody, limit)
         return await _answer(service.PublishPairs(body.to_proto()))
+
+    @app.delete(f"{BASE}/collections/{{name}}", response_model=None)
+    async def delete(request: Request, name: str) -> Response:
+        service = await stub(request)
+        ask = pb.DeleteCollectionRequest(collection=name)
+        return await _answer(service.DeleteCollection(ask))
 
 
 async def _answer(call: Awaitable[Proto]) -> Response:

@@ -104,6 +104,11 @@ class PreferenceServiceStub:
                 request_serializer=plinth_dot_v1_dot_preferences__pb2.PublishPairsRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_preferences__pb2.PublishPairsResponse.FromString,
                 _registered_method=True)
+        self.DeleteCollection = channel.unary_unary(
+                '/plinth.v1.PreferenceService/DeleteCollection',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.DeleteCollectionRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.DeleteCollectionResponse.FromString,
+                _registered_method=True)
 
 
 class PreferenceServiceServicer:
@@ -206,6 +211,13 @@ class PreferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteCollection(self, request, context):
+        """Forgets a collection with all its tasks and judgements; what was published of it stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PreferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -278,6 +290,11 @@ def add_PreferenceServiceServicer_to_server(servicer, server):
                     servicer.PublishPairs,
                     request_deserializer=plinth_dot_v1_dot_preferences__pb2.PublishPairsRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_preferences__pb2.PublishPairsResponse.SerializeToString,
+            ),
+            'DeleteCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCollection,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.DeleteCollectionRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.DeleteCollectionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -658,6 +675,33 @@ class PreferenceService:
             '/plinth.v1.PreferenceService/PublishPairs',
             plinth_dot_v1_dot_preferences__pb2.PublishPairsRequest.SerializeToString,
             plinth_dot_v1_dot_preferences__pb2.PublishPairsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.PreferenceService/DeleteCollection',
+            plinth_dot_v1_dot_preferences__pb2.DeleteCollectionRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.DeleteCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,8 @@ class PreferenceServiceStub:
     """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content."""
     PublishPairs: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.PublishPairsRequest, _preferences_pb2.PublishPairsResponse]
     """Judged pairs as a corpus artifact, split by prompt. Idempotent by content."""
+    DeleteCollection: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.DeleteCollectionRequest, _preferences_pb2.DeleteCollectionResponse]
+    """Forgets a collection with all its tasks and judgements; what was published of it stays."""
 
 @_typing.type_check_only
 class PreferenceServiceAsyncStub(PreferenceServiceStub):
@@ -96,6 +98,8 @@ class PreferenceServiceAsyncStub(PreferenceServiceStub):
     """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content."""
     PublishPairs: _aio.UnaryUnaryMultiCallable[_preferences_pb2.PublishPairsRequest, _preferences_pb2.PublishPairsResponse]  # type: ignore[assignment]
     """Judged pairs as a corpus artifact, split by prompt. Idempotent by content."""
+    DeleteCollection: _aio.UnaryUnaryMultiCallable[_preferences_pb2.DeleteCollectionRequest, _preferences_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
+    """Forgets a collection with all its tasks and judgements; what was published of it stays."""
 
 class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -210,5 +214,13 @@ class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_preferences_pb2.PublishPairsResponse, _abc.Awaitable[_preferences_pb2.PublishPairsResponse]]:
         """Judged pairs as a corpus artifact, split by prompt. Idempotent by content."""
+
+    @_abc_1.abstractmethod
+    def DeleteCollection(
+        self,
+        request: _preferences_pb2.DeleteCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_preferences_pb2.DeleteCollectionResponse, _abc.Awaitable[_preferences_pb2.DeleteCollectionResponse]]:
+        """Forgets a collection with all its tasks and judgements; what was published of it stays."""
 
 def add_PreferenceServiceServicer_to_server(servicer: PreferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

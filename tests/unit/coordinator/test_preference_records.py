@@ -259,13 +259,37 @@ async def test_closing(records: PreferenceRecords) -> None:
 async def test_a_collection_has_limits(redis_client: Redis) -> None:
     few = PreferenceRecords(redis_client, COLLECTION, max_tasks=1)
     await few.create(task("a"))
-    with pytest.raises(ResourceExhausted, match="its limit") as caught:
+    with pytest.raises(ResourceExhausted, match="that is reached") as caught:
         await few.create(task("b"))
     assert caught.value.reason == "COLLECTION_FULL"
     small = PreferenceRecords(redis_client, "small", max_bytes=40)
     with pytest.raises(ResourceExhausted):
         await small.create(task("a"))
     assert (await small.counts()).total == 0
+    # Bytes are counted over all collections: the first one's leave no room in another.
+    held = int(await redis_client.hget(keys.PreferenceKeys(COLLECTION).counters, "bytes"))  # type: ignore[arg-type, misc]
+    with pytest.raises(ResourceExhausted):
+        await PreferenceRecords(redis_client, "other", max_bytes=held).create(task("a"))
+    await PreferenceRecords(redis_client, "other", max_bytes=3 * held).create(task("a"))
+
+
+async def test_a_collection_is_forgotten(records: PreferenceRecords, redis_client: Redis) -> None:
+    for i in range(3):
+        await records.create(task(f"t{i}", wanted=2))
+    grant = await leased(records, "ann")
+    await records.submit(verdict("t0", "ann"), grant.fence)
+    await leased(records, "bob")
+    other = PreferenceRecords(redis_client, "other")
+    await other.create(task("mine"))
+    assert await records.delete() == 3
+    with pytest.raises(NotFound):
+        await records.delete()
+    assert await collections(redis_client) == ["other"]
+    left = [key async for key in redis_client.scan_iter(match="*preferences/c}*")]
+    assert left == []
+    assert (await other.get("mine")).task_id == "mine"
+    await records.create(task("t0"))  # a new beginning
+    assert await records.revision() == 0
 
 
 async def test_the_order_of_presentation_is_fair(records: PreferenceRecords) -> None:

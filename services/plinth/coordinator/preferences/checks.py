@@ -126,6 +126,10 @@ def _publish(request: pb.PublishPairsRequest) -> None:
         )
 
 
+def _delete(request: pb.DeleteCollectionRequest) -> None:
+    check_part(request.collection, "collection")
+
+
 VALIDATORS: Mapping[str, Callable[[Any], None]] = {
     "CreateTasks": _create,
     "GetPreferenceTask": _task,
@@ -141,4 +145,5 @@ VALIDATORS: Mapping[str, Callable[[Any], None]] = {
     "ExportPairs": _export,
     "ImportPairs": _import,
     "PublishPairs": _publish,
+    "DeleteCollection": _delete,
 }

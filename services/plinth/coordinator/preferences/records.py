@@ -21,12 +21,12 @@ from plinth.coordinator.preferences.refusals import refuse
 from plinth.coordinator.preferences.specs import spec_digest
 from plinth.shared import keys
 from plinth.shared.connection import redis_errors
-from plinth.shared.errors import AlreadyExists, ResourceExhausted
+from plinth.shared.errors import AlreadyExists, NotFound, ResourceExhausted
 from plinth.v1 import preferences_pb2 as pb
 
-MAX_COLLECTIONS = 1000
-MAX_TASKS = 200_000
-MAX_BYTES = 1 << 30
+MAX_COLLECTIONS = 64
+MAX_TASKS = 200_000  # of one collection
+MAX_BYTES = 256 << 20  # of all collections together: queues and the registry live in Redis too
 MAX_HELD = 16  # by one annotator at a time
 _READ = 500  # records per round trip
 
@@ -90,14 +90,10 @@ class PreferenceRecords:
         args = [task.task_id, spec_digest(task), task.SerializeToString(), task.wanted]
         args += [len(task.responses), state, self._max_tasks, self._max_bytes]
         await self._list()
+        await self._check_room()
         answer = await self._run(scripts.CREATE, args)
         if answer == b"full":
-            raise ResourceExhausted(
-                f"collection {self.collection} holds {self._max_tasks:,} tasks or "
-                f"{self._max_bytes >> 20:,} MiB, its limit; close what nobody has judged, or "
-                "begin another collection",
-                reason="COLLECTION_FULL",
-            )
+            raise self._full()
         if answer == b"differs":
             raise AlreadyExists(
                 f"task {task.task_id} is there already and asks for something else",
@@ -105,6 +101,50 @@ class PreferenceRecords:
                 field="task_id",
             )
         return await self.get(task.task_id)
+
+    async def _check_room(self) -> None:
+        """ResourceExhausted when all collections together hold as much as they may (nearly: others
+        may add meanwhile)."""
+        names = await collections(self._redis)
+        with redis_errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hget(keys.PreferenceKeys(name).counters, "bytes")
+                if sum(int(held or 0) for held in await pipe.execute()) >= self._max_bytes:
+                    raise self._full()
+
+    def _full(self) -> ResourceExhausted:
+        return ResourceExhausted(
+            f"a collection holds {self._max_tasks:,} tasks and all together "
+            f"{self._max_bytes >> 20:,} MiB at most, and that is reached; publish what was judged "
+            "and delete its collection, or close what nobody has judged",
+            reason="COLLECTION_FULL",
+        )
+
+    async def delete(self) -> int:
+        """Forgets the collection; how many tasks went. NotFound. May be done again after a
+        failure in the middle."""
+        known = keys.preference_collections()
+        with redis_errors():
+            if not await self._redis.sismember(known, self.collection):
+                raise NotFound(
+                    f"there is no collection {self.collection!r}",
+                    reason="COLLECTION_NOT_FOUND",
+                    field="collection",
+                )
+            gone = 0
+            while ids := cast(
+                list[bytes], await self._redis.zrange(self._keys.tasks, 0, _READ - 1)
+            ):
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.delete(*(self._keys.task(raw.decode()) for raw in ids))
+                    for index in (self._keys.tasks, self._keys.open, self._keys.leases):
+                        pipe.zrem(index, *ids)
+                    await pipe.execute()
+                gone += len(ids)
+            await self._redis.delete(*self._base, self._keys.snapshots)
+            await self._redis.srem(known, self.collection)
+        return gone
 
     async def ensure(self, task: pb.PreferenceTask) -> None:
         """Adds it unless its id is there, whatever that asks for."""

@@ -303,6 +303,12 @@ class PreferenceServicer(rpc.PreferenceServiceServicer):
             artifact=record.to_proto(), pairs=pairs, revision=seen.revision
         )
 
+    async def DeleteCollection(
+        self, request: pb.DeleteCollectionRequest, context: Any
+    ) -> pb.DeleteCollectionResponse:
+        gone = await self._records(request.collection).delete()
+        return pb.DeleteCollectionResponse(tasks=gone)
+
 
 def _annotator(given: str) -> str:
     return annotator_of(given, current_principal().key_id)
