@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from gateway_stages import DIGEST, TOKEN, Replica, Shard, Stack, running_stack
-from plinth.coordinator.preferences.service import Preferences
+from plinth.coordinator.preferences.stage import Preferences
 from plinth.shared.connection import connect
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients

@@ -18,7 +18,7 @@ from plinth.coordinator.leader import LeaderLease, Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import Performer
 from plinth.coordinator.pipeline import parse, pinned
-from plinth.coordinator.preferences.service import Preferences
+from plinth.coordinator.preferences.stage import Preferences
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Tools

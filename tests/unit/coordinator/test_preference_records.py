@@ -9,8 +9,9 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
+from plinth.coordinator.preferences.collection import collections
 from plinth.coordinator.preferences.ranking import tiers
-from plinth.coordinator.preferences.records import MAX_HELD, Grant, PreferenceRecords, collections
+from plinth.coordinator.preferences.records import MAX_HELD, Grant, PreferenceRecords
 from plinth.coordinator.preferences.specs import make_task
 from plinth.shared import keys
 from plinth.shared.errors import (

@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from plinth.coordinator import service
+from plinth.coordinator.pipeline import parse
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.specs import make_task
@@ -18,6 +19,7 @@ from plinth.v1 import coordinator_pb2 as run_pb
 from plinth.v1 import preferences_pb2 as pb
 from scripted_stages import World
 
+PIPELINES = Path(__file__).parents[3] / "ops" / "pipelines"
 PIPELINE = """
 name: prefs
 steps:
@@ -101,6 +103,11 @@ async def test_too_few_pairs_end_the_run(running: Running, redis_client: Redis) 
     ended = await running.run("r1")
     assert ended.state == run_pb.RUN_STATE_FAILED
     assert "gives 1 pairs from 1 judgements, 2 are needed" in ended.steps[0].error
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_pipelines_that_come_with_plinth_are_valid(path: Path) -> None:
+    assert parse(path.read_text()).steps
 
 
 async def test_a_step_that_is_taken_up_again_reads_the_same(redis_client: Redis) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from plinth.coordinator.preferences.checks import VALIDATORS, lease_seconds
+from plinth.coordinator.preferences.checks import lease_seconds
 from plinth.coordinator.preferences.dataset import DEFAULT_FRACTION, publish_pairs
 from plinth.coordinator.preferences.model_judge import check_method, judge_name
 from plinth.coordinator.preferences.pairs import check_shape, judged_pairs, read_lines
@@ -18,62 +18,16 @@ from plinth.coordinator.preferences.records import Grant, PreferenceRecords
 from plinth.coordinator.preferences.report import make_report, snapshot
 from plinth.coordinator.preferences.sampling import find_served
 from plinth.coordinator.preferences.specs import annotator_of, collection_of, make_task
-from plinth.coordinator.preferences.work import PreferenceWork, PreferenceWorker, work_queue
-from plinth.coordinator.tasks import cancel_and_wait
-from plinth.shared.errors import Internal, InvalidArgument, NotFound, ResourceExhausted
+from plinth.coordinator.preferences.work import PreferenceWork, work_queue
+from plinth.shared.errors import InvalidArgument, NotFound, ResourceExhausted
 from plinth.shared.identity import current_principal
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
-from plinth.shared.rpc.server import GrpcService
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
 
-SCOPE = "preferences"
-WORKERS = 2
 _CHUNK_BYTES = 1 << 20
-
-
-class Preferences:
-    """The coordinator's part that collects preferences: a service, and workers behind it."""
-
-    def __init__(
-        self,
-        redis: Redis,
-        store: ArtifactStore,
-        registry: Registry,
-        clients: StageClients,
-        replica_id: str,
-    ) -> None:
-        self.servicer = PreferenceServicer(redis, store, registry, clients)
-        self._workers = [
-            PreferenceWorker(f"{replica_id}.{number}", redis, registry, clients)
-            for number in range(WORKERS)
-        ]
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def service(self) -> GrpcService:
-        """For the replica's server."""
-        return GrpcService(
-            "plinth.v1.PreferenceService",
-            lambda server: rpc.add_PreferenceServiceServicer_to_server(self.servicer, server),
-            {"*": SCOPE},
-            VALIDATORS,
-        )
-
-    def start(self) -> None:
-        """Takes up what waits."""
-        self._tasks = [asyncio.create_task(worker.run()) for worker in self._workers]
-
-    def check(self) -> None:
-        """Internal when a worker died."""
-        for task in self._tasks:
-            if task.done() and not task.cancelled():
-                raise Internal(f"a preference worker ended: {task.exception()!r}")
-
-    async def stop(self) -> None:
-        """Gives back what is in work."""
-        await cancel_and_wait(*self._tasks)
 
 
 class PreferenceServicer(rpc.PreferenceServiceServicer):
