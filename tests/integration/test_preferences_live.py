@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from gateway_stages import Stack, running_stack, script_text
 from plinth.gateway.live_preferences import consents, drawn
 from plinth.shared.errors import InvalidArgument
+from plinth.trainer.data.corpus import read_split
 from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
@@ -135,6 +136,63 @@ async def test_over_grpc(stack: PreferenceStack) -> None:
             pb.GetPreferenceReportRequest(collection="live"), metadata=(key,)
         )
         assert report.judgements == 1
+
+
+async def test_from_live_answers_to_pairs(stack: PreferenceStack) -> None:
+    """Eight live answers, two annotators at once who prefer what sorts first, and an artifact of
+    pairs that the trainer reads: word for word what clients saw."""
+    async with stack.client() as client:
+        seen = set()
+        for seed in range(8):
+            answer = await client.post("/v1/chat/completions", json=body(seed), headers=CONSENT)
+            seen.add(answer.json()["choices"][0]["message"]["content"])
+    await tasks(stack, 8)
+    held: dict[str, str] = {}
+    judged: list[tuple[str, str]] = []
+    key = (("authorization", f"Bearer {stack.stack.key}"),)
+
+    async def annotate(door: Any, name: str) -> None:
+        while True:
+            try:
+                ask = pb.LeaseTaskRequest(collection="live", annotator=name)
+                lease = await door.LeaseTask(ask, metadata=key)
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.NOT_FOUND
+                return
+            assert lease.task_id not in held
+            held[lease.task_id] = name
+            order = sorted(lease.responses, key=lambda one: one.text)
+            del held[lease.task_id]
+            await door.SubmitJudgement(
+                pb.SubmitJudgementRequest(
+                    collection="live",
+                    task_id=lease.task_id,
+                    annotator=name,
+                    fence=lease.fence,
+                    ranking=[pb.Tier(response_ids=[one.response_id]) for one in order],
+                ),
+                metadata=key,
+            )
+            judged.append((lease.task_id, name))
+
+    async with grpc.aio.insecure_channel(stack.stack.grpc_address) as channel:
+        door = rpc.PreferenceServiceStub(channel)
+        await asyncio.gather(annotate(door, "ann"), annotate(door, "bob"))
+        assert len({one for one, _ in judged}) == len(judged) == 8
+        made = await door.PublishPairs(
+            pb.PublishPairsRequest(
+                collection="live", name="live-pairs", at_least=8, validation_fraction=0
+            ),
+            metadata=key,
+        )
+    assert made.pairs == 8
+    folder = stack.store.fetch(f"{made.artifact.name}@{made.artifact.version}")
+    documents = list(read_split(folder, "train"))
+    assert {document.messages[0] for document in documents} == {("user", "Sag es")}
+    texts = [(document.messages[-1][1], document.rejected) for document in documents]
+    assert all(chosen < str(rejected) for chosen, rejected in texts)
+    assert all(seen & set(pair) for pair in texts)
+    assert {document.source for document in documents} == {"human"}
 
 
 async def test_without_consent_nothing_is_kept(stack: PreferenceStack) -> None:

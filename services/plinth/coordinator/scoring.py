@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from plinth.shared.errors import DataLoss, FailedPrecondition
+from plinth.shared.errors import DataLoss, FailedPrecondition, Unavailable
 from plinth.shared.rpc.client import StageClients
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc, tokenizer_pb2
 
@@ -30,6 +30,7 @@ MAX_WINDOW = 1024
 _SCORE_IDS = 8192
 _ENCODE_BYTES = 1 << 20
 _CALL_S = 300.0
+_WHOLE = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,9 @@ class ServedModel:
         context: int,
         priority: int = 0,
     ) -> Answer:
-        """The answer to a conversation, sampled as asked (`max_tokens` set, cut to what the
-        context leaves). priority: below 0 for what can wait for people's requests."""
+        """The whole answer to a conversation, sampled as asked (`max_tokens` set, cut to what the
+        context leaves). priority: below 0 for what can wait for people's requests. Unavailable
+        when the shard drains in the middle."""
         ids, stops = await self.prompt_ids(messages)
         room = context - len(ids)
         prompt = messages[-1].content
@@ -167,11 +169,12 @@ class ServedModel:
         )
         began = time.monotonic()
         shard = await self._shard()
-        ids = [
-            token.id
-            async for message in shard.Generate(request, timeout=_CALL_S)
-            for token in message.tokens
-        ]
+        ids, finish = [], common_pb2.FINISH_REASON_UNSPECIFIED
+        async for message in shard.Generate(request, timeout=_CALL_S):
+            ids += [token.id for token in message.tokens]
+            finish = message.finish_reason
+        if finish not in _WHOLE:
+            raise Unavailable("a shard ended its answer early; another one will be asked")
         seconds = time.monotonic() - began
         tokenizer = await self._clients.tokenizer()
         decoded = await tokenizer.Decode(

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -204,3 +205,24 @@ async def test_judgements_outlive_redis(tmp_path: Path) -> None:
     finally:
         await redis.aclose()
         again.stop()
+
+
+async def test_half_an_answer_is_none(bench: Bench) -> None:
+    """A shard that drains in the middle: the answer is asked for again, not cut short."""
+
+    class Draining(Shard):
+        drains = True
+
+        def _last(self, reason: int, prompt: int, made: int) -> Any:
+            if self.drains:
+                reason = common_pb2.FINISH_REASON_CANCELLED
+            return super()._last(reason, prompt, made)
+
+    async with bench.serving(Draining()) as shard, bench.worker("w"):
+        assert isinstance(shard, Draining)
+        item = await bench.add(sampled("t"))
+        found = await bench.in_state(item, "delayed")
+        assert "ended its answer early" in found.reason
+        shard.drains = False
+        task = await bench.until("t", pb.PREFERENCE_TASK_STATE_OPEN)
+    assert task.responses[0].text == script_text(3, 0, 12)

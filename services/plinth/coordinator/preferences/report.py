@@ -13,6 +13,7 @@ from plinth.coordinator.preferences.agreement import krippendorff_alpha
 from plinth.coordinator.preferences.ranking import BETTER, TIE, outcomes, places
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.strengths import bradley_terry
+from plinth.shared.errors import Aborted
 from plinth.shared.intervals import wilson
 from plinth.v1 import preferences_pb2 as pb
 
@@ -30,12 +31,15 @@ class Snapshot:
 
 
 async def snapshot(records: PreferenceRecords, up_to: int | None = None) -> Snapshot:
-    """Up to that revision; None is now."""
+    """Up to that revision; None is now. Aborted when the collection is deleted meanwhile."""
     revision = await records.revision()
     revision = revision if up_to is None else min(up_to, revision)
     judgements = [one async for part in records.judgements(revision) for one in part]
     ids = list(dict.fromkeys(judgement.task_id for judgement in judgements))
-    return Snapshot(records.collection, revision, judgements, await records.tasks(ids))
+    tasks = await records.tasks(ids)
+    if len(tasks) < len(ids):  # a judged task goes with its whole collection only
+        raise Aborted(f"collection {records.collection} was deleted meanwhile")
+    return Snapshot(records.collection, revision, judgements, tasks)
 
 
 def make_report(seen: Snapshot, tasks: int) -> pb.GetPreferenceReportResponse:

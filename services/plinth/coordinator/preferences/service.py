@@ -209,8 +209,9 @@ class PreferenceServicer(rpc.PreferenceServiceServicer):
     ) -> AsyncIterator[pb.ExportPairsResponse]:
         shape = check_shape(request.shape)
         seen = await snapshot(self._records(request.collection), request.selection.up_to or None)
+        pairs = await asyncio.to_thread(lambda: list(judged_pairs(seen, request.selection)))
         chunk = bytearray()
-        for pair in judged_pairs(seen, request.selection):
+        for pair in pairs:
             chunk += pair.line(shape).encode() + b"\n"
             if len(chunk) >= _CHUNK_BYTES:
                 yield pb.ExportPairsResponse(jsonl=bytes(chunk))
