@@ -254,14 +254,19 @@ class Stack:
 
 @asynccontextmanager
 async def running_stack(
-    data_dir: Path, redis_url: str, *, shards: int = 1, **gateway: Any
+    data_dir: Path,
+    redis_url: str,
+    *,
+    shards: int = 1,
+    first: Shard | None = None,
+    **gateway: Any,
 ) -> AsyncIterator[Stack]:
     from plinth.gateway.__main__ import serve
 
     stack = Stack(gateway_settings(data_dir, redis_url, **gateway), redis_url)
     await stack.add_tokenizer("tokenizer-0")
     for index in range(shards):
-        await stack.add_shard(f"shard-{index}", Shard())
+        await stack.add_shard(f"shard-{index}", first if first and index == 0 else Shard())
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(stack.settings, stop))
     key_file = stack.settings.secrets_dir / "api-key"
@@ -299,6 +304,32 @@ async def until(condition: Any, timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def plinth(
+    stack: Stack, *arguments: str, stdin: str = "", **environment: str
+) -> tuple[int, str, str]:
+    """`plinth …` as a person runs it against the gateway: (exit code, stdout, stderr)."""
+    gateway = stack.settings.gateway
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from plinth.cli.main import app; app()",
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            **os.environ,
+            "PLINTH_DATA_DIR": str(stack.settings.data_dir),
+            "PLINTH_REDIS_URL": stack.redis_url,
+            "PLINTH_GATEWAY__GRPC_PORT": str(gateway.grpc_port),
+            **environment,
+        },
+    )
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
 
 
 async def _main(redis_url: str, id: str, delay_s: float) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from gateway_stages import Stack, running_stack, script_text, until
+from gateway_stages import Stack, plinth, running_stack, script_text, until
 from plinth.cli.chat import printable
 
 
@@ -18,31 +16,6 @@ from plinth.cli.chat import printable
 async def stack(tmp_path: Path, redis_server: str, redis_client: object) -> AsyncIterator[Stack]:
     async with running_stack(tmp_path, redis_server) as running:
         yield running
-
-
-async def plinth(
-    stack: Stack, *arguments: str, stdin: str = "", **environment: str
-) -> tuple[int, str, str]:
-    gateway = stack.settings.gateway
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        "from plinth.cli.main import app; app()",
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={
-            **os.environ,
-            "PLINTH_DATA_DIR": str(stack.settings.data_dir),
-            "PLINTH_REDIS_URL": stack.redis_url,
-            "PLINTH_GATEWAY__GRPC_PORT": str(gateway.grpc_port),
-            **environment,
-        },
-    )
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 SAMPLING = ("--seed", "3", "--max-tokens", "30")

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("runs", "run", "Run a pipeline file"),
     "runs": ("runs", "app", "List, watch, pause, resume, cancel runs"),
     "models": ("models", "app", "Import and list models"),
+    "preferences": ("preferences", "app", "Judge responses; reports, pairs out and in"),
     "queue": ("queue", "app", "Inspect queues, requeue dead letters"),
     "keys": ("keys", "app", "Create, list and revoke API keys"),
     "config": ("config", "config", "Effective settings with their sources"),

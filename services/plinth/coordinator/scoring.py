@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from plinth.shared.errors import DataLoss, FailedPrecondition
+from plinth.shared.errors import DataLoss, FailedPrecondition, Unavailable
 from plinth.shared.rpc.client import StageClients
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc, tokenizer_pb2
 
@@ -30,6 +30,7 @@ MAX_WINDOW = 1024
 _SCORE_IDS = 8192
 _ENCODE_BYTES = 1 << 20
 _CALL_S = 300.0
+_WHOLE = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,14 @@ class ServedModel:
     """One deployment seen through the stages: `name` is what shards announce, `artifact` the
     version that its tokenizer is taken from."""
 
-    def __init__(self, clients: StageClients, name: str, artifact: str) -> None:
+    def __init__(
+        self, clients: StageClients, name: str, artifact: str, weights_digest: str = ""
+    ) -> None:
+        """weights_digest: the weights that must answer; empty: whatever is served."""
         self._clients = clients
         self._artifact = artifact
         self._name = name
-        self._binding = common_pb2.Binding(model=name)
+        self._binding = common_pb2.Binding(model=name, weights_digest=weights_digest)
 
     async def document_bits(
         self, documents: Sequence[str], *, start: int, context: int
@@ -116,7 +120,7 @@ class ServedModel:
         window = min(context, MAX_WINDOW)
         bits, done = 0.0, 0
         for texts in _batches(documents, lambda text: len(text.encode()), _ENCODE_BYTES):
-            sequences = await self._encode(texts)
+            sequences = await self.encode(texts)
             items = [
                 inference_pb2.ScoreItem(ids=ids[w.start : w.end], from_position=w.first - w.start)
                 for ids in ([start, *sequence] for sequence in sequences)
@@ -131,34 +135,48 @@ class ServedModel:
 
     async def answer(self, prompt: str, *, max_tokens: int, context: int) -> Answer:
         """The greedy answer to one question by the model's chat template."""
-        tokenizer = await self._clients.tokenizer()
-        templated = await tokenizer.ApplyChatTemplate(
-            tokenizer_pb2.ApplyChatTemplateRequest(
-                model=self._artifact,
-                messages=[common_pb2.ChatMessage(role="user", content=prompt)],
-                add_generation_prompt=True,
-            )
-        )
-        room = context - len(templated.ids)
+        question = [common_pb2.ChatMessage(role="user", content=prompt)]
+        greedy = common_pb2.SamplingParams(temperature=0.0, max_tokens=max_tokens)
+        return await self.chat(question, greedy, context=context)
+
+    async def chat(
+        self,
+        messages: Sequence[common_pb2.ChatMessage],
+        sampling: common_pb2.SamplingParams,
+        *,
+        context: int,
+        priority: int = 0,
+    ) -> Answer:
+        """The whole answer to a conversation, sampled as asked (`max_tokens` set, cut to what the
+        context leaves). priority: below 0 for what can wait for people's requests. Unavailable
+        when the shard drains in the middle."""
+        ids, stops = await self.prompt_ids(messages)
+        room = context - len(ids)
+        prompt = messages[-1].content
         if room < 1:
-            raise FailedPrecondition(f"the prompt {prompt!r} is longer than the model's context")
+            raise FailedPrecondition(
+                f"the prompt {prompt[:200]!r} is longer than the model's context"
+            )
+        asked = common_pb2.SamplingParams()
+        asked.CopyFrom(sampling)
+        asked.max_tokens = min(sampling.max_tokens, room)
+        asked.stop_token_ids.extend(one for one in stops if one not in asked.stop_token_ids)
         request = inference_pb2.GenerateRequest(
             binding=self._binding,
-            input=[inference_pb2.Span(tokens=inference_pb2.TokenSpan(ids=templated.ids))],
-            sampling=common_pb2.SamplingParams(
-                temperature=0.0,
-                max_tokens=min(max_tokens, room),
-                stop_token_ids=templated.stop_token_ids,
-            ),
+            input=[inference_pb2.Span(tokens=inference_pb2.TokenSpan(ids=ids))],
+            sampling=asked,
+            priority=priority,
         )
         began = time.monotonic()
         shard = await self._shard()
-        ids = [
-            token.id
-            async for message in shard.Generate(request, timeout=_CALL_S)
-            for token in message.tokens
-        ]
+        ids, finish = [], common_pb2.FINISH_REASON_UNSPECIFIED
+        async for message in shard.Generate(request, timeout=_CALL_S):
+            ids += [token.id for token in message.tokens]
+            finish = message.finish_reason
+        if finish not in _WHOLE:
+            raise Unavailable("a shard ended its answer early; another one will be asked")
         seconds = time.monotonic() - began
+        tokenizer = await self._clients.tokenizer()
         decoded = await tokenizer.Decode(
             tokenizer_pb2.DecodeRequest(
                 model=self._artifact,
@@ -168,12 +186,42 @@ class ServedModel:
         )
         return Answer(prompt, decoded.texts[0], len(ids), seconds)
 
+    async def prompt_ids(
+        self, messages: Sequence[common_pb2.ChatMessage]
+    ) -> tuple[list[int], list[int]]:
+        """(ids of the conversation with the assistant's turn opened, ids that end a turn)."""
+        tokenizer = await self._clients.tokenizer()
+        templated = await tokenizer.ApplyChatTemplate(
+            tokenizer_pb2.ApplyChatTemplateRequest(
+                model=self._artifact, messages=messages, add_generation_prompt=True
+            )
+        )
+        return list(templated.ids), list(templated.stop_token_ids)
+
+    async def continuations(
+        self, prompt: Sequence[int], endings: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """log p of each ending (ids) right after the prompt."""
+        items = [
+            inference_pb2.ScoreItem(ids=[*prompt, *ending], from_position=len(prompt))
+            for ending in endings
+        ]
+        shard = await self._shard()
+        request = inference_pb2.ScoreRequest(binding=self._binding, items=items)
+        scored = await shard.Score(request, timeout=_CALL_S)
+        sums = [math.fsum(result.logprobs) for result in scored.results]
+        counts = [len(result.logprobs) for result in scored.results]
+        if counts != [len(ending) for ending in endings] or not all(map(math.isfinite, sums)):
+            raise DataLoss(f"a shard scored {counts} tokens of {len(endings)} endings")
+        return sums
+
     async def _shard(self) -> inference_pb2_grpc.InferenceServiceAsyncStub:
         replica = await self._clients.pick("inference", model=self._name)
         channel = self._clients.channel(replica)
         return inference_pb2_grpc.InferenceServiceStub(channel)
 
-    async def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, nothing added."""
         tokenizer = await self._clients.tokenizer()
         encoded = await tokenizer.Encode(
             tokenizer_pb2.EncodeRequest(model=self._artifact, texts=texts), timeout=_CALL_S

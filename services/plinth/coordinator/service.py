@@ -18,6 +18,7 @@ from plinth.coordinator.leader import LeaderLease, Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import Performer
 from plinth.coordinator.pipeline import parse, pinned
+from plinth.coordinator.preferences.stage import Preferences
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Tools
@@ -106,7 +107,12 @@ class CoordinatorFront:
         self._records = RunRecords(context.redis)
         self._feed = RunFeed(context.redis)
         deployments = DeploymentRecords(context.store)
-        self._tools = Tools(context.store, deployments, context.registry, context.clients)
+        self._tools = Tools(
+            context.store, deployments, context.registry, context.clients, context.redis
+        )
+        self._preferences = Preferences(
+            context.redis, context.store, context.registry, context.clients, context.replica_id
+        )
         self._conductor = Conductor(self._records, self._feed, self._tools)
         self._lease = LeaderLease(
             context.redis,
@@ -128,7 +134,8 @@ class CoordinatorFront:
                 "plinth.v1.CoordinatorService",
                 lambda server: rpc.add_CoordinatorServiceServicer_to_server(servicer, server),
                 scopes,
-            )
+            ),
+            self._preferences.service(),
         ]
 
     async def start(self) -> None:
@@ -138,12 +145,14 @@ class CoordinatorFront:
             asyncio.create_task(self._feed.follow()),
             asyncio.create_task(self._lease.lead(self._conductor.conduct)),
         ]
+        self._preferences.start()
 
     async def check(self) -> None:
         """Internal when a background task died: the replica is to be replaced."""
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 raise Internal(f"a background task of the coordinator ended: {task.exception()!r}")
+        self._preferences.check()
 
     def announcement(self) -> dict[str, str]:
         leadership = self._lease.leadership
@@ -153,7 +162,9 @@ class CoordinatorFront:
     async def drain(self, grace_s: float) -> None:
         """Gives the lead back; jobs in flight go on, and the next leader takes them up."""
         try:
-            await asyncio.wait_for(cancel_and_wait(*self._tasks), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._preferences.stop()
+                await cancel_and_wait(*self._tasks)
         except TimeoutError:
             _log.warning("the coordinator's tasks did not end in time", grace_s=grace_s)
 

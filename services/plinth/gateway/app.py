@@ -23,7 +23,9 @@ from plinth.gateway.bodies import read
 from plinth.gateway.catalogue import ServedModel
 from plinth.gateway.desk import Desk
 from plinth.gateway.generation import TextRequest
+from plinth.gateway.live_preferences import CONSENT, Witness
 from plinth.gateway.openai_api import ChatBody, CompletionBody
+from plinth.gateway.preferences_api import PATHS, add_preferences
 from plinth.gateway.responses import ChatRendering, CompletionRendering, Rendering
 from plinth.shared.errors import Cancelled, PlinthError, to_openai_body
 from plinth.shared.identity import Principal, call_scope, current_call, new_request_id
@@ -35,6 +37,7 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KNOWN_PATHS = frozenset(
     {"/v1/models", "/v1/chat/completions", "/v1/completions", "/healthz", "/readyz", "/metrics"}
+    | PATHS
 )
 _log = get_logger("plinth.gateway")
 
@@ -64,7 +67,8 @@ def build_app(desk: Desk) -> FastAPI:
             body.samples,
             "messages",
         )
-        return await _answer(desk, request, principal, [ask], body, ChatRendering)
+        witness = desk.preferences.witness(request.headers.get(CONSENT), ask)
+        return await _answer(desk, request, principal, [ask], body, ChatRendering, witness)
 
     @app.post("/v1/completions", response_model=None)
     async def complete(request: Request) -> Response:
@@ -89,6 +93,8 @@ def build_app(desk: Desk) -> FastAPI:
     async def model(request: Request, name: str) -> dict[str, Any]:
         (await _enter(desk, request)).require("inference")
         return _model(await desk.catalogue.get(name))
+
+    add_preferences(app, desk, lambda request: _enter(desk, request))
 
     @app.get("/healthz", response_model=None)
     async def healthz() -> dict[str, str]:
@@ -122,8 +128,9 @@ async def _answer(
     asks: list[TextRequest],
     body: ChatBody | CompletionBody,
     kind: type[Rendering],
+    witness: Witness | None = None,
 ) -> Response:
-    session = await _while_connected(request, desk.session(principal, asks))
+    session = await _while_connected(request, desk.session(principal, asks, witness))
     rendering = kind(session, desk.texts, body.alternatives)
     if body.stream:
         include = body.stream_options is not None and body.stream_options.include_usage

@@ -27,10 +27,20 @@ class BodyTooLarge(PlinthError):
 
 async def read(request: Request, kind: type[T], limit: int) -> T:
     """The body of `request` as a `kind`; at most `limit` bytes are ever held."""
-    return parse(await _bytes(request, limit), kind)
+    return parse(await read_bytes(request, limit), kind)
 
 
-async def _bytes(request: Request, limit: int) -> bytes:
+def query(request: Request, kind: type[T]) -> T:
+    """The query string as a `kind`, whose lists are separated by commas."""
+    given = dict(request.query_params)
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise _explain(error, given) from None
+
+
+async def read_bytes(request: Request, limit: int) -> bytes:
+    """The body as it is; at most `limit` bytes are ever held."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         _too_large(limit)

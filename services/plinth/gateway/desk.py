@@ -11,6 +11,7 @@ from plinth.gateway.catalogue import Catalogue
 from plinth.gateway.failover import Shards
 from plinth.gateway.generation import Generator, Prepared, TextEvent, TextRequest, merged
 from plinth.gateway.keys import Keyring, KeyStore
+from plinth.gateway.live_preferences import LivePreferences, Witness
 from plinth.gateway.quotas import Admission, Quotas
 from plinth.gateway.texts import Texts
 from plinth.shared.connection import connect
@@ -27,10 +28,15 @@ class Session:
     """One request that was let in: its answers, and what they cost. Close it."""
 
     def __init__(
-        self, generator: Generator, prepared: Sequence[Prepared], admission: Admission
+        self,
+        generator: Generator,
+        prepared: Sequence[Prepared],
+        admission: Admission,
+        witness: Witness | None = None,
     ) -> None:
         self.prepared = prepared
         self._admission = admission
+        self._witness = witness
         self._closed = False
         self._made: list[TextEvent] = []
         self._answers = merged(
@@ -51,6 +57,8 @@ class Session:
         async with aclosing(self._answers):
             async for item in self._answers:
                 yield self._counted(item)
+        if self._witness is not None:
+            self._witness.heard_all(self.prepared[0])
 
     async def close(self) -> None:
         """Frees the shards and settles the bill. Idempotent."""
@@ -63,6 +71,8 @@ class Session:
 
     def _counted(self, item: tuple[int, TextEvent]) -> tuple[int, TextEvent]:
         self._spend("completion", len(item[1].tokens))
+        if self._witness is not None:
+            self._witness.hear(*item)
         return item
 
     def _spend(self, kind: str, tokens: int) -> None:
@@ -100,22 +110,34 @@ class Desk:
         self.texts = Texts(self.clients, gateway.patience_s, gateway.resume_patience_s)
         shards = Shards(self.clients, self.catalogue, gateway.patience_s, gateway.resume_patience_s)
         self.generator = Generator(self.catalogue, self.texts, shards, gateway.request_deadline_s)
+        self.preferences = LivePreferences(
+            self.clients,
+            rate=gateway.preference_sampling_rate,
+            rival=gateway.preference_rival,
+        )
         self._fresh: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Starts what runs beside the requests."""
         self._fresh = asyncio.create_task(self.keyring.keep_fresh())
+        self.preferences.open()
 
     async def close(self) -> None:
         """Ends it, and the connections."""
         if self._fresh is not None:
             self._fresh.cancel()
             await asyncio.gather(self._fresh, return_exceptions=True)
+        await self.preferences.close()
         await self.quotas.drain()
         await self.clients.close()
         await self._redis.aclose()
 
-    async def session(self, principal: Principal, requests: Sequence[TextRequest]) -> Session:
+    async def session(
+        self,
+        principal: Principal,
+        requests: Sequence[TextRequest],
+        witness: Witness | None = None,
+    ) -> Session:
         """Lets the requests in and waits for their first piece. Raises what is wrong with them."""
         principal.require("inference")
         admission = await self.quotas.admit(principal.tenant)
@@ -124,7 +146,7 @@ class Desk:
         except BaseException:
             admission.close()
             raise
-        session = Session(self.generator, prepared, admission)
+        session = Session(self.generator, prepared, admission, witness)
         try:
             await session.start()
         except BaseException:

@@ -15,6 +15,7 @@ import grpc
 from plinth.gateway import limits, metrics
 from plinth.gateway.desk import Desk
 from plinth.gateway.generation import TextEvent, TextRequest, check_sampling
+from plinth.gateway.live_preferences import CONSENT, Witness
 from plinth.gateway.proxy import proxied_services
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.identity import current_principal
@@ -81,7 +82,9 @@ class FrontDoor(rpc.GatewayServiceServicer):
             tuple(request.stop),
             prompt_field="messages",
         )
-        async with aclosing(self._answer("Chat", ask, pb.ChatResponse)) as answers:
+        consent = dict(context.invocation_metadata() or ()).get(CONSENT)
+        witness = self._desk.preferences.witness(consent, ask)
+        async with aclosing(self._answer("Chat", ask, pb.ChatResponse, witness)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -94,11 +97,13 @@ class FrontDoor(rpc.GatewayServiceServicer):
             async for answer in answers:
                 yield answer
 
-    async def _answer(self, path: str, ask: TextRequest, kind: type[Any]) -> Any:
+    async def _answer(
+        self, path: str, ask: TextRequest, kind: type[Any], witness: Witness | None = None
+    ) -> Any:
         principal = current_principal()
         code = "CANCELLED"
         try:
-            session = await self._desk.session(principal, [ask])
+            session = await self._desk.session(principal, [ask], witness)
             try:
                 prepared = session.prepared[0]
                 digest = prepared.model.weights_digest

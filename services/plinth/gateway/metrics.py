@@ -13,6 +13,11 @@ REQUESTS = counter(
 RUNNING = gauge("gateway_requests_running", "Requests being answered.")
 TOKENS = counter("tokens_total", "Tokens of answered requests.", ["kind", "model", "tenant"])
 RESUMED = counter("streams_resumed_total", "Streams that went on at another shard.", ["model"])
+PREFERENCES = counter(
+    "live_preferences_total",
+    "Answers with consent that were drawn for a preference task, by what became of them.",
+    ["outcome"],
+)
 TTFT = histogram(
     "request_ttft_seconds",
     "From a request's arrival to its first token.",

@@ -16,7 +16,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcService
-from plinth.v1 import coordinator_pb2, reward_pb2, tokenizer_pb2, trainer_pb2
+from plinth.v1 import coordinator_pb2, preferences_pb2, reward_pb2, tokenizer_pb2, trainer_pb2
 
 # (the service's file, its name, its stage, scope by method)
 _PROXIED: tuple[tuple[Any, str, str, Mapping[str, str]], ...] = (
@@ -36,11 +36,12 @@ _PROXIED: tuple[tuple[Any, str, str, Mapping[str, str]], ...] = (
             "*": "runs",
         },
     ),
+    (preferences_pb2, "PreferenceService", "coordinator", {"*": "preferences"}),
 )
 
 
 def proxied_services(clients: StageClients) -> list[GrpcService]:
-    """TokenizerService, TrainerService, RewardService and CoordinatorService as pass-through."""
+    """The other stages' services as pass-through."""
     return [
         _service(clients, module.DESCRIPTOR.services_by_name[name], stage, scopes)
         for module, name, stage, scopes in _PROXIED

@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from plinth.shared.settings import Settings
 
 SCOPES = frozenset(
-    {"inference", "tokenize", "rewards", "jobs", "runs", "artifacts", "deployments", "admin"}
+    {
+        "inference",
+        "tokenize",
+        "rewards",
+        "jobs",
+        "runs",
+        "artifacts",
+        "deployments",
+        "preferences",
+        "admin",
+    }
 )
 
 

@@ -162,3 +162,64 @@ class QueueKeys:
     def result(self, item_id: str) -> str:
         """Hash with a TTL: the result of one completed item and the fence that stored it."""
         return self._key(f"result:{check_part(item_id, 'id')}")
+
+
+def preference_collections() -> str:
+    """Set: names of the collections of preference tasks."""
+    return f"{PREFIX}:preference-collections"
+
+
+@dataclass(frozen=True)
+class PreferenceKeys:
+    """The keys of one collection of preference tasks; all share a hash tag."""
+
+    collection: str
+
+    def __post_init__(self) -> None:
+        check_part(self.collection, "collection")
+
+    def _key(self, part: str) -> str:
+        return f"{PREFIX}:preferences:{{preferences/{self.collection}}}:{part}"
+
+    @property
+    def tasks(self) -> str:
+        """Sorted set: ids of all tasks by their number."""
+        return self._key("tasks")
+
+    @property
+    def open(self) -> str:
+        """Sorted set: ids that an annotator can be given, by their number."""
+        return self._key("open")
+
+    @property
+    def leases(self) -> str:
+        """Sorted set: ids that are held by the time (ms, server clock) the lease runs out."""
+        return self._key("leases")
+
+    @property
+    def held(self) -> str:
+        """Hash: annotator → number of tasks held."""
+        return self._key("held")
+
+    @property
+    def judgements(self) -> str:
+        """List that only grows: judgements in order; a snapshot is its length."""
+        return self._key("judgements")
+
+    @property
+    def counters(self) -> str:
+        """Hash: the last fence, the last task's number, bytes kept."""
+        return self._key("counters")
+
+    @property
+    def snapshots(self) -> str:
+        """Hash: a step's job id → the snapshot that it took."""
+        return self._key("snapshots")
+
+    def task(self, task_id: str) -> str:
+        """Hash: one task, its state and holder, and who has judged it."""
+        return self._key(f"task:{check_part(task_id, 'task_id')}")
+
+    def nonce(self, annotator: str) -> str:
+        """String with a TTL: an annotator's last request for a lease, and what it gave."""
+        return self._key(f"nonce:{check_part(annotator, 'annotator')}")

@@ -67,6 +67,10 @@ class GatewaySettings(_Section):
     # Per tenant; 0 is no limit.
     tenant_concurrent_requests: int = Field(default=0, ge=0)
     tenant_tokens_per_minute: int = Field(default=0, ge=0)
+    # Share of the chats with consent (x-plinth-consent: preferences) that become preference tasks.
+    preference_sampling_rate: float = Field(default=0.0, ge=0, le=1)
+    # The served model that gives the second answer; empty: the same model, with another seed.
+    preference_rival: str = Field(default="", max_length=256)
 
 
 class EngineSettings(_Section):

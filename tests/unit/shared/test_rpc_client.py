@@ -29,6 +29,7 @@ from plinth.v1 import (
     coordinator_pb2,
     gateway_pb2,
     inference_pb2,
+    preferences_pb2,
     tokenizer_pb2,
     tokenizer_pb2_grpc,
     trainer_pb2,
@@ -36,7 +37,14 @@ from plinth.v1 import (
 from plinth.v1 import tokenizer_pb2 as pb
 
 TOKEN = "t" * 32
-PROTOS = (coordinator_pb2, gateway_pb2, inference_pb2, tokenizer_pb2, trainer_pb2)
+PROTOS = (
+    coordinator_pb2,
+    gateway_pb2,
+    inference_pb2,
+    preferences_pb2,
+    tokenizer_pb2,
+    trainer_pb2,
+)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from plinth.coordinator.steps.compare import CompareStep
 from plinth.coordinator.steps.contract import StepKind
 from plinth.coordinator.steps.data import DataStep
 from plinth.coordinator.steps.evaluate import EvaluateStep
+from plinth.coordinator.steps.preferences import PreferencesStep
 from plinth.coordinator.steps.publish import PublishStep
 from plinth.coordinator.steps.serve import ServeStep
 from plinth.coordinator.steps.tokenizer import TokenizerStep
@@ -19,6 +20,7 @@ STEP_KINDS: Mapping[str, StepKind] = {
     "train": TrainStep(),
     "evaluate": EvaluateStep(),
     "compare": CompareStep(),
+    "preferences": PreferencesStep(),
     "publish": PublishStep(),
     "serve": ServeStep(),
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio import Redis
 
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
@@ -80,6 +81,7 @@ class Tools:
     deployments: DeploymentRecords
     registry: Registry
     clients: StageClients
+    redis: Redis
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,18 @@ IDEMPOTENT: dict[str, tuple[str, ...]] = {
         "ListArtifacts",
         "GetArtifact",
     ),
+    "plinth.v1.PreferenceService": (
+        "GetPreferenceTask",
+        "ListPreferenceTasks",
+        "RenewLease",
+        "ReleaseLease",
+        "SubmitJudgement",
+        "AddJudgement",
+        "RequestModelJudgements",
+        "GetPreferenceReport",
+        "ImportPairs",
+        "PublishPairs",
+    ),
     "plinth.v1.GatewayService": ("ListModels",),
     "grpc.health.v1.Health": ("Check",),
 }

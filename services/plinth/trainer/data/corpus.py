@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.messages import split_share
 from plinth.trainer.data.documents import Document, parse_document
 
 SPLITS = ("train", "validation")
@@ -94,7 +95,7 @@ def write_corpus(
                 break
             seen.add(key)
             digest.update(key)
-            held_out = _share(document.split_key()) < validation_fraction
+            held_out = split_share(document.split_key()) < validation_fraction
             split = "validation" if held_out else "train"
             writers[split].add(document)
             counts.documents[split] += 1
@@ -110,11 +111,6 @@ def write_corpus(
     counts.digest = f"sha256:{digest.hexdigest()}"
     (out / "corpus.json").write_text(json.dumps({"format": 1, **counts.to_json()}, indent=1))
     return counts
-
-
-def _share(key: bytes) -> float:
-    """A document's place in [0, 1) by its hash."""
-    return int.from_bytes(key[:8], "big") / 2**64
 
 
 def _check_form(document: Document, counts: CorpusCounts, started: bool, source: str) -> None:
@@ -145,7 +141,7 @@ def _balance(out: Path, counts: CorpusCounts, seen: set[bytes], source: str) -> 
         )
     empty = next(split for split in SPLITS if not counts.documents[split])
     full = next(split for split in SPLITS if split != empty)
-    moved = min(seen, key=_share) if empty == "validation" else max(seen, key=_share)
+    moved = min(seen, key=split_share) if empty == "validation" else max(seen, key=split_share)
     documents = list(read_split(out, full))  # few by nature: the hash left a side empty
     for split in SPLITS:
         for path in (out / split).glob("documents-*.jsonl"):

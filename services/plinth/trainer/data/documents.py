@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from plinth.shared.errors import InvalidArgument
-from plinth.trainer.data.messages import parse_messages, parse_pair, parse_string
+from plinth.shared.messages import parse_messages, parse_pair, parse_string, prompt_key
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl")
@@ -85,8 +85,7 @@ class Document:
         """16 bytes that decide what is held out: pairs of one prompt are never torn apart."""
         if self.rejected is None:
             return self.digest()
-        prompt = json.dumps(self._value()["prompt"], ensure_ascii=False)
-        return blake2b(prompt.encode(), digest_size=16).digest()
+        return prompt_key(self.messages[:-1])
 
 
 def parse_document(line: str, where: str) -> Document:

@@ -17,8 +17,8 @@ from typing import Any
 
 from plinth.algos.selection import all_pairs, extremes, top_k
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.messages import Messages, parse_string, parse_turns
 from plinth.trainer.data.documents import MAX_LINE_BYTES, Document
-from plinth.trainer.data.messages import Messages, parse_string, parse_turns
 
 PAIRINGS = ("extremes", "all")
 MAX_SAMPLES = 4096  # of one prompt: pairs grow with the square

@@ -21,6 +21,7 @@ from torch import Tensor
 from plinth.algos.preferences import PairLogprobs, dpo_loss, ipo_loss, log_ratio_lead
 from plinth.models.decoder import Decoder
 from plinth.models.lora import switched_off
+from plinth.shared.intervals import wilson
 from plinth.trainer.data.shards import Split
 from plinth.trainer.objectives.pairs import (
     PairBatch,
@@ -28,7 +29,6 @@ from plinth.trainer.objectives.pairs import (
     Pairs,
     answer_logprobs,
     pieces,
-    wilson,
 )
 
 if TYPE_CHECKING:

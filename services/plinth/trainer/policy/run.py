@@ -19,6 +19,7 @@ from plinth.models.decoder import Decoder
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import save_decoder
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
+from plinth.shared.intervals import wilson
 from plinth.shared.rollouts import StopAsked
 from plinth.shared.settings import load_settings
 from plinth.trainer.checkpoint import (
@@ -35,7 +36,6 @@ from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder, Progress, replace_json
 from plinth.trainer.loop.machine import choose_threads
 from plinth.trainer.loop.setup import adapt, make_decoder, write_adapter, write_model
-from plinth.trainer.objectives.pairs import wilson
 from plinth.trainer.policy import loop
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.judge import Judge

@@ -7,12 +7,16 @@ A pair is read in each shape that is in use, and becomes (messages, rejected, so
     {"chosen": […], "rejected": […]}                              TRL, the prompt implied
     {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …}   Anthropic HH
 
-Every error names the place and what would be right.
+Every error names the place and what would be right. What else a line of a pair holds (labels) is
+left alone.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Any
 
 from plinth.shared.errors import InvalidArgument
@@ -92,3 +96,34 @@ def _side(value: Any, where: str, name: str) -> Messages:
         return (("assistant", text),)
     turns = zip(parts[1::2], parts[2::2], strict=True)
     return tuple((_HH_ROLES[who], content.strip()) for who, content in turns)
+
+
+def turns_json(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Messages as TRL and everybody else write them in JSON."""
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def prompt_key(prompt: Messages) -> bytes:
+    """16 bytes that decide on which side of a split everything about this prompt lands."""
+    text = json.dumps(turns_json(prompt), ensure_ascii=False)
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def split_share(key: bytes) -> float:
+    """A key's place in [0, 1): below the fraction to hold out, it is held out."""
+    return int.from_bytes(key[:8], "big") / 2**64
+
+
+def hh_dialogue(turns: Messages, where: str) -> str:
+    """Anthropic HH's text of a conversation. InvalidArgument where that shape can't hold it."""
+    if any(role == "system" for role, _ in turns):
+        raise InvalidArgument(f"{where}: HH's shape has no system message; use TRL's")
+    names = {role: name for name, role in _HH_ROLES.items()}
+    text = "".join(f"\n\n{names[role]}: {content}" for role, content in turns)
+    stripped = tuple((role, content.strip()) for role, content in turns)
+    if _side(text, where, "dialogue") != stripped:
+        raise InvalidArgument(
+            f"{where}: a message that says 'Human:' or 'Assistant:' after a blank line can't be "
+            "told from a turn in HH's shape; use TRL's"
+        )
+    return text

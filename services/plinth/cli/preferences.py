@@ -1,0 +1,265 @@
+"""`plinth preferences`: judge responses on the terminal, and see what the judgements say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from plinth.shared.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from plinth.cli.preference_client import PreferenceClient
+    from plinth.v1 import preferences_pb2 as pb
+
+app = typer.Typer(
+    help="Preferences: tasks, judgements, what they say, pairs out and in.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+Data = Annotated[Path | None, typer.Option("--data", help="Data directory of the stack.")]
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="PLINTH_URL", help="host:port of a gateway's gRPC door; default: --data's"),
+]
+Collection = Annotated[
+    str, typer.Option("--collection", "-c", help='Which tasks; "live" holds live answers.')
+]
+Annotator = Annotated[str, typer.Option(help="Your pseudonym; default: the key's id.")]
+Seconds = Annotated[int, typer.Option("--lease", min=10, max=86_400, help="Seconds for a task.")]
+
+
+@app.command()
+def tasks(
+    add: Annotated[
+        Path | None,
+        typer.Option(help='JSON lines {"prompt": …, "responses": [text, …]}', exists=True),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
+    collection: Collection = "default",
+    data: Data = None,
+    url: Address = None,
+) -> None:
+    """List the newest tasks; with --add, put new ones there."""
+    with _connect(data, url, collection) as client:
+        if add is not None:
+            typer.echo(f"{client.add(read_tasks(add))} tasks are there")
+            return
+        listed = client.newest(limit)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "state", "judged", "responses", "origin", ""):
+        table.add_column(heading, overflow="fold")
+    for one in listed.tasks:
+        judged = f"{one.judged}/{one.wanted}"
+        cells = (one.task_id, _state(one), judged, str(len(one.responses)), one.origin, one.error)
+        table.add_row(*(Text(cell) for cell in cells))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{listed.total} tasks: {listed.open} open, {listed.leased} held; "
+        f"{listed.judgements} judgements",
+        highlight=False,
+    )
+
+
+@app.command("next")
+def next_task(
+    annotator: Annotator = "",
+    lease: Seconds = 900,
+    task: Annotated[str, typer.Option(help="A certain task instead of the next.")] = "",
+    collection: Collection = "default",
+    data: Data = None,
+    url: Address = None,
+) -> None:
+    """Take the next task and print it as JSON, for tools; `judge --task … --fence …` answers it."""
+    with _connect(data, url, collection) as client:
+        held = client.lease(annotator, lease, task)
+    shown = {
+        "task_id": held.task_id,
+        "annotator": held.annotator,
+        "fence": held.fence,
+        "expires_unix_ms": held.expires_unix_ms,
+        "prompt": [{"role": m.role, "content": m.content} for m in held.prompt],
+        "responses": [{"response_id": r.response_id, "text": r.text} for r in held.responses],
+    }
+    typer.echo(json.dumps(shown, ensure_ascii=False, indent=2))
+
+
+@app.command()
+def judge(
+    annotator: Annotator = "",
+    lease: Seconds = 900,
+    task: Annotated[str, typer.Option(help="Without it: one task after another, by hand.")] = "",
+    fence: Annotated[int, typer.Option(min=0, help="Of the lease, as `next` printed it.")] = 0,
+    ranking: Annotated[
+        str, typer.Option(help='"id1>id2=id3", best first; "" says that all are bad.')
+    ] = "",
+    reason: Annotated[str, typer.Option(help="Why, in your words.")] = "",
+    collection: Collection = "default",
+    data: Data = None,
+    url: Address = None,
+) -> None:
+    """Judge tasks on the terminal, one after another; or, with --task, one that `next` gave."""
+    with _connect(data, url, collection) as client:
+        if task:
+            order = [tier.split("=") for tier in ranking.split(">")] if ranking else []
+            number = client.submit(task, annotator, fence, order, reason)
+            typer.echo(f"judgement {number}")
+            return
+        from plinth.cli.judging import judge_by_hand
+
+        done = judge_by_hand(client, annotator, lease)
+    typer.echo(f"{done} judged; thank you")
+
+
+@app.command()
+def report(collection: Collection = "default", data: Data = None, url: Address = None) -> None:
+    """Agreement, gold questions, position bias, strengths of the models."""
+    with _connect(data, url, collection) as client:
+        told = client.report()
+    console = Console()
+    console.print(f"{told.judgements} judgements of {told.tasks} tasks", highlight=False)
+    for name, agreement in (("people", told.people), ("everybody", told.everybody)):
+        alpha = f"{agreement.ordinal:.3f}" if agreement.HasField("ordinal") else "not known"
+        console.print(
+            f"alpha of {name}: {alpha} on {agreement.pairs} pairs judged twice", highlight=False
+        )
+    console.print(f"shown first, preferred: {_share(told.first_shown_wins)}", highlight=False)
+    console.print(_table(("annotator", "source", "judged", "gold", "shown first"), _judges(told)))
+    if told.models:
+        rows = (
+            (m.model, f"{m.strength:+.2f}", f"{m.low:+.2f} to {m.high:+.2f}", str(m.comparisons))
+            for m in told.models
+        )
+        console.print(_table(("model", "strength", "95 %", "comparisons"), rows))
+
+
+@app.command()
+def export(
+    out: Annotated[Path | None, typer.Argument(help="A file; default: standard output")] = None,
+    shape: Annotated[str, typer.Option(help="trl or hh")] = "trl",
+    collection: Collection = "default",
+    data: Data = None,
+    url: Address = None,
+) -> None:
+    """Judged pairs as JSON lines. A file appears whole or not at all."""
+    with _connect(data, url, collection) as client:
+        if out is None:
+            for chunk in client.export(shape):
+                sys.stdout.write(chunk.decode())
+            return
+        draft = out.with_name(f".{out.name}.part")
+        try:
+            with draft.open("wb") as file:
+                for chunk in client.export(shape):
+                    file.write(chunk)
+            draft.replace(out)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@app.command("import")
+def import_pairs(
+    file: Annotated[Path, typer.Argument(help="JSON lines in TRL's or HH's shape", exists=True)],
+    source: Annotated[
+        str, typer.Option(help="human, rule or model; default: as each line says")
+    ] = "",
+    annotator: Annotated[str, typer.Option(help="Who judged.")] = "",
+    collection: Collection = "default",
+    data: Data = None,
+    url: Address = None,
+) -> None:
+    """Take in pairs that were judged elsewhere. May be done again."""
+    from plinth.v1 import preferences_pb2 as pb
+
+    names = {word: f"JUDGEMENT_SOURCE_{word.upper()}" for word in ("human", "rule", "model")}
+    if source and source not in names:
+        raise InvalidArgument(f"--source {source!r} is none of {', '.join(names)}")
+    value = pb.JudgementSource.Value(names[source]) if source else 0
+    with _connect(data, url, collection) as client:
+        imported, known = client.import_file(file, value, annotator)
+    typer.echo(f"{imported} pairs imported, {known} were there already")
+
+
+def _connect(data: Path | None, url: str | None, collection: str) -> PreferenceClient:
+    from plinth.cli.chat import api_key, stack_address
+    from plinth.cli.preference_client import PreferenceClient
+    from plinth.shared.settings import load_settings
+
+    if url is not None and url.startswith(("http://", "https://")):
+        raise InvalidArgument(f"{url} is the REST door; this goes by gRPC: give host:port of that")
+    settings = load_settings(**({} if data is None else {"data_dir": data}))
+    address = stack_address(settings) if url is None else url.removeprefix("grpc://")
+    return PreferenceClient(address, api_key(settings), collection)
+
+
+def read_tasks(path: Path) -> list[pb.TaskSpec]:
+    """Tasks of a file. InvalidArgument names the line that is none."""
+    from plinth.v1 import common_pb2
+    from plinth.v1 import preferences_pb2 as pb
+
+    found = []
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            prompt = value["prompt"]
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            responses = [
+                {"text": one} if isinstance(one, str) else one for one in value["responses"]
+            ]
+            found.append(
+                pb.TaskSpec(
+                    task_id=value.get("task_id", ""),
+                    prompt=[common_pb2.ChatMessage(**turn) for turn in turns],
+                    responses=[pb.PreferenceResponse(**one) for one in responses],
+                    wanted=value.get("wanted"),
+                    gold=[pb.Tier(response_ids=tier) for tier in value.get("gold", ())],
+                )
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InvalidArgument(
+                f'{path}:{number}: no task ({error}); a line is {{"prompt": …, "responses": '
+                '["…", "…"]}}, with task_id, wanted and gold if you like'
+            ) from error
+    return found
+
+
+def _state(task: pb.PreferenceTask) -> str:
+    from plinth.v1 import preferences_pb2 as pb
+
+    name = pb.PreferenceTaskState.Name(task.state)
+    return name.removeprefix("PREFERENCE_TASK_STATE_").lower()
+
+
+def _share(share: pb.Share) -> str:
+    if not share.count:
+        return "–"
+    return f"{share.share:.0%} of {share.count} ({share.low:.0%} to {share.high:.0%})"
+
+
+def _judges(told: pb.GetPreferenceReportResponse) -> Iterable[tuple[str, ...]]:
+    from plinth.v1 import preferences_pb2 as pb
+
+    for one in told.annotators:
+        source = pb.JudgementSource.Name(one.source).removeprefix("JUDGEMENT_SOURCE_").lower()
+        shares = (_share(one.gold), _share(one.first_shown_wins))
+        yield one.annotator, source, str(one.judgements), *shares
+
+
+def _table(headings: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

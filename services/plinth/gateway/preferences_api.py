@@ -1,0 +1,220 @@
+"""/v1/preferences: collecting preferences over REST, for keys with the scope `preferences`.
+
+    POST   /v1/preferences/tasks             add tasks
+    GET    /v1/preferences/tasks             the newest, without texts
+    GET    /v1/preferences/tasks/{id}        one
+    DELETE /v1/preferences/tasks/{id}        no more leases
+    POST   /v1/preferences/leases            the next task, for one annotator alone
+    POST   /v1/preferences/leases/renew      … and /release
+    POST   /v1/preferences/judgements        a ranking with ties, or all bad
+    POST   /v1/preferences/model-judgements  a served model is asked to judge
+    GET    /v1/preferences/report            agreement, gold, position bias, strengths
+    GET    /v1/preferences/export            JSON lines, in TRL's or HH's shape
+    POST   /v1/preferences/import            JSON lines in
+    POST   /v1/preferences/datasets          a corpus artifact of the pairs
+    DELETE /v1/preferences/collections/{name}    all of it is forgotten
+
+Each is one call of PreferenceService, whose errors come through with the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+import grpc
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from google.protobuf.message import Message as Proto
+
+from plinth.gateway import preference_bodies as bodies
+from plinth.gateway.bodies import query, read, read_bytes
+from plinth.shared.errors import PlinthError, Unavailable
+from plinth.shared.identity import Principal
+from plinth.shared.rpc.client import StageClients
+from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.settings import Settings
+from plinth.shared.telemetry import get_logger
+from plinth.v1 import preferences_pb2 as pb
+from plinth.v1 import preferences_pb2_grpc as rpc
+
+SCOPE = "preferences"
+BASE = "/v1/preferences"
+PATHS = frozenset(
+    f"{BASE}/{name}"
+    for name in (
+        "tasks",
+        "leases",
+        "leases/renew",
+        "leases/release",
+        "judgements",
+        "model-judgements",
+        "report",
+        "export",
+        "import",
+        "datasets",
+    )
+)
+_STAGE = "coordinator"
+_log = get_logger("plinth.gateway")
+Enter = Callable[[Request], Awaitable[Principal]]
+
+
+class Behind(Protocol):
+    """What of the desk is needed here."""
+
+    settings: Settings
+    clients: StageClients
+
+
+def add_preferences(app: FastAPI, desk: Behind, enter: Enter) -> None:
+    """Adds the routes. `enter` gives the principal of a request."""
+    limit = desk.settings.gateway.max_body_bytes
+
+    async def stub(request: Request) -> Any:
+        (await enter(request)).require(SCOPE)
+        channel = desk.clients.channel(await desk.clients.pick(_STAGE))
+        return rpc.PreferenceServiceStub(channel)
+
+    _add_tasks(app, stub, limit)
+    _add_judging(app, stub, limit)
+    _add_results(app, stub, limit)
+
+
+Stub = Callable[[Request], Awaitable[Any]]
+
+
+def _add_tasks(app: FastAPI, stub: Stub, limit: int) -> None:
+    @app.post(f"{BASE}/tasks", response_model=None)
+    async def create(request: Request) -> Response:
+        service = await stub(request)
+        body = await read(request, bodies.CreateBody, limit)
+        return await _answer(service.CreateTasks(body.to_proto()))
+
+    @app.get(f"{BASE}/tasks", response_model=None)
+    async def newest(request: Request) -> Response:
+        service = await stub(request)
+        asked = query(request, bodies.ListQuery)
+        ask = pb.ListPreferenceTasksRequest(collection=asked.collection, limit=asked.limit)
+        return await _answer(service.ListPreferenceTasks(ask))
+
+    @app.get(f"{BASE}/tasks/{{task_id}}", response_model=None)
+    async def one(request: Request, task_id: str) -> Response:
+        service = await stub(request)
+        collection = query(request, bodies.CollectionQuery).collection
+        ask = pb.GetPreferenceTaskRequest(collection=collection, task_id=task_id)
+        return await _answer(service.GetPreferenceTask(ask))
+
+    @app.delete(f"{BASE}/tasks/{{task_id}}", response_model=None)
+    async def close(request: Request, task_id: str) -> Response:
+        service = await stub(request)
+        collection = query(request, bodies.CollectionQuery).collection
+        ask = pb.CloseTaskRequest(collection=collection, task_id=task_id)
+        return await _answer(service.CloseTask(ask))
+
+
+def _add_judging(app: FastAPI, stub: Stub, limit: int) -> None:
+    @app.post(f"{BASE}/leases", response_model=None)
+    async def lease(request: Request) -> Response:
+        service = await stub(request)
+        body = await read(request, bodies.LeaseBody, limit)
+        return await _answer(service.LeaseTask(body.to_proto()))
+
+    @app.post(f"{BASE}/leases/renew", response_model=None)
+    async def renew(request: Request) -> Response:
+        service = await stub(request)
+        body = await read(request, bodies.RenewBody, limit)
+        return await _answer(service.RenewLease(body.to_proto()))
+
+    @app.post(f"{BASE}/leases/release", response_model=None)
+    async def release(request: Request) -> Response:
+        service = await stub(request)
+        body = await read(request, bodies.ReleaseBody, limit)
+        return await _answer(service.ReleaseLease(body.to_proto()))
+
+    @app.post(f"{BASE}/judgements", response_model=None)
+    async def judge(request: Request) -> Response:
+        service = await stub(request)
+        message = (await read(request, bodies.JudgementBody, limit)).to_proto()
+        if isinstance(message, pb.SubmitJudgementRequest):
+            return await _answer(service.SubmitJudgement(message))
+        return await _answer(service.AddJudgement(message))
+
+    @app.post(f"{BASE}/model-judgements", response_model=None)
+    async def ask_model(request: Request) -> Response:
+        service = await stub(request)
+        body = await read(request, bodies.ModelJudgementsBody, limit)
+        return await _answer(service.RequestModelJudgements(body.to_proto()))
+
+
+def _add_results(app: FastAPI, stub: Stub, limit: int) -> None:
+    @app.get(f"{BASE}/report", response_model=None)
+    async def report(request: Request) -> Response:
+        service = await stub(request)
+        collection = query(request, bodies.CollectionQuery).collection
+        return await _answer(
+            service.GetPreferenceReport(pb.GetPreferenceReportRequest(collection=collection))
+        )
+
+    @app.get(f"{BASE}/export", response_model=None)
+    async def export(request: Request) -> Response:
+        service = await stub(request)
+        asked = query(request, bodies.ExportQuery)
+        call = service.ExportPairs(
+            pb.ExportPairsRequest(
+                collection=asked.collection, selection=asked.selection(), shape=asked.shape
+            )
+        )
+        try:
+            first = await call.read()  # what is wrong with the request still has a status
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return StreamingResponse(_lines(call, first), media_type="application/x-ndjson")
+
+    @app.post(f"{BASE}/import", response_model=None)
+    async def import_(request: Request) -> Response:
+        service = await stub(request)
+        asked = query(request, bodies.ImportQuery)
+        ask = pb.ImportPairsRequest(
+            collection=asked.collection,
+            jsonl=await read_bytes(request, limit),
+            annotator=asked.annotator,
+        )
+        if asked.source is not None:
+            ask.source = bodies.SOURCES[asked.source]
+        return await _answer(service.ImportPairs(ask))
+
+    @app.post(f"{BASE}/datasets", response_model=None)
+    async def publish(request: Request) -> Response:
+        service = await stub(request)
+        body = await read(request, bodies.DatasetBody, limit)
+        return await _answer(service.PublishPairs(body.to_proto()))
+
+    @app.delete(f"{BASE}/collections/{{name}}", response_model=None)
+    async def delete(request: Request, name: str) -> Response:
+        service = await stub(request)
+        ask = pb.DeleteCollectionRequest(collection=name)
+        return await _answer(service.DeleteCollection(ask))
+
+
+async def _answer(call: Awaitable[Proto]) -> Response:
+    try:
+        return JSONResponse(bodies.as_json(await call))
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+
+
+async def _lines(call: Any, first: Any) -> AsyncIterator[bytes]:
+    """The export's chunks. One that breaks in the middle breaks the connection, so that half of
+    the lines are not taken for all."""
+    try:
+        chunk = first
+        while chunk is not grpc.aio.EOF:
+            yield chunk.jsonl
+            chunk = await call.read()
+    except grpc.aio.AioRpcError as error:
+        cause: PlinthError = from_rpc_error(error)
+        _log.warning("an export ended in an error", error=cause.message)
+        raise Unavailable(cause.message) from error
+    finally:
+        call.cancel()

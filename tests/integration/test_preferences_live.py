@@ -1,0 +1,280 @@
+"""Live answers with consent become preference tasks, word for word, never in an answer's way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+
+from gateway_stages import Stack, running_stack, script_text
+from plinth.gateway.live_preferences import consents, drawn
+from plinth.shared.errors import InvalidArgument
+from plinth.trainer.data.corpus import read_split
+from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
+from plinth.v1 import preferences_pb2 as pb
+from plinth.v1 import preferences_pb2_grpc as rpc
+from preference_stages import PreferenceStack, running_preferences
+
+CONSENT = {"x-plinth-consent": "preferences"}
+
+
+@pytest.fixture
+async def stack(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> AsyncIterator[PreferenceStack]:
+    async with running_preferences(tmp_path, redis_server, preference_sampling_rate=1.0) as running:
+        yield running
+
+
+def body(seed: int = 3, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Sag es"}]
+    return {"model": "chat", "messages": messages, "seed": seed, "max_tokens": 60, **fields}
+
+
+def outcomes(outcome: str) -> float:
+    name = "plinth_live_preferences_total"
+    return REGISTRY.get_sample_value(name, {"outcome": outcome}) or 0.0
+
+
+async def tasks(stack: PreferenceStack, count: int) -> list[dict[str, Any]]:
+    """The live tasks once there are `count` that can be judged."""
+    async with stack.client() as client, asyncio.timeout(20):
+        while True:
+            answer = await client.get("/v1/preferences/tasks?collection=live")
+            listed = answer.json()["tasks"]
+            if len([one for one in listed if one["state"] == "open"]) >= count:
+                break
+            await asyncio.sleep(0.02)
+        found = []
+        for one in listed:
+            path = f"/v1/preferences/tasks/{one['task_id']}?collection=live"
+            found.append((await client.get(path)).json()["task"])
+        return found
+
+
+async def test_what_the_client_saw_is_what_is_judged(stack: PreferenceStack) -> None:
+    async with stack.client() as client:
+        answer = await client.post(
+            "/v1/chat/completions",
+            json=body(),
+            headers={**CONSENT, "x-request-id": "req-1"},
+        )
+        seen = answer.json()["choices"][0]["message"]["content"]
+        assert seen == script_text(3, 0, 60)
+    (task,) = await tasks(stack, 1)
+    assert (task["origin"], task["request_id"]) == ("live", "req-1")
+    assert task["prompt"] == [{"role": "user", "content": "Sag es"}]
+    mine, other = task["responses"]
+    assert (mine["text"], mine["model"], mine["sampling"]["seed"]) == (seen, "chat@1", 3)
+    assert other["text"] == script_text(other["sampling"]["seed"], 0, 60)
+    assert other["text"] != seen
+    assert (other["sampling"]["temperature"], other["sampling"]["max_tokens"]) == (1.0, 60)
+
+
+async def test_a_stream_and_several_samples(stack: PreferenceStack) -> None:
+    async with stack.client() as client:
+        seen = ""
+        async with client.stream(
+            "POST", "/v1/chat/completions", json=body(5, stream=True), headers=CONSENT
+        ) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    for choice in json.loads(line[6:])["choices"]:
+                        seen += choice["delta"].get("content") or ""
+        (task,) = await tasks(stack, 1)
+        assert task["responses"][0]["text"] == seen == script_text(5, 0, 60)
+        answer = await client.post("/v1/chat/completions", json=body(n=3), headers=CONSENT)
+        several = [choice["message"]["content"] for choice in answer.json()["choices"]]
+    found = await tasks(stack, 2)
+    three = next(one for one in found if len(one["responses"]) == 3)
+    assert [one["text"] for one in three["responses"]] == several
+    assert [one["sampling"]["sample_index"] for one in three["responses"]] == [0, 1, 2]
+
+
+async def test_over_grpc(stack: PreferenceStack) -> None:
+    key = ("authorization", f"Bearer {stack.stack.key}")
+    request = gateway_pb2.ChatRequest(
+        model="chat",
+        messages=[common_pb2.ChatMessage(role="user", content="hi")],
+        sampling=common_pb2.SamplingParams(seed=4, max_tokens=30),
+    )
+    async with grpc.aio.insecure_channel(stack.stack.grpc_address) as channel:
+        chat = gateway_pb2_grpc.GatewayServiceStub(channel).Chat
+        seen = "".join([m.text async for m in chat(request, metadata=(key, *CONSENT.items()))])
+        (task,) = await tasks(stack, 1)
+        assert task["responses"][0]["text"] == seen == script_text(4, 0, 30)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in chat(request, metadata=(key, ("x-plinth-consent", "everything"))):
+                pass
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        # From the live answer to a judgement, through the door.
+        door = rpc.PreferenceServiceStub(channel)
+        lease = await door.LeaseTask(
+            pb.LeaseTaskRequest(collection="live", annotator="ann"), metadata=(key,)
+        )
+        best = next(one for one in lease.responses if one.text == seen).response_id
+        other = next(one for one in lease.responses if one.text != seen).response_id
+        judged = await door.SubmitJudgement(
+            pb.SubmitJudgementRequest(
+                collection="live",
+                task_id=lease.task_id,
+                annotator="ann",
+                fence=lease.fence,
+                ranking=[pb.Tier(response_ids=[best]), pb.Tier(response_ids=[other])],
+            ),
+            metadata=(key,),
+        )
+        assert list(judged.judgement.shown) == [one.response_id for one in lease.responses]
+        report = await door.GetPreferenceReport(
+            pb.GetPreferenceReportRequest(collection="live"), metadata=(key,)
+        )
+        assert report.judgements == 1
+
+
+async def test_from_live_answers_to_pairs(stack: PreferenceStack) -> None:
+    """Eight live answers, two annotators at once who prefer what sorts first, and an artifact of
+    pairs that the trainer reads: word for word what clients saw."""
+    async with stack.client() as client:
+        seen = set()
+        for seed in range(8):
+            answer = await client.post("/v1/chat/completions", json=body(seed), headers=CONSENT)
+            seen.add(answer.json()["choices"][0]["message"]["content"])
+    await tasks(stack, 8)
+    held: dict[str, str] = {}
+    judged: list[tuple[str, str]] = []
+    key = (("authorization", f"Bearer {stack.stack.key}"),)
+
+    async def annotate(door: Any, name: str) -> None:
+        while True:
+            try:
+                ask = pb.LeaseTaskRequest(collection="live", annotator=name)
+                lease = await door.LeaseTask(ask, metadata=key)
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.NOT_FOUND
+                return
+            assert lease.task_id not in held
+            held[lease.task_id] = name
+            order = sorted(lease.responses, key=lambda one: one.text)
+            del held[lease.task_id]
+            await door.SubmitJudgement(
+                pb.SubmitJudgementRequest(
+                    collection="live",
+                    task_id=lease.task_id,
+                    annotator=name,
+                    fence=lease.fence,
+                    ranking=[pb.Tier(response_ids=[one.response_id]) for one in order],
+                ),
+                metadata=key,
+            )
+            judged.append((lease.task_id, name))
+
+    async with grpc.aio.insecure_channel(stack.stack.grpc_address) as channel:
+        door = rpc.PreferenceServiceStub(channel)
+        await asyncio.gather(annotate(door, "ann"), annotate(door, "bob"))
+        assert len({one for one, _ in judged}) == len(judged) == 8
+        made = await door.PublishPairs(
+            pb.PublishPairsRequest(
+                collection="live", name="live-pairs", at_least=8, validation_fraction=0
+            ),
+            metadata=key,
+        )
+    assert made.pairs == 8
+    folder = stack.store.fetch(f"{made.artifact.name}@{made.artifact.version}")
+    documents = list(read_split(folder, "train"))
+    assert {document.messages[0] for document in documents} == {("user", "Sag es")}
+    texts = [(document.messages[-1][1], document.rejected) for document in documents]
+    assert all(chosen < str(rejected) for chosen, rejected in texts)
+    assert all(seen & set(pair) for pair in texts)
+    assert {document.source for document in documents} == {"human"}
+
+
+async def test_without_consent_nothing_is_kept(stack: PreferenceStack) -> None:
+    before = outcomes("recorded")
+    async with stack.client() as client:
+        await client.post("/v1/chat/completions", json=body())
+        stopped = await client.post(
+            "/v1/chat/completions", json=body(stop=["zzz"]), headers=CONSENT
+        )
+        assert stopped.status_code == 200
+        refused = await client.post(
+            "/v1/chat/completions", json=body(), headers={"x-plinth-consent": "preference"}
+        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "consent_unknown")
+        # One with consent, so that there is something to wait for.
+        await client.post("/v1/chat/completions", json=body(9), headers=CONSENT)
+    found = await tasks(stack, 1)
+    assert [one["responses"][0]["sampling"]["seed"] for one in found] == [9]
+    assert outcomes("recorded") == before + 1
+
+
+async def test_a_client_that_hangs_up_is_not_recorded(stack: PreferenceStack) -> None:
+    stack.stack.shard.delay_s = 0.02
+    async with stack.client() as client:
+        async with client.stream(
+            "POST", "/v1/chat/completions", json=body(stream=True), headers=CONSENT
+        ) as answer:
+            async for _ in answer.aiter_lines():
+                break
+        while not stack.stack.shard.cancelled:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        stack.stack.shard.delay_s = 0
+        await client.post("/v1/chat/completions", json=body(8), headers=CONSENT)
+    found = await tasks(stack, 1)
+    assert [one["responses"][0]["sampling"]["seed"] for one in found] == [8]
+
+
+async def test_a_coordinator_that_is_away_costs_nothing_but_the_task(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    before = outcomes("coordinator away")
+    async with running_stack(tmp_path, redis_server, preference_sampling_rate=1.0) as bare:
+        assert isinstance(bare, Stack)
+        headers = {"authorization": f"Bearer {bare.key}", **CONSENT}
+        async with httpx.AsyncClient(base_url=bare.url, headers=headers, timeout=30) as client:
+            for seed in range(5):
+                answer = await client.post("/v1/chat/completions", json=body(seed))
+                text = answer.json()["choices"][0]["message"]["content"]
+                assert text == script_text(seed, 0, 60)
+        async with asyncio.timeout(10):
+            while outcomes("coordinator away") < before + 5:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_a_full_queue_drops_and_counts() -> None:
+    from plinth.gateway.live_preferences import QUEUE_LENGTH, LivePreferences
+    from plinth.shared.identity import Principal
+
+    live = LivePreferences(None, rate=1.0, rival="")  # type: ignore[arg-type]  # never asked
+    before = outcomes("queue full")
+    for index in range(QUEUE_LENGTH + 3):
+        live.hand_over(pb.TaskSpec(task_id=str(index)), Principal("t", "k", frozenset()))
+    assert outcomes("queue full") == before + 3
+    stopped = outcomes("gateway stopped")
+    await live.close()
+    assert outcomes("gateway stopped") == stopped + QUEUE_LENGTH
+
+
+def test_the_sample_is_fixed_by_the_request() -> None:
+    ids = [f"request-{i}" for i in range(20_000)]
+    sample = {one for one in ids if drawn(one, 0.1)}
+    assert sample == {one for one in ids if drawn(one, 0.1)}
+    assert abs(len(sample) / 20_000 - 0.1) < 4 * (0.09 / 20_000) ** 0.5
+    assert sample < {one for one in ids if drawn(one, 0.2)}  # a higher rate only adds
+    assert not any(drawn(one, 0.0) for one in ids)
+    assert all(drawn(one, 1.0) for one in ids)
+
+
+def test_consent_is_a_word_that_is_spelt_right() -> None:
+    assert consents("preferences")
+    assert consents(b"Preferences ")
+    assert not consents(None)
+    assert not consents("")
+    with pytest.raises(InvalidArgument, match="'prefs' is not known"):
+        consents("preferences, prefs")

@@ -1,0 +1,119 @@
+"""Step "preferences" in whole runs: a snapshot of judgements, once taken, stays the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from plinth.coordinator import service
+from plinth.coordinator.pipeline import parse
+from plinth.coordinator.preferences.ranking import tiers
+from plinth.coordinator.preferences.records import PreferenceRecords
+from plinth.coordinator.preferences.specs import make_task
+from plinth.v1 import common_pb2
+from plinth.v1 import coordinator_pb2 as run_pb
+from plinth.v1 import preferences_pb2 as pb
+from scripted_stages import World
+
+PIPELINES = Path(__file__).parents[3] / "ops" / "pipelines"
+PIPELINE = """
+name: prefs
+steps:
+  judged: {kind: preferences, collection: c, at_least: 2}
+  vocabulary: {kind: tokenizer, corpus: $judged, vocab_size: 300}
+  dataset: {kind: data, corpus: $judged, tokenizer: $vocabulary}
+"""
+
+
+class Running:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.context = world.context("one")
+        self.front = service.build(self.context)
+        front = self.front
+        self.rpc = service.Servicer(front._records, front._feed, front._tools)
+
+    async def run(self, run_id: str, text: str = PIPELINE) -> run_pb.Run:
+        submit = run_pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=text)
+        await self.rpc.SubmitRun(submit, None)
+        async with asyncio.timeout(30):
+            watched = self.rpc.WatchRun(run_pb.WatchRunRequest(run_id=run_id), None)
+            return [message.run async for message in watched][-1]
+
+
+@pytest.fixture
+async def running(redis_client: Redis, redis_server: str, tmp_path: Path) -> AsyncIterator[Running]:
+    async with World(tmp_path, redis_server) as world:
+        running = Running(world)
+        await running.front.start()
+        yield running
+        await running.front.drain(5)
+        await running.front.check()
+        await running.context.clients.close()
+        await running.context.redis.aclose()
+
+
+async def judge(redis: Redis, index: int) -> None:
+    records = PreferenceRecords(redis, "c")
+    spec = pb.TaskSpec(
+        task_id=f"t{index}",
+        prompt=[common_pb2.ChatMessage(role="user", content=f"prompt {index}")],
+        responses=[
+            pb.PreferenceResponse(response_id=one, text=f"{one} {index}") for one in ("a", "b")
+        ],
+    )
+    await records.create(make_task(spec, "c", "client", "tasks.0"))
+    order = tiers([["a"], ["b"]])
+    await records.add(
+        pb.Judgement(
+            task_id=f"t{index}",
+            annotator="rule",
+            source=pb.JUDGEMENT_SOURCE_RULE,
+            ranking=order,
+        )
+    )
+
+
+async def test_from_judgements_to_a_dataset(running: Running, redis_client: Redis) -> None:
+    for index in range(3):
+        await judge(redis_client, index)
+    first = await running.run("r1")
+    assert first.state == run_pb.RUN_STATE_SUCCEEDED, first.error
+    judged, _, dataset = first.steps
+    assert judged.output == "prefs-judged@1"
+    made = running.world.store.get(dataset.output)
+    assert "prefs-judged@1" in made.parents
+    assert running.world.store.get(judged.output).manifest["config"]["revision"] == 3
+    again = await running.run("r2")
+    assert again.steps[0].state == run_pb.STEP_STATE_REUSED
+    assert again.steps[0].output == "prefs-judged@1"
+    await judge(redis_client, 3)
+    more = await running.run("r3")
+    assert more.steps[0].output == "prefs-judged@2"
+    early = await running.run("r4", PIPELINE.replace("at_least: 2", "up_to: 3"))
+    assert early.steps[0].output == "prefs-judged@1"
+
+
+async def test_too_few_pairs_end_the_run(running: Running, redis_client: Redis) -> None:
+    await judge(redis_client, 0)
+    ended = await running.run("r1")
+    assert ended.state == run_pb.RUN_STATE_FAILED
+    assert "gives 1 pairs from 1 judgements, 2 are needed" in ended.steps[0].error
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_pipelines_that_come_with_plinth_are_valid(path: Path) -> None:
+    assert parse(path.read_text()).steps
+
+
+async def test_a_step_that_is_taken_up_again_reads_the_same(redis_client: Redis) -> None:
+    records = PreferenceRecords(redis_client, "c")
+    await judge(redis_client, 0)
+    assert await records.pinned_revision("job") == 1
+    await judge(redis_client, 1)
+    assert await records.pinned_revision("job") == 1
+    assert await records.pinned_revision("another") == 2
