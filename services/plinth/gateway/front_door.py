@@ -16,9 +16,11 @@ from plinth.gateway import limits, metrics
 from plinth.gateway.desk import Desk
 from plinth.gateway.generation import TextEvent, TextRequest, check_sampling
 from plinth.gateway.proxy import proxied_services
+from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared.errors import InvalidArgument, PlinthError
-from plinth.shared.identity import current_principal
+from plinth.shared.identity import current_principal, current_request_id
 from plinth.shared.rpc.server import GrpcServer, GrpcService
+from plinth.shared.rpc.status import REQUEST_ID_KEY
 from plinth.v1 import gateway_pb2 as pb
 from plinth.v1 import gateway_pb2_grpc as rpc
 
@@ -80,8 +82,9 @@ class FrontDoor(rpc.GatewayServiceServicer):
             request.sampling,
             tuple(request.stop),
             prompt_field="messages",
+            user=request.user,
         )
-        async with aclosing(self._answer("Chat", ask, pb.ChatResponse)) as answers:
+        async with aclosing(self._answer("Chat", ask, pb.ChatResponse, context)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -89,16 +92,25 @@ class FrontDoor(rpc.GatewayServiceServicer):
         self, request: pb.CompleteRequest, context: Any
     ) -> AsyncIterator[pb.CompleteResponse]:
         """A text completion, streamed."""
-        ask = TextRequest(request.model, request.prompt, request.sampling, tuple(request.stop))
-        async with aclosing(self._answer("Complete", ask, pb.CompleteResponse)) as answers:
+        ask = TextRequest(
+            request.model,
+            request.prompt,
+            request.sampling,
+            tuple(request.stop),
+            user=request.user,
+        )
+        async with aclosing(self._answer("Complete", ask, pb.CompleteResponse, context)) as answers:
             async for answer in answers:
                 yield answer
 
-    async def _answer(self, path: str, ask: TextRequest, kind: type[Any]) -> Any:
+    async def _answer(self, path: str, ask: TextRequest, kind: type[Any], context: Any) -> Any:
         principal = current_principal()
         code = "CANCELLED"
         try:
             session = await self._desk.session(principal, [ask])
+            context.set_trailing_metadata(
+                ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
+            )
             try:
                 prepared = session.prepared[0]
                 digest = prepared.model.weights_digest
@@ -143,6 +155,7 @@ def check_chat(request: pb.ChatRequest) -> None:
                 field=f"messages.{index}.role",
             )
         limits.check_text(message.content, f"messages.{index}.content")
+    limits.check_text(request.user, "user")
     check_sampling(request.sampling)
     limits.check_stops(request.stop)
 
@@ -150,5 +163,6 @@ def check_chat(request: pb.ChatRequest) -> None:
 def check_completion(request: pb.CompleteRequest) -> None:
     """InvalidArgument unless REST would take it too."""
     limits.check_text(request.prompt, "prompt")
+    limits.check_text(request.user, "user")
     check_sampling(request.sampling)
     limits.check_stops(request.stop)

@@ -97,6 +97,12 @@ def quota(tenant: str, window: str) -> str:
     return f"{PREFIX}:quota:{{{check_part(tenant, 'tenant')}}}:{check_part(window, 'window')}"
 
 
+def canary(name: str, part: str = "") -> str:
+    """Hash: the canary of one served name. With `part`: what is kept of one of its requests."""
+    key = f"{PREFIX}:canary:{{{check_part(name, 'name')}}}"
+    return f"{key}:{check_part(part, 'part')}" if part else key
+
+
 def queues() -> str:
     """Set: names of the queues that ever held an item."""
     return f"{PREFIX}:queues"
