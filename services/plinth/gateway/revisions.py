@@ -57,7 +57,8 @@ class Revisions:
         who = f"{principal.tenant}\0{user}" if user else ""
         try:
             async with self._turns:
-                chosen = await self._canaries.choose(name, canary.artifact, who)
+                answer = answer_key(principal.tenant, current_request_id())
+                chosen = await self._canaries.choose(name, canary.artifact, who, answer)
         except Unavailable as error:
             _log.warning("no share for the canary while Redis is away", reason=error.message)
             return Choice(stable)

@@ -69,8 +69,9 @@ if h[1] ~= ARGV[1] or h[2] == 'closed' then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2])
 return 1
 """
-# KEYS: canary, the choice (so that it can be asked twice). ARGV: the canary's artifact, the user's
-# point in [0, 1) or "", slack, seconds that the choice is kept. Gives {id, role}, or {} for none.
+# KEYS: canary, the choice (so that it can be asked twice), answer. ARGV: the canary's artifact, the
+# user's point in [0, 1) or "", slack, seconds that the choice and the answer are kept. Gives
+# {id, role}, or {} for none.
 _CHOOSE = (
     _NOW
     + """
@@ -93,6 +94,7 @@ if wanted and given + 1 <= most then
   redis.call('HINCRBY', KEYS[1], 'given', 1)
 end
 redis.call('SET', KEYS[2], role, 'EX', ARGV[4])
+redis.call('SET', KEYS[3], h[1] .. '|' .. role, 'EX', ARGV[5])
 return {h[1], role}
 """
 )
@@ -105,7 +107,12 @@ if ARGV[3] == 'cancelled' then add('cancelled', 1) else add('requests', 1) end
 if ARGV[3] == 'error' then add('errors', 1) end
 if tonumber(ARGV[4]) > 0 then add('tokens', ARGV[4]) end
 if ARGV[5] ~= '' then add('ttft.' .. ARGV[5], 1) end
-redis.call('SET', KEYS[3], ARGV[1] .. '|' .. ARGV[2], 'EX', ARGV[7])
+-- Here because the other revision answered instead, or because the answer took very long.
+local answer = ARGV[1] .. '|' .. ARGV[2]
+local there = redis.call('GET', KEYS[3])
+if not there or string.sub(there, 1, string.len(answer)) ~= answer then
+  redis.call('SET', KEYS[3], answer, 'EX', ARGV[7])
+end
 return 1
 """
 # KEYS: canary, answer. ARGV: "good" or "bad". Gives the role, or "unknown" or "over".
@@ -235,16 +242,29 @@ class Canaries:
             return None
         return _parse({k.decode(): v.decode() for k, v in raw.items()}, seconds + micros / 1e6)
 
-    async def choose(self, name: str, artifact: str, user: str = "") -> tuple[str, str] | None:
+    async def choose(
+        self, name: str, artifact: str, user: str = "", answer: str = ""
+    ) -> tuple[str, str] | None:
         """(id, role) of one request; None where no canary of that artifact is open.
 
         user: who asks. Where the canary is sticky the same user gets the same revision: users are
-        drawn by hash, and the canary still never has more than 2 points above its share.
+        drawn by hash, and the canary still never has more than 2 points above its share. answer:
+        see `answer_key`; what it can be judged by.
         """
         with redis_errors():
             answer = await self._choose(
-                keys=[keys.canary(name), keys.canary(name, f"choice-{uuid.uuid4().hex}")],
-                args=[artifact, repr(_point(name, user)) if user else "", _SLACK, _ONCE_S],
+                keys=[
+                    keys.canary(name),
+                    keys.canary(name, f"choice-{uuid.uuid4().hex}"),
+                    keys.canary(name, f"answer-{answer}"),
+                ],
+                args=[
+                    artifact,
+                    repr(_point(name, user)) if user else "",
+                    _SLACK,
+                    _ONCE_S,
+                    int(ANSWER_S),
+                ],
             )
         return (answer[0].decode(), answer[1].decode()) if answer else None
 

@@ -155,7 +155,8 @@ async def test_a_command_that_is_sent_twice_counts_once(redis_client: Any) -> No
     hash_ = keys.canary("chat")
     for _ in range(4):
         answer = await canaries._choose(
-            keys=[hash_, keys.canary("chat", "choice-1")], args=["m@2", "", 0.02, 60]
+            keys=[hash_, keys.canary("chat", "choice-1"), keys.canary("chat", "answer-1")],
+            args=["m@2", "", 0.02, 60, 60],
         )
         assert answer[1] == b"stable"
         await canaries._settle(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import trainings
+from plinth.algos.intervals import wilson
 from plinth.models.decoder import Decoder
 from plinth.models.reward import RewardModel, load_reward_model
 from plinth.models.weights import load_decoder, save_decoder
@@ -22,7 +23,7 @@ from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.objectives import pairs as pairs_module
 from plinth.trainer.objectives.dpo import DirectPreference
-from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs, wilson
+from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs
 from plinth.trainer.objectives.reward import RewardModelling, calibration_error, pair_scores
 
 LENGTH = 64

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from plinth.shared.canary import Canaries
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
@@ -80,6 +81,7 @@ class Tools:
     deployments: DeploymentRecords
     registry: Registry
     clients: StageClients
+    canaries: Canaries
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from plinth.algos.intervals import wilson
 from plinth.algos.preferences import PairLogprobs, dpo_loss, ipo_loss, log_ratio_lead
 from plinth.models.decoder import Decoder
 from plinth.trainer.data.shards import Split
@@ -26,7 +27,6 @@ from plinth.trainer.objectives.pairs import (
     Pairs,
     answer_logprobs,
     pieces,
-    wilson,
 )
 
 if TYPE_CHECKING:

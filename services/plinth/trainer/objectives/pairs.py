@@ -119,13 +119,3 @@ def answer_logprobs(decoder: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]
     logp_m = -F.cross_entropy(logits_mv.float(), targets_m, reduction="none")
     sums_b = logp_m.new_zeros(b).index_add(0, rows_m // t, logp_m)
     return sums_b, batch.answer_bt[:, 1:].sum(1)
-
-
-def wilson(wins: float, of: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927): honest for few pairs and near 0 or 1."""
-    if not of:
-        return 0.0, 1.0
-    z, share = 1.959963984540054, wins / of
-    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * (share * (1 - share) / of + z * z / (4 * of * of)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from plinth.algos.intervals import wilson
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop.config import TrainConfig
@@ -22,7 +23,6 @@ from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder, Progress
 from plinth.trainer.loop.machine import choose_threads
 from plinth.trainer.loop.setup import open_decoder
-from plinth.trainer.objectives.pairs import wilson
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.judge import Judge
 from plinth.trainer.policy.prompts import HELD_OUT, answer, prompts_of, sampler_for

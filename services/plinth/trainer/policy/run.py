@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from plinth.algos.intervals import wilson
 from plinth.models.decoder import Decoder
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import save_decoder
@@ -33,7 +34,6 @@ from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder, Progress, replace_json
 from plinth.trainer.loop.machine import choose_threads
 from plinth.trainer.loop.setup import make_decoder, write_model
-from plinth.trainer.objectives.pairs import wilson
 from plinth.trainer.policy import loop
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.judge import Judge
