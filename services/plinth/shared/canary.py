@@ -162,7 +162,7 @@ class Tally:
         total, seen = sum(self.ttft.values()), 0
         for bucket in sorted(self.ttft):
             seen += self.ttft[bucket]
-            if seen >= share * total:
+            if total and seen >= share * total:
                 return _FIRST_BUCKET_S * _GROWTH**bucket
         return None
 
