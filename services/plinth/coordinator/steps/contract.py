@@ -8,7 +8,7 @@ records, of leases, or of other steps.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -50,6 +50,10 @@ class StepSpec(BaseModel):
         """Field → reference, for the inputs that are given."""
         given = {name: getattr(self, name) for name in self.INPUTS}
         return {name: reference for name, reference in given.items() if reference}
+
+    def conflicts(self, steps: Mapping[str, StepSpec]) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong) where this does not go with the pipeline's other steps."""
+        yield from ()
 
     def settings(self) -> dict[str, Any]:
         """Everything that shapes the result beside the inputs, JSON-ready."""
