@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -424,3 +425,55 @@ async def test_killed_in_the_middle_it_goes_on(
             await process.wait()
         assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
         await made.promoted()
+
+
+async def test_a_fork_over_the_command_line(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    """Through the gateway's door, as a person would: what was published stays, the rest is new."""
+    text = json.dumps(
+        {
+            "name": "ship",
+            "steps": {
+                "first": {"kind": "publish", "model": "chat@2", "alias": "next"},
+                "then": {"kind": "publish", "model": "$first", "alias": "blue"},
+            },
+        }
+    )
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        await made.call("SubmitRun", pb.SubmitRunRequest(run_id="r1", pipeline_yaml=text))
+        assert (await made.end()).state == pb.RUN_STATE_SUCCEEDED
+        code, out = await plinth(made, "runs", "fork", "r1", "--from", "then", "--run-id", "f1",
+                                 "--set", "steps.then.alias=green")  # fmt: skip
+        assert code == 0, out
+        run = await made.end("f1")
+        assert (run.forked_from, run.forked_at) == ("r1", "then")
+        assert [step.state for step in run.steps] == [
+            pb.STEP_STATE_REUSED,
+            pb.STEP_STATE_SUCCEEDED,
+        ]
+        aliases = await asyncio.to_thread(made.store.aliases, "chat")
+        assert aliases == {"prod": 1, "next": 2, "blue": 2, "green": 2}
+        code, out = await plinth(made, "runs", "fork", "r1", "--from", "than")
+        assert code != 0
+        assert "did you mean then?" in out
+
+
+async def plinth(made: Cluster, *arguments: str) -> tuple[int | None, str]:
+    settings = made.stack.settings
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from plinth.cli.main import app; app()",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={
+            **os.environ,
+            "PLINTH_DATA_DIR": str(settings.data_dir),
+            "PLINTH_REDIS_URL": made.stack.redis_url,
+            "PLINTH_GATEWAY__GRPC_PORT": str(settings.gateway.grpc_port),
+        },
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, out.decode()
