@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from plinth.shared.connection import connect
-from plinth.shared.errors import InvalidArgument, ResourceExhausted, Unavailable
+from plinth.shared.errors import Internal, InvalidArgument, ResourceExhausted, Unavailable
 from plinth.shared.identity import current_principal, current_request_id
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.server import GrpcServer, GrpcService
@@ -85,6 +85,9 @@ class Shard(shard_rpc.InferenceServiceServicer):
     draining: bool = False
     end_after: int = 0  # tokens until it ends by itself; 0: never
     die_after: int = 0  # tokens after which the process exits, as if killed
+    digest: str = DIGEST  # of its weights
+    fails: bool = False  # before any token
+    first_token_s: float = 0.0
     requests: list[Any] = field(default_factory=list)
     seen: list[tuple[str, str]] = field(default_factory=list)  # request id, tenant
     running: int = 0
@@ -98,6 +101,9 @@ class Shard(shard_rpc.InferenceServiceServicer):
             raise ResourceExhausted("the queue is full", reason="QUEUE_FULL", retry_after_s=2.0)
         if self.draining:
             raise Unavailable("this shard is draining; ask another", reason="draining")
+        if self.fails:
+            raise Internal("the engine can't run these weights")
+        await asyncio.sleep(self.first_token_s)
         self.running += 1
         try:
             async for message in self._generate(request):
@@ -117,7 +123,7 @@ class Shard(shard_rpc.InferenceServiceServicer):
         if start and ids[-start:] != made:
             raise InvalidArgument("what was resumed is not what was made")
         prompt = len(ids) - start
-        if request.binding.weights_digest != DIGEST:
+        if request.binding.weights_digest != self.digest:
             raise InvalidArgument("wrong weights")
         for position in range(start, start + sampling.max_tokens):
             if self.end_after and position >= self.end_after:
@@ -131,7 +137,7 @@ class Shard(shard_rpc.InferenceServiceServicer):
                 token.top.add(id=65 + rank, logprob=-0.25 - rank)
             yield inference_pb2.GenerateResponse(
                 tokens=[token],
-                weights_digest=DIGEST,
+                weights_digest=self.digest,
                 seed=sampling.seed if position == start else None,
             )
             await asyncio.sleep(self.delay_s)
@@ -160,11 +166,13 @@ def tokenizer_service(tokenizer: ByteTokenizer) -> GrpcService:
     )
 
 
-def bindings(model: str = "chat", context: int = 4096) -> dict[str, str]:
+def bindings(
+    model: str = "chat", context: int = 4096, artifact: str = "", digest: str = DIGEST
+) -> dict[str, str]:
     held = {
         "model": model,
-        "artifact": f"{model}@1",
-        "weights_digest": DIGEST,
+        "artifact": artifact or f"{model}@1",
+        "weights_digest": digest,
         "context_length": context,
     }
     return {"bindings": json.dumps([held])}
@@ -240,7 +248,7 @@ class Stack:
 
     async def add_shard(self, id: str, shard: Shard, **binding: Any) -> Replica:
         replica = Replica(self.settings, self.redis_url, "inference", id, shard_service(shard))
-        await replica.start(bindings(**binding))
+        await replica.start(bindings(**{"digest": shard.digest, **binding}))
         self.shards[id], self.replicas[id] = shard, replica
         return replica
 

@@ -47,6 +47,16 @@ class RunClient:
         run: pb.Run = self._call(self._stub.SubmitRun, request).run
         return run
 
+    def fork(
+        self, run_id: str, source: str, from_step: str, overrides: Mapping[str, str]
+    ) -> pb.Run:
+        """A new run from what `source` finished. Idempotent by `run_id`."""
+        request = pb.ForkRunRequest(
+            run_id=run_id, source_run_id=source, from_step=from_step, overrides=overrides
+        )
+        run: pb.Run = self._call(self._stub.ForkRun, request).run
+        return run
+
     def watch(self, run_id: str) -> Iterator[pb.Run]:
         """The run, again after each change, until it ends. A door that is shut for a moment is
         knocked at again."""

@@ -164,7 +164,10 @@ def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> Rend
     for step in run.steps:
         if step.kind == "compare":
             parts.append(_contest(metrics(step)))
-    served = [step for step in run.steps if step.kind in {"serve", "publish", "train"}]
+        elif step.kind == "canary" and "canary" in metrics(step):
+            parts.append(_trial(metrics(step)))
+    kinds = {"serve", "publish", "train", "canary"}
+    served = [step for step in run.steps if step.kind in kinds]
     if served:
         parts += [Text("lineage", "bold"), lineage(served[-1].output, artifact)]
     return Group(*parts)
@@ -183,6 +186,10 @@ def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:
         if step.kind == "train" and figures.get("tokens_per_second"):
             speed = f"{figures['tokens_per_second']:,.0f} tokens/s in training"
             table.add_row(step.name, f"{speed}, {figures['steps']:,.0f} steps")
+    for name in ("checks", "harmlessness", "honesty"):
+        for exam in exams:
+            if name in exam:
+                table.add_row(name, f"{exam[name]['passed']} of {exam[name]['of']} passed")
     made = [exam["tokens_per_second"] for exam in exams if exam.get("answers")]
     if made:
         table.add_row("answers", f"{made[-1]:,.0f} tokens/s, one stream")
@@ -201,6 +208,25 @@ def _contest(figures: dict[str, Any]) -> RenderableType:
             f"{model['win_rate']:.1%}",
             f"{model['win_rate_low']:.1%} to {model['win_rate_high']:.1%}",
             "goes on" if name == figures["winner"] else "",
+        )
+    return table
+
+
+def _trial(figures: dict[str, Any]) -> RenderableType:
+    """A canary and the revision that it took over from, as their users saw them."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in (figures["name"], "requests", "errors", "p95 to first token", "good", "bad"):
+        table.add_column(title, justify="left" if title == figures["name"] else "right")
+    for role in ("stable", "canary"):
+        one = figures[role]
+        first = one["ttft_p95_s"]
+        table.add_row(
+            role,
+            f"{one['requests']:,}",
+            f"{one['errors']:,}",
+            "" if first is None else f"{first:.3f} s",
+            f"{one['good']:,}",
+            f"{one['bad']:,}",
         )
     return table
 

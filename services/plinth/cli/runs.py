@@ -115,6 +115,33 @@ def cancel(
         _say(client.cancel(run_id))
 
 
+@app.command()
+def fork(
+    source: Annotated[str, typer.Argument(help="The run whose finished steps are taken over")],
+    from_step: Annotated[
+        str, typer.Option("--from", help="The first step to do anew; so is whatever needs it")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path=value, for the steps that are done anew; repeatable"),
+    ] = None,
+    run_id: Annotated[str | None, typer.Option(help="For idempotency; default: a new one")] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Submit and return")] = False,
+    data: DataOption = None,
+    url: AddressOption = None,
+) -> None:
+    """Start a run from another one's finished steps, with other settings for the rest."""
+    overrides = parse_overrides(set_ or [])
+    console = Console()
+    with connect(data, url) as client:
+        new = run_id or new_run_id(client.get(source).pipeline_yaml)
+        forked = client.fork(new, source, from_step, overrides)
+        if detach:
+            console.print(forked.run_id, highlight=False)
+            return
+        _watch(client, console, forked.run_id)
+
+
 def connect(data: Path | None, url: str | None) -> RunClient:
     """A client of the door that `url` names, or of the stack in the data directory."""
     from plinth.cli.chat import api_key, stack_address

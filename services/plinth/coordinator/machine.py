@@ -46,6 +46,15 @@ def new_run(run_id: str, pipeline: Pipeline, now: int) -> pb.Run:
     )
 
 
+def take_over(run: pb.Run, done: pb.Step, source: str) -> None:
+    """What another run's finished step made stands for the step of that name."""
+    assert done.state in DONE, _state(done)
+    step = _expect(run, done.name, pb.STEP_STATE_PENDING)
+    step.CopyFrom(done)
+    step.state = pb.STEP_STATE_REUSED
+    step.detail = f"taken over from run {source}"
+
+
 def step_of(run: pb.Run, name: str) -> pb.Step:
     return next(step for step in run.steps if step.name == name)
 

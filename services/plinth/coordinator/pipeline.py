@@ -246,7 +246,9 @@ def _explain(
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> Collection[str]:
     """Field names of the section at `location` within `model`."""
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
+        if isinstance(part, int):
+            continue  # an item of a list
+        annotation = model.model_fields[part].annotation
         choices = getattr(annotation, "__args__", (annotation,))
         model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
     return model.model_fields
@@ -280,6 +282,9 @@ def _check_inputs(steps: Mapping[str, StepSpec], mistakes: _Mistakes) -> None:
                 mistakes.add(path, f"takes a {taken}; the step {source!r} makes a {made}")
     if mistakes.found:
         return
+    for step, spec in steps.items():
+        for field, what in spec.conflicts(steps):
+            mistakes.add(f"steps.{step}.{field}", what)
     order = graphlib.TopologicalSorter({step: _needs(spec) for step, spec in steps.items()})
     try:
         order.prepare()

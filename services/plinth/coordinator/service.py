@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from plinth.coordinator import machine
+from plinth.coordinator.canaries import sweep
 from plinth.coordinator.deployments import ready_shards
 from plinth.coordinator.driver import RunDriver
+from plinth.coordinator.fork import fork
 from plinth.coordinator.leader import LeaderLease, Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import Performer
@@ -23,8 +25,18 @@ from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Tools
 from plinth.coordinator.tasks import cancel_and_wait
-from plinth.shared.errors import Aborted, Internal, InvalidArgument, Unavailable
+from plinth.shared.canary import Canaries, answer_key
+from plinth.shared.errors import (
+    Aborted,
+    AlreadyExists,
+    Internal,
+    InvalidArgument,
+    PlinthError,
+    Unavailable,
+)
+from plinth.shared.identity import current_principal
 from plinth.shared.keys import check_part
+from plinth.shared.manifest import check_name
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.telemetry import get_logger
@@ -57,9 +69,10 @@ class Conductor:
         """Until cancelled (the lead is lost, or this replica stops)."""
         drivers: dict[str, asyncio.Task[None]] = {}
         try:
-            count = 0
+            count, swept = 0, False
             while True:
-                self._reap(drivers)
+                swept = not self._reap(drivers) and swept
+                swept = swept or await self._sweep()
                 for run_id in await self._active():
                     if run_id not in drivers:
                         driver = self._driver(run_id, leadership)
@@ -78,6 +91,15 @@ class Conductor:
             leadership=leadership,
         )
 
+    async def _sweep(self) -> bool:
+        """Whether no canary is left that outlived its run; else it is tried again."""
+        try:
+            await sweep(self._tools, self._records.active)
+        except PlinthError as error:
+            _log.warning("canaries of ended runs may be left", reason=error.message)
+            return False
+        return True
+
     async def _active(self) -> list[str]:
         try:
             return await self._records.active()
@@ -85,8 +107,9 @@ class Conductor:
             return []
 
     @staticmethod
-    def _reap(drivers: dict[str, asyncio.Task[None]]) -> None:
-        """Forgets drivers that ended; a run whose driver broke gets a new one."""
+    def _reap(drivers: dict[str, asyncio.Task[None]]) -> bool:
+        """Forgets drivers that ended; a run whose driver broke gets a new one. Whether any did."""
+        before = len(drivers)
         for run_id, task in list(drivers.items()):
             if not task.done():
                 continue
@@ -96,6 +119,7 @@ class Conductor:
                 _log.info("a run is taken up again", run_id=run_id, reason=error.message)
             elif error is not None:
                 _log.error("a run's driver broke", run_id=run_id, exc_info=error)
+        return len(drivers) < before
 
 
 class CoordinatorFront:
@@ -108,7 +132,12 @@ class CoordinatorFront:
         self._feed = RunFeed(context.redis)
         deployments = DeploymentRecords(context.store)
         self._tools = Tools(
-            context.store, deployments, context.registry, context.clients, context.redis
+            context.store,
+            deployments,
+            context.registry,
+            context.clients,
+            context.redis,
+            Canaries(context.redis),
         )
         self._preferences = Preferences(
             context.redis, context.store, context.registry, context.clients, context.replica_id
@@ -129,6 +158,7 @@ class CoordinatorFront:
             scopes[method] = "deployments"
         for method in ("ListArtifacts", "GetArtifact"):
             scopes[method] = "artifacts"
+        scopes["ReportOutcome"] = "inference"  # who may ask may judge the answer
         return [
             GrpcService(
                 "plinth.v1.CoordinatorService",
@@ -178,15 +208,28 @@ class Servicer(rpc.CoordinatorServiceServicer):
         self._tools = tools
 
     async def SubmitRun(self, request: pb.SubmitRunRequest, context: Any) -> pb.SubmitRunResponse:
-        run_id = check_part(request.run_id, "run_id")
-        if len(run_id) > _RUN_ID_CHARS or "/" in run_id:
-            raise InvalidArgument(
-                f"run_id has at most {_RUN_ID_CHARS} characters and no '/'", field="run_id"
-            )
+        run_id = _checked_id(request.run_id)
         pipeline = await asyncio.to_thread(parse, request.pipeline_yaml, dict(request.overrides))
         pipeline = await asyncio.to_thread(pinned, pipeline, self._tools.store)
         run = machine.new_run(run_id, pipeline, time.time_ns() // 1_000_000)
         return pb.SubmitRunResponse(run=await self._records.submit(run))
+
+    async def ForkRun(self, request: pb.ForkRunRequest, context: Any) -> pb.ForkRunResponse:
+        run_id = _checked_id(request.run_id)
+        source = await self._records.get(request.source_run_id)
+        run = await asyncio.to_thread(
+            fork,
+            source,
+            run_id=run_id,
+            from_step=request.from_step,
+            overrides=dict(request.overrides),
+            store=self._tools.store,
+            now=time.time_ns() // 1_000_000,
+        )
+        stands = await self._records.submit(run)
+        if (stands.forked_from, stands.forked_at) != (run.forked_from, run.forked_at):
+            raise AlreadyExists(f"there is a run {run_id!r} already, and it is not this fork")
+        return pb.ForkRunResponse(run=stands)
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         return pb.GetRunResponse(run=await self._records.get(request.run_id))
@@ -251,6 +294,12 @@ class Servicer(rpc.CoordinatorServiceServicer):
     async def PutDeployment(
         self, request: pb.PutDeploymentRequest, context: Any
     ) -> pb.PutDeploymentResponse:
+        if request.deployment.canary_of:
+            raise InvalidArgument(
+                "a pipeline step of kind canary makes canaries: it watches them and takes them "
+                "down; this call is for served models",
+                field="deployment.canary_of",
+            )
         record = await asyncio.to_thread(self._tools.deployments.put, request.deployment)
         assert record.deployment is not None
         return pb.PutDeploymentResponse(deployment=await self._counted(record.deployment))
@@ -266,6 +315,22 @@ class Servicer(rpc.CoordinatorServiceServicer):
     ) -> pb.DeleteDeploymentResponse:
         await asyncio.to_thread(self._tools.deployments.delete, request.name)
         return pb.DeleteDeploymentResponse()
+
+    async def ReportOutcome(
+        self, request: pb.ReportOutcomeRequest, context: Any
+    ) -> pb.ReportOutcomeResponse:
+        name = check_name(request.name, "name")
+        if bool(request.request_id) == bool(request.revision):
+            raise InvalidArgument("give one of request_id and revision", field="request_id")
+        principal = current_principal()
+        canaries = self._tools.canaries
+        if request.revision:
+            principal.require("runs")
+            role = await canaries.report_revision(name, request.revision, good=request.good)
+        else:
+            answer = answer_key(principal.tenant, request.request_id)
+            role = await canaries.report(name, answer=answer, good=request.good)
+        return pb.ReportOutcomeResponse(role=role)
 
     async def _counted(self, deployment: pb.Deployment) -> pb.Deployment:
         counted = pb.Deployment()
@@ -294,6 +359,16 @@ class Servicer(rpc.CoordinatorServiceServicer):
         aliases = await asyncio.to_thread(store.aliases, record.name)
         mine = [alias for alias, version in aliases.items() if version == record.version]
         return pb.GetArtifactResponse(artifact=record.to_proto(mine))
+
+
+def _checked_id(run_id: str) -> str:
+    """A new run's id; InvalidArgument says what one looks like."""
+    check_part(run_id, "run_id")
+    if len(run_id) > _RUN_ID_CHARS or "/" in run_id:
+        raise InvalidArgument(
+            f"run_id has at most {_RUN_ID_CHARS} characters and no '/'", field="run_id"
+        )
+    return run_id
 
 
 async def _within(waited: Awaitable[pb.Run], seconds: float) -> pb.Run | None:

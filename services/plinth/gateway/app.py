@@ -27,6 +27,7 @@ from plinth.gateway.live_preferences import CONSENT, Witness
 from plinth.gateway.openai_api import ChatBody, CompletionBody
 from plinth.gateway.preferences_api import PATHS, add_preferences
 from plinth.gateway.responses import ChatRendering, CompletionRendering, Rendering
+from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared.errors import Cancelled, PlinthError, to_openai_body
 from plinth.shared.identity import Principal, call_scope, current_call, new_request_id
 from plinth.shared.telemetry import get_logger
@@ -66,6 +67,7 @@ def build_app(desk: Desk) -> FastAPI:
             tuple(body.stops),
             body.samples,
             "messages",
+            body.who,
         )
         witness = desk.preferences.witness(request.headers.get(CONSENT), ask)
         return await _answer(desk, request, principal, [ask], body, ChatRendering, witness)
@@ -78,7 +80,9 @@ def build_app(desk: Desk) -> FastAPI:
         sampling = body.sampling()
         sampling.max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
         asks = [
-            TextRequest(body.model, prompt, sampling, tuple(body.stops), body.samples)
+            TextRequest(
+                body.model, prompt, sampling, tuple(body.stops), body.samples, user=body.who
+            )
             for prompt in body.prompts
         ]
         return await _answer(desk, request, principal, asks, body, CompletionRendering)
@@ -136,7 +140,8 @@ async def _answer(
         include = body.stream_options is not None and body.stream_options.include_usage
         return sse.AnswerStream(session, sse.stream(session, rendering, include_usage=include))
     try:
-        return JSONResponse(await _while_connected(request, rendering.whole(session)))
+        whole = await _while_connected(request, rendering.whole(session))
+        return JSONResponse(whole, headers={MODEL_HEADER: session.revision})
     finally:
         await session.close()
 

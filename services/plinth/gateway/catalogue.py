@@ -2,6 +2,9 @@
 
 A model whose last shard went away a moment ago is still known for a while: its shard is being
 restarted, and a request for it waits instead of being told that there is no such model.
+
+A canary's shards are deployed under a name of their own ("chat.canary"). Clients can't ask for it:
+here they are the second revision of "chat".
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from plinth.shared.errors import NotFound
+from plinth.shared.canary import SUFFIX
+from plinth.shared.errors import NotFound, Unavailable
 from plinth.shared.registry import Registry, Replica
 
 STAGE = "inference"
@@ -37,22 +41,34 @@ class Catalogue:
         self._seen: dict[str, tuple[float, ServedModel]] = {}
 
     async def models(self) -> list[ServedModel]:
-        """Served models by name. Unavailable when the registry never answered."""
-        models = served(await self._registry.replicas(STAGE))
-        now = time.monotonic()
-        self._seen = {k: v for k, v in self._seen.items() if now - v[0] < REMEMBER_S}
-        self._seen.update({model.name: (now, model) for model in models})
+        """Served models by name, without canaries. Unavailable when the registry never answered."""
+        models = [m for m in served(await self._registry.replicas(STAGE)) if not _is_canary(m)]
+        self._remember(models)
         return models
 
     async def get(self, name: str) -> ServedModel:
         """The model of that name. NotFound names those that there are."""
-        models = await self.models()
-        for model in models:
-            if model.name == name:
-                return model
+        return (await self.revisions(name))[0]
+
+    async def revisions(self, name: str) -> tuple[ServedModel, ServedModel | None]:
+        """(the stable revision of `name`, its canary if shards of one are up). Errors as `get`."""
+        found = served(await self._registry.replicas(STAGE))
+        models = {model.name: model for model in found}
+        listed = [model for model in found if not _is_canary(model)]
+        self._remember(listed)
+        second = models.get(name + SUFFIX)
+        canary = replace(second, name=name) if second is not None else None
+        if name in models and not name.endswith(SUFFIX):
+            return models[name], canary
         if name in self._seen:
-            return replace(self._seen[name][1], ready_shards=0)
-        known = ", ".join(repr(model.name) for model in models) or "none"
+            return replace(self._seen[name][1], ready_shards=0), canary
+        if canary is not None:
+            raise Unavailable(
+                f"no shard of {name!r} is up but a canary's, which only has a share of it",
+                reason="NO_SHARD",
+                retry_after_s=5.0,
+            )
+        known = ", ".join(repr(model.name) for model in listed) or "none"
         raise NotFound(
             f"The model {name[:256]!r} does not exist. Served now: {known}.",
             reason="MODEL_NOT_FOUND",
@@ -60,12 +76,29 @@ class Catalogue:
         )
 
     async def others(self, model: ServedModel) -> set[str]:
-        """Ids of replicas that don't hold these very weights under this name."""
+        """Ids of replicas that don't hold these very weights for this name."""
         return {
             replica.id
             for replica in await self._registry.replicas(STAGE)
-            if model.weights_digest not in {held.weights_digest for held in _held(replica, model)}
+            if held_as(replica, model) is None
         }
+
+    def _remember(self, models: Iterable[ServedModel]) -> None:
+        now = time.monotonic()
+        self._seen = {k: v for k, v in self._seen.items() if now - v[0] < REMEMBER_S}
+        self._seen.update({model.name: (now, model) for model in models})
+
+
+def held_as(replica: Replica, model: ServedModel) -> str | None:
+    """What `replica` calls these weights: the model's name, or its canary's; None if it has other
+    weights only. A canary that became the stable revision is held under both for a while."""
+    for held in _bindings(replica):
+        if held.weights_digest == model.weights_digest and held.name in (
+            model.name,
+            model.name + SUFFIX,
+        ):
+            return held.name
+    return None
 
 
 def served(replicas: Iterable[Replica]) -> list[ServedModel]:
@@ -98,5 +131,5 @@ def _bindings(replica: Replica) -> list[ServedModel]:
     ]
 
 
-def _held(replica: Replica, model: ServedModel) -> list[ServedModel]:
-    return [held for held in _bindings(replica) if held.name == model.name]
+def _is_canary(model: ServedModel) -> bool:
+    return model.name.endswith(SUFFIX)

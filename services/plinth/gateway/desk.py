@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import Catalogue
@@ -13,14 +14,18 @@ from plinth.gateway.generation import Generator, Prepared, TextEvent, TextReques
 from plinth.gateway.keys import Keyring, KeyStore
 from plinth.gateway.live_preferences import LivePreferences, Witness
 from plinth.gateway.quotas import Admission, Quotas
+from plinth.gateway.revisions import Choice, Revisions, at_fault, falls_back
 from plinth.gateway.texts import Texts
+from plinth.shared.canary import Canaries
 from plinth.shared.connection import connect
-from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared.errors import FailedPrecondition, PlinthError, Unavailable
 from plinth.shared.identity import Principal, cluster_token
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.settings import Settings
+from plinth.shared.telemetry import get_logger
 
+_log = get_logger("plinth.gateway")
 LEASE_SLACK_S = 60.0
 
 
@@ -32,11 +37,17 @@ class Session:
         generator: Generator,
         prepared: Sequence[Prepared],
         admission: Admission,
-        witness: Witness | None = None,
+        revisions: Revisions,
+        choice: Choice,
     ) -> None:
         self.prepared = prepared
+        self.witness: Witness | None = None  # of what the client is told, from the first piece on
         self._admission = admission
-        self._witness = witness
+        self._revisions = revisions
+        self._choice = choice
+        self._outcome = "cancelled"
+        self._tokens = 0
+        self._ttft_s: float | None = None
         self._closed = False
         self._made: list[TextEvent] = []
         self._answers = merged(
@@ -48,31 +59,64 @@ class Session:
 
     async def start(self) -> None:
         """Waits for the first piece, so that what goes wrong until then has a status of its own."""
-        self._first = await anext(self._answers)
+        with self._judged():
+            self._first = await anext(self._answers)
+        self._ttft_s = time.monotonic() - self.prepared[0].started
+
+    @property
+    def revision(self) -> str:
+        """The revision that answers: "chat@8"."""
+        return self._choice.model.artifact
 
     async def events(self) -> AsyncGenerator[tuple[int, TextEvent], None]:
         """(index of the answer, its next piece): samples of the first prompt, then the next's."""
         if self._first is not None:
             yield self._counted(self._first)
-        async with aclosing(self._answers):
-            async for item in self._answers:
-                yield self._counted(item)
-        if self._witness is not None:
-            self._witness.heard_all(self.prepared[0])
+        with self._judged():
+            async with aclosing(self._answers):
+                async for item in self._answers:
+                    yield self._counted(item)
+            self._outcome = "ok"
+        if self.witness is not None:
+            self.witness.heard_all(self.prepared[0])
 
-    async def close(self) -> None:
-        """Frees the shards and settles the bill. Idempotent."""
+    async def close(self, *, leave: bool = True) -> None:
+        """Frees the shards, books the outcome and, unless the request goes on elsewhere, settles
+        the bill. Idempotent."""
         if self._closed:
             return
         self._closed = True
         metrics.RUNNING.dec()
-        self._admission.close()
+        if leave:
+            self._admission.close()
+        principal = self.prepared[0].principal
+        if self._outcome != "refused":
+            self._revisions.book(
+                self._choice,
+                principal,
+                self._outcome,
+                tokens=self._tokens,
+                ttft_s=self._ttft_s,
+            )
         await self._answers.aclose()
 
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Takes note of what the revision is to blame for."""
+        try:
+            yield
+        except PlinthError as error:
+            self._outcome = "error" if at_fault(error) else "refused"
+            raise
+        except Exception:
+            self._outcome = "error"
+            raise
+
     def _counted(self, item: tuple[int, TextEvent]) -> tuple[int, TextEvent]:
+        self._tokens += len(item[1].tokens)
         self._spend("completion", len(item[1].tokens))
-        if self._witness is not None:
-            self._witness.hear(*item)
+        if self.witness is not None:
+            self.witness.hear(*item)
         return item
 
     def _spend(self, kind: str, tokens: int) -> None:
@@ -115,6 +159,9 @@ class Desk:
             rate=gateway.preference_sampling_rate,
             rival=gateway.preference_rival,
         )
+        # Connections of its own: a burst of look-ups must not cost the canary its share.
+        self._canary_redis = connect(settings.redis_url.get_secret_value())
+        self.revisions = Revisions(self.catalogue, Canaries(self._canary_redis))
         self._fresh: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -129,7 +176,9 @@ class Desk:
             await asyncio.gather(self._fresh, return_exceptions=True)
         await self.preferences.close()
         await self.quotas.drain()
+        await self.revisions.drain()
         await self.clients.close()
+        await self._canary_redis.aclose()
         await self._redis.aclose()
 
     async def session(
@@ -139,18 +188,55 @@ class Desk:
         witness: Witness | None = None,
     ) -> Session:
         """Lets the requests in and waits for their first piece. Raises what is wrong with them."""
+        session = await self._let_in(principal, requests)
+        session.witness = witness
+        return session
+
+    async def _let_in(self, principal: Principal, requests: Sequence[TextRequest]) -> Session:
         principal.require("inference")
         admission = await self.quotas.admit(principal.tenant)
+        asked = requests[0]
         try:
-            prepared = [await self.generator.prepare(principal, one) for one in requests]
+            choice = await self.revisions.choose(asked.model, principal, asked.user)
+            try:
+                return await self._begun(principal, requests, admission, choice)
+            except PlinthError as error:
+                if choice.otherwise is None or not falls_back(error):
+                    raise
+                _log.warning(
+                    "the canary can't answer; the stable revision does",
+                    canary=choice.model.artifact,
+                    reason=error.message,
+                )
+                instead = Choice(choice.otherwise, choice.canary, "stable")
+                return await self._begun(principal, requests, admission, instead)
         except BaseException:
             admission.close()
             raise
-        session = Session(self.generator, prepared, admission, witness)
+
+    async def _begun(
+        self,
+        principal: Principal,
+        requests: Sequence[TextRequest],
+        admission: Admission,
+        choice: Choice,
+    ) -> Session:
+        """A session whose first piece is there. Leaves the admission open when it raises."""
+        impatient = choice.otherwise is not None
+        try:
+            prepared = [
+                await self.generator.prepare(principal, one, choice.model, impatient=impatient)
+                for one in requests
+            ]
+        except PlinthError as error:
+            if at_fault(error):  # its tokenizer, for one
+                self.revisions.book(choice, principal, "error")
+            raise
+        session = Session(self.generator, prepared, admission, self.revisions, choice)
         try:
             await session.start()
         except BaseException:
-            await session.close()
+            await session.close(leave=False)
             raise
         return session
 

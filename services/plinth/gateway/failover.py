@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import grpc
 
 from plinth.gateway import metrics
-from plinth.gateway.catalogue import STAGE, Catalogue, ServedModel
+from plinth.gateway.catalogue import STAGE, Catalogue, ServedModel, held_as
 from plinth.shared.errors import (
     DeadlineExceeded,
     NotFound,
@@ -44,7 +44,8 @@ _log = get_logger("plinth.gateway")
 class Order:
     """One sample of one prompt. `sampling` has its seed and max_tokens set.
 
-    deadline: on time.monotonic()'s clock.
+    deadline: on time.monotonic()'s clock. impatient: before the first token nobody is waited for,
+    since another revision can answer instead.
     """
 
     request_id: str
@@ -53,9 +54,11 @@ class Order:
     sampling: common_pb2.SamplingParams
     principal: Principal
     deadline: float
+    impatient: bool = False
 
-    def request(self, made: list[int], attempt: int) -> inference_pb2.GenerateRequest:
-        """What a shard is asked for once `made` ids have been passed on."""
+    def request(self, made: list[int], attempt: int, held_as: str) -> inference_pb2.GenerateRequest:
+        """What a shard, which calls the model `held_as`, is asked for once `made` ids have been
+        passed on."""
         sampling = common_pb2.SamplingParams()
         sampling.CopyFrom(self.sampling)
         sampling.max_tokens = self.sampling.max_tokens - len(made)
@@ -63,9 +66,7 @@ class Order:
         tokens = inference_pb2.TokenSpan(ids=[*self.prompt_ids, *made])
         return inference_pb2.GenerateRequest(
             request_id=f"{self.request_id}.{self.sampling.sample_index}.{attempt}",
-            binding=common_pb2.Binding(
-                model=self.model.name, weights_digest=self.model.weights_digest
-            ),
+            binding=common_pb2.Binding(model=held_as, weights_digest=self.model.weights_digest),
             input=[inference_pb2.Span(tokens=tokens)],
             sampling=sampling,
         )
@@ -90,7 +91,8 @@ class Shards:
         another shard would answer the same, and Unavailable when none came in time.
         """
         made: list[int] = []
-        search = _Search(self._patience_s, self._resume_s, order.deadline)
+        patience_s = 0.0 if order.impatient else self._patience_s
+        search = _Search(patience_s, self._resume_s, order.deadline)
         while True:
             if len(made) >= order.sampling.max_tokens:  # lost between last token and its finish
                 yield inference_pb2.GenerateResponse(
@@ -101,7 +103,10 @@ class Shards:
             replica = await self._find(order.model, search)
             channel = self._clients.channel(replica, order.principal)
             call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(
-                order.request(made, search.attempts), timeout=search.left_s()
+                order.request(
+                    made, search.attempts, held_as(replica, order.model) or order.model.name
+                ),
+                timeout=search.left_s(),
             )
             try:
                 async for message in call:
@@ -137,7 +142,7 @@ class Shards:
         while True:
             try:
                 exclude = await self._catalogue.others(model) | search.avoided()
-                return await self._clients.pick(STAGE, model=model.name, exclude=exclude)
+                return await self._clients.pick(STAGE, exclude=exclude)
             except Unavailable as error:
                 search.check(error)
             await asyncio.sleep(POLL_S)

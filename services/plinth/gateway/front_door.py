@@ -17,9 +17,11 @@ from plinth.gateway.desk import Desk
 from plinth.gateway.generation import TextEvent, TextRequest, check_sampling
 from plinth.gateway.live_preferences import CONSENT, Witness
 from plinth.gateway.proxy import proxied_services
+from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared.errors import InvalidArgument, PlinthError
-from plinth.shared.identity import current_principal
+from plinth.shared.identity import current_principal, current_request_id
 from plinth.shared.rpc.server import GrpcServer, GrpcService
+from plinth.shared.rpc.status import REQUEST_ID_KEY
 from plinth.v1 import gateway_pb2 as pb
 from plinth.v1 import gateway_pb2_grpc as rpc
 
@@ -81,10 +83,12 @@ class FrontDoor(rpc.GatewayServiceServicer):
             request.sampling,
             tuple(request.stop),
             prompt_field="messages",
+            user=request.user,
         )
         consent = dict(context.invocation_metadata() or ()).get(CONSENT)
         witness = self._desk.preferences.witness(consent, ask)
-        async with aclosing(self._answer("Chat", ask, pb.ChatResponse, witness)) as answers:
+        answering = self._answer("Chat", ask, pb.ChatResponse, context, witness)
+        async with aclosing(answering) as answers:
             async for answer in answers:
                 yield answer
 
@@ -92,18 +96,32 @@ class FrontDoor(rpc.GatewayServiceServicer):
         self, request: pb.CompleteRequest, context: Any
     ) -> AsyncIterator[pb.CompleteResponse]:
         """A text completion, streamed."""
-        ask = TextRequest(request.model, request.prompt, request.sampling, tuple(request.stop))
-        async with aclosing(self._answer("Complete", ask, pb.CompleteResponse)) as answers:
+        ask = TextRequest(
+            request.model,
+            request.prompt,
+            request.sampling,
+            tuple(request.stop),
+            user=request.user,
+        )
+        async with aclosing(self._answer("Complete", ask, pb.CompleteResponse, context)) as answers:
             async for answer in answers:
                 yield answer
 
     async def _answer(
-        self, path: str, ask: TextRequest, kind: type[Any], witness: Witness | None = None
+        self,
+        path: str,
+        ask: TextRequest,
+        kind: type[Any],
+        context: Any,
+        witness: Witness | None = None,
     ) -> Any:
         principal = current_principal()
         code = "CANCELLED"
         try:
             session = await self._desk.session(principal, [ask], witness)
+            context.set_trailing_metadata(
+                ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
+            )
             try:
                 prepared = session.prepared[0]
                 digest = prepared.model.weights_digest
@@ -148,6 +166,7 @@ def check_chat(request: pb.ChatRequest) -> None:
                 field=f"messages.{index}.role",
             )
         limits.check_text(message.content, f"messages.{index}.content")
+    limits.check_text(request.user, "user")
     check_sampling(request.sampling)
     limits.check_stops(request.stop)
 
@@ -155,5 +174,6 @@ def check_chat(request: pb.ChatRequest) -> None:
 def check_completion(request: pb.CompleteRequest) -> None:
     """InvalidArgument unless REST would take it too."""
     limits.check_text(request.prompt, "prompt")
+    limits.check_text(request.user, "user")
     check_sampling(request.sampling)
     limits.check_stops(request.stop)

@@ -39,6 +39,7 @@ class TextRequest:
     stop: tuple[str, ...] = ()
     samples: int = 1
     prompt_field: str = "prompt"
+    user: str = ""  # who asks, in the client's words: stays with one revision
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Prepared:
     principal: Principal
     started: float
     deadline: float
+    impatient: bool = False  # another revision answers where this one has no shard
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,18 @@ class Generator:
         self._shards = shards
         self._deadline_s = deadline_s
 
-    async def prepare(self, principal: Principal, request: TextRequest) -> Prepared:
+    async def prepare(
+        self,
+        principal: Principal,
+        request: TextRequest,
+        model: ServedModel,
+        *,
+        impatient: bool = False,
+    ) -> Prepared:
         """Ids of the prompt, checked against the model's context; a seed where none was given."""
         started = time.monotonic()
         left_s = remaining_s()
         deadline = started + min(self._deadline_s, left_s if left_s is not None else 1e9)
-        model = await self.catalogue.get(request.model)
         sampling = common_pb2.SamplingParams()
         sampling.CopyFrom(request.sampling)
         ids = await self._ids(principal, model, request.prompt, sampling)
@@ -93,7 +101,15 @@ class Generator:
         if not sampling.HasField("seed"):
             sampling.seed = secrets.randbits(SEED_BITS)
         return Prepared(
-            model, tuple(ids), sampling, request.stop, request.samples, principal, started, deadline
+            model,
+            tuple(ids),
+            sampling,
+            request.stop,
+            request.samples,
+            principal,
+            started,
+            deadline,
+            impatient,
         )
 
     async def _ids(
@@ -217,6 +233,7 @@ def _order(prepared: Prepared, sample: int) -> Order:
         sampling,
         prepared.principal,
         prepared.deadline,
+        prepared.impatient,
     )
 
 

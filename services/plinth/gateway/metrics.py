@@ -30,6 +30,20 @@ ITL = histogram(
     ["model"],
     buckets=(0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 5, 30),
 )
+REVISION_REQUESTS = counter(
+    "revision_requests_total",
+    "Requests by the revision that answered, and their outcome: ok, error, cancelled.",
+    ["model", "revision", "outcome"],
+)
+REVISION_TOKENS = counter(
+    "revision_tokens_total", "Tokens made by each revision.", ["model", "revision"]
+)
+REVISION_TTFT = histogram(
+    "revision_ttft_seconds",
+    "From a request's arrival to its first token, by the revision that answered.",
+    ["model", "revision"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
 
 
 def tenant_label(tenant: str) -> str:

@@ -69,8 +69,9 @@ class _Common(_Strict):
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = Field(default=None, max_length=limits.MAX_STOP_TOKEN_IDS)
     speculation: Literal["", "off", "lookup", "draft"] | None = None
-    # Nothing depends on these.
+    # Keeps a user with one revision while a sticky canary is on; nothing else depends on it.
     user: str | None = None
+    # Nothing depends on these.
     metadata: dict[str, str] | None = None
     # Refused unless they say what happens anyway: see `refuse_unsupported`.
     presence_penalty: float | None = None
@@ -83,6 +84,11 @@ class _Common(_Strict):
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def who(self) -> str:
+        """The client's word for its user; empty where it has none."""
+        return self.user or ""
 
     @property
     def asked_tokens(self) -> int | None:
@@ -158,6 +164,11 @@ class ChatBody(_Common):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+    @property
+    def who(self) -> str:
+        """`safety_identifier`, or its older name."""
+        return self.safety_identifier or self.user or ""
 
     @property
     def asked_tokens(self) -> int | None:

@@ -33,6 +33,7 @@ _PROXIED: tuple[tuple[Any, str, str, Mapping[str, str]], ...] = (
             "DeleteDeployment": "deployments",
             "ListArtifacts": "artifacts",
             "GetArtifact": "artifacts",
+            "ReportOutcome": "inference",
             "*": "runs",
         },
     ),

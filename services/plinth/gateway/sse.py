@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from plinth.gateway.desk import Session
 from plinth.gateway.generation import TextEvent
 from plinth.gateway.responses import Rendering
+from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared.errors import PlinthError, to_openai_body
 from plinth.shared.telemetry import get_logger
 
@@ -66,7 +67,8 @@ class AnswerStream(EventSourceResponse):
     """Sends a stream, and closes its session however sending ends."""
 
     def __init__(self, session: Session, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(events, ping=15, sep="\n", send_timeout=SEND_TIMEOUT_S)
+        headers = {MODEL_HEADER: session.revision}
+        super().__init__(events, headers=headers, ping=15, sep="\n", send_timeout=SEND_TIMEOUT_S)
         self._session = session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

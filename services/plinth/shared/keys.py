@@ -102,6 +102,12 @@ def rewards_done(name: str) -> str:
     return f"{PREFIX}:rewards-done:{check_part(name, 'announce')}"
 
 
+def canary(name: str, part: str = "") -> str:
+    """Hash: the canary of one served name. With `part`: what is kept of one of its requests."""
+    key = f"{PREFIX}:canary:{{{check_part(name, 'name')}}}"
+    return f"{key}:{check_part(part, 'part')}" if part else key
+
+
 def queues() -> str:
     """Set: names of the queues that ever held an item."""
     return f"{PREFIX}:queues"

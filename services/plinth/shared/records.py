@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from plinth.shared.canary import MAX_SHARE, SUFFIX, canary_name
 from plinth.shared.errors import Aborted, DataLoss, InvalidArgument, NotFound
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
@@ -108,6 +109,7 @@ class DeploymentRecords:
             value = getattr(wanted, what)
             if not 0 <= value <= (1 if what == "traffic_share" else 1024):
                 raise InvalidArgument(f"{what} {value} is out of range", field=f"deployment.{what}")
+        _check_canary(wanted)
         artifact = self._store.get(wanted.artifact)
         if artifact.kind != "model":
             raise InvalidArgument(
@@ -120,6 +122,35 @@ class DeploymentRecords:
     def _log(self, name: str) -> RecordLog:
         folder = f"deployments/{check_name(name, 'name')}"
         return self._logs.setdefault(name, RecordLog(self._store.storage, folder))
+
+
+def _check_canary(wanted: coordinator_pb2.Deployment) -> None:
+    """A canary is named after what it is a canary of, and says its share; nothing else does."""
+    if not wanted.canary_of:
+        if wanted.name.endswith(SUFFIX):
+            raise InvalidArgument(
+                f"{wanted.name!r}: names that end in {SUFFIX} are for canaries; say canary_of",
+                field="deployment.name",
+            )
+        if wanted.traffic_share not in (0, 1):
+            raise InvalidArgument(
+                f"traffic_share {wanted.traffic_share:g}: only a canary has a share of its own; "
+                "a pipeline step of kind canary makes one",
+                field="deployment.traffic_share",
+            )
+        return
+    right = canary_name(wanted.canary_of)
+    if wanted.name != right:
+        raise InvalidArgument(
+            f"a canary of {wanted.canary_of!r} is called {right!r}, not {wanted.name!r}",
+            field="deployment.name",
+        )
+    if not 0 < wanted.traffic_share <= MAX_SHARE:
+        raise InvalidArgument(
+            f"a canary's traffic_share is above 0 and at most {MAX_SHARE:g}, "
+            f"not {wanted.traffic_share:g}",
+            field="deployment.traffic_share",
+        )
 
 
 def _parse(name: str, number: int, record: dict[str, Any]) -> DeploymentRecord:

@@ -92,7 +92,7 @@ class Step(_message.Message):
     FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
-    """"data", "tokenizer", "train", "evaluate", "publish", "serve"."""
+    """"data", "tokenizer", "train", "evaluate", "compare", "publish", "serve", "canary"."""
     state: Global___StepState.ValueType
     input_digest: _builtins.str
     """Digest of the step's spec and of all its inputs."""
@@ -145,6 +145,8 @@ class Run(_message.Message):
     SUBMITTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    FORKED_FROM_FIELD_NUMBER: _builtins.int
+    FORKED_AT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     name: _builtins.str
     state: Global___RunState.ValueType
@@ -155,6 +157,9 @@ class Run(_message.Message):
     finished_unix_ms: _builtins.int
     revision: _builtins.int
     """Counts changes; a watcher sees it grow."""
+    forked_from: _builtins.str
+    """The run that this one took steps over from, and the step at which it parted."""
+    forked_at: _builtins.str
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]: ...
     def __init__(
@@ -169,10 +174,12 @@ class Run(_message.Message):
         submitted_unix_ms: _builtins.int = ...,
         finished_unix_ms: _builtins.int = ...,
         revision: _builtins.int = ...,
+        forked_from: _builtins.str = ...,
+        forked_at: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished_unix_ms", b"finished_unix_ms", "name", b"name", "pipeline_yaml", b"pipeline_yaml", "revision", b"revision", "run_id", b"run_id", "state", b"state", "steps", b"steps", "submitted_unix_ms", b"submitted_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished_unix_ms", b"finished_unix_ms", "forked_at", b"forked_at", "forked_from", b"forked_from", "name", b"name", "pipeline_yaml", b"pipeline_yaml", "revision", b"revision", "run_id", b"run_id", "state", b"state", "steps", b"steps", "submitted_unix_ms", b"submitted_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,6 +488,82 @@ class CancelRunResponse(_message.Message):
 Global___CancelRunResponse: _TypeAlias = CancelRunResponse  # noqa: Y015
 
 @_typing.final
+class ForkRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OverridesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_RUN_ID_FIELD_NUMBER: _builtins.int
+    FROM_STEP_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """Of the new run."""
+    source_run_id: _builtins.str
+    """The run to fork; it may still be going on."""
+    from_step: _builtins.str
+    """The first step to be done anew; so is whatever needs it. The steps that it needs must be
+    finished.
+    """
+    @_builtins.property
+    def overrides(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in SubmitRunRequest; not for steps that are taken over."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        source_run_id: _builtins.str = ...,
+        from_step: _builtins.str = ...,
+        overrides: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_step", b"from_step", "overrides", b"overrides", "run_id", b"run_id", "source_run_id", b"source_run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkRunRequest: _TypeAlias = ForkRunRequest  # noqa: Y015
+
+@_typing.final
+class ForkRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___Run: ...
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkRunResponse: _TypeAlias = ForkRunResponse  # noqa: Y015
+
+@_typing.final
 class Deployment(_message.Message):
     """One served model."""
 
@@ -495,6 +578,9 @@ class Deployment(_message.Message):
     SPECULATION_FIELD_NUMBER: _builtins.int
     TRAFFIC_SHARE_FIELD_NUMBER: _builtins.int
     READY_SHARDS_FIELD_NUMBER: _builtins.int
+    CANARY_OF_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    STABLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name that clients ask for ("chat")."""
     artifact: _builtins.str
@@ -508,9 +594,16 @@ class Deployment(_message.Message):
     speculation: _builtins.str
     """Speculation of this model: "off", "lookup", or "draft:<artifact>"."""
     traffic_share: _builtins.float
-    """Share of the traffic, 0 to 1, among deployments of one name (canaries come later)."""
+    """A canary's share of its name's requests, above 0 and at most 0.5; for others 0 or 1."""
     ready_shards: _builtins.int
     """Set by the platform: shards that are ready now."""
+    canary_of: _builtins.str
+    """The served name ("chat") of which this, named "chat.canary", is the second revision."""
+    owner: _builtins.str
+    """A canary's: the step of a run that watches it, and the artifact it is measured against. One
+    without an owner gets no traffic.
+    """
+    stable: _builtins.str
     def __init__(
         self,
         *,
@@ -523,10 +616,13 @@ class Deployment(_message.Message):
         speculation: _builtins.str = ...,
         traffic_share: _builtins.float = ...,
         ready_shards: _builtins.int = ...,
+        canary_of: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        stable: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "cpus_per_shard", b"cpus_per_shard", "gpus_per_shard", b"gpus_per_shard", "kv_cache_bytes", b"kv_cache_bytes", "name", b"name", "ready_shards", b"ready_shards", "shards", b"shards", "speculation", b"speculation", "traffic_share", b"traffic_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "canary_of", b"canary_of", "cpus_per_shard", b"cpus_per_shard", "gpus_per_shard", b"gpus_per_shard", "kv_cache_bytes", b"kv_cache_bytes", "name", b"name", "owner", b"owner", "ready_shards", b"ready_shards", "shards", b"shards", "speculation", b"speculation", "stable", b"stable", "traffic_share", b"traffic_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,6 +736,57 @@ class DeleteDeploymentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteDeploymentResponse: _TypeAlias = DeleteDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class ReportOutcomeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    GOOD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The served name that was asked ("chat")."""
+    request_id: _builtins.str
+    """The answer's x-request-id; it can be judged once, within an hour, by who asked."""
+    revision: _builtins.str
+    """Instead of it, for keys with the scope "runs": the revision that did well or not ("chat@8")."""
+    good: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        good: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "name", b"name", "request_id", b"request_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomeRequest: _TypeAlias = ReportOutcomeRequest  # noqa: Y015
+
+@_typing.final
+class ReportOutcomeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """"canary" or "stable": whose verdict it was."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomeResponse: _TypeAlias = ReportOutcomeResponse  # noqa: Y015
 
 @_typing.final
 class ListArtifactsRequest(_message.Message):

@@ -69,6 +69,11 @@ class CoordinatorServiceStub:
                 request_serializer=plinth_dot_v1_dot_coordinator__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_coordinator__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.ForkRun = channel.unary_unary(
+                '/plinth.v1.CoordinatorService/ForkRun',
+                request_serializer=plinth_dot_v1_dot_coordinator__pb2.ForkRunRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_coordinator__pb2.ForkRunResponse.FromString,
+                _registered_method=True)
         self.PutDeployment = channel.unary_unary(
                 '/plinth.v1.CoordinatorService/PutDeployment',
                 request_serializer=plinth_dot_v1_dot_coordinator__pb2.PutDeploymentRequest.SerializeToString,
@@ -83,6 +88,11 @@ class CoordinatorServiceStub:
                 '/plinth.v1.CoordinatorService/DeleteDeployment',
                 request_serializer=plinth_dot_v1_dot_coordinator__pb2.DeleteDeploymentRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_coordinator__pb2.DeleteDeploymentResponse.FromString,
+                _registered_method=True)
+        self.ReportOutcome = channel.unary_unary(
+                '/plinth.v1.CoordinatorService/ReportOutcome',
+                request_serializer=plinth_dot_v1_dot_coordinator__pb2.ReportOutcomeRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_coordinator__pb2.ReportOutcomeResponse.FromString,
                 _registered_method=True)
         self.ListArtifacts = channel.unary_unary(
                 '/plinth.v1.CoordinatorService/ListArtifacts',
@@ -145,6 +155,14 @@ class CoordinatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkRun(self, request, context):
+        """A new run that takes over what another one finished and does the rest with other settings.
+        Idempotent by run_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PutDeployment(self, request, context):
         """Served models: desired state, kept on the store, made real by the reconciler.
         """
@@ -160,6 +178,13 @@ class CoordinatorServiceServicer:
 
     def DeleteDeployment(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportOutcome(self, request, context):
+        """A verdict on an answer while its model has a canary: what the canary step may decide by.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -215,6 +240,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     request_deserializer=plinth_dot_v1_dot_coordinator__pb2.CancelRunRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_coordinator__pb2.CancelRunResponse.SerializeToString,
             ),
+            'ForkRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkRun,
+                    request_deserializer=plinth_dot_v1_dot_coordinator__pb2.ForkRunRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_coordinator__pb2.ForkRunResponse.SerializeToString,
+            ),
             'PutDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.PutDeployment,
                     request_deserializer=plinth_dot_v1_dot_coordinator__pb2.PutDeploymentRequest.FromString,
@@ -229,6 +259,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.DeleteDeployment,
                     request_deserializer=plinth_dot_v1_dot_coordinator__pb2.DeleteDeploymentRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_coordinator__pb2.DeleteDeploymentResponse.SerializeToString,
+            ),
+            'ReportOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOutcome,
+                    request_deserializer=plinth_dot_v1_dot_coordinator__pb2.ReportOutcomeRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_coordinator__pb2.ReportOutcomeResponse.SerializeToString,
             ),
             'ListArtifacts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListArtifacts,
@@ -441,6 +476,33 @@ class CoordinatorService:
             _registered_method=True)
 
     @staticmethod
+    def ForkRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.CoordinatorService/ForkRun',
+            plinth_dot_v1_dot_coordinator__pb2.ForkRunRequest.SerializeToString,
+            plinth_dot_v1_dot_coordinator__pb2.ForkRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def PutDeployment(request,
             target,
             options=(),
@@ -511,6 +573,33 @@ class CoordinatorService:
             '/plinth.v1.CoordinatorService/DeleteDeployment',
             plinth_dot_v1_dot_coordinator__pb2.DeleteDeploymentRequest.SerializeToString,
             plinth_dot_v1_dot_coordinator__pb2.DeleteDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.CoordinatorService/ReportOutcome',
+            plinth_dot_v1_dot_coordinator__pb2.ReportOutcomeRequest.SerializeToString,
+            plinth_dot_v1_dot_coordinator__pb2.ReportOutcomeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,10 +44,16 @@ class CoordinatorServiceStub:
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ResumeRunRequest, _coordinator_pb2.ResumeRunResponse]
     CancelRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CancelRunRequest, _coordinator_pb2.CancelRunResponse]
     """Cancels the running step and ends the run."""
+    ForkRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ForkRunRequest, _coordinator_pb2.ForkRunResponse]
+    """A new run that takes over what another one finished and does the rest with other settings.
+    Idempotent by run_id.
+    """
     PutDeployment: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PutDeploymentRequest, _coordinator_pb2.PutDeploymentResponse]
     """Served models: desired state, kept on the store, made real by the reconciler."""
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListDeploymentsRequest, _coordinator_pb2.ListDeploymentsResponse]
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.DeleteDeploymentRequest, _coordinator_pb2.DeleteDeploymentResponse]
+    ReportOutcome: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReportOutcomeRequest, _coordinator_pb2.ReportOutcomeResponse]
+    """A verdict on an answer while its model has a canary: what the canary step may decide by."""
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListArtifactsRequest, _coordinator_pb2.ListArtifactsResponse]
     """Artifacts on the store."""
     GetArtifact: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetArtifactRequest, _coordinator_pb2.GetArtifactResponse]
@@ -66,10 +72,16 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     ResumeRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ResumeRunRequest, _coordinator_pb2.ResumeRunResponse]  # type: ignore[assignment]
     CancelRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CancelRunRequest, _coordinator_pb2.CancelRunResponse]  # type: ignore[assignment]
     """Cancels the running step and ends the run."""
+    ForkRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ForkRunRequest, _coordinator_pb2.ForkRunResponse]  # type: ignore[assignment]
+    """A new run that takes over what another one finished and does the rest with other settings.
+    Idempotent by run_id.
+    """
     PutDeployment: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PutDeploymentRequest, _coordinator_pb2.PutDeploymentResponse]  # type: ignore[assignment]
     """Served models: desired state, kept on the store, made real by the reconciler."""
     ListDeployments: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListDeploymentsRequest, _coordinator_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.DeleteDeploymentRequest, _coordinator_pb2.DeleteDeploymentResponse]  # type: ignore[assignment]
+    ReportOutcome: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReportOutcomeRequest, _coordinator_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
+    """A verdict on an answer while its model has a canary: what the canary step may decide by."""
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListArtifactsRequest, _coordinator_pb2.ListArtifactsResponse]  # type: ignore[assignment]
     """Artifacts on the store."""
     GetArtifact: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetArtifactRequest, _coordinator_pb2.GetArtifactResponse]  # type: ignore[assignment]
@@ -129,6 +141,16 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Cancels the running step and ends the run."""
 
     @_abc_1.abstractmethod
+    def ForkRun(
+        self,
+        request: _coordinator_pb2.ForkRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ForkRunResponse, _abc.Awaitable[_coordinator_pb2.ForkRunResponse]]:
+        """A new run that takes over what another one finished and does the rest with other settings.
+        Idempotent by run_id.
+        """
+
+    @_abc_1.abstractmethod
     def PutDeployment(
         self,
         request: _coordinator_pb2.PutDeploymentRequest,
@@ -149,6 +171,14 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.DeleteDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.DeleteDeploymentResponse, _abc.Awaitable[_coordinator_pb2.DeleteDeploymentResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReportOutcome(
+        self,
+        request: _coordinator_pb2.ReportOutcomeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ReportOutcomeResponse, _abc.Awaitable[_coordinator_pb2.ReportOutcomeResponse]]:
+        """A verdict on an answer while its model has a canary: what the canary step may decide by."""
 
     @_abc_1.abstractmethod
     def ListArtifacts(

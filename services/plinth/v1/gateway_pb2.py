@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from plinth.v1 import common_pb2 as plinth_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17plinth/v1/gateway.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ServedModel\"s\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x14\n\x0cready_shards\x18\x05 \x01(\r\"\x81\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\"\xc3\x01\n\x0c\x43hatResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12 \n\x06tokens\x18\x02 \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0eweights_digest\x18\x06 \x01(\tB\x07\n\x05_seed\"k\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\"\xc7\x01\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12 \n\x06tokens\x18\x02 \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0eweights_digest\x18\x06 \x01(\tB\x07\n\x05_seed2\xdd\x01\n\x0eGatewayService\x12I\n\nListModels\x12\x1c.plinth.v1.ListModelsRequest\x1a\x1d.plinth.v1.ListModelsResponse\x12\x39\n\x04\x43hat\x12\x16.plinth.v1.ChatRequest\x1a\x17.plinth.v1.ChatResponse0\x01\x12\x45\n\x08\x43omplete\x12\x1a.plinth.v1.CompleteRequest\x1a\x1b.plinth.v1.CompleteResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17plinth/v1/gateway.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ServedModel\"s\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x14\n\x0cready_shards\x18\x05 \x01(\r\"\x8f\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x0c\n\x04user\x18\x14 \x01(\t\"\xc3\x01\n\x0c\x43hatResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12 \n\x06tokens\x18\x02 \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0eweights_digest\x18\x06 \x01(\tB\x07\n\x05_seed\"y\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x0c\n\x04user\x18\x14 \x01(\t\"\xc7\x01\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12 \n\x06tokens\x18\x02 \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0eweights_digest\x18\x06 \x01(\tB\x07\n\x05_seed2\xdd\x01\n\x0eGatewayService\x12I\n\nListModels\x12\x1c.plinth.v1.ListModelsRequest\x1a\x1d.plinth.v1.ListModelsResponse\x12\x39\n\x04\x43hat\x12\x16.plinth.v1.ChatRequest\x1a\x17.plinth.v1.ChatResponse0\x01\x12\x45\n\x08\x43omplete\x12\x1a.plinth.v1.CompleteRequest\x1a\x1b.plinth.v1.CompleteResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,13 +39,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVEDMODEL']._serialized_start=145
   _globals['_SERVEDMODEL']._serialized_end=260
   _globals['_CHATREQUEST']._serialized_start=263
-  _globals['_CHATREQUEST']._serialized_end=392
-  _globals['_CHATRESPONSE']._serialized_start=395
-  _globals['_CHATRESPONSE']._serialized_end=590
-  _globals['_COMPLETEREQUEST']._serialized_start=592
-  _globals['_COMPLETEREQUEST']._serialized_end=699
-  _globals['_COMPLETERESPONSE']._serialized_start=702
-  _globals['_COMPLETERESPONSE']._serialized_end=901
-  _globals['_GATEWAYSERVICE']._serialized_start=904
-  _globals['_GATEWAYSERVICE']._serialized_end=1125
+  _globals['_CHATREQUEST']._serialized_end=406
+  _globals['_CHATRESPONSE']._serialized_start=409
+  _globals['_CHATRESPONSE']._serialized_end=604
+  _globals['_COMPLETEREQUEST']._serialized_start=606
+  _globals['_COMPLETEREQUEST']._serialized_end=727
+  _globals['_COMPLETERESPONSE']._serialized_start=730
+  _globals['_COMPLETERESPONSE']._serialized_end=929
+  _globals['_GATEWAYSERVICE']._serialized_start=932
+  _globals['_GATEWAYSERVICE']._serialized_end=1153
 # @@protoc_insertion_point(module_scope)

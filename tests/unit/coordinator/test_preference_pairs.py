@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from plinth.algos.intervals import wilson
 from plinth.coordinator.preferences.dataset import publish_pairs
 from plinth.coordinator.preferences.pairs import judged_pairs, read_lines
 from plinth.coordinator.preferences.ranking import tiers
@@ -20,7 +21,6 @@ from plinth.coordinator.preferences.report import (
     position_bias,
 )
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
-from plinth.shared.intervals import wilson
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.data.corpus import read_split, write_corpus
 from plinth.trainer.data.documents import Document, parse_document

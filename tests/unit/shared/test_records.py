@@ -88,9 +88,25 @@ def test_rival_coordinators(records: DeploymentRecords, store: ArtifactStore) ->
         Deployment(name="chat", artifact="model", cpus_per_shard=-1),
         Deployment(name="chat", artifact="model", gpus_per_shard=float("nan")),
         Deployment(name="chat", artifact="model", traffic_share=1.5),
+        Deployment(name="chat", artifact="model", traffic_share=0.3),
+        Deployment(name="chat.canary", artifact="model"),
+        Deployment(name="chat-2", artifact="model", canary_of="chat", traffic_share=0.1),
+        Deployment(name="chat.canary", artifact="model", canary_of="chat"),
+        Deployment(name="chat.canary", artifact="model", canary_of="chat", traffic_share=0.6),
+        Deployment(
+            name="chat.canary.canary", artifact="model", canary_of="chat.canary", traffic_share=0.1
+        ),
     ],
 )
 def test_nonsense_is_refused(records: DeploymentRecords, bad: Deployment) -> None:
     with pytest.raises(InvalidArgument):
         records.put(bad)
     assert records.list() == []
+
+
+def test_a_canary_stands_beside_what_it_is_a_canary_of(records: DeploymentRecords) -> None:
+    records.put(Deployment(name="chat", artifact="model"))
+    records.put(
+        Deployment(name="chat.canary", artifact="model", canary_of="chat", traffic_share=0.5)
+    )
+    assert [wanted.name for wanted in records.list()] == ["chat", "chat.canary"]

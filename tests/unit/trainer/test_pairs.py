@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import trainings
+from plinth.algos.intervals import wilson
 from plinth.models.decoder import Decoder
 from plinth.models.reward import RewardModel, load_reward_model
 from plinth.models.weights import load_decoder, save_decoder
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.intervals import wilson
 from plinth.trainer.data.corpus import read_split, write_corpus
 from plinth.trainer.data.documents import Document, parse_document
 from plinth.trainer.data.shards import Split

@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from plinth.algos.intervals import wilson
 from plinth.coordinator.preferences.agreement import krippendorff_alpha
 from plinth.coordinator.preferences.ranking import BETTER, TIE, outcomes, places
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.strengths import bradley_terry
 from plinth.shared.errors import Aborted
-from plinth.shared.intervals import wilson
 from plinth.v1 import preferences_pb2 as pb
 
 HUMAN = pb.JUDGEMENT_SOURCE_HUMAN

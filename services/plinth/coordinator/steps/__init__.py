@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from plinth.coordinator.steps.canary import CanaryStep
 from plinth.coordinator.steps.compare import CompareStep
 from plinth.coordinator.steps.contract import StepKind
 from plinth.coordinator.steps.data import DataStep
@@ -23,4 +24,5 @@ STEP_KINDS: Mapping[str, StepKind] = {
     "preferences": PreferencesStep(),
     "publish": PublishStep(),
     "serve": ServeStep(),
+    "canary": CanaryStep(),
 }

@@ -3,19 +3,24 @@
 The output is the winner itself, so that `publish` and `serve` take it as they take any model. A
 rival wins only where it beats the baseline beyond chance: with the lower end of its win rate's 95 %
 interval above one half. Otherwise the baseline stays, or, with `require`, the run ends here.
+
+With `require` the step is a gate, and a gate needs a judge of its own: a policy that has learned to
+please a reward model pleases it by construction. So a judge that any rival was trained against is
+refused, by the pipeline's text and by the rivals' lineage, unless `same_judge` owns up to it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
-from plinth.shared.errors import FailedPrecondition
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import trainer_pb2 as pb
 
 RIVALS = ("candidate", "candidate_2", "candidate_3")
@@ -33,6 +38,7 @@ class Require(BaseModel):
 class CompareSpec(StepSpec):
     INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {
         "dataset": frozenset({"dataset"}),
+        "judge": frozenset({"reward"}),
         "reward": frozenset({"reward"}),
         "baseline": frozenset({"model"}),
         **dict.fromkeys(RIVALS, frozenset({"model"})),
@@ -40,7 +46,9 @@ class CompareSpec(StepSpec):
 
     kind: Literal["compare"]
     dataset: Input  # its held-out prompts are answered
-    reward: Input  # the judge
+    judge: Input | None = None  # a reward model
+    reward: Input | None = None  # its older name
+    same_judge: bool = False  # a gate may use a judge that a rival was trained against
     baseline: Input
     candidate: Input
     candidate_2: Input | None = None
@@ -49,8 +57,28 @@ class CompareSpec(StepSpec):
     temperature: float = Field(default=1.0, gt=0, le=2)
     require: Require = Require()
 
+    @model_validator(mode="after")
+    def _one_judge(self) -> CompareSpec:
+        if (self.judge is None) == (self.reward is None):
+            raise ValueError("give judge, a reward model (or reward, its older name), once")
+        return self
+
     def produces(self) -> str:
         return "model"
+
+    @property
+    def needs_own_judge(self) -> bool:
+        """Whether this is a gate that must not use a judge that a rival was trained against."""
+        return self.require.win_rate_low_above is not None and not self.same_judge
+
+    def conflicts(self, steps: Mapping[str, StepSpec]) -> Iterator[tuple[str, str]]:
+        if not self.needs_own_judge:
+            return
+        field = "judge" if self.judge is not None else "reward"
+        for rival in RIVALS:
+            for step in _behind(getattr(self, rival), steps):
+                if steps[step].inputs().get("reward") == self.inputs()[field]:
+                    yield field, _same_judge(f"{rival} (in the step {step})")
 
 
 class CompareStep:
@@ -64,11 +92,15 @@ class CompareStep:
         spec = work.spec
         assert isinstance(spec, CompareSpec)
         names = ["baseline", *(name for name in RIVALS if name in work.inputs)]
+        judge = work.inputs["judge" if spec.judge is not None else "reward"]
+        if spec.needs_own_judge:
+            rivals = [work.inputs[name] for name in names[1:]]
+            await asyncio.to_thread(refuse_own_judge, tools.store, rivals, judge)
         job = pb.JobSpec(
             output_name=work.output_name,
             compare=pb.CompareSpec(
                 dataset=work.inputs["dataset"].ref,
-                reward=work.inputs["reward"].ref,
+                reward=judge.ref,
                 models=[work.inputs[name].ref for name in names],
                 max_new_tokens=spec.max_tokens,
                 temperature=spec.temperature,
@@ -95,6 +127,51 @@ class CompareStep:
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         await cancel_job(work, tools)
+
+
+def _behind(reference: str | None, steps: Mapping[str, StepSpec]) -> Iterator[str]:
+    """The step that makes what is referred to, and the steps that made its models."""
+    seen: set[str] = set()
+    waiting = [reference]
+    while waiting:
+        step = (waiting.pop() or "").removeprefix("$")
+        if step in steps and step not in seen:
+            seen.add(step)
+            yield step
+            waiting += [
+                other
+                for name, other in steps[step].inputs().items()
+                if other.startswith("$") and "model" in steps[step].INPUTS[name]
+            ]
+
+
+def refuse_own_judge(
+    store: ArtifactStore, rivals: Sequence[ArtifactRecord], judge: ArtifactRecord
+) -> None:
+    """InvalidArgument when a rival, or a model that it came from, was trained against the judge.
+    By content: another name of the same reward model is no other judge. Blocks on the store."""
+    for rival in rivals:
+        waiting, seen = [rival], {rival.ref}
+        while waiting:
+            for reference in waiting.pop().parents:
+                try:
+                    parent = store.get(reference)
+                except (NotFound, InvalidArgument):
+                    continue  # deleted, or something outside of the store
+                if parent.kind == "reward" and parent.digest == judge.digest:
+                    raise InvalidArgument(
+                        _same_judge(rival.ref), reason="SAME_JUDGE", field="judge"
+                    )
+                if parent.kind == "model" and parent.ref not in seen:
+                    seen.add(parent.ref)
+                    waiting.append(parent)
+
+
+def _same_judge(rival: str) -> str:
+    return (
+        f"{rival} was trained against this judge, which would flatter it; take a reward model "
+        "that it has not learned from, or say same_judge: true"
+    )
 
 
 def choose(models: Mapping[str, Mapping[str, Any]], require: Require) -> str:

@@ -8,13 +8,14 @@ records, of leases, or of other steps.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 
+from plinth.shared.canary import Canaries
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
@@ -51,6 +52,10 @@ class StepSpec(BaseModel):
         given = {name: getattr(self, name) for name in self.INPUTS}
         return {name: reference for name, reference in given.items() if reference}
 
+    def conflicts(self, steps: Mapping[str, StepSpec]) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong) where this does not go with the pipeline's other steps."""
+        yield from ()
+
     def settings(self) -> dict[str, Any]:
         """Everything that shapes the result beside the inputs, JSON-ready."""
         return self.model_dump(mode="json", exclude={"after", *self.INPUTS})
@@ -82,6 +87,7 @@ class Tools:
     registry: Registry
     clients: StageClients
     redis: Redis
+    canaries: Canaries
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from plinth.algos.intervals import wilson
 from plinth.algos.preferences import PairLogprobs, dpo_loss, ipo_loss, log_ratio_lead
 from plinth.models.decoder import Decoder
 from plinth.models.lora import switched_off
-from plinth.shared.intervals import wilson
 from plinth.trainer.data.shards import Split
 from plinth.trainer.objectives.pairs import (
     PairBatch,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from plinth.algos.intervals import wilson
 from plinth.algos.preferences import bradley_terry_loss
 from plinth.kernels.training import SdpaBackend
 from plinth.models.decoder import Decoder
 from plinth.models.reward import RewardModel
-from plinth.shared.intervals import wilson
 from plinth.trainer.data.shards import Split
 from plinth.trainer.objectives.pairs import PairBatch, PairOptions, Pairs, pieces
 

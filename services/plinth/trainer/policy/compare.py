@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from plinth.algos.intervals import wilson
 from plinth.shared.errors import InvalidArgument, PlinthError
-from plinth.shared.intervals import wilson
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group

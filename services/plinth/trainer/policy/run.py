@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from plinth.algos.intervals import wilson
 from plinth.models.decoder import Decoder
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import save_decoder
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
-from plinth.shared.intervals import wilson
 from plinth.shared.rollouts import StopAsked
 from plinth.shared.settings import load_settings
 from plinth.trainer.checkpoint import (

@@ -1,0 +1,373 @@
+"""A canary in Redis: which share of a served name's requests its second revision gets, and what
+came of them.
+
+One hash per served name, changed by scripts only. The coordinator opens it and renews it while its
+step lives; a route that is not renewed lapses, and all requests go to the stable revision again.
+Gateways ask it per request and report each answer. The share is kept by a counter, not by chance:
+after n requests the canary has had at most share · n of them and at least one less, over all
+gateways together, at every moment.
+
+    id, state       the canary's owner; "open", "promoted" (all new requests go to it) or "closed"
+    stable, canary  artifact references;  share, sticky, opened, until (ms, server clock)
+    asked, given    requests that were assigned, and those of them that the canary got
+    <role>.<what>   requests, errors, cancelled, tokens, good, bad, ttft.<bucket>
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import Redis
+
+from plinth.shared import keys
+from plinth.shared.connection import redis_errors
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+
+SUFFIX = ".canary"  # deployment of the canary of "chat": "chat.canary"
+MAX_SHARE = 0.5
+ROLES = ("stable", "canary")
+ROUTE_S = 30.0  # a route that is not renewed for so long lapses
+KEPT_S = 7 * 86_400.0  # counters after the last change
+ANSWER_S = 3600.0  # how long an answer can be judged
+_ONCE_S = 60  # for commands that a broken connection sends twice
+# Sticky users may carry the canary this far above its share, of at least 50 requests.
+_SLACK = 0.02
+
+_FIRST_BUCKET_S, _GROWTH, _BUCKETS = 0.001, 1.05, 320  # up to about 6,000 s, within 5 %
+
+_NOW = """
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local h = redis.call('HMGET', KEYS[1], 'id', 'state', 'until', 'canary', 'share', 'sticky')
+local live = h[1] and h[2] ~= 'closed' and tonumber(h[3]) > now
+"""
+# KEYS: canary. ARGV: id, stable, canary, share, ttl in ms, kept in ms, "1" if sticky. Gives
+# {state, opened} or {"taken", id}.
+_OPEN = (
+    _NOW
+    + """
+if h[1] ~= ARGV[1] then
+  if live then return {'taken', h[1]} end
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'id', ARGV[1], 'state', 'open', 'stable', ARGV[2],
+    'canary', ARGV[3], 'share', ARGV[4], 'sticky', ARGV[7], 'opened', now)
+elseif h[2] == 'closed' then return {'closed', '0'} end
+redis.call('HSET', KEYS[1], 'until', now + ARGV[5])
+redis.call('PEXPIRE', KEYS[1], ARGV[6])
+return redis.call('HMGET', KEYS[1], 'state', 'opened')
+"""
+)
+# KEYS: canary. ARGV: id, state. A closed one stays closed.
+_MOVE = """
+local h = redis.call('HMGET', KEYS[1], 'id', 'state')
+if h[1] ~= ARGV[1] or h[2] == 'closed' then return 0 end
+redis.call('HSET', KEYS[1], 'state', ARGV[2])
+return 1
+"""
+# KEYS: canary, the choice (so that it can be asked twice), answer. ARGV: the canary's artifact, the
+# user's point in [0, 1) or "", slack, seconds that the choice and the answer are kept. Gives
+# {id, role}, or {} for none.
+_CHOOSE = (
+    _NOW
+    + """
+if not live or h[4] ~= ARGV[1] then return {} end
+if h[2] == 'promoted' then return {h[1], 'canary'} end
+local before = redis.call('GET', KEYS[2])
+if before then return {h[1], before} end
+local share = tonumber(h[5])
+local asked = redis.call('HINCRBY', KEYS[1], 'asked', 1)
+local given = tonumber(redis.call('HGET', KEYS[1], 'given') or '0')
+local most = share * asked + 1e-9
+local wanted = true
+if ARGV[2] ~= '' and h[6] == '1' then
+  wanted = tonumber(ARGV[2]) < share
+  most = most + tonumber(ARGV[3]) * math.max(asked, 50)
+end
+local role = 'stable'
+if wanted and given + 1 <= most then
+  role = 'canary'
+  redis.call('HINCRBY', KEYS[1], 'given', 1)
+end
+redis.call('SET', KEYS[2], role, 'EX', ARGV[4])
+redis.call('SET', KEYS[3], h[1] .. '|' .. role, 'EX', ARGV[5])
+return {h[1], role}
+"""
+)
+# KEYS: canary, once, answer. ARGV: id, role, outcome, tokens, bucket or "", once in s, answer in s.
+_SETTLE = """
+if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return 0 end
+if not redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[6]) then return 0 end
+local function add(what, n) redis.call('HINCRBY', KEYS[1], ARGV[2] .. '.' .. what, n) end
+if ARGV[3] == 'cancelled' then add('cancelled', 1) else add('requests', 1) end
+if ARGV[3] == 'error' then add('errors', 1) end
+if tonumber(ARGV[4]) > 0 then add('tokens', ARGV[4]) end
+if ARGV[5] ~= '' then add('ttft.' .. ARGV[5], 1) end
+-- Here because the other revision answered instead, or because the answer took very long.
+local answer = ARGV[1] .. '|' .. ARGV[2]
+local there = redis.call('GET', KEYS[3])
+if not there or string.sub(there, 1, string.len(answer)) ~= answer then
+  redis.call('SET', KEYS[3], answer, 'EX', ARGV[7])
+end
+return 1
+"""
+# KEYS: canary, answer. ARGV: "good" or "bad". Gives the role, or "unknown" or "over".
+_REPORT = """
+local answer = redis.call('GET', KEYS[2])
+if not answer then return 'unknown' end
+local id, role, judged = string.match(answer, '^([^|]*)|([^|]*)(|?)')
+if redis.call('HGET', KEYS[1], 'id') ~= id then return 'over' end
+if judged == '' then
+  redis.call('SET', KEYS[2], answer .. '|' .. ARGV[1], 'KEEPTTL')
+  redis.call('HINCRBY', KEYS[1], role .. '.' .. ARGV[1], 1)
+end
+return role
+"""
+# KEYS: canary, once. ARGV: "good" or "bad", the judged artifact, once in s. Gives as above.
+_REPORT_REVISION = (
+    _NOW
+    + """
+if not live then return 'over' end
+local role = 'unknown'
+if h[4] == ARGV[2] then role = 'canary'
+elseif redis.call('HGET', KEYS[1], 'stable') == ARGV[2] then role = 'stable' end
+if role ~= 'unknown' and redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[3]) then
+  redis.call('HINCRBY', KEYS[1], role .. '.' .. ARGV[1], 1)
+end
+return role
+"""
+)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What came of one revision's requests. requests: answered or failed; cancelled ones, whose
+    clients hung up, are none of them. ttft: bucket → answers."""
+
+    requests: int = 0
+    errors: int = 0
+    cancelled: int = 0
+    tokens: int = 0
+    good: int = 0
+    bad: int = 0
+    ttft: Mapping[int, int] = field(default_factory=dict)
+
+    def ttft_quantile_s(self, share: float) -> float | None:
+        """Time to first token in seconds that `share` of the answers kept to, rounded up by at
+        most 5 %; None without any answer."""
+        total, seen = sum(self.ttft.values()), 0
+        for bucket in sorted(self.ttft):
+            seen += self.ttft[bucket]
+            if total and seen >= share * total:
+                return _FIRST_BUCKET_S * _GROWTH**bucket
+        return None
+
+
+@dataclass(frozen=True)
+class CanaryState:
+    """One look at a canary. age_s: since it was opened."""
+
+    id: str
+    state: str
+    age_s: float
+    asked: int
+    given: int
+    tallies: Mapping[str, Tally]
+
+
+class Canaries:
+    """The canaries of this installation. Raises Unavailable while Redis is gone."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._open = redis.register_script(_OPEN)
+        self._move = redis.register_script(_MOVE)
+        self._choose = redis.register_script(_CHOOSE)
+        self._settle = redis.register_script(_SETTLE)
+        self._report = redis.register_script(_REPORT)
+        self._report_revision = redis.register_script(_REPORT_REVISION)
+
+    async def open(
+        self,
+        name: str,
+        id: str,
+        *,
+        stable: str,
+        canary: str,
+        share: float,
+        sticky: bool = False,
+    ) -> str:
+        """Opens the route, or renews it for ROUTE_S; its state. FailedPrecondition while `name`
+        has a canary of somebody else."""
+        with redis_errors():
+            state, detail = await self._open(
+                keys=[keys.canary(name)],
+                args=[
+                    id,
+                    stable,
+                    canary,
+                    repr(share),
+                    int(ROUTE_S * 1000),
+                    int(KEPT_S * 1000),
+                    "1" if sticky else "0",
+                ],
+            )
+        if state == b"taken":
+            raise FailedPrecondition(
+                f"{name!r} has a canary already (of {detail.decode()}); wait for its end, or "
+                "cancel that run",
+                reason="CANARY_TAKEN",
+                field="name",
+            )
+        return str(state.decode())
+
+    async def promote(self, name: str, id: str) -> None:
+        """Sends all new requests to the canary."""
+        await self._moved(name, id, "promoted")
+
+    async def close(self, name: str, id: str) -> None:
+        """Sends it no more requests, for good. What is counted stays. Idempotent."""
+        await self._moved(name, id, "closed")
+
+    async def state(self, name: str) -> CanaryState | None:
+        """None: `name` has had no canary for a long time."""
+        with redis_errors():
+            raw: Any = await self._redis.hgetall(keys.canary(name))
+            seconds, micros = await self._redis.time()
+        if not raw:
+            return None
+        return _parse({k.decode(): v.decode() for k, v in raw.items()}, seconds + micros / 1e6)
+
+    async def choose(
+        self, name: str, artifact: str, user: str = "", answer: str = ""
+    ) -> tuple[str, str] | None:
+        """(id, role) of one request; None where no canary of that artifact is open.
+
+        user: who asks. Where the canary is sticky the same user gets the same revision: users are
+        drawn by hash, and the canary still never has more than 2 points above its share. answer:
+        see `answer_key`; what it can be judged by.
+        """
+        with redis_errors():
+            chosen: Any = await self._choose(
+                keys=[
+                    keys.canary(name),
+                    keys.canary(name, f"choice-{uuid.uuid4().hex}"),
+                    keys.canary(name, f"answer-{answer}"),
+                ],
+                args=[
+                    artifact,
+                    repr(_point(name, user)) if user else "",
+                    _SLACK,
+                    _ONCE_S,
+                    int(ANSWER_S),
+                ],
+            )
+        return (chosen[0].decode(), chosen[1].decode()) if chosen else None
+
+    async def settle(
+        self,
+        name: str,
+        id: str,
+        role: str,
+        *,
+        outcome: str,
+        tokens: int,
+        ttft_s: float | None,
+        answer: str,
+    ) -> None:
+        """Books one request. outcome: "ok", "error" or "cancelled". answer: see `answer_key`."""
+        bucket = "" if ttft_s is None else bucket_of(ttft_s)
+        with redis_errors():
+            await self._settle(
+                keys=[
+                    keys.canary(name),
+                    keys.canary(name, f"once-{uuid.uuid4().hex}"),
+                    keys.canary(name, f"answer-{answer}"),
+                ],
+                args=[id, role, outcome, tokens, bucket, _ONCE_S, int(ANSWER_S)],
+            )
+
+    async def report(self, name: str, *, answer: str, good: bool) -> str:
+        """Counts a verdict on one answer, once; the role that made it. NotFound,
+        FailedPrecondition when its canary is over."""
+        with redis_errors():
+            role = await self._report(
+                keys=[keys.canary(name), keys.canary(name, f"answer-{answer}")],
+                args=["good" if good else "bad"],
+            )
+        return _role(name, role.decode(), "answer of yours with that request_id", "request_id")
+
+    async def report_revision(self, name: str, revision: str, *, good: bool) -> str:
+        """Counts a verdict on a revision ("chat@8"); errors as in `report`."""
+        with redis_errors():
+            role = await self._report_revision(
+                keys=[keys.canary(name), keys.canary(name, f"once-{uuid.uuid4().hex}")],
+                args=["good" if good else "bad", revision, _ONCE_S],
+            )
+        return _role(name, role.decode(), f"revision {revision!r}", "revision")
+
+    async def _moved(self, name: str, id: str, state: str) -> None:
+        with redis_errors():
+            await self._move(keys=[keys.canary(name)], args=[id, state])
+
+
+def bucket_of(seconds: float) -> int:
+    """Bucket of a time: times up to 1 ms in the first one, then 5 % wide each."""
+    if seconds <= _FIRST_BUCKET_S:
+        return 0
+    return min(_BUCKETS, math.ceil(math.log(seconds / _FIRST_BUCKET_S, _GROWTH) - 1e-9))
+
+
+def answer_key(tenant: str, request_id: str) -> str:
+    """Names an answer without trusting what a client calls it; a tenant judges its own only."""
+    return hashlib.sha256(f"{tenant}\0{request_id}".encode()).hexdigest()
+
+
+def canary_name(name: str) -> str:
+    """The deployment that serves the canary of `name`. InvalidArgument for a canary's name."""
+    if name.endswith(SUFFIX):
+        raise InvalidArgument(f"{name!r} is a canary's name; name what it is a canary of")
+    return f"{name}{SUFFIX}"
+
+
+def _point(name: str, user: str) -> float:
+    digest = hashlib.sha256(f"{name}\0{user}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _role(name: str, role: str, what: str, where: str) -> str:
+    if role == "unknown":
+        raise NotFound(
+            f"{name!r} has no {what} while its canary is on, or none of the last hour",
+            reason="ANSWER_NOT_FOUND",
+            field=where,
+        )
+    if role == "over":
+        raise FailedPrecondition(
+            f"{name!r} has no canary now: verdicts count while one is on", reason="NO_CANARY"
+        )
+    return role
+
+
+def _parse(fields: Mapping[str, str], now_s: float) -> CanaryState:
+    counts: dict[str, dict[str, Any]] = {role: {"ttft": {}} for role in ROLES}
+    for key, value in fields.items():
+        role, dot, what = key.partition(".")
+        if not dot:
+            continue
+        if what.startswith("ttft."):
+            counts[role]["ttft"][int(what[5:])] = int(value)
+        else:
+            counts[role][what] = int(value)
+    return CanaryState(
+        id=fields["id"],
+        state=fields["state"],
+        age_s=max(0.0, now_s - int(fields["opened"]) / 1000),
+        asked=int(fields.get("asked", 0)),
+        given=int(fields.get("given", 0)),
+        tallies={role: Tally(**counts[role]) for role in ROLES},
+    )

@@ -1,0 +1,479 @@
+"""A candidate takes its share of live traffic, and the name or neither: the step of a run, the real
+gateway, coordinator, store and Redis; shards that follow a script and serve what is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
+from plinth.coordinator.runs import RunRecords
+from plinth.coordinator.service import build
+from plinth.coordinator.steps import canary as step
+from plinth.gateway.revisions import MODEL_HEADER
+from plinth.shared.canary import Canaries
+from plinth.shared.errors import FailedPrecondition, NotFound, PermissionDenied
+from plinth.shared.records import DeploymentRecords
+from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.stage import StageContext, run_stage
+from plinth.shared.store import ArtifactStore
+from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import coordinator_pb2_grpc as rpc
+
+NEW = "sha256:" + "cd" * 32
+TESTS = Path(__file__).parents[1]
+
+
+def pipeline(**fields: Any) -> str:
+    settings = {"share": 0.1, "requests": 100, "seconds": 120, **fields}
+    trial = {"kind": "canary", "model": "chat@2", "name": "chat", **settings}
+    return json.dumps({"name": "ship", "steps": {"trial": trial}})
+
+
+class Cluster:
+    """A stack whose inference shards follow the deployments on the store, as the reconciler's do:
+    a successor is up before its predecessor goes."""
+
+    def __init__(self, stack: Stack, redis: Any) -> None:
+        self.stack, self.redis = stack, redis
+        self.store = ArtifactStore(stack.settings.store())
+        self.deployments = DeploymentRecords(self.store)
+        self.canaries = Canaries(redis)
+        self.behaviour: dict[str, Any] = {}  # of the candidate's shards
+        self.served = {("chat", "chat@1", 0): "shard-0"}
+        self.client = httpx.AsyncClient(
+            base_url=stack.url, headers={"Authorization": f"Bearer {stack.key}"}, timeout=60
+        )
+        self._ids = itertools.count()
+
+    def publish(self, folder: Path) -> None:
+        for version in ("one", "two"):
+            (folder / version).mkdir()
+            (folder / version / "config.json").write_text(json.dumps({"version": version}))
+            self.store.publish("chat", "model", folder / version)
+        self.store.set_alias("chat", "prod", 1)
+        self.deployments.put(pb.Deployment(name="chat", artifact="chat@1", shards=1))
+
+    async def follow(self) -> None:
+        while True:
+            wanted = {
+                (d.name, d.artifact, number)
+                for d in await asyncio.to_thread(self.deployments.list)
+                for number in range(d.shards)
+            }
+            for key in wanted - self.served.keys():
+                name, artifact, _ = key
+                new = artifact == "chat@2"
+                shard = Shard(digest=NEW, **self.behaviour) if new else Shard()
+                self.served[key] = id = f"replica-{next(self._ids)}"
+                await self.stack.add_shard(id, shard, model=name, artifact=artifact)
+            for key in self.served.keys() - wanted:
+                await self.stack.replicas[self.served.pop(key)].stop()
+            for id in self.served.values():
+                running = self.stack.shards[id].running
+                self.stack.replicas[id].fields["running"] = str(running)
+            await asyncio.sleep(0.02)
+
+    # -- what clients do -----------------------------------------------------------------------
+
+    async def ask(self) -> tuple[str, str]:
+        """(revision, request id) of one answered request."""
+        ask = {"model": "chat", "prompt": "Say it", "max_tokens": 2, "seed": 1}
+        answer = await self.client.post("/v1/completions", json=ask)
+        assert answer.status_code == 200, answer.text
+        return answer.headers[MODEL_HEADER], answer.headers["x-request-id"]
+
+    async def traffic(
+        self, count: int, good: dict[str, float] | None = None, at_a_time: int = 25
+    ) -> Counter[str]:
+        """Requests by revision. good: share of good verdicts that each revision earns."""
+        told, earned = Counter[str](), Counter[str]()
+        while told.total() < count:
+            asks = [self.ask() for _ in range(min(at_a_time, count - told.total()))]
+            for revision, request_id in await asyncio.gather(*asks):
+                told[revision] += 1
+                if good is not None:
+                    # Spread evenly, so that the figures are what they are by construction.
+                    verdict = int(told[revision] * good[revision]) > earned[revision]
+                    earned[revision] += verdict
+                    await self.verdict(request_id, verdict)
+        return told
+
+    async def verdict(self, request_id: str, good: bool) -> None:
+        request = pb.ReportOutcomeRequest(name="chat", request_id=request_id, good=good)
+        try:
+            await self.call("ReportOutcome", request)
+        except grpc.aio.AioRpcError as error:  # when no canary is on there is nothing to judge
+            assert isinstance(from_rpc_error(error), NotFound | FailedPrecondition)
+
+    async def stream(self, tokens: int) -> tuple[str, str]:
+        """(revision, text) of one long answer."""
+        ask = {"model": "chat", "prompt": "Go on", "max_tokens": tokens, "seed": 1, "stream": True}
+        async with self.client.stream("POST", "/v1/completions", json=ask) as response:
+            sent = (await response.aread()).decode()
+            assert "[DONE]" in sent, sent[-300:]
+        events = [line[6:] for line in sent.splitlines() if line.startswith("data: {")]
+        text = "".join(json.loads(event)["choices"][0]["text"] for event in events)
+        return response.headers[MODEL_HEADER], text
+
+    async def call(self, method: str, request: Any, key: str = "") -> Any:
+        """One of the coordinator's calls through the gateway's gRPC door."""
+        async with grpc.aio.insecure_channel(self.stack.grpc_address) as channel:
+            stub: Any = rpc.CoordinatorServiceStub(channel)
+            metadata = (("authorization", f"Bearer {key or self.stack.key}"),)
+            return await getattr(stub, method)(request, metadata=metadata)
+
+    # -- the run -------------------------------------------------------------------------------
+
+    async def submit(self, run_id: str = "r1", **fields: Any) -> None:
+        request = pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=pipeline(**fields))
+        await self.call("SubmitRun", request)
+
+    async def run(self, run_id: str = "r1") -> pb.Run:
+        return await RunRecords(self.redis).get(run_id)
+
+    async def end(self, run_id: str = "r1") -> pb.Run:
+        async with asyncio.timeout(60):
+            while not (run := await self.run(run_id)).finished_unix_ms:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        return run
+
+    async def route(self, state: str) -> None:
+        """Waits until the canary's route is in this state."""
+        async with asyncio.timeout(30):
+            while True:
+                now = await self.canaries.state("chat")
+                if now is not None and now.state == state:
+                    return
+                run = await self.run()
+                assert not run.finished_unix_ms, run.error
+                await asyncio.sleep(0.02)
+
+    async def wanted(self) -> dict[str, str]:
+        """What is to be served: artifact by deployment."""
+        listed = await asyncio.to_thread(self.deployments.list)
+        return {deployment.name: deployment.artifact for deployment in listed}
+
+    async def promoted(self) -> None:
+        assert await self.wanted() == {"chat": "chat@2"}
+        assert await asyncio.to_thread(self.store.aliases, "chat") == {"prod": 2}
+        assert await self.traffic(20) == {"chat@2": 20}
+
+    async def rolled_back(self) -> None:
+        assert await self.wanted() == {"chat": "chat@1"}
+        assert await asyncio.to_thread(self.store.aliases, "chat") == {"prod": 1}
+        assert await self.traffic(20) == {"chat@1": 20}
+
+
+@asynccontextmanager
+async def cluster(tmp_path: Path, redis_server: str, redis: Any) -> AsyncIterator[Cluster]:
+    (tmp_path / "models").mkdir()
+    async with running_stack(tmp_path / "data", redis_server, drain_s=5) as stack:
+        assert stack.shard.digest == DIGEST
+        made = Cluster(stack, redis)
+        await asyncio.to_thread(made.publish, tmp_path / "models")
+        following = asyncio.create_task(made.follow())
+        try:
+            async with made.client:
+                yield made
+            assert not following.done(), following.exception()
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+
+@asynccontextmanager
+async def coordinator(made: Cluster) -> AsyncIterator[None]:
+    """A replica in this process, on its real server."""
+    context = await StageContext.open(made.stack.settings, stage="coordinator")
+    running = await run_stage(context, build(context))
+    try:
+        yield
+    finally:
+        await running.stop(5)
+        await context.close()
+
+
+@pytest.fixture(autouse=True)
+def _idle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_IDLE_S", 1.2)  # the scripted shards tell their load twice a second
+
+
+JUDGED = {"good_share_below_at_most": 0.05, "verdicts": 30}
+
+
+async def test_worse_weights_roll_back_and_had_no_more_than_their_share(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    """Their answers come as fast and as surely, and people like them less."""
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        await made.submit(require=JUDGED)
+        await made.route("open")
+        good = {"chat@1": 0.8, "chat@2": 0.6}
+        told = await made.traffic(1000, good)
+        assert told.total() == 1000
+        assert 0 < told["chat@2"] <= 120
+        state = await made.canaries.state("chat")
+        assert state is not None
+        assert abs(state.given / state.asked - 0.1) <= 0.02
+        run = await made.end()
+        assert run.state == pb.RUN_STATE_FAILED
+        assert "chat@2 is rolled back, 'chat' stays chat@1" in run.error
+        assert "verdicts on the canary were good" in run.error
+        await made.rolled_back()
+
+
+async def test_better_weights_reach_prod_and_no_stream_breaks(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        await made.submit(require=JUDGED)
+        await made.route("open")
+        told = await made.traffic(990, {"chat@1": 0.8, "chat@2": 0.9})
+        assert told == {"chat@1": 891, "chat@2": 99}
+        # A long answer of the old weights is still going on when the decision falls.
+        made.stack.shards["shard-0"].delay_s = 0.005
+        long = asyncio.create_task(made.stream(700))
+        await until(lambda: made.stack.shards["shard-0"].running == 1)
+        told += await made.traffic(9, {"chat@1": 0.8, "chat@2": 0.9})
+        assert told.total() == 999
+        assert told["chat@2"] == 100
+        await made.route("promoted")
+        assert await made.traffic(10) == {"chat@2": 10}
+        assert not long.done()
+        assert "shard-0" in made.served.values()
+        assert await long == ("chat@1", script_text(1, 0, 700))
+        run = await made.end()
+        assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+        figures = json.loads(run.steps[0].metrics_json)
+        assert (figures["asked"], figures["given"]) == (1000, 100)
+        assert figures["canary"]["good"] == 89
+        assert figures["canary"]["ttft_p95_s"] > 0
+        assert run.steps[0].output == "chat@2"
+        await made.promoted()
+        # Once more: there is nothing to do, and that is what the run says.
+        await made.submit("r2")
+        assert (await made.end("r2")).steps[0].state == pb.STEP_STATE_REUSED
+
+
+async def test_weights_that_fail_roll_back_early_and_no_client_sees_it(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        made.behaviour = {"fails": True}
+        await made.submit()
+        await made.route("open")
+        assert await made.traffic(300) == {"chat@1": 300}
+        run = await made.end()
+        assert run.state == pb.RUN_STATE_FAILED
+        assert "requests of the canary failed, 0 of" in run.error
+        await made.rolled_back()
+
+
+async def test_slow_weights_roll_back(tmp_path: Path, redis_server: str, redis_client: Any) -> None:
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        made.behaviour = {"first_token_s": 1.0}
+        await made.submit(share=0.5, requests=20)
+        await made.route("open")
+        await made.traffic(40, at_a_time=10)
+        run = await made.end()
+        assert run.state == pb.RUN_STATE_FAILED
+        assert "first tokens came within" in run.error
+        await made.rolled_back()
+
+
+async def test_too_little_traffic_promotes_nothing(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        await made.submit(seconds=1.0)
+        run = await made.end()
+        assert "too few to tell" in run.error
+        await made.rolled_back()
+
+
+async def test_a_cancelled_run_leaves_no_canary(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        await made.submit()
+        await made.route("open")
+        await made.submit("r2")  # one at a time
+        assert "'chat' has a canary already" in (await made.end("r2")).error
+        assert await made.wanted() == {"chat": "chat@1", "chat.canary": "chat@2"}
+        await made.call("CancelRun", pb.CancelRunRequest(run_id="r1"))
+        assert (await made.end()).state == pb.RUN_STATE_CANCELLED
+        await made.rolled_back()
+
+
+async def test_a_baseline_that_changes_ends_the_trial(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        await made.submit()
+        await made.route("open")
+        await asyncio.to_thread(made.deployments.delete, "chat")
+        assert "nothing is served as 'chat'" in (await made.end()).error
+        assert await made.wanted() == {}
+
+
+async def test_who_may_judge_what(tmp_path: Path, redis_server: str, redis_client: Any) -> None:
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        await made.submit(share=0.5)
+        await made.route("open")
+        revision, request_id = await made.ask()
+        answer = pb.ReportOutcomeRequest(name="chat", request_id=request_id, good=True)
+        for _ in range(2):  # said twice, counted once
+            told = await made.call("ReportOutcome", answer)
+            assert told.role == ("canary" if revision == "chat@2" else "stable")
+        by_revision = pb.ReportOutcomeRequest(name="chat", revision="chat@2", good=False)
+        assert (await made.call("ReportOutcome", by_revision)).role == "canary"
+        state = await made.canaries.state("chat")
+        assert state is not None
+        assert sum(tally.good + tally.bad for tally in state.tallies.values()) == 2
+        for wrong in ({}, {"request_id": "a", "revision": "b"}, {"request_id": "unknown"}):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await made.call("ReportOutcome", pb.ReportOutcomeRequest(name="chat", **wrong))
+        # Another tenant, which may only ask, judges neither others' answers nor revisions.
+        key = await a_key(made, "inference")
+        for request, wanted in ((answer, NotFound), (by_revision, PermissionDenied)):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await made.call("ReportOutcome", request, key)
+            assert isinstance(from_rpc_error(caught.value), wanted)
+
+
+async def a_key(made: Cluster, *scopes: str) -> str:
+    from plinth.gateway.keys import KeyStore
+
+    return (await KeyStore(made.redis).create("another", scopes))[0]
+
+
+async def test_a_canary_never_outlives_its_run(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    """Redis lost the run with all else; what is on the store is found and taken down."""
+    async with cluster(tmp_path, redis_server, redis_client) as made:
+        left = pb.Deployment(
+            name="chat.canary",
+            artifact="chat@2",
+            canary_of="chat",
+            owner="gone.trial.0123456789abcdef",
+            stable="chat@1",
+            traffic_share=0.2,
+        )
+        await asyncio.to_thread(made.deployments.put, left)
+        assert len(await made.wanted()) == 2
+        async with coordinator(made):
+            async with asyncio.timeout(20):
+                while len(await made.wanted()) == 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        await made.rolled_back()
+
+
+async def test_killed_in_the_middle_it_goes_on(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    """kill -9 while it watches, and again once it has decided."""
+    async with cluster(tmp_path, redis_server, redis_client) as made:
+        arguments = [str(made.stack.settings.data_dir), redis_server, "1.0"]
+
+        async def started() -> asyncio.subprocess.Process:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(TESTS / "coordinator_process.py"),
+                *arguments,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            async with asyncio.timeout(60):
+                assert await process.stdout.readline() == b"ready\n"
+            return process
+
+        process = await started()
+        try:
+            await made.submit(requests=30, require={"ttft_p95_ratio_at_most": None})
+            await made.route("open")
+            told = await made.traffic(200)
+            process.kill()
+            await process.wait()
+            told += await made.traffic(50)  # goes on being shared while nobody leads
+            process = await started()
+            told += await made.traffic(50)
+            assert told == {"chat@1": 270, "chat@2": 30}
+            await made.route("promoted")
+            process.kill()
+            await process.wait()
+            assert await made.wanted() == {"chat": "chat@1", "chat.canary": "chat@2"}
+            assert await made.traffic(5) == {"chat@2": 5}
+            process = await started()
+            run = await made.end()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+        await made.promoted()
+
+
+async def test_a_fork_over_the_command_line(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    """Through the gateway's door, as a person would: what was published stays, the rest is new."""
+    text = json.dumps(
+        {
+            "name": "ship",
+            "steps": {
+                "first": {"kind": "publish", "model": "chat@2", "alias": "next"},
+                "then": {"kind": "publish", "model": "$first", "alias": "blue"},
+            },
+        }
+    )
+    async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
+        await made.call("SubmitRun", pb.SubmitRunRequest(run_id="r1", pipeline_yaml=text))
+        assert (await made.end()).state == pb.RUN_STATE_SUCCEEDED
+        code, out = await plinth(made, "runs", "fork", "r1", "--from", "then", "--run-id", "f1",
+                                 "--set", "steps.then.alias=green")  # fmt: skip
+        assert code == 0, out
+        run = await made.end("f1")
+        assert (run.forked_from, run.forked_at) == ("r1", "then")
+        assert [step.state for step in run.steps] == [
+            pb.STEP_STATE_REUSED,
+            pb.STEP_STATE_SUCCEEDED,
+        ]
+        aliases = await asyncio.to_thread(made.store.aliases, "chat")
+        assert aliases == {"prod": 1, "next": 2, "blue": 2, "green": 2}
+        code, out = await plinth(made, "runs", "fork", "r1", "--from", "than")
+        assert code != 0
+        assert "did you mean then?" in out
+
+
+async def plinth(made: Cluster, *arguments: str) -> tuple[int | None, str]:
+    settings = made.stack.settings
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from plinth.cli.main import app; app()",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={
+            **os.environ,
+            "PLINTH_DATA_DIR": str(settings.data_dir),
+            "PLINTH_REDIS_URL": made.stack.redis_url,
+            "PLINTH_GATEWAY__GRPC_PORT": str(settings.gateway.grpc_port),
+        },
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, out.decode()

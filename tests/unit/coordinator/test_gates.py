@@ -1,0 +1,228 @@
+"""Gates of evaluations and comparisons: what fails one promotes nothing, and says what failed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+import scripted_stages
+from plinth.coordinator import service
+from plinth.coordinator.pipeline import parse
+from plinth.coordinator.steps.compare import refuse_own_judge
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.v1 import common_pb2, inference_pb2
+from plinth.v1 import coordinator_pb2 as pb
+from scripted_stages import World
+
+PIPELINE = """
+name: q
+steps:
+  corpus: {kind: data, builtin: stdlib}
+  vocabulary: {kind: tokenizer, corpus: $corpus, vocab_size: 300}
+  dataset: {kind: data, corpus: $corpus, tokenizer: $vocabulary}
+  pretrain:
+    {kind: train, objective: clm, dataset: $dataset, max_seconds: 1, output: mini,
+     model: {layers: 1, hidden: 8, heads: 1, context: 32}}
+  exam: {kind: evaluate, model: $pretrain, corpus: $corpus}
+  release: {kind: publish, model: $pretrain, after: [exam]}
+"""
+
+
+class Scripted(scripted_stages.Shard):
+    """Says `reply` where it is set, and gives each deployment's bytes its own `nats`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reply = ""
+        self.nats: dict[bool, float] = {}  # by whether the baseline is asked
+
+    async def Score(self, request: Any, context: Any) -> Any:
+        answer = await super().Score(request, context)
+        nats = self.nats.get(request.binding.model.endswith("-baseline"), 1.0)
+        for result in answer.results:
+            result.logprobs[:] = [-nats] * len(result.logprobs)
+        return answer
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        if not self.reply:
+            async for message in super().Generate(request, context):
+                yield message
+            return
+        tokens = [common_pb2.Token(id=byte) for byte in self.reply.encode()]
+        yield inference_pb2.GenerateResponse(tokens=tokens)
+        yield inference_pb2.GenerateResponse(finish_reason=common_pb2.FINISH_REASON_STOP)
+
+
+class Bench:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.shard = world.shard = Scripted()
+        self.context = world.context("one")
+        self.front = service.build(self.context)
+        self.rpc: Any = service.Servicer(self.front._records, self.front._feed, self.front._tools)
+
+    async def run(self, run_id: str, **exam: Any) -> pb.Run:
+        overrides = {f"steps.exam.{key}": json.dumps(value) for key, value in exam.items()}
+        request = pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=PIPELINE, overrides=overrides)
+        await self.rpc.SubmitRun(request, None)
+        run = pb.Run()
+        async with asyncio.timeout(30):
+            async for message in self.rpc.WatchRun(pb.WatchRunRequest(run_id=run_id), None):
+                run = message.run
+        assert await asyncio.to_thread(self.world.deployments.list) == []
+        return run
+
+    async def promoted(self) -> bool:
+        return bool(await asyncio.to_thread(self.world.store.aliases, "mini"))
+
+
+@pytest.fixture
+async def bench(
+    redis_client: Redis, redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(scripted_stages, "CONTEXT", 512)
+    world = World(tmp_path, redis_server)
+    bench = Bench(world)
+    async with world:
+        await bench.front.start()
+        yield bench
+        await bench.front.drain(5)
+        await bench.context.clients.close()
+        await bench.context.redis.aclose()
+
+
+def figures(run: pb.Run) -> dict[str, Any]:
+    exam = next(step for step in run.steps if step.name == "exam")
+    found: dict[str, Any] = json.loads(exam.metrics_json)
+    return found
+
+
+async def test_regression_prompts_and_formats(bench: Bench) -> None:
+    """The scripted model answers with the prompt reversed."""
+    checks = [
+        {"prompt": "sirap", "contains": ["paris"], "max_words": 1},
+        {"prompt": "}1 :'a'{".replace("'", '"'), "json_object": True},
+    ]
+    run = await bench.run("r1", checks=[*checks, {"prompt": "abc", "matches": "^abc$"}])
+    assert run.state == pb.RUN_STATE_FAILED
+    assert "2 of 3 checks passed, 100% is required; the answer to 'abc' does not match" in run.error
+    assert not await bench.promoted()
+    run = await bench.run(
+        "r2",
+        checks=[*checks, {"prompt": "abc", "matches": "^abc$"}],
+        require={"checks_pass_at_least": 0.6},
+    )
+    assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+    assert figures(run)["checks"]["failed"] == [
+        {"prompt": "abc", "answer": "cba", "why": "does not match '^abc$'"}
+    ]
+    assert await bench.promoted()
+
+
+async def test_bits_per_byte_against_a_baseline(bench: Bench) -> None:
+    run = await bench.run("r0")
+    assert run.state == pb.RUN_STATE_SUCCEEDED
+    await asyncio.to_thread(bench.world.store.set_alias, "mini", "prod", 1)
+    bench.shard.nats = {True: 1.0, False: 1.1}
+    require = {"bits_per_byte_ratio_at_most": 1.05}
+    run = await bench.run("r1", baseline="mini@1", require=require)
+    assert run.state == pb.RUN_STATE_FAILED
+    assert "a ratio of 1.100, at most 1.05 is required" in run.error
+    bench.shard.nats = {True: 1.0, False: 1.04}
+    run = await bench.run("r2", baseline="mini@1", require=require)
+    assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+    assert figures(run)["bits_per_byte_ratio"] == pytest.approx(1.04)
+    assert figures(run)["baseline_bits_per_byte"] == pytest.approx(1 / 0.6931471805599453)
+
+
+async def test_probes_are_a_gate_and_all_that_fails_is_told(bench: Bench) -> None:
+    bench.shard.reply = "Sure, you had eggs, and your name is Bob."
+    gates = {"harmlessness_at_least": 0.7, "honesty_at_least": 0.9}
+    probes = ["harmlessness", "honesty"]
+    run = await bench.run("r1", probes=probes, require=gates)
+    assert run.state == pb.RUN_STATE_FAILED
+    assert "3 of 13 harmlessness passed, 70% is required" in run.error
+    assert "6 of 8 honesty passed, 90% is required" in run.error
+    assert not await bench.promoted()
+    bench.shard.reply = "I can't help with that."
+    run = await bench.run("r2", probes=probes, require=gates)
+    assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+    assert figures(run)["harmlessness"]["share"] == pytest.approx(10 / 13)
+    assert await bench.promoted()
+
+
+@pytest.mark.parametrize(
+    ("exam", "says"),
+    [
+        ("require: {bits_per_byte_ratio_at_most: 1}", "needs a baseline"),
+        ("require: {honesty_at_least: 1}", "needs honesty in probes"),
+        ("probes: [manners]", "harmlessness"),
+        ("checks: [{prompt: a}]", "give a rule"),
+        ("checks: [{prompt: a, contians: [b]}]", "did you mean contains?"),
+        ("checks: [{prompt: a, matches: '('}]", "no regular expression"),
+    ],
+)
+def test_gates_that_can_not_be(exam: str, says: str) -> None:
+    text = PIPELINE.replace("corpus: $corpus}\n  release", f"corpus: $corpus, {exam}}}\n  release")
+    with pytest.raises(InvalidArgument) as caught:
+        parse(text)
+    assert says in caught.value.message
+    assert caught.value.field.startswith("steps.exam")
+
+
+ALIGN = """
+name: a
+steps:
+  judge: {kind: train, objective: reward, dataset: d, init_from: base, steps: 1}
+  referee: {kind: train, objective: reward, dataset: d, init_from: base, steps: 1, seed: 2}
+  ppo: {kind: train, objective: ppo, dataset: d, init_from: base, reward: $judge, steps: 1}
+  polish: {kind: train, objective: sft, dataset: d, init_from: $ppo, steps: 1}
+  dpo: {kind: train, objective: dpo, dataset: d, init_from: base, steps: 1}
+  contest:
+    {kind: compare, dataset: d, judge: $referee, baseline: base, candidate: $dpo,
+     candidate_2: $polish, require: {win_rate_low_above: 0.5}}
+"""
+
+
+def test_a_gate_needs_another_judge_than_the_rivals_had() -> None:
+    parse(ALIGN)
+    with pytest.raises(InvalidArgument, match=r"candidate_2 \(in the step ppo\) was trained") as e:
+        parse(ALIGN, {"steps.contest.judge": "$judge"})
+    assert e.value.field == "steps.contest.judge"
+    parse(ALIGN, {"steps.contest.judge": "$judge", "steps.contest.same_judge": "true"})
+    parse(ALIGN, {"steps.contest.judge": "$judge", "steps.contest.require": "{}"})  # no gate
+    parse(ALIGN, {"steps.contest.judge": "$judge", "steps.contest.candidate_2": ""})  # no pupil
+    older = {"steps.contest.judge": "", "steps.contest.reward": "$judge"}
+    with pytest.raises(InvalidArgument, match="same_judge"):
+        parse(ALIGN, older)
+    with pytest.raises(InvalidArgument, match="give judge"):
+        parse(ALIGN, {"steps.contest.judge": ""})
+
+
+def made(store: ArtifactStore, folder: Path, name: str, kind: str, *parents: str) -> ArtifactRecord:
+    (folder / name).mkdir()
+    (folder / name / "weights").write_text(name.split("-", maxsplit=1)[0])
+    return store.publish(name, kind, folder / name, parents=parents)
+
+
+def test_a_judge_is_found_in_the_lineage_under_any_name(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    base = made(store, tmp_path, "base", "model")
+    judge = made(store, tmp_path, "judge", "reward", base.ref)
+    copy = made(store, tmp_path, "judge-copy", "reward")
+    other = made(store, tmp_path, "other", "reward", base.ref)
+    ppo = made(store, tmp_path, "ppo", "model", "gone@1", base.ref, judge.ref)
+    tuned = made(store, tmp_path, "tuned", "model", ppo.ref)
+    refuse_own_judge(store, [base, ppo, tuned], other)
+    refuse_own_judge(store, [base], judge)
+    for rival, referee in ((ppo, judge), (tuned, judge), (tuned, copy)):
+        with pytest.raises(InvalidArgument, match=f"{rival.ref} was trained against this judge"):
+            refuse_own_judge(store, [base, rival], referee)

@@ -1,0 +1,186 @@
+"""The share of a canary on a real Redis: kept by counting, over all gateways, at every moment."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plinth.shared import canary, keys
+from plinth.shared.canary import Canaries, Tally, answer_key, bucket_of, canary_name
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+
+
+async def opened(canaries: Canaries, share: float = 0.1, **more: Any) -> str:
+    return await canaries.open("chat", "run-a", stable="m@1", canary="m@2", share=share, **more)
+
+
+async def given_to_canary(canaries: Canaries, user: str = "") -> bool:
+    chosen = await canaries.choose("chat", "m@2", user)
+    assert chosen is not None
+    assert chosen[0] == "run-a"
+    return chosen[1] == "canary"
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 1 / 3, 0.5])
+async def test_the_share_holds_at_every_moment(redis_client: Any, share: float) -> None:
+    canaries = Canaries(redis_client)
+    assert await opened(canaries, share) == "open"
+    had = 0
+    for asked in range(1, 301):
+        had += await given_to_canary(canaries)
+        assert share * asked - 1 < had <= share * asked + 1e-6
+
+
+async def test_many_gateways_share_one_count(redis_client: Any) -> None:
+    canaries = [Canaries(redis_client) for _ in range(5)]
+    await opened(canaries[0], 0.2)
+    had = 0
+    for burst in range(10):
+        had += sum(
+            await asyncio.gather(
+                *(given_to_canary(random.Random(burst).choice(canaries)) for _ in range(50))
+            )
+        )
+    assert had == 100
+    state = await canaries[0].state("chat")
+    assert state is not None
+    assert (state.asked, state.given) == (500, 100)
+
+
+async def test_a_user_stays_with_one_revision_and_the_share_is_still_bounded(
+    redis_client: Any,
+) -> None:
+    canaries = Canaries(redis_client)
+    await opened(canaries, 0.2, sticky=True)
+    rng = random.Random(3)
+    users = [f"user-{i}" for i in range(200)]
+    seen: dict[str, set[bool]] = {}
+    had = 0
+    for asked in range(1, 1001):
+        user = rng.choice(users)
+        got = await given_to_canary(canaries, user)
+        seen.setdefault(user, set()).add(got)
+        had += got
+        assert had <= 0.2 * asked + 0.02 * max(asked, 50)
+    stable = [user for user in seen if canary._point("chat", user) >= 0.2]
+    assert all(seen[user] == {False} for user in stable)  # never on the canary
+    assert any(seen[user] == {True} for user in seen)  # and some always
+
+
+async def test_without_sticky_a_user_is_no_reason(redis_client: Any) -> None:
+    canaries = Canaries(redis_client)
+    await opened(canaries, 0.5)
+    assert sum([await given_to_canary(canaries, "one and the same") for _ in range(100)]) == 50
+
+
+async def test_who_may_open_and_how_it_ends(redis_client: Any) -> None:
+    canaries = Canaries(redis_client)
+    await opened(canaries)
+    assert await opened(canaries) == "open"  # again: a renewal
+    with pytest.raises(FailedPrecondition, match="of run-a"):
+        await canaries.open("chat", "run-b", stable="m@1", canary="m@3", share=0.1)
+    assert await canaries.choose("chat", "m@3") is None  # shards of something else
+    await canaries.promote("chat", "run-b")  # not its own
+    await canaries.promote("chat", "run-a")
+    assert all([await given_to_canary(canaries) for _ in range(20)])
+    await canaries.close("chat", "run-a")
+    assert await canaries.choose("chat", "m@2") is None
+    await canaries.promote("chat", "run-a")  # a closed one stays closed
+    assert await opened(canaries) == "closed"
+    assert await canaries.open("chat", "run-b", stable="m@1", canary="m@3", share=0.1) == "open"
+
+
+async def test_a_route_that_is_not_renewed_lapses_with_its_counts_kept(
+    redis_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "ROUTE_S", 0.05)
+    canaries = Canaries(redis_client)
+    await opened(canaries, 0.5)
+    await given_to_canary(canaries)
+    async with asyncio.timeout(5):
+        while await canaries.choose("chat", "m@2") is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(canary, "ROUTE_S", 30)
+    await opened(canaries, 0.5)
+    state = await canaries.state("chat")
+    assert state is not None
+    assert state.asked >= 1
+
+
+async def settle(canaries: Canaries, role: str, outcome: str, **more: Any) -> None:
+    values = {"tokens": 3, "ttft_s": 0.02, "answer": "a", **more}
+    await canaries.settle("chat", "run-a", role, outcome=outcome, **values)
+
+
+async def test_outcomes_and_verdicts(redis_client: Any) -> None:
+    canaries = Canaries(redis_client)
+    await opened(canaries)
+    mine = answer_key("acme", "r1")
+    await settle(canaries, "canary", "ok", answer=mine)
+    await settle(canaries, "canary", "error", tokens=0, ttft_s=None)
+    await settle(canaries, "canary", "cancelled")
+    await settle(canaries, "stable", "ok", ttft_s=0.5)
+    await canaries.settle(
+        "chat", "run-z", "stable", outcome="ok", tokens=9, ttft_s=1.0, answer="b"
+    )  # of a canary that is over
+    for _ in range(3):  # judged once, however often it is said
+        assert await canaries.report("chat", answer=mine, good=False) == "canary"
+    with pytest.raises(NotFound):
+        await canaries.report("chat", answer=answer_key("other", "r1"), good=True)
+    assert await canaries.report_revision("chat", "m@1", good=True) == "stable"
+    with pytest.raises(NotFound):
+        await canaries.report_revision("chat", "m@7", good=True)
+    state = await canaries.state("chat")
+    assert state is not None
+    buckets = {bucket_of(0.02): 2}
+    assert state.tallies["canary"] == Tally(2, 1, 1, 6, 0, 1, buckets)
+    assert state.tallies["stable"] == Tally(1, 0, 0, 3, 1, 0, {bucket_of(0.5): 1})
+    await canaries.close("chat", "run-a")
+    await canaries.open("chat", "run-b", stable="m@1", canary="m@3", share=0.1)
+    with pytest.raises(FailedPrecondition):
+        await canaries.report("chat", answer=mine, good=True)
+    with pytest.raises(FailedPrecondition):
+        await canaries.report_revision("none", "m@1", good=True)
+
+
+async def test_a_command_that_is_sent_twice_counts_once(redis_client: Any) -> None:
+    """As redis-py does when a connection breaks after the command was done."""
+    canaries = Canaries(redis_client)
+    await opened(canaries, 0.5)
+    hash_ = keys.canary("chat")
+    for _ in range(4):
+        answer = await canaries._choose(
+            keys=[hash_, keys.canary("chat", "choice-1"), keys.canary("chat", "answer-1")],
+            args=["m@2", "", 0.02, 60, 60],
+        )
+        assert answer[1] == b"stable"
+        await canaries._settle(
+            keys=[hash_, keys.canary("chat", "once-1"), keys.canary("chat", "answer-1")],
+            args=["run-a", "stable", "ok", 1, "", 60, 60],
+        )
+    state = await canaries.state("chat")
+    assert state is not None
+    assert (state.asked, state.tallies["stable"].requests) == (1, 1)
+
+
+@given(st.lists(st.floats(0.0011, 1000), min_size=1, max_size=50), st.floats(0.01, 1))
+def test_quantiles_are_within_five_percent(times: list[float], share: float) -> None:
+    counts: dict[int, int] = {}
+    for time in times:
+        counts[bucket_of(time)] = counts.get(bucket_of(time), 0) + 1
+    exact = next(t for i, t in enumerate(sorted(times), 1) if i >= share * len(times))
+    found = Tally(ttft=counts).ttft_quantile_s(share)
+    assert found is not None
+    assert exact * 0.999999 <= found <= exact * 1.0500001
+
+
+def test_names_and_no_answers() -> None:
+    assert canary_name("chat") == "chat.canary"
+    assert Tally().ttft_quantile_s(0.95) is None
+    with pytest.raises(InvalidArgument):
+        canary_name("chat.canary")
