@@ -176,6 +176,7 @@ class _Policy:
     def __init__(self, engine: EngineClient, device: str, kv_bytes: int) -> None:
         self._engine, self._device, self._kv_bytes = engine, device, kv_bytes
         self._set: WeightSet | None = None
+        self._folder = ""  # where its weights came from
         self._users = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -186,9 +187,11 @@ class _Policy:
         """The weights named, which stay while the block runs."""
         async with self._exchange:  # those who come later, for whatever weights, wait their turn
             held = self._set
-            if held is None or held.engine.weights_digest != wanted.digest:
+            if held is None or not self._is(wanted):
                 await self._quiet.wait()
+                self._folder = ""
                 held = await self._take(Path(wanted.folder), wanted.digest)
+                self._folder = wanted.folder
             self._users += 1
             self._quiet.clear()
         try:
@@ -197,6 +200,12 @@ class _Policy:
             self._users -= 1
             if not self._users:
                 self._quiet.set()
+
+    def _is(self, wanted: pb.PolicyWeights) -> bool:
+        """Whether these are the weights that are held."""
+        if wanted.digest:
+            return self._set is not None and self._set.engine.weights_digest == wanted.digest
+        return self._folder == wanted.folder
 
     async def let_go(self) -> None:
         """Free the memory."""
@@ -223,7 +232,7 @@ class _Policy:
 
 def check_task(task: pb.RolloutTask) -> None:
     """InvalidArgument unless the message is complete."""
-    if not task.policy.folder or not task.policy.digest:
+    if not task.policy.folder:
         raise InvalidArgument("names no weights", field="policy")
     if not task.prompt_ids:
         raise InvalidArgument("has no prompt", field="prompt_ids")

@@ -25,6 +25,7 @@ from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import SPLITS, CorpusCounts, write_corpus
 from plinth.trainer.data.documents import read_folder
+from plinth.trainer.data.selected import selected
 from plinth.trainer.data.shards import DatasetInfo
 from plinth.trainer.data.tokenize import Render, tokenize_corpus
 from plinth.trainer.launch import Launcher
@@ -106,8 +107,10 @@ class Execution:
         corpus = self._store.get(spec.corpus) if spec.corpus else None
         if corpus is not None and corpus.kind != "corpus":
             raise InvalidArgument(f"{corpus.ref} is a {corpus.kind}, not a corpus", field="corpus")
+        samples = self._of_kind(spec.samples, "samples") if spec.samples else None
         inputs = {
-            "prepare": _fields(spec, "tokenizer", "corpus"),
+            "prepare": _fields(spec, "tokenizer", "corpus", "samples"),
+            "samples": samples and samples.digest,
             "tokenizer": tokenizer and tokenizer.digest,
             "corpus": corpus and corpus.digest,
             "python": sys.version if spec.builtin else "",
@@ -135,7 +138,7 @@ class Execution:
             self._spec.output_name,
             kind,
             out,
-            parents=[record.ref for record in (corpus, tokenizer) if record],
+            parents=[record.ref for record in (corpus, samples, tokenizer) if record],
             config=_fields(spec),
             metrics=facts,
             input_digest=_digest(inputs),
@@ -144,6 +147,10 @@ class Execution:
     def _write_corpus(self, spec: pb.PrepareSpec, out: Path) -> CorpusCounts:
         if spec.builtin:
             documents, source = BUILTIN[spec.builtin](), spec.builtin
+        elif spec.samples:
+            folder = self._store.fetch(spec.samples)
+            documents = selected(folder, spec.selection or "extremes", spec.margin, spec.samples)
+            source = spec.samples
         else:
             documents, source = read_folder(Path(spec.corpus_dir)), spec.corpus_dir
         return write_corpus(

@@ -152,7 +152,13 @@ class TrainerStage(rpc.TrainerServiceServicer):
     def _check_references(self, spec: pb.JobSpec) -> None:
         """What a job names must exist when it is submitted, not only when it is run."""
         train, prepare = spec.train, spec.prepare
-        named = (train.dataset, train.init_from, prepare.tokenizer, prepare.corpus)
+        named = (
+            train.dataset,
+            train.init_from,
+            prepare.tokenizer,
+            prepare.corpus,
+            prepare.samples,
+        )
         for reference in filter(None, named):
             self._context.store.get(reference)
         if prepare.corpus_dir and not Path(prepare.corpus_dir).is_dir():

@@ -19,6 +19,7 @@ from plinth.models.config import ModelConfig
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import TrainerSettings
 from plinth.trainer.data.builtin import BUILTIN
+from plinth.trainer.data.selected import MAX_MARGIN, SELECTIONS
 from plinth.trainer.data.shards import DatasetInfo, read_info
 from plinth.trainer.loop.config import DATASETS, OBJECTIVES, PRECISIONS, TrainConfig
 from plinth.trainer.lora_specs import check_adapter_name, check_lora, lora_fields
@@ -63,11 +64,25 @@ def check_spec(spec: pb.JobSpec) -> None:
 
 
 def _check_prepare(spec: pb.PrepareSpec) -> None:
-    given = [n for n in ("corpus_dir", "builtin", "corpus") if getattr(spec, n)]
+    given = [n for n in ("corpus_dir", "builtin", "corpus", "samples") if getattr(spec, n)]
     if len(given) != 1:
         raise InvalidArgument(
-            f"give one of corpus_dir, builtin or corpus, not {', '.join(given) or 'none'}",
+            f"give one of corpus_dir, builtin, corpus or samples, not {', '.join(given) or 'none'}",
             field="spec.prepare",
+        )
+    if spec.selection and spec.selection not in SELECTIONS:
+        raise InvalidArgument(
+            f"selection {spec.selection!r} is unknown; there is: {', '.join(SELECTIONS)}",
+            field="spec.prepare.selection",
+        )
+    if (spec.selection or spec.margin) and not spec.samples:
+        raise InvalidArgument(
+            "selection and margin are for samples; name an artifact of kind 'samples'",
+            field="spec.prepare.samples",
+        )
+    if not 0 <= spec.margin <= MAX_MARGIN:
+        raise InvalidArgument(
+            f"margin is {spec.margin}, must be 0 to {MAX_MARGIN:g}", field="spec.prepare.margin"
         )
     if spec.builtin and spec.builtin not in BUILTIN:
         raise InvalidArgument(

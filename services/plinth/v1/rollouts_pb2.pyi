@@ -34,7 +34,9 @@ class PolicyWeights(_message.Message):
     folder: _builtins.str
     """A folder in Hugging Face's format."""
     digest: _builtins.str
-    """Merkle root over the tensors, as the trainer holds them."""
+    """Merkle root over the tensors, as the trainer holds them. Empty: the folder is an artifact's,
+    which does not change; the result says what answered.
+    """
     def __init__(
         self,
         *,

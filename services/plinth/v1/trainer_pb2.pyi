@@ -55,6 +55,9 @@ class PrepareSpec(_message.Message):
     CORPUS_FIELD_NUMBER: _builtins.int
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
     MAX_BYTES_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
     corpus_dir: _builtins.str
     """A folder that the trainer's machine can read; empty with `builtin` set."""
     builtin: _builtins.str
@@ -70,6 +73,14 @@ class PrepareSpec(_message.Message):
     """Share of documents held out, by document hash. Default 0.02."""
     max_bytes: _builtins.int
     """Stop after this many bytes of text; 0 is no limit."""
+    samples: _builtins.str
+    """Scored samples (an artifact of kind "samples"), as another source."""
+    selection: _builtins.str
+    """What becomes of each prompt's samples: "extremes" (default; the best against the worst) or
+    "all" make pairs of those whose rewards are more than `margin` apart; "best" keeps the best as
+    a chat, if its reward is at least `margin`.
+    """
+    margin: _builtins.float
     def __init__(
         self,
         *,
@@ -79,10 +90,13 @@ class PrepareSpec(_message.Message):
         corpus: _builtins.str = ...,
         validation_fraction: _builtins.float | None = ...,
         max_bytes: _builtins.int = ...,
+        samples: _builtins.str = ...,
+        selection: _builtins.str = ...,
+        margin: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "max_bytes", b"max_bytes", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "samples", b"samples", "selection", b"selection", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015

@@ -10,10 +10,13 @@ from plinth.coordinator.steps.contract import StepKind
 from plinth.coordinator.steps.data import DataStep
 from plinth.coordinator.steps.evaluate import EvaluateStep
 from plinth.coordinator.steps.preferences import PreferencesStep
+from plinth.coordinator.steps.prompts import PromptsStep
 from plinth.coordinator.steps.publish import PublishStep
+from plinth.coordinator.steps.sample import SampleStep
 from plinth.coordinator.steps.serve import ServeStep
 from plinth.coordinator.steps.tokenizer import TokenizerStep
 from plinth.coordinator.steps.train import TrainStep
+from plinth.coordinator.steps.verify import VerifyStep
 
 STEP_KINDS: Mapping[str, StepKind] = {
     "data": DataStep(),
@@ -22,6 +25,9 @@ STEP_KINDS: Mapping[str, StepKind] = {
     "evaluate": EvaluateStep(),
     "compare": CompareStep(),
     "preferences": PreferencesStep(),
+    "prompts": PromptsStep(),
+    "sample": SampleStep(),
+    "verify": VerifyStep(),
     "publish": PublishStep(),
     "serve": ServeStep(),
     "canary": CanaryStep(),

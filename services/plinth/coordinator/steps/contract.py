@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,6 +77,12 @@ class Work:
     def job_id(self) -> str:
         """The same whenever this step of this run is taken up again."""
         return f"{self.run_id}.{self.step}.{self.input_digest.removeprefix('sha256:')[:16]}"
+
+    @property
+    def short_id(self) -> str:
+        """The same, for ids that more is hung on: at most 66 characters."""
+        run = sha256(self.run_id.encode()).hexdigest()[:8]
+        return f"{run}.{self.step}.{self.input_digest.removeprefix('sha256:')[:16]}"
 
 
 @dataclass(frozen=True)

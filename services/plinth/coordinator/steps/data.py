@@ -22,14 +22,19 @@ from plinth.v1 import trainer_pb2 as pb
 class DataSpec(StepSpec):
     INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {
         "corpus": frozenset({"corpus"}),
+        "samples": frozenset({"samples"}),
         "tokenizer": frozenset({"tokenizer", "model"}),
     }
 
     kind: Literal["data"]
-    # Exactly one of these three says where the text comes from.
+    # Exactly one of these four says where the text comes from.
     corpus_dir: str | None = Field(default=None, max_length=4096)
     builtin: Literal["stdlib", "stdlib-instruct", "stdlib-preferences"] | None = None
     corpus: Input | None = None
+    samples: Input | None = None
+    # What becomes of each prompt's samples; see `PrepareSpec` in trainer.proto.
+    selection: Literal["extremes", "all", "best"] | None = None
+    margin: float = Field(default=0, ge=0, le=1e6)
     tokenizer: Input | None = None
     validation_fraction: float | None = Field(default=None, gt=0, lt=0.5)
     # Stop after this many bytes of text; 0 is no limit.
@@ -44,10 +49,12 @@ class DataSpec(StepSpec):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
-        given = [k for k in ("corpus_dir", "builtin", "corpus") if getattr(self, k)]
+        given = [k for k in ("corpus_dir", "builtin", "corpus", "samples") if getattr(self, k)]
         if len(given) != 1:
             what = " and ".join(given) if given else "none of them"
-            raise ValueError(f"give one of corpus_dir, builtin and corpus, not {what}")
+            raise ValueError(f"give one of corpus_dir, builtin, corpus and samples, not {what}")
+        if (self.selection or self.margin) and not self.samples:
+            raise ValueError("selection and margin are for samples")
         return self
 
     def produces(self) -> str:
@@ -76,6 +83,9 @@ class DataStep:
             validation_fraction=spec.validation_fraction,
             max_bytes=spec.max_bytes,
         )
+        if "samples" in work.inputs:
+            prepare.samples = work.inputs["samples"].ref
+            prepare.selection, prepare.margin = spec.selection or "", spec.margin
         if "corpus" in work.inputs:
             prepare.corpus = work.inputs["corpus"].ref
         if "tokenizer" in work.inputs:

@@ -21,6 +21,9 @@ from plinth.shared.messages import Messages, parse_string, parse_turns
 from plinth.trainer.data.documents import MAX_LINE_BYTES, Document
 
 PAIRINGS = ("extremes", "all")
+SELECTIONS = (*PAIRINGS, "best")
+SAMPLES = "samples.jsonl"  # in an artifact of kind "samples"
+MAX_MARGIN = 1e6
 MAX_SAMPLES = 4096  # of one prompt: pairs grow with the square
 
 
@@ -91,6 +94,14 @@ def _groups(samples: Iterable[Scored]) -> list[list[Scored]]:
             if len(group) > MAX_SAMPLES:
                 raise InvalidArgument(f"a prompt has more than {MAX_SAMPLES} different answers")
     return [list(group.values()) for group in groups.values()]
+
+
+def selected(folder: Path, selection: str, margin: float, source: str) -> Iterator[Document]:
+    """Documents out of a folder of scored samples, by one of SELECTIONS."""
+    samples = read_scored(folder / SAMPLES)
+    if selection == "best":
+        return best_documents(samples, at_least=margin)
+    return pair_documents(samples, pairing=selection, margin=margin, source=source)
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -1,0 +1,259 @@
+"""Step "verify": does a model keep what it is asked to keep, and is it still language?
+
+1. Model and baseline answer the same held-out prompts, each once, with the same noise.
+2. The reward stage says which answers pass their prompts' checks.
+3. The baseline judges the language of both: log-probability per token, on its own answers as it
+   sampled them, on the model's by scoring. Share of the model's answers below the baseline's own
+   5th percentile; distinct trigrams of all answers together.
+4. What `require` asks is checked: a model that falls short ends the run, and nothing is promoted.
+
+The output is the model itself, so that `canary` and `publish` take it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from plinth.algos.intervals import wilson
+from plinth.coordinator.deployments import put, until_ready
+from plinth.coordinator.prompt_set import Prompt, read_prompts
+from plinth.coordinator.respondent import Respondent, Sampled
+from plinth.coordinator.scoring import ServedModel
+from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.sample import CHECKS, progress_of
+from plinth.shared.errors import FailedPrecondition, NotFound
+from plinth.shared.store import ArtifactRecord
+from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import reward_pb2
+
+SIDES = ("baseline", "model")
+PERCENTILE = 0.05
+_SHOWN = 5  # prompts whose answers the report shows side by side
+
+
+class Require(BaseModel):
+    """Conditions that the model must meet; those not given are not asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pass_rate_at_least: float | None = Field(default=None, ge=0, le=1)
+    # The interval of the model's pass rate must lie above the baseline's pass rate.
+    above_baseline: bool = False
+    # Of the model's answers, below the baseline's own 5th percentile of log p per token.
+    unlikely_at_most: float | None = Field(default=None, ge=0, le=1)
+    # Share of distinct trigrams, as a multiple of the baseline's.
+    trigrams_at_least: float | None = Field(default=None, ge=0)
+
+
+class VerifySpec(StepSpec):
+    INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {
+        "model": frozenset({"model"}),
+        "baseline": frozenset({"model"}),
+        "prompts": frozenset({"prompts"}),
+    }
+
+    kind: Literal["verify"]
+    model: Input
+    baseline: Input
+    prompts: Input  # its held-out half
+    temperature: float = Field(default=0.7, gt=0, le=2)
+    max_tokens: int = Field(default=128, ge=1, le=4096)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    require: Require = Require()
+    ready_within_s: float = Field(default=600, gt=0, le=86_400)
+
+    def produces(self) -> str:
+        return "model"
+
+
+class VerifyStep:
+    spec: type[StepSpec] = VerifySpec
+    pure = True
+
+    def surroundings(self, spec: VerifySpec, run_id: str) -> Mapping[str, str]:
+        return {}
+
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+        spec = work.spec
+        assert isinstance(spec, VerifySpec)
+        folder = await asyncio.to_thread(tools.store.fetch, work.inputs["prompts"])
+        prompts = await asyncio.to_thread(lambda: list(read_prompts(folder / "validation.jsonl")))
+        answers: dict[str, list[Sampled]] = {}
+        for number, side in enumerate(SIDES):
+            respondent = Respondent(tools, work.inputs[side], f"{work.short_id}.{side}")
+            done = [0]
+            sampling = asyncio.create_task(_asked(respondent, prompts, spec, done))
+            async for event in progress_of(sampling, done, len(prompts)):
+                fraction = 0.4 * (number + event.fraction)
+                yield Progress(fraction, f"the {side}: {event.detail}")
+            answers[side] = sampling.result()
+        baseline = work.inputs["baseline"]
+        wanted = pb.Deployment(
+            name=_judge_name(work), artifact=baseline.ref, shards=1, traffic_share=1.0
+        )
+        await put(tools.deployments, wanted)
+        async for ready in until_ready(tools.registry, wanted, within_s=spec.ready_within_s):
+            yield Progress(0.85, f"{ready} of 1 shards of the baseline ready")
+        likely = {
+            "baseline": [_mean(one.raw_logprobs) for one in answers["baseline"] if one.ids],
+            "model": await _judged(tools, wanted, baseline, answers["model"]),
+        }
+        metrics = figures(answers, likely)
+        metrics["models"] = {side: work.inputs[side].ref for side in SIDES}
+        check(spec.require, metrics)
+        await self.abandon(work, tools)
+        yield Outcome(work.inputs["model"].ref, metrics)
+
+    async def abandon(self, work: Work, tools: Tools) -> None:
+        """Takes the baseline's own deployment down; one that is gone is no error."""
+        try:
+            await asyncio.to_thread(tools.deployments.delete, _judge_name(work))
+        except NotFound:
+            return
+
+
+def _judge_name(work: Work) -> str:
+    key = hashlib.sha256(f"{work.run_id}\0{work.input_digest}".encode()).hexdigest()
+    return f"candidate-{key[:12]}"
+
+
+async def _asked(
+    respondent: Respondent, prompts: Sequence[Prompt], spec: VerifySpec, done: list[int]
+) -> list[Sampled]:
+    answers = await respondent.answers(
+        prompts,
+        samples=1,
+        temperature=spec.temperature,
+        max_tokens=spec.max_tokens,
+        seed=spec.seed,
+        heard=lambda count: done.__setitem__(0, count),
+    )
+    sources = [
+        reward_pb2.RewardSource(name=name, rule_json='{"kind": "checks"}') for name in CHECKS
+    ]
+    return await respondent.scored(answers, sources)
+
+
+async def _judged(
+    tools: Tools, served: pb.Deployment, artifact: ArtifactRecord, answers: Sequence[Sampled]
+) -> list[float]:
+    """Mean log p per token of each answer that says anything, in the eyes of the served model."""
+    model = ServedModel(tools.clients, served.name, artifact.ref)
+    means = []
+    for one in answers:
+        if one.ids:
+            (total,) = await model.continuations(one.prompt_ids, [one.ids])
+            means.append(total / len(one.ids))
+    return means
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def figures(
+    answers: Mapping[str, Sequence[Sampled]], likely: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """What the report says of both sides, JSON-ready."""
+    bound = percentile(likely["baseline"], PERCENTILE)
+    sides = {side: _side(answers[side], likely[side], bound) for side in SIDES}
+    return {
+        "prompts": len(answers["model"]),
+        "sides": sides,
+        "trigrams_ratio": _ratio(sides["model"]["trigrams"], sides["baseline"]["trigrams"]),
+        "shown": [
+            {"prompt": before.prompt.text, "before": before.text, "after": after.text}
+            for before, after in list(zip(answers["baseline"], answers["model"], strict=True))[
+                :_SHOWN
+            ]
+        ],
+    }
+
+
+def _side(answers: Sequence[Sampled], likely: Sequence[float], bound: float) -> dict[str, Any]:
+    passed = [bool(one.reward) for one in answers]
+    low, high = wilson(sum(passed), len(passed))
+    groups: dict[str, list[bool]] = {}
+    for one, good in zip(answers, passed, strict=True):
+        groups.setdefault(one.prompt.group, []).append(good)
+    return {
+        "pass_rate": sum(passed) / len(passed),
+        "pass_rate_low": low,
+        "pass_rate_high": high,
+        "groups": {name: sum(group) / len(group) for name, group in sorted(groups.items())},
+        "logprob": _mean(likely) if likely else 0.0,
+        "unlikely": sum(value < bound for value in likely) / len(likely) if likely else 1.0,
+        "trigrams": distinct_trigrams([one.text for one in answers]),
+        "tokens": sum(len(one.ids) for one in answers) / len(answers),
+    }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Linearly between the two values around it (numpy's default); -inf of none."""
+    if not values:
+        return -math.inf
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def distinct_trigrams(texts: Sequence[str]) -> float:
+    """Distinct word trigrams over all word trigrams (Li et al. 2016), within answers; 1 of none."""
+    trigrams = [
+        tuple(words[at : at + 3])
+        for words in (text.lower().split() for text in texts)
+        for at in range(len(words) - 2)
+    ]
+    return len(set(trigrams)) / len(trigrams) if trigrams else 1.0
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    return ours / theirs if theirs else math.inf
+
+
+def check(require: Require, metrics: Mapping[str, Any]) -> None:
+    """FailedPrecondition that says by how much the model falls short."""
+    model, baseline = metrics["sides"]["model"], metrics["sides"]["baseline"]
+    interval = f"95 % interval {model['pass_rate_low']:.1%} to {model['pass_rate_high']:.1%}"
+    bar = require.pass_rate_at_least
+    if bar is not None and model["pass_rate"] < bar:
+        _refuse(
+            "pass_rate_at_least",
+            f"{model['pass_rate']:.1%} of the answers pass ({interval}), {bar:.1%} is required",
+        )
+    if require.above_baseline and model["pass_rate_low"] <= baseline["pass_rate"]:
+        _refuse(
+            "above_baseline",
+            f"{model['pass_rate']:.1%} of the answers pass ({interval}), of the baseline's "
+            f"{baseline['pass_rate']:.1%}: not beyond chance",
+        )
+    most = require.unlikely_at_most
+    if most is not None and model["unlikely"] > most:
+        _refuse(
+            "unlikely_at_most",
+            f"{model['unlikely']:.1%} of the answers are less likely to the baseline than 95 % of "
+            f"its own, at most {most:.1%} is required: the language suffers",
+        )
+    least = require.trigrams_at_least
+    if least is not None and metrics["trigrams_ratio"] < least:
+        _refuse(
+            "trigrams_at_least",
+            f"distinct trigrams are {metrics['trigrams_ratio']:.2f} times the baseline's share, "
+            f"at least {least:.2f} is required: the answers repeat themselves",
+        )
+
+
+def _refuse(field: str, message: str) -> None:
+    raise FailedPrecondition(
+        f"{message}; nothing is promoted",
+        reason="REQUIREMENT_NOT_MET",
+        field=f"require.{field}",
+    )
