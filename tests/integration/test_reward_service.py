@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import grpc
 import pytest
 import transformers
 
+from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.gateway.proxy import proxied_services
 from plinth.reward.forward import ScoringModel
 from plinth.reward.service import build as build_reward
@@ -385,6 +388,39 @@ async def until(holds: Callable[[], Any], seconds: float = 30) -> None:
             await asyncio.sleep(0.02)
 
 
+async def test_the_end_of_a_task_is_announced_not_looked_for(
+    stub: RewardServiceStub, tasks: RewardTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plinth.shared import rewards as module
+
+    monkeypatch.setattr(module, "_LOOK_S", 60.0)
+    await tasks.submit("t", slow("0.5"))
+    assert (await tasks.wait("t", timeout_s=20)).rewards[0].total == 1
+
+
+async def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis")
+    settings = {"lease_s": LEASE_S, "tasks": 1}
+    stack = Stack(load_settings(data_dir=tmp_path, redis_url=server.start(), reward=settings))
+    try:
+        await stack.add("reward", build_reward)
+        tasks = RewardTasks(stack.context.redis, "run-1")
+        queue = rewards_queue(stack.context.redis, lease_s=LEASE_S)
+        await tasks.submit("t", slow("1"))
+        await tasks.submit("u", slow("0"))
+        waiting = asyncio.create_task(tasks.wait("t", timeout_s=60))
+        await until(lambda: leased(queue, "t"))
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        await asyncio.to_thread(server.start)
+        assert (await waiting).rewards[0].total == 1
+        assert (await tasks.wait("u", timeout_s=60)).rewards[0].total == 1
+        assert (await queue.inspect()).dead == 0
+    finally:
+        await stack.stop()
+        server.stop()
+
+
 class Replica:
     """A reward replica in a process of its own."""
 
@@ -456,8 +492,6 @@ async def test_a_killed_replica_loses_nothing(
 async def test_a_replica_that_stood_still_cannot_store_a_second_result(
     stack: Stack, redis_server: str, tasks: RewardTasks
 ) -> None:
-    import signal
-
     queue = rewards_queue(stack.context.redis, lease_s=LEASE_S)
     frozen = await Replica.start(stack, redis_server)
     try:
