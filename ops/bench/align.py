@@ -3,14 +3,20 @@
 Prints one JSON line per (algorithm, peer, seed). The peers run in environments of their own, which
 `ops/bench/peers.sh` makes; each run is a process of its own, and the peers take turns by seed.
 
-    python ops/bench/align.py [--algos grpo,ppo] [--peers self,trl] [--seeds 0,1,2] [--updates 40]
+    python ops/bench/align.py [--algos grpo,ppo,dpo,reward] [--peers self,trl] [--seeds 0,1,2]
+                              [--updates 40]
 
-The task: prompts of 8 random tokens, exactly 64 response tokens at temperature 1, vocabulary 32;
-the reward is the share of one target token. The model: a Llama of 10M random parameters. A batch is
-16 answers (GRPO: 2 prompts × 8), the learning rate 3e-4. `samples` and `seconds` are what it took
-to reach a mean reward of 0.9; `reached` is false where it did not within --updates.
-`generation_tokens_s` counts the sampling alone; `loop_tokens_s` is a hand-written loop over
-transformers with a KV cache, in the same process.
+DPO and reward models (`align_pairs.py`): 8 random pairs a batch, 128 tokens a side, fp32; `pairs_s`
+counts the steps after the first two, with DPO's reference computed before. Both peers' losses are
+printed and must agree, or the exit status is 1.
+
+GRPO and PPO. The task: prompts of 8 random tokens, exactly 64 response tokens at temperature 1,
+vocabulary 32; the reward is the share of one target token. The model: a Llama of 10M random
+parameters. A batch is 16 answers (GRPO: 2 prompts × 8), the learning rate 3e-4. `samples` and
+`seconds` are what it took to reach a mean reward of 0.9; `reached` is false where it did not within
+--updates. `generation_tokens_s` counts the sampling alone; `loop_tokens_s` is a hand-written loop
+over transformers with a KV cache, in the same process. TRL's PPO is that of 1.12, the last that has
+one.
 """
 
 from __future__ import annotations
@@ -24,11 +30,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import align_pairs
 import torch
 
 PEERS = Path(__file__).with_name("align_trl.py")
 ENVIRONMENTS = Path(__file__).parents[2] / ".bench"
 VOCABULARY, PROMPT, RESPONSE, TARGET = 32, 8, 64, 7
+ON_PAIRS = ("dpo", "reward")
+ENVIRONMENT = {"ppo": "trl-ppo"}  # of the peer, where it is not "trl"
 GOAL, ANSWERS, GROUP, LEARNING_RATE = 0.9, 16, 8, 3e-4
 SHAPE = {
     "layers": 8,
@@ -52,15 +61,26 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         algorithm, seed, folder = options.one.split(",")
-        print(json.dumps(run_self(algorithm, int(seed), Path(folder), options.updates)))
+        if algorithm in ON_PAIRS:
+            print(json.dumps(align_pairs.run_self(algorithm, int(seed), Path(folder))))
+        else:
+            print(json.dumps(run_self(algorithm, int(seed), Path(folder), options.updates)))
         return
+    unequal = False
     for algorithm in options.algos.split(","):
         for seed in options.seeds.split(","):
             with tempfile.TemporaryDirectory() as scratch:
                 folder = make_model(Path(scratch) / "model", int(seed))
+                if algorithm in ON_PAIRS:
+                    align_pairs.make_pairs(folder, algorithm, int(seed))
+                lines = []
                 for peer in options.peers.split(","):
-                    line = child(peer, algorithm, seed, folder, options.updates)
-                    print(json.dumps({"bench": "align", **line}), flush=True)
+                    lines.append(child(peer, algorithm, seed, folder, options.updates))
+                    print(json.dumps({"bench": "align", **lines[-1]}), flush=True)
+                if (check := align_pairs.compared(lines)) is not None:
+                    print(json.dumps({"bench": "align", **check}), flush=True)
+                    unequal = unequal or not check["equal"]
+    sys.exit(1 if unequal else 0)
 
 
 def child(peer: str, algorithm: str, seed: str, folder: Path, updates: int) -> dict[str, Any]:
@@ -69,9 +89,7 @@ def child(peer: str, algorithm: str, seed: str, folder: Path, updates: int) -> d
         command = [sys.executable, __file__, "--one", f"{algorithm},{seed},{folder}"]
         command += ["--updates", str(updates)]
     else:
-        if algorithm != "grpo":
-            return {"peer": peer, "algo": algorithm, "error": "only GRPO is measured against TRL"}
-        python = ENVIRONMENTS / "trl" / "bin" / "python"
+        python = ENVIRONMENTS / ENVIRONMENT.get(algorithm, "trl") / "bin" / "python"
         if not python.exists():
             return {"peer": peer, "algo": algorithm, "error": "run ops/bench/peers.sh first"}
         command = [str(python), str(PEERS), algorithm, seed, str(folder), str(updates)]

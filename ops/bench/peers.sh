@@ -14,3 +14,5 @@ make_peer() {
   ".bench/$name/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$@"
 }
 make_peer trl trl==1.16.0 accelerate==1.15.0 datasets==5.2.0 dill multiprocess xxhash peft==0.21.2
+# The last TRL that has a PPO.
+make_peer trl-ppo trl==1.12.0 accelerate==1.15.0 datasets==5.2.0 dill multiprocess xxhash peft==0.21.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 from dataclasses import asdict, replace
@@ -300,6 +301,19 @@ def test_the_reference_of_dpo_is_the_base_whatever_the_adapter_says(data, start,
         adapted = answer_logprobs(decoder, batch)[0].view(2, 4).t()
     assert torch.equal(reference[batch.numbers].float(), wanted)
     assert not torch.allclose(adapted, wanted, atol=0.1)
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["adapters", "all"])
+def test_a_policy_in_bf16_starts_from_a_reference_of_the_same_rounding(
+    data, start, tmp_path, lora
+) -> None:
+    made = config(data("pairs"), start["llama"], "dpo", precision="bf16", lora=lora)
+    run = set_up(made, JobFolder(trainings.job(tmp_path / "a", made)), Group())
+    assert float(take_step(run, 0.0).loss) == pytest.approx(math.log(2), abs=1e-6)
+    # The evaluation is in float32, and so is its reference: no lead before the first step.
+    found = run.objective.evaluate(run.decoder, run.group, 4)
+    assert found["validation_lead"] == pytest.approx(0.0, abs=1e-5)
+    assert found["validation_loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 # -- policies -------------------------------------------------------------------------------------

@@ -57,6 +57,11 @@ class Run:
     state: TrainState
     pad_id: int
 
+    def autocast(self) -> torch.autocast:
+        """The precision that the run has chosen, while it lasts."""
+        kind = self.group.device.split(":", maxsplit=1)[0]
+        return torch.autocast(kind, torch.bfloat16, enabled=self.state.precision == "bf16")
+
     def save(self) -> None:
         """Checkpoint; replicas are equal, so one worker writes."""
         if self.group.rank == 0:
@@ -108,7 +113,8 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
         state=state,
         pad_id=train.info.end_of_text_id,
     )
-    objective.prepare(decoder, group, folder.path, config.micro_batch_size, _used(run))
+    with run.autocast():
+        objective.prepare(decoder, group, folder.path, config.micro_batch_size, _used(run))
     if found:
         load_checkpoint(found, run.decoder, run.optimizer)
     return run

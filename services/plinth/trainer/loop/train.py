@@ -108,14 +108,12 @@ def take_step(run: Run, learning_rate: float) -> StepResult:
     )
     if stop:
         return StepResult(torch.zeros(()), torch.zeros(()), learning_rate, 0, True)
-    bf16 = run.state.precision == "bf16"
     run.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=group.device)
     for number, batch in enumerate(batches):
         # Noise by position, not by history: a resumed run drops what it would have dropped.
         noise = dropping(run.decoder, config.seed, position // micro + number)
-        autocast = torch.autocast(_kind(group.device), torch.bfloat16, enabled=bf16)
-        with autocast, noise:
+        with run.autocast(), noise:
             loss = run.objective.loss_sum(run.decoder, batch.to(group.device)) / weight
         torch.autograd.backward(loss)
         total += loss.detach()
@@ -142,10 +140,6 @@ def _sizes(decoder: nn.Module) -> dict[str, float]:
         return {"parameters": parameters}
     trained = float(sum(p.numel() for p in decoder.parameters() if p.requires_grad))
     return {"parameters": parameters, "trained_parameters": trained}
-
-
-def _kind(device: str) -> str:
-    return device.split(":", maxsplit=1)[0]
 
 
 def _due(step: int, every: int) -> bool:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,10 +64,11 @@ class DirectPreference:
             return
         for split, pairs in self._pairs.items():
             values_pc = torch.zeros(self._sizes[split], 2, dtype=torch.float64)
+            precision = _precision(split, group)
             wanted: Sequence[int] = pairs.judged()
             if split == "train":
                 wanted = range(len(pairs)) if used is None else used
-            with torch.no_grad(), switched_off(decoder):
+            with torch.no_grad(), switched_off(decoder), precision:
                 for turn, items in enumerate(pieces(wanted, micro)):
                     if turn % group.world == group.rank:
                         batch = pairs.batch(items).to(group.device)
@@ -145,6 +147,14 @@ class DirectPreference:
     def _reference_of(self, split: str, batch: PairBatch) -> PairLogprobs:
         values = self._reference[split][batch.numbers].to(batch.ids_bt.device, torch.float32)
         return PairLogprobs(values[:, 0], values[:, 1])
+
+
+def _precision(split: str, group: Group) -> AbstractContextManager[object]:
+    """A reference is compared with a policy of the same rounding: training as the run computes,
+    the evaluation in float32."""
+    if split == "train":
+        return nullcontext()
+    return torch.autocast(group.device.split(":", maxsplit=1)[0], enabled=False)
 
 
 def _split(values_b: Tensor) -> PairLogprobs:
