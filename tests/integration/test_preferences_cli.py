@@ -72,6 +72,8 @@ async def test_for_tools(with_tasks: PreferenceStack) -> None:
         with_tasks.stack, "preferences", "judge", *given, "--ranking", f"{best}>nope"
     )
     assert (code, "nope" in err, "Traceback" in err) == (1, True, False)
+    code, _, err = await plinth(with_tasks.stack, "preferences", "judge", *given)
+    assert (code, "either --ranking or --all-bad" in err) == (1, True)
     out = await preferences(with_tasks, "judge", *given, "--ranking", f"{best}>{other}")
     assert "judgement 1" in out
 

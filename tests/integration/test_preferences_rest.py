@@ -209,6 +209,35 @@ async def test_pairs_out_and_in_again(client: httpx.AsyncClient, stack: Preferen
     answer = await client.post(f"{BASE}/import?collection=x", content=bad.splitlines()[0])
     assert answer.json()["error"]["code"] == "source_missing"
 
+    dataset = await post(client, "datasets", {"name": "pairs", "at_least": 2, "sources": ["human"]})
+    assert (dataset["pairs"], dataset["artifact"]["kind"], dataset["revision"]) == (2, "corpus", 4)
+    again = await post(client, "datasets", {"name": "pairs", "sources": ["human"]})
+    assert again["artifact"]["version"] == 1
+    gone = await client.delete(f"{BASE}/collections/from-hh")
+    assert gone.json() == {"tasks": 2}
+    gone = await client.delete(f"{BASE}/collections/from-hh")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "collection_not_found")
+
+
+async def test_renewing_skipping_closing(client: httpx.AsyncClient) -> None:
+    await post(client, "tasks", {"tasks": [task("a/1"), task("b")]})
+    held = await lease(client, "ann", lease_seconds=10)
+    mine = {k: held[k] for k in ("task_id", "annotator", "fence")}
+    renewed = await post(client, "leases/renew", {**mine, "lease_seconds": 600})
+    assert renewed["expires_unix_ms"] > held["expires_unix_ms"]
+    await post(client, "leases/release", {**mine, "skip": True})
+    assert (await lease(client, "ann"))["task_id"] == "b"
+    answer = await client.delete(f"{BASE}/tasks/a/1")
+    assert (answer.status_code, answer.json()) == (200, {})
+    assert (await client.get(f"{BASE}/tasks/a/1")).status_code == 404
+    rule = {"task_id": "b", "source": "rule", "annotator": "length", "ranking": [["bad"], ["good"]]}
+    added = await post(client, "judgements", {**rule, "shown": ["good", "bad"]})
+    assert (added["judgement"]["source"], added["judgement"]["shown"]) == ("rule", ["good", "bad"])
+    wrong = await client.post(f"{BASE}/judgements", json={**rule, "shown": ["good"]})
+    assert "each response once" in wrong.json()["error"]["message"]
+    nobody = await client.post(f"{BASE}/judgements", json={**rule, "annotator": ""})
+    assert nobody.json()["error"]["param"] == "annotator"
+
 
 async def test_sampled_responses(client: httpx.AsyncClient, stack: PreferenceStack) -> None:
     sampled = {

@@ -99,9 +99,8 @@ def judge(
     lease: Seconds = 900,
     task: Annotated[str, typer.Option(help="Without it: one task after another, by hand.")] = "",
     fence: Annotated[int, typer.Option(min=0, help="Of the lease, as `next` printed it.")] = 0,
-    ranking: Annotated[
-        str, typer.Option(help='"id1>id2=id3", best first; "" says that all are bad.')
-    ] = "",
+    ranking: Annotated[str, typer.Option(help='With --task: "id1>id2=id3", best first.')] = "",
+    all_bad: Annotated[bool, typer.Option("--all-bad", help="With --task: none is good.")] = False,
     reason: Annotated[str, typer.Option(help="Why, in your words.")] = "",
     collection: Collection = "default",
     data: Data = None,
@@ -110,6 +109,8 @@ def judge(
     """Judge tasks on the terminal, one after another; or, with --task, one that `next` gave."""
     with _connect(data, url, collection) as client:
         if task:
+            if bool(ranking) == all_bad:
+                raise InvalidArgument("--task: give either --ranking or --all-bad")
             order = [tier.split("=") for tier in ranking.split(">")] if ranking else []
             number = client.submit(task, annotator, fence, order, reason)
             typer.echo(f"judgement {number}")

@@ -98,14 +98,14 @@ def _add_tasks(app: FastAPI, stub: Stub, limit: int) -> None:
         ask = pb.ListPreferenceTasksRequest(collection=asked.collection, limit=asked.limit)
         return await _answer(service.ListPreferenceTasks(ask))
 
-    @app.get(f"{BASE}/tasks/{{task_id}}", response_model=None)
+    @app.get(f"{BASE}/tasks/{{task_id:path}}", response_model=None)
     async def one(request: Request, task_id: str) -> Response:
         service = await stub(request)
         collection = query(request, bodies.CollectionQuery).collection
         ask = pb.GetPreferenceTaskRequest(collection=collection, task_id=task_id)
         return await _answer(service.GetPreferenceTask(ask))
 
-    @app.delete(f"{BASE}/tasks/{{task_id}}", response_model=None)
+    @app.delete(f"{BASE}/tasks/{{task_id:path}}", response_model=None)
     async def close(request: Request, task_id: str) -> Response:
         service = await stub(request)
         collection = query(request, bodies.CollectionQuery).collection
@@ -190,7 +190,7 @@ def _add_results(app: FastAPI, stub: Stub, limit: int) -> None:
         body = await read(request, bodies.DatasetBody, limit)
         return await _answer(service.PublishPairs(body.to_proto()))
 
-    @app.delete(f"{BASE}/collections/{{name}}", response_model=None)
+    @app.delete(f"{BASE}/collections/{{name:path}}", response_model=None)
     async def delete(request: Request, name: str) -> Response:
         service = await stub(request)
         ask = pb.DeleteCollectionRequest(collection=name)

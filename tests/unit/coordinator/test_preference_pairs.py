@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import trainings
 from plinth.algos.intervals import wilson
 from plinth.coordinator.preferences.dataset import publish_pairs
 from plinth.coordinator.preferences.pairs import judged_pairs, read_lines
@@ -24,6 +25,7 @@ from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.data.corpus import read_split, write_corpus
 from plinth.trainer.data.documents import Document, parse_document
+from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
 
@@ -193,6 +195,21 @@ def test_an_artifact_is_split_as_the_trainer_would(store: ArtifactStore, tmp_pat
     assert (first["source"], first["annotators"], first["agreement"]) == ("human", ["ann"], 1.0)
     metrics = record.manifest["metrics"]  # type: ignore[attr-defined]
     assert (metrics["pairs"], metrics["revision"]) == (120, 40)
+
+
+def test_the_trainer_makes_a_dataset_of_it(store: ArtifactStore, tmp_path: Path) -> None:
+    record, _ = publish(store, judged(12))
+    tokenizer = trainings.tokenizer(tmp_path / "tokenizer")
+    info = tokenize_corpus(
+        store.fetch(record),  # type: ignore[arg-type]
+        tokenizer,
+        tmp_path / "dataset",
+        tokenizer_ref="t@1",
+        tokenizer_digest="sha256:0",
+        render=trainings.chatml(tokenizer),
+    )
+    assert info.objective == "pairs"
+    assert sum(info.splits[split].documents for split in ("train", "validation")) == 2 * 36
 
 
 def test_the_same_pairs_are_the_same_version(store: ArtifactStore) -> None:

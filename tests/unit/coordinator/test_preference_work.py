@@ -153,6 +153,18 @@ async def test_what_cannot_be_done_says_so_and_can_be_tried_again(bench: Bench) 
         assert task.error == ""
 
 
+async def test_a_creator_that_died_before_its_task_was_there(bench: Bench) -> None:
+    """Its work is given up in the end; the same call made again is carried out."""
+    task = sampled("t")
+    item = await bench.work.sample(COLLECTION, "t")
+    lease = await bench.queue.claim("w", wait_s=0)
+    assert lease is not None
+    await bench.queue.fail(lease, "there is no task", retry=False)
+    assert await bench.add(task) == item
+    async with bench.serving(Shard()), bench.worker("w"):
+        await bench.until("t", pb.PREFERENCE_TASK_STATE_OPEN)
+
+
 async def test_a_task_that_is_closed_meanwhile_stays_away(bench: Bench) -> None:
     async with bench.serving(Shard(delay_s=0.02)) as shard:
         item = await bench.add(sampled("t"))

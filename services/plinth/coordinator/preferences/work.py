@@ -44,7 +44,8 @@ MAX_ATTEMPTS = 8
 _LEASE_S = 30.0
 _CLAIM_S = 5.0
 _RETRY_S = 0.5
-# NotFound: the task is added right after its work.
+_SOON_S = 5.0  # between a piece of work and its task
+# NotFound: a shard that has other weights by now, or a task whose creator goes on after a crash.
 _TRANSIENT = (Unavailable, DeadlineExceeded, Aborted, ResourceExhausted, NotFound)
 _log = get_logger("plinth.preferences")
 
@@ -67,8 +68,7 @@ class PreferenceWork:
     async def judge(self, collection: str, task_id: str, **judge: str) -> None:
         """The task is to be judged. judge: model, method, criteria, and annotator, the name under
         which the judgement is to appear."""
-        item = await self._add("judge", collection=collection, task_id=task_id, **judge)
-        await self._queue.requeue(item)  # one that failed is tried anew
+        await self._add("judge", collection=collection, task_id=task_id, **judge)
 
     async def cancel(self, item: str) -> None:
         await self._queue.cancel(item)
@@ -76,7 +76,8 @@ class PreferenceWork:
     async def _add(self, kind: str, **fields: str) -> str:
         payload = json.dumps({"kind": kind, **fields}, sort_keys=True).encode()
         item = f"{kind}-{hashlib.sha256(payload).hexdigest()[:40]}"
-        await self._queue.add(item, payload)
+        if not await self._queue.add(item, payload):
+            await self._queue.requeue(item)  # one that failed is tried anew
         return item
 
 
@@ -91,7 +92,7 @@ class PreferenceWorker:
         self._clients = clients
 
     async def run(self) -> None:
-        """Until cancelled; waits while Redis is gone."""
+        """Until cancelled; waits while Redis is gone or full."""
         while True:
             try:
                 lease = await self._queue.claim(self._name, wait_s=_CLAIM_S)
@@ -99,10 +100,11 @@ class PreferenceWorker:
                     await self._notice_dead()
                 else:
                     await self._attend(lease)
-            except Unavailable:
-                await asyncio.sleep(_RETRY_S)
             except LeaseLost as lost:
                 _log.info("a piece of work went on elsewhere", reason=lost.message)
+            except PlinthError as error:  # Redis away or full, a piece of work cancelled
+                _log.info("preference work waits", reason=error.message)
+                await asyncio.sleep(_RETRY_S)
 
     async def _attend(self, lease: Lease) -> None:
         """Does it, with heartbeats beside; a task that is cancelled gives it back."""
@@ -111,7 +113,7 @@ class PreferenceWorker:
         try:
             await asyncio.wait({work, heart}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                await heart  # raises LeaseLost
+                await heart  # raises LeaseLost, or Cancelled
             await self._ended(lease, work)
         except asyncio.CancelledError:
             with suppress(PlinthError):  # then the lease lapses by itself
@@ -145,7 +147,7 @@ class PreferenceWorker:
 
     async def _do(self, item: dict[str, str]) -> None:
         records = PreferenceRecords(self._redis, item["collection"])
-        task = await records.get(item["task_id"])
+        task = await _soon(records, item["task_id"])
         if item["kind"] == "sample":
             if task.state in (pb.PREFERENCE_TASK_STATE_SAMPLING, pb.PREFERENCE_TASK_STATE_FAILED):
                 await records.fill(await Sampler(self._clients, self._registry).filled(task))
@@ -180,3 +182,16 @@ class PreferenceWorker:
         """The queue gives up what its consumers died of too often; the tasks must say so."""
         for letter in await self._queue.dead_letters(limit=50):
             await self._give_up(letter.payload, letter.reason)
+
+
+async def _soon(records: PreferenceRecords, task_id: str) -> pb.PreferenceTask:
+    """The task, which is added right after its work. NotFound when it does not come: it was
+    closed, or its creator died in between."""
+    end = time.monotonic() + _SOON_S
+    while True:
+        try:
+            return await records.get(task_id)
+        except NotFound:
+            if time.monotonic() > end:
+                raise
+        await asyncio.sleep(0.05)
