@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-slow test-gpu check protos up down bench clean
+.PHONY: help setup run align test test-slow test-gpu check protos up down bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 run: setup ## Bring the platform up, serve a real model, answer, train and serve a second one
 	@$(BIN)/plinth quickstart
+
+align: setup ## Teach the real model to follow instructions, and serve it if it does
+	@$(BIN)/plinth align
 
 up: setup ## Bring the platform up and keep it in the foreground
 	@$(BIN)/plinth up

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 # commands, a function is one.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "quickstart": ("quickstart", "quickstart", "Serve a real model, then train and serve one"),
+    "align": ("align", "align", "Teach the real model to do as it is asked"),
     "up": ("stack", "up", "Bring the platform up"),
     "down": ("stack", "down", "Stop it, and clear what a crash left"),
     "status": ("stack", "status", "What runs, what is served, what waits"),

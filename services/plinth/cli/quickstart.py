@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from plinth.cluster.stack import Stack
 
 QUESTION = "What is the capital of France?"
-PIPELINE = Path(__file__).parents[3] / "ops" / "pipelines" / "quickstart.yaml"
+PIPELINES = Path(__file__).parents[3] / "ops" / "pipelines"
+PIPELINE = PIPELINES / "quickstart.yaml"
 # The registry is a heartbeat behind the shard.
 _SEEN_WITHIN_S = 30.0
 
@@ -54,19 +55,19 @@ def quickstart(
     settings = load(data)
     console = Console()
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
     found_running = Stack(settings).running()
     stack: Stack | None = None
     good = True
     try:
         stack = bring_up(settings, console, model="default", owned=not found_running)
-        model = _introduce(stack, console, began)
+        model = introduce(stack, console, began)
         _ask(stack, console, model, began)
         if train:
             good = _train(stack, console, pipeline, set_ or [])
         if keep:
-            _serve_on(stack, console)
+            serve_on(stack, console)
     except KeyboardInterrupt:
         if stack is None:
             raise typer.Exit(130) from None  # `Stack.up` has cleared what it had started
@@ -79,7 +80,7 @@ def quickstart(
         raise typer.Exit(1)
 
 
-def _introduce(stack: Stack, console: Console, began: float) -> str:
+def introduce(stack: Stack, console: Console, began: float) -> str:
     """Says what is served and how to reach it; the model's name. The key is shown by where it
     lies, never itself."""
     from plinth.cli.chat import open_door
@@ -135,6 +136,13 @@ def _ask(stack: Stack, console: Console, model: str, began: float) -> None:
 
 def _train(stack: Stack, console: Console, pipeline: Path, given: list[str]) -> bool:
     """Runs the pipeline and shows it; whether it succeeded."""
+    console.print(f"\nNow a model of your own, from nothing: {pipeline.name}", highlight=False)
+    return run_to_its_end(stack, console, pipeline, given)
+
+
+def run_to_its_end(stack: Stack, console: Console, pipeline: Path, given: list[str]) -> bool:
+    """Runs a pipeline, or goes on with the run that was stopped, and shows it; whether it
+    succeeded."""
     from plinth.cli.chat import api_key, stack_address
     from plinth.cli.run_client import RunClient
     from plinth.cli.run_view import follow, summary
@@ -146,9 +154,8 @@ def _train(stack: Stack, console: Console, pipeline: Path, given: list[str]) -> 
         raise NotFound(f"there is no pipeline at {pipeline}; name one with --pipeline")
     text = pipeline.read_text("utf-8")
     settings = stack.settings
-    console.print(f"\nNow a model of your own, from nothing: {pipeline.name}", highlight=False)
     with RunClient(stack_address(settings), api_key(settings)) as client:
-        run_id = _run_id(client, text, given)
+        run_id = _run_id(client, f"{pipeline.stem}-", text, given)
         client.submit(run_id, text, parse_overrides(given))
         ended = follow(console, client.watch(run_id))
         if ended.state != pb.RUN_STATE_SUCCEEDED:
@@ -160,13 +167,13 @@ def _train(stack: Stack, console: Console, pipeline: Path, given: list[str]) -> 
     return True
 
 
-def _run_id(client: RunClient, text: str, given: list[str]) -> str:
-    """A quickstart that was stopped half-way goes on with its run; else the run is a new one."""
+def _run_id(client: RunClient, name: str, text: str, given: list[str]) -> str:
+    """A run that was stopped half-way goes on; else it is a new one."""
     from plinth.v1 import coordinator_pb2 as pb
 
     unended = {pb.RUN_STATE_PENDING, pb.RUN_STATE_RUNNING, pb.RUN_STATE_PAUSED}
     digest = hashlib.sha256("\0".join([text, *sorted(given)]).encode()).hexdigest()
-    prefix = f"quickstart-{digest[:8]}-"
+    prefix = f"{name}{digest[:8]}-"
     for run in client.newest(200):
         if run.run_id.startswith(prefix) and run.state in unended:
             if run.state == pb.RUN_STATE_PAUSED:
@@ -175,7 +182,7 @@ def _run_id(client: RunClient, text: str, given: list[str]) -> str:
     return f"{prefix}{time.strftime('%m%d-%H%M%S')}"
 
 
-def _serve_on(stack: Stack, console: Console) -> None:
+def serve_on(stack: Stack, console: Console) -> None:
     """Until Ctrl-C, or until the stack ends by another's hand."""
     from plinth.cli.chat import open_door
 
@@ -198,5 +205,5 @@ def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _interrupt(_: int, __: FrameType | None) -> None:
+def interrupt(_: int, __: FrameType | None) -> None:
     raise KeyboardInterrupt

@@ -136,6 +136,11 @@ def about(step: pb.Step) -> str:
         )
     elif "loss" in figures:
         parts.append(f"loss {figures['loss']:.3f}, {figures['tokens_per_second']:,.0f} tokens/s")
+    elif "sides" in figures:
+        before, after = (figures["sides"][side]["pass_rate"] for side in ("baseline", "model"))
+        parts.append(f"{after:.0%} of the answers pass, {before:.0%} before")
+    elif "reward" in figures and "answers" in figures:
+        parts.append(f"{figures['answers']:,} answers, mean reward {figures['reward']:.3f}")
     elif "winner" in figures:
         best = figures["models"][figures["winner"]]
         won = f"{best['win_rate']:.0%} of answers against the first"
@@ -166,6 +171,8 @@ def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> Rend
             parts.append(_contest(metrics(step)))
         elif step.kind == "canary" and "canary" in metrics(step):
             parts.append(_trial(metrics(step)))
+        elif step.kind == "verify" and "sides" in metrics(step):
+            parts.append(_verified(metrics(step)))
     kinds = {"serve", "publish", "train", "canary"}
     served = [step for step in run.steps if step.kind in kinds]
     if served:
@@ -229,6 +236,30 @@ def _trial(figures: dict[str, Any]) -> RenderableType:
             f"{one['bad']:,}",
         )
     return table
+
+
+def _verified(figures: dict[str, Any]) -> RenderableType:
+    """Before and after: figures, then answers side by side."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("model", "passes", "95 % interval", "below own 5 %", "log p / token"):
+        table.add_column(title, justify="left" if title == "model" else "right")
+    for side in ("baseline", "model"):
+        one = figures["sides"][side]
+        table.add_row(
+            str(figures["models"][side]),
+            f"{one['pass_rate']:.1%}",
+            f"{one['pass_rate_low']:.1%} to {one['pass_rate_high']:.1%}",
+            f"{one['unlikely']:.1%}",
+            f"{one['logprob']:.3f}",
+        )
+    told: list[RenderableType] = [table]
+    for shown in figures["shown"]:
+        pair = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+        pair.add_column("before", ratio=1)
+        pair.add_column("after", ratio=1)
+        pair.add_row(*(Text(printable(str(shown[side])).strip()) for side in ("before", "after")))
+        told += [Text(f"\n> {shown['prompt']}", "bold"), pair]
+    return Group(*told)
 
 
 def _answer(answer: dict[str, Any]) -> RenderableType:
