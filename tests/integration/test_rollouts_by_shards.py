@@ -25,7 +25,7 @@ from plinth.inference.rollouts import RolloutConsumer
 from plinth.models.decoder import Decoder
 from plinth.models.lora import LoraConfig, adapters, attach
 from plinth.models.weights import load_decoder
-from plinth.shared.errors import Aborted, Unavailable
+from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rollouts import StopAsked, rollout_queue
 from plinth.trainer.loop import Group
 from plinth.trainer.loop.job_folder import JobFolder
@@ -169,7 +169,7 @@ async def test_a_tensor_that_was_corrupted_on_its_way_is_refused(
         name = sorted(tensors)[3]
         tensors[name].view(-1)[0] += 1e-3
         save_file(tensors, file, metadata={"format": "pt"})
-        with pytest.raises(Aborted, match="changed on their way"):
+        with pytest.raises(FailedPrecondition, match="changed on their way"):
             sampler.sample(ORDERS[:1], SAMPLING)
 
     async with shard(redis_client, served):
@@ -184,7 +184,7 @@ async def test_a_prompt_that_can_not_be_answered_ends_the_wait_with_the_reason(
     def work(sampler: ShardSampler) -> None:
         sampler.renew(0)
         long = [ORDERS[0], Order(1, (3,) * 100_000, 1, 5)]
-        with pytest.raises(Aborted, match=r"given up.*tokens"):
+        with pytest.raises(FailedPrecondition, match=r"given up.*tokens"):
             sampler.sample(long, SAMPLING)
 
     async with shard(redis_client, served):

@@ -30,8 +30,8 @@ def engine_over(
 ) -> Engine:
     """An engine over the decoder's own tensors, which may change while it is idle.
 
-    The cache has room for `running` whole contexts, or for what fits `kv_bytes`.
-    ResourceExhausted when those do not hold one.
+    The cache has room for `running` whole contexts, or for what fits `kv_bytes`; a request must
+    fit it whole. ResourceExhausted when not even two blocks do.
     """
     shape = decoder.config
     whole = math.ceil(shape.context / BLOCK)
@@ -41,9 +41,9 @@ def engine_over(
             shape.layers, shape.kv_heads, shape.head_dim, BLOCK, torch.float32.itemsize
         )
         blocks = min(blocks, kv_bytes // each)
-        if blocks < whole:
+        if blocks < 2:
             raise ResourceExhausted(
-                f"one context of this policy takes {whole * each} bytes of keys and values, "
+                f"two blocks of this policy take {2 * each} bytes of keys and values, "
                 f"{kv_bytes} are set aside; raise engine.policy_kv_cache_bytes",
                 reason="POLICY_CACHE",
             )

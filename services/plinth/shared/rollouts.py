@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 
-from plinth.shared.errors import Aborted, Unavailable
+from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.queue import Queue
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import rollouts_pb2 as pb
@@ -24,6 +24,7 @@ from plinth.v1 import rollouts_pb2 as pb
 QUEUE = "rollouts"
 MAX_SAMPLES = 64  # of one task
 LEASE_S = 15.0
+MAX_ATTEMPTS = 7  # each death of a shard costs its tasks one
 # A result is taken within seconds; a run that goes on after a stop may ask for it again.
 RESULT_TTL_S = 3600.0
 _DEADLINE_S = 3600.0  # a task of a run that is gone does not wait for ever
@@ -41,7 +42,14 @@ class StopAsked(Exception):
 
 def rollout_queue(redis: Redis) -> Queue:
     """The queue, as its producers and its consumers must open it alike."""
-    return Queue(redis, QUEUE, lease_s=LEASE_S, backoff_s=0.2, result_ttl_s=RESULT_TTL_S)
+    return Queue(
+        redis,
+        QUEUE,
+        lease_s=LEASE_S,
+        max_attempts=MAX_ATTEMPTS,
+        backoff_s=0.1,
+        result_ttl_s=RESULT_TTL_S,
+    )
 
 
 def task_id(task: pb.RolloutTask) -> str:
@@ -72,7 +80,7 @@ class RolloutTasks:
     async def answers(self, tasks: Sequence[pb.RolloutTask]) -> list[pb.RolloutResult]:
         """One result per task, in their order, whoever was ready first.
 
-        Raises Aborted when a task was given up, with its reason. However it ends early, what is
+        Raises FailedPrecondition when a task was given up, with its reason. However it ends early, what is
         left of the tasks is cancelled.
         """
         ids = [task_id(task) for task in tasks]
@@ -116,7 +124,9 @@ class RolloutTasks:
             state = await self._said(partial(self._queue.find, id))
             if state is None or state.state in ("dead", "cancelled"):
                 reason = state.reason if state else "nobody knows it any more"
-                raise Aborted(f"rollout task {id} was given up: {reason}", reason="ROLLOUT_DEAD")
+                raise FailedPrecondition(
+                    f"rollout task {id} was given up: {reason}", reason="ROLLOUT_DEAD"
+                )
         if silent_s > self._patience_s:
             raise Unavailable(
                 f"no shard has answered a rollout for {silent_s:.0f} s; is a model served?",

@@ -88,7 +88,7 @@ class EngineSettings(_Section):
     # Sample for policy runs with what room is left; their keys and values, and for how long the
     # weights of one that nobody asks for are kept.
     rollouts: bool = True
-    policy_kv_cache_bytes: int = Field(default=256 * MIB, ge=1)
+    policy_kv_cache_bytes: int = Field(default=512 * MIB, ge=1)
     policy_idle_s: float = Field(default=60.0, gt=0)
 
 
