@@ -10,16 +10,18 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plinth.coordinator.prompt_set import Prompt
 from plinth.coordinator.scoring import context_length, read_config
-from plinth.coordinator.steps.contract import Tools
 from plinth.shared.errors import DataLoss, FailedPrecondition
 from plinth.shared.rewards import RewardTasks
 from plinth.shared.rollouts import MAX_SAMPLES, RolloutTasks
 from plinth.shared.store import ArtifactRecord
 from plinth.v1 import common_pb2, reward_pb2, rollouts_pb2, tokenizer_pb2
+
+if TYPE_CHECKING:
+    from plinth.coordinator.steps.contract import Tools
 
 _CALL = 256  # conversations and sequences of one call to the tokenizer
 _SCORED = 256  # answers of one reward task

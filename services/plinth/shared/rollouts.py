@@ -80,8 +80,8 @@ class RolloutTasks:
     async def answers(self, tasks: Sequence[pb.RolloutTask]) -> list[pb.RolloutResult]:
         """One result per task, in their order, whoever was ready first.
 
-        Raises FailedPrecondition when a task was given up, with its reason. However it ends early, what is
-        left of the tasks is cancelled.
+        Raises FailedPrecondition when a task was given up, with its reason. However it ends early,
+        what is left of the tasks is cancelled.
         """
         ids = [task_id(task) for task in tasks]
         deadline = time.time() + _DEADLINE_S
