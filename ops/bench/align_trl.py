@@ -124,19 +124,23 @@ class WatchPpo(Watch):
                 raise Reached
 
 
-class Share(torch.nn.Module):
-    """TRL's PPO wants a model for the reward: this one's hidden state is the share so far."""
-
-    base_model_prefix = "body"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.score = self, torch.nn.Identity()
+class ShareSoFar(torch.nn.Module):
+    """A hidden state of one number: the share of the target token so far."""
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
         hits_bt = (input_ids == TARGET).float()
         hits_bt[:, :PROMPT] = 0
         return SimpleNamespace(hidden_states=[(hits_bt.cumsum(1) / RESPONSE).unsqueeze(-1)])
+
+
+class Share(torch.nn.Module):
+    """The reward as a model, which is what TRL's PPO takes."""
+
+    base_model_prefix = "body"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.score = ShareSoFar(), torch.nn.Identity()
 
 
 def ppo(seed: int, folder: Path, updates: int) -> Watch:

@@ -21,7 +21,7 @@ import pytest
 from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.service import build
-from plinth.coordinator.steps import canary as step
+from plinth.coordinator.steps import trial
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared.canary import Canaries
 from plinth.shared.errors import FailedPrecondition, NotFound, PermissionDenied
@@ -208,7 +208,7 @@ async def coordinator(made: Cluster) -> AsyncIterator[None]:
 
 @pytest.fixture(autouse=True)
 def _idle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_IDLE_S", 1.2)  # the scripted shards tell their load twice a second
+    monkeypatch.setattr(trial, "_IDLE_S", 1.2)  # the scripted shards tell their load twice a second
 
 
 JUDGED = {"good_share_below_at_most": 0.05, "verdicts": 30}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING
 
 from plinth.coordinator.deployments import STAGE
-from plinth.coordinator.steps.contract import Tools
 from plinth.shared.records import DeploymentRecord
 from plinth.shared.registry import Registry
 from plinth.shared.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from plinth.coordinator.steps.contract import Tools
 
 _log = get_logger("plinth.coordinator")
 

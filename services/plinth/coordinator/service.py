@@ -12,26 +12,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from plinth.coordinator import machine
-from plinth.coordinator.canaries import sweep
+from plinth.coordinator.conductor import Conductor
 from plinth.coordinator.deployments import ready_shards
-from plinth.coordinator.driver import RunDriver
 from plinth.coordinator.fork import fork
-from plinth.coordinator.leader import LeaderLease, Leadership
+from plinth.coordinator.leader import LeaderLease
 from plinth.coordinator.machine import Wanted
-from plinth.coordinator.performer import Performer
 from plinth.coordinator.pipeline import parse, pinned
 from plinth.coordinator.preferences.stage import Preferences
-from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Tools
 from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.canary import Canaries, answer_key
 from plinth.shared.errors import (
-    Aborted,
     AlreadyExists,
     Internal,
     InvalidArgument,
-    PlinthError,
     Unavailable,
 )
 from plinth.shared.identity import current_principal
@@ -54,72 +49,6 @@ _EFFECT_S = 3.0
 
 def build(context: StageContext, **_options: Any) -> CoordinatorFront:
     return CoordinatorFront(context)
-
-
-class Conductor:
-    """What a leader does: one driver for each run that has not ended."""
-
-    def __init__(self, records: RunRecords, feed: RunFeed, tools: Tools) -> None:
-        self._records = records
-        self._feed = feed
-        self._tools = tools
-        self._results = StepResults(tools.store)
-
-    async def conduct(self, leadership: Leadership) -> None:
-        """Until cancelled (the lead is lost, or this replica stops)."""
-        drivers: dict[str, asyncio.Task[None]] = {}
-        try:
-            count, swept = 0, False
-            while True:
-                swept = not self._reap(drivers) and swept
-                swept = swept or await self._sweep()
-                for run_id in await self._active():
-                    if run_id not in drivers:
-                        driver = self._driver(run_id, leadership)
-                        drivers[run_id] = asyncio.create_task(driver.drive())
-                count = await self._feed.any_change(count)
-        finally:
-            await cancel_and_wait(*drivers.values())
-
-    def _driver(self, run_id: str, leadership: Leadership) -> RunDriver:
-        return RunDriver(
-            run_id,
-            records=self._records,
-            feed=self._feed,
-            store=self._tools.store,
-            performer=Performer(self._tools, self._results, leadership.fence),
-            leadership=leadership,
-        )
-
-    async def _sweep(self) -> bool:
-        """Whether no canary is left that outlived its run; else it is tried again."""
-        try:
-            await sweep(self._tools, self._records.active)
-        except PlinthError as error:
-            _log.warning("canaries of ended runs may be left", reason=error.message)
-            return False
-        return True
-
-    async def _active(self) -> list[str]:
-        try:
-            return await self._records.active()
-        except Unavailable:
-            return []
-
-    @staticmethod
-    def _reap(drivers: dict[str, asyncio.Task[None]]) -> bool:
-        """Forgets drivers that ended; a run whose driver broke gets a new one. Whether any did."""
-        before = len(drivers)
-        for run_id, task in list(drivers.items()):
-            if not task.done():
-                continue
-            del drivers[run_id]
-            error = None if task.cancelled() else task.exception()
-            if isinstance(error, Aborted | Unavailable):
-                _log.info("a run is taken up again", run_id=run_id, reason=error.message)
-            elif error is not None:
-                _log.error("a run's driver broke", run_id=run_id, exc_info=error)
-        return len(drivers) < before
 
 
 class CoordinatorFront:

@@ -1,16 +1,11 @@
 """A canary in Redis: which share of a served name's requests its second revision gets, and what
 came of them.
 
-One hash per served name, changed by scripts only. The coordinator opens it and renews it while its
-step lives; a route that is not renewed lapses, and all requests go to the stable revision again.
-Gateways ask it per request and report each answer. The share is kept by a counter, not by chance:
-after n requests the canary has had at most share · n of them and at least one less, over all
-gateways together, at every moment.
-
-    id, state       the canary's owner; "open", "promoted" (all new requests go to it) or "closed"
-    stable, canary  artifact references;  share, sticky, opened, until (ms, server clock)
-    asked, given    requests that were assigned, and those of them that the canary got
-    <role>.<what>   requests, errors, cancelled, tokens, good, bad, ttft.<bucket>
+One hash per served name, changed by scripts only (`canary_scripts.py`). The coordinator opens it
+and renews it while its step lives; a route that is not renewed lapses, and all requests go to the
+stable revision again. Gateways ask it per request and report each answer. The share is kept by a
+counter, not by chance: after n requests the canary has had at most share · n of them and at most
+one less, over all gateways together, at every moment.
 """
 
 from __future__ import annotations
@@ -24,6 +19,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from plinth.shared import canary_scripts as scripts
 from plinth.shared import keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -33,114 +29,13 @@ MAX_SHARE = 0.5
 ROLES = ("stable", "canary")
 ROUTE_S = 30.0  # a route that is not renewed for so long lapses
 KEPT_S = 7 * 86_400.0  # counters after the last change
-ANSWER_S = 3600.0  # how long an answer can be judged
+ANSWER_S = 3600.0  # how long an answer can be judged,
+MAX_ANSWERS = 100_000  # of so many that came last, so that traffic can't fill Redis
 _ONCE_S = 60  # for commands that a broken connection sends twice
 # Sticky users may carry the canary this far above its share, of at least 50 requests.
 _SLACK = 0.02
 
 _FIRST_BUCKET_S, _GROWTH, _BUCKETS = 0.001, 1.05, 320  # up to about 6,000 s, within 5 %
-
-_NOW = """
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local h = redis.call('HMGET', KEYS[1], 'id', 'state', 'until', 'canary', 'share', 'sticky')
-local live = h[1] and h[2] ~= 'closed' and tonumber(h[3]) > now
-"""
-# KEYS: canary. ARGV: id, stable, canary, share, ttl in ms, kept in ms, "1" if sticky. Gives
-# {state, opened} or {"taken", id}.
-_OPEN = (
-    _NOW
-    + """
-if h[1] ~= ARGV[1] then
-  if live then return {'taken', h[1]} end
-  redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'id', ARGV[1], 'state', 'open', 'stable', ARGV[2],
-    'canary', ARGV[3], 'share', ARGV[4], 'sticky', ARGV[7], 'opened', now)
-elseif h[2] == 'closed' then return {'closed', '0'} end
-redis.call('HSET', KEYS[1], 'until', now + ARGV[5])
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
-return redis.call('HMGET', KEYS[1], 'state', 'opened')
-"""
-)
-# KEYS: canary. ARGV: id, state. A closed one stays closed.
-_MOVE = """
-local h = redis.call('HMGET', KEYS[1], 'id', 'state')
-if h[1] ~= ARGV[1] or h[2] == 'closed' then return 0 end
-redis.call('HSET', KEYS[1], 'state', ARGV[2])
-return 1
-"""
-# KEYS: canary, the choice (so that it can be asked twice), answer. ARGV: the canary's artifact, the
-# user's point in [0, 1) or "", slack, seconds that the choice and the answer are kept. Gives
-# {id, role}, or {} for none.
-_CHOOSE = (
-    _NOW
-    + """
-if not live or h[4] ~= ARGV[1] then return {} end
-if h[2] == 'promoted' then return {h[1], 'canary'} end
-local before = redis.call('GET', KEYS[2])
-if before then return {h[1], before} end
-local share = tonumber(h[5])
-local asked = redis.call('HINCRBY', KEYS[1], 'asked', 1)
-local given = tonumber(redis.call('HGET', KEYS[1], 'given') or '0')
-local most = share * asked + 1e-9
-local wanted = true
-if ARGV[2] ~= '' and h[6] == '1' then
-  wanted = tonumber(ARGV[2]) < share
-  most = most + tonumber(ARGV[3]) * math.max(asked, 50)
-end
-local role = 'stable'
-if wanted and given + 1 <= most then
-  role = 'canary'
-  redis.call('HINCRBY', KEYS[1], 'given', 1)
-end
-redis.call('SET', KEYS[2], role, 'EX', ARGV[4])
-redis.call('SET', KEYS[3], h[1] .. '|' .. role, 'EX', ARGV[5])
-return {h[1], role}
-"""
-)
-# KEYS: canary, once, answer. ARGV: id, role, outcome, tokens, bucket or "", once in s, answer in s.
-_SETTLE = """
-if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return 0 end
-if not redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[6]) then return 0 end
-local function add(what, n) redis.call('HINCRBY', KEYS[1], ARGV[2] .. '.' .. what, n) end
-if ARGV[3] == 'cancelled' then add('cancelled', 1) else add('requests', 1) end
-if ARGV[3] == 'error' then add('errors', 1) end
-if tonumber(ARGV[4]) > 0 then add('tokens', ARGV[4]) end
-if ARGV[5] ~= '' then add('ttft.' .. ARGV[5], 1) end
--- Here because the other revision answered instead, or because the answer took very long.
-local answer = ARGV[1] .. '|' .. ARGV[2]
-local there = redis.call('GET', KEYS[3])
-if not there or string.sub(there, 1, string.len(answer)) ~= answer then
-  redis.call('SET', KEYS[3], answer, 'EX', ARGV[7])
-end
-return 1
-"""
-# KEYS: canary, answer. ARGV: "good" or "bad". Gives the role, or "unknown" or "over".
-_REPORT = """
-local answer = redis.call('GET', KEYS[2])
-if not answer then return 'unknown' end
-local id, role, judged = string.match(answer, '^([^|]*)|([^|]*)(|?)')
-if redis.call('HGET', KEYS[1], 'id') ~= id then return 'over' end
-if judged == '' then
-  redis.call('SET', KEYS[2], answer .. '|' .. ARGV[1], 'KEEPTTL')
-  redis.call('HINCRBY', KEYS[1], role .. '.' .. ARGV[1], 1)
-end
-return role
-"""
-# KEYS: canary, once. ARGV: "good" or "bad", the judged artifact, once in s. Gives as above.
-_REPORT_REVISION = (
-    _NOW
-    + """
-if not live then return 'over' end
-local role = 'unknown'
-if h[4] == ARGV[2] then role = 'canary'
-elseif redis.call('HGET', KEYS[1], 'stable') == ARGV[2] then role = 'stable' end
-if role ~= 'unknown' and redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[3]) then
-  redis.call('HINCRBY', KEYS[1], role .. '.' .. ARGV[1], 1)
-end
-return role
-"""
-)
 
 
 @dataclass(frozen=True)
@@ -184,12 +79,12 @@ class Canaries:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._open = redis.register_script(_OPEN)
-        self._move = redis.register_script(_MOVE)
-        self._choose = redis.register_script(_CHOOSE)
-        self._settle = redis.register_script(_SETTLE)
-        self._report = redis.register_script(_REPORT)
-        self._report_revision = redis.register_script(_REPORT_REVISION)
+        self._open = redis.register_script(scripts.OPEN)
+        self._move = redis.register_script(scripts.MOVE)
+        self._choose = redis.register_script(scripts.CHOOSE)
+        self._settle = redis.register_script(scripts.SETTLE)
+        self._report = redis.register_script(scripts.REPORT)
+        self._report_revision = redis.register_script(scripts.REPORT_REVISION)
 
     async def open(
         self,
@@ -256,14 +151,16 @@ class Canaries:
                 keys=[
                     keys.canary(name),
                     keys.canary(name, f"choice-{uuid.uuid4().hex}"),
-                    keys.canary(name, f"answer-{answer}"),
+                    *_answers(name),
                 ],
                 args=[
                     artifact,
                     repr(_point(name, user)) if user else "",
                     _SLACK,
                     _ONCE_S,
-                    int(ANSWER_S),
+                    answer,
+                    int(ANSWER_S * 1000),
+                    MAX_ANSWERS,
                 ],
             )
         return (chosen[0].decode(), chosen[1].decode()) if chosen else None
@@ -286,9 +183,19 @@ class Canaries:
                 keys=[
                     keys.canary(name),
                     keys.canary(name, f"once-{uuid.uuid4().hex}"),
-                    keys.canary(name, f"answer-{answer}"),
+                    *_answers(name),
                 ],
-                args=[id, role, outcome, tokens, bucket, _ONCE_S, int(ANSWER_S)],
+                args=[
+                    id,
+                    role,
+                    outcome,
+                    tokens,
+                    bucket,
+                    _ONCE_S,
+                    answer,
+                    int(ANSWER_S * 1000),
+                    MAX_ANSWERS,
+                ],
             )
 
     async def report(self, name: str, *, answer: str, good: bool) -> str:
@@ -296,8 +203,8 @@ class Canaries:
         FailedPrecondition when its canary is over."""
         with redis_errors():
             role = await self._report(
-                keys=[keys.canary(name), keys.canary(name, f"answer-{answer}")],
-                args=["good" if good else "bad"],
+                keys=[keys.canary(name), *_answers(name)],
+                args=["good" if good else "bad", answer, int(ANSWER_S * 1000)],
             )
         return _role(name, role.decode(), "answer of yours with that request_id", "request_id")
 
@@ -332,6 +239,11 @@ def canary_name(name: str) -> str:
     if name.endswith(SUFFIX):
         raise InvalidArgument(f"{name!r} is a canary's name; name what it is a canary of")
     return f"{name}{SUFFIX}"
+
+
+def _answers(name: str) -> list[str]:
+    """The answers that can be judged, and when they came."""
+    return [keys.canary(name, "answers"), keys.canary(name, "answers-by-time")]
 
 
 def _point(name: str, user: str) -> float:

@@ -148,6 +148,27 @@ async def test_outcomes_and_verdicts(redis_client: Any) -> None:
         await canaries.report_revision("none", "m@1", good=True)
 
 
+async def test_answers_are_remembered_in_a_bounded_way(
+    redis_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "MAX_ANSWERS", 10)
+    canaries = Canaries(redis_client)
+    await opened(canaries, 0.5)
+    for number in range(30):
+        await canaries.choose("chat", "m@2", answer=f"a{number}")
+    answers, times = canary._answers("chat")
+    assert await redis_client.hlen(answers) == await redis_client.zcard(times) == 10
+    with pytest.raises(NotFound):
+        await canaries.report("chat", answer="a3", good=True)
+    assert await canaries.report("chat", answer="a29", good=True) == "canary"
+    # What is as old as that is forgotten, too.
+    await redis_client.zadd(times, {"a28": 1})
+    with pytest.raises(NotFound):
+        await canaries.report("chat", answer="a28", good=True)
+    await canaries.choose("chat", "m@2", answer="new")
+    assert not await redis_client.hexists(answers, "a28")
+
+
 async def test_a_command_that_is_sent_twice_counts_once(redis_client: Any) -> None:
     """As redis-py does when a connection breaks after the command was done."""
     canaries = Canaries(redis_client)
@@ -155,13 +176,13 @@ async def test_a_command_that_is_sent_twice_counts_once(redis_client: Any) -> No
     hash_ = keys.canary("chat")
     for _ in range(4):
         answer = await canaries._choose(
-            keys=[hash_, keys.canary("chat", "choice-1"), keys.canary("chat", "answer-1")],
-            args=["m@2", "", 0.02, 60, 60],
+            keys=[hash_, keys.canary("chat", "choice-1"), *canary._answers("chat")],
+            args=["m@2", "", 0.02, 60, "a1", 60_000, 9],
         )
         assert answer[1] == b"stable"
         await canaries._settle(
-            keys=[hash_, keys.canary("chat", "once-1"), keys.canary("chat", "answer-1")],
-            args=["run-a", "stable", "ok", 1, "", 60, 60],
+            keys=[hash_, keys.canary("chat", "once-1"), *canary._answers("chat")],
+            args=["run-a", "stable", "ok", 1, "", 60, "a1", 60_000, 9],
         )
     state = await canaries.state("chat")
     assert state is not None

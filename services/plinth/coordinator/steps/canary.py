@@ -13,31 +13,15 @@ The canary's deployment names this step as its owner; when the run is over it is
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from plinth.coordinator.canaries import end_canary, running
-from plinth.coordinator.deployments import until_ready
 from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
-from plinth.coordinator.tasks import cancel_and_wait
-from plinth.coordinator.verdict import CanaryRequire, Verdict, figures, judge
-from plinth.shared.canary import MAX_SHARE, ROUTE_S, canary_name
-from plinth.shared.errors import FailedPrecondition, Unavailable
-from plinth.shared.records import DeploymentRecord
-from plinth.shared.store import ArtifactRecord
-from plinth.shared.telemetry import get_logger
-from plinth.v1 import coordinator_pb2 as pb
-
-_log = get_logger("plinth.coordinator")
-_POLL_S = 0.5
-# Shards tell their load every couple of seconds; a request may be on its way meanwhile.
-_IDLE_S = 5.0
-_REJECTED = "CANARY_REJECTED"
+from plinth.coordinator.steps.trial import Trial
+from plinth.coordinator.verdict import CanaryRequire
+from plinth.shared.canary import MAX_SHARE
 
 
 class CanarySpec(StepSpec):
@@ -72,7 +56,7 @@ class CanaryStep:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
-        trial = _Trial(work, tools)
+        trial = _trial(work, tools)
         stable = await trial.stable()
         if stable.artifact == work.inputs["model"].ref:
             # There is nothing to compare with, or a coordinator was killed after the last step.
@@ -92,250 +76,9 @@ class CanaryStep:
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Takes the canary down, and the name back to what it was unless the alias has moved."""
-        await _Trial(work, tools).roll_back()
+        await _trial(work, tools).roll_back()
 
 
-class _Trial:
-    """One canary of one step, as the store and Redis know it."""
-
-    def __init__(self, work: Work, tools: Tools) -> None:
-        assert isinstance(work.spec, CanarySpec)
-        self._spec = work.spec
-        self._id = work.job_id
-        self._model: ArtifactRecord = work.inputs["model"]
-        self._tools = tools
-        self._against = ""  # the artifact that it is measured against
-
-    # -- looking -------------------------------------------------------------------------------
-
-    async def stable(self) -> pb.Deployment:
-        """What is wanted under the name now. FailedPrecondition when nothing is."""
-        record = await self._record(self._spec.name)
-        if record is None or record.deployment is None:
-            raise FailedPrecondition(
-                f"nothing is served as {self._spec.name!r}, so there is nothing to share requests "
-                "with; a step of kind serve puts the first revision there",
-                reason="NOT_SERVED",
-                field="name",
-            )
-        return record.deployment
-
-    async def decided(self) -> bool:
-        """Whether it was decided before (by a coordinator that was killed) that it takes over."""
-        state = await self._tools.canaries.state(self._spec.name)
-        return state is not None and state.id == self._id and state.state == "promoted"
-
-    async def metrics(self) -> dict[str, Any]:
-        about: dict[str, Any] = {
-            "name": self._spec.name,
-            "alias": f"{self._model.name}:{self._spec.alias}",
-            "version": self._model.version,
-        }
-        state = await self._tools.canaries.state(self._spec.name)
-        if state is not None and state.id == self._id:
-            about |= {"share": self._spec.share, **figures(state)}
-        return about
-
-    # -- the trial -----------------------------------------------------------------------------
-
-    async def bring_up(self, stable: pb.Deployment) -> AsyncIterator[Progress]:
-        """The canary's deployment, and its shards. FailedPrecondition: somebody else's is there."""
-        name = canary_name(self._spec.name)
-        record = await self._record(name)
-        there = record.deployment if record is not None else None
-        if there is not None and there.owner != self._id:
-            raise FailedPrecondition(
-                f"{self._spec.name!r} has a canary already ({there.artifact}, of {there.owner}); "
-                "wait for its end, or cancel that run",
-                reason="CANARY_TAKEN",
-                field="name",
-            )
-        if there is None:
-            there = pb.Deployment()
-            there.CopyFrom(stable)
-            there.name, there.artifact, there.shards = name, self._model.ref, self._spec.shards
-            there.canary_of, there.owner = self._spec.name, self._id
-            there.traffic_share, there.stable = self._spec.share, stable.artifact
-            await self._put(there, record)
-        self._against = there.stable
-        async for ready in until_ready(
-            self._tools.registry, there, within_s=self._spec.ready_within_s
-        ):
-            yield Progress(0.05, f"{ready} of {there.shards} shards of the canary ready")
-
-    @asynccontextmanager
-    async def route_kept(self) -> AsyncIterator[None]:
-        """The route is open, and renewed, inside."""
-        await self._open()
-        keeper = asyncio.create_task(self._keep_open())
-        try:
-            yield
-        finally:
-            await cancel_and_wait(keeper)
-
-    async def watch(self) -> AsyncIterator[Progress]:
-        """Until the canary has proved itself; all new requests go to it then. FailedPrecondition,
-        with its route closed and its streams ended, when it has not."""
-        while True:
-            if (verdict := await self._verdict()).decision != "wait":
-                break
-            yield Progress(0.1 + 0.6 * await self._progress(), verdict.why)
-            await asyncio.sleep(_POLL_S)
-        if verdict.decision == "promote":
-            await self._tools.canaries.promote(self._spec.name, self._id)
-            yield Progress(0.7, f"takes over: {verdict.why}")
-            return
-        await self._tools.canaries.close(self._spec.name, self._id)
-        yield Progress(0.7, f"rolls back: {verdict.why}")
-        async for event in self._idle(canary_name(self._spec.name), self._model.ref, 0.7):
-            yield event
-        raise FailedPrecondition(
-            f"{self._model.ref} is rolled back, {self._spec.name!r} stays {self._against}: "
-            f"{verdict.why}",
-            reason=_REJECTED,
-        )
-
-    async def take_over(self) -> AsyncIterator[Progress]:
-        """From all new requests at the canary's shards to the candidate under the name itself."""
-        stable = await self.stable()
-        if stable.artifact != self._model.ref:
-            async for event in self._widen(stable.shards):
-                yield event
-            async for event in self._idle(self._spec.name, stable.artifact, 0.8):
-                yield event
-            await self._replace()
-        wanted = await self.stable()
-        async for ready in until_ready(
-            self._tools.registry, wanted, within_s=self._spec.ready_within_s
-        ):
-            yield Progress(0.9, f"{ready} of {wanted.shards} shards of {wanted.artifact} ready")
-
-    async def finish(self) -> AsyncIterator[Progress | Outcome]:
-        """The name is the candidate's: its shards, its alias, no canary, and the figures."""
-        async for event in self.take_over():
-            yield event
-        moved = await self._move_alias()
-        ended = await self.end()
-        yield Outcome(self._model.ref, await self.metrics(), reused=not (moved or ended))
-
-    async def _move_alias(self) -> bool:
-        """Compare-and-set on the store; whether it moved now."""
-        store, alias = self._tools.store, self._spec.alias
-        before = (await asyncio.to_thread(store.aliases, self._model.name)).get(alias)
-        if before == self._model.version:
-            return False
-        await asyncio.to_thread(
-            store.set_alias, self._model.name, alias, self._model.version, expected=before
-        )
-        return True
-
-    async def end(self) -> bool:
-        """No route, no deployment of the canary; whether there was one. Another's is left alone."""
-        await self._tools.canaries.close(self._spec.name, self._id)
-        canary = await self._record(canary_name(self._spec.name))
-        return await end_canary(self._tools, canary, self._id)
-
-    async def roll_back(self) -> None:
-        await self._tools.canaries.close(self._spec.name, self._id)
-        canary = await self._record(canary_name(self._spec.name))
-        there = canary.deployment if canary is not None else None
-        if there is None or there.owner != self._id:
-            return
-        stable = await self._record(self._spec.name)
-        now = stable.deployment if stable is not None else None
-        aliases = await asyncio.to_thread(self._tools.store.aliases, self._model.name)
-        promoted = aliases.get(self._spec.alias) == self._model.version
-        if now is not None and now.artifact == self._model.ref and not promoted:
-            before = pb.Deployment()
-            before.CopyFrom(now)
-            before.artifact = there.stable
-            await self._put(before, stable)
-        await end_canary(self._tools, canary, self._id)
-
-    # -- parts ---------------------------------------------------------------------------------
-
-    async def _verdict(self) -> Verdict:
-        now = await self.stable()
-        if now.artifact != self._against:
-            return Verdict("reject", f"{now.name!r} became {now.artifact} while the canary was on")
-        state = await self._tools.canaries.state(self._spec.name)
-        if state is None or state.id != self._id:
-            raise Unavailable("the canary's counts are gone; it starts over")
-        spec = self._spec
-        return judge(state, spec.require, requests=spec.requests, seconds=spec.seconds)
-
-    async def _progress(self) -> float:
-        state = await self._tools.canaries.state(self._spec.name)
-        seen = state.tallies["canary"].requests if state is not None else 0
-        return min(1.0, seen / self._spec.requests)
-
-    async def _widen(self, shards: int) -> AsyncIterator[Progress]:
-        """As many shards of the canary as the name has: it takes all new requests for a while."""
-        record = await self._record(canary_name(self._spec.name))
-        assert record is not None
-        assert record.deployment is not None
-        wanted = pb.Deployment()
-        wanted.CopyFrom(record.deployment)
-        wanted.shards = max(wanted.shards, shards)
-        await self._put(wanted, record)
-        async for ready in until_ready(
-            self._tools.registry, wanted, within_s=self._spec.ready_within_s
-        ):
-            yield Progress(0.75, f"{ready} of {wanted.shards} shards of the canary ready")
-
-    async def _idle(self, name: str, artifact: str, fraction: float) -> AsyncIterator[Progress]:
-        """Returns when the shards have been idle for a moment, or time is up."""
-        give_up = time.monotonic() + self._spec.drain_within_s
-        since = time.monotonic()
-        while time.monotonic() < give_up:
-            if busy := await running(self._tools.registry, name, artifact):
-                since = time.monotonic()
-                yield Progress(fraction, f"{busy} streams of {artifact} go on")
-            if time.monotonic() - since >= _IDLE_S:
-                return
-            await asyncio.sleep(_POLL_S)
-
-    async def _replace(self) -> None:
-        """The name's own deployment becomes the candidate: here it is decided for good."""
-        record = await self._record(self._spec.name)
-        now = record.deployment if record is not None else None
-        if now is None or now.artifact != self._against:
-            raise FailedPrecondition(
-                f"{self._spec.name!r} was changed while its canary took over; nothing is promoted",
-                reason="DEPLOYMENT_CHANGED",
-            )
-        wanted = pb.Deployment()
-        wanted.CopyFrom(now)
-        wanted.artifact = self._model.ref
-        await self._put(wanted, record)
-
-    async def _open(self) -> None:
-        state = await self._tools.canaries.open(
-            self._spec.name,
-            self._id,
-            stable=self._against,
-            canary=self._model.ref,
-            share=self._spec.share,
-            sticky=self._spec.sticky,
-        )
-        if state == "closed":
-            why = (await self._verdict()).why
-            raise FailedPrecondition(f"{self._model.ref} was rolled back: {why}", reason=_REJECTED)
-
-    async def _keep_open(self) -> None:
-        while True:
-            await asyncio.sleep(ROUTE_S / 6)
-            try:
-                await self._open()
-            except Unavailable:
-                continue  # it lapses meanwhile: the stable revision answers
-            except FailedPrecondition as error:
-                _log.info("a canary's route is kept no longer", reason=error.message)
-                return
-
-    async def _record(self, name: str) -> DeploymentRecord | None:
-        return await asyncio.to_thread(self._tools.deployments.get, name)
-
-    async def _put(self, wanted: pb.Deployment, before: DeploymentRecord | None) -> None:
-        revision = before.revision if before is not None else None
-        await asyncio.to_thread(self._tools.deployments.put, wanted, expected=revision)
+def _trial(work: Work, tools: Tools) -> Trial:
+    assert isinstance(work.spec, CanarySpec)
+    return Trial(work, work.spec, tools)
