@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from plinth.coordinator.prompt_set import Prompt
 from plinth.coordinator.scoring import context_length, read_config
 from plinth.shared.errors import DataLoss, FailedPrecondition
+from plinth.shared.prompt_set import Prompt
 from plinth.shared.rewards import RewardTasks
 from plinth.shared.rollouts import MAX_SAMPLES, RolloutTasks
 from plinth.shared.store import ArtifactRecord

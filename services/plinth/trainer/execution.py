@@ -25,12 +25,14 @@ from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import SPLITS, CorpusCounts, write_corpus
 from plinth.trainer.data.documents import read_folder
+from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.selected import selected
 from plinth.trainer.data.shards import DatasetInfo
-from plinth.trainer.data.tokenize import Render, tokenize_corpus
+from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
 from plinth.trainer.lora_specs import ADAPTER_SUFFIX
+from plinth.trainer.rendering import Renderer
 from plinth.trainer.validation import (
     check_spec,
     plan_compare,
@@ -58,12 +60,12 @@ class Execution:
         settings: Settings,
         store: ArtifactStore,
         launcher: Launcher,
-        render: Callable[[str], Render],
+        renderer: Renderer,
     ) -> None:
-        """`render` makes, for a tokenizer's reference, the function that renders chats."""
+        """`renderer` makes ids of chats, by the tokenizer stage."""
         self._job, self._spec = job, job.spec
         self._settings, self._store, self._launcher = settings, store, launcher
-        self._render = render
+        self._renderer = renderer
         self.folder = JobFolder(Path(settings.data_dir).resolve() / "jobs" / job.job_id)
         self._throttle = Throttle(0.5)
         self._how: str | None = None
@@ -108,8 +110,10 @@ class Execution:
         if corpus is not None and corpus.kind != "corpus":
             raise InvalidArgument(f"{corpus.ref} is a {corpus.kind}, not a corpus", field="corpus")
         samples = self._of_kind(spec.samples, "samples") if spec.samples else None
+        prompts = self._of_kind(spec.prompts, "prompts") if spec.prompts else None
         inputs = {
-            "prepare": _fields(spec, "tokenizer", "corpus", "samples"),
+            "prepare": _fields(spec, "tokenizer", "corpus", "samples", "prompts"),
+            "prompts": prompts and prompts.digest,
             "samples": samples and samples.digest,
             "tokenizer": tokenizer and tokenizer.digest,
             "corpus": corpus and corpus.digest,
@@ -123,7 +127,7 @@ class Execution:
         work.mkdir()
         source = self._store.fetch(corpus) if corpus else work / "corpus"
         facts: dict[str, Any] = {}
-        if corpus is None:
+        if corpus is None and prompts is None:
             counts = self._write_corpus(spec, source)
             facts["corpus"] = counts.to_json()
             if spec.corpus_dir:
@@ -131,14 +135,18 @@ class Execution:
         kind, out = "corpus", source
         if tokenizer is not None:
             kind, out = "dataset", work / "dataset"
-            info = self._tokenize(source, tokenizer, out)
+            info = (
+                self._tokenize_prompts(prompts, tokenizer, out)
+                if prompts
+                else self._tokenize(source, tokenizer, out)
+            )
             facts["dataset"] = {k: v for k, v in asdict(info).items() if k != "digests"}
         self._check_stop()
         return self._store.publish(
             self._spec.output_name,
             kind,
             out,
-            parents=[record.ref for record in (corpus, samples, tokenizer) if record],
+            parents=[record.ref for record in (corpus, samples, prompts, tokenizer) if record],
             config=_fields(spec),
             metrics=facts,
             input_digest=_digest(inputs),
@@ -171,8 +179,20 @@ class Execution:
             out,
             tokenizer_ref=tokenizer.ref,
             tokenizer_digest=tokenizer.digest,
-            render=self._render(tokenizer.ref),
+            render=self._renderer.chats(tokenizer.ref),
             on_bytes=self._on_bytes("tokenising", total),
+        )
+
+    def _tokenize_prompts(
+        self, prompts: ArtifactRecord, tokenizer: ArtifactRecord, out: Path
+    ) -> DatasetInfo:
+        return tokenize_prompts(
+            self._store.fetch(prompts),
+            self._store.fetch(tokenizer),
+            out,
+            tokenizer_ref=tokenizer.ref,
+            tokenizer_digest=tokenizer.digest,
+            render=self._renderer.prompts(tokenizer.ref),
         )
 
     def _on_bytes(self, note: str, total: int) -> Callable[[int], None]:

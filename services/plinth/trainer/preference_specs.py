@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
+
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.loop.config import DATASETS, POLICY_OBJECTIVES
 from plinth.trainer.objectives.pairs import PairOptions
@@ -12,6 +14,7 @@ from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.refusals import in_range, one_of, refuse
 from plinth.v1 import trainer_pb2 as pb
 
+MAX_SOURCES = 16  # of one reward
 MODELS = (2, 8)  # that one comparison takes
 
 
@@ -51,14 +54,24 @@ def pairs_of(spec: pb.TrainSpec) -> dict[str, Any] | None:
 
 def check_policy(spec: pb.TrainSpec) -> None:
     if spec.objective not in POLICY_OBJECTIVES:
-        given = {"policy": spec.HasField("policy"), "reward": bool(spec.reward)}
+        given = {
+            "policy": spec.HasField("policy"),
+            "reward": bool(spec.reward),
+            "rewards": bool(spec.rewards),
+        }
         for name in (name for name, there in given.items() if there):
             refuse(name, f"is for {', '.join(POLICY_OBJECTIVES)}, not for {spec.objective!r}")
         return
     if not spec.init_from:
         refuse("init_from", f"{spec.objective!r} starts from a model; name it")
-    if not spec.reward:
-        refuse("reward", f"{spec.objective!r} needs a reward model; name its artifact")
+    if bool(spec.reward) == bool(spec.rewards):
+        refuse(
+            "reward",
+            f"{spec.objective!r} needs either a reward model (reward), which its worker holds, or "
+            "sources for the reward stage (rewards)",
+        )
+    if len(spec.rewards) > MAX_SOURCES:
+        refuse("rewards", f"{len(spec.rewards)} sources; at most {MAX_SOURCES} are taken")
     if not spec.steps:
         refuse("steps", f"{spec.objective!r} counts updates: give steps, not max_seconds")
     if (spec.workers or 1) != 1:
@@ -94,6 +107,11 @@ def policy_of(spec: pb.TrainSpec) -> PolicyConfig | None:
         raise InvalidArgument(
             f"policy.{wrong.message}", field=f"spec.train.policy.{wrong.field}"
         ) from wrong
+
+
+def rewards_of(spec: pb.TrainSpec) -> tuple[dict[str, Any], ...]:
+    """The reward stage's sources, JSON-ready."""
+    return tuple(MessageToDict(one, preserving_proto_field_name=True) for one in spec.rewards)
 
 
 def check_compare(spec: pb.CompareSpec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+from plinth.trainer.data.prompt_dataset import RenderPrompts
 from plinth.trainer.data.tokenize import Messages, Render, completion_mask
 
 # A conversation, and whether the answer's turn is open at its end.
@@ -15,26 +16,39 @@ _CALL_TURNS = 512
 _CALL_CHARACTERS = 1 << 20  # at most four bytes each: below what the stage takes
 
 
-def chat_renderer(
-    apply: ApplyTemplates, loop: asyncio.AbstractEventLoop
-) -> Callable[[str], Render]:
+class Renderer:
     """Rendering for a thread, by calls that run on `loop`: each holds as many turns as one may."""
 
-    async def many(model: str, batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
-        # Both answers of a pair have one prompt: it is rendered once.
-        turns = list(dict.fromkeys(turn for messages in batch for turn in _turns(messages)))
-        ids: dict[Turn, list[int]] = {}
-        for call in _calls(turns):
-            ids.update(zip(call, await apply(model, call), strict=True))
-        return [_masked(messages, ids) for messages in batch]
+    def __init__(self, apply: ApplyTemplates, loop: asyncio.AbstractEventLoop) -> None:
+        self._apply, self._loop = apply, loop
 
-    def for_model(model: str) -> Render:
+    def chats(self, model: str) -> Render:
+        """Conversations to (ids, mask of the assistant's words), by the tokenizer `model`."""
+
         def render(batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
-            return asyncio.run_coroutine_threadsafe(many(model, batch), loop).result()
+            # Both answers of a pair have one prompt: it is rendered once.
+            ids = self._ids(model, [turn for messages in batch for turn in _turns(messages)])
+            return [_masked(messages, ids) for messages in batch]
 
         return render
 
-    return for_model
+    def prompts(self, model: str) -> RenderPrompts:
+        """Conversations to ids with the assistant's turn open."""
+
+        def render(batch: Sequence[Messages]) -> list[list[int]]:
+            ids = self._ids(model, [(messages, True) for messages in batch])
+            return [ids[messages, True] for messages in batch]
+
+        return render
+
+    def _ids(self, model: str, turns: Sequence[Turn]) -> dict[Turn, list[int]]:
+        async def all_calls() -> dict[Turn, list[int]]:
+            ids: dict[Turn, list[int]] = {}
+            for call in _calls(list(dict.fromkeys(turns))):
+                ids.update(zip(call, await self._apply(model, call), strict=True))
+            return ids
+
+        return asyncio.run_coroutine_threadsafe(all_calls(), self._loop).result()
 
 
 def _turns(messages: Messages) -> Iterator[Turn]:

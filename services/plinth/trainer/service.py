@@ -25,7 +25,7 @@ from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
 from plinth.trainer.execution import Execution
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.records import JobRecords
-from plinth.trainer.rendering import Turn, chat_renderer
+from plinth.trainer.rendering import Renderer, Turn
 from plinth.trainer.validation import check_spec
 from plinth.v1 import common_pb2, tokenizer_pb2
 from plinth.v1 import trainer_pb2 as pb
@@ -104,7 +104,7 @@ class TrainerStage(rpc.TrainerServiceServicer):
             settings=self._context.settings,
             store=self._context.store,
             launcher=self._launcher,
-            render=chat_renderer(self._apply_templates, asyncio.get_running_loop()),
+            renderer=Renderer(self._apply_templates, asyncio.get_running_loop()),
         )
 
     async def _apply_templates(self, model: str, turns: Sequence[Turn]) -> list[list[int]]:
@@ -158,6 +158,7 @@ class TrainerStage(rpc.TrainerServiceServicer):
             prepare.tokenizer,
             prepare.corpus,
             prepare.samples,
+            prepare.prompts,
         )
         for reference in filter(None, named):
             self._context.store.get(reference)

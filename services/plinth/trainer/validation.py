@@ -30,6 +30,7 @@ from plinth.trainer.preference_specs import (
     compare_policy,
     pairs_of,
     policy_of,
+    rewards_of,
 )
 from plinth.trainer.refusals import in_range, one_of, refuse
 from plinth.v1 import trainer_pb2 as pb
@@ -40,7 +41,12 @@ MAX_SECONDS = 90 * 86400.0
 _LOGITS_BYTES = 256 << 20  # of one micro-batch in float32
 _MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}
 DEFAULT_VALIDATION_FRACTION = 0.02
-_MADE_FROM = {"clm": "plain text", "sft": "chat messages", "pairs": "preference pairs"}
+_MADE_FROM = {
+    "clm": "plain text",
+    "sft": "chat messages",
+    "pairs": "preference pairs",
+    "prompts": "prompts alone",
+}
 
 
 def check_spec(spec: pb.JobSpec) -> None:
@@ -63,8 +69,11 @@ def check_spec(spec: pb.JobSpec) -> None:
         raise InvalidArgument("a job needs 'prepare', 'train' or 'compare'", field="spec")
 
 
+SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")
+
+
 def _check_prepare(spec: pb.PrepareSpec) -> None:
-    given = [n for n in ("corpus_dir", "builtin", "corpus", "samples") if getattr(spec, n)]
+    given = [name for name in SOURCES if getattr(spec, name)]
     if len(given) != 1:
         raise InvalidArgument(
             f"give one of corpus_dir, builtin, corpus or samples, not {', '.join(given) or 'none'}",
@@ -89,9 +98,9 @@ def _check_prepare(spec: pb.PrepareSpec) -> None:
             f"builtin corpus {spec.builtin!r} is unknown; there is: {', '.join(BUILTIN)}",
             field="spec.prepare.builtin",
         )
-    if spec.corpus and not spec.tokenizer:
+    if (spec.corpus or spec.prompts) and not spec.tokenizer:
         raise InvalidArgument(
-            "a corpus artifact needs a tokenizer to make a dataset of it",
+            "a corpus or prompts artifact needs a tokenizer to make a dataset of it",
             field="spec.prepare.tokenizer",
         )
     fraction = validation_fraction(spec)
@@ -210,6 +219,7 @@ def plan_train(
         pairs=pairs_of(spec),
         policy=None if (policy := policy_of(spec)) is None else asdict(policy),
         reward=str(reward or ""),
+        rewards=rewards_of(spec),
         lora=lora_fields(spec, config),
         **optional,
     )

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from plinth.v1 import common_pb2 as _common_pb2
+from plinth.v1 import reward_pb2 as _reward_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -58,6 +59,7 @@ class PrepareSpec(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
     MARGIN_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
     corpus_dir: _builtins.str
     """A folder that the trainer's machine can read; empty with `builtin` set."""
     builtin: _builtins.str
@@ -81,6 +83,8 @@ class PrepareSpec(_message.Message):
     a chat, if its reward is at least `margin`.
     """
     margin: _builtins.float
+    prompts: _builtins.str
+    """A set of prompts (an artifact of kind "prompts"), as another source; needs a tokenizer."""
     def __init__(
         self,
         *,
@@ -93,10 +97,11 @@ class PrepareSpec(_message.Message):
         samples: _builtins.str = ...,
         selection: _builtins.str = ...,
         margin: _builtins.float = ...,
+        prompts: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "samples", b"samples", "selection", b"selection", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "prompts", b"prompts", "samples", b"samples", "selection", b"selection", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
@@ -423,6 +428,7 @@ class TrainSpec(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
+    REWARDS_FIELD_NUMBER: _builtins.int
     objective: _builtins.str
     """"clm" or "sft"; on pairs, "dpo" or "reward"; on prompts of either, "ppo", "grpo" or "rloo"."""
     dataset: _builtins.str
@@ -467,6 +473,10 @@ class TrainSpec(_message.Message):
 
     @_builtins.property
     def lora(self) -> Global___LoraSpec: ...
+    @_builtins.property
+    def rewards(self) -> _containers.RepeatedCompositeFieldContainer[_reward_pb2.RewardSource]:
+        """For policy objectives, instead of `reward`: what the reward stage scores answers by."""
+
     def __init__(
         self,
         *,
@@ -494,10 +504,11 @@ class TrainSpec(_message.Message):
         policy: Global___PolicySpec | None = ...,
         reward: _builtins.str = ...,
         lora: Global___LoraSpec | None = ...,
+        rewards: _abc.Iterable[_reward_pb2.RewardSource] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "decay_fraction", b"decay_fraction", "lora", b"lora", "model", b"model", "pairs", b"pairs", "policy", b"policy", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "lora", b"lora", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "pairs", b"pairs", "policy", b"policy", "precision", b"precision", "reward", b"reward", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "lora", b"lora", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "pairs", b"pairs", "policy", b"policy", "precision", b"precision", "reward", b"reward", "rewards", b"rewards", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from plinth.coordinator.prompt_set import Prompt, read_prompts, write_prompts
 from plinth.coordinator.steps.prompts import PromptsSpec, split
 from plinth.shared.errors import InvalidArgument, NotFound
+from plinth.shared.prompt_set import Prompt, read_prompts, write_prompts
 
 BRIEF = {"name": "brief", "ask": "Be brief.", "checks": [{"kind": "max_words", "n": 5}]}
 LOWER = {"name": "lower", "ask": "No capitals.", "checks": [{"kind": "lower_case"}]}

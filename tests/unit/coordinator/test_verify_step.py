@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plinth.coordinator.prompt_set import Prompt
 from plinth.coordinator.respondent import Sampled
 from plinth.coordinator.steps.verify import Require, check, distinct_trigrams, figures, percentile
 from plinth.shared.errors import FailedPrecondition
+from plinth.shared.prompt_set import Prompt
 
 FLOATS = st.floats(-50, 0)
 

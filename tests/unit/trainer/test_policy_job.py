@@ -106,7 +106,7 @@ def test_a_comparison_of_one_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"reward": ""}, "needs a reward model"),
+        ({"reward": ""}, "either a reward model"),
         ({"steps": 0, "max_seconds": 10.0}, "counts updates"),
         ({"workers": 2}, "one worker"),
         ({"batch_size": 18}, "no multiple of 4"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from plinth.trainer.rendering import Turn, chat_renderer
+from plinth.trainer.rendering import Renderer, Turn
 
 
 def text_of(turn: Turn) -> str:
@@ -26,7 +26,7 @@ class Stage:
 
 
 async def rendered(stage: Stage, batch):
-    render = chat_renderer(stage.apply, asyncio.get_running_loop())("m")
+    render = Renderer(stage.apply, asyncio.get_running_loop()).chats("m")
     return await asyncio.to_thread(render, batch)
 
 
@@ -49,3 +49,12 @@ async def test_a_pair_shares_its_prompt_and_calls_are_bounded() -> None:
     assert len(asked) == len(set(asked)) == 1400 + 1
     assert max(map(len, stage.calls)) <= 512
     assert max(sum(len(c) for m, _ in call for _, c in m) for call in stage.calls) <= 1 << 20
+
+
+async def test_prompts_leave_the_answers_turn_open() -> None:
+    stage = Stage()
+    render = Renderer(stage.apply, asyncio.get_running_loop()).prompts("m")
+    batch = [(("user", "a"),), (("user", "b"),), (("user", "a"),)]
+    made = await asyncio.to_thread(render, batch)
+    assert [bytes(ids).decode() for ids in made] == [text_of((m, True)) for m in batch]
+    assert sum(map(len, stage.calls)) == 2

@@ -18,20 +18,24 @@ from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.v1 import trainer_pb2 as pb
 
+_SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")
+
 
 class DataSpec(StepSpec):
     INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {
         "corpus": frozenset({"corpus"}),
         "samples": frozenset({"samples"}),
+        "prompts": frozenset({"prompts"}),
         "tokenizer": frozenset({"tokenizer", "model"}),
     }
 
     kind: Literal["data"]
-    # Exactly one of these four says where the text comes from.
+    # Exactly one of these five says where the text comes from.
     corpus_dir: str | None = Field(default=None, max_length=4096)
     builtin: Literal["stdlib", "stdlib-instruct", "stdlib-preferences"] | None = None
     corpus: Input | None = None
     samples: Input | None = None
+    prompts: Input | None = None
     # What becomes of each prompt's samples; see `PrepareSpec` in trainer.proto.
     selection: Literal["extremes", "all", "best"] | None = None
     margin: float = Field(default=0, ge=0, le=1e6)
@@ -49,10 +53,14 @@ class DataSpec(StepSpec):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
-        given = [k for k in ("corpus_dir", "builtin", "corpus", "samples") if getattr(self, k)]
+        given = [name for name in _SOURCES if getattr(self, name)]
         if len(given) != 1:
             what = " and ".join(given) if given else "none of them"
-            raise ValueError(f"give one of corpus_dir, builtin, corpus and samples, not {what}")
+            raise ValueError(
+                f"give one of corpus_dir, builtin, corpus, samples and prompts, not {what}"
+            )
+        if self.prompts and not self.tokenizer:
+            raise ValueError("prompts need a tokenizer")
         if (self.selection or self.margin) and not self.samples:
             raise ValueError("selection and margin are for samples")
         return self
@@ -86,6 +94,8 @@ class DataStep:
         if "samples" in work.inputs:
             prepare.samples = work.inputs["samples"].ref
             prepare.selection, prepare.margin = spec.selection or "", spec.margin
+        if "prompts" in work.inputs:
+            prepare.prompts = work.inputs["prompts"].ref
         if "corpus" in work.inputs:
             prepare.corpus = work.inputs["corpus"].ref
         if "tokenizer" in work.inputs:

@@ -20,9 +20,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from plinth.coordinator.prompt_set import MAX_CHECKS, SPLITS, Prompt, read_prompts, write_prompts
 from plinth.coordinator.steps.contract import Name, Outcome, Progress, StepSpec, Tools, Work
 from plinth.shared.errors import InvalidArgument, NotFound
+from plinth.shared.prompt_set import MAX_CHECKS, SPLITS, Prompt, read_prompts, write_prompts
 from plinth.shared.store import ArtifactRecord
 
 Topic = Annotated[str, Field(min_length=1, max_length=200)]

@@ -14,30 +14,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from plinth.coordinator.prompt_set import read_prompts
 from plinth.coordinator.respondent import Respondent, Sampled
+from plinth.coordinator.rewards import CHECKS, Source, sources_of
 from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.tasks import cancel_and_wait
+from plinth.shared.prompt_set import read_prompts
 from plinth.shared.rollouts import MAX_SAMPLES
-from plinth.v1 import reward_pb2
 
 SAMPLES = "samples.jsonl"
 _TELL_S = 0.5
-
-
-class Source(BaseModel):
-    """One opinion on an answer; see `RewardSource` in reward.proto."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rule: dict[str, Any]
-    weight: float = Field(default=1, ge=-1e6, le=1e6)
-
-
-# Unless the spec says otherwise an answer is worth 1 if it passes its prompt's checks, else 0.
-CHECKS: Mapping[str, Source] = {"checks": Source(rule={"kind": "checks"})}
 
 
 class SampleSpec(StepSpec):
@@ -92,7 +79,8 @@ class SampleStep:
         async for event in progress_of(sampling, done, len(prompts)):
             yield event
         yield Progress(0.95, "the answers are scored")
-        answers = await respondent.scored(sampling.result(), sources_of(work, spec))
+        sources = sources_of(spec.rewards, work.inputs.get("reward"), spec.reward_weight)
+        answers = await respondent.scored(sampling.result(), sources)
         figures = summary(answers)
         record = await asyncio.to_thread(_publish, work, tools, answers, figures)
         yield Outcome(record, figures)
@@ -116,22 +104,6 @@ async def progress_of(
         if not sampling.done():
             await cancel_and_wait(sampling)
     sampling.result()  # or what went wrong
-
-
-def sources_of(work: Work, spec: SampleSpec) -> list[reward_pb2.RewardSource]:
-    """As the reward stage takes them."""
-    sources = [
-        reward_pb2.RewardSource(
-            name=name, weight=one.weight, rule_json=json.dumps(one.rule, ensure_ascii=False)
-        )
-        for name, one in spec.rewards.items()
-    ]
-    if "reward" in work.inputs:
-        model = work.inputs["reward"].ref
-        sources.append(
-            reward_pb2.RewardSource(name="reward", weight=spec.reward_weight, model=model)
-        )
-    return sources
 
 
 def summary(answers: Sequence[Sampled]) -> dict[str, Any]:

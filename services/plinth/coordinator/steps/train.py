@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from plinth.coordinator.rewards import Source, sources_of
 from plinth.coordinator.scoring import context_length, read_config
-from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.v1 import trainer_pb2 as pb
 
@@ -119,6 +120,9 @@ class TrainSpec(StepSpec):
     pairs: PairShape | None = None  # for "dpo" and "reward"
     policy: PolicyShape | None = None  # for "ppo", "grpo" and "rloo": batch_size counts answers
     reward: Input | None = None  # for the same: the model that judges
+    # For the same: rules that judge, at the reward stage; with a reward model as one more opinion.
+    rewards: dict[Name, Source] | None = Field(default=None, min_length=1, max_length=15)
+    reward_weight: float = Field(default=1, ge=-1e6, le=1e6)
     lora: LoraShape | None = None  # train an adapter, not the model
 
     @model_validator(mode="after")
@@ -134,12 +138,12 @@ class TrainSpec(StepSpec):
         if self.lora is not None and self.init_from is None:
             raise ValueError("lora adapts a model that there is: give init_from, not model")
         policy = self.objective in _POLICY
-        if policy and self.reward is None:
-            raise ValueError(f"{self.objective} needs a reward model: give reward")
+        if policy and self.reward is None and self.rewards is None:
+            raise ValueError(f"{self.objective} needs a judge: give reward or rewards")
         if policy and not self.steps:
             raise ValueError(f"{self.objective} counts updates: give steps, not max_seconds")
-        if not policy and (self.policy is not None or self.reward is not None):
-            raise ValueError(f"policy and reward are for {', '.join(_POLICY)}")
+        if not policy and (self.policy or self.reward or self.rewards):
+            raise ValueError(f"policy, reward and rewards are for {', '.join(_POLICY)}")
         return self
 
     def produces(self) -> str:
@@ -196,8 +200,11 @@ class TrainStep:
             train.policy.CopyFrom(pb.PolicySpec(**spec.policy.model_dump()))
         if spec.lora is not None:
             train.lora.CopyFrom(pb.LoraSpec(**spec.lora.model_dump()))
-        if "reward" in work.inputs:
-            train.reward = work.inputs["reward"].ref
+        judge = work.inputs.get("reward")
+        if spec.rewards is not None:
+            train.rewards.extend(sources_of(spec.rewards, judge, spec.reward_weight))
+        elif judge is not None:
+            train.reward = judge.ref
         job = pb.JobSpec(output_name=work.output_name, train=train)
         async for event in follow_job(work, tools, job):
             yield event

@@ -22,15 +22,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.algos.intervals import wilson
 from plinth.coordinator.deployments import put, until_ready
-from plinth.coordinator.prompt_set import Prompt, read_prompts
 from plinth.coordinator.respondent import Respondent, Sampled
+from plinth.coordinator.rewards import CHECKS, sources_of
 from plinth.coordinator.scoring import ServedModel
 from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
-from plinth.coordinator.steps.sample import CHECKS, progress_of
+from plinth.coordinator.steps.sample import progress_of
 from plinth.shared.errors import FailedPrecondition, NotFound
+from plinth.shared.prompt_set import Prompt, read_prompts
 from plinth.shared.store import ArtifactRecord
 from plinth.v1 import coordinator_pb2 as pb
-from plinth.v1 import reward_pb2
 
 SIDES = ("baseline", "model")
 PERCENTILE = 0.05
@@ -134,10 +134,7 @@ async def _asked(
         seed=spec.seed,
         heard=lambda count: done.__setitem__(0, count),
     )
-    sources = [
-        reward_pb2.RewardSource(name=name, rule_json='{"kind": "checks"}') for name in CHECKS
-    ]
-    return await respondent.scored(answers, sources)
+    return await respondent.scored(answers, sources_of(CHECKS))
 
 
 async def _judged(

@@ -55,7 +55,7 @@ def tokenize_corpus(
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> DatasetInfo:
     """Write a dataset to the new folder `out`. `render` is needed for chat messages and pairs."""
-    encoder, end_of_text, eos = _load(tokenizer)
+    encoder, end_of_text, eos = load_tokenizer(tokenizer)
     first = next(read_split(corpus, "train"), None)
     if first is None:
         raise InvalidArgument(f"corpus {corpus} has no training documents", field="corpus")
@@ -160,7 +160,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield group
 
 
-def _load(folder: Path) -> tuple[Any, int, int]:
+def load_tokenizer(folder: Path) -> tuple[Any, int, int]:
     """The encoder, the id that separates documents, and the id that ends an answer."""
     path = folder / "tokenizer.json"
     if not path.is_file():

@@ -17,7 +17,7 @@ DATASETS = {
     "sft": ("sft",),
     "dpo": ("pairs",),
     "reward": ("pairs",),
-    **dict.fromkeys(POLICY_OBJECTIVES, ("sft", "pairs")),
+    **dict.fromkeys(POLICY_OBJECTIVES, ("sft", "pairs", "prompts")),
 }
 OBJECTIVES = tuple(DATASETS)
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -54,7 +54,8 @@ class TrainConfig:
     device: str = "cpu"
     pairs: dict[str, Any] | None = None  # fields of PairOptions, for "dpo" and "reward"
     policy: dict[str, Any] | None = None  # fields of PolicyConfig, for policy objectives
-    reward: str = ""  # folder of the reward model that judges a policy
+    reward: str = ""  # folder of the reward model that judges a policy; or
+    rewards: tuple[dict[str, Any], ...] = ()  # RewardSource as JSON: the reward stage judges
     candidates: tuple[str, ...] = ()  # folders of the models that "compare" compares
     lora: dict[str, Any] | None = None  # fields of LoraConfig: train adapters, freeze the rest
     base: str = ""  # what the model in init_from is called, for an adapter's files

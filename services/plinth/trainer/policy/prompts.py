@@ -23,6 +23,9 @@ Prompt = tuple[int, ...]
 def prompts_of(split: Split, longest: int) -> list[Prompt]:
     """What stands before the answers, each once, in the order of the split; `longest` in tokens."""
     found: dict[Prompt, None] = {}
+    if split.info.objective == "prompts":
+        whole = (split.document(number)[0] for number in range(split.documents))
+        return list(dict.fromkeys(tuple(ids.tolist()) for ids in whole if len(ids) <= longest))
     step = 2 if split.info.objective == "pairs" else 1
     for number in range(0, split.documents, step):
         ids, mask = split.document(number)

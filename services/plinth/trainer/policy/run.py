@@ -30,7 +30,8 @@ from plinth.trainer.checkpoint import (
     save_checkpoint,
     trained,
 )
-from plinth.trainer.data.shards import Split
+from plinth.trainer.data.prompt_dataset import checks_of
+from plinth.trainer.data.shards import DatasetInfo, Split
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder, Progress, replace_json
@@ -43,6 +44,7 @@ from plinth.trainer.policy.model import Actor
 from plinth.trainer.policy.prompts import HELD_OUT, answer, prompts_of, sampler_for
 from plinth.trainer.policy.rollouts import Sampler
 from plinth.trainer.policy.shards import ShardSampler
+from plinth.trainer.policy.stage_rewards import StageRewards
 
 _EVERY = 10  # updates between checkpoints, unless the job says
 
@@ -65,8 +67,9 @@ def _optimise(config: TrainConfig, folder: JobFolder, group: Group) -> str:
     except StopAsked:  # while answers were awaited: the last update stands
         return job.stop()
     finally:
-        if isinstance(job.sampler, ShardSampler):
-            job.sampler.close()
+        for part in (job.sampler, job.judge):
+            if isinstance(part, ShardSampler | StageRewards):
+                part.close()
 
 
 def _run(job: _Job, config: TrainConfig, folder: JobFolder) -> str:
@@ -148,7 +151,7 @@ class _Job:
     folder: JobFolder
     actor: Actor
     reference: Decoder | None
-    judge: Judge
+    judge: Judge | StageRewards
     sampler: Sampler
     optimizer: torch.optim.Optimizer
     state: TrainState
@@ -171,8 +174,9 @@ class _Job:
         torch.set_num_threads(state.threads)
         train, validation = (Split(Path(config.dataset), n) for n in ("train", "validation"))
         decoder = make_decoder(config, train).to(group.device)
-        judge = Judge(Path(config.reward), policy.micro_batch, group.device)
-        critic = load_reward_model(Path(config.reward)) if policy.has_critic else None
+        critic = None
+        if policy.has_critic and config.reward:
+            critic = load_reward_model(Path(config.reward))
         if critic is not None and config.lora is not None:
             adapt(critic, config)
         actor = Actor(decoder, value_head=policy.has_critic, critic=critic).to(group.device)
@@ -202,7 +206,7 @@ class _Job:
             folder=folder,
             actor=actor,
             reference=reference,
-            judge=judge,
+            judge=_judge(config, policy, folder, train.info, group.device),
             sampler=_sampler(policy, decoder, folder, group.device),
             optimizer=optimizer,
             state=state,
@@ -242,18 +246,44 @@ def _sampler(policy: PolicyConfig, decoder: Decoder, folder: JobFolder, device: 
     """An engine of this process over the policy's own tensors, or the shards."""
     if policy.rollouts == "local":
         return sampler_for(decoder, max(policy.answers, HELD_OUT), device)
-    url = load_settings().redis_url
-    if url is None:
-        raise FailedPrecondition(
-            "rollouts by shards go through Redis: set PLINTH_REDIS_URL, or policy.rollouts to "
-            "'local'",
-            reason="SETTINGS_INVALID",
-            field="redis_url",
-        )
     return ShardSampler(
         decoder,
         folder.path / "weights",
         folder.path.name,
-        url.get_secret_value(),
+        _redis_url("rollouts by shards"),
         stop=lambda: folder.requested() is not None,
     )
+
+
+def _judge(
+    config: TrainConfig,
+    policy: PolicyConfig,
+    folder: JobFolder,
+    info: DatasetInfo,
+    device: str,
+) -> Judge | StageRewards:
+    """A reward model of this process, or the reward stage."""
+    if config.reward:
+        return Judge(Path(config.reward), policy.micro_batch, device)
+    dataset = Path(config.dataset)
+    checks = checks_of(dataset, "train") | checks_of(dataset, "validation")
+    return StageRewards(
+        _redis_url("rewards by the reward stage"),
+        folder.path.name,
+        config.rewards,
+        tokenizer=info.tokenizer,
+        checks=checks,
+        stop=lambda: folder.requested() is not None,
+    )
+
+
+def _redis_url(what: str) -> str:
+    url = load_settings().redis_url
+    if url is None:
+        raise FailedPrecondition(
+            f"{what} go through Redis: set PLINTH_REDIS_URL, or keep them in the worker "
+            "(policy.rollouts 'local', a reward model as `reward`)",
+            reason="SETTINGS_INVALID",
+            field="redis_url",
+        )
+    return url.get_secret_value()

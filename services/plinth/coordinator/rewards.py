@@ -1,0 +1,40 @@
+"""What answers are worth, as a pipeline says it: rules by name, and a reward model beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from plinth.shared.store import ArtifactRecord
+from plinth.v1 import reward_pb2
+
+
+class Source(BaseModel):
+    """One opinion on an answer; see `RewardSource` in reward.proto."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: dict[str, Any]
+    weight: float = Field(default=1, ge=-1e6, le=1e6)
+
+
+# Unless the spec says otherwise an answer is worth 1 if it passes its prompt's checks, else 0.
+CHECKS: Mapping[str, Source] = {"checks": Source(rule={"kind": "checks"})}
+
+
+def sources_of(
+    rules: Mapping[str, Source], model: ArtifactRecord | None = None, weight: float = 1.0
+) -> list[reward_pb2.RewardSource]:
+    """As the reward stage takes them."""
+    sources = [
+        reward_pb2.RewardSource(
+            name=name, weight=one.weight, rule_json=json.dumps(one.rule, ensure_ascii=False)
+        )
+        for name, one in rules.items()
+    ]
+    if model is not None:
+        sources.append(reward_pb2.RewardSource(name="reward", weight=weight, model=model.ref))
+    return sources

@@ -1,0 +1,97 @@
+"""Rewards by the reward stage: rules and models over its queue, for answers to prompts with checks.
+
+A task's id comes from what is asked, so a run that goes on after a crash gets what was scored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from google.protobuf.json_format import ParseDict
+
+from plinth.shared.connection import connect
+from plinth.shared.errors import DeadlineExceeded, FailedPrecondition
+from plinth.shared.rewards import RewardTasks
+from plinth.shared.rollouts import StopAsked
+from plinth.trainer.policy.rollouts import Rollout
+from plinth.v1 import reward_pb2 as pb
+
+_LOOK_S = 2.0  # how often it is asked whether the run is to stop
+_PATIENCE_S = 600.0
+
+
+class StageRewards:
+    """A `Reward`: one finite number for each answer. Not thread-safe; close it."""
+
+    def __init__(
+        self,
+        redis_url: str,
+        run_id: str,
+        sources: Sequence[Mapping[str, Any]],
+        *,
+        tokenizer: str,
+        checks: Mapping[tuple[int, ...], str],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """sources: RewardSource as JSON. checks: JSON rules by prompt. tokenizer: of the ids."""
+        self._sources = [ParseDict(dict(source), pb.RewardSource()) for source in sources]
+        self._tokenizer, self._checks, self._stop = tokenizer, checks, stop
+        self._run_id = run_id
+        self._runner = asyncio.Runner()
+        self._redis = self._runner.run(_connected(redis_url))
+        self._tasks = RewardTasks(self._redis, run_id)
+
+    def close(self) -> None:
+        self._runner.run(self._redis.aclose())
+        self._runner.close()
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """Raises what scoring raises; FailedPrecondition names an answer that can't be scored;
+        StopAsked."""
+        request = pb.ScoreRewardsRequest(
+            sources=self._sources,
+            items=[self._item(rollout) for rollout in rollouts],
+            tokenizer=self._tokenizer,
+        )
+        answer = self._runner.run(self._scored(request))
+        return [_total(rollout, one) for rollout, one in zip(rollouts, answer.rewards, strict=True)]
+
+    def _item(self, rollout: Rollout) -> pb.RewardItem:
+        return pb.RewardItem(
+            prompt_tokens=pb.RewardTokens(ids=rollout.prompt),
+            response_tokens=pb.RewardTokens(ids=rollout.response),
+            checks_json=self._checks.get(rollout.prompt, ""),
+        )
+
+    async def _scored(self, request: pb.ScoreRewardsRequest) -> pb.ScoreRewardsResponse:
+        content = sha256(request.SerializeToString(deterministic=True)).hexdigest()[:32]
+        id = f"{self._run_id}.{content}"
+        await self._tasks.submit(id, request)
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return await self._tasks.wait(id, timeout_s=_LOOK_S)
+            except DeadlineExceeded:
+                if self._stop():
+                    await self._tasks.cancel(id)
+                    raise StopAsked from None
+                if time.monotonic() > end:
+                    raise
+
+
+async def _connected(url: str) -> Any:
+    return connect(url)
+
+
+def _total(rollout: Rollout, reward: pb.Reward) -> float:
+    if not reward.HasField("total"):
+        why = next(part for part in reward.parts if not part.HasField("value"))
+        raise FailedPrecondition(
+            f"rollout {rollout.id} can't be scored by {why.source}: {why.reason}",
+            reason="NOT_SCORED",
+        )
+    return reward.total
