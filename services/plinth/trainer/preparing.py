@@ -1,0 +1,167 @@
+"""How a preparation is carried out: text, samples or prompts in, a corpus or a dataset out.
+
+Idempotent: the artifact is found by the digest of its inputs when an earlier attempt (or another
+job) published it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.trainer.data.builtin import BUILTIN
+from plinth.trainer.data.corpus import SPLITS, CorpusCounts, write_corpus
+from plinth.trainer.data.documents import read_folder
+from plinth.trainer.data.prompt_dataset import tokenize_prompts
+from plinth.trainer.data.selected import selected
+from plinth.trainer.data.shards import DatasetInfo
+from plinth.trainer.data.tokenize import tokenize_corpus
+from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
+from plinth.trainer.rendering import Renderer
+from plinth.trainer.validation import validation_fraction
+from plinth.v1 import trainer_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One attempt at one preparation. `check_stop` raises when the work is to stop."""
+
+    store: ArtifactStore
+    output_name: str
+    spec: pb.PrepareSpec
+    folder: JobFolder
+    renderer: Renderer
+    check_stop: Callable[[], None]
+
+    def run(self) -> ArtifactRecord:
+        """Blocks. Raises a PlinthError that says what was wrong, and what `check_stop` raises."""
+        spec = self.spec
+        tokenizer = self.store.get(spec.tokenizer) if spec.tokenizer else None
+        corpus = of_kind(self.store, spec.corpus, "corpus") if spec.corpus else None
+        samples = of_kind(self.store, spec.samples, "samples") if spec.samples else None
+        prompts = of_kind(self.store, spec.prompts, "prompts") if spec.prompts else None
+        inputs = {
+            "prepare": fields_of_spec(spec, "tokenizer", "corpus", "samples", "prompts"),
+            "prompts": prompts and prompts.digest,
+            "samples": samples and samples.digest,
+            "tokenizer": tokenizer and tokenizer.digest,
+            "corpus": corpus and corpus.digest,
+            "python": sys.version if spec.builtin else "",
+        }
+        # A folder's content is not known before it is read.
+        if not spec.corpus_dir and (
+            found := self.store.find_by_input(self.output_name, input_digest(inputs))
+        ):
+            return found
+        work = self.folder.path / "work"
+        shutil.rmtree(work, ignore_errors=True)  # of an attempt that died
+        work.mkdir()
+        source = self.store.fetch(corpus) if corpus else work / "corpus"
+        facts: dict[str, Any] = {}
+        if corpus is None and prompts is None:
+            counts = self._write_corpus(spec, source)
+            facts["corpus"] = counts.to_json()
+            if spec.corpus_dir:
+                inputs["content"] = counts.digest
+        kind, out = "corpus", source
+        if tokenizer is not None:
+            kind, out = "dataset", work / "dataset"
+            info = (
+                self._tokenize_prompts(prompts, tokenizer, out)
+                if prompts
+                else self._tokenize(source, tokenizer, out)
+            )
+            facts["dataset"] = {k: v for k, v in asdict(info).items() if k != "digests"}
+        self.check_stop()
+        return self.store.publish(
+            self.output_name,
+            kind,
+            out,
+            parents=[record.ref for record in (corpus, samples, prompts, tokenizer) if record],
+            config=fields_of_spec(spec),
+            metrics=facts,
+            input_digest=input_digest(inputs),
+        )
+
+    def _write_corpus(self, spec: pb.PrepareSpec, out: Path) -> CorpusCounts:
+        if spec.builtin:
+            documents, source = BUILTIN[spec.builtin](), spec.builtin
+        elif spec.samples:
+            folder = self.store.fetch(spec.samples)
+            documents = selected(folder, spec.selection or "extremes", spec.margin, spec.samples)
+            source = spec.samples
+        else:
+            documents, source = read_folder(Path(spec.corpus_dir)), spec.corpus_dir
+        return write_corpus(
+            documents,
+            out,
+            source=source,
+            validation_fraction=validation_fraction(spec),
+            max_bytes=spec.max_bytes,
+            on_bytes=self._on_bytes("reading documents", spec.max_bytes),
+        )
+
+    def _tokenize(self, corpus: Path, tokenizer: ArtifactRecord, out: Path) -> DatasetInfo:
+        value = json.loads((corpus / "corpus.json").read_text())
+        total = sum(value["bytes"][split] for split in SPLITS)
+        return tokenize_corpus(
+            corpus,
+            self.store.fetch(tokenizer),
+            out,
+            tokenizer_ref=tokenizer.ref,
+            tokenizer_digest=tokenizer.digest,
+            render=self.renderer.chats(tokenizer.ref),
+            on_bytes=self._on_bytes("tokenising", total),
+        )
+
+    def _tokenize_prompts(
+        self, prompts: ArtifactRecord, tokenizer: ArtifactRecord, out: Path
+    ) -> DatasetInfo:
+        return tokenize_prompts(
+            self.store.fetch(prompts),
+            self.store.fetch(tokenizer),
+            out,
+            tokenizer_ref=tokenizer.ref,
+            tokenizer_digest=tokenizer.digest,
+            render=self.renderer.prompts(tokenizer.ref),
+        )
+
+    def _on_bytes(self, note: str, total: int) -> Callable[[int], None]:
+        throttle = Throttle(0.5)
+
+        def told(done: int) -> None:
+            self.check_stop()
+            if throttle.due():
+                self.folder.write_progress(Progress(done, total, unit="byte", note=note))
+
+        return told
+
+
+def of_kind(store: ArtifactStore, reference: str, kind: str) -> ArtifactRecord:
+    """The artifact, if it is one of that kind; InvalidArgument if not."""
+    record = store.get(reference)
+    if record.kind != kind:
+        raise InvalidArgument(f"{record.ref} is a {record.kind}, not a {kind}", field=kind)
+    return record
+
+
+def fields_of_spec(spec: Any, *without: str) -> dict[str, Any]:
+    """A job's specification, JSON-ready."""
+    value = MessageToDict(spec, preserving_proto_field_name=True)
+    return {name: field for name, field in value.items() if name not in without}
+
+
+def input_digest(inputs: dict[str, Any]) -> str:
+    """ "sha256:<hex>" of all that shapes a job's result."""
+    text = json.dumps(inputs, sort_keys=True)
+    return f"sha256:{sha256(text.encode()).hexdigest()}"
