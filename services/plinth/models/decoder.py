@@ -28,10 +28,14 @@ class LlamaBody(nn.Module):
         self.norm = Norm(config.hidden, config.norm_eps, bias=False)
         self.rope = Rope(config)
 
-    def forward(self, ids_n: Tensor, positions_n: Tensor, backend: Backend) -> Tensor:
+    def forward(
+        self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None
+    ) -> Tensor:
         x_nd = F.embedding(ids_n, self.embed_tokens.weight)
-        for layer in self.layers:
-            x_nd = layer(x_nd, positions_n, self.rope, backend)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            wanted = rows_m if number == last else None
+            x_nd = layer(x_nd, positions_n, self.rope, backend, wanted)
         return backend.norm(x_nd, self.norm)
 
 
@@ -45,10 +49,13 @@ class Gpt2Body(nn.Module):
         self.h = nn.ModuleList(Gpt2Layer(config, i) for i in range(config.layers))
         self.ln_f = Norm(config.hidden, config.norm_eps, bias=True)
 
-    def forward(self, ids_n: Tensor, positions_n: Tensor, backend: Backend) -> Tensor:
+    def forward(
+        self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None
+    ) -> Tensor:
         x_nd = F.embedding(ids_n, self.wte.weight) + F.embedding(positions_n, self.wpe.weight)
-        for layer in self.h:
-            x_nd = layer(x_nd, backend)
+        last = len(self.h) - 1
+        for number, layer in enumerate(self.h):
+            x_nd = layer(x_nd, backend, rows_m if number == last else None)
         return backend.norm(x_nd, self.ln_f)
 
 
@@ -90,10 +97,16 @@ class Decoder(nn.Module):
         """The output map: its own, or the token table."""
         return self._tied if self.config.tie_embeddings else self.lm_head
 
-    def forward(self, ids_n: Tensor, positions_n: Tensor, backend: Backend) -> Tensor:
-        """Hidden states [n, d] after the final norm. `ids_n` and `positions_n` are int64."""
+    def forward(
+        self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [n, d] after the final norm. `ids_n` and `positions_n` are int64.
+
+        rows_m: the rows that are wanted, [m, d] then; the last layer does no more for the others
+        than let them be attended to.
+        """
         body = self.model if self.config.family == "llama" else self.transformer
-        hidden: Tensor = body(ids_n, positions_n, backend)
+        hidden: Tensor = body(ids_n, positions_n, backend, rows_m)
         return hidden
 
     def logits(self, hidden_md: Tensor, backend: Backend) -> Tensor:

@@ -110,6 +110,10 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     return torch.where((wavelengths <= low) & (wavelengths >= high), between, scaled)
 
 
+def _rows(x_nd: Tensor, rows_m: Tensor | None) -> Tensor:
+    return x_nd if rows_m is None else x_nd.index_select(0, rows_m)
+
+
 class LlamaAttention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -124,16 +128,22 @@ class LlamaAttention(nn.Module):
         self.layer, self.head_dim = layer, config.head_dim
 
     def forward(
-        self, h_nd: Tensor, x_nd: Tensor, positions_n: Tensor, rope: Rope, backend: Backend
+        self,
+        h_nd: Tensor,
+        x_nd: Tensor,
+        positions_n: Tensor,
+        rope: Rope,
+        backend: Backend,
+        rows_m: Tensor | None = None,
     ) -> Tensor:
-        """x + attention(h)."""
+        """x + attention(h), of the rows asked for."""
         n, e = h_nd.shape[0], self.head_dim
         q, k, v = backend.linear(h_nd, self.q_proj, self.k_proj, self.v_proj)
         q, k = backend.rope(
             q.view(n, -1, e), k.view(n, -1, e), positions_n, rope.cos_pe, rope.sin_pe
         )
         mixed = backend.mix(self.layer, q, k, v.view(n, -1, e))
-        return backend.linear_add(mixed, self.o_proj, x_nd)
+        return backend.linear_add(_rows(mixed, rows_m), self.o_proj, _rows(x_nd, rows_m))
 
 
 class LlamaMlp(nn.Module):
@@ -161,9 +171,17 @@ class LlamaLayer(nn.Module):
         self.input_layernorm = Norm(config.hidden, config.norm_eps, bias=False)
         self.post_attention_layernorm = Norm(config.hidden, config.norm_eps, bias=False)
 
-    def forward(self, x_nd: Tensor, positions_n: Tensor, rope: Rope, backend: Backend) -> Tensor:
+    def forward(
+        self,
+        x_nd: Tensor,
+        positions_n: Tensor,
+        rope: Rope,
+        backend: Backend,
+        rows_m: Tensor | None = None,
+    ) -> Tensor:
+        """Every row is attended to; what leaves are those in `rows_m`, if it is given."""
         h = backend.norm(x_nd, self.input_layernorm)
-        x_nd = self.self_attn(h, x_nd, positions_n, rope, backend)
+        x_nd = self.self_attn(h, x_nd, positions_n, rope, backend, rows_m)
         h = backend.norm(x_nd, self.post_attention_layernorm)
         out: Tensor = self.mlp(h, x_nd, backend)
         return out
@@ -178,12 +196,14 @@ class Gpt2Attention(nn.Module):
         self.c_proj = Linear(config.hidden, config.hidden, bias=True)
         self.layer, self.head_dim = layer, config.head_dim
 
-    def forward(self, h_nd: Tensor, x_nd: Tensor, backend: Backend) -> Tensor:
-        """x + attention(h)."""
+    def forward(
+        self, h_nd: Tensor, x_nd: Tensor, backend: Backend, rows_m: Tensor | None = None
+    ) -> Tensor:
+        """x + attention(h), of the rows asked for."""
         (qkv,) = backend.linear(h_nd, self.c_attn)
         q, k, v = qkv.view(h_nd.shape[0], 3, -1, self.head_dim).unbind(1)
         mixed = backend.mix(self.layer, q.contiguous(), k.contiguous(), v.contiguous())
-        return backend.linear_add(mixed, self.c_proj, x_nd)
+        return backend.linear_add(_rows(mixed, rows_m), self.c_proj, _rows(x_nd, rows_m))
 
 
 class Gpt2Mlp(nn.Module):
@@ -210,7 +230,8 @@ class Gpt2Layer(nn.Module):
         self.ln_2 = Norm(config.hidden, config.norm_eps, bias=True)
         self.mlp = Gpt2Mlp(config)
 
-    def forward(self, x_nd: Tensor, backend: Backend) -> Tensor:
-        x_nd = self.attn(backend.norm(x_nd, self.ln_1), x_nd, backend)
+    def forward(self, x_nd: Tensor, backend: Backend, rows_m: Tensor | None = None) -> Tensor:
+        """As `LlamaLayer.forward`."""
+        x_nd = self.attn(backend.norm(x_nd, self.ln_1), x_nd, backend, rows_m)
         out: Tensor = self.mlp(backend.norm(x_nd, self.ln_2), x_nd, backend)
         return out

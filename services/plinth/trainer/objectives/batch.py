@@ -104,11 +104,12 @@ def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
     """Negative log-likelihood of the targets that count; logits are made for those rows only."""
     b, t = batch.ids_bt.shape
     backend = SdpaBackend(b, t, batch.segments_bt)
-    hidden_nd = decoder(batch.ids_bt.reshape(-1), batch.positions_bt.reshape(-1), backend)
-    targets_n = batch.targets_bt.reshape(-1)
+    ids_n, positions_n = batch.ids_bt.reshape(-1), batch.positions_bt.reshape(-1)
+    targets_n, rows_m = batch.targets_bt.reshape(-1), None
     if batch.learn_bt is not None:
-        rows = batch.learn_bt.reshape(-1).nonzero().squeeze(1)
-        hidden_nd, targets_n = hidden_nd.index_select(0, rows), targets_n.index_select(0, rows)
+        rows_m = batch.learn_bt.reshape(-1).nonzero().squeeze(1)
+        targets_n = targets_n.index_select(0, rows_m)
+    hidden_nd = decoder(ids_n, positions_n, backend, rows_m)
     return token_nll_sum(decoder.logits(hidden_nd, backend), targets_n)
 
 

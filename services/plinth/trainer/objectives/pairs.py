@@ -112,9 +112,9 @@ def answer_logprobs(decoder: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]
     b, t = inputs_bt.shape
     backend = SdpaBackend(b, t)
     positions_n = torch.arange(t, device=inputs_bt.device).repeat(b)
-    hidden_nd = decoder(inputs_bt.reshape(-1), positions_n, backend)
     rows_m = batch.answer_bt[:, 1:].reshape(-1).nonzero().squeeze(1)
-    logits_mv = decoder.logits(hidden_nd.index_select(0, rows_m), backend)
+    hidden_md = decoder(inputs_bt.reshape(-1), positions_n, backend, rows_m)
+    logits_mv = decoder.logits(hidden_md, backend)
     targets_m = targets_bt.reshape(-1).index_select(0, rows_m)
     logp_m = -F.cross_entropy(logits_mv.float(), targets_m, reduction="none")
     sums_b = logp_m.new_zeros(b).index_add(0, rows_m // t, logp_m)

@@ -93,9 +93,9 @@ def pair_scores(model: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]:
     b, t = batch.ids_bt.shape
     backend = SdpaBackend(b, t)
     positions_n = torch.arange(t, device=batch.ids_bt.device).repeat(b)
-    hidden_nd = model(batch.ids_bt.reshape(-1), positions_n, backend)
     rows_b = torch.arange(b, device=batch.ids_bt.device) * t + batch.last_b
-    scores_b = model.scores(hidden_nd.index_select(0, rows_b), backend).float()
+    hidden_bd = model(batch.ids_bt.reshape(-1), positions_n, backend, rows_b)
+    scores_b = model.scores(hidden_bd, backend).float()
     chosen_b, rejected_b = scores_b.chunk(2)
     return chosen_b, rejected_b
 

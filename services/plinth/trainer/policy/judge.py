@@ -28,7 +28,7 @@ class Judge:
                 b, t = batch.ids_bt.shape
                 backend = SdpaBackend(b, t)
                 positions_n = torch.arange(t, device=self._device).repeat(b)
-                hidden_nd = self._model(batch.ids_bt.reshape(-1), positions_n, backend)
                 rows_b = torch.arange(b, device=self._device) * t + batch.last_b
-                scores += self._model.scores(hidden_nd[rows_b], backend).tolist()
+                hidden_bd = self._model(batch.ids_bt.reshape(-1), positions_n, backend, rows_b)
+                scores += self._model.scores(hidden_bd, backend).tolist()
         return scores
