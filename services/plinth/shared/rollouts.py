@@ -53,10 +53,11 @@ def rollout_queue(redis: Redis) -> Queue:
 
 
 def task_id(task: pb.RolloutTask) -> str:
-    """By what is asked of which weights, wherever these lie."""
+    """By what is asked of which weights; where these lie does not matter if they have a digest."""
     bare = pb.RolloutTask()
     bare.CopyFrom(task)
-    bare.policy.ClearField("folder")
+    if bare.policy.digest:
+        bare.policy.ClearField("folder")
     content = sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:32]
     return f"{task.policy.run_id}.{task.policy.revision}.{task.group}.{content}"
 
