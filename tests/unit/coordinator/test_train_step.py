@@ -9,7 +9,7 @@ import pytest
 
 from checkpoints import random_llama
 from plinth.coordinator.pipeline import parse
-from plinth.coordinator.steps.contract import Outcome, Tools, Work
+from plinth.coordinator.steps.contract import Outcome, Work
 from plinth.coordinator.steps.train import TrainStep
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import common_pb2
@@ -51,7 +51,7 @@ async def submitted(store: Any, tmp_path: Any, text: str) -> pb.TrainSpec:
     async def client() -> Trainer:
         return trainer
 
-    tools = Tools(store, None, None, SimpleNamespace(trainer=client))  # type: ignore[arg-type]
+    tools: Any = SimpleNamespace(store=store, clients=SimpleNamespace(trainer=client))
     spec = parse(text).steps["tune"]
     inputs = {"dataset": data, "init_from": base}
     work = Work("run", "tune", spec, inputs, "sha256:0", "small-tune")
