@@ -1,0 +1,212 @@
+"""The whole loop through the gRPC door: live answers → two annotators → pairs → DPO → gate →
+canary → promotion → another answer, whose weights lead back to the pairs.
+
+The model is tiny and talks nonsense; what its users dislike is the letter e. The way is real: every
+stage, every weight, every request. Nothing here looks behind the door.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+
+import pytest
+
+from loop_people import (
+    LIVE,
+    Answer,
+    Door,
+    Traffic,
+    dislike,
+    door_of,
+    exported,
+    judge_all,
+    live_tasks,
+    seconds_of,
+    steps,
+    with_traffic,
+)
+from plinth.v1 import coordinator_pb2 as pb
+from real_stack import RealStack
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+FIRST_MODEL = """
+name: first
+steps:
+  text: {kind: data, builtin: stdlib, max_bytes: 400_000, validation_fraction: 0.05}
+  vocabulary: {kind: tokenizer, corpus: $text, vocab_size: 512}
+  dataset: {kind: data, corpus: $text, tokenizer: $vocabulary}
+  base:
+    kind: train
+    objective: clm
+    dataset: $dataset
+    model: {family: llama, layers: 2, hidden: 64, heads: 2, context: 256, tie_embeddings: true}
+    batch_size: 4
+    steps: 120
+    learning_rate: 3e-3
+  questions: {kind: data, builtin: stdlib-instruct, max_bytes: 300_000}
+  conversations: {kind: data, corpus: $questions, tokenizer: $vocabulary}
+  tuned:
+    kind: train
+    objective: sft
+    dataset: $conversations
+    init_from: $base
+    batch_size: 8
+    steps: 60
+    learning_rate: 2e-3
+    output: chat
+  release: {kind: publish, model: $tuned, alias: prod}
+  online: {kind: serve, model: $release, name: chat, shards: 1}
+"""
+BETTER_MODEL = """
+name: loop
+steps:
+  pairs:
+    kind: preferences
+    collection: live
+    sources: [human]
+    at_least: 96
+    validation_fraction: 0.1
+  dataset: {kind: data, corpus: $pairs, tokenizer: "chat:prod"}
+  aligned:
+    kind: train
+    objective: dpo
+    dataset: $dataset
+    init_from: "chat:prod"
+    batch_size: 8
+    steps: 48
+    learning_rate: 1e-3
+    pairs: {beta: 0.1, likelihood_weight: 0.2}
+    output: chat
+  exam:
+    kind: evaluate
+    model: $aligned
+    baseline: "chat:prod"
+    corpus: first-text
+    max_bytes: 8_000
+    prompts: ["What does os.path.join do?"]
+    max_tokens: 24
+    require: {bits_per_byte_ratio_at_most: 1.25}
+  trial:
+    kind: canary
+    model: $aligned
+    name: chat
+    share: 0.5
+    requests: 30
+    seconds: 600
+    alias: prod
+    after: [exam]
+    require:
+      ttft_p95_ratio_at_most: null # other work on this machine would decide it
+      good_share_below_at_most: 0.0
+      verdicts: 30
+"""
+TASKS = 96
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
+    """A stack that serves nothing yet, and keeps every chat with consent."""
+    stack = RealStack.up(
+        tmp_path_factory.mktemp("loop"), shards=0, gateway__preference_sampling_rate=1.0
+    )
+    yield stack
+    stack.down()
+
+
+async def test_from_live_answers_to_better_weights(bare: RealStack) -> None:
+    async with door_of(bare) as door:
+        await door.submit("first", FIRST_MODEL)
+        first = await door.end("first")
+        assert first.state == pb.RUN_STATE_SUCCEEDED, first.error
+        assert (await door.artifact("chat:prod")).version == 1
+
+        answers = await live_tasks(door, TASKS)
+        assert {answer.revision for answer in answers} == {"chat@1"}
+        desk = await judge_all(door)
+        assert len(desk.judged) == TASKS
+        assert set(desk.judged.values()) == {1}
+        assert set(desk.by) == {"ann", "bob"}
+        assert desk.together > 0  # they did work at the same time
+        pairs = await exported(door)
+        assert len(pairs) == TASKS
+        assert all((dislike(good), good) < (dislike(bad), bad) for good, bad in pairs)
+        seen = {answer.text for answer in answers}
+        assert all(seen & set(pair) for pair in pairs)
+
+        before = await door.said()
+        assert texts(before) == texts(await door.said())
+        traffic = Traffic(door, bar=statistics.median(dislikes(before)))
+        await door.submit("loop", BETTER_MODEL)
+        run = await with_traffic(door, "loop", traffic)
+        print(f"first: {seconds_of(first)}\nloop: {seconds_of(run)}")
+        assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+        await promoted(door, run, before, traffic)
+        await leads_back(door, run)
+        await refused(door)
+
+
+def texts(answers: list[Answer]) -> list[str]:
+    return [answer.text for answer in answers]
+
+
+def dislikes(answers: list[Answer]) -> list[int]:
+    return [dislike(answer.text) for answer in answers]
+
+
+async def promoted(door: Door, run: pb.Run, before: list[Answer], traffic: Traffic) -> None:
+    """Old and new weights shared the traffic; now the new ones answer under the old name, and
+    what they say is another thing, and liked more."""
+    figures = json.loads(steps(run)["trial"].metrics_json)
+    assert abs(figures["given"] - figures["asked"] / 2) <= 1
+    assert figures["canary"]["good"] + figures["canary"]["bad"] >= 30
+    assert set(traffic.answers) == {"chat@1", "chat@2"}
+    shares = {revision: traffic.good[revision] / n for revision, n in traffic.answers.items()}
+    print(f"liked: {shares}, of {traffic.answers}")
+    assert steps(run)["trial"].output == "chat@2"
+    assert (await door.artifact("chat:prod")).version == 2
+    assert await door.served() == {"chat": "chat@2"}
+    after = await door.said()
+    assert {answer.revision for answer in before} == {"chat@1"}
+    assert {answer.revision for answer in after} == {"chat@2"}
+    assert after[0].text != before[0].text
+    print(f"{before[0].text!r} became {after[0].text!r}")
+    print(f"disliked {statistics.mean(dislikes(before))}, then {statistics.mean(dislikes(after))}")
+    assert statistics.mean(dislikes(after)) < statistics.mean(dislikes(before))
+
+
+async def leads_back(door: Door, run: pb.Run) -> None:
+    """From the weights that answer, by their parents, to what people preferred."""
+    lineage = await door.lineage("chat@2")
+    judged = lineage[steps(run)["pairs"].output]
+    assert judged.kind == "corpus"
+    manifest = json.loads(judged.manifest_json)
+    assert manifest["config"]["collection"] == LIVE
+    assert manifest["config"]["sources"] == ["human"]
+    assert manifest["metrics"]["pairs"] == TASKS
+    assert manifest["metrics"]["models"] == ["chat@1"]
+    assert {"chat@1", "first-vocabulary@1", "first-text@1"} <= set(lineage)
+
+
+async def refused(door: Door) -> None:
+    """The same loop with a learning rate that ruins the weights stops at its gate."""
+    ask = pb.ForkRunRequest(
+        run_id="ruined",
+        source_run_id="loop",
+        from_step="aligned",
+        overrides={"steps.aligned.learning_rate": "1.0"},
+    )
+    await door.runs.ForkRun(ask, metadata=door.metadata)
+    run = await door.end("ruined")
+    print(f"ruined: {seconds_of(run)} {run.error}")
+    assert run.state == pb.RUN_STATE_FAILED
+    assert "at most 1.25 is required" in run.error
+    assert steps(run)["aligned"].output == "chat@3"
+    trial = steps(run)["trial"]
+    assert (trial.state, trial.started_unix_ms) == (pb.STEP_STATE_CANCELLED, 0)
+    assert (await door.artifact("chat:prod")).version == 2
+    assert list((await door.artifact("chat@3")).aliases) == []
+    assert await door.served() == {"chat": "chat@2"}
+    assert {answer.revision for answer in await door.said()} == {"chat@2"}

@@ -1,0 +1,296 @@
+"""The people of a feedback loop, as clients of the gRPC door: those who ask, those who judge, and
+those who say whether they liked what they got. Generated stubs and a key; nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+
+from plinth.v1 import (
+    common_pb2,
+    coordinator_pb2,
+    coordinator_pb2_grpc,
+    gateway_pb2,
+    gateway_pb2_grpc,
+    preferences_pb2,
+    preferences_pb2_grpc,
+)
+from real_stack import RealStack
+
+QUESTIONS = [
+    "What does os.path.join do?",
+    "What does the function json.dumps do?",
+    "How do I sort a list?",
+    "What does shutil.copy do?",
+    "What is a generator?",
+    "How do I read a file?",
+    "What does re.compile do?",
+    "How do I open a socket?",
+    "What does the function ast.parse do?",
+    "How do I make a thread?",
+]
+TOKENS = 40
+CONSENT = ("x-plinth-consent", "preferences")
+LIVE = "live"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """revision: who gave it, by the call's trailing metadata."""
+
+    text: str
+    revision: str
+    request_id: str
+
+
+class Door:
+    """A client with a key: generated stubs and nothing else."""
+
+    def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
+        self.metadata = (("authorization", f"Bearer {key}"),)
+        self._chat = gateway_pb2_grpc.GatewayServiceStub(channel).Chat
+        self.runs: Any = coordinator_pb2_grpc.CoordinatorServiceStub(channel)
+        self.preferences: Any = preferences_pb2_grpc.PreferenceServiceStub(channel)
+
+    async def ask(self, question: str, seed: int, *more: tuple[str, str]) -> Answer:
+        call = self._chat(
+            gateway_pb2.ChatRequest(
+                model="chat",
+                messages=[common_pb2.ChatMessage(role="user", content=question)],
+                sampling=common_pb2.SamplingParams(temperature=1.0, seed=seed, max_tokens=TOKENS),
+            ),
+            metadata=(*self.metadata, *more),
+            timeout=120,
+        )
+        text = "".join([piece.text async for piece in call])
+        trailing = dict(await call.trailing_metadata())
+        return Answer(text, str(trailing["x-plinth-model"]), str(trailing["x-request-id"]))
+
+    async def said(self) -> list[Answer]:
+        """Three answers to each question, each with a seed of its own: the same weights say the
+        same again."""
+        asks = enumerate(QUESTIONS * 3)
+        return [await self.ask(question, 1000 + number) for number, question in asks]
+
+    async def served(self) -> dict[str, str]:
+        """Artifact of each name that is wanted served."""
+        ask = coordinator_pb2.ListDeploymentsRequest()
+        answer = await self.runs.ListDeployments(ask, metadata=self.metadata)
+        return {one.name: one.artifact for one in answer.deployments}
+
+    async def artifact(self, reference: str) -> common_pb2.Artifact:
+        ask = coordinator_pb2.GetArtifactRequest(reference=reference)
+        return (await self.runs.GetArtifact(ask, metadata=self.metadata)).artifact
+
+    async def submit(self, run_id: str, pipeline: str) -> None:
+        ask = coordinator_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=pipeline)
+        await self.runs.SubmitRun(ask, metadata=self.metadata)
+
+    async def watch(self, run_id: str) -> AsyncIterator[coordinator_pb2.Run]:
+        """The run, after each change, until it ends."""
+        ask = coordinator_pb2.WatchRunRequest(run_id=run_id)
+        async for message in self.runs.WatchRun(ask, metadata=self.metadata):
+            yield message.run
+
+    async def end(self, run_id: str) -> coordinator_pb2.Run:
+        return [run async for run in self.watch(run_id)][-1]
+
+    async def lineage(self, reference: str) -> dict[str, common_pb2.Artifact]:
+        """It and all that it was made from, by reference."""
+        found: dict[str, common_pb2.Artifact] = {}
+        waiting = [reference]
+        while waiting:
+            if (one := waiting.pop()) not in found:
+                found[one] = await self.artifact(one)
+                waiting += found[one].parents
+        return found
+
+
+@asynccontextmanager
+async def door_of(stack: RealStack) -> AsyncIterator[Door]:
+    async with grpc.aio.insecure_channel(stack.grpc) as channel:
+        yield Door(channel, stack.key)
+
+
+def steps(run: coordinator_pb2.Run) -> dict[str, coordinator_pb2.Step]:
+    return {step.name: step for step in run.steps}
+
+
+def seconds_of(run: coordinator_pb2.Run) -> dict[str, float]:
+    return {step.name: (step.finished_unix_ms - step.started_unix_ms) / 1000 for step in run.steps}
+
+
+# -- live answers -------------------------------------------------------------------------------
+
+
+async def live_tasks(door: Door, count: int) -> list[Answer]:
+    """`count` chats with consent, as their clients saw them, once all of them can be judged. One
+    that says nothing is no task: another one takes its place."""
+    seen: list[Answer] = []
+    seed = 0
+    while len(seen) < count:
+        answer = await door.ask(QUESTIONS[seed % len(QUESTIONS)], seed, CONSENT)
+        seed += 1
+        if answer.text.strip():
+            seen.append(answer)
+    async with asyncio.timeout(120):
+        while await _open(door) < count:  # noqa: ASYNC110 - second answers are on their way
+            await asyncio.sleep(0.1)
+    return seen
+
+
+async def _open(door: Door) -> int:
+    ask = preferences_pb2.ListPreferenceTasksRequest(collection=LIVE)
+    return int((await door.preferences.ListPreferenceTasks(ask, metadata=door.metadata)).open)
+
+
+# -- two annotators -----------------------------------------------------------------------------
+
+
+def dislike(text: str) -> int:
+    """Nobody here likes the letter e."""
+    return text.count("e")
+
+
+@dataclass
+class Desk:
+    """Who holds what, as the two annotators themselves know it: each lease from its answer to the
+    sending of its judgement, or to the moment at which it runs out."""
+
+    held: dict[str, tuple[str, int]] = field(default_factory=dict)  # task → (who, until ms)
+    judged: Counter[str] = field(default_factory=Counter)  # task → judgements
+    by: Counter[str] = field(default_factory=Counter)  # annotator → judgements
+    together: int = 0  # leases that were granted while the other one held a task
+
+    def take(self, lease: preferences_pb2.LeaseTaskResponse, who: str) -> None:
+        now = time.time() * 1000
+        holder, until = self.held.get(lease.task_id, ("", 0))
+        assert not holder or now >= until, f"{who} got what {holder} holds"
+        assert lease.task_id not in self.judged
+        self.together += any(other != who for other, _ in self.held.values())
+        self.held[lease.task_id] = (who, lease.expires_unix_ms)
+
+
+async def annotate(door: Door, desk: Desk, who: str) -> None:
+    """Until nothing is left to judge."""
+    while True:
+        try:
+            lease = await lease_of(door, who)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.NOT_FOUND, error.details()
+            if not desk.held:
+                return
+            await asyncio.sleep(0.2)  # what is held may come back
+            continue
+        desk.take(lease, who)
+        other = "bob" if who == "ann" else "ann"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:  # not even by its name
+            await lease_of(door, other, task_id=lease.task_id)
+        assert caught.value.code() is grpc.StatusCode.ABORTED, caught.value.details()
+        assert "another annotator holds" in str(caught.value.details())
+        del desk.held[lease.task_id]
+        await judge(door, lease)
+        desk.judged[lease.task_id] += 1
+        desk.by[who] += 1
+
+
+async def lease_of(door: Door, who: str, **fields: Any) -> preferences_pb2.LeaseTaskResponse:
+    ask = preferences_pb2.LeaseTaskRequest(collection=LIVE, annotator=who, **fields)
+    lease: preferences_pb2.LeaseTaskResponse = await door.preferences.LeaseTask(
+        ask, metadata=door.metadata
+    )
+    return lease
+
+
+async def judge(door: Door, lease: preferences_pb2.LeaseTaskResponse) -> None:
+    order = sorted(lease.responses, key=lambda one: (dislike(one.text), one.text))
+    ask = preferences_pb2.SubmitJudgementRequest(
+        collection=LIVE,
+        task_id=lease.task_id,
+        annotator=lease.annotator,
+        fence=lease.fence,
+        ranking=[preferences_pb2.Tier(response_ids=[one.response_id]) for one in order],
+    )
+    await door.preferences.SubmitJudgement(ask, metadata=door.metadata)
+
+
+async def judge_all(door: Door) -> Desk:
+    """Two annotators at once. A third one took a task and went away: one of the two gets it when
+    that lease has run out, and what the third one says then is too late."""
+    desk = Desk()
+    left = await lease_of(door, "cyd", lease_seconds=10)
+    desk.take(left, "cyd")
+    async with asyncio.timeout(300):
+        await asyncio.gather(annotate(door, desk, "ann"), annotate(door, desk, "bob"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await judge(door, left)
+    assert caught.value.code() is grpc.StatusCode.ABORTED, caught.value.details()
+    assert "ran out" in str(caught.value.details())
+    return desk
+
+
+async def exported(door: Door) -> list[tuple[str, str]]:
+    """(chosen, rejected) of every pair."""
+    ask = preferences_pb2.ExportPairsRequest(collection=LIVE)
+    parts = [part.jsonl async for part in door.preferences.ExportPairs(ask, metadata=door.metadata)]
+    pairs = [json.loads(line) for line in b"".join(parts).splitlines()]
+    return [(one["chosen"][-1]["content"], one["rejected"][-1]["content"]) for one in pairs]
+
+
+# -- the canary's traffic -----------------------------------------------------------------------
+
+
+class Traffic:
+    """Users who ask and say whether they liked it: answers and liked ones, by revision."""
+
+    def __init__(self, door: Door, bar: float) -> None:
+        self._door = door
+        self._bar = bar  # an answer with fewer of the letter is liked
+        self.answers: Counter[str] = Counter()
+        self.good: Counter[str] = Counter()
+
+    async def flow(self) -> None:
+        """Four at a time, until it is cancelled. None of them may fail."""
+        for seed in range(10_000):
+            asks = [
+                self._door.ask(QUESTIONS[(4 * seed + one) % len(QUESTIONS)], seed)
+                for one in range(4)
+            ]
+            for answer in await asyncio.gather(*asks):
+                self.answers[answer.revision] += 1
+                await self._verdict(answer)
+
+    async def _verdict(self, answer: Answer) -> None:
+        good = dislike(answer.text) < self._bar
+        self.good[answer.revision] += good
+        ask = coordinator_pb2.ReportOutcomeRequest(
+            name="chat", request_id=answer.request_id, good=good
+        )
+        try:
+            await self._door.runs.ReportOutcome(ask, metadata=self._door.metadata)
+        except grpc.aio.AioRpcError as error:  # before the canary is on, and once it is over
+            told = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
+            assert error.code() in told, error.details()
+
+
+async def with_traffic(door: Door, run_id: str, traffic: Traffic) -> coordinator_pb2.Run:
+    """The run at its end; users ask from the moment at which its canary step begins."""
+    flowing: asyncio.Task[None] | None = None
+    async with asyncio.TaskGroup() as group:
+        async for run in door.watch(run_id):
+            trial = steps(run).get("trial")
+            if flowing is None and trial and trial.state == coordinator_pb2.STEP_STATE_RUNNING:
+                flowing = group.create_task(traffic.flow())
+        if flowing is not None:
+            flowing.cancel()
+    return run
