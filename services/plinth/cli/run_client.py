@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from plinth.shared.errors import Unavailable
+from plinth.shared.errors import Cancelled, Unavailable
 from plinth.shared.rpc.status import from_rpc_error
 from plinth.v1 import common_pb2, coordinator_pb2_grpc
 from plinth.v1 import coordinator_pb2 as pb
@@ -74,7 +74,8 @@ class RunClient:
             except grpc.RpcError as raised:
                 error = from_rpc_error(raised)
                 shut_since = shut_since or time.monotonic()
-                if not isinstance(error, Unavailable) or (
+                # A gateway that drains cancels the streams that do not end by themselves.
+                if not isinstance(error, Unavailable | Cancelled) or (
                     time.monotonic() - shut_since > _PATIENCE_S
                 ):
                     raise error from raised
