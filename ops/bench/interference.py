@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2 as pb
 
-TOKENS = 16
+TOKENS = 8
 PATIENCE_S = 180.0
 # A policy of 6 million parameters that need not learn anything: the work is what counts.
 PIPELINE = """
@@ -81,6 +82,10 @@ class Watched:
 
     seen: dict[int, float] = field(default_factory=dict)
     ended: pb.Run | None = None
+
+    def over(self) -> bool:
+        """Whether there is no run any more to be beside of."""
+        return self.ended is not None and self.ended.state != pb.RUN_STATE_RUNNING
 
     def seconds_per_update(self) -> float:
         """Between the first update seen and the last."""
@@ -130,10 +135,8 @@ def together(stack: Stack, model: str, options: argparse.Namespace) -> tuple[Wat
     while not watched.seen:
         time.sleep(0.05)
     gap_s = 0.15
-    busy = asyncio.run(ask(stack, model, options.requests, gap_s=gap_s))
+    busy = asyncio.run(ask(stack, model, options.requests, gap_s=gap_s, over=watched.over))
     during = dict(watched.seen)
-    if watched.ended is not None:
-        raise SystemExit("the run ended before the requests did; raise --updates")
     thread.join()
     watched.seen = during  # what came after the last request is the run alone again
     return watched, busy
@@ -158,9 +161,16 @@ def watch(stack: Stack, updates: int, seed: int, watched: Watched | None = None)
 
 
 async def ask(
-    stack: Stack, model: str, count: int, *, gap_s: float = 0.0, patience_s: float = 0.0
+    stack: Stack,
+    model: str,
+    count: int,
+    *,
+    gap_s: float = 0.0,
+    patience_s: float = 0.0,
+    over: Callable[[], bool] = lambda: False,
 ) -> list[float]:
-    """Times to first token of short streamed answers, one after another, in seconds."""
+    """Times to first token of short streamed answers, one after another, in seconds; fewer than
+    `count` when it is `over` before."""
     state = stack.state()
     assert state is not None
     base = f"http://{state.gateway_host}:{state.gateway_port}/v1"
@@ -170,7 +180,7 @@ async def ask(
     async with openai.AsyncOpenAI(
         api_key=api_key(stack.settings), base_url=base, max_retries=0
     ) as client:
-        while len(times) < count:
+        while len(times) < count and not over():
             try:
                 times.append(await first_token(client, model, chance.randrange(10**6)))
             except openai.OpenAIError:
