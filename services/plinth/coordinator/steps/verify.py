@@ -219,6 +219,7 @@ def _ratio(ours: float, theirs: float) -> float:
 def check(require: Require, metrics: Mapping[str, Any]) -> None:
     """FailedPrecondition that says by how much the model falls short."""
     model, baseline = metrics["sides"]["model"], metrics["sides"]["baseline"]
+    passes = f"{model['pass_rate']:.1%} of the answers pass, {baseline['pass_rate']:.1%} before"
     interval = f"95 % interval {model['pass_rate_low']:.1%} to {model['pass_rate_high']:.1%}"
     bar = require.pass_rate_at_least
     if bar is not None and model["pass_rate"] < bar:
@@ -236,14 +237,14 @@ def check(require: Require, metrics: Mapping[str, Any]) -> None:
     if most is not None and model["unlikely"] > most:
         _refuse(
             "unlikely_at_most",
-            f"{model['unlikely']:.1%} of the answers are less likely to the baseline than 95 % of "
-            f"its own, at most {most:.1%} is required: the language suffers",
+            f"{passes}; {model['unlikely']:.1%} of them are less likely to the baseline than 95 % "
+            f"of its own, at most {most:.1%} is required: the language suffers",
         )
     least = require.trigrams_at_least
     if least is not None and metrics["trigrams_ratio"] < least:
         _refuse(
             "trigrams_at_least",
-            f"distinct trigrams are {metrics['trigrams_ratio']:.2f} times the baseline's share, "
+            f"{passes}; distinct trigrams are {metrics['trigrams_ratio']:.2f} times the baseline's share, "
             f"at least {least:.2f} is required: the answers repeat themselves",
         )
 
