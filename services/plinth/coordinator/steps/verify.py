@@ -244,8 +244,8 @@ def check(require: Require, metrics: Mapping[str, Any]) -> None:
     if least is not None and metrics["trigrams_ratio"] < least:
         _refuse(
             "trigrams_at_least",
-            f"{passes}; distinct trigrams are {metrics['trigrams_ratio']:.2f} times the baseline's share, "
-            f"at least {least:.2f} is required: the answers repeat themselves",
+            f"{passes}; distinct trigrams are {metrics['trigrams_ratio']:.2f} times the baseline's "
+            f"share, at least {least:.2f} is required: the answers repeat themselves",
         )
 
 
