@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,6 +56,7 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
         self.gates: dict[str, asyncio.Event] = {}  # by output name; none: open
         self.failures: dict[str, str] = {}  # by output name
         self.training = asyncio.Event()  # set once a training job was submitted
+        self._finishing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.seconds = 0.0  # how long each job takes while it is watched
 
     async def SubmitJob(self, request: Any, context: Any) -> Any:
@@ -84,8 +85,9 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
         if gate is not None:
             await gate.wait()
         await asyncio.sleep(self.seconds)
-        if not _over(job):
-            await self._finish(job)
+        async with self._finishing[job.job_id]:  # a watcher that was replaced may still be here
+            if not _over(job):
+                await self._finish(job)
         yield trainer_pb2.WatchJobResponse(job=job)
 
     async def CancelJob(self, request: Any, context: Any) -> Any:

@@ -57,6 +57,7 @@ class Cluster:
             base_url=stack.url, headers={"Authorization": f"Bearer {stack.key}"}, timeout=60
         )
         self._ids = itertools.count()
+        self.over = asyncio.Event()
 
     def publish(self, folder: Path) -> None:
         for version in ("one", "two"):
@@ -67,7 +68,8 @@ class Cluster:
         self.deployments.put(pb.Deployment(name="chat", artifact="chat@1", shards=1))
 
     async def follow(self) -> None:
-        while True:
+        """Until it is over: a replica that is started or stopped half-way would leak."""
+        while not self.over.is_set():
             wanted = {
                 (d.name, d.artifact, number)
                 for d in await asyncio.to_thread(self.deployments.list)
@@ -190,7 +192,7 @@ async def cluster(tmp_path: Path, redis_server: str, redis: Any) -> AsyncIterato
                 yield made
             assert not following.done(), following.exception()
         finally:
-            following.cancel()
+            made.over.set()
             await asyncio.gather(following, return_exceptions=True)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ class Stages:
     def __init__(self, settings: Any) -> None:
         self._settings = settings
         self._parts: list[tuple[StageContext, Any]] = []
+        self.over = asyncio.Event()
 
     async def add(self, stage: str, build: Any, **options: Any) -> StageContext:
         context = await StageContext.open(self._settings, stage=stage)
@@ -58,7 +58,7 @@ class Stages:
     async def serve(self, records: DeploymentRecords) -> None:
         """A shard for each deployment that is wanted, as soon as it is."""
         served: set[str] = set()
-        while True:
+        while not self.over.is_set():  # a replica that is started half-way would leak
             for wanted in await asyncio.to_thread(records.list):
                 if wanted.name not in served:
                     served.add(wanted.name)
@@ -92,9 +92,8 @@ async def tools(redis_server: str, redis_client: object, tmp_path: Path) -> Asyn
     reconciling = asyncio.create_task(stages.serve(records))
     canaries = Canaries(context.redis)
     yield Tools(store, records, context.registry, context.clients, context.redis, canaries)
-    reconciling.cancel()
-    with suppress(asyncio.CancelledError):
-        await reconciling
+    stages.over.set()
+    await reconciling
     await stages.stop()
 
 
