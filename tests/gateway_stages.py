@@ -24,6 +24,7 @@ from plinth.shared.identity import current_principal, current_request_id
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
+from plinth.shared.tasks import cancel_and_wait
 from plinth.v1 import common_pb2, inference_pb2, tokenizer_pb2
 from plinth.v1 import inference_pb2_grpc as shard_rpc
 from plinth.v1 import tokenizer_pb2_grpc as tokenizer_rpc
@@ -206,8 +207,7 @@ class Replica:
 
     async def stop(self, *, withdraw: bool = True) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_and_wait(self._task)
             self._task = None
             if withdraw:
                 await self._registry.withdraw(self.stage, self.id)

@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.connection import connect
 from plinth.shared.errors import NotFound, Unavailable
 from plinth.shared.records import DeploymentRecords
@@ -28,6 +27,7 @@ from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.shared.tasks import cancel_and_wait
 from plinth.v1 import (
     common_pb2,
     inference_pb2,

@@ -11,8 +11,8 @@ from plinth.coordinator.performer import Performer
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Tools
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.errors import Aborted, PlinthError, Unavailable
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.coordinator")

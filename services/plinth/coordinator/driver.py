@@ -20,9 +20,9 @@ from plinth.coordinator.pipeline import Pipeline, input_digest, parse
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Outcome, Progress, Work
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
 from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import coordinator_pb2 as pb
 

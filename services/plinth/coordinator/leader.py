@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable
 
 from redis.asyncio import Redis
 
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared import keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import Unavailable
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 
 LEASE = "runs"

@@ -21,7 +21,6 @@ from plinth.coordinator.pipeline import parse, pinned
 from plinth.coordinator.preferences.stage import Preferences
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Tools
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.canary import Canaries, answer_key
 from plinth.shared.errors import (
     AlreadyExists,
@@ -34,6 +33,7 @@ from plinth.shared.keys import check_part
 from plinth.shared.manifest import check_name
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.rpc.server import GrpcService
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import coordinator_pb2 as pb
 from plinth.v1 import coordinator_pb2_grpc as rpc

@@ -20,6 +20,7 @@ from plinth.gateway.desk import Desk
 from plinth.gateway.front_door import build_server
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.shared.settings import Settings, load_settings
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import configure_logging, get_logger
 
 READY_POLL_S = 1.0
@@ -82,7 +83,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         stopping.cancel()
         rest.should_exit = True
         await asyncio.gather(serving, grpc_door.stop(gateway.drain_s))
-        await asyncio.gather(watching, stopping, return_exceptions=True)
+        await cancel_and_wait(watching, stopping)
     finally:
         sock.close()
         await desk.close()

@@ -23,6 +23,7 @@ from plinth.shared.identity import Principal, cluster_token
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.settings import Settings
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.gateway")
@@ -172,8 +173,7 @@ class Desk:
     async def close(self) -> None:
         """Ends it, and the connections."""
         if self._fresh is not None:
-            self._fresh.cancel()
-            await asyncio.gather(self._fresh, return_exceptions=True)
+            await cancel_and_wait(self._fresh)
         await self.preferences.close()
         await self.quotas.drain()
         await self.revisions.drain()

@@ -21,6 +21,7 @@ from plinth.shared.identity import current_principal
 from plinth.shared.rollouts import rollout_queue
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import counter, gauge, get_logger, histogram
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
@@ -129,8 +130,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         """Take nothing new; wait for what runs; whoever is left goes on at another shard."""
         self._draining = True
         if self._sampling is not None:  # what is being sampled goes back to the queue
-            self._sampling.cancel()
-            await asyncio.gather(self._sampling, return_exceptions=True)
+            await cancel_and_wait(self._sampling)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)
         if self._engine is not None:

@@ -23,6 +23,7 @@ from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings
 from plinth.shared.store import ArtifactStore
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger, start_metrics_server
 
 _log = get_logger("plinth.stage")
@@ -168,8 +169,7 @@ class RunningStage:
         until = time.monotonic() + grace_s
         await self._server.set_ready(False)
         if self._heartbeat is not None:
-            self._heartbeat.cancel()
-            await asyncio.wait([self._heartbeat])
+            await cancel_and_wait(self._heartbeat)
         try:
             await self._context.registry.withdraw(self.front.stage, self._context.replica_id)
         except PlinthError as error:

@@ -16,10 +16,10 @@ from plinth.coordinator.pipeline import parse
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import MAX_ACTIVE, RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Outcome
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared import keys
 from plinth.shared.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
 from plinth.shared.store import ArtifactStore
+from plinth.shared.tasks import cancel_and_wait
 from plinth.v1 import coordinator_pb2 as pb
 
 TTL_S = 0.4

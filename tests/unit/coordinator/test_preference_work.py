@@ -29,11 +29,11 @@ from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.specs import make_task
 from plinth.coordinator.preferences.work import PreferenceWork, PreferenceWorker, work_queue
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.connection import connect
 from plinth.shared.queue import ItemState
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
+from plinth.shared.tasks import cancel_and_wait
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
 

@@ -9,12 +9,12 @@ from redis.asyncio import Redis
 from plinth.coordinator.preferences.checks import VALIDATORS
 from plinth.coordinator.preferences.service import PreferenceServicer
 from plinth.coordinator.preferences.work import PreferenceWorker
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.errors import Internal
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.store import ArtifactStore
+from plinth.shared.tasks import cancel_and_wait
 from plinth.v1 import preferences_pb2_grpc as rpc
 
 SCOPE = "preferences"

@@ -21,7 +21,6 @@ from plinth.coordinator.preferences.model_judge import ModelJudge, check_method,
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.sampling import Sampler, find_served
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.errors import (
     Aborted,
     AlreadyExists,
@@ -36,6 +35,7 @@ from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import preferences_pb2 as pb
 

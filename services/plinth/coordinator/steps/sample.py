@@ -19,9 +19,9 @@ from pydantic import Field
 from plinth.coordinator.respondent import Respondent, Sampled
 from plinth.coordinator.rewards import CHECKS, Source, sources_of
 from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.shared.prompt_set import read_prompts
 from plinth.shared.rollouts import MAX_SAMPLES
+from plinth.shared.tasks import cancel_and_wait
 
 SAMPLES = "samples.jsonl"
 _TELL_S = 0.5

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from plinth.coordinator.canaries import end_canary, running
 from plinth.coordinator.deployments import until_ready
 from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
-from plinth.coordinator.tasks import cancel_and_wait
 from plinth.coordinator.verdict import Verdict, figures, judge
 from plinth.shared.canary import ROUTE_S, canary_name
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.records import DeploymentRecord
 from plinth.shared.store import ArtifactRecord
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import coordinator_pb2 as pb
 
