@@ -26,6 +26,7 @@ from plinth.shared.errors import (
 )
 from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.rollouts import LEASE_S, MAX_SAMPLES
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import counter, get_logger
 from plinth.v1 import rollouts_pb2 as pb
 
@@ -139,9 +140,9 @@ class RolloutConsumer:
             retry = not isinstance(error, InvalidArgument | ResourceExhausted)
             await self._refuse(lease, error.message, retry=retry)
         finally:
-            for part in (answering, heart):
-                part.cancel()
-            await asyncio.gather(answering, heart, return_exceptions=True)
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+            await cancel_and_wait(heart)
 
     async def _refuse(self, lease: Lease, reason: str, *, retry: bool) -> None:
         _TASKS.labels("refused").inc()

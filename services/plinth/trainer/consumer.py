@@ -16,6 +16,7 @@ from typing import TypeVar
 from plinth.shared.errors import Aborted, Cancelled, Internal, PlinthError, Unavailable
 from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.store import ArtifactRecord
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.trainer.execution import Execution, Stopped
 from plinth.trainer.loop.job_folder import Progress
@@ -138,9 +139,7 @@ class JobConsumer:
             if not work.done():  # cancelled from outside: the thread ends at its next step
                 execution.stop("pause")
                 work.add_done_callback(asyncio.Task.exception)
-            for task in (heart, tell):
-                task.cancel()
-            await asyncio.gather(heart, tell, return_exceptions=True)
+            await cancel_and_wait(heart, tell)
 
     async def _heartbeats(self, lease: Lease) -> None:
         """Raises LeaseLost, or Cancelled when the job is to stop."""
