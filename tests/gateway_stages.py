@@ -10,14 +10,14 @@ import asyncio
 import codecs
 import json
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plinth.cluster.ports import free_port
 from plinth.shared.connection import connect
 from plinth.shared.errors import Internal, InvalidArgument, ResourceExhausted, Unavailable
 from plinth.shared.identity import current_principal, current_request_id
@@ -34,12 +34,6 @@ DIGEST = "sha256:" + "ab" * 32
 EOS = 256
 SCRIPT = "Größe, naïve café — 漢字 and 🙂🎉 emoji; the end of line one.\nUser: again? "
 ANNOUNCE_S = 0.5
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def script_ids(seed: int, sample: int, count: int, start: int = 0) -> list[int]:
@@ -259,6 +253,10 @@ class Stack:
         self.replicas[id] = replica
         return replica
 
+    async def stop_replicas(self) -> None:
+        for replica in self.replicas.values():
+            await replica.stop()
+
 
 @asynccontextmanager
 async def running_stack(
@@ -272,22 +270,19 @@ async def running_stack(
     from plinth.gateway.__main__ import serve
 
     stack = Stack(gateway_settings(data_dir, redis_url, **gateway), redis_url)
-    await stack.add_tokenizer("tokenizer-0")
-    for index in range(shards):
-        await stack.add_shard(f"shard-{index}", first if first and index == 0 else Shard())
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve(stack.settings, stop))
-    key_file = stack.settings.secrets_dir / "api-key"
-    await answering(f"{stack.url}/readyz", serving)
-    if stack.settings.gateway.auth == "keys":
-        stack.key = key_file.read_text().strip()
-    try:
+    async with AsyncExitStack() as ending:
+        ending.push_async_callback(stack.stop_replicas)
+        await stack.add_tokenizer("tokenizer-0")
+        for index in range(shards):
+            await stack.add_shard(f"shard-{index}", first if first and index == 0 else Shard())
+        serving = asyncio.create_task(serve(stack.settings, stop))
+        ending.push_async_callback(lambda: serving)
+        ending.callback(stop.set)
+        await answering(f"{stack.url}/readyz", serving)
+        if stack.settings.gateway.auth == "keys":
+            stack.key = (stack.settings.secrets_dir / "api-key").read_text().strip()
         yield stack
-    finally:
-        stop.set()
-        await serving
-        for replica in stack.replicas.values():
-            await replica.stop()
 
 
 async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:

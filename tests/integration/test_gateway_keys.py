@@ -14,9 +14,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from gateway_stages import Stack, answering, free_port, gateway_settings, running_stack, until
+from gateway_stages import Stack, answering, gateway_settings, running_stack, until
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
+from plinth.cluster.ports import free_port
 from plinth.gateway.keys import KeyStore
 from plinth.gateway.quotas import Quotas
 from plinth.shared import keys

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from pathlib import Path
 
 import psutil
 
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.settings import Settings
+
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST = 20_000  # below are the well-known ones and Ray's workers
+_TRIES = 200
 
 
 def holder(port: int) -> str:
@@ -40,7 +46,16 @@ def taken(host: str, port: int) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now."""
+    """A port that is free now, from outside the range that outgoing connections take theirs
+    from: one of those could have it before whoever asked listens there."""
+    try:
+        highest = int(_EPHEMERAL.read_text().split()[0])
+    except (OSError, ValueError):
+        highest = 32_768
+    if highest - _LOWEST >= _TRIES:
+        for port in random.sample(range(_LOWEST, highest), _TRIES):
+            if not taken(host, port):
+                return port
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -11,7 +11,6 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from plinth.shared.errors import Internal
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext, StageFront
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import coordinator_pb2
 
@@ -79,9 +79,7 @@ class ReconcilerFront:
 
     async def drain(self, grace_s: float) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await cancel_and_wait(self._task)
 
     async def _run(self) -> None:
         while True:

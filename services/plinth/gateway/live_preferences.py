@@ -22,6 +22,7 @@ from plinth.shared.errors import DeadlineExceeded, InvalidArgument, PlinthError,
 from plinth.shared.identity import Principal, current_request_id
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
@@ -171,8 +172,7 @@ class LivePreferences:
     async def close(self) -> None:
         """Ends it; what waits is lost, and counted."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_and_wait(self._task)
         while not self._waiting.empty():
             self._waiting.get_nowait()
             self.drop("gateway stopped")

@@ -77,9 +77,7 @@ class RolloutConsumer:
                 elif now - idle_since > self._idle_s:
                     await self._policy.let_go()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await cancel_and_wait(*self._tasks)
 
     async def _claim(self) -> Lease | None:
         """The next task once there is room for one; None after a while."""

@@ -29,6 +29,7 @@ from plinth.shared.errors import (
 from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.rewards import reason_of
 from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import counter, get_logger
 from plinth.v1 import reward_pb2 as pb
 
@@ -93,9 +94,7 @@ class TaskConsumer:
             return claim.result() if claim.done() else None
         finally:
             # A claim that is cancelled gives back what it has just got.
-            for task in (claim, stop):
-                task.cancel()
-            await asyncio.gather(claim, stop, return_exceptions=True)
+            await cancel_and_wait(claim, stop)
 
     async def _work(self, lease: Lease) -> None:
         self.running += 1
@@ -140,9 +139,7 @@ class TaskConsumer:
             await asyncio.wait({work, heart}, return_when=asyncio.FIRST_COMPLETED)
             return work.result() if work.done() else heart.result()
         finally:
-            for task in (work, heart):
-                task.cancel()
-            await asyncio.gather(work, heart, return_exceptions=True)
+            await cancel_and_wait(work, heart)
 
     async def _heartbeats(self, lease: Lease) -> pb.ScoreRewardsResponse:
         while True:

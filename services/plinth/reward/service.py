@@ -16,6 +16,7 @@ from plinth.shared.errors import Internal, Unavailable
 from plinth.shared.rewards import announce, rewards_queue
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
+from plinth.shared.tasks import cancel_and_wait
 from plinth.v1 import reward_pb2 as pb
 from plinth.v1 import reward_pb2_grpc as rpc
 
@@ -81,9 +82,7 @@ class RewardStage(rpc.RewardServiceServicer):
         ends: list[asyncio.Task[Any]] = [asyncio.create_task(self._idle.wait())]
         ends += [consuming] if consuming is not None else []
         await asyncio.wait(ends, timeout=grace_s)
-        for task in ends:
-            task.cancel()
-        await asyncio.gather(*ends, return_exceptions=True)
+        await cancel_and_wait(*ends)
         await self._scorer.close()
 
     # -- RewardService ---------------------------------------------------------------------

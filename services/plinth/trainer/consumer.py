@@ -86,9 +86,7 @@ class JobConsumer:
             return claim.result() if claim.done() else None
         finally:
             # A claim that is cancelled gives back what it has just got.
-            for task in (claim, stop):
-                task.cancel()
-            await asyncio.gather(claim, stop, return_exceptions=True)
+            await cancel_and_wait(claim, stop)
 
     async def _work(self, lease: Lease) -> None:
         job = await self._records.find(lease.id) or pb.Job.FromString(lease.payload)

@@ -93,12 +93,14 @@ async def test_greedy_is_what_transformers_says(front, folder) -> None:
 
 async def test_a_seed_is_given_told_and_goes_on_elsewhere(front, folder) -> None:
     """The second shard gets what the first had passed on, and says what the first would have."""
-    messages, whole = await answer(front[1], asked(temperature=1.0))
+    messages, whole = await answer(front[1], asked(temperature=1.0, ignore_eos=True))
     seed = messages[0].seed
     assert seed
-    rest = asked(10, ids=PROMPT + whole[:6], temperature=1.0, seed=seed, first_output_position=6)
+    drawn = {"temperature": 1.0, "seed": seed}
+    so_far = PROMPT + whole[:6]
+    rest = asked(10, ids=so_far, first_output_position=6, ignore_eos=True, **drawn)
     assert (await answer(front[1], rest))[1] == whole[6:]
-    sampling = Sampling(temperature=1.0, seed=seed, max_tokens=16)
+    sampling = Sampling(max_tokens=16, **drawn)
     alone, _ = engines.complete(engines.engine(folder), [tuple(PROMPT)], sampling)
     assert [token.id for token in alone[0]] == whole
 

@@ -20,6 +20,7 @@ from plinth.shared.identity import Principal
 from plinth.shared.registry import Registry, Replica
 from plinth.shared.rpc.channel import StageChannel, open_channel, open_transport
 from plinth.shared.settings import Settings
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import coordinator_pb2_grpc, reward_pb2_grpc, tokenizer_pb2_grpc, trainer_pb2_grpc
 
@@ -118,11 +119,7 @@ class StageClients:
         """Closes every channel; calls that still run on them are cancelled."""
         transports = list(self._transports.values())
         self._transports.clear()
-        for task in [*self._closing, *(transport.watcher for transport in transports)]:
-            task.cancel()
-        await asyncio.gather(
-            *self._closing, *(t.watcher for t in transports), return_exceptions=True
-        )
+        await cancel_and_wait(*self._closing, *(transport.watcher for transport in transports))
         for transport in transports:
             await transport.channel.close()
 
