@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,7 +56,7 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
         self.gates: dict[str, asyncio.Event] = {}  # by output name; none: open
         self.failures: dict[str, str] = {}  # by output name
         self.training = asyncio.Event()  # set once a training job was submitted
-        self._finishing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._endings: dict[str, asyncio.Task[None]] = {}
         self.seconds = 0.0  # how long each job takes while it is watched
 
     async def SubmitJob(self, request: Any, context: Any) -> Any:
@@ -85,9 +85,10 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
         if gate is not None:
             await gate.wait()
         await asyncio.sleep(self.seconds)
-        async with self._finishing[job.job_id]:  # a watcher that was replaced may still be here
-            if not _over(job):
-                await self._finish(job)
+        if not _over(job):  # once, however many watch, and whoever of them goes in the middle
+            if job.job_id not in self._endings:
+                self._endings[job.job_id] = asyncio.create_task(self._finish(job))
+            await asyncio.shield(self._endings[job.job_id])
         yield trainer_pb2.WatchJobResponse(job=job)
 
     async def CancelJob(self, request: Any, context: Any) -> Any:

@@ -3,8 +3,11 @@
 Prints one JSON line per (algorithm, peer, seed). The peers run in environments of their own, which
 `ops/bench/peers.sh` makes; each run is a process of its own, and the peers take turns by seed.
 
-    python ops/bench/align.py [--algos grpo,ppo,dpo,reward] [--peers self,trl] [--seeds 0,1,2]
-                              [--updates 40]
+    python ops/bench/align.py [--algos grpo,ppo,dpo,reward,real] [--peers self,trl]
+                              [--seeds 0,1,2] [--updates 40] [--real KEY=VALUE …]
+
+real (`align_real.py`): SmolLM2 learns to keep instructions, from sampling to the last judgement;
+`--real` changes a number of its spec.
 
 DPO and reward models (`align_pairs.py`): 8 random pairs a batch, 128 tokens a side, fp32; `pairs_s`
 counts the steps after the first two, with DPO's reference computed before. Both peers' losses are
@@ -31,9 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import align_pairs
+import align_real
 import torch
 
 PEERS = Path(__file__).with_name("align_trl.py")
+REAL_PEERS = Path(__file__).with_name("align_real_trl.py")
 ENVIRONMENTS = Path(__file__).parents[2] / ".bench"
 VOCABULARY, PROMPT, RESPONSE, TARGET = 32, 8, 64, 7
 ON_PAIRS = ("dpo", "reward")
@@ -57,19 +62,26 @@ def main() -> None:
     parser.add_argument("--peers", default="self,trl")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--real", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # algorithm, seed, folder: a child's work
     options = parser.parse_args()
     if options.one:
         algorithm, seed, folder = options.one.split(",")
         if algorithm in ON_PAIRS:
-            print(json.dumps(align_pairs.run_self(algorithm, int(seed), Path(folder))))
+            line = align_pairs.run_self(algorithm, int(seed), Path(folder))
+        elif algorithm == "real":
+            line = align_real.run_self(int(seed), Path(folder))
         else:
-            print(json.dumps(run_self(algorithm, int(seed), Path(folder), options.updates)))
+            line = run_self(algorithm, int(seed), Path(folder), options.updates)
+        print(json.dumps(line))
         return
     unequal = False
     for algorithm in options.algos.split(","):
         for seed in options.seeds.split(","):
             with tempfile.TemporaryDirectory() as scratch:
+                if algorithm == "real":
+                    real(Path(scratch), seed, options.peers.split(","), options.real)
+                    continue
                 folder = make_model(Path(scratch) / "model", int(seed))
                 if algorithm in ON_PAIRS:
                     align_pairs.make_pairs(folder, algorithm, int(seed))
@@ -83,6 +95,22 @@ def main() -> None:
     sys.exit(1 if unequal else 0)
 
 
+def real(folder: Path, seed: str, peers: list[str], changes: list[str]) -> None:
+    """A line for each peer, and whether PEFT answers with our adapter as we do."""
+    numbers = {key: json.loads(value) for key, value in (one.split("=") for one in changes)}
+    align_real.make_task(folder, numbers)
+    lines = []
+    for peer in peers:
+        line = child(peer, "real", seed, folder, 0)
+        lines.append(line if "error" in line else align_real.judged(line, folder))
+        print(json.dumps({"bench": "align", **lines[-1], **numbers}), flush=True)
+    if "self" in peers:
+        print(json.dumps({"bench": "align", **child("peft", "real", seed, folder, 0)}), flush=True)
+    if len(peers) == 2 and all("seconds" in line for line in lines):
+        ratio = round(lines[1]["seconds"] / lines[0]["seconds"], 3)
+        print(json.dumps({"bench": "align", "check": "time", "algo": "real", "ratio": ratio}))
+
+
 def child(peer: str, algorithm: str, seed: str, folder: Path, updates: int) -> dict[str, Any]:
     """One run in a process of its own; its last line of output."""
     if peer == "self":
@@ -93,6 +121,13 @@ def child(peer: str, algorithm: str, seed: str, folder: Path, updates: int) -> d
         if not python.exists():
             return {"peer": peer, "algo": algorithm, "error": "run ops/bench/peers.sh first"}
         command = [str(python), str(PEERS), algorithm, seed, str(folder), str(updates)]
+        if algorithm == "real":
+            command = [
+                str(python),
+                str(REAL_PEERS),
+                "peft" if peer == "peft" else seed,
+                str(folder),
+            ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"peer": peer, "algo": algorithm, "seed": int(seed), "error": done.stderr[-400:]}

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plinth.engine.noise import uniforms
+from plinth.engine.noise import SAMPLE, uniforms
 from plinth.engine.request import SampledToken, Sampling
+from plinth.kernels.native import race
 
 
 def sample(
@@ -30,7 +31,7 @@ def sample(
     tokens: dict[int, SampledToken] = {}
     if free:
         picked = logits_mv if len(free) == len(choices) else logits_mv[free]
-        raced = _race(picked.cpu().numpy(), [choices[row] for row in free])
+        raced = _race(picked, [choices[row] for row in free])
         tokens = dict(zip(free, raced, strict=True))
     return [
         tokens.get(row) or _one(logits_mv[row : row + 1], sampling, position, logprobs)
@@ -48,39 +49,16 @@ def _unfiltered(sampling: Sampling) -> bool:
     )
 
 
-def _race(
-    logits_mv: NDArray[np.float32], choices: Sequence[tuple[Sampling, int]]
-) -> list[SampledToken]:
-    """`draw` for rows without filters, all at once. Sums run within a row, in one order."""
-    exact_mv = logits_mv.astype(np.float64)
-    heat_m1 = np.array([[sampling.temperature] for sampling, _ in choices])
-    scaled_mv = exact_mv / heat_m1
-    weights_mv = np.exp(scaled_mv - scaled_mv.max(axis=1, keepdims=True))
-    totals_m = weights_mv.sum(axis=1)
-    noise_mv = np.stack(
-        [
-            uniforms(sampling.seed, sampling.sample_index, position, logits_mv.shape[1])
-            for sampling, position in choices
-        ]
+def _race(logits_mv: Tensor, choices: Sequence[tuple[Sampling, int]]) -> list[SampledToken]:
+    """`draw` for rows without filters, all at once, by the C++ kernel."""
+    heats = np.array([sampling.temperature for sampling, _ in choices])
+    keys = np.array(
+        [(sampling.seed, sampling.sample_index, position) for sampling, position in choices],
+        dtype=np.uint64,
     )
-    with np.errstate(divide="ignore"):  # a weight that underflowed can't be drawn
-        chosen_m = np.argmin(-np.log(noise_mv) / (weights_mv / totals_m[:, None]), axis=1)
-    rows = np.arange(len(choices))
-    logprobs_m = np.log(weights_mv[rows, chosen_m] / totals_m)
-    raw_m = logprobs_m
-    if any(sampling.temperature != 1 for sampling, _ in choices):
-        # Nothing is chosen by these: single precision will do, at a third of the time.
-        shifted_mv = logits_mv - logits_mv.max(axis=1, keepdims=True)
-        totals_m = np.exp(shifted_mv).sum(axis=1, dtype=np.float64)
-        raw_m = np.where(
-            heat_m1[:, 0] == 1, logprobs_m, shifted_mv[rows, chosen_m] - np.log(totals_m)
-        )
-    return [
-        SampledToken(token, logprob, raw)
-        for token, logprob, raw in zip(
-            chosen_m.tolist(), logprobs_m.tolist(), raw_m.tolist(), strict=True
-        )
-    ]
+    seeds, indices, positions = (np.ascontiguousarray(column) for column in keys.T)
+    raced = race(logits_mv.float().cpu(), heats, seeds, indices, positions, SAMPLE)
+    return [SampledToken(*token) for token in zip(*raced, strict=True)]
 
 
 def _one(logits_1v: Tensor, sampling: Sampling, position: int, logprobs: bool) -> SampledToken:
@@ -107,7 +85,7 @@ def draw(logits_v: NDArray[np.float32], sampling: Sampling, position: int) -> tu
     """A token from the filtered distribution, and its log-probability there."""
     kept, probabilities = distribution(logits_v, sampling)
     noise = uniforms(sampling.seed, sampling.sample_index, position, logits_v.shape[0])
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         winner = int(np.argmin(-np.log(noise[kept]) / probabilities))
     return int(kept[winner]), float(np.log(probabilities[winner]))
 
