@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -106,8 +106,8 @@ def part(name: str, shares: dict[str, float]) -> Iterator[None]:
 
 
 def raw_line(
-    sides: dict[str, Sequence[str]],
-    logprobs: dict[str, Sequence[float]],
+    sides: Mapping[str, Sequence[str]],
+    logprobs: Mapping[str, Sequence[float]],
     shares: dict[str, float],
     pairs: int,
 ) -> Row:
