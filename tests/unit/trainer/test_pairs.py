@@ -111,6 +111,7 @@ def test_pairs_of_one_prompt_are_held_out_together(tmp_path):
 # -- DPO ----------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def test_padding_is_neither_computed_nor_felt(start, monkeypatch):
     """Answers of very different lengths: what each gets is what it gets alone, and less is done."""
     generator = torch.Generator().manual_seed(1)
