@@ -66,6 +66,7 @@ async def judge(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Async
     folder = reward_model(tmp_path_factory.mktemp("made") / "judge")
     context = await StageContext.open(stack.settings, stage="reward")
     await asyncio.to_thread(context.store.publish, "judge", "reward", folder)
+    await asyncio.to_thread(context.store.publish, "chat", "model", folder)
     running: RunningStage = await run_stage(context, build_reward(context))
     yield folder
     await running.stop(10)
@@ -266,6 +267,11 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"by": "vote", "pattern": "(" + "a" * 1000 + ")"}, "select.pattern", "invalid_value", "1000"),
     ({"by": "reward"}, "select.reward", "invalid_select", "name a reward model"),
     ({"by": "reward", "rules": []}, "select.rules", "invalid_value", ""),
+    ({"by": "reward", "reward": "chat"}, "select.reward", "invalid_argument", "chat@1 is a model"),
+    ({"by": "reward", "rules": [{"rule": {"kind": "max_words", "n": 1}, "weight": 1e9}]},
+     "select.rules.0.weight", "invalid_value", ""),
+    ({"by": "reward", "rules": [{"rule": {"kind": "max_words"}}]}, "select.rules.0.rule",
+     "rule_invalid", "select.rules.0.rule.n"),
     ({"by": "reward", "reward": "nobody"}, "select.reward", "artifact_not_found", "nobody"),
     ({"by": "reward", "rules": [{"rule": {"kind": "short"}}]}, "select.rules.0.rule",
      "rule_unknown", "select.rules.0.rule: kind 'short'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from gateway_stages import Said, Shard, Stack, running_stack
+from gateway_stages import Said, Shard, Stack, running_stack, until
 from plinth.gateway.keys import KeyStore
+from plinth.reward.service import build as build_reward
+from plinth.shared.stage import RunningStage, StageContext, run_stage
 
 PATH = "/v1/chat/completions"
 OK: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
@@ -62,3 +65,31 @@ async def test_without_a_reward_stage_it_is_503_and_nothing_is_made(stack: Stack
         body["select"] = {"by": "vote", "pattern": r"answer is (\d)"}
         answer = await http.post(PATH, json=body)
         assert answer.json()["choices"][0]["plinth"]["answer"] == "0"
+
+
+async def reward_stage(stack: Stack) -> tuple[StageContext, RunningStage]:
+    context = await StageContext.open(stack.settings, stage="reward")
+    return context, await run_stage(context, build_reward(context))
+
+
+async def test_a_reward_stage_that_goes_in_the_middle_is_waited_for(
+    redis_server: str, redis_client: object, tmp_path: Path
+) -> None:
+    shard = Shard(says=ANSWERS, delay_s=0.01)
+    async with running_stack(tmp_path, redis_server, first=shard, patience_s=20) as stack:
+        context, running = await reward_stage(stack)
+        headers = {"authorization": f"Bearer {stack.key}"}
+        rules = [{"rule": {"kind": "contains", "phrases": ["3"]}}]
+        body = {**OK, "best_of": 5, "select": {"by": "reward", "rules": rules}}
+        async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=30) as http:
+            asking = asyncio.create_task(http.post(PATH, json=body))
+            await until(lambda: shard.running == 5)
+            await running.stop(5)
+            await context.close()
+            await until(lambda: shard.running == 0)  # all is made, and nobody is there to score it
+            context, running = await reward_stage(stack)
+            answer = await asking
+            assert answer.json()["choices"][0]["plinth"]["sample"] == 3, answer.text
+            assert len(shard.requests) == 5
+            await running.stop(5)
+            await context.close()

@@ -76,15 +76,16 @@ class Select(_Strict):
             raise _wrong(name, 'is for {"by": "reward"}, and for a vote with weights "reward"')
 
     def sources(self) -> list[reward_pb2.RewardSource]:
-        """As the reward stage takes them: the rules in order, then the model."""
-        sources = [
-            reward_pb2.RewardSource(
-                name=f"rules.{number}",
-                weight=one.weight,
-                rule_json=json.dumps(one.rule, ensure_ascii=False),
-            )
-            for number, one in enumerate(self.rules or ())
-        ]
+        """As the reward stage takes them: the rules in order, then the model. InvalidArgument for
+        a rule that is nested too deeply to be written down."""
+        sources = []
+        for number, one in enumerate(self.rules or ()):
+            try:
+                rule = json.dumps(one.rule, ensure_ascii=False)
+            except RecursionError:
+                raise _wrong(f"rules.{number}.rule", "is nested too deeply") from None
+            name = f"rules.{number}"
+            sources.append(reward_pb2.RewardSource(name=name, weight=one.weight, rule_json=rule))
         if self.reward is not None:
             sources.append(reward_pb2.RewardSource(name=MODEL_SOURCE, model=self.reward))
         return sources
