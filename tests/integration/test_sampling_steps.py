@@ -107,7 +107,9 @@ async def test_samples_are_an_engines_and_become_pairs(tools: Tools, tmp_path: P
     assert [line["answer"] for line in lines] == texts
     # And the trainer makes pairs of them: one that passed against one that did not.
     rewards = {(line["prompt"], line["answer"]): line["reward"] for line in lines}
-    for document in selected(folder, "extremes", 0.5, "out@1"):
+    said = [np.mean(one.raw_logprobs) for one in here]
+    assert [line["logprob"] for line in lines] == pytest.approx(said)
+    for document in selected(folder, "extremes", 0.5, "likely", "out@1"):
         prompt, chosen = document.messages[-2][1], document.messages[-1][1]
         assert rewards[prompt, chosen] == 1
         assert rewards[prompt, document.rejected or ""] == 0

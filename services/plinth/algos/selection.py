@@ -35,11 +35,22 @@ def top_k(rewards: Sequence[float], k: int) -> list[int]:
     return sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))[:k]
 
 
-def extremes(rewards: Sequence[float], margin: float = 0.0) -> tuple[int, int] | None:
-    """(best, worst), if they lie more than `margin` apart."""
+def extremes(
+    rewards: Sequence[float], margin: float = 0.0, likelihoods: Sequence[float] | None = None
+) -> tuple[int, int] | None:
+    """(best, worst), if their rewards lie more than `margin` apart.
+
+    likelihoods: one for each; of equal rewards the likeliest is the best and the least likely the
+    worst, so that what is learned leans towards the model's own language. Without, the earlier one
+    is taken.
+    """
     order = top_k(rewards, len(rewards) or 1)
     best, last = order[0], rewards[order[-1]]
     worst = next(i for i in order if rewards[i] == last)
+    if likelihoods is not None:
+        _check(likelihoods)
+        best = max(order, key=lambda i: (rewards[i], likelihoods[i], -i))
+        worst = min(order, key=lambda i: (rewards[i], likelihoods[i], i))
     return (best, worst) if rewards[best] - last > _margin(margin) else None
 
 

@@ -60,6 +60,7 @@ class PrepareSpec(_message.Message):
     SELECTION_FIELD_NUMBER: _builtins.int
     MARGIN_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
+    TIES_FIELD_NUMBER: _builtins.int
     corpus_dir: _builtins.str
     """A folder that the trainer's machine can read; empty with `builtin` set."""
     builtin: _builtins.str
@@ -85,6 +86,10 @@ class PrepareSpec(_message.Message):
     margin: _builtins.float
     prompts: _builtins.str
     """A set of prompts (an artifact of kind "prompts"), as another source; needs a tokenizer."""
+    ties: _builtins.str
+    """Who of equal rewards is the best or the worst of "extremes": the "first" (default), or the
+    "likely": the likeliest to the model that sampled them is the best, the least likely the worst.
+    """
     def __init__(
         self,
         *,
@@ -98,10 +103,11 @@ class PrepareSpec(_message.Message):
         selection: _builtins.str = ...,
         margin: _builtins.float = ...,
         prompts: _builtins.str = ...,
+        ties: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "prompts", b"prompts", "samples", b"samples", "selection", b"selection", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "prompts", b"prompts", "samples", b"samples", "selection", b"selection", "ties", b"ties", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
