@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plinth.engine.noise import SAMPLE, uniforms
 from plinth.engine.request import SampledToken, Sampling
-from plinth.kernels.native import race
+from plinth.kernels.race import race
 
 
 def sample(
