@@ -13,19 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from plinth.shared.settings import Settings
+from settings_schema import settings_schema
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "plinth"
 TARGET = CHART / "values.schema.json"
 
 Schema = dict[str, Any]
 
-# Settings that the chart sets, or that a cluster has no use for.
-OWNED = frozenset(
-    "data_dir redis_url store_url ray_address cluster_token log_format log_to host advertise_host "
-    "stage_port metrics_port health_port tls gateway.host gateway.port gateway.grpc_port gateway.auth "
-    "gateway.drain_s trainer.worker_resource".split()
-)
 STRING: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
 ANY: Schema = {"type": "object"}
@@ -64,7 +58,7 @@ def build() -> Schema:
             commonLabels=WORDS,
             **{"global": ANY},  # Helm's own
             images=_images(),
-            config=_settings(),
+            config=settings_schema(),
             secrets=closed(existingSecret=NAME),
             serviceAccount=closed(create=FLAG, name=NAME, annotations=WORDS),
             redis=_redis(),
@@ -271,41 +265,10 @@ def _network() -> Schema:
         enabled=FLAG,
         gateway=closed(**{"from": ITEMS}),
         metrics=closed(**{"from": ITEMS}),
-        egress=closed(
-            store=ITEMS, apiServerPorts={"type": "array", "items": at_least(1, 65535)}
-        ),
+        egress=closed(store=ITEMS, apiServerPorts={"type": "array", "items": at_least(1, 65535)}),
         extraIngress=ITEMS,
         extraEgress=ITEMS,
     )
-
-
-def _settings() -> Schema:
-    """`Settings` without what the chart owns; pydantic's references resolved."""
-    whole = Settings.model_json_schema()
-    definitions = whole.get("$defs", {})
-
-    def plain(node: Schema, path: str) -> Schema:
-        if "$ref" in node:
-            node = {**definitions[node["$ref"].rpartition("/")[2]]}
-        kept = {
-            key: value
-            for key, value in node.items()
-            if key in {"type", "enum", "const", "minimum", "maximum", "pattern", "minLength"}
-            or key in {"exclusiveMinimum", "exclusiveMaximum", "maxLength"}
-        }
-        if "anyOf" in node:
-            kept["anyOf"] = [plain(one, path) for one in node["anyOf"]]
-        if "properties" in node:
-            prefix = f"{path}." if path else ""
-            kept["properties"] = {
-                name: plain(value, prefix + name)
-                for name, value in node["properties"].items()
-                if prefix + name not in OWNED
-            }
-            kept["additionalProperties"] = False
-        return kept
-
-    return plain(whole, "")
 
 
 def text() -> str:
