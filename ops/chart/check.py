@@ -19,13 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import access
 import references
 import rendering
 import running
 import values_readme
 import values_schema
-import yaml
 from kinds import NEWEST, OLDEST, Kinds
 from release import Release
 

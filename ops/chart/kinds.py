@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import yaml
+
 from release import Document, Release, title
 
 OLDEST, NEWEST = "1.30.0", "1.37.0"

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import code_facts
 import yaml
-from release import Document, Pod, Release, title
 
+import code_facts
 from plinth.cluster import replicas
 from plinth.cluster.applications import read_configuration, spec_of
 from plinth.cluster.layout import StackPlan
 from plinth.shared.errors import PlinthError
 from plinth.shared.rpc.tls import server_name
 from plinth.shared.settings import Settings, load_settings
+from release import Document, Pod, Release, title
 
 RAYLET, GCS = 6800, 6379  # of `ray start`; both answer grpc.health.v1 for ""
 IP = "10.1.2.3"
@@ -167,7 +167,7 @@ def _drain(pod: Pod, settings: Settings) -> Iterator[str]:
     """Kubernetes kills a pod after its grace, so that must outlast hook and drain together."""
     if pod.labels.get("plinth.dev/trial") or pod.component == "head":
         return
-    grace = pod.spec["terminationGracePeriodSeconds"]
+    grace = pod.spec.get("terminationGracePeriodSeconds", 30)  # Kubernetes' own
     command = pod.main["lifecycle"]["preStop"]["exec"]["command"]
     hook = float(command[-1])
     gateway = pod.component == "gateway"
@@ -234,7 +234,10 @@ def _workers(release: Release) -> Iterator[str]:
     for pod in release.ray_pods:
         if pod.component != "trainer":
             continue
-        resource = settings_of(release, "trainer")["trainer"]["worker_resource"]
+        try:
+            resource = settings_of(release, "trainer")["trainer"]["worker_resource"]
+        except PlinthError:
+            continue  # told with the pod's settings
         if not any(other.offers.get(resource) for other in release.ray_pods):
             yield f"training workers need {resource}, which no pod offers"
 

@@ -43,7 +43,8 @@ async def run(visitor: Visitor, pods: Pods, selector: str, model: str, count: in
         seen.append(token)
         if len(seen) == KILL_AFTER:
             shard = await _busiest(registry, model)
-            victim = pods.by_address(shard.address.rpartition(":")[0].strip("[]"), selector)
+            address = shard.address.rpartition(":")[0].strip("[]")
+            victim = await asyncio.to_thread(pods.by_address, address, selector)
             await asyncio.to_thread(pods.kill, victim)
             print(f"killed  {victim} after {len(seen)} tokens", flush=True)
     if not victim:
