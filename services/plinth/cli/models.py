@@ -99,7 +99,10 @@ def serve_command(
     source: Annotated[
         str, typer.Argument(help="chat, chat@3 or chat:prod; or what `import` takes.")
     ],
-    shards: Annotated[int, typer.Option("--shards", min=1, max=1024, help="Replicas of it.")] = 1,
+    shards: Annotated[
+        int | None,
+        typer.Option("--shards", min=1, max=1024, help="Replicas; default: as before, or 1."),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Want a model served by the stack or cluster on this store; it follows within seconds."""
