@@ -249,6 +249,35 @@ def test_commands_are_rays_own(any_helm: rendering.Helm) -> None:
         scripts.start.make_context("start", [*flags, "--block"])
 
 
+def test_rays_autoscaler_reads_the_groups_as_meant(any_helm: rendering.Helm) -> None:
+    """Its own parser of a RayCluster: what each group offers, and workers from zero."""
+    config = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")
+    gpu = yaml.safe_load((rendering.CHART / "values-gpu.yaml").read_text())
+    (service,) = release(any_helm, gpu).of("RayService")
+    cluster = {"metadata": {"name": "c", "namespace": "models"}}
+    cluster["spec"] = service["spec"]["rayClusterConfig"]
+    found = config._derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+    workers = found["trainer-workers"]
+    assert (workers["min_workers"], workers["max_workers"]) == (0, 8)
+    assert workers["resources"]["plinth/train-worker"] == 1
+    assert workers["resources"]["GPU"] == 1
+    assert found["inference"]["resources"]["plinth/inference"] == 1
+    assert found["headgroup"]["resources"]["CPU"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+def test_serve_takes_the_applications(any_helm: rendering.Helm) -> None:
+    schema = pytest.importorskip("ray.serve.schema")
+    (service,) = release(any_helm, {}).of("RayService")
+    found = schema.ServeDeploySchema.model_validate(
+        yaml.safe_load(service["spec"]["serveConfigV2"])
+    )
+    assert {one.name for one in found.applications} == {
+        *("tokenizer", "trainer", "reward", "coordinator", "reconciler")
+    }
+    assert all(one.route_prefix is None for one in found.applications)
+
+
 def test_what_the_chart_says_of_redis_keys_is_what_the_code_has() -> None:
     chart = yaml.safe_load((rendering.CHART / "Chart.yaml").read_text())
     assert chart["annotations"]["plinth.dev/redis-schema"] == str(keys.SCHEMA)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
-from plinth.cluster import node_drain
 from plinth.cluster.applications import IMPORT_PATH, Keeper, read_configuration, spec_of, stage
 from plinth.cluster.layout import StageSpec
 from plinth.shared.errors import InvalidArgument
@@ -122,10 +120,3 @@ def test_a_failed_application_is_tried_again() -> None:
         keeper.look()
     assert keeper.look()
     assert not keeper.look()
-
-
-def test_a_node_is_empty_once_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        assert not node_drain.wait_silent(port, 0.0)
-        assert node_drain.wait_silent(port, 5.0, pause=lambda _: listener.close())
