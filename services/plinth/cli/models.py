@@ -1,4 +1,4 @@
-"""`plinth models`: import, list, show, and move aliases. Works on the store; needs no stack."""
+"""`plinth models`: import, serve, list, show, move aliases. Works on the store; needs no stack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from plinth.shared.settings import Settings
     from plinth.shared.store import ArtifactRecord, ArtifactStore
 
-app = typer.Typer(no_args_is_help=True, help="Models: import, list, show, alias.")
+app = typer.Typer(no_args_is_help=True, help="Models: import, serve, list, show, alias.")
 
 Data = Annotated[
     Path | None, typer.Option("--data", help="The stack's data directory (default: ./.plinth).")
@@ -92,6 +92,28 @@ def _check_base(source: str, base: str | None, *, adapter: bool) -> None:
             f"{source} is no PEFT adapter (it has no adapter_config.json), so it takes no --base",
             field="base",
         )
+
+
+@app.command("serve")
+def serve_command(
+    source: Annotated[
+        str, typer.Argument(help="chat, chat@3 or chat:prod; or what `import` takes.")
+    ],
+    shards: Annotated[
+        int | None,
+        typer.Option("--shards", min=1, max=1024, help="Replicas; default: as before, or 1."),
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Want a model served by the stack or cluster on this store; it follows within seconds."""
+    from plinth.cluster.serve_model import serve_model
+
+    with _opened(data) as (settings, _):
+        wanted = serve_model(settings, source, shards=shards)
+    Console().print(
+        f"[bold]{wanted.name}[/] is to be served from {wanted.artifact} by {wanted.shards} shards",
+        highlight=False,
+    )
 
 
 @app.command("list")

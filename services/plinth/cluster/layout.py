@@ -39,6 +39,11 @@ class StageSpec:
     replicas: int = 1
     cpus: float = 0.1  # of Ray's logical CPUs: placement, no limit
     gpus: float = 0.0
+    # Custom resources of Ray: where a replica may run. The laptop's one node needs none.
+    resources: Mapping[str, float] = field(default_factory=dict)
+    # How many successors, in percent of the replicas, may start before their predecessors stop.
+    # 0 where nodes have room for one replica and there is no node to spare.
+    surge_percent: int = 100
 
     def digest(self) -> str:
         """Changes when running replicas must be replaced (not when only their number does)."""

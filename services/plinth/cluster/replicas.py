@@ -42,14 +42,18 @@ def application(spec: StageSpec) -> Any:
         version=spec.digest(),
         _internal=True,
         num_replicas=spec.replicas,
-        ray_actor_options={"num_cpus": spec.cpus, "num_gpus": spec.gpus},
+        ray_actor_options={
+            "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
+            "resources": dict(spec.resources),
+        },
         max_ongoing_requests=1,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
         max_constructor_retry_count=3,
-        max_surge_percent=100,  # a successor is ready before its predecessor stops
+        max_surge_percent=spec.surge_percent,  # a successor is ready before its predecessor stops
     )
     return deployment.bind(asdict(spec))
 
@@ -62,7 +66,8 @@ class StageReplica:
         keep_serve_on_loopback()
         spec = StageSpec(**raw_spec)
         settings = load_settings()
-        write_to_log(settings, spec.name)
+        if settings.log_to == "file":
+            write_to_log(settings, spec.name)
         configure_logging(settings, spec.name)
         self._settings = settings
         self._log = get_logger("plinth.cluster.replicas")

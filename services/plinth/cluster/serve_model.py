@@ -19,12 +19,14 @@ from plinth.v1 import coordinator_pb2
 DEFAULT = "default"
 
 
-def serve_model(settings: Settings, reference: str) -> coordinator_pb2.Deployment:
+def serve_model(
+    settings: Settings, reference: str, *, shards: int | None = None
+) -> coordinator_pb2.Deployment:
     """Wants `reference` served under its artifact's name. Blocks: an import takes seconds.
 
     reference: "default" (the packaged SmolLM2), a GGUF file, a Hugging Face folder, "hf:org/name",
     or an artifact on the store ("chat", "chat@3", "chat:prod"). A deployment that is wanted already
-    keeps its shards and options.
+    keeps its options, and its shards unless `shards` says otherwise.
     """
     store = ArtifactStore(settings.store())
     record = resolve(store, reference, settings.data_dir / "work")
@@ -34,6 +36,8 @@ def serve_model(settings: Settings, reference: str) -> coordinator_pb2.Deploymen
     if before is not None and before.deployment is not None:
         wanted.CopyFrom(before.deployment)
     wanted.name, wanted.artifact = record.name, record.ref
+    if shards is not None:
+        wanted.shards = shards
     put = records.put(wanted).deployment
     assert put is not None
     return put

@@ -107,6 +107,28 @@ class RpcSettings(_Section):
     max_concurrent_streams: int = Field(default=1024, ge=1)  # per connection
 
 
+class TlsSettings(_Section):
+    """Mutual TLS between the stages: PEM files, all three or none. Each certificate is good for a
+    server and for a client, and names `plinth-<stage>`. A renewed file is taken up by itself."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> TlsSettings:
+        given = {name for name in ("certificate", "key", "ca") if getattr(self, name)}
+        if given and len(given) < 3:
+            missing = ", ".join(f"tls.{n}" for n in ("certificate", "key", "ca") if n not in given)
+            raise ValueError(f"{missing}: missing; set all three for TLS, or none")
+        return self
+
+    @property
+    def on(self) -> bool:
+        """Whether stages speak TLS."""
+        return self.certificate is not None
+
+
 class TokenizerSettings(_Section):
     """The tokenizer stage."""
 
@@ -123,6 +145,9 @@ class TrainerSettings(_Section):
     threads: int = Field(default=0, ge=0)
     # What Ray sets aside for one worker; small, since they take only what is left over.
     worker_cpus: float = Field(default=0.1, ge=0)
+    # A custom resource of Ray that each worker takes one of, so that workers run on the nodes that
+    # offer it and nowhere else; empty: anywhere.
+    worker_resource: str = Field(default="", max_length=128)
     lease_s: float = Field(default=15.0, gt=0)  # of a job
 
 
@@ -167,9 +192,16 @@ class Settings(BaseSettings):
     advertise_host: str | None = None  # what they announce; None: `host`
     stage_port: int = Field(default=0, ge=0, le=65535)  # a stage's gRPC; 0: any free port
     metrics_port: int = Field(default=0, ge=0, le=65535)  # 0: any free port, which is announced
+    # A stage's health once more, without TLS and with nothing else, for a supervisor's probes
+    # (Kubernetes' can't present a certificate); 0: none.
+    health_port: int = Field(default=0, ge=0, le=65535)
+    # Where replicas write what they have to say: logs/ in the data directory, or standard error
+    # for a cluster that collects it.
+    log_to: Literal["file", "stderr"] = "file"
     gateway: GatewaySettings = GatewaySettings()
     engine: EngineSettings = EngineSettings()
     rpc: RpcSettings = RpcSettings()
+    tls: TlsSettings = TlsSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     trainer: TrainerSettings = TrainerSettings()
     reward: RewardSettings = RewardSettings()

@@ -110,6 +110,8 @@ async def run_stage(context: StageContext, front: StageFront) -> RunningStage:
         settings=settings,
         token=context.token,
         port=settings.stage_port,
+        tls=settings.tls,
+        health_port=settings.health_port,
     )
     port = await server.start()
     try:

@@ -99,8 +99,11 @@ class RayLauncher:
     waits for that: once the folder holds an outcome, it goes on by itself.
     """
 
-    def __init__(self, worker_cpus: float) -> None:
-        self._worker_cpus = worker_cpus
+    def __init__(self, worker_cpus: float, worker_resource: str = "") -> None:
+        """`worker_resource`: a custom resource that each worker takes one of; empty: none."""
+        self._resources: dict[str, float] = {"CPU": worker_cpus}
+        if worker_resource:
+            self._resources[worker_resource] = 1.0
 
     def run(self, folder: Path, config: TrainConfig) -> None:
         job = JobFolder(folder)
@@ -139,7 +142,7 @@ class RayLauncher:
             scaling_config=ScalingConfig(
                 num_workers=config.workers,
                 use_gpu=gpu,
-                resources_per_worker={"CPU": self._worker_cpus, **({"GPU": 1} if gpu else {})},
+                resources_per_worker={**self._resources, **({"GPU": 1} if gpu else {})},
             ),
             run_config=RunConfig(
                 name="train",

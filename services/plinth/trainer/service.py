@@ -42,8 +42,9 @@ def build(context: StageContext, *, launcher: str = "ray") -> TrainerStage:
     """`launcher`: "ray" for a Ray Train group (Ray is initialised here), or "processes"."""
     if launcher not in ("ray", "processes"):
         raise InvalidArgument(f"launcher {launcher!r} is unknown; use 'ray' or 'processes'")
+    trainer = context.settings.trainer
     chosen: Launcher = (
-        RayLauncher(context.settings.trainer.worker_cpus)
+        RayLauncher(trainer.worker_cpus, trainer.worker_resource)
         if launcher == "ray"
         else ProcessLauncher()
     )

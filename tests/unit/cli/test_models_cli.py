@@ -14,6 +14,7 @@ from plinth.cli.models import app
 from plinth.models.publish import import_model
 from plinth.models.weights import weights_digest
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.records import DeploymentRecords
 from plinth.shared.store import ArtifactStore
 
 
@@ -45,6 +46,20 @@ def test_import_list_show_alias(source: Path, tmp_path: Path) -> None:
     store = ArtifactStore((tmp_path / "data" / "store").as_uri())
     transformers.AutoModelForCausalLM.from_pretrained(store.fetch("chat"))
     assert list((tmp_path / "data" / "work").iterdir()) == []
+
+
+def test_serve_writes_what_is_wanted_and_keeps_its_shards(source: Path, tmp_path: Path) -> None:
+    assert plinth(tmp_path, "import", str(source), "--name", "chat").exit_code == 0
+    records = DeploymentRecords(ArtifactStore((tmp_path / "data" / "store").as_uri()))
+    done = plinth(tmp_path, "serve", "chat", "--shards", "3")
+    assert done.exit_code == 0, done.output
+    assert "chat@1 by 3 shards" in done.output
+    assert plinth(tmp_path, "serve", "chat@1").exit_code == 0
+    (wanted,) = records.list()
+    assert (wanted.name, wanted.artifact, wanted.shards) == ("chat", "chat@1", 3)
+    missing = plinth(tmp_path, "serve", "nobody")
+    assert missing.exit_code == 1
+    assert "nobody" in missing.output
 
 
 def test_a_second_import_finds_the_first(

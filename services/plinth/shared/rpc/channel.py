@@ -21,6 +21,7 @@ from plinth.shared.identity import (
     new_request_id,
     remaining_s,
 )
+from plinth.shared.rpc import tls
 from plinth.shared.rpc.auth import PRINCIPAL_KEY, TOKEN_KEY, encode_principal
 from plinth.shared.rpc.status import REQUEST_ID_KEY
 from plinth.shared.settings import RpcSettings, Settings
@@ -93,9 +94,14 @@ def client_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
     ]
 
 
-def open_transport(address: str, settings: Settings) -> grpc.aio.Channel:
-    """A plain channel with our options; it carries no credential."""
-    return grpc.aio.insecure_channel(address, options=client_options(settings.rpc))
+def open_transport(address: str, settings: Settings, stage: str) -> grpc.aio.Channel:
+    """A channel with our options; it carries no token. With settings.tls the other side must be
+    `plinth-<stage>` by a certificate of our authority, wherever its address is: replicas move."""
+    options = client_options(settings.rpc)
+    if not settings.tls.on:
+        return grpc.aio.insecure_channel(address, options=options)
+    options.append(("grpc.ssl_target_name_override", tls.server_name(stage)))
+    return grpc.aio.secure_channel(address, tls.channel_credentials(settings.tls), options=options)
 
 
 def open_channel(
@@ -114,7 +120,7 @@ def open_channel(
     with neither gets settings.rpc.default_deadline_s.
     """
     return StageChannel(
-        open_transport(address, settings),
+        open_transport(address, settings, stage),
         stage=stage,
         settings=settings,
         token=token,

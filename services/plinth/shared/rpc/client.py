@@ -84,7 +84,7 @@ class StageClients:
     def channel(self, replica: Replica, principal: Principal | None = None) -> grpc.aio.Channel:
         """A channel to `replica`; calls carry `principal` as in `open_channel`. Don't close it."""
         return StageChannel(
-            self._transport(replica.address).channel,
+            self._transport(replica).channel,
             stage=replica.stage,
             settings=self._settings,
             token=self._token,
@@ -143,10 +143,11 @@ class StageClients:
         del self._refused[address]
         return False
 
-    def _transport(self, address: str) -> _Transport:
+    def _transport(self, replica: Replica) -> _Transport:
+        address = replica.address
         transport = self._transports.get(address)
         if transport is None:
-            channel = open_transport(address, self._settings)
+            channel = open_transport(address, self._settings, replica.stage)
             watcher = asyncio.create_task(self._watch(address, channel))
             transport = self._transports[address] = _Transport(channel, watcher)
         return transport

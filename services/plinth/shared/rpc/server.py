@@ -23,7 +23,8 @@ from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
 from plinth.shared.rpc.handlers import Context, Handler, wrap
 from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Continuation, Validator, interceptors
 from plinth.shared.rpc.status import fail
-from plinth.shared.settings import RpcSettings, Settings
+from plinth.shared.rpc.tls import server_credentials
+from plinth.shared.settings import RpcSettings, Settings, TlsSettings
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.rpc")
@@ -68,7 +69,9 @@ class GrpcServer:
     """One listener with its services.
 
     token: the cluster's; without it only health answers. `authenticator` takes its place where
-    callers prove themselves in another way (the gateway's API keys).
+    callers prove themselves in another way (the gateway's API keys). tls: the certificate that it
+    shows, and the authority that callers' must come from. health_port: a second listener that
+    answers grpc.health.v1 and nothing else, without TLS; 0 for none.
     """
 
     def __init__(
@@ -81,8 +84,13 @@ class GrpcServer:
         host: str | None = None,
         port: int = 0,
         authenticator: Authenticator | None = None,
+        tls: TlsSettings | None = None,
+        health_port: int = 0,
     ) -> None:
         self.stage = stage
+        self._tls = tls if tls is not None and tls.on else None
+        self._health_port = health_port
+        self._health_server: grpc.aio.Server | None = None
         self.host = settings.host if host is None else host
         self.port = port
         self._services = list(services)
@@ -124,17 +132,40 @@ class GrpcServer:
         await self.set_ready(False)
         where = f"[{self.host}]" if ":" in self.host else self.host
         try:
-            port = server.add_insecure_port(f"{where}:{self.port}")
-        except RuntimeError as error:
+            port = await self._listen(server, f"{where}:{self.port}", self._tls)
+            if self._health_port:
+                await self._serve_health(f"{where}:{self._health_port}")
+        except BaseException:
             await server.stop(0)
-            raise FailedPrecondition(
-                f"{self.stage} can't listen on {where}:{self.port}: is the port in use, or the "
-                "address not this machine's? Choose another port, or 0 for any free one",
-                reason="PORT_IN_USE",
-            ) from error
+            raise
         await server.start()
         self.port, self._server = port, server
         return port
+
+    async def _listen(
+        self, server: grpc.aio.Server, where: str, tls: TlsSettings | None = None
+    ) -> int:
+        try:
+            if tls is None:
+                return server.add_insecure_port(where)
+            return server.add_secure_port(where, server_credentials(tls, self.stage))
+        except RuntimeError as error:
+            raise FailedPrecondition(
+                f"{self.stage} can't listen on {where}: is the port in use, or the "
+                "address not this machine's? Choose another port, or 0 for any free one",
+                reason="PORT_IN_USE",
+            ) from error
+
+    async def _serve_health(self, where: str) -> None:
+        server = grpc.aio.server(options=self._options)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        try:
+            await self._listen(server, where)
+        except BaseException:
+            await server.stop(0)
+            raise
+        await server.start()
+        self._health_server = server
 
     async def set_ready(self, ready: bool) -> None:
         """Sets the health of every service; "" stays SERVING while the process lives."""
@@ -156,6 +187,8 @@ class GrpcServer:
         await asyncio.sleep(0)  # let the listener close before its watchers are sent away
         self._idle_calls.end()
         done, _ = await asyncio.wait({stopping}, timeout=grace_s + _STOP_SLACK_S)
+        if self._health_server is not None:
+            await self._health_server.stop(0)  # last: a probe hears NOT_SERVING until then
         if done:
             stopping.result()
         else:  # a drain must end, whatever gRPC's core waits for

@@ -1,0 +1,290 @@
+"""The chart's values.schema.json: written here, so that `config` is Plinth's own settings.
+
+    python ops/chart/values_schema.py [--check]
+
+What the chart decides itself (addresses, ports, secrets, files) is left out of `config`, so that
+setting it is refused with its path. JSON Schema of draft 7, which Helm 3 and 4 both read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from settings_schema import settings_schema
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "plinth"
+TARGET = CHART / "values.schema.json"
+
+Schema = dict[str, Any]
+
+STRING: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+ANY: Schema = {"type": "object"}
+ITEMS: Schema = {"type": "array", "items": {"type": "object"}}
+WORDS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+NAME: Schema = {"type": "string", "pattern": "^$|^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"}
+QUANTITY: Schema = {
+    "type": ["string", "integer", "number"],
+    "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$",
+}
+
+
+def at_least(low: int, high: int | None = None) -> Schema:
+    """An integer from `low` to `high`."""
+    return {"type": "integer", "minimum": low, **({} if high is None else {"maximum": high})}
+
+
+def choice(*values: str) -> Schema:
+    """One of some words."""
+    return {"type": "string", "enum": list(values)}
+
+
+def closed(**properties: Schema) -> Schema:
+    """An object with these keys and no other."""
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def build() -> Schema:
+    """The whole schema."""
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Values of the chart plinth",
+        **closed(
+            nameOverride=STRING,
+            fullnameOverride={"type": "string", "pattern": "^$|^[a-z]([-a-z0-9]*[a-z0-9])?$"},
+            commonLabels=WORDS,
+            **{"global": ANY},  # Helm's own
+            images=_images(),
+            config=settings_schema(),
+            secrets=closed(existingSecret=NAME),
+            serviceAccount=closed(create=FLAG, name=NAME, annotations=WORDS),
+            redis=_redis(),
+            store=_store(),
+            cache=closed(type=choice("emptyDir", "hostPath"), sizeLimit=QUANTITY, hostPath=STRING),
+            jobs=closed(persistence=closed(enabled=FLAG, **_claim())),
+            tls=_tls(),
+            ray=_ray(),
+            defaults=closed(**_service()),
+            gateway=_gateway(),
+            head=closed(**_service(), resources=_resources()),
+            stages=_stages(),
+            trainerWorkers=closed(
+                **_service(),
+                resources=_resources(),
+                enabled=FLAG,
+                pods=at_least(0),
+                maxPods=at_least(0),
+                cpus=at_least(1),
+                workerSlots=at_least(1),
+            ),
+            networkPolicy=_network(),
+            tests=closed(
+                smoke=closed(enabled=FLAG, model=STRING),
+                chaos=closed(enabled=FLAG, model=STRING, tokens=at_least(50, 100_000)),
+                resources=_resources(),
+            ),
+        ),
+    }
+
+
+def _image() -> dict[str, Schema]:
+    return {
+        "registry": STRING,
+        "repository": STRING,
+        "tag": STRING,
+        "digest": {"type": "string", "pattern": "^$|^sha256:[0-9a-f]{64}$"},
+    }
+
+
+def _images() -> Schema:
+    return closed(
+        registry={"type": "string", "minLength": 1},
+        pullPolicy=choice("Always", "IfNotPresent", "Never"),
+        pullSecrets={"type": "array", "items": closed(name=NAME)},
+        **{flavour: closed(**_image()) for flavour in ("gateway", "cpu", "cuda", "redis")},
+    )
+
+
+def _resources() -> Schema:
+    amounts: Schema = {"type": "object", "additionalProperties": QUANTITY}
+    return closed(requests=amounts, limits=amounts)
+
+
+def _claim() -> dict[str, Schema]:
+    mode = choice("ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod")
+    return {
+        "existingClaim": NAME,
+        "size": QUANTITY,
+        "storageClass": NAME,
+        "accessModes": {"type": "array", "items": mode, "minItems": 1},
+    }
+
+
+def _redis() -> Schema:
+    return closed(
+        enabled=FLAG,
+        database=at_least(0, 15),
+        maxmemory={"type": "string", "pattern": "^[0-9]+(kb|mb|gb)?$"},
+        persistence=closed(enabled=FLAG, size=QUANTITY, storageClass=NAME),
+        resources=_resources(),
+        nodeSelector=WORDS,
+        tolerations=ITEMS,
+        affinity=ANY,
+        priorityClassName=NAME,
+        podAnnotations=WORDS,
+        external=closed(
+            host=STRING,
+            port=at_least(1, 65535),
+            username=STRING,
+            existingSecret=NAME,
+            passwordKey={"type": "string", "minLength": 1},
+            tls=closed(enabled=FLAG, caSecret=NAME, caKey={"type": "string", "minLength": 1}),
+        ),
+    )
+
+
+def _store() -> Schema:
+    return closed(
+        url={"type": "string", "pattern": "^$|^(s3|gs)://[a-z0-9][a-z0-9._-]+(/[^ ]*)?$"},
+        persistence=closed(**_claim(), singleNode=FLAG),
+        s3=closed(
+            existingSecret=NAME,
+            endpoint={"type": "string", "pattern": "^$|^https?://[^ ]+$"},
+            region=STRING,
+        ),
+        gcs=closed(existingSecret=NAME, key={"type": "string", "minLength": 1}),
+    )
+
+
+def _tls() -> Schema:
+    duration: Schema = {"type": "string", "pattern": "^([0-9]+(h|m|s))+$"}
+    services = ("gateway", "head", "tokenizer", "trainer", "reward", "coordinator", "inference")
+    return closed(
+        enabled=FLAG,
+        certManager=closed(
+            enabled=FLAG,
+            issuerRef=closed(name=NAME, kind=choice("Issuer", "ClusterIssuer"), group=STRING),
+            duration=duration,
+            renewBefore=duration,
+        ),
+        existingSecrets=closed(**dict.fromkeys(services, NAME)),
+    )
+
+
+def _ray() -> Schema:
+    return closed(
+        mode=choice("rayservice", "static"),
+        version={"type": "string", "pattern": r"^[0-9]+\.[0-9]+\.[0-9]+$"},
+        gcsFaultTolerance=FLAG,
+        deletionDelaySeconds=at_least(0),
+        autoscaler=closed(enabled=FLAG, idleTimeoutSeconds=at_least(0), resources=_resources()),
+        operatorNamespace={**NAME, "minLength": 1},
+    )
+
+
+def _service() -> dict[str, Schema]:
+    """What every service may set, and `defaults` for all of them."""
+    probe = closed(
+        periodSeconds=at_least(1),
+        timeoutSeconds=at_least(1),
+        failureThreshold=at_least(1),
+        initialDelaySeconds=at_least(0),
+    )
+    return {
+        "image": closed(**_image()),
+        "podAnnotations": WORDS,
+        "podLabels": WORDS,
+        "nodeSelector": WORDS,
+        "tolerations": ITEMS,
+        "affinity": ANY,
+        "topologySpreadConstraints": ITEMS,
+        "priorityClassName": NAME,
+        "runtimeClassName": NAME,
+        "podSecurityContext": ANY,
+        "securityContext": ANY,
+        "extraEnv": ITEMS,
+        "extraEnvFrom": ITEMS,
+        "extraVolumes": ITEMS,
+        "extraVolumeMounts": ITEMS,
+        "gpu": closed(count=at_least(0, 16), resource={"type": "string", "minLength": 1}),
+        "shm": QUANTITY,
+        "drainSeconds": at_least(0, 86_400),
+        "pdb": closed(enabled=FLAG, maxUnavailable=at_least(0), minAvailable=at_least(0)),
+        "probes": closed(startup=probe, readiness=probe, liveness=probe),
+    }
+
+
+def _gateway() -> Schema:
+    return closed(
+        **_service(),
+        replicas=at_least(1),
+        resources=_resources(),
+        readiness=choice("door", "model"),
+        service=closed(
+            type=choice("ClusterIP", "NodePort", "LoadBalancer"),
+            annotations=WORDS,
+            restPort=at_least(1, 65535),
+            grpcPort=at_least(1, 65535),
+        ),
+        ingress=closed(
+            enabled=FLAG, className=NAME, annotations=WORDS, host=STRING, tlsSecret=NAME
+        ),
+        autoscaling=closed(
+            enabled=FLAG,
+            minReplicas=at_least(1),
+            maxReplicas=at_least(1),
+            targetCPUUtilization=at_least(0, 100),
+            targetRequestsRunning=at_least(0),
+        ),
+    )
+
+
+def _stages() -> Schema:
+    common = {
+        **_service(),
+        "resources": _resources(),
+        "pods": at_least(1),
+        "maxPods": at_least(1),
+        "cpus": at_least(1),
+    }
+    one = closed(**common, replicas=at_least(1))
+    return closed(
+        tokenizer=one,
+        reward=one,
+        coordinator=one,
+        trainer=closed(**common, replicas=at_least(1), workerSlots=at_least(0)),
+        inference=closed(**common, surgePercent=at_least(0, 100)),
+    )
+
+
+def _network() -> Schema:
+    return closed(
+        enabled=FLAG,
+        gateway=closed(**{"from": ITEMS}),
+        metrics=closed(**{"from": ITEMS}),
+        egress=closed(store=ITEMS, apiServerPorts={"type": "array", "items": at_least(1, 65535)}),
+        extraIngress=ITEMS,
+        extraEgress=ITEMS,
+    )
+
+
+def text() -> str:
+    """The file's content."""
+    return json.dumps(build(), indent=1, sort_keys=True) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    if "--check" in arguments:
+        if TARGET.read_text() == text():
+            return 0
+        print(f"{TARGET} is not what ops/chart/values_schema.py makes: run it", file=sys.stderr)
+        return 1
+    TARGET.write_text(text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+"""A visitor with a key of its own for as long as a trial runs: REST, gRPC, the queue."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from redis.asyncio import Redis
+
+from plinth.gateway.keys import KeyStore
+from plinth.shared.connection import connect
+from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared.settings import Settings
+from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
+
+TIMEOUT_S = 120.0
+TENANT = "helm-test"
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Where the gateway is: "http://host:8080" and "host:8081"."""
+
+    rest: str
+    grpc: str
+
+    @classmethod
+    def of_environment(cls) -> Doors:
+        """From PLINTH_URL and TRIAL_GRPC, which the chart's hooks set."""
+        try:
+            return cls(os.environ["PLINTH_URL"].rstrip("/"), os.environ["TRIAL_GRPC"])
+        except KeyError as error:
+            raise FailedPrecondition(f"{error} is not set; run this by `helm test`") from error
+
+
+class Visitor:
+    """One key at both doors."""
+
+    def __init__(self, doors: Doors, key: str, redis: Redis, channel: grpc.aio.Channel) -> None:
+        self.redis = redis
+        self._doors, self._key = doors, key
+        self._stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+
+    def rest(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The JSON that `path` answers. Unavailable with the status and what it said."""
+        request = urllib.request.Request(  # noqa: S310 - the chart's own gateway
+            self._doors.rest + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = error.read(500).decode(errors="replace")
+            raise Unavailable(f"{path} answered {error.code}: {said}") from error
+        except OSError as error:
+            raise Unavailable(f"{self._doors.rest} does not answer: {error}") from error
+
+    async def tokens(self, model: str, prompt: str, count: int, seed: int) -> AsyncIterator[int]:
+        """Ids of a seeded completion of exactly `count` tokens, as they come."""
+        request = gateway_pb2.CompleteRequest(
+            model=model,
+            prompt=prompt,
+            sampling=common_pb2.SamplingParams(
+                max_tokens=count, ignore_eos=True, temperature=1.0, seed=seed
+            ),
+        )
+        metadata = (("authorization", f"Bearer {self._key}"),)
+        async for piece in self._stub.Complete(request, metadata=metadata, timeout=TIMEOUT_S):
+            for token in piece.tokens:
+                yield token.id
+
+
+@asynccontextmanager
+async def visit(settings: Settings, doors: Doors) -> AsyncIterator[Visitor]:
+    """A visitor whose key is revoked at the end, however that comes."""
+    if settings.redis_url is None:
+        raise FailedPrecondition("PLINTH_REDIS_URL is not set; run this by `helm test`")
+    redis = connect(settings.redis_url.get_secret_value())
+    store = KeyStore(redis)
+    try:
+        plain, record = await store.create(TENANT, {"inference"}, "helm test")
+        try:
+            async with grpc.aio.insecure_channel(
+                doors.grpc, options=[("grpc.enable_http_proxy", 0)]
+            ) as channel:
+                yield Visitor(doors, plain, redis, channel)
+        finally:
+            await store.revoke(record.key_id)
+    finally:
+        await redis.aclose()

@@ -1,0 +1,137 @@
+"""Mutual TLS between the stages: what a certificate must be, and gRPC's credentials of it.
+
+A replica's address is a pod's and changes, so a certificate names the stage instead:
+`plinth-<stage>`. It proves which stage answers; who calls is still said by the cluster's token.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from plinth.shared.errors import FailedPrecondition
+from plinth.shared.settings import TlsSettings
+from plinth.shared.telemetry import get_logger
+
+_log = get_logger("plinth.tls")
+
+
+def server_name(stage: str) -> str:
+    """The name that a stage's certificate carries."""
+    return f"plinth-{stage}"
+
+
+def check(tls: TlsSettings, stage: str = "") -> None:
+    """FailedPrecondition, saying what to do, unless the certificate is valid now, belongs to the
+    key and, with `stage`, names it."""
+    assert tls.certificate is not None
+    assert tls.key is not None
+    certificate = _certificate(tls.certificate)
+    now = datetime.datetime.now(datetime.UTC)
+    if now > certificate.not_valid_after_utc:
+        raise _refused(
+            f"{tls.certificate} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: "
+            "renew it (with cert-manager, `kubectl get certificate` says why it was not)",
+            "CERTIFICATE_EXPIRED",
+        )
+    if now < certificate.not_valid_before_utc:
+        raise _refused(
+            f"{tls.certificate} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} "
+            "UTC only: is this machine's clock right?",
+            "CERTIFICATE_NOT_YET_VALID",
+        )
+    try:
+        key = serialization.load_pem_private_key(_read(tls.key), password=None)
+    except (ValueError, TypeError) as error:
+        raise _refused(f"{tls.key} is no private key in PEM: {error}", "KEY_MALFORMED") from error
+    if key.public_key() != certificate.public_key():
+        raise _refused(
+            f"{tls.key} is not the key of {tls.certificate}: take both from one Secret",
+            "KEY_OTHER",
+        )
+    names = _names(certificate)
+    if stage and server_name(stage) not in names:
+        raise _refused(
+            f"{tls.certificate} names {', '.join(names) or 'nobody'}, not {server_name(stage)}: "
+            "add it to the certificate's DNS names",
+            "CERTIFICATE_NAME",
+        )
+
+
+def server_credentials(tls: TlsSettings, stage: str) -> grpc.ServerCredentials:
+    """Shows the certificate and asks callers for one of the same authority. Reads the files anew
+    when they change; a renewed certificate that is wrong is logged, and the last good one stays.
+    FailedPrecondition as `check`."""
+    check(tls, stage)
+    seen = _stamp(tls)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal seen
+        try:
+            if (now := _stamp(tls)) == seen:
+                return None
+            seen = now
+            check(tls, stage)
+            return _configuration(tls)
+        except (FailedPrecondition, OSError) as error:
+            _log.error("the renewed certificate is not taken", error=str(error))
+            return None
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(tls),
+        fetch,  # type: ignore[arg-type]  # (None is "no change"; the stubs don't know)
+        require_client_authentication=True,
+    )
+
+
+def channel_credentials(tls: TlsSettings) -> grpc.ChannelCredentials:
+    """As they are on disk now; FailedPrecondition as `check`."""
+    check(tls)
+    assert tls.ca is not None
+    assert tls.key is not None
+    assert tls.certificate is not None
+    return grpc.ssl_channel_credentials(_read(tls.ca), _read(tls.key), _read(tls.certificate))
+
+
+def _configuration(tls: TlsSettings) -> grpc.ServerCertificateConfiguration:
+    assert tls.ca is not None
+    assert tls.key is not None
+    assert tls.certificate is not None
+    pair = (_read(tls.key), _read(tls.certificate))
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=_read(tls.ca))
+
+
+def _stamp(tls: TlsSettings) -> tuple[tuple[int, int], ...]:
+    # A Secret's files are links that are exchanged, so the file behind is looked at.
+    found = [path.stat() for path in (tls.certificate, tls.key, tls.ca) if path is not None]
+    return tuple((status.st_mtime_ns, status.st_ino) for status in found)
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(_read(path))
+    except ValueError as error:
+        raise _refused(f"{path} is no certificate in PEM", "CERTIFICATE_MALFORMED") from error
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return list(names.value.get_values_for_type(x509.DNSName))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _refused(f"{path} can't be read: {error.strerror}", "TLS_FILE") from error
+
+
+def _refused(message: str, reason: str) -> FailedPrecondition:
+    return FailedPrecondition(message, reason=reason, field="tls")

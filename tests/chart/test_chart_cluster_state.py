@@ -1,0 +1,151 @@
+"""What the chart refuses or keeps because of what is in the cluster already (Helm's `lookup`)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+import rendering
+
+
+@contextmanager
+def cluster(
+    config_maps: list[dict[str, Any]], secrets: dict[str, dict[str, str]] | None = None
+) -> Iterator[str]:
+    """An API server that knows ConfigMaps and Secrets, as far as Helm's `lookup` asks."""
+    resources = [
+        {
+            "name": name,
+            "singularName": "",
+            "namespaced": True,
+            "kind": kind,
+            "verbs": ["get", "list"],
+        }
+        for name, kind in (("configmaps", "ConfigMap"), ("secrets", "Secret"))
+    ]
+    base = "/api/v1/namespaces/models"
+    answers = {
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": []},
+        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": resources},
+        "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
+        f"{base}/configmaps": {"kind": "ConfigMapList", "apiVersion": "v1", "items": config_maps},
+    }
+    for name, data in (secrets or {}).items():
+        metadata = {"name": name, "namespace": "models"}
+        secret = {"kind": "Secret", "apiVersion": "v1", "metadata": metadata, "data": data}
+        answers[f"{base}/secrets/{name}"] = secret
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+        def do_GET(self) -> None:
+            body = answers.get(urlsplit(self.path).path)
+            missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404}
+            missing |= {"reason": "NotFound", "metadata": {}}
+            text = json.dumps(body or missing).encode()
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def rendered_in(url: str, values: dict[str, Any]) -> str:
+    """Rendered by Helm 4 with a cluster to look into. HelmError with the chart's refusal."""
+    config = pytest.importorskip("helm_python.config", reason="`make chart` installs Helm 4")
+    from helm_python import chart
+
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {}}],
+        "current-context": "c",
+    }
+    with config.Config(
+        namespace="models", kubeconfig_content=yaml.safe_dump(kubeconfig)
+    ) as connection:
+        loaded = chart.Chart.load(str(rendering.CHART))
+        made = connection.render(loaded, values, name="demo", namespace="models")
+    return "\n".join(made.values())
+
+
+def config_map(release_name: str, schema: int, redis: str) -> dict[str, Any]:
+    """What a release leaves for others to see."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": f"{release_name}-plinth-config",
+            "namespace": "models",
+            "labels": {
+                "app.kubernetes.io/part-of": "plinth",
+                "app.kubernetes.io/instance": release_name,
+            },
+            "annotations": {
+                "plinth.dev/redis-schema": str(schema),
+                "plinth.dev/redis": redis,
+            },
+        },
+    }
+
+
+SHARED = {"redis": {"enabled": False, "external": {"host": "redis.example.com"}}}
+
+
+def test_two_releases_on_one_redis_database_are_refused() -> None:
+    there = [config_map("other", 1, "redis.example.com:6379/1")]
+    with cluster(there) as url:
+        with pytest.raises(Exception, match="two releases would serve each other's queues"):
+            rendered_in(url, SHARED)
+        apart = rendering.merged(SHARED, {"redis": {"database": 2}})
+        assert "redis.example.com:6379/2" in rendered_in(url, apart)
+
+
+def test_a_downgrade_over_a_newer_schema_is_refused_with_advice() -> None:
+    newer = [config_map("demo", 2, "demo-plinth-redis:6379/1")]
+    refusal = r"holds schema 2 and this chart .* knows schema 1"
+    with cluster(newer) as url, pytest.raises(Exception, match=refusal):
+        rendered_in(url, {})
+    with cluster([config_map("demo", 1, "demo-plinth-redis:6379/1")]) as url:
+        assert "kind: RayService" in rendered_in(url, {})
+
+
+def test_an_upgrade_keeps_the_secrets_and_an_install_makes_new_ones() -> None:
+    kept = {key: f"a2VwdC0{index}" for index, key in enumerate(SECRET_KEYS)}
+    with cluster([], {"demo-plinth-secrets": kept}) as url:
+        assert secret_of(rendered_in(url, {})) == kept
+    with cluster([]) as url:
+        first, second = (secret_of(rendered_in(url, {})) for _ in range(2))
+        assert all(first[key] != second[key] for key in SECRET_KEYS)
+        assert all(len(base64.b64decode(first[key])) == 48 for key in SECRET_KEYS)
+
+
+SECRET_KEYS = ("cluster-token", "auth_token", "redis-password")
+
+
+def secret_of(text: str) -> dict[str, str]:
+    return {key: re.search(rf"^  {key}: (\S+)$", text, re.MULTILINE)[1] for key in SECRET_KEYS}

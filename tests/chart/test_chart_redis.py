@@ -1,0 +1,79 @@
+"""The chart's Redis, as its container would run it: the rendered script and file, a real server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+import rendering
+from plinth.cluster.embedded_redis import server_binary
+from plinth.cluster.ports import free_port
+from release import Release
+
+PASSWORD = "Abc123" * 8
+
+
+@pytest.fixture
+def server(any_helm: rendering.Helm, tmp_path: Path):
+    """A client of the server; paths and port are the only things that differ from a pod."""
+    values = {"redis": {"maxmemory": "64mb"}}
+    made = Release(rendering.documents(any_helm.render(values)))
+    (pod,) = [pod for pod in made.pods if pod.component == "redis"]
+    conf = made.named("ConfigMap", "demo-plinth-redis")["data"]["redis.conf"]
+    port = free_port()
+    folders = {"/etc/redis": tmp_path / "etc", "/run/redis": tmp_path / "run"}
+    folders["/data"] = tmp_path / "data"
+    for folder in folders.values():
+        folder.mkdir()
+    (script,) = pod.main["args"]
+    binary = tmp_path / "bin"
+    binary.mkdir()
+    (binary / "redis-server").symlink_to(server_binary())
+    for there, here in folders.items():
+        script, conf = script.replace(there, str(here)), conf.replace(there, str(here))
+    (tmp_path / "etc" / "redis.conf").write_text(conf.replace("port 6379", f"port {port}"))
+    environment = {
+        "PATH": f"{binary}:{os.environ['PATH']}",
+        "REDISCLI_AUTH": PASSWORD,
+    }
+    process = subprocess.Popen(
+        [*pod.main["command"], script], env=environment, stdout=subprocess.DEVNULL
+    )
+    client = redis.Redis(port=port, password=PASSWORD)
+    try:
+        yield process, client, port, tmp_path
+    finally:
+        client.close()
+        process.terminate()
+        process.wait(10)
+
+
+def up(client: redis.Redis) -> None:
+    end = time.monotonic() + 10
+    while True:
+        try:
+            client.ping()
+            return
+        except redis.exceptions.ConnectionError:
+            assert time.monotonic() < end, "the server does not answer"
+            time.sleep(0.02)
+
+
+def test_it_keeps_every_write_and_asks_for_the_password(server) -> None:
+    process, client, port, folder = server
+    up(client)
+    config = client.config_get("*")
+    assert (config["appendonly"], config["maxmemory-policy"]) == ("yes", "noeviction")
+    assert config["maxmemory"] == str(64 << 20)
+    assert int(config["databases"]) >= 2, "one is Ray's"
+    with redis.Redis(port=port) as stranger, pytest.raises(redis.exceptions.AuthenticationError):
+        stranger.ping()
+    assert (folder / "run" / "auth.conf").stat().st_mode & 0o077 == 0
+    assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
+    client.set("kept", "yes")
+    assert (folder / "data" / "appendonlydir").is_dir()

@@ -1,0 +1,84 @@
+"""A pod's Ray node is emptied before the pod ends; Ray's GCS is scripted here."""
+
+from __future__ import annotations
+
+import socket
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from plinth.cluster import node_drain
+from plinth.cluster.ports import free_port
+from plinth.shared.errors import Unavailable
+
+ALIVE, DEAD = 0, 1
+
+
+class Gcs:
+    """Nodes by id, and what it was asked to drain."""
+
+    def __init__(self, nodes: dict[str, tuple[str, int]], refusal: str = "") -> None:
+        self._nodes, self._refusal = nodes, refusal
+        self.drained: list[tuple[str, int]] = []
+
+    def get_all_node_info(self, *, timeout: float) -> dict[Any, Any]:
+        return {
+            bytes.fromhex(id): SimpleNamespace(node_manager_address=ip, state=state)
+            for id, (ip, state) in self._nodes.items()
+        }
+
+    def drain_node(self, id: str, reason: int, message: str, deadline_ms: int) -> tuple[bool, str]:
+        self.drained.append((id, deadline_ms))
+        return not self._refusal, self._refusal
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch):
+    def answer(client: Gcs) -> Gcs:
+        import ray._raylet
+
+        monkeypatch.setattr(ray._raylet, "GcsClient", lambda address: client)
+        return client
+
+    return answer
+
+
+def test_the_living_node_of_this_address_is_drained(gcs: Any) -> None:
+    nodes = {"aa": ("10.0.0.1", DEAD), "bb": ("10.0.0.2", ALIVE), "cc": ("10.0.0.1", ALIVE)}
+    client = gcs(Gcs(nodes))
+    before = time.time()
+    assert node_drain.drain_this_node("head:6379", "10.0.0.1", 90) == "cc"
+    ((id, deadline_ms),) = client.drained
+    assert id == "cc"
+    assert 85 < deadline_ms / 1000 - before < 95
+
+
+def test_a_node_that_is_not_there_or_not_drained_is_told(gcs: Any) -> None:
+    gcs(Gcs({"aa": ("10.0.0.1", DEAD)}))
+    with pytest.raises(Unavailable, match=r"no living Ray node has the address 10\.0\.0\.1"):
+        node_drain.drain_this_node("head:6379", "10.0.0.1", 90)
+    gcs(Gcs({"aa": ("10.0.0.1", ALIVE)}, refusal="it is busy"))
+    with pytest.raises(Unavailable, match="it is busy"):
+        node_drain.drain_this_node("head:6379", "10.0.0.1", 90)
+
+
+def test_a_node_is_empty_once_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert not node_drain.wait_silent(port, 0.0)
+        assert node_drain.wait_silent(port, 5.0, pause=lambda _: listener.close())
+
+
+def test_the_hook_ends_with_what_became_of_it(
+    gcs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setenv("POD_IP", "127.0.0.1")
+    monkeypatch.setenv("PLINTH_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("PLINTH_HEALTH_PORT", str(free_port()))
+    gcs(Gcs({"aa": ("127.0.0.1", ALIVE)}))
+    assert node_drain.main(["--timeout", "1"]) == 0
+    gcs(Gcs({}))
+    assert node_drain.main(["--timeout", "1"]) == 1, "the pod ends all the same, and says so"
