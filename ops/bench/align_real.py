@@ -55,7 +55,7 @@ def make_task(folder: Path, overrides: Row) -> None:
         "rank": train["lora"]["rank"],
         "alpha": train["lora"]["alpha"],
         "judged_at": steps["gate"]["temperature"],
-        "ties": "first",
+        "ties": steps["pairs"].get("ties", "first"),
         "prompts": 0,  # to learn from; 0: all
         "precision": choose_precision("auto", "cpu", rows, width),
         **overrides,
@@ -84,9 +84,21 @@ def passes(checks: Sequence[Row], text: str) -> bool:
             sum(line.lstrip()[:2] in ("- ", "* ", "+ ", "• ", "– ") for line in text.splitlines())
             == rule["n"]
         ),
+        "json": lambda rule: _is_object(text, rule["required"]),
         "starts_with": lambda rule: text.strip().startswith(rule["text"]),
     }
     return all(rules[rule["kind"]](rule) for rule in checks)
+
+
+def _is_object(text: str, keys: Sequence[str]) -> bool:
+    lines = text.strip().splitlines()
+    if len(lines) > 2 and lines[0].startswith("```") and lines[-1] == "```":
+        lines = lines[1:-1]
+    try:
+        value = json.loads("\n".join(lines))
+    except ValueError:
+        return False
+    return isinstance(value, dict) and all(key in value for key in keys)
 
 
 def pairs_of(
