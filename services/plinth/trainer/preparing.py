@@ -27,8 +27,8 @@ from plinth.trainer.data.selected import selected
 from plinth.trainer.data.shards import DatasetInfo
 from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
+from plinth.trainer.prepare_specs import validation_fraction
 from plinth.trainer.rendering import Renderer
-from plinth.trainer.validation import validation_fraction
 from plinth.v1 import trainer_pb2 as pb
 
 

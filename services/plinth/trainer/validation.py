@@ -18,8 +18,6 @@ from plinth.algos.schedules import KINDS
 from plinth.models.config import ModelConfig
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import TrainerSettings
-from plinth.trainer.data.builtin import BUILTIN
-from plinth.trainer.data.selected import MAX_MARGIN, SELECTIONS, TIES
 from plinth.trainer.data.shards import DatasetInfo, read_info
 from plinth.trainer.loop.config import DATASETS, OBJECTIVES, PRECISIONS, TrainConfig
 from plinth.trainer.lora_specs import check_adapter_name, check_lora, lora_fields
@@ -32,6 +30,7 @@ from plinth.trainer.preference_specs import (
     policy_of,
     rewards_of,
 )
+from plinth.trainer.prepare_specs import check_prepare
 from plinth.trainer.refusals import in_range, one_of, refuse
 from plinth.v1 import trainer_pb2 as pb
 
@@ -40,7 +39,6 @@ MAX_SEQUENCE, MAX_BATCH, MAX_WORKERS, MAX_STEPS = 1 << 20, 1 << 16, 4096, 10**9
 MAX_SECONDS = 90 * 86400.0
 _LOGITS_BYTES = 256 << 20  # of one micro-batch in float32
 _MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}
-DEFAULT_VALIDATION_FRACTION = 0.02
 _MADE_FROM = {
     "clm": "plain text",
     "sft": "chat messages",
@@ -59,7 +57,7 @@ def check_spec(spec: pb.JobSpec) -> None:
         )
     kind = spec.WhichOneof("spec")
     if kind == "prepare":
-        _check_prepare(spec.prepare)
+        check_prepare(spec.prepare)
     elif kind == "train":
         _check_train(spec.train)
         check_adapter_name(spec.output_name, spec.train)
@@ -67,63 +65,6 @@ def check_spec(spec: pb.JobSpec) -> None:
         check_compare(spec.compare)
     else:
         raise InvalidArgument("a job needs 'prepare', 'train' or 'compare'", field="spec")
-
-
-SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")
-
-
-def _check_prepare(spec: pb.PrepareSpec) -> None:
-    given = [name for name in SOURCES if getattr(spec, name)]
-    if len(given) != 1:
-        raise InvalidArgument(
-            f"give one of corpus_dir, builtin, corpus or samples, not {', '.join(given) or 'none'}",
-            field="spec.prepare",
-        )
-    if spec.selection and spec.selection not in SELECTIONS:
-        raise InvalidArgument(
-            f"selection {spec.selection!r} is unknown; there is: {', '.join(SELECTIONS)}",
-            field="spec.prepare.selection",
-        )
-    if spec.ties and spec.ties not in TIES:
-        raise InvalidArgument(
-            f"ties {spec.ties!r} is unknown; there is: {', '.join(TIES)}", field="spec.prepare.ties"
-        )
-    if spec.ties == "likely" and spec.selection not in ("", "extremes"):
-        raise InvalidArgument(
-            f"ties 'likely' is for selection 'extremes', not for {spec.selection!r}",
-            field="spec.prepare.ties",
-        )
-    if (spec.selection or spec.margin or spec.ties) and not spec.samples:
-        raise InvalidArgument(
-            "selection, margin and ties are for samples; name an artifact of kind 'samples'",
-            field="spec.prepare.samples",
-        )
-    if not 0 <= spec.margin <= MAX_MARGIN:
-        raise InvalidArgument(
-            f"margin is {spec.margin}, must be 0 to {MAX_MARGIN:g}", field="spec.prepare.margin"
-        )
-    if spec.builtin and spec.builtin not in BUILTIN:
-        raise InvalidArgument(
-            f"builtin corpus {spec.builtin!r} is unknown; there is: {', '.join(BUILTIN)}",
-            field="spec.prepare.builtin",
-        )
-    if (spec.corpus or spec.prompts) and not spec.tokenizer:
-        raise InvalidArgument(
-            "a corpus or prompts artifact needs a tokenizer to make a dataset of it",
-            field="spec.prepare.tokenizer",
-        )
-    fraction = validation_fraction(spec)
-    if not 0 <= fraction <= 0.5:
-        raise InvalidArgument(
-            f"validation_fraction is {fraction}, must be 0 to 0.5",
-            field="spec.prepare.validation_fraction",
-        )
-
-
-def validation_fraction(spec: pb.PrepareSpec) -> float:
-    if spec.HasField("validation_fraction"):
-        return spec.validation_fraction
-    return DEFAULT_VALIDATION_FRACTION
 
 
 def _check_train(spec: pb.TrainSpec) -> None:

@@ -1,0 +1,66 @@
+"""Specifications of data that is to be prepared: what a request may say."""
+
+from __future__ import annotations
+
+from plinth.shared.errors import InvalidArgument
+from plinth.trainer.data.builtin import BUILTIN
+from plinth.trainer.data.selected import MAX_MARGIN, SELECTIONS, TIES
+from plinth.v1 import trainer_pb2 as pb
+
+DEFAULT_VALIDATION_FRACTION = 0.02
+SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")
+
+
+def check_prepare(spec: pb.PrepareSpec) -> None:
+    """Raise InvalidArgument for whatever can be told from the request alone."""
+    given = [name for name in SOURCES if getattr(spec, name)]
+    if len(given) != 1:
+        raise InvalidArgument(
+            f"give one of corpus_dir, builtin, corpus or samples, not {', '.join(given) or 'none'}",
+            field="spec.prepare",
+        )
+    if spec.selection and spec.selection not in SELECTIONS:
+        raise InvalidArgument(
+            f"selection {spec.selection!r} is unknown; there is: {', '.join(SELECTIONS)}",
+            field="spec.prepare.selection",
+        )
+    if spec.ties and spec.ties not in TIES:
+        raise InvalidArgument(
+            f"ties {spec.ties!r} is unknown; there is: {', '.join(TIES)}", field="spec.prepare.ties"
+        )
+    if spec.ties == "likely" and spec.selection not in ("", "extremes"):
+        raise InvalidArgument(
+            f"ties 'likely' is for selection 'extremes', not for {spec.selection!r}",
+            field="spec.prepare.ties",
+        )
+    if (spec.selection or spec.margin or spec.ties) and not spec.samples:
+        raise InvalidArgument(
+            "selection, margin and ties are for samples; name an artifact of kind 'samples'",
+            field="spec.prepare.samples",
+        )
+    if not 0 <= spec.margin <= MAX_MARGIN:
+        raise InvalidArgument(
+            f"margin is {spec.margin}, must be 0 to {MAX_MARGIN:g}", field="spec.prepare.margin"
+        )
+    if spec.builtin and spec.builtin not in BUILTIN:
+        raise InvalidArgument(
+            f"builtin corpus {spec.builtin!r} is unknown; there is: {', '.join(BUILTIN)}",
+            field="spec.prepare.builtin",
+        )
+    if (spec.corpus or spec.prompts) and not spec.tokenizer:
+        raise InvalidArgument(
+            "a corpus or prompts artifact needs a tokenizer to make a dataset of it",
+            field="spec.prepare.tokenizer",
+        )
+    fraction = validation_fraction(spec)
+    if not 0 <= fraction <= 0.5:
+        raise InvalidArgument(
+            f"validation_fraction is {fraction}, must be 0 to 0.5",
+            field="spec.prepare.validation_fraction",
+        )
+
+
+def validation_fraction(spec: pb.PrepareSpec) -> float:
+    if spec.HasField("validation_fraction"):
+        return spec.validation_fraction
+    return DEFAULT_VALIDATION_FRACTION
