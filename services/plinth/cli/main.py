@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "preferences": ("preferences", "app", "Judge responses; reports, pairs out and in"),
     "queue": ("queue", "app", "Inspect queues, requeue dead letters"),
     "keys": ("keys", "app", "Create, list and revoke API keys"),
+    "backup": ("backup", "backup", "Back up Redis state and artifacts to a folder or a URL"),
+    "restore": ("backup", "restore", "Put a backup back, onto a platform that does not run"),
     "config": ("config", "config", "Effective settings with their sources"),
 }
 

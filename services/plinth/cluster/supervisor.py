@@ -7,6 +7,7 @@ owner (a `plinth up` in the foreground) it stops the stack when that process is 
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import shutil
@@ -28,7 +29,9 @@ from plinth.cluster.layout import (
 )
 from plinth.cluster.parts import GatewayPart, HeadPart, RedisPart
 from plinth.cluster.processes import Identity
+from plinth.shared.connection import connect
 from plinth.shared.errors import DataLoss, FailedPrecondition, PlinthError
+from plinth.shared.schema import check_schema
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import configure_logging, get_logger
 
@@ -97,6 +100,7 @@ class Supervisor:
             self._state.redis_url = self._redis.start()
         else:
             self._state.redis_url = self._settings.redis_url.get_secret_value()
+        asyncio.run(_check_schema(self._state.redis_url))
         environment = {
             **os.environ,
             **settings_environment(self._settings),
@@ -197,6 +201,14 @@ class Supervisor:
 
     def _on_signal(self, _: int, __: FrameType | None) -> None:
         self._stop = True
+
+
+async def _check_schema(redis_url: str) -> None:
+    redis = connect(redis_url)
+    try:
+        await check_schema(redis)
+    finally:
+        await redis.aclose()
 
 
 def _session(pid: int) -> int:

@@ -69,8 +69,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             server_header=False,
         )
     )
-    await desk.open()
     try:
+        await desk.open()
         grpc_port = await grpc_door.start()
         serving = asyncio.create_task(rest.serve(sockets=[sock]))
         watching = asyncio.create_task(_watch_ready(desk, grpc_door.set_ready))

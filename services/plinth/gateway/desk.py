@@ -24,6 +24,7 @@ from plinth.shared.errors import FailedPrecondition, PlinthError, Unavailable
 from plinth.shared.identity import Principal, cluster_token
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
+from plinth.shared.schema import check_schema
 from plinth.shared.settings import Settings
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
@@ -174,7 +175,8 @@ class Desk:
         self._fresh: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Starts what runs beside the requests."""
+        """Starts what runs beside the requests. FailedPrecondition: Redis is a newer Plinth's."""
+        await check_schema(self._redis)
         self._fresh = asyncio.create_task(self.keyring.keep_fresh())
         self.preferences.open()
 

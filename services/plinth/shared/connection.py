@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import redis
 import redis.exceptions as failures
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -32,6 +33,18 @@ def connect(url: str) -> Redis:
         socket_connect_timeout=2.0,
         health_check_interval=15,
         retry=Retry(ExponentialBackoff(cap=0.3, base=0.05), 3),
+    )
+    return client
+
+
+def connect_blocking(url: str) -> redis.Redis:
+    """A blocking client that sends every command once: what meets a broken connection raises."""
+    client: redis.Redis = redis.Redis.from_url(
+        url,
+        decode_responses=False,
+        socket_timeout=4 * SOCKET_TIMEOUT_S,  # its commands are larger than a stage's
+        socket_connect_timeout=2.0,
+        retry=None,
     )
     return client
 

@@ -9,12 +9,52 @@ scripts run on a Redis cluster.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from plinth.shared.errors import InvalidArgument
 
 SCHEMA = 1
 PREFIX = f"plinth:{SCHEMA}"
+
+# The only keys without a schema number, since they are about the whole (`schema.py`): the newest
+# schema that was ever written here, the backup that is being restored here, and that one is made.
+SCHEMA_MARK = "plinth:{schema}"
+RESTORING_MARK = "plinth:{schema}:restoring"
+BACKUP_MARK = "plinth:{schema}:backup"
+
+# Every family, and whether a backup keeps it. What it does not keep is about processes that live
+# now, and comes again within seconds of their start.
+FAMILIES: Final[Mapping[str, bool]] = {
+    "replica": False,
+    "replicas": False,
+    "lease": False,
+    "fence": True,
+    "run": True,
+    "runs": True,
+    "runs-active": True,
+    "run-events": True,
+    "job": True,
+    "jobs": True,
+    "api-keys": True,
+    "quota": False,  # at most a minute's use
+    "rewards-done": False,  # news for those who wait; they look for themselves as well
+    "canary": True,
+    "queues": True,
+    "queue": True,
+    "preference-collections": True,
+    "preferences": True,
+}
+
+_KEY = re.compile(r"plinth:(?P<schema>[0-9]{1,9}):(?P<family>[a-z-]+)(:.*)?", re.DOTALL)
+
+
+def parse_key(key: str) -> tuple[int, str] | None:
+    """(schema, family) of a key of Plinth's, of any schema; None for anybody else's."""
+    match = _KEY.fullmatch(key)
+    return (int(match["schema"]), match["family"]) if match else None
+
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,127}")
 

@@ -293,3 +293,20 @@ if call('EXISTS', KEYS[9]) == 1 then return {'completed', 0, ''} end
 if call('ZSCORE', CANCELLED, ARGV[1]) then return {'cancelled', 0, ''} end
 return false
 """
+
+# ARGV: how far to move the fence. For a queue whose holders are gone for good (a restored one):
+# gives back, as RELEASE does, what up to BATCH of them held. Answers how many are left. The fence
+# moves once, with the first call, so that no number given out since the backup comes again.
+ADOPT = """
+call('INCRBY', FENCE, ARGV[1])
+local held = call('ZRANGE', LEASES, '(0', '+inf', 'BYSCORE', 'LIMIT', 0, BATCH)
+for _, id in ipairs(held) do
+  local item = load(id)
+  if item and item.fence > 0 then
+    item.fence, item.state, item.attempts = 0, 'waiting', item.attempts - 1
+    save(id, item)
+  end
+  call('ZADD', LEASES, 0, id)
+end
+return call('ZCOUNT', LEASES, '(0', '+inf')
+"""

@@ -21,6 +21,7 @@ from plinth.shared.identity import cluster_token
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcServer, GrpcService
+from plinth.shared.schema import check_schema
 from plinth.shared.settings import Settings
 from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
@@ -71,7 +72,8 @@ class StageContext:
     async def open(
         cls, settings: Settings, *, stage: str, replica_id: str | None = None
     ) -> StageContext:
-        """FailedPrecondition without a Redis, or with a store that can't create exclusively."""
+        """FailedPrecondition without a Redis, with one of a newer schema, or with a store that
+        can't create exclusively."""
         if settings.redis_url is None:
             raise FailedPrecondition(
                 "no Redis is set; `plinth up` starts one, or set PLINTH_REDIS_URL to yours",
@@ -81,6 +83,11 @@ class StageContext:
         cache_dir = settings.data_dir / "cache" / "artifacts"
         store = await asyncio.to_thread(ArtifactStore, settings.store(), cache_dir=cache_dir)
         redis = connect(settings.redis_url.get_secret_value())
+        try:
+            await check_schema(redis)
+        except BaseException:
+            await redis.aclose()
+            raise
         registry = Registry(redis)
         return cls(
             settings=settings,

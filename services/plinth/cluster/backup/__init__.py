@@ -1,0 +1,17 @@
+"""Backup and restore of a whole installation: Redis state, artifacts, checkpoints of open jobs.
+
+A backup is made in this order, and the order is what makes it consistent:
+
+1. Redis, at one instant (`freeze.py` holds its writers for the moment of reading).
+2. The store's records, those that name artifacts before those that make them (`store_copy.py`).
+3. The content of the artifacts, which never changes.
+4. The manifest, created exclusively: from then on there is a backup (`archive.py`).
+
+Artifacts are only ever added, so what Redis names at 1 is there at 2. What is restored is what
+a power cut at 1 would have left, and every stage takes up its work from such a state: leases are
+given back, steps and jobs go on under their ids, and what the store has already is not made again.
+
+A restore goes the other way: contents, then records, then Redis. Secrets are no part of a backup:
+it holds the hashes of API keys (with which they can be checked and not used), and none of what
+lies in the data directory's `secrets` folder.
+"""

@@ -1,0 +1,108 @@
+"""Checkpoints of jobs that have not ended: the newest of each, so that a restored job goes on.
+
+They lie in the data directory (`trainer/checkpoint.py` writes them), not on the store. Where that
+directory is another machine's, there are none to be seen here, and a restored job begins again.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from plinth.cluster.backup.archive import Archive, chunks_of
+from plinth.shared.errors import DataLoss
+from plinth.shared.storage import check_path, storage_errors
+
+_JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_STEP = re.compile(r"step-[0-9]{8}")
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint in an archive. `step` is its folder's name."""
+
+    job: str
+    step: str
+    content: str
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Checkpoint:
+        job, step = str(value["job"]), str(value["step"])
+        if not _JOB.fullmatch(job) or not _STEP.fullmatch(step):
+            raise DataLoss(
+                f"{job[:80]!r}, {step[:80]!r} names no checkpoint", reason="BACKUP_DAMAGED"
+            )
+        return cls(job, step, str(value["content"]))
+
+
+def copy_out(data_dir: Path, archive: Archive) -> tuple[list[Checkpoint], int]:
+    """The newest complete checkpoint of each job; (checkpoints, bytes copied)."""
+    root = data_dir.resolve() / "jobs"
+    found: list[Checkpoint] = []
+    copied = 0
+    have = archive.contents()
+    for job in sorted(root.iterdir()) if root.is_dir() else []:
+        for _ in range(_TRIES):
+            steps = sorted(job.glob("checkpoints/step-????????"))
+            if not _JOB.fullmatch(job.name) or not steps:
+                break
+            try:
+                name = _name(job.name, steps[-1])
+                if name not in have:
+                    copied += archive.add_content(name, _files(steps[-1]))
+            except FileNotFoundError:  # newer ones took its place meanwhile
+                continue
+            found.append(Checkpoint(job.name, steps[-1].name, name))
+            break
+    return found, copied
+
+
+def copy_back(found: list[Checkpoint], archive: Archive, data_dir: Path) -> int:
+    """Puts them where the trainer looks; bytes copied. What is there already stays."""
+    copied = 0
+    for one in found:
+        folder = data_dir.resolve() / "jobs" / one.job / "checkpoints"
+        final, writing = folder / one.step, folder / f".writing-{one.step}"
+        if final.is_dir():
+            continue
+        content = archive.content(one.content)
+        with storage_errors(folder.as_uri()):
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir(parents=True)
+            for file in content.files:
+                to = writing / check_path(file)
+                with to.open("xb") as out:
+                    for chunk in archive.read(content, file):
+                        out.write(chunk)
+            writing.rename(final)
+        copied += content.bytes
+    return copied
+
+
+def check(found: list[Checkpoint], archive: Archive) -> int:
+    """Reads them and compares digests; bytes read."""
+    size = 0
+    for one in found:
+        content = archive.content(one.content)
+        for file in content.files:
+            size += sum(len(chunk) for chunk in archive.read(content, file))
+    return size
+
+
+def _name(job: str, step: Path) -> str:
+    state = (step / "state.json").read_bytes()
+    return f"job-{sha256(f'{job}/{step.name}/'.encode() + state).hexdigest()[:32]}"
+
+
+def _files(step: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
+    for file in sorted(step.iterdir()):
+        yield file.name, chunks_of(file.open("rb"))

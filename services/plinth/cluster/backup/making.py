@@ -1,0 +1,125 @@
+"""`plinth backup`: the platform may go on meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from typing import IO, Any
+
+from plinth.cluster.backup import checkpoints, redis_state, store_copy
+from plinth.cluster.backup.archive import (
+    REDIS_FILE,
+    STORE_FILE,
+    Archive,
+    Backup,
+    new_id,
+    new_spool,
+    path_of,
+)
+from plinth.cluster.backup.freeze import LIMIT_S
+from plinth.cluster.backup.place import source_redis
+from plinth.cluster.backup.redis_state import Taken
+from plinth.shared import keys, manifest
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.settings import Settings
+from plinth.shared.storage import open_storage
+
+SECRETS = (
+    "API keys are here as SHA-256 hashes, by which they can be checked and not used. The data "
+    "directory's secrets (the first API key, the cluster token, passwords) are not here."
+)
+
+# (what, done, total or 0)
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `back_up` did."""
+
+    backup: Backup
+    url: str
+    keys: int
+    paused_s: float
+    artifacts: int  # versions in the backup
+    copied: int  # contents and checkpoints that the archive did not have
+    copied_bytes: int
+    checkpoints: int
+
+
+def back_up(settings: Settings, destination: str, tell: Tell, *, limit_s: float = LIMIT_S) -> Made:
+    """Makes a backup at `destination`, a folder or a URL. limit_s: longest that writers of Redis
+    may wait. Raises what stands in the way; then there is no new backup."""
+    _check_destination(settings, destination)
+    archive = Archive(destination)
+    storage = open_storage(settings.store())
+    with new_spool() as redis_file, new_spool() as store_file:
+        taken = _take_redis(settings, redis_file, tell, limit_s)
+        tell("records", 0, 0)
+        state = store_copy.look(storage)
+        store_copy.pack(state, store_file)
+        copied, size = store_copy.copy_out(
+            storage, state, archive, lambda done, total: tell("artifacts", done, total)
+        )
+        tell("checkpoints", 0, 0)
+        found, checkpoint_bytes = checkpoints.copy_out(settings.data_dir, archive)
+        facts = _facts(taken, state, found)
+        parts = {REDIS_FILE: redis_file, STORE_FILE: store_file}
+        backup = archive.finish(new_id(), parts, facts)
+    return Made(
+        backup,
+        archive.url,
+        sum(taken.families.values()),
+        taken.paused_s,
+        len(state.versions),
+        copied,
+        size + checkpoint_bytes,
+        len(found),
+    )
+
+
+def _take_redis(settings: Settings, packed: IO[bytes], tell: Tell, limit_s: float) -> Taken:
+    with source_redis(settings) as client, new_spool() as spool:
+        tell("redis", 0, 0)
+        taken = redis_state.take(
+            client, spool, limit_s=limit_s, told=lambda done: tell("redis", done, 0)
+        )
+        redis_state.pack(spool, packed, taken)
+    return taken
+
+
+def _facts(
+    taken: Taken, state: store_copy.StoreState, found: list[checkpoints.Checkpoint]
+) -> dict[str, Any]:
+    return {
+        "code_version": f"plinth-llm {package_version('plinth-llm')}",
+        "taken_unix_ms": taken.taken_unix_ms,
+        "key_schema": keys.SCHEMA,
+        "store_schema": manifest.SCHEMA,
+        "redis_version": taken.server,
+        "redis_keys": dict(taken.families),
+        "redis_records": taken.records,
+        "store_records": len(state.records),
+        "contents": len(state.contents),
+        "content_bytes": sum(store_copy.bytes_of(one) for one in state.contents.values()),
+        "checkpoints": [one.to_json() for one in found],
+        "secrets": SECRETS,
+    }
+
+
+def _check_destination(settings: Settings, destination: str) -> None:
+    """A backup in the folder that it is a backup of would go with it."""
+    place = path_of(destination)
+    if place is not None and place.resolve().is_relative_to(settings.data_dir.resolve()):
+        raise InvalidArgument(
+            f"{place} lies in the data directory {settings.data_dir}, and would be lost with it: "
+            "choose another place, on another disk",
+            field="destination",
+        )
+    store = path_of(settings.store())
+    same = bool(place and store and place.resolve() == store.resolve())
+    if same or destination.rstrip("/") == settings.store().rstrip("/"):
+        raise InvalidArgument(
+            f"{destination} is the store itself: choose another place", field="destination"
+        )
