@@ -102,16 +102,19 @@ class KeyStore:
         return sorted(self._known.values(), key=lambda record: record.created_unix_ms)
 
     async def revoke(self, key_id: str) -> KeyRecord:
-        """Takes a key away for good. NotFound when there is none of that id."""
+        """Takes a key away for good. NotFound when there is none of that id. Where a backup was
+        restored beside a new first key, both have its id, and both go."""
         await self.refresh()
-        for digest, record in self._known.items():
+        gone: KeyRecord | None = None
+        for digest, record in list(self._known.items()):
             if record.key_id == key_id:
                 gone = KeyRecord(**{**record.__dict__, "revoked": True})
                 with redis_errors():
                     await self._redis.hset(keys.api_keys(), digest, gone.to_json())
                 self._known[digest] = gone
-                return gone
-        raise NotFound(f"no API key has the id {key_id[:64]!r}", reason="KEY_NOT_FOUND")
+        if gone is None:
+            raise NotFound(f"no API key has the id {key_id[:64]!r}", reason="KEY_NOT_FOUND")
+        return gone
 
     async def ensure(self, plain: str, record: KeyRecord) -> None:
         """Makes `plain` known unless it is, revoked ones included."""

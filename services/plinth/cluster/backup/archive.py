@@ -192,8 +192,10 @@ def new_spool() -> IO[bytes]:
 
 
 def new_id() -> str:
-    """Ids sort by time."""
-    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
+    """Ids sort by time, to the millisecond."""
+    now_ms = time.time_ns() // 1_000_000
+    second = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ms // 1000))
+    return f"{second}.{now_ms % 1000:03d}Z-{secrets.token_hex(4)}"
 
 
 class Hashing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from plinth.shared.storage import storage_errors
 
 FORMAT = 1
 MAX_LINE_BYTES = 64 << 20
+# What reading a damaged file of gzipped JSON lines may raise.
+UNREADABLE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError)
 # Fences of a restored state begin so far above those of the backup that no number that was given
 # out after it, to a worker that may still live, is given out again.
 FENCE_GAP = 1 << 32
@@ -175,7 +178,7 @@ def unpack(file: IO[bytes]) -> Iterator[Record]:
                     return
                 count += 1
                 yield _checked(record)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise DataLoss(f"the Redis state is damaged: {error}", reason="BACKUP_DAMAGED") from error
     raise DataLoss("the Redis state is cut short", reason="BACKUP_DAMAGED")
 

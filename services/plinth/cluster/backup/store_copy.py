@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from plinth.cluster.backup.archive import Archive, chunks_of
+from plinth.cluster.backup.redis_state import MAX_LINE_BYTES, UNREADABLE
 from plinth.shared.artifact_cache import verify_files
 from plinth.shared.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
 from plinth.shared.manifest import (
@@ -26,7 +27,6 @@ from plinth.shared.manifest import (
 )
 from plinth.shared.storage import Storage, check_path
 
-MAX_LINE_BYTES = 64 << 20
 _RECORD = re.compile(
     r"artifacts/[^/]+/versions/\d{8}\.json|artifacts/[^/]+/aliases/[^/]+/\d{8}\.json"
     r"|deployments/[^/]+/\d{8}\.json|steps/[^/]+/\d{8}\.json"
@@ -171,7 +171,7 @@ def unpack(file: IO[bytes]) -> StoreState:
                     return state
                 else:
                     raise ValueError("the number of its lines is another")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise DataLoss(f"the list of the store is damaged: {error}", reason="BACKUP_DAMAGED") from (
             error
         )

@@ -39,7 +39,7 @@ def read_keys(client: Client, keys: Sequence[str]) -> Iterator[Record]:
     for key in keys:
         pipe.type(key)
         pipe.pttl(key)
-        pipe.memory_usage(key)
+        pipe.memory_usage(key, samples=0)  # of all its elements: payloads differ much
     answers = pipe.execute()
     small: list[tuple[str, str, int]] = []
     size = 0
@@ -223,8 +223,17 @@ def _write_stream_end(pipe: Any, key: str, record: Record) -> None:
         for consumer in group["consumers"]:
             pipe.xgroup_createconsumer(key, name, _bytes(consumer))
         for id, consumer, idle_ms, deliveries in group["pending"]:
-            options = ["IDLE", idle_ms, "RETRYCOUNT", deliveries, "FORCE", "JUSTID"]
-            pipe.execute_command("XCLAIM", key, name, _bytes(consumer), 0, id, *options)
+            pipe.xclaim(
+                key,
+                name,
+                _bytes(consumer),
+                0,
+                [id],
+                idle=idle_ms,
+                retrycount=deliveries,
+                force=True,
+                justid=True,
+            )
 
 
 def size(record: Record) -> int:
