@@ -56,14 +56,15 @@ def back_up(settings: Settings, destination: str, tell: Tell, *, limit_s: float 
     storage = open_storage(settings.store())
     with new_spool() as redis_file, new_spool() as store_file:
         taken = _take_redis(settings, redis_file, tell, limit_s)
+        # Before the records: a job whose folder is gone by now has published what they will name.
+        tell("checkpoints", 0, 0)
+        found, checkpoint_bytes = checkpoints.copy_out(settings.data_dir, archive)
         tell("records", 0, 0)
         state = store_copy.look(storage)
         store_copy.pack(state, store_file)
         copied, size = store_copy.copy_out(
             storage, state, archive, lambda done, total: tell("artifacts", done, total)
         )
-        tell("checkpoints", 0, 0)
-        found, checkpoint_bytes = checkpoints.copy_out(settings.data_dir, archive)
         facts = _facts(taken, state, found)
         parts = {REDIS_FILE: redis_file, STORE_FILE: store_file}
         backup = archive.finish(new_id(), parts, facts)
