@@ -26,7 +26,7 @@ from real_stack import PIPELINE, RealStack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-STEPS = 6000  # so that the job is in its middle all the while
+STEPS = 5000  # so that the job is in its middle all the while
 ASK = "Tell me a long story about a lighthouse keeper and a whale."
 
 
@@ -80,7 +80,8 @@ def test_everything_is_lost_in_between(tmp_path: Path) -> None:
         assert len(truth) > 100
         with real.runs() as runs:
             for name, seed in (("trains", 1), ("waits", 2)):
-                text = PIPELINE + f"    seed: {seed}\n    output: {name}\n"
+                text = PIPELINE.replace("steps: 2000", f"steps: {STEPS}")
+                text += f"    seed: {seed}\n    output: {name}\n"
                 runs.submit(name, text, {})
             until(lambda: training(runs.get("trains")), "the first job trains")
             backed_up(real, data, place, key, truth)
