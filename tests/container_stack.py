@@ -27,7 +27,7 @@ def docker(*arguments: str, timeout_s: float = 120.0, **how: Any) -> str:
     command = [os.environ.get("DOCKER", "docker"), *arguments]
     done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False, **how)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr.decode(errors='replace')}"
-    return done.stdout.decode().strip()
+    return done.stdout.decode(errors="replace").strip()
 
 
 def image(target: str) -> str:
@@ -91,9 +91,9 @@ class Compose:
         """Ids of the service's containers."""
         return self("ps", "-q", service).split()
 
-    def address(self, container: str) -> str:
+    def address(self, container: str, network: str = "inside") -> str:
         """On the network that leads nowhere, which this machine can reach all the same."""
-        name = f"{self.project}_inside"
+        name = f"{self.project}_{network}"
         shown = f'{{{{(index .NetworkSettings.Networks "{name}").IPAddress}}}}'
         return docker("inspect", "--format", shown, container)
 

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 import code_facts
 from plinth.cluster.applications import read_configuration, spec_of
 from plinth.cluster.layout import StackPlan
+from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,9 +209,9 @@ def test_plinth_takes_what_a_service_sets(service: str):
     if service == "gateway":
         assert (settings.gateway.host, settings.gateway.port) == ("0.0.0.0", 8080)
         assert settings.gateway.grpc_port == 8081
-    with mock.patch.dict(os.environ, {**environment, "PLINTH_NO_SUCH": "1"}, clear=True):
-        with pytest.raises(Exception, match="NO_SUCH"):
-            load_settings()
+    wrong = {**environment, "PLINTH_NO_SUCH": "1"}
+    with mock.patch.dict(os.environ, wrong, clear=True), pytest.raises(InvalidArgument):
+        load_settings()
 
 
 def test_every_stage_is_applied_and_finds_room_on_a_node():

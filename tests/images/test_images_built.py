@@ -61,7 +61,9 @@ def test_an_image_is_labelled_and_tells_no_settings_of_its_build(target: str):
         if value := os.environ.get(name):
             assert value not in told
     assert "/run/secrets" not in told
-    assert run(target, "sh", "-c", "ls /run/secrets /root/.config /etc/pip.conf 2>/dev/null; :") == ""
+    assert (
+        run(target, "sh", "-c", "ls /run/secrets /root/.config /etc/pip.conf 2>/dev/null; :") == ""
+    )
 
 
 @pytest.mark.parametrize("target", FLAVOURS)
