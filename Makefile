@@ -48,8 +48,8 @@ test-gpu: setup ## The tests that need an accelerator (skipped without one)
 	@$(BIN)/python -m pytest tests/gpu -m gpu -rs
 
 check: setup ## Format, lint, types, layers, protos
-	@$(BIN)/ruff format --check services tests ops
-	@$(BIN)/ruff check services tests ops
+	@$(BIN)/ruff format --check services tests ops docker
+	@$(BIN)/ruff check services tests ops docker
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python ops/protos.py --check

@@ -6,9 +6,11 @@
 set -eu
 [ ! -f /run/secrets/ca ] || export PIP_CERT=/run/secrets/ca
 [ ! -f /run/secrets/pip ] || export PIP_CONFIG_FILE=/run/secrets/pip
-export PIP_CONSTRAINT=/src/requirements.lock PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+locks="/src/requirements.lock ${ALSO_LOCKED:-}"
+export PIP_CONSTRAINT="$locks" PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 export PIP_ROOT_USER_ACTION=ignore
-export PIP_FIND_LINKS=/docker/wheels
+# A torch for CPUs that lies there must not be taken for one for CUDA.
+[ -n "${ALSO_LOCKED:-}" ] || export PIP_FIND_LINKS=/docker/wheels
 [ -z "${TORCH_INDEX:-}" ] || export PIP_EXTRA_INDEX_URL="$TORCH_INDEX"
 
 pip() { /opt/tools/bin/pip "$@"; }
@@ -34,7 +36,8 @@ case "${1:-}" in
   into install "$(wheel)[$1]"
   # "+cpu" and the like are builds of one version.
   into freeze --all | sed 's/+.*//' | grep -v '^plinth-llm' >/tmp/there
-  if grep -vxiFf /src/requirements.lock /tmp/there | grep -Ev "${BESIDE_THE_LOCK:-^$}"; then
+  cat $locks >/tmp/locked
+  if grep -vxiFf /tmp/locked /tmp/there; then
     echo "plinth: these are not in requirements.lock at this version" >&2
     exit 1
   fi
