@@ -6,6 +6,7 @@
 #   PIP_CONFIG_FILE  a pip.conf with your index           DOCKER     the client
 #   PIP_FIND_LINKS a folder of wheels; those of the lock are used before any index
 #   TORCH_INDEX    where the CPU's torch comes from; empty once docker/wheels has it
+#   SBOM           a folder for a bill of materials of each of Plinth's images
 #   BUILD_NETWORK  of the build's own steps; `host` where the engine has no bridge
 # The first two of pip's variables enter a build as secrets and are in no layer.
 set -euo pipefail
@@ -44,6 +45,9 @@ fi
 for target in "${targets[@]}"; do
   echo "plinth: building $target"
   $DOCKER build "${arguments[@]}" --target "$target" --tag "${REGISTRY}plinth/$target:$VERSION" .
+  if [ -n "${SBOM:-}" ] && [ "$target" != redis ]; then
+    $DOCKER build "${arguments[@]}" --target sbom --build-arg "FLAVOUR=$target" --output "$SBOM" .
+  fi
 done
 
 size() { $DOCKER image inspect --format '{{.Size}}' "$1"; }
