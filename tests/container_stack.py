@@ -10,12 +10,15 @@ import subprocess
 import tarfile
 import time
 import tomllib
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from checkpoints import byte_tokenizer, random_llama
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 300.0
@@ -52,6 +55,21 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S
         assert time.monotonic() < end, f"{what}: not within {timeout_s:.0f} s"
         time.sleep(0.5)
     return found
+
+
+def slow_model(folder: Path) -> None:
+    """A random Llama that needs some 20 ms a token on a small machine, so that an answer of a few
+    hundred still runs while a container is killed or cut off."""
+    random_llama(folder, layers=24, hidden=512, heads=8, intermediate=1536, context=1024)
+    byte_tokenizer(folder)
+
+
+def resumed(gateway: str) -> float:
+    """Streams that went on at another shard, as the gateway at this address counts them."""
+    with urllib.request.urlopen(f"http://{gateway}:8080/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    lines = re.findall(r"^plinth_streams_resumed_total\{.*\} (\S+)$", text, re.MULTILINE)
+    return sum(map(float, lines))
 
 
 @dataclass

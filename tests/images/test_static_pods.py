@@ -17,8 +17,7 @@ import yaml
 
 import rendering
 from chart_pods import Cluster
-from checkpoints import byte_tokenizer, random_llama
-from container_stack import docker, skip_unless_built, until
+from container_stack import docker, resumed, skip_unless_built, slow_model, until
 from plinth.cli.run_client import RunClient
 from plinth.cluster.trials import chaos, smoke
 from plinth.cluster.trials.visitor import Doors, Visitor, visit
@@ -31,7 +30,7 @@ from plinth.v1 import coordinator_pb2
 from release import Release
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-MODEL, SHARDS, TOKENS = "tiny", 2, 600
+MODEL, SHARDS, TOKENS = "tiny", 2, 400
 # The test's own Redis image; nothing else differs from the file that an operator installs.
 CHANGES = {
     "images": {"redis": {"repository": "plinth/redis", "tag": "0.1.0"}},
@@ -64,8 +63,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     local = yaml.safe_load((rendering.CHART / "values-local.yaml").read_text())
     text = engines[0].render(rendering.merged(local, CHANGES))
     folder = tmp_path_factory.mktemp("pods")
-    random_llama(folder / MODEL, layers=12, hidden=256, intermediate=512, context=1024)
-    byte_tokenizer(folder / MODEL)
+    slow_model(folder / MODEL)
     one = Cluster(Release(rendering.documents(text)), folder, f"plinth-{uuid.uuid4().hex[:8]}")
     try:
         one.start()
@@ -139,9 +137,12 @@ async def test_a_model_is_served_across_them(cluster: Cluster):
 
 
 async def test_a_killed_shards_stream_loses_nothing(cluster: Cluster):
-    shards = Shards(cluster)
+    shards, gateway = Shards(cluster), cluster.of("gateway")[0].address
+    before = resumed(gateway)
     async with visitor(cluster) as one:
         await chaos.run(one, shards, "inference", MODEL, TOKENS)  # type: ignore[arg-type]
+    # The shard did not die after its last token.
+    assert resumed(gateway) == before + 1
     docker("start", shards.killed[0])
     await asyncio.to_thread(until, lambda: asyncio.run(held(cluster)) == SHARDS, "both again")
 
