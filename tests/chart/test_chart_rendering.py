@@ -106,6 +106,24 @@ def test_commands_are_rays_own(any_helm: rendering.Helm) -> None:
         scripts.start.make_context("start", [*flags, "--block"])
 
 
+def test_a_static_head_tells_ray_the_password_of_redis(any_helm: rendering.Helm) -> None:
+    """`ray start` has it from its options alone; without it the head ends at once."""
+    outside = {"enabled": False, "external": {"host": "redis.example", "username": "plinth"}}
+    for values, wanted in (
+        (STATIC, {"--redis-password=$(REDIS_AUTH)"}),
+        (
+            {**STATIC, "redis": outside},
+            {"--redis-password=$(REDIS_AUTH)", "--redis-username=plinth"},
+        ),
+        ({"ray": {"mode": "static", "gcsFaultTolerance": False}}, set()),
+    ):
+        (head,) = [pod for pod in release(any_helm, values).pods if pod.component == "head"]
+        assert {word for word in head.main["command"] if "--redis" in word} == wanted
+        names = [variable["name"] for variable in head.main["env"]]
+        assert ("RAY_REDIS_ADDRESS" in names) == bool(wanted)
+        assert not wanted or "REDIS_AUTH" in names
+
+
 def test_rays_autoscaler_reads_the_groups_as_meant(any_helm: rendering.Helm) -> None:
     """Its own parser of a RayCluster: what each group offers, and workers from zero."""
     config = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")

@@ -207,6 +207,13 @@ and is ready as a node.
 - --port=6379
 - --dashboard-host=127.0.0.1
 - --dashboard-port=8265
+{{- if .root.Values.ray.gcsFaultTolerance }}
+# `ray start` takes these from nothing else; Kubernetes fills the password in, in the pod alone.
+- --redis-password=$(REDIS_AUTH)
+{{- if and (not .root.Values.redis.enabled) .root.Values.redis.external.username }}
+- {{ printf "--redis-username=%s" .root.Values.redis.external.username | quote }}
+{{- end }}
+{{- end }}
 {{- else }}
 - --address=$(RAY_ADDRESS)
 {{- end }}

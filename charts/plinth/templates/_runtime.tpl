@@ -25,10 +25,6 @@
 {{- if and (eq $svc.name "head") $root.Values.ray.gcsFaultTolerance }}
 {{- $scheme := ternary "rediss" "redis" (eq (include "plinth.redisTls" $root) "true") }}
 - {name: RAY_REDIS_ADDRESS, value: {{ printf "%s://%s:%s" $scheme (include "plinth.redisHost" $root) (include "plinth.redisPort" $root) | quote }}}
-- {name: RAY_REDIS_PASSWORD, value: $(REDIS_AUTH)}
-{{- with $root.Values.redis.external.username }}
-- {name: RAY_REDIS_USERNAME, value: {{ . | quote }}}
-{{- end }}
 - {name: RAY_external_storage_namespace, value: {{ include "plinth.fullname" $root }}}
 {{- end }}
 {{- end }}

@@ -66,14 +66,18 @@ def revoke(
 
 def _with_keys(data: Path | None, work: Callable[[KeyStore], Awaitable[T]]) -> T:
     """Runs `work` on the keys of the stack in `data`."""
-    from plinth.cluster.embedded_redis import EmbeddedRedis
     from plinth.gateway.keys import KeyStore
     from plinth.shared.connection import connect
     from plinth.shared.settings import load_settings
 
     settings = load_settings(**({} if data is None else {"data_dir": data}))
-    secret = settings.redis_url
-    url = secret.get_secret_value() if secret else EmbeddedRedis(settings.data_dir).url
+    if settings.redis_url is not None:
+        url = settings.redis_url.get_secret_value()
+    else:
+        # A cluster's gateway image holds no Redis, and needs none.
+        from plinth.cluster.embedded_redis import EmbeddedRedis
+
+        url = EmbeddedRedis(settings.data_dir).url
 
     async def run() -> T:
         redis = connect(url)

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,16 +73,23 @@ class Serve(Protocol):
 
 
 class Keeper:
-    """Applies one configuration, and again when an application of it is gone."""
+    """Applies one configuration, and again when an application of it is gone.
 
-    def __init__(self, serve: Serve, configuration: dict[str, Any]) -> None:
-        self._serve = serve
+    `connect` opens Serve's client, which asks the dashboard for its version and raises while the
+    head starts: so it is called by the first look that succeeds.
+    """
+
+    def __init__(self, connect: Callable[[], Serve], configuration: dict[str, Any]) -> None:
+        self._connect = connect
+        self._serve: Serve | None = None
         self._configuration = configuration
         self._names = {one["name"] for one in configuration["applications"]}
         self._applied = False
 
     def look(self) -> bool:
         """One look; whether it applied anything. Raises what the dashboard's client raises."""
+        if self._serve is None:
+            self._serve = self._connect()
         there = set(self._serve.get_serve_details().get("applications") or {})
         if self._applied and self._names <= there:
             return False
@@ -109,9 +116,8 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    keeper = Keeper(
-        ServeSubmissionClient(os.environ.get("RAY_DASHBOARD_ADDRESS", DASHBOARD)), configuration
-    )
+    address = os.environ.get("RAY_DASHBOARD_ADDRESS", DASHBOARD)
+    keeper = Keeper(lambda: ServeSubmissionClient(address), configuration)
     said = ""
     while not stop.is_set():
         try:

@@ -99,7 +99,7 @@ def test_it_is_applied_once_and_again_only_after_a_loss() -> None:
     dashboard = Dashboard()
     # What an earlier process left may be of an older configuration, so a new one always applies.
     dashboard.applications = {"tokenizer": {}}
-    keeper = Keeper(dashboard, configuration())
+    keeper = Keeper(lambda: dashboard, configuration())
     assert [keeper.look() for _ in range(3)] == [True, False, False]
     dashboard.applications = {"inference-chat": {}}
     assert [keeper.look() for _ in range(2)] == [True, False]
@@ -115,8 +115,25 @@ def test_a_failed_application_is_tried_again() -> None:
                 raise ConnectionError("the head starts")
             super().deploy_applications(config)
 
-    keeper = Keeper(Starting(), configuration())
+    keeper = Keeper(Starting, configuration())
     with pytest.raises(ConnectionError):
         keeper.look()
     assert keeper.look()
     assert not keeper.look()
+
+
+def test_a_head_that_does_not_answer_yet_is_asked_again() -> None:
+    dashboard, asked = Dashboard(), []
+
+    def connect() -> Dashboard:
+        asked.append(1)
+        if len(asked) < 3:
+            raise ConnectionError("Failed to connect to Ray at address")
+        return dashboard
+
+    keeper = Keeper(connect, configuration())
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            keeper.look()
+    assert [keeper.look() for _ in range(2)] == [True, False]
+    assert len(asked) == 3

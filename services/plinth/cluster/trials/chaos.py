@@ -37,6 +37,8 @@ async def run(visitor: Visitor, pods: Pods, selector: str, model: str, count: in
             "go on at: raise its shards, and stages.inference.pods to as many"
         )
     calm = [token async for token in visitor.tokens(model, PROMPT, count, SEED)]
+    # Else the shard of the first answer still looks busy, and the wrong one is killed.
+    await _quiet(registry, model)
     seen: list[int] = []
     victim = ""
     async for token in visitor.tokens(model, PROMPT, count, SEED):
@@ -56,6 +58,16 @@ async def run(visitor: Visitor, pods: Pods, selector: str, model: str, count: in
         where = f"differs from token {wrong} on" if wrong is not None else f"has {len(seen)} tokens"
         raise Internal(f"the answer {where}, of {len(calm)}: the death of {victim} showed")
     print(f"stream  {len(seen)} tokens, none lost, none twice", flush=True)
+
+
+async def _quiet(registry: Registry, model: str) -> None:
+    """Returns once no shard says that it runs anything; where others ask, after BUSY_S."""
+    end = asyncio.get_running_loop().time() + BUSY_S
+    while asyncio.get_running_loop().time() < end:
+        shards = [s for s in await registry.replicas("inference") if holds(s, model)]
+        if not any(announced_load(shard)[1] for shard in shards):
+            return
+        await asyncio.sleep(0.2)
 
 
 async def _busiest(registry: Registry, model: str) -> Replica:
