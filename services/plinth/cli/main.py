@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "preferences": ("preferences", "app", "Judge responses; reports, pairs out and in"),
     "queue": ("queue", "app", "Inspect queues, requeue dead letters"),
     "keys": ("keys", "app", "Create, list and revoke API keys"),
+    "k8s": ("k8s", "app", "A release on Kubernetes: status, scale, rollout, drain, logs, doctor"),
     "config": ("config", "config", "Effective settings with their sources"),
 }
 
