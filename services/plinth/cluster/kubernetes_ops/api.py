@@ -194,6 +194,8 @@ class Api:
 
         try:
             return work()
+        except urllib3.exceptions.NewConnectionError as error:  # a time-out by its class only
+            raise self._unreachable(error) from error
         except urllib3.exceptions.TimeoutError as error:
             raise DeadlineExceeded(
                 f"the API server {self.host} did not answer within {self.timeout_s:g} s; "
@@ -205,7 +207,10 @@ class Api:
                 f"no TLS with {self.host}: {error.reason}", reason="KUBERNETES_TLS"
             ) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Unavailable(
-                f"the API server {self.host} can't be reached: {error}",
-                reason="KUBERNETES_UNAVAILABLE",
-            ) from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"the API server {self.host} can't be reached: {error}",
+            reason="KUBERNETES_UNAVAILABLE",
+        )

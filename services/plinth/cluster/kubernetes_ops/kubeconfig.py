@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from plinth.shared.errors import FailedPrecondition
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -33,7 +35,7 @@ def configured(kubeconfig: Path | None, context: str | None) -> tuple[Any, str]:
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
             config.load_incluster_config(client_configuration=configuration)
             return configuration, _ACCOUNT.read_text().strip() if _ACCOUNT.exists() else ""
-    except (config.ConfigException, OSError, ValueError) as error:
+    except (config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
         raise FailedPrecondition(
             f"the kubeconfig {path or 'of this pod'} can't be used: {error}",
             reason="KUBECONFIG_INVALID",

@@ -62,23 +62,32 @@ def run(
         return code
     finally:
         client.close()
+        client.sock.shutdown()  # which `close` leaves out where the other side was first
 
 
 @contextlib.contextmanager
 def forwarded(api: Api, pod: str, port: int) -> Iterator[str]:
     """ "127.0.0.1:N" of a relay to a port of a pod, as `kubectl port-forward` makes one. Each
     connection has a websocket of its own. Tried once at the start: PermissionDenied, …"""
-    _connect(api, pod, port).close()
-    with _Relay(lambda: _connect(api, pod, port)) as relay:
+    _Forwarded(api, pod, port).close()
+    with _Relay(lambda: _Forwarded(api, pod, port)) as relay:
         yield relay.address
 
 
-def _connect(api: Api, pod: str, port: int) -> socket.socket:
-    from kubernetes.stream.ws_client import portforward_call  # noqa: PLC0415
+class _Forwarded:
+    """One connection to a port of a pod: `socket`, and the websocket behind it."""
 
-    forward = _opened(api, "forward", pod, [("ports", str(port))], portforward_call)
-    inner: socket.socket = forward.socket(port)._socket
-    return inner
+    def __init__(self, api: Api, pod: str, port: int) -> None:
+        from kubernetes.stream.ws_client import portforward_call  # noqa: PLC0415
+
+        self._forward = _opened(api, "forward", pod, [("ports", str(port))], portforward_call)
+        self.socket: socket.socket = self._forward.socket(port)._socket
+
+    def close(self) -> None:
+        """Ends it; the client's own thread closes the websocket, unless the pod was first."""
+        self.socket.close()
+        if not self._forward.connected:
+            self._forward.websocket.shutdown()
 
 
 def _opened(
@@ -118,10 +127,10 @@ def _plain(body: str) -> str:
 class _Relay:
     """Passes what comes to a loopback port on to connections that `connect` makes."""
 
-    def __init__(self, connect: Callable[[], socket.socket]) -> None:
+    def __init__(self, connect: Callable[[], _Forwarded]) -> None:
         self._connect = connect
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: set[socket.socket] = set()
+        self._open: dict[socket.socket, _Forwarded] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -141,9 +150,10 @@ class _Relay:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
-            for one in self._open:
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
+            for near, far in self._open.items():
+                for one in (near, far.socket):
+                    with contextlib.suppress(OSError):
+                        one.shutdown(socket.SHUT_RDWR)
         for thread in list(self._threads):
             thread.join(timeout=5)
 
@@ -159,29 +169,26 @@ class _Relay:
                 near.close()
                 continue
             with self._lock:
-                self._open |= {near, far}
-            ends = [threading.Event(), threading.Event()]
-            for source, target, end in ((near, far, ends[0]), (far, near, ends[1])):
-                args = (source, target, end, ends)
-                thread = threading.Thread(target=self._pump, args=args, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                self._open[near] = far
+            thread = threading.Thread(target=self._pass_on, args=(near, far), daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
-    def _pump(
-        self,
-        source: socket.socket,
-        target: socket.socket,
-        end: threading.Event,
-        ends: list[threading.Event],
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(_CHUNK):
-                target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
+    def _pass_on(self, near: socket.socket, far: _Forwarded) -> None:
+        """Both ways until both have ended."""
+        back = threading.Thread(target=_copy, args=(far.socket, near), daemon=True)
+        back.start()
+        _copy(near, far.socket)
+        back.join()
         with self._lock:
-            end.set()
-            if all(one.is_set() for one in ends):  # the second of the two clears up
-                self._open -= {source, target}
-                source.close()
-                target.close()
+            self._open.pop(near, None)
+        near.close()
+        far.close()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(_CHUNK):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)

@@ -22,11 +22,11 @@ def pods(api: Api, selector: str, timeout_s: float) -> Iterator[dict[str, Json]]
     over. A quiet watch is told too, so that a caller may look at its own clock."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and not api.stopped.is_set():
-        listing = api.listing("list pods", selector)
-        known = {pod["metadata"]["name"]: pod for pod in listing["items"]}
-        yield dict(known)
-        version = str(listing["metadata"].get("resourceVersion", ""))
         try:
+            listing = api.listing("list pods", selector)
+            known = {pod["metadata"]["name"]: pod for pod in listing["items"]}
+            yield dict(known)
+            version = str(listing["metadata"].get("resourceVersion", ""))
             while (left := end - time.monotonic()) > 0 and not api.stopped.is_set():
                 for event in _watched(api, selector, version, min(left, WATCH_S)):
                     pod = event["object"]
@@ -39,7 +39,7 @@ def pods(api: Api, selector: str, timeout_s: float) -> Iterator[dict[str, Json]]
                 yield dict(known)
                 api.stopped.wait(_BREATH_S)
         except Gone:
-            continue
+            api.stopped.wait(_BREATH_S)
 
 
 def _watched(api: Api, selector: str, version: str, seconds: float) -> Iterator[Json]:
