@@ -23,11 +23,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
+
+from kube_objects import Json, is_kind, merged, patched, scale_of, selected
+from kube_sockets import execute, forward
 
 TOKEN = "a-bearer-token-for-tests"
 NAMESPACE = "serving"
-Json = dict[str, Any]
 _PATH = re.compile(
     r"^/(?:api/v1|apis/[^/]+/[^/]+)(?:/namespaces/(?P<ns>[^/]+))?"
     r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>[a-z]+))?)?$"
@@ -60,6 +62,7 @@ class KubeApi:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.objects: dict[str, Json] = {}
+        self.version = {"major": "1", "minor": "33", "gitVersion": "v1.33.4"}
         self.groups: dict[str, list[str]] = {}  # "ray.io/v1" → resources
         self.logs: dict[str, list[tuple[str, str]]] = {}  # pod → (time, line)
         self.previous: dict[str, list[tuple[str, str]]] = {}
@@ -68,7 +71,7 @@ class KubeApi:
         self.executed: list[tuple[str, list[str]]] = []
         self.exec_code: Callable[[str, list[str]], int | None] = lambda pod, command: 0
         self.ports: dict[int, int] = {}  # of pods → on this machine
-        self.on_evict: Callable[[str], object] = lambda path: self.delete(path)
+        self.on_evict: Callable[[str], object] = self.delete
         self._scripts: list[tuple[str, re.Pattern[str], list[Reply]]] = []
         self._events: list[tuple[int, str, Json]] = []
         self._version = 100
@@ -162,7 +165,7 @@ class KubeApi:
             self._loop = asyncio.get_running_loop()
             assert self._server is not None
             serving = asyncio.create_task(self._server.serve())
-            while not self._server.started and not serving.done():
+            while not self._server.started and not serving.done():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             started.set()
             await serving
@@ -193,7 +196,7 @@ class KubeApi:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
             return _status(401, "Unauthorized")
         if (reply := self._scripted(call)) is not None:
-            while reply.status == 0 and not self._stopping:
+            while reply.status == 0 and not self._stopping:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             return _status(reply.status, reply.message, reply.headers, reply.details)
         if (said := self._refusal(call)) is not None:
@@ -225,7 +228,7 @@ class KubeApi:
 
     def _answer(self, call: Call, content: str) -> Response:
         if call.path == "/version":
-            return JSONResponse({"major": "1", "minor": "33+", "gitVersion": "v1.33.4"})
+            return JSONResponse(self.version)
         if group := re.fullmatch(r"/apis/([^/]+/[^/]+)", call.path):
             if group[1] not in self.groups:
                 return _status(404, "the server could not find the requested resource")
@@ -241,7 +244,9 @@ class KubeApi:
         if not found["name"]:
             if call.query.get("watch") == "true":
                 return StreamingResponse(self._watch(call), media_type="application/json")
-            items = [o for p, o in sorted(self.objects.items()) if _in(p, o, call)]
+            items = [
+                o for p, o in sorted(self.objects.items()) if selected(p, o, call.path, call.query)
+            ]
             metadata = {"resourceVersion": str(self._version)}
             return JSONResponse({"kind": "List", "metadata": metadata, "items": items})
         path = call.path.removesuffix(f"/{found['sub']}") if found["sub"] else call.path
@@ -257,17 +262,15 @@ class KubeApi:
             self.on_evict(path)
             return JSONResponse({"kind": "Status", "status": "Success"}, 201)
         if call.method == "GET":
-            return JSONResponse(_scale(now) if sub == "scale" else now)
-        if "json-patch" in content:
-            changed = _patched(now, call.body)
-        else:
-            changed = _merged(now, call.body)
+            return JSONResponse(scale_of(now) if sub == "scale" else now)
+        change = patched if "json-patch" in content else merged
+        changed = change(now, call.body)
         if changed["metadata"]["resourceVersion"] != now["metadata"]["resourceVersion"]:
             return _status(
                 409, f"Operation cannot be fulfilled on {path}: the object has been modified"
             )
         stored = self.put(path, changed)
-        return JSONResponse(_scale(stored) if sub == "scale" else stored)
+        return JSONResponse(scale_of(stored) if sub == "scale" else stored)
 
     async def _watch(self, call: Call) -> AsyncIterator[str]:
         seen = int(call.query["resourceVersion"])
@@ -283,7 +286,9 @@ class KubeApi:
             for version, kind, changed in new:
                 seen = version
                 meta = changed["metadata"]
-                if _in(f"{call.path}/{meta['name']}", changed, call) and _of(call.path, changed):
+                if selected(
+                    f"{call.path}/{meta['name']}", changed, call.path, call.query
+                ) and is_kind(call.path, changed):
                     yield json.dumps({"type": kind, "object": changed}) + "\n"
             await asyncio.sleep(0.01)
 
@@ -310,8 +315,6 @@ class KubeApi:
 
         return StreamingResponse(follow(), media_type="text/plain")
 
-    # -- into pods -----------------------------------------------------------------------------
-
     async def _socket(self, socket: WebSocket) -> None:
         found = _PATH.match(socket.url.path)
         assert found is not None
@@ -328,43 +331,9 @@ class KubeApi:
             return
         await socket.accept(subprotocol="v4.channel.k8s.io")
         if found["sub"] == "exec":
-            await self._exec(socket, found["name"])
+            await execute(socket, found["name"], self.executed, self.exec_code)
         else:
-            await self._forward(socket, int(socket.query_params["ports"]))
-
-    async def _exec(self, socket: WebSocket, pod: str) -> None:
-        command = socket.query_params.getlist("command")
-        self.executed.append((pod, command))
-        code = await asyncio.to_thread(self.exec_code, pod, command)
-        await socket.send_bytes(b"\x01draining\n")
-        if code is not None:
-            ended: Json = {"status": "Success"}
-            if code:
-                causes = [{"reason": "ExitCode", "message": str(code)}]
-                ended = {"status": "Failure", "details": {"causes": causes}}
-            await socket.send_bytes(b"\x03" + json.dumps(ended).encode())
-        await socket.close()
-
-    async def _forward(self, socket: WebSocket, port: int) -> None:
-        number = port.to_bytes(2, "little")
-        await socket.send_bytes(b"\x00" + number)
-        await socket.send_bytes(b"\x01" + number)
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[port])
-
-        async def out() -> None:
-            while data := await reader.read(1 << 16):
-                await socket.send_bytes(b"\x00" + data)
-
-        sending = asyncio.create_task(out())
-        try:
-            while True:
-                writer.write((await socket.receive_bytes())[1:])
-                await writer.drain()
-        except (WebSocketDisconnect, ConnectionError):
-            pass
-        finally:
-            sending.cancel()
-            writer.close()
+            await forward(socket, self.ports[int(socket.query_params["ports"])])
 
 
 def _status(
@@ -372,67 +341,6 @@ def _status(
 ) -> Response:
     body = {"kind": "Status", "status": "Failure", "code": code, "message": message}
     return JSONResponse({**body, "details": details or {}}, code, headers)
-
-
-def _of(collection: str, found: Json) -> bool:
-    return bool(found.get("kind", "Pod").lower() + "s" == collection.rpartition("/")[2])
-
-
-def _in(path: str, found: Json, call: Call) -> bool:
-    """Whether a list or watch call is about the object at `path`."""
-    if path.rpartition("/")[0] != call.path:
-        return False
-    labels = found["metadata"].get("labels") or {}
-    wanted = call.query.get("labelSelector", "")
-    for one in re.split(r",(?![^(]*\))", wanted) if wanted else ():
-        if many := re.fullmatch(r"(\S+) in \((.*)\)", one):
-            if labels.get(many[1]) not in many[2].split(","):
-                return False
-        else:
-            key, _, value = one.partition("=")
-            if labels.get(key) != value:
-                return False
-    for one in filter(None, call.query.get("fieldSelector", "").split(",")):
-        key, _, value = one.partition("=")
-        at: Any = found
-        for part in key.split("."):
-            at = at.get(part, {})
-        if at != value:
-            return False
-    return True
-
-
-def _scale(found: Json) -> Json:
-    metadata = {key: found["metadata"][key] for key in ("name", "resourceVersion")}
-    spec = {"replicas": found["spec"].get("replicas", 1)}
-    return {"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec}
-
-
-def _merged(found: Any, patch: Any) -> Any:
-    """RFC 7386."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(found) if isinstance(found, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = _merged(merged.get(key), value)
-    return merged
-
-
-def _patched(found: Json, operations: list[Json]) -> Json:
-    """RFC 6902, as far as "add" and "replace" go."""
-    changed: Json = json.loads(json.dumps(found))
-    for one in operations:
-        assert one["op"] in {"add", "replace"}
-        *parents, last = one["path"].strip("/").split("/")
-        at: Any = changed
-        for part in parents:
-            at = at[int(part)] if isinstance(at, list) else at[part]
-        assert one["op"] == "add" or last in at
-        at[last] = one["value"]
-    return changed
 
 
 def _line(when: str, text: str) -> str:

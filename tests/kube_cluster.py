@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from kube_api import NAMESPACE, KubeApi
 from kube_door import KEY
+from plinth.cluster.finding import Finding
 from plinth.shared.errors import PlinthError
 
 Json = dict[str, Any]
@@ -122,3 +123,12 @@ class RealCluster:
 
 
 Cluster = ScriptedCluster | RealCluster
+
+
+def levels(findings: list[Finding]) -> dict[str, str]:
+    """Check → level."""
+    return {finding.check: finding.level for finding in findings}
+
+
+def of(findings: list[Finding], check: str) -> Finding:
+    return next(finding for finding in findings if finding.check == check)

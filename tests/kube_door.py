@@ -112,4 +112,3 @@ def shard(address: str, *, running: int = 0, kv: float = 0.0) -> gateway_pb2.Rep
 def canary_run(state: int, detail: str = "", error: str = "") -> pb.Run:
     step = pb.Step(name="canary", kind="canary", state=pb.STEP_STATE_RUNNING, detail=detail)
     return pb.Run(name="rollout-chat", state=state, steps=[step], error=error)
-

@@ -70,9 +70,7 @@ def pod(component: str, ip: str, node: str = "node-1", *, ready: bool = True, **
 
 def static_release(kube: Cluster, release: str = "plinth") -> None:
     """ray.mode=static: two gateways, two shards, one pod of each other stage, Redis."""
-    kube.put(
-        f"{APPS}/deployments/{release}-gateway", workload("Deployment", "gateway", 2, release)
-    )
+    kube.put(f"{APPS}/deployments/{release}-gateway", workload("Deployment", "gateway", 2, release))
     for component in ("head", "redis", *STAGES):
         count = 2 if component == "inference" else 1
         kube.put(
@@ -118,14 +116,18 @@ def ray_release(kube: Cluster, *, autoscaler: bool = True) -> None:
     ]
     config = {"enableInTreeAutoscaling": autoscaler, "workerGroupSpecs": groups}
     applications = [
-        {"name": name, "args": {"name": name, "replicas": 1}} for name in STAGES if name != "inference"
+        {"name": name, "args": {"name": name, "replicas": 1}}
+        for name in STAGES
+        if name != "inference"
     ]
     serve = yaml.safe_dump({"proxy_location": "Disabled", "applications": applications})
     status = {
         "serviceStatus": "Running",
         "activeServiceStatus": {
             "rayClusterName": CLUSTER,
-            "applicationStatuses": {name: {"status": "RUNNING"} for name in ("tokenizer", "reward")},
+            "applicationStatuses": {
+                name: {"status": "RUNNING"} for name in ("tokenizer", "reward")
+            },
         },
     }
     service = {

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("stack", "status", "What runs, what is served, what waits"),
     "logs": ("stack", "logs", "Logs of one part, or of all"),
     "doctor": ("stack", "doctor", "Check this machine, and say what to do"),
+    "k8s": ("k8s", "app", "A release on Kubernetes: status, scale, rollout, drain, logs, doctor"),
     "chat": ("chat", "chat", "Talk to a served model"),
     "run": ("runs", "run", "Run a pipeline file"),
     "runs": ("runs", "app", "List, watch, pause, resume, cancel runs"),
@@ -26,7 +27,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "preferences": ("preferences", "app", "Judge responses; reports, pairs out and in"),
     "queue": ("queue", "app", "Inspect queues, requeue dead letters"),
     "keys": ("keys", "app", "Create, list and revoke API keys"),
-    "k8s": ("k8s", "app", "A release on Kubernetes: status, scale, rollout, drain, logs, doctor"),
     "config": ("config", "config", "Effective settings with their sources"),
 }
 

@@ -19,7 +19,7 @@ from plinth.shared.registry import Registry, Replica
 from plinth.v1 import gateway_pb2 as pb
 
 STAGES = ("tokenizer", "trainer", "reward", "coordinator", "reconciler", "inference")
-_PROBE_MS = 1000
+_PROBE, _PROBE_MS = "write-probe", 1000  # a lease that nobody holds
 _TAIL = 0.95
 
 
@@ -71,7 +71,7 @@ class Overview:
         """Why Redis takes no writes; empty if it does. A replica and a full server still read."""
         try:
             with redis_errors():
-                await self._redis.set(keys.write_probe(), b"1", px=_PROBE_MS)
+                await self._redis.set(keys.lease(_PROBE), b"1", px=_PROBE_MS)
         except PlinthError as error:
             return error.message
         except ResponseError as error:  # one more word for the same, such as NOREPLICAS

@@ -108,11 +108,6 @@ def canary(name: str, part: str = "") -> str:
     return f"{key}:{check_part(part, 'part')}" if part else key
 
 
-def write_probe() -> str:
-    """String, for a second: written to learn whether Redis takes writes."""
-    return f"{PREFIX}:write-probe"
-
-
 def queues() -> str:
     """Set: names of the queues that ever held an item."""
     return f"{PREFIX}:queues"

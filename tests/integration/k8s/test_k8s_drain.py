@@ -1,4 +1,4 @@
-"""`plinth k8s drain`: mark, wait until no stream is left, evict as budgets allow, wait for the end."""
+"""`plinth k8s drain`: mark, wait until no stream is left, evict as budgets allow."""
 
 from __future__ import annotations
 

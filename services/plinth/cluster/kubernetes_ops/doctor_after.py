@@ -191,7 +191,7 @@ def _volumes(api: Api, release: Release) -> Iterator[Finding]:
         for claim in api.items("list claims")
         if claim["metadata"]["name"].startswith((release.fullname, f"data-{release.fullname}"))
     ]
-    unbound = [c["metadata"]["name"] for c in claims if c["status"].get("phase") != "Bound"]
+    unbound = [c["metadata"]["name"] for c in claims if c.get("status", {}).get("phase") != "Bound"]
     yield Finding(
         "volumes",
         "fail" if unbound else "ok",

@@ -190,14 +190,14 @@ def _gpus(api: Api, plan: Plan) -> Iterator[Finding]:
     nodes = api.items("list nodes")
     ready = [node for node in nodes if _is_ready(node)]
     free = sum(
-        int(_amount(node["status"].get("allocatable", {}).get(plan.gpu_resource, "0")))
+        int(_amount(node.get("status", {}).get("allocatable", {}).get(plan.gpu_resource, "0")))
         for node in ready
     )
     labelled = [
         node["metadata"]["name"]
         for node in ready
         if (node["metadata"].get("labels") or {}).get("nvidia.com/gpu.present") == "true"
-        and plan.gpu_resource not in node["status"].get("allocatable", {})
+        and plan.gpu_resource not in node.get("status", {}).get("allocatable", {})
     ]
     yield Finding(
         "nodes",
@@ -229,7 +229,7 @@ def _amount(quantity: str) -> float:
 
 
 def _is_ready(node: Json) -> bool:
-    conditions = node["status"].get("conditions") or []
+    conditions = node.get("status", {}).get("conditions") or []
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
     return ready and not node["spec"].get("unschedulable", False)
 

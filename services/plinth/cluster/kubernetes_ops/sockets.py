@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,25 +71,22 @@ def run(
 def forwarded(api: Api, pod: str, port: int) -> Iterator[str]:
     """ "127.0.0.1:N" of a relay to a port of a pod, as `kubectl port-forward` makes one. Each
     connection has a websocket of its own. Tried once at the start: PermissionDenied, …"""
-    _Forwarded(api, pod, port).close()
-    with _Relay(lambda: _Forwarded(api, pod, port)) as relay:
+
+    def connect() -> Any:
+        return _opened(api, "forward", pod, [("ports", str(port))], _forwarding)
+
+    connect().shutdown()
+    with _Relay(connect) as relay:
         yield relay.address
 
 
-class _Forwarded:
-    """One connection to a port of a pod: `socket`, and the websocket behind it."""
+def _forwarding(configuration: Any, _: str, url: str, *, query_params: Any, headers: Any) -> Any:
+    # Not the client's own forwarding: its thread dies with a traceback when a connection breaks.
+    from kubernetes.stream.ws_client import create_websocket, get_websocket_url  # noqa: PLC0415
 
-    def __init__(self, api: Api, pod: str, port: int) -> None:
-        from kubernetes.stream.ws_client import portforward_call  # noqa: PLC0415
-
-        self._forward = _opened(api, "forward", pod, [("ports", str(port))], portforward_call)
-        self.socket: socket.socket = self._forward.socket(port)._socket
-
-    def close(self) -> None:
-        """Ends it; the client's own thread closes the websocket, unless the pod was first."""
-        self.socket.close()
-        if not self._forward.connected:
-            self._forward.websocket.shutdown()
+    opened = create_websocket(configuration, get_websocket_url(url, query_params), headers)
+    opened.settimeout(None)
+    return opened
 
 
 def _opened(
@@ -102,8 +101,8 @@ def _opened(
         return opener(
             api.client.configuration, "GET", url, query_params=query, headers=headers, **options
         )
-    except ApiException as error:
-        text = str(error.reason)
+    except (ApiException, websocket.WebSocketException, OSError) as error:
+        text = str(getattr(error, "reason", None) or error)
         if (found := _HANDSHAKE.search(text)) is None:
             raise Unavailable(
                 f"{CALLS[name].resource} of {pod} at {api.host}: {text}",
@@ -125,12 +124,12 @@ def _plain(body: str) -> str:
 
 
 class _Relay:
-    """Passes what comes to a loopback port on to connections that `connect` makes."""
+    """Passes what comes to a loopback port on to websockets that `connect` opens."""
 
-    def __init__(self, connect: Callable[[], _Forwarded]) -> None:
+    def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: dict[socket.socket, _Forwarded] = {}
+        self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -150,10 +149,9 @@ class _Relay:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
-            for near, far in self._open.items():
-                for one in (near, far.socket):
-                    with contextlib.suppress(OSError):
-                        one.shutdown(socket.SHUT_RDWR)
+            for one in self._open:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
         for thread in list(self._threads):
             thread.join(timeout=5)
 
@@ -163,32 +161,55 @@ class _Relay:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            try:
-                far = self._connect()
-            except Exception:  # noqa: BLE001  (the caller sees its connection end)
-                near.close()
-                continue
             with self._lock:
-                self._open[near] = far
-            thread = threading.Thread(target=self._pass_on, args=(near, far), daemon=True)
+                self._open.add(near)
+            thread = threading.Thread(target=self._serve, args=(near,), daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def _pass_on(self, near: socket.socket, far: _Forwarded) -> None:
-        """Both ways until both have ended."""
-        back = threading.Thread(target=_copy, args=(far.socket, near), daemon=True)
-        back.start()
-        _copy(near, far.socket)
-        back.join()
-        with self._lock:
-            self._open.pop(near, None)
-        near.close()
-        far.close()
+    def _serve(self, near: socket.socket) -> None:
+        """One connection. When it breaks at either end, the other end sees it end."""
+        far = None
+        try:
+            far = self._connect()
+            begun: set[int] = set()
+            while _passed(near, far, begun):
+                pass
+        except Exception:  # noqa: BLE001  (of sockets, TLS, the websocket library, by any name)
+            return
+        finally:
+            with self._lock:
+                self._open.discard(near)
+            near.close()
+            if far is not None:
+                far.shutdown()
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(_CHUNK):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+def _passed(near: socket.socket, far: Any, begun: set[int]) -> bool:
+    """Waits for bytes from either end and passes them on; whether both are open still.
+
+    Channel 0 is data, 1 the pod's complaints; each begins with a frame that names the port, and is
+    in `begun` from then on.
+    """
+    from websocket import ABNF  # noqa: PLC0415
+
+    buffered = isinstance(far.sock, ssl.SSLSocket) and far.sock.pending()
+    readable = [far.sock] if buffered else select.select([far.sock, near], [], [])[0]
+    if near in readable:
+        data = near.recv(_CHUNK)
+        if not data:
+            return False
+        far.send_binary(b"\x00" + data)
+    if far.sock in readable:
+        code, frame = far.recv_data_frame(True)
+        if code == ABNF.OPCODE_CLOSE:
+            return False
+        if code == ABNF.OPCODE_BINARY:
+            channel, data = frame.data[0], frame.data[1:]
+            if channel not in begun:
+                begun.add(channel)
+            elif channel == 0:
+                near.sendall(data)
+            else:
+                return False
+    return True
