@@ -255,7 +255,6 @@ def doctor(
     if mode not in {"rayservice", "static"}:
         raise InvalidArgument(f"--mode {mode!r}: rayservice or static", field="mode")
     with _place.api() as api:
-        # A namespace where nothing may be listed is looked at by its single checks.
         if before or not releases(api):
             name = _place.release or "plinth"
             plan = doctor_before.Plan(mode=mode, gpus=gpus, cert_manager=cert_manager, release=name)

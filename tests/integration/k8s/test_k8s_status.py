@@ -131,9 +131,13 @@ def test_how_pods_end_and_what_was_warned_of(
             "lastTimestamp": f"2026-01-01T00:0{minute}:00Z",
         }
         kube.put(f"{CORE}/events/e{number}", event)
+    ending = kube.objects[f"{CORE}/pods/plinth-reward-0"]
+    ending["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    kube.put(f"{CORE}/pods/plinth-reward-0", ending)
     found = status(kubeconfig, told)
-    stage = next(one for one in found["stages"] if one["stage"] == "inference")
-    assert (stage["ready"], stage["restarts"]) == (1, 7)
+    stages = {one["stage"]: one for one in found["stages"]}
+    assert (stages["inference"]["ready"], stages["inference"]["restarts"]) == (1, 7)
+    assert stages["reward"]["ready"] == 0  # it ends, whatever its probe says
     errors = [(one["where"], one["what"]) for one in found["errors"]]
     assert ("plinth-inference-0", "ray CrashLoopBackOff: back-off 5m") in errors
     assert (
