@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("stack", "status", "What runs, what is served, what waits"),
     "logs": ("stack", "logs", "Logs of one part, or of all"),
     "doctor": ("stack", "doctor", "Check this machine, and say what to do"),
+    "k8s": ("k8s", "app", "A release on Kubernetes: status, scale, rollout, drain, logs, doctor"),
     "chat": ("chat", "chat", "Talk to a served model"),
     "run": ("runs", "run", "Run a pipeline file"),
     "runs": ("runs", "app", "List, watch, pause, resume, cancel runs"),

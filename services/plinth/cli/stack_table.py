@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -12,8 +12,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from plinth.cluster.doctor import Finding
-from plinth.cluster.stack import StackEvent
+if TYPE_CHECKING:
+    from plinth.cluster.finding import Finding
+    from plinth.cluster.stack import StackEvent
 
 MIB = 1 << 20
 _MARKS = {"ready": "[green]●[/]", "failed": "[red]✗[/]", "restarting": "[yellow]↻[/]"}
@@ -60,10 +61,8 @@ def status_screen(found: dict[str, Any]) -> RenderableType:
         f"{memory / MIB / 1024:.2f} GiB   {escape(stack['data_dir'])}"
     )
     parts: list[RenderableType] = [head, _components(found["components"])]
-    parts += _section(
-        "replicas", ("stage", "address", "running", "waiting", "id"), _replicas(found)
-    )
-    parts += _section(
+    parts += section("replicas", ("stage", "address", "running", "waiting", "id"), _replicas(found))
+    parts += section(
         "models",
         ("name", "artifact", "shards", "state"),
         (
@@ -71,7 +70,7 @@ def status_screen(found: dict[str, Any]) -> RenderableType:
             for m in found["models"]
         ),
     )
-    parts += _section(
+    parts += section(
         "queues",
         ("queue", "waiting", "claimed", "delayed", "dead"),
         (
@@ -79,7 +78,7 @@ def status_screen(found: dict[str, Any]) -> RenderableType:
             for name, info in found["queues"].items()
         ),
     )
-    parts += _section(
+    parts += section(
         "runs",
         ("run", "name", "state", "steps"),
         (
@@ -132,9 +131,10 @@ def _replicas(found: dict[str, Any]) -> Iterable[Sequence[str]]:
         )
 
 
-def _section(
+def section(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> list[RenderableType]:
+    """A table under its title; nothing without rows."""
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from packaging.requirements import Requirement
 
 from plinth.cluster import ports
 from plinth.cluster.embedded_redis import server_binary
+from plinth.cluster.finding import Finding
 from plinth.cluster.layout import Layout
 from plinth.cluster.stack import Stack, leftovers
 from plinth.shared.errors import PlinthError
@@ -26,16 +26,6 @@ GIB = 1 << 30
 STACK_BYTES = int(2.2 * GIB)  # a bare stack, beside the weights
 DISK_BYTES = 5 * GIB  # a model, a corpus and a few checkpoints
 DISTRIBUTION = "plinth-llm"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check. level: ok, warn (works, but…) or fail (a stack can't run); advice if not ok."""
-
-    check: str
-    level: str
-    found: str
-    advice: str = ""
 
 
 def examine(settings: Settings) -> list[Finding]:

@@ -14,6 +14,7 @@ from plinth.gateway.failover import Shards
 from plinth.gateway.generation import Generator, Prepared, TextEvent, TextRequest, merged
 from plinth.gateway.keys import Keyring, KeyStore
 from plinth.gateway.live_preferences import LivePreferences, Witness
+from plinth.gateway.overview import Overview
 from plinth.gateway.quotas import Admission, Quotas
 from plinth.gateway.revisions import Choice, Revisions, at_fault, falls_back
 from plinth.gateway.selection import Selection
@@ -171,7 +172,9 @@ class Desk:
         )
         # Connections of its own: a burst of look-ups must not cost the canary its share.
         self._canary_redis = connect(settings.redis_url.get_secret_value())
-        self.revisions = Revisions(self.catalogue, Canaries(self._canary_redis))
+        canaries = Canaries(self._canary_redis)
+        self.revisions = Revisions(self.catalogue, canaries)
+        self.overview = Overview(self._redis, registry, canaries)
         self._fresh: asyncio.Task[None] | None = None
 
     async def open(self) -> None:

@@ -37,7 +37,7 @@ def build_server(desk: Desk) -> GrpcServer:
     own = GrpcService(
         "plinth.v1.GatewayService",
         add,
-        {"*": "inference"},
+        {"GetStatus": "deployments", "*": "inference"},
         validators={"Chat": check_chat, "Complete": check_completion},
     )
     gateway = desk.settings.gateway
@@ -74,6 +74,10 @@ class FrontDoor(rpc.GatewayServiceServicer):
                 for model in await self._desk.catalogue.models()
             ]
         )
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        """Replicas, models, queues, canaries. Unavailable while Redis is away."""
+        return await self._desk.overview.status()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
         """A chat completion, streamed."""

@@ -49,6 +49,11 @@ class GatewayServiceStub:
                 request_serializer=plinth_dot_v1_dot_gateway__pb2.CompleteRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_gateway__pb2.CompleteResponse.FromString,
                 _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/plinth.v1.GatewayService/GetStatus',
+                request_serializer=plinth_dot_v1_dot_gateway__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_gateway__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer:
@@ -76,6 +81,14 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatus(self, request, context):
+        """What an operator wants to know of all stages, as Redis has it now. Needs the scope
+        "deployments".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +106,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.Complete,
                     request_deserializer=plinth_dot_v1_dot_gateway__pb2.CompleteRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_gateway__pb2.CompleteResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=plinth_dot_v1_dot_gateway__pb2.GetStatusRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_gateway__pb2.GetStatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +194,33 @@ class GatewayService:
             '/plinth.v1.GatewayService/Complete',
             plinth_dot_v1_dot_gateway__pb2.CompleteRequest.SerializeToString,
             plinth_dot_v1_dot_gateway__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.GatewayService/GetStatus',
+            plinth_dot_v1_dot_gateway__pb2.GetStatusRequest.SerializeToString,
+            plinth_dot_v1_dot_gateway__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,114 @@
+"""The platform's own figures, which Kubernetes doesn't know: through the gateway's gRPC door.
+
+Without an address the door is found in the cluster and its port forwarded, so a kubeconfig and an
+API key (scopes "deployments", "runs", "artifacts"; or "admin") are all that it takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from plinth.cluster.kubernetes_ops.api import Api
+from plinth.cluster.kubernetes_ops.outcome import command, kubectl
+from plinth.cluster.kubernetes_ops.release import Release, is_ready
+from plinth.cluster.kubernetes_ops.sockets import forwarded
+from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared.rpc.status import from_rpc_error
+from plinth.v1 import (
+    common_pb2,
+    coordinator_pb2,
+    coordinator_pb2_grpc,
+    gateway_pb2,
+    gateway_pb2_grpc,
+)
+
+GRPC_PORT = 8081
+CALL_S = 15.0
+SCOPES = ("deployments", "runs", "artifacts")
+
+
+class Door:
+    """One key at one gateway. Every call raises the PlinthError that the platform raised."""
+
+    def __init__(self, address: str, key: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+        self._gateway: Any = gateway_pb2_grpc.GatewayServiceStub(self._channel)
+        self._coordinator: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {key}"),)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def status(self) -> gateway_pb2.GetStatusResponse:
+        found: gateway_pb2.GetStatusResponse = self._call(
+            self._gateway.GetStatus, gateway_pb2.GetStatusRequest()
+        )
+        return found
+
+    def runs(self, limit: int) -> list[coordinator_pb2.Run]:
+        """Newest first."""
+        request = coordinator_pb2.ListRunsRequest(limit=limit)
+        return list(self._call(self._coordinator.ListRuns, request).runs)
+
+    def deployments(self) -> list[coordinator_pb2.Deployment]:
+        """What is to be served, canaries too."""
+        request = coordinator_pb2.ListDeploymentsRequest()
+        return list(self._call(self._coordinator.ListDeployments, request).deployments)
+
+    def put_deployment(self, wanted: coordinator_pb2.Deployment) -> coordinator_pb2.Deployment:
+        request = coordinator_pb2.PutDeploymentRequest(deployment=wanted)
+        put: coordinator_pb2.Deployment = self._call(
+            self._coordinator.PutDeployment, request
+        ).deployment
+        return put
+
+    def artifact(self, reference: str) -> common_pb2.Artifact:
+        """NotFound when nothing is called that."""
+        request = coordinator_pb2.GetArtifactRequest(reference=reference)
+        found: common_pb2.Artifact = self._call(self._coordinator.GetArtifact, request).artifact
+        return found
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, metadata=self._metadata, timeout=CALL_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+
+@contextlib.contextmanager
+def opened(api: Api, release: Release, *, address: str | None, key: str) -> Iterator[Door]:
+    """A door for as long as the block lasts. FailedPrecondition without a key."""
+    if not key:
+        raise FailedPrecondition(no_key(release), reason="MISSING_API_KEY")
+    with contextlib.ExitStack() as stack:
+        where = address or stack.enter_context(forwarded(api, gateway_pod(api, release), GRPC_PORT))
+        door = Door(where, key)
+        stack.callback(door.close)
+        yield door
+
+
+def gateway_pod(api: Api, release: Release) -> str:
+    """Name of a gateway that is ready; Unavailable when none is."""
+    for pod in api.items("list pods", release.of("gateway")):
+        if is_ready(pod):
+            return str(pod["metadata"]["name"])
+    raise Unavailable(f"no gateway of {release.name} is ready; see `plinth k8s doctor`")
+
+
+def in_coordinator(release: Release, *words: str) -> str:
+    """A command line that runs `words` in a coordinator's pod, where the store and Redis are."""
+    pods = kubectl(release.namespace, "get", "pod", "-l", release.of("coordinator"), "-o", "name")
+    start = kubectl(release.namespace, "exec", "-c", "ray")
+    return f"{start} $({pods} | head -n 1) -- {command(*words)}"
+
+
+def no_key(release: Release) -> str:
+    """What to do without an API key."""
+    scopes = [word for scope in SCOPES for word in ("--scope", scope)]
+    make = in_coordinator(release, "plinth", "keys", "create", "--label", "operator", *scopes)
+    return f"no API key: set PLINTH_API_KEY to the one that this prints: {make}"

@@ -1,0 +1,123 @@
+"""`plinth k8s rollout`: a model's alias moved by canary, as a run of one step.
+
+The coordinator's step "canary" does all of it, and goes on when this command ends: the candidate's
+shards come up beside the served revision's, gateways give them their share, the gate decides by
+errors, time to first token and verdicts, and the alias moves, or nothing does. Here stands what is
+asked of it, and whether the cluster has room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from plinth.cluster.kubernetes_ops.door import Door
+from plinth.cluster.kubernetes_ops.outcome import kubectl
+from plinth.cluster.kubernetes_ops.release import Release
+from plinth.cluster.kubernetes_ops.room import check_room, most_shards
+from plinth.shared.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from plinth.v1 import gateway_pb2
+
+STEP = "canary"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What is asked for. name: the served name. model: the candidate, "chat@8" or "chat:next".
+    seconds: until it is decided with what there is. The rest: None is the step's own default."""
+
+    name: str
+    model: str
+    alias: str = "prod"
+    share: float = 0.1
+    requests: int = 100
+    seconds: float = 3600.0
+    shards: int = 1
+    sticky: bool = False
+    error_share_above_at_most: float | None = None
+    ttft_p95_ratio_at_most: float | None = None
+    good_share_below_at_most: float | None = None
+
+    def pipeline(self, artifact: str) -> str:
+        """The run, as YAML; the candidate is named by its version."""
+        require = {
+            key: value
+            for key in (
+                "error_share_above_at_most",
+                "ttft_p95_ratio_at_most",
+                "good_share_below_at_most",
+            )
+            if (value := getattr(self, key)) is not None
+        }
+        step: dict[str, Any] = {
+            "kind": "canary",
+            "model": artifact,
+            "name": self.name,
+            "alias": self.alias,
+            "share": self.share,
+            "requests": self.requests,
+            "seconds": self.seconds,
+            "shards": self.shards,
+            "sticky": self.sticky,
+        }
+        if require:
+            step["require"] = require
+        plan = {"name": f"rollout-{self.name}"[:40], "steps": {STEP: step}}
+        return yaml.safe_dump(plan, sort_keys=False)
+
+
+def prepare(release: Release, door: Door, asked: Rollout) -> str:
+    """The pipeline to submit. Refuses what is sure to fail: NotFound (no such model, version or
+    alias; not served), AlreadyExists (it is served), FailedPrecondition (no room for its shards,
+    another canary)."""
+    artifact = door.artifact(asked.model)
+    if artifact.kind != "model":
+        raise InvalidArgument(
+            f"{asked.model} is a {artifact.kind}; a model is rolled out", field="model"
+        )
+    candidate = f"{artifact.name}@{artifact.version}"
+    deployments = {one.name: one for one in door.deployments()}
+    served = {n: one for n, one in deployments.items() if not one.canary_of}
+    if asked.name not in served:
+        known = ", ".join(sorted(served)) or "none"
+        raise NotFound(
+            f"nothing is served as {asked.name!r}, so it has no requests to share; served are: "
+            f"{known}. `plinth models serve {candidate}` serves a first revision",
+            reason="NOT_SERVED",
+            field="name",
+        )
+    aliases = {alias.rpartition(":")[2] for alias in artifact.aliases}
+    if served[asked.name].artifact == candidate and asked.alias in aliases:
+        raise AlreadyExists(f"{asked.name} is {candidate} already, and so is :{asked.alias}")
+    for one in deployments.values():
+        if one.canary_of == asked.name:
+            raise FailedPrecondition(
+                f"{asked.name} has a canary already: {one.artifact}, of {one.owner}; wait for its "
+                "end, or `plinth runs cancel` that run",
+                reason="CANARY_TAKEN",
+            )
+    # While the candidate takes over, it has as many shards as the revision that goes.
+    more = max(asked.shards, served[asked.name].shards)
+    check_room(deployments.values(), release, pods=most_shards(release), more=more)
+    return asked.pipeline(candidate)
+
+
+def figures(
+    status: gateway_pb2.GetStatusResponse, name: str, run_id: str
+) -> gateway_pb2.CanaryStatus | None:
+    """What the gate of this run saw, kept for days, also of one that was rolled back."""
+    for canary in status.canaries:
+        if canary.name == name and canary.owner.startswith(f"{run_id}."):
+            return canary
+    return None
+
+
+def equivalents(release: Release) -> list[str]:
+    """Two commands, beside the pipeline in a file."""
+    port = f"svc/{release.fullname}-gateway"
+    return [
+        kubectl(release.namespace, "port-forward", port, "8081:grpc"),
+        "plinth run rollout.yaml --url 127.0.0.1:8081   # the pipeline above, in a file",
+    ]

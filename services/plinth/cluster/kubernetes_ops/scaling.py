@@ -1,0 +1,234 @@
+"""`plinth k8s scale`: pods of a stage, or shards of a model.
+
+Pods are Kubernetes' business: the scale of a Deployment or StatefulSet; with KubeRay, the worker
+group of the Ray cluster that serves and the same group of its RayService, for KubeRay passes
+numbers on from the one to the other only when it makes a new cluster. Shards are desired state on
+the store, so they go through the gateway and the reconciler follows. Both last: pods until the next
+`helm upgrade`, whose values say otherwise; shards until somebody changes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from plinth.cluster.kubernetes_ops.api import Api, Json
+from plinth.cluster.kubernetes_ops.door import Door, in_coordinator
+from plinth.cluster.kubernetes_ops.outcome import Outcome, helm_set, kubectl
+from plinth.cluster.kubernetes_ops.release import Release
+from plinth.cluster.kubernetes_ops.room import STAGE, check_room, most_shards
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.records import MAX_SHARDS
+from plinth.v1 import coordinator_pb2
+
+MOST_PODS = 1000
+
+
+def scale_pods(
+    api: Api,
+    release: Release,
+    component: str,
+    pods: int,
+    *,
+    replicas: int | None = None,
+    wanted: Sequence[coordinator_pb2.Deployment] = (),
+) -> Outcome:
+    """Gives a stage `pods` pods. replicas: that Serve shall run of it (KubeRay only). wanted: the
+    served models, whose shards inference pods must have room for.
+
+    FailedPrecondition: an autoscaler owns the number, or shards would have no room.
+    """
+    release.check_component(component)
+    if component in {"head", "redis"}:
+        raise InvalidArgument(f"{component} is one pod and stays one", field="stage")
+    if not 0 <= pods <= MOST_PODS:
+        raise InvalidArgument(f"{pods} pods: 0 to {MOST_PODS}", field="pods")
+    if component == STAGE:
+        check_room(wanted, release, pods=pods)
+    if component == "gateway":
+        _refuse_autoscaled(api, release)
+        outcome = _scale(api, release, "deployment", component, pods)
+    elif release.mode == "static":
+        if replicas is not None:
+            raise FailedPrecondition(
+                f"in static mode Serve's replicas stand in a file that the head reads at its "
+                f"start: use `{_keep(release, component, pods, replicas)}`"
+            )
+        outcome = _scale(api, release, "statefulset", component, pods)
+    else:
+        outcome = _scale_group(api, release, component, pods, replicas)
+    outcome.told.append("the next helm upgrade sets what its values say; to keep this number:")
+    outcome.told.append(f"  {_keep(release, component, pods, replicas)}")
+    return outcome
+
+
+def scale_model(release: Release, door: Door, name: str, shards: int) -> Outcome:
+    """Wants `shards` shards of a served model. NotFound names those that are served."""
+    if not 1 <= shards <= MAX_SHARDS:
+        raise InvalidArgument(
+            f"{shards} shards: 1 to {MAX_SHARDS}; to serve it no more, delete its deployment",
+            field="shards",
+        )
+    deployments = {one.name: one for one in door.deployments()}
+    if name not in deployments:
+        known = ", ".join(sorted(deployments)) or "none"
+        raise NotFound(f"no model {name!r} is to be served; there are: {known}", field="model")
+    before = deployments[name].shards
+    deployments[name].shards = shards
+    if shards > before:
+        check_room(deployments.values(), release, pods=most_shards(release))
+    put = door.put_deployment(deployments[name])
+    outcome = Outcome([f"{name} ({put.artifact}) is to have {put.shards} shards, had {before}"])
+    if put.artifact.partition("@")[0] == name:
+        words = ("plinth", "models", "serve", put.artifact, "--shards", str(shards))
+        outcome.equivalents.append(in_coordinator(release, *words))
+    return outcome
+
+
+def _scale(api: Api, release: Release, kind: str, component: str, pods: int) -> Outcome:
+    name = f"{release.fullname}-{component}"
+
+    def change() -> int:
+        now = api.call(f"get {kind} scale", name=name)
+        # The version that was read goes along, so that nobody's change is undone unseen.
+        version = {"resourceVersion": now["metadata"]["resourceVersion"]}
+        body = {"metadata": version, "spec": {"replicas": pods}}
+        api.call(f"patch {kind} scale", name=name, body=body)
+        return int(now["spec"].get("replicas", 0))
+
+    before = api.fresh(change)
+    equivalent = kubectl(release.namespace, "scale", f"{kind}/{name}", f"--replicas={pods}")
+    return Outcome([f"{kind} {name}: {before} to {pods} pods"], [equivalent])
+
+
+def _refuse_autoscaled(api: Api, release: Release) -> None:
+    name = f"{release.fullname}-gateway"
+    try:
+        scaler = api.call("get autoscaler", name=name)["spec"]
+    except NotFound:
+        return
+    low, high = scaler.get("minReplicas", 1), scaler["maxReplicas"]
+    keep = helm_set(
+        release.name,
+        release.namespace,
+        ("gateway.autoscaling.minReplicas=N", "gateway.autoscaling.maxReplicas=M"),
+    )
+    raise FailedPrecondition(
+        f"the HorizontalPodAutoscaler {name} keeps the gateways between {low} and {high} and would "
+        f"undo this: change its bounds with `{keep}`",
+        reason="AUTOSCALED",
+    )
+
+
+def _scale_group(
+    api: Api, release: Release, group: str, pods: int, replicas: int | None
+) -> Outcome:
+    cluster = release.active_cluster
+    sent: dict[str, list[Json]] = {}
+
+    def change_service() -> None:
+        found = api.call("get rayservice", name=release.fullname)
+        _, patch = _group_patch(found, ("spec", "rayClusterConfig"), group, pods)
+        patch += _serve_patch(found, group, pods, replicas)
+        sent["rayservice"] = patch
+        api.call("patch rayservice", name=release.fullname, body=[_unchanged(found), *patch])
+
+    def change_cluster() -> int:
+        found = api.call("get raycluster", name=cluster)
+        before, sent["raycluster"] = _group_patch(found, ("spec",), group, pods)
+        api.call("patch raycluster", name=cluster, body=[_unchanged(found), *sent["raycluster"]])
+        return before
+
+    api.fresh(change_service)
+    before = api.fresh(change_cluster)
+    told = [f"worker group {group} of {cluster}: {before} to {pods} pods"]
+    if pods < before and not any(one["path"].endswith("/replicas") for one in sent["raycluster"]):
+        told.append("Ray's autoscaler takes pods away once they idle; one with a replica stays")
+    if replicas is not None:
+        told.append(f"Serve runs {replicas} replicas of {group}")
+    names = {"rayservice": release.fullname, "raycluster": cluster}
+    return Outcome(
+        told,
+        [
+            kubectl(
+                release.namespace,
+                *("patch", f"{kind}/{names[kind]}", "--type=json", "-p", json.dumps(patch)),
+            )
+            for kind, patch in sent.items()
+        ],
+    )
+
+
+def _unchanged(found: Json) -> Json:
+    """An operation that makes the whole patch a conflict if somebody wrote since."""
+    version = found["metadata"]["resourceVersion"]
+    return {"op": "replace", "path": "/metadata/resourceVersion", "value": version}
+
+
+def _group_patch(
+    found: Json, at: Sequence[str], group: str, pods: int
+) -> tuple[int, list[dict[str, Any]]]:
+    """(pods before, operations). The list is never replaced as a whole: it holds pod templates."""
+    config: Any = found
+    for key in at:
+        config = config[key]
+    groups = config["workerGroupSpecs"]
+    index = next((i for i, one in enumerate(groups) if one["groupName"] == group), None)
+    if index is None:
+        raise FailedPrecondition(
+            f"{found['kind']} {found['metadata']['name']} has no worker group {group}: an upgrade "
+            "is under way; try again once `plinth k8s status` shows one cluster"
+        )
+    before = int(groups[index].get("replicas") or 0)
+    numbers = {"minReplicas": pods}
+    # Where Ray's autoscaler runs, it alone takes pods away, and knows which are idle.
+    if pods >= before or not config.get("enableInTreeAutoscaling", False):
+        numbers["replicas"] = pods
+    if int(groups[index].get("maxReplicas") or 0) < pods:
+        numbers["maxReplicas"] = pods
+    path = f"/{'/'.join(at)}/workerGroupSpecs/{index}"
+    return before, [{"op": "add", "path": f"{path}/{k}", "value": v} for k, v in numbers.items()]
+
+
+def _serve_patch(found: Json, stage: str, pods: int, replicas: int | None) -> list[Json]:
+    """Serve's replicas of a stage, in the RayService; KubeRay applies them in place."""
+    config = yaml.safe_load(found["spec"].get("serveConfigV2") or "{}")
+    application = next((a for a in config.get("applications", []) if a["name"] == stage), None)
+    if application is None:
+        if replicas is not None:
+            raise InvalidArgument(
+                f"{stage} has no replicas of its own: shards belong to models "
+                "(`plinth k8s scale model/NAME N`)",
+                field="replicas",
+            )
+        return []
+    arguments = application["args"]
+    if replicas is None and int(arguments["replicas"]) <= pods:
+        return []  # the pods beyond them are spares
+    if replicas is None or not 1 <= replicas <= pods:
+        raise InvalidArgument(
+            f"Serve runs {arguments['replicas']} replicas of {stage}, one a pod: say --replicas "
+            f"with 1 to {pods}",
+            field="replicas",
+        )
+    arguments["replicas"] = replicas
+    text = yaml.safe_dump(config, sort_keys=False)
+    return [{"op": "add", "path": "/spec/serveConfigV2", "value": text}]
+
+
+def _keep(release: Release, component: str, pods: int, replicas: int | None) -> str:
+    if component == "gateway":
+        values = [f"gateway.replicas={pods}"]
+    else:
+        key = "trainerWorkers" if component == "trainer-workers" else f"stages.{component}"
+        values = [f"{key}.pods={pods}"]
+        if release.mode == "rayservice" and pods > int(
+            release.groups.get(component, {}).get("maxReplicas") or 0
+        ):
+            values.append(f"{key}.maxPods={pods}")
+        if replicas is not None:
+            values.append(f"{key}.replicas={replicas}")
+    return helm_set(release.name, release.namespace, values)

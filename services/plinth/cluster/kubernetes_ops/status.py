@@ -1,0 +1,255 @@
+"""How a release is: pods by stage from Kubernetes; revisions, KV use, queues and runs from the
+platform; last errors from both. What can't be asked is named in `unknown`, and the rest is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from plinth.cluster.kubernetes_ops.api import Api, Json
+from plinth.cluster.kubernetes_ops.door import Door
+from plinth.cluster.kubernetes_ops.outcome import kubectl
+from plinth.cluster.kubernetes_ops.release import (
+    Release,
+    component_of,
+    is_ready,
+    last_end,
+    restarts,
+    trouble,
+)
+from plinth.shared.errors import PlinthError
+from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import gateway_pb2
+
+T = TypeVar("T")
+RUNS = 5
+EVENTS = 8
+
+
+def gather(
+    api: Api, release: Release, door: Callable[[], AbstractContextManager[Door]]
+) -> dict[str, Any]:
+    """{"release", "stages", "replicas", "models", "queues", "canaries", "runs", "errors",
+    "unknown", "kubectl"}: JSON-ready, for one screen."""
+    unknown: dict[str, str] = {}
+    none: list[Json] = []
+    pods = _ask("pods", lambda: api.items("list pods", release.selector), unknown, none)
+    events = _ask(
+        "events", lambda: api.items("list events", fieldSelector="type=Warning"), unknown, none
+    )
+    status, runs = gateway_pb2.GetStatusResponse(), list[pb.Run]()
+    try:
+        with door() as opened:
+            status = _ask("platform", opened.status, unknown, status)
+            runs = _ask("runs", lambda: opened.runs(RUNS), unknown, runs)
+    except PlinthError as error:
+        unknown["platform"] = error.message
+    return {
+        "release": {
+            "name": release.name,
+            "namespace": release.namespace,
+            "mode": release.mode,
+            "version": release.version,
+            "ray": _ray(release),
+        },
+        "stages": [_stage(release, one, pods, status) for one in release.components],
+        "replicas": [_replica(replica, pods) for replica in status.replicas],
+        "models": [_model(model) for model in status.models],
+        "queues": [_queue(queue) for queue in status.queues],
+        "canaries": [_canary(canary) for canary in status.canaries],
+        "runs": [_run(run) for run in runs],
+        "errors": _errors(release, pods, events, status, runs),
+        "unknown": unknown,
+        "kubectl": equivalents(release),
+    }
+
+
+def equivalents(release: Release) -> list[str]:
+    """The same by kubectl, as far as Kubernetes knows it."""
+    kind = "statefulset" if release.mode == "static" else "rayservice,raycluster"
+    selector = release.selector
+    return [
+        kubectl(release.namespace, "get", f"pods,deployment,{kind}", "-l", selector, "-o", "wide"),
+        kubectl(
+            release.namespace,
+            "get",
+            "events",
+            "--field-selector=type=Warning",
+            "--sort-by=.lastTimestamp",
+        ),
+        kubectl(release.namespace, "port-forward", f"svc/{release.fullname}-gateway", "8081:grpc"),
+    ]
+
+
+def _ask(what: str, ask: Callable[[], T], unknown: dict[str, str], empty: T) -> T:
+    try:
+        return ask()
+    except PlinthError as error:
+        unknown[what] = error.message
+        return empty
+
+
+def _ray(release: Release) -> str:
+    """In a word, how the RayService is."""
+    status = release.rayservice.get("status", {})
+    if not release.rayservice:
+        return ""
+    active = status.get("activeServiceStatus", {}).get("rayClusterName", "no cluster")
+    pending = status.get("pendingServiceStatus", {}).get("rayClusterName", "")
+    word = str(status.get("serviceStatus") or "not running")
+    return f"{word}, {active}" + (f", upgrading to {pending}" if pending else "")
+
+
+def _wanted(release: Release, component: str) -> int:
+    if component == "gateway":
+        return int(release.gateway["spec"].get("replicas", 1))
+    if component in release.sets:
+        return int(release.sets[component]["spec"].get("replicas", 1))
+    if component == "head":
+        return 1
+    return int(release.groups.get(component, {}).get("replicas", 0))
+
+
+def _stage(
+    release: Release, component: str, pods: list[Json], status: gateway_pb2.GetStatusResponse
+) -> Json:
+    own = [pod for pod in pods if component_of(pod) == component]
+    stage = "reconciler" if component == "head" else component
+    replicas = [replica for replica in status.replicas if replica.stage == stage]
+    kv = [replica.kv_use for replica in replicas if replica.HasField("kv_use")]
+    return {
+        "stage": component,
+        "wanted": _wanted(release, component),
+        "pods": len(own),
+        "ready": sum(is_ready(pod) for pod in own),
+        "restarts": sum(restarts(pod) for pod in own),
+        "replicas": len(replicas),
+        "running": sum(replica.running for replica in replicas),
+        "waiting": sum(replica.waiting for replica in replicas),
+        "kv_use": max(kv) if kv else None,
+        "revisions": sorted({revision for r in replicas for revision in r.revisions}),
+        "images": sorted({c["image"] for pod in own for c in pod["spec"]["containers"][:1]}),
+    }
+
+
+def _replica(replica: gateway_pb2.ReplicaStatus, pods: list[Json]) -> Json:
+    host = replica.address.rpartition(":")[0].strip("[]")
+    pod = next((p for p in pods if p.get("status", {}).get("podIP") == host), None)
+    return {
+        "stage": replica.stage,
+        "id": replica.id,
+        "address": replica.address,
+        "pod": pod["metadata"]["name"] if pod else "",
+        "node": pod["spec"].get("nodeName", "") if pod else "",
+        "running": replica.running,
+        "waiting": replica.waiting,
+        "kv_use": replica.kv_use if replica.HasField("kv_use") else None,
+        "revisions": list(replica.revisions),
+    }
+
+
+def _model(model: gateway_pb2.ModelStatus) -> Json:
+    return {
+        "name": model.name,
+        "artifact": model.artifact,
+        "shards": model.shards,
+        "ready": model.ready_shards,
+        "state": model.state,
+        "detail": model.detail,
+    }
+
+
+def _queue(queue: gateway_pb2.QueueStatus) -> Json:
+    return {
+        "name": queue.name,
+        "waiting": queue.waiting,
+        "claimed": queue.claimed,
+        "delayed": queue.delayed,
+        "dead": queue.dead,
+    }
+
+
+def _canary(canary: gateway_pb2.CanaryStatus) -> Json:
+    return {
+        "name": canary.name,
+        "state": canary.state,
+        "owner": canary.owner,
+        "age_s": canary.age_s,
+        "stable": _tally(canary.stable),
+        "canary": _tally(canary.canary),
+    }
+
+
+def _tally(tally: gateway_pb2.RevisionTally) -> Json:
+    return {
+        "requests": tally.requests,
+        "errors": tally.errors,
+        "ttft_p95_s": tally.ttft_p95_s if tally.HasField("ttft_p95_s") else None,
+        "good": tally.good,
+        "bad": tally.bad,
+    }
+
+
+def _run(run: pb.Run) -> Json:
+    done = {pb.STEP_STATE_SUCCEEDED, pb.STEP_STATE_REUSED}
+    return {
+        "run_id": run.run_id,
+        "state": pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower(),
+        "steps_done": sum(step.state in done for step in run.steps),
+        "steps": len(run.steps),
+    }
+
+
+def _errors(
+    release: Release,
+    pods: list[Json],
+    events: list[Json],
+    status: gateway_pb2.GetStatusResponse,
+    runs: Iterable[pb.Run],
+) -> list[Json]:
+    """[{"where", "what"}]: what is wrong now first, then how things ended last, then events."""
+    found = []
+    if status.redis_error:
+        found.append({"where": "redis", "what": status.redis_error})
+    for pod in pods:
+        if what := trouble(pod) or last_end(pod):
+            found.append({"where": pod["metadata"]["name"], "what": what})
+    ray = release.rayservice.get("status", {})
+    for serving in ("activeServiceStatus", "pendingServiceStatus"):
+        for name, app in (ray.get(serving, {}).get("applicationStatuses") or {}).items():
+            if app.get("status") not in {None, "RUNNING"} and app.get("message"):
+                found.append({"where": f"serve/{name}", "what": app["message"].strip()[-300:]})
+    for model in status.models:
+        if model.detail and model.state != "ready":
+            found.append({"where": f"model/{model.name}", "what": model.detail})
+    found += [
+        {"where": f"run/{run.run_id}", "what": run.error}
+        for run in runs
+        if run.state == pb.RUN_STATE_FAILED and run.error
+    ]
+    return found + _told(release, events)
+
+
+def _told(release: Release, events: list[Json]) -> list[Json]:
+    """The release's newest warnings, one per object and reason."""
+    own = [e for e in events if _involved(e).startswith(release.fullname)]
+    own.sort(key=_when, reverse=True)
+    told: dict[tuple[str, str], Json] = {}
+    for event in own:
+        name = _involved(event)
+        told.setdefault(
+            (name, event.get("reason", "")),
+            {"where": name, "what": f"{event.get('reason', '')}: {event.get('message', '')}"[:300]},
+        )
+    return list(told.values())[:EVENTS]
+
+
+def _involved(event: Json) -> str:
+    return str(event.get("involvedObject", {}).get("name", ""))
+
+
+def _when(event: Json) -> str:
+    series = (event.get("series") or {}).get("lastObservedTime")
+    return str(series or event.get("lastTimestamp") or event.get("eventTime") or "")

@@ -1,0 +1,121 @@
+"""What an operator wants to know of all stages, read from Redis: who is there and how busy, what
+waits, and whether Redis still takes writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from plinth.shared import keys
+from plinth.shared.canary import Canaries, Tally
+from plinth.shared.connection import redis_errors
+from plinth.shared.errors import PlinthError
+from plinth.shared.queue import Queue, queue_names
+from plinth.shared.registry import Registry, Replica
+from plinth.v1 import gateway_pb2 as pb
+
+STAGES = ("tokenizer", "trainer", "reward", "coordinator", "reconciler", "inference")
+_PROBE, _PROBE_MS = "write-probe", 1000  # a lease that nobody holds
+_TAIL = 0.95
+
+
+class Overview:
+    """Answers GetStatus. One per gateway; every look asks Redis anew."""
+
+    def __init__(self, redis: Redis, registry: Registry, canaries: Canaries) -> None:
+        self._redis = redis
+        self._registry = registry
+        self._canaries = canaries
+
+    async def status(self) -> pb.GetStatusResponse:
+        """Unavailable while Redis is away."""
+        replicas = [r for stage in STAGES for r in await self._registry.replicas(stage)]
+        wanted = _models(replicas)
+        names = sorted({model.name for model in wanted})
+        return pb.GetStatusResponse(
+            replicas=[_replica(replica) for replica in replicas],
+            models=wanted,
+            queues=[await self._queue(name) for name in await queue_names(self._redis)],
+            canaries=[c for name in names if (c := await self._canary(name)) is not None],
+            redis_error=await self._writable(),
+        )
+
+    async def _queue(self, name: str) -> pb.QueueStatus:
+        info = await Queue(self._redis, name).inspect()
+        return pb.QueueStatus(
+            name=name,
+            waiting=info.length,
+            claimed=info.pending,
+            delayed=info.delayed,
+            dead=info.dead,
+        )
+
+    async def _canary(self, name: str) -> pb.CanaryStatus | None:
+        state = await self._canaries.state(name)
+        if state is None:
+            return None
+        return pb.CanaryStatus(
+            name=name,
+            state=state.state,
+            owner=state.id,
+            age_s=round(state.age_s),
+            stable=_tally(state.tallies["stable"]),
+            canary=_tally(state.tallies["canary"]),
+        )
+
+    async def _writable(self) -> str:
+        """Why Redis takes no writes; empty if it does. A replica and a full server still read."""
+        try:
+            with redis_errors():
+                await self._redis.set(keys.lease(_PROBE), b"1", px=_PROBE_MS)
+        except PlinthError as error:
+            return error.message
+        except ResponseError as error:  # one more word for the same, such as NOREPLICAS
+            return f"Redis takes no writes now: {error}"
+        return ""
+
+
+def _replica(replica: Replica) -> pb.ReplicaStatus:
+    kv = replica.fields.get("kv")
+    return pb.ReplicaStatus(
+        stage=replica.stage,
+        id=replica.id,
+        address=replica.address,
+        running=int(replica.fields.get("running") or 0),
+        waiting=int(replica.fields.get("waiting") or 0),
+        kv_use=float(kv) if kv else None,
+        revisions=[str(held["artifact"]) for held in replica.bindings],
+    )
+
+
+def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
+    """As the reconciler announces them."""
+    for replica in replicas:
+        if replica.stage == "reconciler":
+            told: list[dict[str, Any]] = json.loads(replica.fields.get("models", "[]"))
+            return [
+                pb.ModelStatus(
+                    name=model["name"],
+                    artifact=model["artifact"],
+                    shards=model["shards"],
+                    ready_shards=model["ready"],
+                    state=model["state"],
+                    detail=model["detail"],
+                )
+                for model in told
+            ]
+    return []
+
+
+def _tally(tally: Tally) -> pb.RevisionTally:
+    return pb.RevisionTally(
+        requests=tally.requests,
+        errors=tally.errors,
+        ttft_p95_s=tally.ttft_quantile_s(_TAIL),
+        good=tally.good,
+        bad=tally.bad,
+    )

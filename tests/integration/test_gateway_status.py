@@ -1,0 +1,93 @@
+"""GetStatus at the gateway's gRPC door: what an operator sees of all stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from redis.asyncio import Redis
+
+from gateway_stages import Stack, running_stack
+from plinth.gateway.keys import KeyStore
+from plinth.shared.canary import Canaries
+from plinth.shared.queue import Queue
+from plinth.shared.registry import Registry
+from plinth.v1 import gateway_pb2, gateway_pb2_grpc
+
+
+@pytest.fixture
+async def stack(tmp_path: Path, redis_server: str, redis_client: Redis) -> AsyncIterator[Stack]:
+    async with running_stack(tmp_path, redis_server) as running:
+        yield running
+
+
+async def status(stack: Stack, key: str) -> gateway_pb2.GetStatusResponse:
+    async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
+        stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+        metadata = (("authorization", f"Bearer {key}"),)
+        found: gateway_pb2.GetStatusResponse = await stub.GetStatus(
+            gateway_pb2.GetStatusRequest(), metadata=metadata, timeout=10
+        )
+        return found
+
+
+async def test_what_is_announced_queued_and_on_trial(stack: Stack, redis_client: Redis) -> None:
+    model = {"name": "chat", "artifact": "chat@1", "shards": 2, "ready": 1}
+    models = [{**model, "state": "starting", "detail": "no room"}]
+    registry = Registry(redis_client, ttl_s=60)
+    await registry.announce("reconciler", "r-1", "10.0.0.9:50051", {"models": json.dumps(models)})
+    fields = {
+        "bindings": json.dumps([{"model": "chat", "artifact": "chat@1"}]),
+        "kv": "0.2500",
+        "running": "3",
+        "waiting": "2",
+    }
+    await registry.announce("inference", "z-shard", "10.0.0.7:50051", fields)
+    await Queue(redis_client, "train").add("job-1", b"work")
+    canaries = Canaries(redis_client)
+    await canaries.open("chat", "run.trial.1", stable="chat@1", canary="chat@2", share=0.5)
+    id, role = await canaries.choose("chat", "chat@2") or ("", "")
+    settled = {"outcome": "error", "tokens": 0, "ttft_s": 0.5, "answer": "a"}
+    await canaries.settle("chat", id, role, **settled)
+
+    found = await status(stack, stack.key)
+    shard = next(r for r in found.replicas if r.id == "z-shard")
+    assert (shard.stage, shard.address) == ("inference", "10.0.0.7:50051")
+    assert (shard.running, shard.waiting, shard.kv_use) == (3, 2, 0.25)
+    assert list(shard.revisions) == ["chat@1"]
+    assert not next(r for r in found.replicas if r.stage == "tokenizer").HasField("kv_use")
+    assert [(m.name, m.shards, m.ready_shards, m.state, m.detail) for m in found.models] == [
+        ("chat", 2, 1, "starting", "no room")
+    ]
+    assert [(q.name, q.waiting, q.claimed, q.dead) for q in found.queues] == [("train", 1, 0, 0)]
+    (canary,) = found.canaries
+    assert (canary.name, canary.state, canary.owner) == ("chat", "open", "run.trial.1")
+    tallies = {"stable": canary.stable, "canary": canary.canary}
+    assert (tallies[role].requests, tallies[role].errors) == (1, 1)
+    assert tallies[role].ttft_p95_s == pytest.approx(0.5, rel=0.05)
+    assert found.redis_error == ""
+
+
+async def test_a_redis_that_only_reads_is_told(stack: Stack, redis_client: Redis) -> None:
+    await redis_client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    try:
+        assert "read only" in (await status(stack, stack.key)).redis_error
+    finally:
+        await redis_client.execute_command("REPLICAOF", "NO", "ONE")
+    await redis_client.config_set("min-replicas-to-write", 1)
+    try:
+        assert "takes no writes" in (await status(stack, stack.key)).redis_error
+    finally:
+        await redis_client.config_set("min-replicas-to-write", 0)
+    assert (await status(stack, stack.key)).redis_error == ""
+
+
+async def test_it_takes_the_scope_of_who_deploys(stack: Stack, redis_client: Redis) -> None:
+    plain, _ = await KeyStore(redis_client).create("default", {"inference"})
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await status(stack, plain)
+    assert raised.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert "deployments" in (raised.value.details() or "")

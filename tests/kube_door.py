@@ -1,0 +1,114 @@
+"""A gateway's gRPC door with scripted answers, on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+
+from plinth.shared.errors import NotFound, PlinthError
+from plinth.shared.rpc.status import to_status
+from plinth.v1 import common_pb2, coordinator_pb2_grpc, gateway_pb2, gateway_pb2_grpc
+from plinth.v1 import coordinator_pb2 as pb
+
+KEY = "plinth-a-key-for-tests"
+
+
+class ScriptedDoor(
+    gateway_pb2_grpc.GatewayServiceServicer, coordinator_pb2_grpc.CoordinatorServiceServicer
+):
+    """What a test says is there. Served models and artifacts are desired state, as on the store."""
+
+    def __init__(self) -> None:
+        self.status = gateway_pb2.GetStatusResponse()
+        self.statuses: list[gateway_pb2.GetStatusResponse] = []  # before `status`, one a call
+        self.runs: list[pb.Run] = []
+        self.watched: list[pb.Run] = []  # what WatchRun tells, one after another
+        self.deployments: dict[str, pb.Deployment] = {}
+        self.artifacts: dict[str, common_pb2.Artifact] = {}
+        self.submitted: list[pb.SubmitRunRequest] = []
+        self.calls: list[str] = []
+
+    def serve(self, name: str, artifact: str, shards: int = 1, **more: Any) -> None:
+        self.deployments[name] = pb.Deployment(name=name, artifact=artifact, shards=shards, **more)
+
+    def store(self, name: str, version: int, *aliases: str, kind: str = "model") -> None:
+        one = common_pb2.Artifact(name=name, version=version, kind=kind, aliases=aliases)
+        for reference in (f"{name}@{version}", *(f"{name}:{alias}" for alias in aliases)):
+            self.artifacts[reference] = one
+
+    def __enter__(self) -> ScriptedDoor:
+        self._server = grpc.server(futures.ThreadPoolExecutor(8))
+        gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, self._server)
+        coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(0).wait()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def _enter(self, context: Any, call: str) -> None:
+        self.calls.append(call)
+        if dict(context.invocation_metadata()).get("authorization") != f"Bearer {KEY}":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "Incorrect API key")
+
+    def GetStatus(self, request: Any, context: Any) -> gateway_pb2.GetStatusResponse:
+        self._enter(context, "GetStatus")
+        return self.statuses.pop(0) if self.statuses else self.status
+
+    def ListRuns(self, request: Any, context: Any) -> pb.ListRunsResponse:
+        self._enter(context, "ListRuns")
+        return pb.ListRunsResponse(runs=self.runs)
+
+    def SubmitRun(self, request: Any, context: Any) -> pb.SubmitRunResponse:
+        self._enter(context, "SubmitRun")
+        self.submitted.append(request)
+        return pb.SubmitRunResponse(run=pb.Run(run_id=request.run_id))
+
+    def WatchRun(self, request: Any, context: Any) -> Iterator[pb.WatchRunResponse]:
+        self._enter(context, "WatchRun")
+        for number, run in enumerate(self.watched):
+            run.run_id, run.revision = request.run_id, number + 1
+            yield pb.WatchRunResponse(run=run)
+
+    def ListDeployments(self, request: Any, context: Any) -> pb.ListDeploymentsResponse:
+        self._enter(context, "ListDeployments")
+        return pb.ListDeploymentsResponse(deployments=self.deployments.values())
+
+    def PutDeployment(self, request: Any, context: Any) -> pb.PutDeploymentResponse:
+        self._enter(context, "PutDeployment")
+        self.deployments[request.deployment.name] = request.deployment
+        return pb.PutDeploymentResponse(deployment=request.deployment)
+
+    def GetArtifact(self, request: Any, context: Any) -> pb.GetArtifactResponse:
+        self._enter(context, "GetArtifact")
+        if request.reference not in self.artifacts:
+            self._fail(context, NotFound(f"no artifact is called {request.reference}"))
+        return pb.GetArtifactResponse(artifact=self.artifacts[request.reference])
+
+    @staticmethod
+    def _fail(context: Any, error: PlinthError) -> None:
+        context.abort_with_status(to_status(error))
+
+
+def shard(address: str, *, running: int = 0, kv: float = 0.0) -> gateway_pb2.ReplicaStatus:
+    return gateway_pb2.ReplicaStatus(
+        stage="inference",
+        id=f"shard-{address}",
+        address=f"{address}:50051",
+        running=running,
+        kv_use=kv,
+        revisions=["chat@7"],
+    )
+
+
+def canary_run(state: int, detail: str = "", error: str = "") -> pb.Run:
+    step = pb.Step(name="canary", kind="canary", state=pb.STEP_STATE_RUNNING, detail=detail)
+    return pb.Run(name="rollout-chat", state=state, steps=[step], error=error)
