@@ -71,6 +71,18 @@ class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
             yield tokenizer_pb2.DecodeStreamResponse(text=text)
 
 
+@dataclass(frozen=True)
+class Said:
+    """A whole answer: its text, and the log-probability of each of its bytes."""
+
+    text: str
+    logprobs: tuple[float, ...]
+
+    @classmethod
+    def evenly(cls, text: str, logprob: float) -> Said:
+        return cls(text, (logprob,) * len(text.encode()))
+
+
 @dataclass
 class Shard(shard_rpc.InferenceServiceServicer):
     """Makes the script, one token a message, `delay_s` apart."""
@@ -83,6 +95,7 @@ class Shard(shard_rpc.InferenceServiceServicer):
     digest: str = DIGEST  # of its weights
     fails: bool = False  # before any token
     first_token_s: float = 0.0
+    says: list[Said] = field(default_factory=list)  # by sample index, in place of the script
     requests: list[Any] = field(default_factory=list)
     seen: list[tuple[str, str]] = field(default_factory=list)  # request id, tenant
     running: int = 0
@@ -120,6 +133,10 @@ class Shard(shard_rpc.InferenceServiceServicer):
         prompt = len(ids) - start
         if request.binding.weights_digest != self.digest:
             raise InvalidArgument("wrong weights")
+        if self.says:
+            async for message in self._say(self.says[sampling.sample_index], prompt, request):
+                yield message
+            return
         for position in range(start, start + sampling.max_tokens):
             if self.end_after and position >= self.end_after:
                 yield self._last(common_pb2.FINISH_REASON_STOP, prompt, position)
@@ -137,6 +154,17 @@ class Shard(shard_rpc.InferenceServiceServicer):
             )
             await asyncio.sleep(self.delay_s)
         yield self._last(common_pb2.FINISH_REASON_LENGTH, prompt, start + sampling.max_tokens)
+
+    async def _say(self, said: Said, prompt: int, request: Any) -> AsyncIterator[Any]:
+        made = list(zip(said.text.encode(), said.logprobs, strict=True))
+        for id_, logprob in made[: request.sampling.max_tokens]:
+            # The sampler's view, after temperature, is not the model's own.
+            token = common_pb2.Token(id=id_, logprob=-9.0, raw_logprob=logprob)
+            yield inference_pb2.GenerateResponse(tokens=[token], weights_digest=self.digest)
+            await asyncio.sleep(self.delay_s)
+        whole = len(made) <= request.sampling.max_tokens
+        reason = common_pb2.FINISH_REASON_STOP if whole else common_pb2.FINISH_REASON_LENGTH
+        yield self._last(reason, prompt, min(len(made), request.sampling.max_tokens))
 
     def _last(self, reason: int, prompt: int, made: int) -> Any:
         usage = common_pb2.Usage(

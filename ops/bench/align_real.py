@@ -55,6 +55,8 @@ def make_task(folder: Path, overrides: Row) -> None:
         "rank": train["lora"]["rank"],
         "alpha": train["lora"]["alpha"],
         "judged_at": steps["gate"]["temperature"],
+        "ties": "first",
+        "prompts": 0,  # to learn from; 0: all
         "precision": choose_precision("auto", "cpu", rows, width),
         **overrides,
     }
@@ -68,7 +70,8 @@ def read_task(folder: Path) -> tuple[Row, list[Row], list[Row]]:
         [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         for name in ("train", "validation")
     )
-    return numbers, *sides
+    train, held_out = sides
+    return numbers, train[: numbers["prompts"] or None], held_out
 
 
 def passes(checks: Sequence[Row], text: str) -> bool:
@@ -86,14 +89,23 @@ def passes(checks: Sequence[Row], text: str) -> bool:
     return all(rules[rule["kind"]](rule) for rule in checks)
 
 
-def pairs_of(prompts: Sequence[Row], answers: Sequence[Sequence[str]]) -> list[Row]:
-    """The first answer that passed against the first that did not, where a prompt has both."""
+def pairs_of(
+    prompts: Sequence[Row], answers: Sequence[Sequence[tuple[str, float]]], ties: str
+) -> list[Row]:
+    """An answer that passed against one that did not, where a prompt has both; each with its mean
+    log-probability. ties: the "first" of those that passed and of those that did not, or the
+    "likely": the likeliest that passed against the least likely that did not."""
     pairs = []
-    for prompt, texts in zip(prompts, answers, strict=True):
-        good = [text for text in texts if text.strip() and passes(prompt["checks"], text)]
-        bad = [text for text in texts if text.strip() and not passes(prompt["checks"], text)]
+    for prompt, said in zip(prompts, answers, strict=True):
+        there = [(text, logprob) for text, logprob in said if text.strip()]
+        good = [one for one in there if passes(prompt["checks"], one[0])]
+        bad = [one for one in there if not passes(prompt["checks"], one[0])]
+        if ties == "likely":
+            good.sort(key=lambda one: -one[1])
+            bad.sort(key=lambda one: one[1])
         if good and bad:
-            pairs.append({"prompt": prompt["prompt"], "chosen": good[0], "rejected": bad[0]})
+            chosen, rejected = good[0][0], bad[0][0]
+            pairs.append({"prompt": prompt["prompt"], "chosen": chosen, "rejected": rejected})
     return pairs
 
 
@@ -165,19 +177,20 @@ def run_self(seed: int, folder: Path) -> Row:
 
     numbers, train, held_out = read_task(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    speaker = Speaker(folder / "model", tokenizer, EngineSettings(speculation="off"), load_engine)
+    settings = EngineSettings(speculation="off", max_waiting=4096, kv_cache_bytes=512 << 20)
+    speaker = Speaker(folder / "model", tokenizer, settings, load_engine)
     shares: dict[str, float] = {}
     with part("sample", shares):
         asked = [speaker.ids(row["prompt"]) for row in train]
         heat, most = numbers["temperature"], numbers["new_tokens"]
         said = speaker.answers(asked, numbers["samples"], heat, most, seed)
-        texts = [[speaker.text(ids) for ids, _ in group] for group in said]
-        pairs = pairs_of(train, texts)
+        heard = [[(speaker.text(ids), fmean(raw)) for ids, raw in group] for group in said]
+        pairs = pairs_of(train, heard, numbers["ties"])
     with part("train", shares):
         job = _train(seed, folder, numbers, pairs, speaker)
     with part("judge", shares):
         asked = [speaker.ids(row["prompt"]) for row in held_out]
-        aligned = Speaker(job / "model", tokenizer, EngineSettings(speculation="off"), load_engine)
+        aligned = Speaker(job / "model", tokenizer, settings, load_engine)
         sides, logprobs = {}, {}
         for side, who in (("before", speaker), ("after", aligned)):
             groups = who.answers(asked, 1, numbers["judged_at"], most, seed)

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -40,8 +41,10 @@ class Peer:
         return made
 
     @torch.no_grad()
-    def answers(self, prompts: Sequence[str], heat: float, most: int) -> list[list[int]]:
-        """Sampled ids of each, the end token included."""
+    def answers(
+        self, prompts: Sequence[str], heat: float, most: int
+    ) -> list[tuple[list[int], float]]:
+        """Sampled ids of each, the end token included, and their mean log-probability."""
         said = []
         for low in range(0, len(prompts), ROWS):
             batch = self.tokenizer(
@@ -58,8 +61,17 @@ class Peer:
                 top_k=0,
                 top_p=1.0,
                 pad_token_id=self.tokenizer.pad_token_id,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
-            said += [self._cut(ids) for ids in out[:, batch["input_ids"].shape[1] :].tolist()]
+            new_bt = out.sequences[:, batch["input_ids"].shape[1] :]
+            columns = [
+                (logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)).tolist()
+                for logits, ids in zip(out.logits, new_bt.t(), strict=True)
+            ]
+            for ids, logprobs in zip(new_bt.tolist(), zip(*columns, strict=True), strict=True):
+                kept = self._cut(ids)
+                said.append((kept, fmean(logprobs[: len(kept)])))
         return said
 
     def _cut(self, ids: list[int]) -> list[int]:
@@ -96,18 +108,20 @@ def run(seed: int, folder: Path) -> Row:
     count, most = numbers["samples"], numbers["new_tokens"]
     with part("sample", shares):
         asked = [peer.prompt(row["prompt"]) for row in train for _ in range(count)]
-        flat = [peer.text(ids) for ids in peer.answers(asked, numbers["temperature"], most)]
+        answers = peer.answers(asked, numbers["temperature"], most)
+        flat = [(peer.text(ids), logprob) for ids, logprob in answers]
         said = [flat[i : i + count] for i in range(0, len(flat), count)]
-        pairs = pairs_of(train, said)
+        pairs = pairs_of(train, said, numbers["ties"])
     with part("judge", shares):
         asked = [peer.prompt(row["prompt"]) for row in held_out]
-        sides = {"before": peer.answers(asked, numbers["judged_at"], most)}
-        logprobs = {"before": peer.means(asked, sides["before"])}
+        said_before = peer.answers(asked, numbers["judged_at"], most)
+        sides = {"before": [ids for ids, _ in said_before]}
+        logprobs = {"before": [logprob for _, logprob in said_before]}
     with part("train", shares):
         trained = _dpo(seed, folder, numbers, pairs, peer)
     with part("judge", shares):
         peer.model = trained.eval()
-        sides["after"] = peer.answers(asked, numbers["judged_at"], most)
+        sides["after"] = [ids for ids, _ in peer.answers(asked, numbers["judged_at"], most)]
         with trained.disable_adapter():
             logprobs["after"] = peer.means(asked, sides["after"])
     texts = {side: [peer.text(ids) for ids in answers] for side, answers in sides.items()}

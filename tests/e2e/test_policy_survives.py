@@ -1,4 +1,5 @@
-"""A PPO run whose answers come from the shards, and every process that it needs killed in turn.
+"""A PPO run whose answers come from the shards and whose rewards come from the reward stage, and
+every process that it needs killed in turn.
 
 It ends by itself with the very weights of the undisturbed run: no rollout was lost, none was used
 twice, none came from other weights.
@@ -49,6 +50,7 @@ steps:
     dataset: $pairs
     init_from: $base
     reward: $judge
+    rewards: {{brief: {{rule: {{kind: max_words, n: 12}}, weight: 0.5}}}}
     batch_size: 8
     steps: {UPDATES}
     checkpoint_every: 3
@@ -58,6 +60,7 @@ steps:
 VICTIMS = [
     "ServeReplica:coordinator",
     "ServeReplica:inference",
+    "ServeReplica:reward",
     "RayTrainWorker",
     "redis",
     "ServeReplica:trainer",

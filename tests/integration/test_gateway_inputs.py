@@ -117,7 +117,11 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": None}, "prompt", "invalid_value"),
     ({"prompt": "a", "echo": True}, "echo", "unsupported_parameter"),
     ({"prompt": "a", "suffix": "b"}, "suffix", "unsupported_parameter"),
-    ({"prompt": "a", "best_of": 4}, "best_of", "unsupported_parameter"),
+    ({"prompt": "a", "n": 3, "best_of": 2}, "best_of", "invalid_best_of"),
+    ({"prompt": "a", "best_of": 9}, "best_of", "invalid_value"),
+    ({"prompt": "a", "best_of": 0}, "best_of", "invalid_value"),
+    ({"prompt": ["a"] * 3, "best_of": 4}, "best_of", "too_many_samples"),
+    ({"prompt": "a", "best_of": 2, "stream": True}, "stream", "best_of_stream"),
     ({"prompt": "a", "logprobs": 21}, "logprobs", "invalid_value"),
     ({"prompt": "a\u0007"}, "prompt", "control_character"),
 ]

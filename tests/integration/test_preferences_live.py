@@ -203,6 +203,9 @@ async def test_without_consent_nothing_is_kept(stack: PreferenceStack) -> None:
             "/v1/chat/completions", json=body(stop=["zzz"]), headers=CONSENT
         )
         assert stopped.status_code == 200
+        # The best of several is no sample of the model, whose second answer would be one.
+        best = await client.post("/v1/chat/completions", json=body(best_of=2), headers=CONSENT)
+        assert best.status_code == 200
         refused = await client.post(
             "/v1/chat/completions", json=body(), headers={"x-plinth-consent": "preference"}
         )

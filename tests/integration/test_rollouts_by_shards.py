@@ -311,3 +311,31 @@ async def test_a_job_that_samples_by_shards_ends_with_the_local_ones_weights(
             assert not (job.path / "weights").exists()
             ends.append(load_file(job.model / "model.safetensors"))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+async def test_a_job_one_step_ahead_leaves_nothing_behind(
+    redis_client: Redis,
+    redis_server: str,
+    tmp_path: Path,
+    served: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends; and stopped in the middle, the batch that it had asked for is asked for no more."""
+    monkeypatch.setenv("PLINTH_REDIS_URL", redis_server)
+    dataset, start, reward = policy_job.made(tmp_path)
+    config = policy_job.planned(dataset, start, reward, policy={"rollouts": "shards", "ahead": 1})
+
+    class Stopped(JobFolder):
+        def requested(self) -> str | None:
+            progress = self.progress()
+            return "cancel" if progress and progress.done >= 2 else None
+
+    queue = rollout_queue(redis_client)
+    async with shard(redis_client, served):
+        for name, kind, status in (("a", JobFolder, "succeeded"), ("b", Stopped, "cancelled")):
+            job = kind(trainings.job(tmp_path / name, config))
+            assert await asyncio.to_thread(optimise_policy, config, job, Group()) == status
+            assert not (job.path / "weights").exists()
+        async with asyncio.timeout(20):
+            while (info := await queue.inspect()).length or info.pending or info.delayed:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)

@@ -28,10 +28,10 @@ from plinth.shared.errors import FailedPrecondition
 from plinth.shared.prompt_set import Prompt, read_prompts, write_prompts
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import load_settings
-from plinth.shared.stage import StageContext, run_stage
 from plinth.tokenizer import service as tokenizer
 from plinth.trainer.data.selected import selected
 from plinth.trainer.policy.rollouts import EngineSampler, Order
+from stage_replicas import Stages
 
 NO_E = ({"kind": "contains", "phrases": ["e"], "which": "none"},)
 PROMPTS = [Prompt(f"Question {n}?", "odd" if n % 2 else "even", NO_E) for n in range(6)]
@@ -40,36 +40,6 @@ PROMPTS = [Prompt(f"Question {n}?", "odd" if n % 2 else "even", NO_E) for n in r
 def model(folder: Path, seed: int) -> Path:
     random_llama(folder, vocab_size=259, context=128, layers=2, seed=seed)
     return byte_tokenizer(folder)
-
-
-class Stages:
-    """Replicas of this process; `serve` does what the reconciler does."""
-
-    def __init__(self, settings: Any) -> None:
-        self._settings = settings
-        self._parts: list[tuple[StageContext, Any]] = []
-        self.over = asyncio.Event()
-
-    async def add(self, stage: str, build: Any, **options: Any) -> StageContext:
-        context = await StageContext.open(self._settings, stage=stage)
-        self._parts.append((context, await run_stage(context, build(context, **options))))
-        return context
-
-    async def serve(self, records: DeploymentRecords) -> None:
-        """A shard for each deployment that is wanted, as soon as it is."""
-        served: set[str] = set()
-        while not self.over.is_set():  # a replica that is started half-way would leak
-            for wanted in await asyncio.to_thread(records.list):
-                if wanted.name not in served:
-                    served.add(wanted.name)
-                    shard = {"model": wanted.name, "artifact": wanted.artifact}
-                    await self.add("inference", inference.build, **shard)
-            await asyncio.sleep(0.05)
-
-    async def stop(self) -> None:
-        for context, running in reversed(self._parts):
-            await running.stop(5)
-            await context.close()
 
 
 @pytest.fixture
@@ -137,7 +107,9 @@ async def test_samples_are_an_engines_and_become_pairs(tools: Tools, tmp_path: P
     assert [line["answer"] for line in lines] == texts
     # And the trainer makes pairs of them: one that passed against one that did not.
     rewards = {(line["prompt"], line["answer"]): line["reward"] for line in lines}
-    for document in selected(folder, "extremes", 0.5, "out@1"):
+    said = [np.mean(one.raw_logprobs) for one in here]
+    assert [line["logprob"] for line in lines] == pytest.approx(said)
+    for document in selected(folder, "extremes", 0.5, "likely", "out@1"):
         prompt, chosen = document.messages[-2][1], document.messages[-1][1]
         assert rewards[prompt, chosen] == 1
         assert rewards[prompt, document.rejected or ""] == 0

@@ -2,8 +2,9 @@
 
 Best-of-n (Stiennon et al. 2020; Nakano et al. 2021), the best k of n for rejection sampling
 (Touvron et al. 2023, section 3.2.3), preference pairs out of scores, and voting (Wang et al. 2023,
-"self-consistency"; weighted as in Li et al. 2023). Pure Python: indices in, indices out. Where two
-are equal the earlier one comes first, so that a choice never depends on anything but its input.
+"self-consistency"; weighted by a verifier as in Li et al. 2023). Pure Python: indices in, indices
+out. Where two are equal the earlier one comes first, so that a choice never depends on anything
+but its input.
 """
 
 from __future__ import annotations
@@ -34,11 +35,22 @@ def top_k(rewards: Sequence[float], k: int) -> list[int]:
     return sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))[:k]
 
 
-def extremes(rewards: Sequence[float], margin: float = 0.0) -> tuple[int, int] | None:
-    """(best, worst), if they lie more than `margin` apart."""
+def extremes(
+    rewards: Sequence[float], margin: float = 0.0, likelihoods: Sequence[float] | None = None
+) -> tuple[int, int] | None:
+    """(best, worst), if their rewards lie more than `margin` apart.
+
+    likelihoods: one for each; of equal rewards the likeliest is the best and the least likely the
+    worst, so that what is learned leans towards the model's own language. Without, the earlier one
+    is taken.
+    """
     order = top_k(rewards, len(rewards) or 1)
     best, last = order[0], rewards[order[-1]]
     worst = next(i for i in order if rewards[i] == last)
+    if likelihoods is not None:
+        _check(likelihoods)
+        best = max(order, key=lambda i: (rewards[i], likelihoods[i], -i))
+        worst = min(order, key=lambda i: (rewards[i], likelihoods[i], i))
     return (best, worst) if rewards[best] - last > _margin(margin) else None
 
 
@@ -63,11 +75,18 @@ class Vote(Generic[Answer]):
 def vote(
     answers: Sequence[Answer | None], weights: Sequence[float] | None = None
 ) -> Vote[Answer] | None:
-    """The answer with the most weight; each counts one without `weights`.
+    """The answer with the most weight; None when nobody gave one. See `votes`."""
+    cast = votes(answers, weights)
+    return cast[0] if cast else None
 
-    None among `answers` is a sample from which no answer could be read: it has no vote. The result
-    is None when nobody had one. InvalidArgument: weights that are negative or not finite, or not
-    one for each answer.
+
+def votes(
+    answers: Sequence[Answer | None], weights: Sequence[float] | None = None
+) -> list[Vote[Answer]]:
+    """Every answer that has any weight, most first; each sample counts one without `weights`.
+
+    None among `answers` is a sample from which no answer could be read: it has no vote.
+    InvalidArgument: weights that are negative or not finite, or not one for each answer.
     """
     cast = [1.0] * len(answers) if weights is None else [float(w) for w in weights]
     if len(cast) != len(answers):
@@ -76,20 +95,32 @@ def vote(
         if not 0 <= weight < math.inf:
             raise InvalidArgument(
                 f"weight {number} is {weight}, must be 0 or more; turn rewards into weights first "
-                "(a softmax, or a probability of being right)",
+                "(`softmax`, or a probability of being right)",
                 field="weights",
             )
     voters: dict[Answer, list[int]] = {}
     for number, answer in enumerate(answers):
         if answer is not None and cast[number] > 0:
             voters.setdefault(answer, []).append(number)
-    if not voters:
-        return None
     # fsum: the winner does not depend on the order of summation.
     totals = {answer: math.fsum(cast[i] for i in who) for answer, who in voters.items()}
-    winner = max(totals, key=lambda answer: (totals[answer], -voters[answer][0]))
     whole = math.fsum(totals.values())
-    return Vote(winner, totals[winner] / whole, tuple(voters[winner]))
+    order = sorted(totals, key=lambda answer: (-totals[answer], voters[answer][0]))
+    return [Vote(answer, totals[answer] / whole, tuple(voters[answer])) for answer in order]
+
+
+def softmax(scores: Sequence[float]) -> list[float]:
+    """Weights that add up to 1: exp(s_i) / sum of exp(s_j).
+
+    Of mean log-probabilities per token these are the length-normalised likelihoods of Wang et al.
+    2023, equation 1, up to a factor that all share. Of Bradley-Terry rewards they are each
+    answer's chance to be the best of all (Plackett-Luce). InvalidArgument as in `top_k`.
+    """
+    _check(scores)
+    highest = max(scores)
+    raised = [math.exp(score - highest) for score in scores]
+    whole = math.fsum(raised)
+    return [one / whole for one in raised]
 
 
 def _check(rewards: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -21,13 +21,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from plinth.gateway import metrics, sse
 from plinth.gateway.bodies import read
 from plinth.gateway.catalogue import ServedModel
+from plinth.gateway.chooser import Chosen
 from plinth.gateway.desk import Desk
-from plinth.gateway.generation import TextRequest
+from plinth.gateway.generation import Prepared, TextEvent, TextRequest
 from plinth.gateway.live_preferences import CONSENT, Witness
 from plinth.gateway.openai_api import ChatBody, CompletionBody
 from plinth.gateway.preferences_api import PATHS, add_preferences
-from plinth.gateway.responses import ChatRendering, CompletionRendering, Rendering
+from plinth.gateway.responses import ChatRendering, Choose, CompletionRendering, Rendering
 from plinth.gateway.revisions import MODEL_HEADER
+from plinth.gateway.selection import Selection
 from plinth.shared.errors import Cancelled, PlinthError, to_openai_body
 from plinth.shared.identity import Principal, call_scope, current_call, new_request_id
 from plinth.shared.telemetry import get_logger
@@ -67,9 +69,12 @@ def build_app(desk: Desk) -> FastAPI:
             tuple(body.stops),
             body.samples,
             "messages",
+            body.samples_field,
             body.who,
         )
         witness = desk.preferences.witness(request.headers.get(CONSENT), ask)
+        if body.selection is not None:
+            witness = None  # the best of several is no sample of the model
         return await _answer(desk, request, principal, [ask], body, ChatRendering, witness)
 
     @app.post("/v1/completions", response_model=None)
@@ -81,7 +86,13 @@ def build_app(desk: Desk) -> FastAPI:
         sampling.max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
         asks = [
             TextRequest(
-                body.model, prompt, sampling, tuple(body.stops), body.samples, user=body.who
+                body.model,
+                prompt,
+                sampling,
+                tuple(body.stops),
+                body.samples,
+                samples_field=body.samples_field,
+                user=body.who,
             )
             for prompt in body.prompts
         ]
@@ -134,16 +145,28 @@ async def _answer(
     kind: type[Rendering],
     witness: Witness | None = None,
 ) -> Response:
-    session = await _while_connected(request, desk.session(principal, asks, witness))
+    selection = body.selection
+    letting_in = desk.session(principal, asks, witness, selection)
+    session = await _while_connected(request, letting_in)
     rendering = kind(session, desk.texts, body.alternatives)
     if body.stream:
         include = body.stream_options is not None and body.stream_options.include_usage
         return sse.AnswerStream(session, sse.stream(session, rendering, include_usage=include))
+    choose = None if selection is None else _choosing(desk, asks, selection)
     try:
-        whole = await _while_connected(request, rendering.whole(session))
+        whole = await _while_connected(request, rendering.whole(session, choose))
         return JSONResponse(whole, headers={MODEL_HEADER: session.revision})
     finally:
         await session.close()
+
+
+def _choosing(desk: Desk, asks: list[TextRequest], selection: Selection) -> Choose:
+    async def choose(
+        number: int, prepared: Prepared, answers: Sequence[Sequence[TextEvent]]
+    ) -> list[Chosen]:
+        return await desk.chooser.choose(prepared, asks[number].prompt, selection, answers)
+
+    return choose
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -9,12 +9,14 @@ from contextlib import aclosing, contextmanager
 
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import Catalogue
+from plinth.gateway.chooser import Chooser
 from plinth.gateway.failover import Shards
 from plinth.gateway.generation import Generator, Prepared, TextEvent, TextRequest, merged
 from plinth.gateway.keys import Keyring, KeyStore
 from plinth.gateway.live_preferences import LivePreferences, Witness
 from plinth.gateway.quotas import Admission, Quotas
 from plinth.gateway.revisions import Choice, Revisions, at_fault, falls_back
+from plinth.gateway.selection import Selection
 from plinth.gateway.texts import Texts
 from plinth.shared.canary import Canaries
 from plinth.shared.connection import connect
@@ -155,6 +157,12 @@ class Desk:
         self.texts = Texts(self.clients, gateway.patience_s, gateway.resume_patience_s)
         shards = Shards(self.clients, self.catalogue, gateway.patience_s, gateway.resume_patience_s)
         self.generator = Generator(self.catalogue, self.texts, shards, gateway.request_deadline_s)
+        self.chooser = Chooser(
+            self.clients,
+            self.texts,
+            patience_s=gateway.patience_s,
+            pattern_s=gateway.pattern_s,
+        )
         self.preferences = LivePreferences(
             self.clients,
             rate=gateway.preference_sampling_rate,
@@ -175,6 +183,7 @@ class Desk:
         if self._fresh is not None:
             await cancel_and_wait(self._fresh)
         await self.preferences.close()
+        await self.chooser.close()
         await self.quotas.drain()
         await self.revisions.drain()
         await self.clients.close()
@@ -186,17 +195,25 @@ class Desk:
         principal: Principal,
         requests: Sequence[TextRequest],
         witness: Witness | None = None,
+        selection: Selection | None = None,
     ) -> Session:
         """Lets the requests in and waits for their first piece. Raises what is wrong with them."""
-        session = await self._let_in(principal, requests)
+        session = await self._let_in(principal, requests, selection)
         session.witness = witness
         return session
 
-    async def _let_in(self, principal: Principal, requests: Sequence[TextRequest]) -> Session:
+    async def _let_in(
+        self,
+        principal: Principal,
+        requests: Sequence[TextRequest],
+        selection: Selection | None,
+    ) -> Session:
         principal.require("inference")
         admission = await self.quotas.admit(principal.tenant)
         asked = requests[0]
         try:
+            if selection is not None:
+                await self.chooser.check(principal, selection)
             choice = await self.revisions.choose(asked.model, principal, asked.user)
             try:
                 return await self._begun(principal, requests, admission, choice)

@@ -39,6 +39,7 @@ class TextRequest:
     stop: tuple[str, ...] = ()
     samples: int = 1
     prompt_field: str = "prompt"
+    samples_field: str = "n"
     user: str = ""  # who asks, in the client's words: stays with one revision
 
 
@@ -97,7 +98,7 @@ class Generator:
         sampling.max_tokens = limits.room(
             len(ids), asked, model.context_length, request.prompt_field
         )
-        limits.check_together(request.samples, sampling.max_tokens)
+        limits.check_together(request.samples, sampling.max_tokens, request.samples_field)
         if not sampling.HasField("seed"):
             sampling.seed = secrets.randbits(SEED_BITS)
         return Prepared(

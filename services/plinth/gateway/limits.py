@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from plinth.shared.errors import InvalidArgument
 
-MAX_SAMPLES = 8  # n, and n times the number of prompts
+MAX_SAMPLES = 8  # n or best_of, and that times the number of prompts
 MAX_TOKENS = 131_072  # of one answer
 MAX_TOKENS_TOGETHER = 262_144  # of all samples of a request
 MAX_STOPS = 8
@@ -19,6 +19,8 @@ MAX_STOP_CHARS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 1_024
 MAX_STOP_TOKEN_IDS = 64
+MAX_PATTERN_CHARS = 1_000
+MAX_SELECT_RULES = 15
 
 # NUL and other control characters, without the white space that text and code are made of.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
@@ -94,7 +96,7 @@ def check_together(samples: int, max_tokens: int, field: str = "n") -> None:
     """Samples, and samples times tokens, of one request."""
     if samples > MAX_SAMPLES:
         raise InvalidArgument(
-            f"{field}: {samples} samples asked for (n times the prompts), at most "
+            f"{field}: {samples} samples asked for ({field} times the prompts), at most "
             f"{MAX_SAMPLES} are allowed",
             reason="TOO_MANY_SAMPLES",
             field=field,

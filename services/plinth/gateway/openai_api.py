@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.gateway import limits
+from plinth.gateway.selection import Select, Selection, selection_of
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import common_pb2
 
@@ -69,6 +70,9 @@ class _Common(_Strict):
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = Field(default=None, max_length=limits.MAX_STOP_TOKEN_IDS)
     speculation: Literal["", "off", "lookup", "draft"] | None = None
+    # OpenAI's for completions, here for chat too; and our own: what the best ones are.
+    best_of: int | None = Field(default=None, ge=1, le=limits.MAX_SAMPLES)
+    select: Select | None = None
     # Keeps a user with one revision while a sticky canary is on; nothing else depends on it.
     user: str | None = None
     # Nothing depends on these.
@@ -102,8 +106,19 @@ class _Common(_Strict):
 
     @property
     def samples(self) -> int:
-        """Answers per prompt."""
-        return self.n or 1
+        """Answers per prompt that are made."""
+        return self.best_of or self.n or 1
+
+    @property
+    def samples_field(self) -> str:
+        """The name under which their number was given."""
+        return "n" if self.best_of is None else "best_of"
+
+    @property
+    def selection(self) -> Selection | None:
+        """Which of them the client gets; None: all. InvalidArgument for what can't be."""
+        stream = bool(self.stream)
+        return selection_of(self.best_of, self.n or 1, self.select, stream=stream)
 
     def refuse_unsupported(self) -> None:
         """Raises on what would change the answer and is not there."""
@@ -119,6 +134,7 @@ class _Common(_Strict):
                 field="stream_options",
             )
         limits.check_stops(self.stops)
+        _ = self.selection  # or what is wrong with it
 
     def sampling(self) -> common_pb2.SamplingParams:
         """The sampling parameters, still without seed and max_tokens where none were given."""
@@ -228,7 +244,6 @@ class CompletionBody(_Common):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = Field(default=None, ge=0, le=limits.MAX_TOP_LOGPROBS)
     echo: bool | None = None
-    best_of: int | None = None
     suffix: str | None = None
 
     @property
@@ -252,13 +267,11 @@ class CompletionBody(_Common):
             raise unsupported("echo", "the prompt is not sent back")
         if self.suffix:
             raise unsupported("suffix", "it is not supported")
-        if self.best_of not in (None, 1, self.samples):
-            raise unsupported("best_of", "it must equal n")
         limits.check_max_tokens(self.max_tokens, "max_tokens")
         prompts = self.prompts
         if not prompts:
             raise InvalidArgument("prompt: is an empty list", reason="EMPTY_PROMPT", field="prompt")
-        limits.check_together(len(prompts) * self.samples, 1)
+        limits.check_together(len(prompts) * self.samples, 1, self.samples_field)
         for index, prompt in enumerate(prompts):
             where = "prompt" if len(prompts) == 1 else f"prompt.{index}"
             if isinstance(prompt, str):

@@ -1,6 +1,7 @@
 """Answers in OpenAI's shapes: whole, and as chunks of a stream.
 
-Beside OpenAI's fields an answer carries `seed`; `system_fingerprint` is the digest of the weights.
+Beside OpenAI's fields an answer carries `seed`, and a choice that was chosen among others `plinth`:
+what it was chosen by; `system_fingerprint` is the digest of the weights.
 With model, prompt and parameters these two are enough to make the answer again.
 """
 
@@ -9,17 +10,20 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
+from plinth.gateway.answer_scores import LOWEST_LOGPROB
+from plinth.gateway.chooser import Chosen
 from plinth.gateway.desk import Session
-from plinth.gateway.generation import STOP, TextEvent
+from plinth.gateway.generation import STOP, Prepared, TextEvent
 from plinth.gateway.texts import Texts
 from plinth.v1 import common_pb2
 
 Json = dict[str, Any]
+# (number of the prompt, the prompt, all answers to it) → those that the client gets.
+Choose = Callable[[int, Prepared, Sequence[Sequence[TextEvent]]], Awaitable[list[Chosen]]]
 
-LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON has not
 _REPLACEMENT = "\ufffd"
 
 
@@ -68,16 +72,33 @@ class Rendering:
         """The last chunk of a stream that was asked for usage."""
         return {**self.chunk([]), "usage": self.usage()}
 
-    async def whole(self, session: Session) -> Json:
-        """The answer that is not streamed."""
+    async def whole(self, session: Session, choose: Choose | None = None) -> Json:
+        """The answer that is not streamed: all samples of each prompt, or those of `choose`.
+        `usage` counts what was made either way."""
         events: list[list[TextEvent]] = [[] for _ in self._offsets]
         async for index, event in session.events():
             events[index].append(event)
             self.count(event)
         body = self._head(self.kind)
-        body["choices"] = [await self.whole_choice(i, parts) for i, parts in enumerate(events)]
+        if choose is None:
+            body["choices"] = [await self.whole_choice(i, parts) for i, parts in enumerate(events)]
+        else:
+            body["choices"] = await self._chosen(events, choose)
         body["usage"] = self.usage()
         return body
+
+    async def _chosen(self, events: Sequence[Sequence[TextEvent]], choose: Choose) -> list[Json]:
+        choices: list[Json] = []
+        first = 0
+        for number, one in enumerate(self._prepared):
+            answers = events[first : first + one.samples]
+            for chosen in await choose(number, one, answers):
+                choice = await self.whole_choice(first + chosen.sample, answers[chosen.sample])
+                choice["index"] = len(choices)
+                choice["plinth"] = {"sample": chosen.sample, **chosen.note}
+                choices.append(choice)
+            first += one.samples
+        return choices
 
     def count(self, event: TextEvent) -> None:
         """Takes note of an answer's end."""

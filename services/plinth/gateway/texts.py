@@ -8,22 +8,19 @@ all ids again, and the text that it has passed on already is left out.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
 
+from plinth.gateway.patience import patiently
 from plinth.shared.errors import Internal, Unavailable
 from plinth.shared.identity import Principal
-from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 
 STAGE = "tokenizer"
-POLL_S = 0.2
 KEPT_TOKEN_TEXTS = 65_536
 
 T = TypeVar("T")
@@ -55,6 +52,14 @@ class Texts:
         answer = await self._ask(principal, lambda stub: stub.Encode(request))
         return list(answer.sequences[0].ids)
 
+    async def decode(self, principal: Principal, model: str, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out, as a stream of them would give it."""
+        request = tokenizer_pb2.DecodeRequest(
+            model=model, sequences=[tokenizer_pb2.TokenIds(ids=ids)], skip_special=True
+        )
+        answer = await self._ask(principal, lambda stub: stub.Decode(request))
+        return str(answer.texts[0])
+
     async def token_texts(
         self, principal: Principal, model: str, ids: Sequence[int]
     ) -> dict[int, str]:
@@ -80,41 +85,16 @@ class Texts:
         """Unavailable when no tokenizer is announced."""
         await self._clients.pick(STAGE)
 
-    async def stub(self, principal: Principal, lost: set[str]) -> tuple[Replica, Any]:
-        """A tokenizer that is not in `lost`, or any when there is no other."""
-        try:
-            replica = await self._clients.pick(STAGE, exclude=lost)
-        except Unavailable:
-            lost.clear()
-            replica = await self._clients.pick(STAGE)
-        # A key that may ask for answers needs no scope of its own for the text in them.
-        caller = Principal(principal.tenant, principal.key_id, frozenset({"tokenize"}))
-        channel = self._clients.channel(replica, caller)
-        return replica, tokenizer_pb2_grpc.TokenizerServiceStub(channel)
-
     async def patiently(
         self, principal: Principal, work: Callable[[Any], Awaitable[T]], patience_s: float
     ) -> T:
         """`work` with a stub, again with another while tokenizers are unavailable."""
-        give_up = time.monotonic() + patience_s
-        lost: set[str] = set()
-        while True:
-            replica: Replica | None = None
-            try:
-                replica, stub = await self.stub(principal, lost)
-                return await work(stub)
-            except grpc.aio.AioRpcError as error:
-                cause = from_rpc_error(error)
-                gone = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-                if not gone or time.monotonic() >= give_up:
-                    raise cause from error
-            except Unavailable:
-                if time.monotonic() >= give_up:
-                    raise
-            if replica is not None:
-                lost.add(replica.id)
-                self._clients.refused(replica)
-            await asyncio.sleep(POLL_S)
+        # A key that may ask for answers needs no scope of its own for the text in them.
+        caller = Principal(principal.tenant, principal.key_id, frozenset({"tokenize"}))
+        stub = tokenizer_pb2_grpc.TokenizerServiceStub
+        return await patiently(
+            self._clients, STAGE, lambda channel: work(stub(channel)), caller, patience_s
+        )
 
     async def _ask(self, principal: Principal, work: Callable[[Any], Awaitable[T]]) -> T:
         return await self.patiently(principal, work, self.patience_s)

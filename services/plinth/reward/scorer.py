@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 from plinth.reward.combine import combine
 from plinth.reward.learned import LearnedModels
-from plinth.reward.matching import Matcher
 from plinth.reward.request import Asked, Source, parse_request, parse_sources
 from plinth.reward.sandbox.runner import Limits, Outcome, Sandbox
 from plinth.reward.texts import Texts
 from plinth.reward.verifiers import Answer, Rule, Verdict
 from plinth.shared.errors import DataLoss, InvalidArgument
+from plinth.shared.matching import Matcher
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.settings import RewardSettings
 from plinth.shared.store import ArtifactRecord, ArtifactStore

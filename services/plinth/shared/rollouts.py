@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from hashlib import sha256
 from typing import TypeVar
@@ -79,43 +80,60 @@ class RolloutTasks:
         self._stop, self._patience_s, self._heard = stop, patience_s, heard
 
     async def answers(self, tasks: Sequence[pb.RolloutTask]) -> list[pb.RolloutResult]:
-        """One result per task, in their order, whoever was ready first.
+        """One result per task, in their order, whoever was ready first. Raises as `arrivals`."""
+        ids = await self.add(tasks)
+        async with aclosing(self.arrivals(ids)) as arrivals:
+            got = {id: result async for id, result in arrivals}
+        return [got[id] for id in ids]
 
-        Raises FailedPrecondition when a task was given up, with its reason. However it ends early,
-        what is left of the tasks is cancelled.
-        """
+    async def add(self, tasks: Sequence[pb.RolloutTask]) -> list[str]:
+        """Their ids, in order. However it ends early, none of them stays."""
         ids = [task_id(task) for task in tasks]
         deadline = time.time() + _DEADLINE_S
         try:
             for id, task in zip(ids, tasks, strict=True):
                 add = partial(self._queue.add, id, task.SerializeToString())
                 await self._said(partial(add, deadline_unix_s=deadline))
-            return await self._results(ids)
         except BaseException:
-            for id in ids:  # nobody waits for them any more
-                try:
-                    await self._queue.cancel(id)
-                except Unavailable:
-                    break
+            await self.cancel(ids)
             raise
+        return ids
 
-    async def _results(self, ids: Sequence[str]) -> list[pb.RolloutResult]:
-        got: dict[str, pb.RolloutResult] = {}
+    async def arrivals(
+        self, ids: Sequence[str]
+    ) -> AsyncGenerator[tuple[str, pb.RolloutResult], None]:
+        """(id, result) of each, as they come.
+
+        Raises FailedPrecondition when a task was given up, with its reason. However it ends early,
+        what is left of the tasks is cancelled.
+        """
+        waiting = list(ids)
         heard = looked = time.monotonic()
-        while len(got) < len(ids):
-            waiting = [id for id in ids if id not in got]
-            values = await self._said(partial(self._queue.results, waiting))
-            for id, value in zip(waiting, values, strict=True):
-                if value is not None:
-                    got[id] = pb.RolloutResult.FromString(value)
+        try:
+            while waiting:
+                values = await self._said(partial(self._queue.results, waiting))
+                came = [(id, v) for id, v in zip(waiting, values, strict=True) if v is not None]
+                for id, value in came:
+                    waiting.remove(id)
                     heard = time.monotonic()
-            self._heard(len(got))
-            now = time.monotonic()
-            if now - looked > _LOOK_S:
-                looked = now
-                await self._look([id for id in waiting if id not in got], now - heard)
-            await asyncio.sleep(_POLL_S)
-        return [got[id] for id in ids]
+                    yield id, pb.RolloutResult.FromString(value)
+                self._heard(len(ids) - len(waiting))
+                now = time.monotonic()
+                if now - looked > _LOOK_S:
+                    looked = now
+                    await self._look(waiting, now - heard)
+                if not came:
+                    await asyncio.sleep(_POLL_S)
+        finally:
+            await self.cancel(waiting)
+
+    async def cancel(self, ids: Sequence[str]) -> None:
+        """Nobody waits for them any more."""
+        for id in ids:
+            try:
+                await self._queue.cancel(id)
+            except Unavailable:
+                break
 
     async def _look(self, waiting: Sequence[str], silent_s: float) -> None:
         """Raises what keeps the results from ever coming."""

@@ -67,6 +67,8 @@ class GatewaySettings(_Section):
     # Per tenant; 0 is no limit.
     tenant_concurrent_requests: int = Field(default=0, ge=0)
     tenant_tokens_per_minute: int = Field(default=0, ge=0)
+    # Processor time for a client's pattern on all answers of its request (`select` with a vote).
+    pattern_s: float = Field(default=0.5, gt=0, le=10)
     # Share of the chats with consent (x-plinth-consent: preferences) that become preference tasks.
     preference_sampling_rate: float = Field(default=0.0, ge=0, le=1)
     # The served model that gives the second answer; empty: the same model, with another seed.

@@ -18,6 +18,7 @@ from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.store import ArtifactRecord
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
+from plinth.trainer import metrics
 from plinth.trainer.execution import Execution, Stopped
 from plinth.trainer.loop.job_folder import Progress
 from plinth.trainer.records import JobRecords
@@ -117,6 +118,7 @@ class JobConsumer:
             await self._succeeded(job, lease, record)
         finally:
             self._current = None
+            metrics.forgotten(job.spec.output_name)
 
     async def _attended(self, execution: Execution, job: pb.Job, lease: Lease) -> ArtifactRecord:
         """Run the job in a thread, with heartbeats and progress beside it."""
@@ -161,6 +163,7 @@ class JobConsumer:
                 if not await self._records.write(job, lease.fence):
                     raise LeaseLost(f"job {job.job_id} has a newer attempt")
                 told = progress
+                metrics.told(job.spec.output_name, progress)
             except Unavailable:
                 continue  # told again at the next turn
 

@@ -98,7 +98,13 @@ class Preparation:
             documents, source = BUILTIN[spec.builtin](), spec.builtin
         elif spec.samples:
             folder = self.store.fetch(spec.samples)
-            documents = selected(folder, spec.selection or "extremes", spec.margin, spec.samples)
+            documents = selected(
+                folder,
+                spec.selection or "extremes",
+                spec.margin,
+                spec.ties or "first",
+                spec.samples,
+            )
             source = spec.samples
         else:
             documents, source = read_folder(Path(spec.corpus_dir)), spec.corpus_dir

@@ -19,7 +19,7 @@ from plinth.models.config import ModelConfig
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import TrainerSettings
 from plinth.trainer.data.builtin import BUILTIN
-from plinth.trainer.data.selected import MAX_MARGIN, SELECTIONS
+from plinth.trainer.data.selected import MAX_MARGIN, SELECTIONS, TIES
 from plinth.trainer.data.shards import DatasetInfo, read_info
 from plinth.trainer.loop.config import DATASETS, OBJECTIVES, PRECISIONS, TrainConfig
 from plinth.trainer.lora_specs import check_adapter_name, check_lora, lora_fields
@@ -84,9 +84,18 @@ def _check_prepare(spec: pb.PrepareSpec) -> None:
             f"selection {spec.selection!r} is unknown; there is: {', '.join(SELECTIONS)}",
             field="spec.prepare.selection",
         )
-    if (spec.selection or spec.margin) and not spec.samples:
+    if spec.ties and spec.ties not in TIES:
         raise InvalidArgument(
-            "selection and margin are for samples; name an artifact of kind 'samples'",
+            f"ties {spec.ties!r} is unknown; there is: {', '.join(TIES)}", field="spec.prepare.ties"
+        )
+    if spec.ties == "likely" and spec.selection not in ("", "extremes"):
+        raise InvalidArgument(
+            f"ties 'likely' is for selection 'extremes', not for {spec.selection!r}",
+            field="spec.prepare.ties",
+        )
+    if (spec.selection or spec.margin or spec.ties) and not spec.samples:
+        raise InvalidArgument(
+            "selection, margin and ties are for samples; name an artifact of kind 'samples'",
             field="spec.prepare.samples",
         )
     if not 0 <= spec.margin <= MAX_MARGIN:

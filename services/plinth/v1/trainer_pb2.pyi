@@ -60,6 +60,7 @@ class PrepareSpec(_message.Message):
     SELECTION_FIELD_NUMBER: _builtins.int
     MARGIN_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
+    TIES_FIELD_NUMBER: _builtins.int
     corpus_dir: _builtins.str
     """A folder that the trainer's machine can read; empty with `builtin` set."""
     builtin: _builtins.str
@@ -85,6 +86,10 @@ class PrepareSpec(_message.Message):
     margin: _builtins.float
     prompts: _builtins.str
     """A set of prompts (an artifact of kind "prompts"), as another source; needs a tokenizer."""
+    ties: _builtins.str
+    """Who of equal rewards is the best or the worst of "extremes": the "first" (default), or the
+    "likely": the likeliest to the model that sampled them is the best, the least likely the worst.
+    """
     def __init__(
         self,
         *,
@@ -98,10 +103,11 @@ class PrepareSpec(_message.Message):
         selection: _builtins.str = ...,
         margin: _builtins.float = ...,
         prompts: _builtins.str = ...,
+        ties: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "prompts", b"prompts", "samples", b"samples", "selection", b"selection", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "prompts", b"prompts", "samples", b"samples", "selection", b"selection", "ties", b"ties", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
@@ -225,6 +231,8 @@ class PolicySpec(_message.Message):
     STOP_KL_FIELD_NUMBER: _builtins.int
     KL_EXPLOSION_FIELD_NUMBER: _builtins.int
     ROLLOUTS_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    IMPORTANCE_CAP_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Answers per prompt; TrainSpec.batch_size is answers per update, steps are updates. Default 1
     for "ppo", 4 for "grpo" and "rloo".
@@ -262,6 +270,11 @@ class PolicySpec(_message.Message):
     """Who samples: "local" (default), an engine in the trainer's worker; or "shards", those of
     whatever models are served, through the queue of rollouts.
     """
+    ahead: _builtins.int
+    """With "shards", 1: the next batch is sampled while this one is trained on, by weights that are
+    one update old; its tokens count by their importance, at most importance_cap (default 2).
+    """
+    importance_cap: _builtins.float
     def __init__(
         self,
         *,
@@ -288,10 +301,12 @@ class PolicySpec(_message.Message):
         stop_kl: _builtins.float | None = ...,
         kl_explosion: _builtins.float | None = ...,
         rollouts: _builtins.str = ...,
+        ahead: _builtins.int = ...,
+        importance_cap: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "gamma", b"gamma", "kl_coefficient", b"kl_coefficient", "kl_explosion", b"kl_explosion", "kl_target", b"kl_target", "lam", b"lam", "missing_eos_penalty", b"missing_eos_penalty", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_importance_cap", b"_importance_cap", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "gamma", b"gamma", "importance_cap", b"importance_cap", "kl_coefficient", b"kl_coefficient", "kl_explosion", b"kl_explosion", "kl_target", b"kl_target", "lam", b"lam", "missing_eos_penalty", b"missing_eos_penalty", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "epochs", b"epochs", "gamma", b"gamma", "kl_coefficient", b"kl_coefficient", "kl_estimator", b"kl_estimator", "kl_explosion", b"kl_explosion", "kl_in", b"kl_in", "kl_target", b"kl_target", "lam", b"lam", "max_new_tokens", b"max_new_tokens", "minibatches", b"minibatches", "missing_eos_penalty", b"missing_eos_penalty", "normalise", b"normalise", "rollouts", b"rollouts", "samples", b"samples", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_importance_cap", b"_importance_cap", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "ahead", b"ahead", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "epochs", b"epochs", "gamma", b"gamma", "importance_cap", b"importance_cap", "kl_coefficient", b"kl_coefficient", "kl_estimator", b"kl_estimator", "kl_explosion", b"kl_explosion", "kl_in", b"kl_in", "kl_target", b"kl_target", "lam", b"lam", "max_new_tokens", b"max_new_tokens", "minibatches", b"minibatches", "missing_eos_penalty", b"missing_eos_penalty", "normalise", b"normalise", "rollouts", b"rollouts", "samples", b"samples", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bootstrap: _TypeAlias = _typing.Literal["bootstrap"]  # noqa: Y015
     _WhichOneofArgType__bootstrap: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap"]  # noqa: Y015
@@ -305,6 +320,8 @@ class PolicySpec(_message.Message):
     _WhichOneofArgType__entropy_weight: _TypeAlias = _typing.Literal["_entropy_weight", b"_entropy_weight"]  # noqa: Y015
     _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
     _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015
+    _WhichOneofReturnType__importance_cap: _TypeAlias = _typing.Literal["importance_cap"]  # noqa: Y015
+    _WhichOneofArgType__importance_cap: _TypeAlias = _typing.Literal["_importance_cap", b"_importance_cap"]  # noqa: Y015
     _WhichOneofReturnType__kl_coefficient: _TypeAlias = _typing.Literal["kl_coefficient"]  # noqa: Y015
     _WhichOneofArgType__kl_coefficient: _TypeAlias = _typing.Literal["_kl_coefficient", b"_kl_coefficient"]  # noqa: Y015
     _WhichOneofReturnType__kl_explosion: _TypeAlias = _typing.Literal["kl_explosion"]  # noqa: Y015
@@ -335,6 +352,8 @@ class PolicySpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__entropy_weight) -> _WhichOneofReturnType__entropy_weight | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gamma) -> _WhichOneofReturnType__gamma | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__importance_cap) -> _WhichOneofReturnType__importance_cap | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_coefficient) -> _WhichOneofReturnType__kl_coefficient | None: ...
     @_typing.overload
@@ -610,6 +629,26 @@ Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
 class JobProgress(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FiguresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
@@ -620,6 +659,7 @@ class JobProgress(_message.Message):
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
     VALIDATION_BITS_PER_BYTE_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     done: _builtins.int
     """Optimiser steps or bytes, by the kind of job."""
     total: _builtins.int
@@ -633,6 +673,12 @@ class JobProgress(_message.Message):
     validation_bits_per_byte: _builtins.float
     """Held-out bits per byte, when it was measured at this point."""
     note: _builtins.str
+    @_builtins.property
+    def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What else is counted, by name: of a policy its last update's "reward", "kl" (nats per answer to
+        the reference), "gap" (the largest |Δ log p| between trainer and sampler), "seconds_sample" …
+        """
+
     def __init__(
         self,
         *,
@@ -646,10 +692,11 @@ class JobProgress(_message.Message):
         eta_seconds: _builtins.float = ...,
         validation_bits_per_byte: _builtins.float | None = ...,
         note: _builtins.str = ...,
+        figures: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_bits_per_byte", b"_validation_bits_per_byte", "validation_bits_per_byte", b"validation_bits_per_byte"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_bits_per_byte", b"_validation_bits_per_byte", "done", b"done", "eta_seconds", b"eta_seconds", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "loss", b"loss", "note", b"note", "tokens_per_second", b"tokens_per_second", "total", b"total", "unit", b"unit", "validation_bits_per_byte", b"validation_bits_per_byte"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_bits_per_byte", b"_validation_bits_per_byte", "done", b"done", "eta_seconds", b"eta_seconds", "figures", b"figures", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "loss", b"loss", "note", b"note", "tokens_per_second", b"tokens_per_second", "total", b"total", "unit", b"unit", "validation_bits_per_byte", b"validation_bits_per_byte"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_bits_per_byte: _TypeAlias = _typing.Literal["validation_bits_per_byte"]  # noqa: Y015
     _WhichOneofArgType__validation_bits_per_byte: _TypeAlias = _typing.Literal["_validation_bits_per_byte", b"_validation_bits_per_byte"]  # noqa: Y015

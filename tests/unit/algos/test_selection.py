@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plinth.algos.selection import all_pairs, best_of, extremes, top_k, vote
+from plinth.algos.selection import all_pairs, best_of, extremes, softmax, top_k, vote, votes
 from plinth.shared.errors import InvalidArgument
 
 REWARDS = st.lists(st.sampled_from([-1.5, 0.0, 0.25, 1.0, 7.0]), min_size=1, max_size=7)
@@ -83,6 +83,33 @@ def test_a_majority_and_how_a_weight_turns_it() -> None:
     assert vote([]) is None
 
 
+def test_every_answer_has_its_share_the_heaviest_first() -> None:
+    answers = ["a", "b", None, "c", "b", "a"]
+    cast = votes(answers, [0.5, 2.0, 9.0, 0.0, 1.0, 1.5])
+    assert [(one.answer, one.share, one.voters) for one in cast] == [
+        ("b", 0.6, (1, 4)),
+        ("a", 0.4, (0, 5)),
+    ]
+    assert votes(answers, [0.0] * 6) == []
+
+
+@given(st.lists(st.floats(-2000, 2000), min_size=1, max_size=8))
+def test_softmax_is_the_share_of_the_exponentials(scores) -> None:
+    weights = softmax(scores)
+    assert sum(weights) == pytest.approx(1)
+    shifted = np.exp(np.array(scores) - max(scores))
+    np.testing.assert_allclose(weights, shifted / shifted.sum(), rtol=1e-12, atol=0)
+
+
+def test_weights_by_likelihood_are_those_of_the_paper() -> None:
+    """Wang et al. 2023, equation 1: exp of the mean log-probability, for all up to a factor."""
+    means = [-0.5, -1.25, -2.0]
+    weights = softmax(means)
+    assert [w / weights[0] for w in weights] == pytest.approx(
+        [np.exp(m) / np.exp(means[0]) for m in means]
+    )
+
+
 @pytest.mark.parametrize(
     "ask",
     [
@@ -95,6 +122,8 @@ def test_a_majority_and_how_a_weight_turns_it() -> None:
         lambda: vote(["a"], [-1.0]),
         lambda: vote(["a"], [float("nan")]),
         lambda: vote(["a", "b"], [1.0]),
+        lambda: softmax([]),
+        lambda: softmax([1.0, float("inf")]),
     ],
 )
 def test_what_makes_no_sense_is_refused(ask) -> None:

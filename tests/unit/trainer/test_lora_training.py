@@ -34,7 +34,8 @@ from plinth.trainer.loop.train import take_step
 from plinth.trainer.objectives.dpo import DirectPreference
 from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs
 from plinth.trainer.objectives.reward import pair_scores
-from plinth.trainer.policy.run import _Job, optimise_policy
+from plinth.trainer.policy.job import PolicyJob
+from plinth.trainer.policy.run import optimise_policy
 from plinth.trainer.validation import check_spec, plan_train
 from plinth.v1 import trainer_pb2 as pb
 
@@ -376,7 +377,7 @@ def test_a_policy_is_its_own_reference_and_its_critic_is_adapted_too(
     data, start, judge, tmp_path
 ) -> None:
     made = planned(data, start, judge, **PPO)
-    job = _Job.open(made, JobFolder(trainings.job(tmp_path / "a", made)), Group())
+    job = PolicyJob.open(made, JobFolder(trainings.job(tmp_path / "a", made)), Group())
     assert job.reference is job.actor.policy
     assert adapters(job.actor.critic)
     assert job.actor.critic.score.weight.requires_grad

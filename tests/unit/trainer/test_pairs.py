@@ -23,7 +23,7 @@ from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.objectives import pairs as pairs_module
 from plinth.trainer.objectives.dpo import DirectPreference
-from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs
+from plinth.trainer.objectives.pairs import PairBatch, PairOptions, Pairs, answer_logprobs
 from plinth.trainer.objectives.reward import RewardModelling, calibration_error, pair_scores
 
 LENGTH = 64
@@ -109,6 +109,40 @@ def test_pairs_of_one_prompt_are_held_out_together(tmp_path):
 
 
 # -- DPO ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_padding_is_neither_computed_nor_felt(start, monkeypatch):
+    """Answers of very different lengths: what each gets is what it gets alone, and less is done."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [60, 9, 12, 7, 11, 8, 14, 10]
+    ids_bt = torch.zeros(8, 60, dtype=torch.int64)
+    answer_bt = torch.zeros(8, 60, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        ids_bt[row, :length] = torch.randint(1, 200, (length,), generator=generator)
+        answer_bt[row, 4:length] = True
+    batch = PairBatch([0, 1, 2, 3], ids_bt, answer_bt, torch.tensor(lengths) - 1)
+    decoder, computed = load_decoder(start), []
+    rewarder = RewardModel.of(load_decoder(start), 1)
+    for model in (decoder, rewarder):
+        forward = model.forward
+        monkeypatch.setattr(
+            model,
+            "forward",
+            lambda ids, *rest, f=forward: (computed.append(len(ids)), f(ids, *rest))[1],
+        )
+    sums_b, tokens_b = answer_logprobs(decoder, batch)
+    assert sum(computed) < 0.6 * ids_bt.numel()
+    scores_b = torch.cat(pair_scores(rewarder, batch))
+    assert sum(computed) < 1.2 * ids_bt.numel()
+    for row, length in enumerate(lengths):
+        twice = torch.tensor([row, row])
+        alone = PairBatch(
+            [0], ids_bt[twice, :length], answer_bt[twice, :length], batch.last_b[twice]
+        )
+        assert sums_b[row] == pytest.approx(float(answer_logprobs(decoder, alone)[0][0]), rel=1e-5)
+        assert tokens_b[row] == length - 4
+        assert scores_b[row] == pytest.approx(float(pair_scores(rewarder, alone)[0]), abs=1e-5)
 
 
 def test_log_probabilities_of_answers_are_those_of_transformers(dataset, start):

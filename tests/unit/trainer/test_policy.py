@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.loop import Progress, Update, optimise
 from plinth.trainer.policy.model import Actor, RolloutBatch, logprobs
 from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, check_fresh
+from plinth.trainer.policy.update import learn
 
 TARGET = 7
 STOP = 1
@@ -241,6 +243,128 @@ def test_stale_and_foreign_rollouts_are_refused() -> None:
         check_fresh(rollouts, 1, {made.weights_digest})
 
 
+class Scattered(EngineSampler):
+    """Groups arrive last first; what is started is sampled at once, by the weights of then."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__(sampler_of(model)._engine)
+        self.sampled: list[list[Rollout]] = []
+        self.calls: list[str] = []
+
+    def start(self, orders: Sequence[Order], sampling: Sampling) -> None:
+        self.calls.append("start")
+        super().start(orders, sampling)
+        self.sampled = list(super().arrivals())
+
+    def arrivals(self) -> Iterator[list[Rollout]]:
+        for group in reversed(self.sampled):
+            self.calls.append(f"group {group[0].group}")
+            yield group
+
+    def renew(self, revision: int) -> str:
+        self.calls.append(f"renew {revision}")
+        return super().renew(revision)
+
+
+def optimised(trial: Trial, sampler: Scattered, **options: Any) -> list[Update]:
+    return list(
+        optimise(
+            trial.actor,
+            None,
+            sampler,
+            options.pop("reward", share_of_target),
+            PROMPTS,
+            trial.config,
+            trial.optimizer,
+            trial.progress,
+            **options,
+        )
+    )
+
+
+def test_groups_are_heard_of_as_they_come_and_learned_from_in_order() -> None:
+    trial, calls = Trial(replace(CONFIG, updates=2)), []
+    sampler = Scattered(trial.policy)
+
+    def reward(rollouts: Sequence[Rollout]) -> list[float]:
+        calls.append([rollout.group for rollout in rollouts[::8]])
+        return share_of_target(rollouts)
+
+    optimised(
+        trial,
+        sampler,
+        reward=reward,
+        heard=lambda group: sampler.calls.append(f"heard {len(group)}"),
+    )
+    assert calls == [[0, 1, 2, 3]] * 2
+    arrived = [
+        "group 3",
+        "heard 8",
+        "group 2",
+        "heard 8",
+        "group 1",
+        "heard 8",
+        "group 0",
+        "heard 8",
+    ]
+    one = ["start", *arrived]
+    assert sampler.calls == ["renew 0", *one, "renew 1", *one, "renew 2"]
+    plain = Trial(replace(CONFIG, updates=2))
+    plain.run()
+    assert all(torch.equal(trial.weights()[n], value) for n, value in plain.weights().items())
+
+
+def test_one_step_ahead_it_learns_from_answers_that_are_one_update_old() -> None:
+    trial = Trial(replace(CONFIG, updates=30, rollouts="shards", ahead=1, learning_rate=5e-3))
+    sampler, ages = Scattered(trial.policy), []
+
+    def reward(rollouts: Sequence[Rollout]) -> list[float]:
+        ages.append(trial.progress.update - rollouts[0].revision)
+        return share_of_target(rollouts)
+
+    updates = optimised(trial, sampler, reward=reward)
+    assert ages == [0] + [1] * 29
+    # Asked for before the update, and for no update that does not come.
+    moves = [call for call in sampler.calls if not call.startswith("group")]
+    assert moves[:5] == ["renew 0", "start", "start", "renew 1", "start"]
+    assert moves.count("start") == 30
+    assert max(update.learned.score for update in updates) > 0.8
+    assert updates[0].learned.importance == 1
+    assert updates[0].learned.gap <= 1e-4 < updates[1].learned.gap
+    for update in updates[1:]:
+        assert 0.5 < update.learned.importance < 1.5
+
+
+def test_importance_weights_are_of_this_policy_to_the_samplers() -> None:
+    """Against the gradient that the definition gives, token by token."""
+    old, new = decoder(), decoder(1)
+    rollouts = sampler_of(old).sample(
+        [Order(g, (3, g), 2, seed=g) for g in range(2)], Sampling(1.0, max_tokens=6)
+    )
+    config = replace(CONFIG, prompts=2, samples=2, clip_norm=0.0, importance_cap=1.25)
+    actor = Actor(new, value_head=False)
+    optimizer = torch.optim.SGD(actor.parameters(), lr=0.0)
+    scores = [0.0, 1.0, 0.5, 0.25]
+    learn(actor, optimizer, rollouts, scores, None, config, 0.0, torch.Generator(), stale=True)
+    found = {name: p.grad.clone() for name, p in new.named_parameters() if p.grad is not None}
+    batch = RolloutBatch.of(rollouts)
+    new.zero_grad()
+    now_bt = actor(batch, 1.0).logprobs_bt
+    weights_bt = (now_bt.detach() - batch.sampler_bt).exp().clamp(max=1.25)
+    groups = torch.tensor(scores).view(2, 2)
+    advantages_b = (
+        (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+    ).view(-1)
+    loss = (
+        -(weights_bt * advantages_b[:, None] * now_bt)[batch.valid_bt].sum() / batch.valid_bt.sum()
+    )
+    loss.backward()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, new.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+    with pytest.raises(DataLoss):
+        learn(actor, optimizer, rollouts, scores, None, config, 0.0, torch.Generator())
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -253,6 +377,9 @@ def test_stale_and_foreign_rollouts_are_refused() -> None:
         ({"kl_coefficient": float("nan")}, "kl_coefficient"),
         ({"clip_low": -0.2}, "clip_low"),
         ({"lam": 1.5}, "lam"),
+        ({"ahead": 2}, "ahead"),
+        ({"ahead": 1}, "ahead"),
+        ({"importance_cap": 0.5}, "importance_cap"),
     ],
 )
 def test_a_configuration_that_cannot_be_right_names_its_field(change, field) -> None:

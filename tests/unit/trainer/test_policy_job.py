@@ -15,6 +15,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import TrainerSettings
 from plinth.trainer.loop import Group, TrainConfig
 from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.policy import run
 from plinth.trainer.policy.compare import compare
 from plinth.trainer.policy.run import optimise_policy
 from plinth.trainer.validation import check_spec, plan_compare, plan_train
@@ -74,6 +75,22 @@ def test_stopped_between_updates_and_resumed_is_bit_for_bit_the_same(made, tmp_p
         assert status == "succeeded", job.outcome()
         ends.append(load_file(job.model / "model.safetensors"))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_killed_before_its_model_it_reports_what_it_had(made, tmp_path, monkeypatch) -> None:
+    config = planned(made, steps=2)
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    with monkeypatch.context() as dying:
+        dying.setattr(run, "write_model", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            optimise_policy(config, job, Group())
+    told = job.progress()
+    assert {"reward", "kl", "gap", "seconds_sample"} <= told.figures.keys()
+    assert optimise_policy(config, job, Group()) == "succeeded", job.outcome()
+    metrics = job.outcome()["metrics"]
+    assert metrics["train_loss"] == told.loss != 0
+    assert metrics["tokens_per_second"] == told.tokens_per_second
+    assert 0 < told.figures["gap"] <= metrics["widest_gap"] < 1e-4
 
 
 def test_models_are_compared_on_the_same_prompts(made, tmp_path) -> None:

@@ -53,6 +53,21 @@ def test_pairs_are_of_one_prompt_and_worth_the_margin() -> None:
     assert list(pair_documents(SAMPLES, margin=1.0)) == []
 
 
+def test_of_equal_rewards_the_likeliest_is_the_best_and_the_least_likely_the_worst(
+    tmp_path,
+) -> None:
+    told = [("a", 1, -0.9), ("b", 1, -0.2), ("c", 0, -0.5), ("d", 0, -3.0), ("e", 0.5, -9.0)]
+    path = tmp_path / "samples.jsonl"
+    lines = [{"prompt": "Q?", "answer": a, "reward": r, "logprob": p} for a, r, p in told]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (pair,) = pair_documents(read_scored(path), ties="likely")
+    assert (pair.messages[-1][1], pair.rejected) == ("b", "d")
+    (pair,) = pair_documents(read_scored(path))
+    assert (pair.messages[-1][1], pair.rejected) == ("a", "c")
+    with pytest.raises(InvalidArgument, match="sample anew, or use 'first'"):
+        list(pair_documents(SAMPLES, ties="likely"))
+
+
 @pytest.mark.parametrize("make", [best_documents, pair_documents])
 def test_a_corpus_takes_the_file(make, tmp_path) -> None:
     samples = [

@@ -39,6 +39,7 @@ class DataSpec(StepSpec):
     # What becomes of each prompt's samples; see `PrepareSpec` in trainer.proto.
     selection: Literal["extremes", "all", "best"] | None = None
     margin: float = Field(default=0, ge=0, le=1e6)
+    ties: Literal["first", "likely"] | None = None
     tokenizer: Input | None = None
     validation_fraction: float | None = Field(default=None, gt=0, lt=0.5)
     # Stop after this many bytes of text; 0 is no limit.
@@ -61,8 +62,8 @@ class DataSpec(StepSpec):
             )
         if self.prompts and not self.tokenizer:
             raise ValueError("prompts need a tokenizer")
-        if (self.selection or self.margin) and not self.samples:
-            raise ValueError("selection and margin are for samples")
+        if (self.selection or self.margin or self.ties) and not self.samples:
+            raise ValueError("selection, margin and ties are for samples")
         return self
 
     def produces(self) -> str:
@@ -94,6 +95,7 @@ class DataStep:
         if "samples" in work.inputs:
             prepare.samples = work.inputs["samples"].ref
             prepare.selection, prepare.margin = spec.selection or "", spec.margin
+            prepare.ties = spec.ties or ""
         if "prompts" in work.inputs:
             prepare.prompts = work.inputs["prompts"].ref
         if "corpus" in work.inputs:

@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -132,6 +133,7 @@ def line(answer: Sampled) -> str:
         "parts": dict(answer.parts or {}),
         "tokens": len(answer.ids),
         "ended": answer.ended,
+        "logprob": fmean(answer.raw_logprobs) if answer.raw_logprobs else None,
     }
     return json.dumps(value, ensure_ascii=False)
 

@@ -72,6 +72,8 @@ class PolicyShape(BaseModel):
     stop_kl: float | None = None
     kl_explosion: float | None = None
     rollouts: Literal["", "local", "shards"] = ""
+    ahead: int = Field(default=0, ge=0, le=1)
+    importance_cap: float | None = None
 
 
 class LoraShape(BaseModel):

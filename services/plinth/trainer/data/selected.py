@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from plinth.trainer.data.documents import MAX_LINE_BYTES, Document
 
 PAIRINGS = ("extremes", "all")
 SELECTIONS = (*PAIRINGS, "best")
+TIES = ("first", "likely")
 SAMPLES = "samples.jsonl"  # in an artifact of kind "samples"
 MAX_MARGIN = 1e6
 MAX_SAMPLES = 4096  # of one prompt: pairs grow with the square
@@ -29,11 +30,13 @@ MAX_SAMPLES = 4096  # of one prompt: pairs grow with the square
 
 @dataclass(frozen=True)
 class Scored:
-    """One sampled answer: the turns before it, its text, its reward."""
+    """One sampled answer: the turns before it, its text, its reward; and, if whoever sampled it
+    told, its mean log-probability per token."""
 
     prompt: Messages
     answer: str
     reward: float
+    logprob: float | None = None
 
 
 def best_documents(
@@ -53,10 +56,12 @@ def pair_documents(
     *,
     pairing: str = "extremes",
     margin: float = 0.0,
+    ties: str = "first",
     source: str = "reward",
 ) -> Iterator[Document]:
     """For each prompt, preference pairs whose rewards lie more than `margin` apart: the best
-    against the worst, or "all". A prompt whose answers are all worth the same gives none."""
+    against the worst, or "all". A prompt whose answers are all worth the same gives none. `ties`:
+    who of equal rewards is the best or the worst, one of TIES."""
     if pairing not in PAIRINGS:
         raise InvalidArgument(
             f"pairing {pairing!r} is unknown; use {' or '.join(map(repr, PAIRINGS))}",
@@ -67,13 +72,25 @@ def pair_documents(
         if pairing == "all":
             found = all_pairs(rewards, margin)
         else:
-            found = [pair] if (pair := extremes(rewards, margin)) else []
+            likelihoods = _likelihoods(group) if ties == "likely" else None
+            found = [pair] if (pair := extremes(rewards, margin, likelihoods)) else []
         for better, worse in found:
             yield Document(
                 messages=(*group[better].prompt, ("assistant", group[better].answer)),
                 rejected=group[worse].answer,
                 source=source,
             )
+
+
+def _likelihoods(group: Sequence[Scored]) -> list[float]:
+    told = [sample.logprob for sample in group if sample.logprob is not None]
+    if len(told) < len(group):
+        raise InvalidArgument(
+            "ties 'likely' needs the log-probability of every sample; these samples don't have it: "
+            "sample anew, or use 'first'",
+            field="ties",
+        )
+    return told
 
 
 def _groups(samples: Iterable[Scored]) -> list[list[Scored]]:
@@ -96,20 +113,22 @@ def _groups(samples: Iterable[Scored]) -> list[list[Scored]]:
     return [list(group.values()) for group in groups.values()]
 
 
-def selected(folder: Path, selection: str, margin: float, source: str) -> Iterator[Document]:
-    """Documents out of a folder of scored samples, by one of SELECTIONS."""
+def selected(
+    folder: Path, selection: str, margin: float, ties: str, source: str
+) -> Iterator[Document]:
+    """Documents out of a folder of scored samples, by one of SELECTIONS and one of TIES."""
     samples = read_scored(folder / SAMPLES)
     if selection == "best":
         return best_documents(samples, at_least=margin)
-    return pair_documents(samples, pairing=selection, margin=margin, source=source)
+    return pair_documents(samples, pairing=selection, margin=margin, ties=ties, source=source)
 
 
 # -- files ---------------------------------------------------------------------------------------
 
 
 def read_scored(path: Path) -> Iterator[Scored]:
-    """JSON lines {"prompt": text or turns, "answer": text, "reward": number}, and what else a line
-    may say. InvalidArgument names file and line."""
+    """JSON lines {"prompt": text or turns, "answer": text, "reward": number}, with "logprob" or
+    without, and what else a line may say. InvalidArgument names file and line."""
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -133,17 +152,28 @@ def _parse(raw: bytes, where: str) -> Scored:
         if isinstance(prompt, str)
         else parse_turns(prompt, where, "prompt")
     )
-    if isinstance(reward, bool) or not isinstance(reward, int | float):
-        raise InvalidArgument(f"{where}: 'reward' must be a number, not {type(reward).__name__}")
+    answer = parse_string(value.get("answer"), where, "answer")
+    logprob = value.get("logprob")
+    return Scored(
+        turns,
+        answer,
+        _number(reward, where, "reward"),
+        None if logprob is None else _number(logprob, where, "logprob"),
+    )
+
+
+def _number(value: Any, where: str, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidArgument(f"{where}: {field!r} must be a number, not {type(value).__name__}")
     try:
-        finite = math.isfinite(reward)
+        finite = math.isfinite(value)
     except OverflowError:  # a whole number too large for a float
         finite = False
     if not finite:
         raise InvalidArgument(
-            f"{where}: 'reward' must be a finite number", reason="REWARD_NOT_FINITE"
+            f"{where}: {field!r} must be a finite number", reason=f"{field.upper()}_NOT_FINITE"
         )
-    return Scored(turns, parse_string(value.get("answer"), where, "answer"), float(reward))
+    return float(value)
 
 
 def write_documents(documents: Iterable[Document], path: Path) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Progress:
     eta_seconds: float = 0.0
     validation_bits_per_byte: float | None = None
     note: str = ""
+    figures: dict[str, float] = field(default_factory=dict)  # what else is counted, by name
 
 
 class JobFolder:

@@ -90,14 +90,22 @@ class RewardModelling:
 def pair_scores(model: Decoder, batch: PairBatch) -> tuple[Tensor, Tensor]:
     """(scores of the preferred answers, of the others), each [B]."""
     assert isinstance(model, RewardModel)
-    b, t = batch.ids_bt.shape
-    backend = SdpaBackend(b, t)
-    positions_n = torch.arange(t, device=batch.ids_bt.device).repeat(b)
-    rows_b = torch.arange(b, device=batch.ids_bt.device) * t + batch.last_b
-    hidden_bd = model(batch.ids_bt.reshape(-1), positions_n, backend, rows_b)
-    scores_b = model.scores(hidden_bd, backend).float()
-    chosen_b, rejected_b = scores_b.chunk(2)
+    parts = batch.alike()
+    scores_b = torch.cat([_scores(model, batch, rows_b) for rows_b in parts])
+    chosen_b, rejected_b = scores_b[torch.cat(parts).argsort()].chunk(2)
     return chosen_b, rejected_b
+
+
+def _scores(model: RewardModel, batch: PairBatch, rows_b: Tensor) -> Tensor:
+    """Of some rows, as wide as the longest of them."""
+    last_b = batch.last_b[rows_b]
+    ids_bt = batch.ids_bt[rows_b, : int(last_b.max()) + 1]
+    b, t = ids_bt.shape
+    backend = SdpaBackend(b, t)
+    positions_n = torch.arange(t, device=ids_bt.device).repeat(b)
+    ends_b = torch.arange(b, device=ids_bt.device) * t + last_b
+    hidden_bd = model(ids_bt.reshape(-1), positions_n, backend, ends_b)
+    return model.scores(hidden_bd, backend).float()
 
 
 def calibration_error(leads: Tensor) -> float:

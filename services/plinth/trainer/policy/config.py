@@ -64,6 +64,8 @@ class PolicyConfig:
     max_gap: float = 1e-3  # of |log p(trainer) - log p(sampler)|, relative to max(1, |log p|)
     seed: int = 0
     rollouts: str = "local"  # by an engine in the trainer's process, or "shards"
+    ahead: int = 0  # 1: the next batch is sampled while this one is trained on
+    importance_cap: float = 2.0  # of the weights of tokens that older weights sampled
 
     def __post_init__(self) -> None:
         def need(right: bool, field: str, what: str) -> None:
@@ -88,6 +90,9 @@ class PolicyConfig:
             need(0 <= getattr(self, name) < math.inf, name, "0 or more")
         need(self.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "k1, k2 or k3")
         need(self.rollouts in ("local", "shards"), "rollouts", "'local' or 'shards'")
+        need(self.ahead in (0, 1), "ahead", "0 or 1")
+        need(not self.ahead or self.rollouts == "shards", "ahead", "0 unless rollouts is 'shards'")
+        need(1 <= self.importance_cap < math.inf, "importance_cap", "at least 1")
         need(self.kl_in in ("reward", "loss"), "kl_in", "'reward' or 'loss'")
         need(self.normalise in ("tokens", "answers", "constant"), "normalise", "a known choice")
         need(self.answers % self.minibatches == 0, "minibatches", f"a divisor of {self.answers}")

@@ -20,6 +20,9 @@ class Judge:
         self._model = load_reward_model(folder).to(device).eval()
         self._micro, self._device = micro_batch, device
 
+    def begin(self, group: Sequence[Rollout]) -> None:
+        """Nothing: a whole batch at a time is dearer to wait for and cheaper to do."""
+
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
         scores: list[float] = []
         with torch.no_grad():

@@ -3,6 +3,10 @@
 Each update is a function of the run's seed, its number and the weights before it: prompts are
 dealt by position, noise is counter-based, answers are ordered by id. So a run that is stopped
 between updates and goes on from `Progress` ends with the same weights.
+
+One step ahead (`config.ahead`) the answers of the next update are sampled while this one is trained
+on, by weights that are one update old; truncated importance weights make up for that. Such a run
+samples its first batch anew when it goes on, and so may end elsewhere.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -20,7 +25,7 @@ from plinth.models.lora import switched_off
 from plinth.trainer.data.sampler import Sampler as Dealer
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.model import Actor, logprobs
-from plinth.trainer.policy.rollouts import Order, Rollout, Sampler, check_fresh
+from plinth.trainer.policy.rollouts import Order, Rollout, Sampler, check_fresh, in_order
 from plinth.trainer.policy.update import Learned, learn
 
 # Rewards of answers: one finite number each.
@@ -57,22 +62,32 @@ def optimise(
     progress: Progress,
     *,
     stop_ids: frozenset[int] = frozenset(),
+    heard: Callable[[Sequence[Rollout]], None] = lambda _: None,
 ) -> Iterator[Update]:
     """Yields after each update; the caller checkpoints then, and may stop.
 
-    Raises what `learn` raises.
+    `heard` is told of each prompt's answers as soon as they are there. Raises what `learn` raises.
     """
     dealer = Dealer(len(prompts), config.seed)
     controller = AdaptiveKl(progress.coefficient or config.kl_coefficient, config.kl_target)
-    digest = sampler.renew(progress.update)
+    sampling = Sampling(config.temperature, max_tokens=config.max_new_tokens, stop_ids=stop_ids)
+    orders = partial(_orders, dealer, prompts, config)
+    digests = {progress.update: sampler.renew(progress.update)}
+    asked = False
     while progress.update < config.updates:
         clock = _Clock()
         number = progress.update
-        # 1. Answers by the policy as it is.
-        orders = _orders(dealer, prompts, config, number)
-        sampling = Sampling(config.temperature, max_tokens=config.max_new_tokens, stop_ids=stop_ids)
-        rollouts = sampler.sample(orders, sampling)
-        check_fresh(rollouts, number, {digest})
+        # 1. Answers by the policy as it is; or, one step ahead, as it was.
+        if not asked:
+            sampler.start(orders(number), sampling)
+        rollouts = []
+        for group in sampler.arrivals():
+            heard(group)
+            rollouts += group
+        rollouts = in_order(rollouts)
+        check_fresh(rollouts, number, digests.values(), config.ahead)
+        if asked := bool(config.ahead) and number + 1 < config.updates:
+            sampler.start(orders(number + 1), sampling)
         clock.lap("sample")
         # 2. Their rewards.
         scores = reward(rollouts)
@@ -87,7 +102,15 @@ def optimise(
         generator = torch.Generator().manual_seed(hash_seed(config.seed, number))
         coefficient = controller.coefficient
         learned = learn(
-            actor, optimizer, rollouts, scores, reference_bt, config, coefficient, generator
+            actor,
+            optimizer,
+            rollouts,
+            scores,
+            reference_bt,
+            config,
+            coefficient,
+            generator,
+            stale=any(rollout.revision < number for rollout in rollouts),
         )
         clock.lap("train")
         if config.kl_target:
@@ -95,6 +118,7 @@ def optimise(
         # 5. The sampler gets the new weights.
         progress.update, progress.coefficient = number + 1, controller.coefficient
         digest = sampler.renew(progress.update)
+        digests = {number: digests[number], number + 1: digest}
         clock.lap("sync")
         yield Update(number, learned, coefficient, digest, clock.laps)
 

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import chain
 
 from plinth.engine.engine import Engine
 from plinth.engine.request import Binding, Finish, Request, SampledToken, Sampling, TokensEvent
@@ -45,56 +46,73 @@ class Rollout:
         return f"{self.revision}.{self.group}.{self.sample_index}"
 
 
-class Sampler(Protocol):
-    """Answers by the policy as it was last told."""
+class Sampler(ABC):
+    """Answers by the policy as it was told last."""
+
+    @abstractmethod
+    def start(self, orders: Sequence[Order], sampling: Sampling) -> None:
+        """Asks for answers by the present weights, whatever comes before they are there."""
+
+    @abstractmethod
+    def arrivals(self) -> Iterator[list[Rollout]]:
+        """Groups of what was started, each whole and in order of its samples, as they are ready."""
+
+    @abstractmethod
+    def renew(self, revision: int) -> str:
+        """The policy has new weights; their digest."""
 
     def sample(self, orders: Sequence[Order], sampling: Sampling) -> list[Rollout]:
         """All answers, ordered by group and sample index, whatever order they were ready in."""
-        ...
-
-    def renew(self, revision: int) -> str:
-        """The policy has new weights; their digest. Called between samplings."""
-        ...
+        self.start(orders, sampling)
+        return in_order(chain.from_iterable(self.arrivals()))
 
 
-class EngineSampler:
+def in_order(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """As they were dispatched: order of arrival would favour short answers."""
+    return sorted(rollouts, key=lambda rollout: (rollout.group, rollout.sample_index))
+
+
+class EngineSampler(Sampler):
     """Samples on an engine of this process, whose decoder the trainer updates in place."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._revision = 0
+        self._waiting: dict[str, tuple[Order, int]] = {}
 
     def renew(self, revision: int) -> str:
         self._revision = revision
         return self._engine.renew_weights()
 
-    def sample(self, orders: Sequence[Order], sampling: Sampling) -> list[Rollout]:
-        engine = self._engine
-        waiting = {}
+    def start(self, orders: Sequence[Order], sampling: Sampling) -> None:
         for order in orders:
             for index in range(order.samples):
                 key = f"{order.group}.{index}"
-                waiting[key] = (order, index)
-                engine.add(
+                self._waiting[key] = (order, index)
+                self._engine.add(
                     Request(
                         key,
                         order.prompt,
-                        Binding(engine.weights_digest),
+                        Binding(self._engine.weights_digest),
                         _with(sampling, order.seed, index),
                     )
                 )
+
+    def arrivals(self) -> Iterator[list[Rollout]]:
+        waiting, self._waiting = self._waiting, {}
         tokens: dict[str, list[SampledToken]] = {key: [] for key in waiting}
-        ended: dict[str, Finish] = {}
-        while engine.busy:
-            for event in engine.step():
+        groups: dict[int, list[Rollout]] = {order.group: [] for order, _ in waiting.values()}
+        while self._engine.busy:
+            for event in self._engine.step():
                 assert isinstance(event, TokensEvent)
                 tokens[event.request_id] += event.tokens
-                if event.finish is not None:
-                    ended[event.request_id] = event.finish
-        return [
-            self._rollout(order, index, tokens[key], ended[key])
-            for key, (order, index) in waiting.items()
-        ]
+                if event.finish is None:
+                    continue
+                order, index = waiting[event.request_id]
+                group = groups[order.group]
+                group.append(self._rollout(order, index, tokens[event.request_id], event.finish))
+                if len(group) == order.samples:
+                    yield in_order(group)
 
     def _rollout(
         self, order: Order, index: int, tokens: list[SampledToken], finish: Finish

@@ -1,8 +1,7 @@
 """A policy sampled by the inference shards: orders go out by a queue, weights by a folder.
 
 1. `renew` writes the weights where the shards read them, and names them by their digest.
-2. `sample` queues one task per prompt and waits for all of their results, which come back in the
-   order of the orders, whoever was ready first.
+2. `start` queues one task per prompt; `arrivals` tells their results as they come.
 3. A result of other weights is refused. A task that no shard could do ends the run with its reason.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -21,12 +20,12 @@ from plinth.models.lora import merged_tensors
 from plinth.models.weights import save_tensors, weights_digest
 from plinth.shared.connection import connect
 from plinth.shared.rollouts import RolloutTasks
-from plinth.trainer.policy.rollouts import Order, Rollout
+from plinth.trainer.policy.rollouts import Order, Rollout, Sampler
 from plinth.v1 import rollouts_pb2 as pb
 
 
-class ShardSampler:
-    """A `Sampler`. Not thread-safe; close it."""
+class ShardSampler(Sampler):
+    """Not thread-safe; close it."""
 
     def __init__(
         self,
@@ -44,9 +43,11 @@ class ShardSampler:
         self._redis = self._runner.run(_connected(redis_url))
         self._tasks = RolloutTasks(self._redis, stop=stop, patience_s=patience_s)
         self._weights = pb.PolicyWeights(run_id=run_id)
+        self._started: dict[str, Order] = {}  # by task
 
     def close(self) -> None:
-        """Ends the connection; the weights' folder goes too."""
+        """Ends the connection; what nobody took is cancelled, the weights' folder goes too."""
+        self._runner.run(self._tasks.cancel(list(self._started)))
         self._runner.run(self._redis.aclose())
         self._runner.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -67,17 +68,24 @@ class ShardSampler:
         )
         return digest
 
-    def sample(self, orders: Sequence[Order], sampling: Sampling) -> list[Rollout]:
-        return self._runner.run(self._sample(orders, sampling))
-
-    async def _sample(self, orders: Sequence[Order], sampling: Sampling) -> list[Rollout]:
+    def start(self, orders: Sequence[Order], sampling: Sampling) -> None:
         tasks = [_task(self._weights, order, sampling) for order in orders]
-        results = await self._tasks.answers(tasks)
-        return [
-            rollout
-            for order, result in zip(orders, results, strict=True)
-            for rollout in _rollouts(order, result)
-        ]
+        ids = self._runner.run(self._tasks.add(tasks))
+        self._started = dict(zip(ids, orders, strict=True))
+
+    def arrivals(self) -> Iterator[list[Rollout]]:
+        started, self._started = self._started, {}
+        results = self._tasks.arrivals(list(started))
+
+        async def following() -> tuple[str, pb.RolloutResult] | None:
+            return await anext(results, None)
+
+        try:
+            while (came := self._runner.run(following())) is not None:
+                id, result = came
+                yield _rollouts(started[id], result)
+        finally:
+            self._runner.run(results.aclose())
 
 
 async def _connected(url: str) -> Any:

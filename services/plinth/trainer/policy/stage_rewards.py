@@ -1,6 +1,7 @@
 """Rewards by the reward stage: rules and models over its queue, for answers to prompts with checks.
 
-A task's id comes from what is asked, so a run that goes on after a crash gets what was scored.
+A group is a task, queued as soon as its answers are there. A task's id comes from what is asked, so
+a run that goes on after a crash gets what was scored.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
+from itertools import groupby
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -44,21 +46,38 @@ class StageRewards:
         self._runner = asyncio.Runner()
         self._redis = self._runner.run(_connected(redis_url))
         self._tasks = RewardTasks(self._redis, run_id)
+        self._begun: set[str] = set()
 
     def close(self) -> None:
         self._runner.run(self._redis.aclose())
         self._runner.close()
 
+    def begin(self, group: Sequence[Rollout]) -> None:
+        """Has the answers to one prompt scored while others are still sampled."""
+        id, request = self._task(group)
+        self._runner.run(self._tasks.submit(id, request))
+        self._begun.add(id)
+
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """Raises what scoring raises; FailedPrecondition names an answer that can't be scored;
-        StopAsked."""
+        """In their order, which must hold groups together. Raises what scoring raises;
+        FailedPrecondition names an answer that can't be scored; StopAsked."""
+        groups = [list(group) for _, group in groupby(rollouts, lambda rollout: rollout.group)]
+        tasks = [self._task(group) for group in groups]
+        for (id, _), group in zip(tasks, groups, strict=True):
+            if id not in self._begun:
+                self.begin(group)
+        rewards = self._runner.run(self._scored([id for id, _ in tasks]))
+        self._begun.clear()
+        return [_total(rollout, one) for rollout, one in zip(rollouts, rewards, strict=True)]
+
+    def _task(self, group: Sequence[Rollout]) -> tuple[str, pb.ScoreRewardsRequest]:
         request = pb.ScoreRewardsRequest(
             sources=self._sources,
-            items=[self._item(rollout) for rollout in rollouts],
+            items=[self._item(rollout) for rollout in group],
             tokenizer=self._tokenizer,
         )
-        answer = self._runner.run(self._scored(request))
-        return [_total(rollout, one) for rollout, one in zip(rollouts, answer.rewards, strict=True)]
+        content = sha256(request.SerializeToString(deterministic=True)).hexdigest()[:32]
+        return f"{self._run_id}.{content}", request
 
     def _item(self, rollout: Rollout) -> pb.RewardItem:
         return pb.RewardItem(
@@ -67,20 +86,22 @@ class StageRewards:
             checks_json=self._checks.get(rollout.prompt, ""),
         )
 
-    async def _scored(self, request: pb.ScoreRewardsRequest) -> pb.ScoreRewardsResponse:
-        content = sha256(request.SerializeToString(deterministic=True)).hexdigest()[:32]
-        id = f"{self._run_id}.{content}"
-        await self._tasks.submit(id, request)
+    async def _scored(self, ids: Sequence[str]) -> list[pb.Reward]:
+        rewards: list[pb.Reward] = []
         end = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                return await self._tasks.wait(id, timeout_s=_LOOK_S)
-            except DeadlineExceeded:
-                if self._stop():
-                    await self._tasks.cancel(id)
-                    raise StopAsked from None
-                if time.monotonic() > end:
-                    raise
+        for number, id in enumerate(ids):
+            while True:
+                try:
+                    rewards += (await self._tasks.wait(id, timeout_s=_LOOK_S)).rewards
+                    break
+                except DeadlineExceeded:
+                    if self._stop():
+                        for left in ids[number:]:
+                            await self._tasks.cancel(left)
+                        raise StopAsked from None
+                    if time.monotonic() > end:
+                        raise
+        return rewards
 
 
 async def _connected(url: str) -> Any:

@@ -21,6 +21,7 @@ class Targets:
     reference_bt: Tensor | None
     old_values_bt: Tensor | None = None
     returns_bt: Tensor | None = None
+    weights_bt: Tensor | None = None  # of tokens by older weights
 
 
 def critic_targets(

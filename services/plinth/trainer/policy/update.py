@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Learned:
     tokens: int
     length: float
     ended: float
+    importance: float = 1.0  # the mean truncated weight of a token; 1 where nothing is stale
 
 
 def learn(
@@ -52,8 +53,12 @@ def learn(
     config: PolicyConfig,
     coefficient: float,
     generator: torch.Generator,
+    *,
+    stale: bool = False,
 ) -> Learned:
-    """Changes `actor`. `scores` has one reward per answer; `coefficient` is the KL's now.
+    """Changes `actor`. `scores` has one reward per answer; `coefficient` is the KL's now. `stale`:
+    the answers are by older weights, so the log-probabilities may differ, and importance weights
+    (of this policy to that one, truncated) say how much each token counts.
 
     Raises InvalidArgument (an answer without tokens, a score that is no number), DataLoss (trainer
     and sampler disagree: the weights did not arrive as they were sent), Aborted (the KL exploded)
@@ -67,8 +72,9 @@ def learn(
     once = config.epochs * config.minibatches == 1 and len(rollouts) <= config.micro_batch
     outputs = _look(actor, batch, config) if once else None
     before = _detached(outputs) if outputs else _without_grad(actor, batch, config)
-    # 2. Trainer and sampler must agree on what was sampled.
-    gap, within = _check_gap(before.logprobs_bt, batch, config.max_gap)
+    # 2. Trainer and sampler must agree on what was sampled, unless it is by older weights.
+    limit = math.inf if stale else config.max_gap
+    gap, within = _check_gap(before.logprobs_bt, batch, limit)
     # 3. KL to the reference, and each answer's reward.
     valid_bt = batch.valid_bt
     kl_bt = torch.zeros_like(before.logprobs_bt)
@@ -91,6 +97,11 @@ def learn(
         if config.has_critic
         else group_targets(before, batch, rewards_b, kl_bt, reference_bt, config, coefficient)
     )
+    if stale:
+        weights_bt = algo.truncated_weights(
+            before.logprobs_bt, batch.sampler_bt, config.importance_cap
+        )
+        targets = replace(targets, weights_bt=weights_bt)
     # 5. Epochs over shuffled minibatches, until the policy has moved far enough.
     step = _Step(actor, optimizer, batch, targets, config, coefficient)
     for rows_b in _minibatches(len(rollouts), config, generator):
@@ -106,6 +117,7 @@ def learn(
         tokens=int(valid_bt.sum()),
         length=float(lengths_b.mean()),
         ended=float(ended_b.float().mean()),
+        importance=_mean_weight(targets, valid_bt),
         **step.figures.means(),
     )
 
@@ -166,6 +178,11 @@ def _check_gap(old_bt: Tensor, batch: RolloutBatch, limit: float) -> tuple[float
             reason="LOGPROB_GAP",
         )
     return worst, float((gaps <= GAP_TOLERANCE).float().mean())
+
+
+def _mean_weight(targets: Targets, valid_bt: Tensor) -> float:
+    weights_bt = targets.weights_bt
+    return 1.0 if weights_bt is None else float(weights_bt[valid_bt].mean())
 
 
 def _minibatches(
@@ -265,6 +282,7 @@ class _Step:
             valid_bt,
             low=config.clip_low,
             high=config.clip_high,
+            weights_bt=None if targets.weights_bt is None else targets.weights_bt[rows_b],
         )
         loss = mean(terms.loss_bt)
         figures.add(

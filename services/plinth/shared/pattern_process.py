@@ -1,7 +1,7 @@
-"""Regular expressions where they can do no harm: `python -m plinth.reward.pattern_process SECONDS`.
+"""Regular expressions where they can do no harm: `python -m plinth.shared.pattern_process SECONDS`.
 
 Python's `re` backtracks, and an answer may be just the text on which it does so for ever. Here each
-match has so much processor time and no more (not wall time: a busy machine changes no verdict).
+question has so much processor time and no more (not wall time: a busy machine changes no verdict).
 Memory is capped by the kernel; what hangs all the same is ended by the owner. One JSON object a
 line in, one out. Standard library only.
 """
@@ -30,6 +30,8 @@ def _answer(line: str, seconds: float) -> dict[str, object]:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             pattern = re.compile(question["pattern"], question["flags"])
+            if "texts" in question:
+                return {"groups": pattern.groups, "last": _last(pattern, question["texts"])}
             look = pattern.fullmatch if question["full"] else pattern.search
             return {"found": look(question["text"]) is not None}
         finally:
@@ -38,6 +40,19 @@ def _answer(line: str, seconds: float) -> dict[str, object]:
         return {"error": f"it takes more than {seconds:g} s of processor time"}
     except (re.error, MemoryError, RecursionError, OverflowError) as error:
         return {"error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def _last(pattern: re.Pattern[str], texts: list[str]) -> list[str | None]:
+    """What the first group holds in each text's last match in which it holds anything."""
+    if not pattern.groups:
+        return [None] * len(texts)
+    found: list[str | None] = []
+    for text in texts:
+        last = None
+        for match in pattern.finditer(text):
+            last = (match[1] or "").strip() or last
+        found.append(last)
+    return found
 
 
 def main(seconds: float) -> None:

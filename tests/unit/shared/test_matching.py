@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from plinth.reward.matching import Matcher
 from plinth.reward.verifiers import Answer, parse_rule
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.matching import Matcher
 
 
 @pytest.fixture
@@ -56,6 +57,37 @@ async def test_what_processor_time_does_not_end_the_owner_does() -> None:
         assert "more than 1 s and was ended" in blown
     finally:
         await matcher.close()
+
+
+async def test_the_last_group_that_holds_anything(matcher: Matcher) -> None:
+    texts = ["it is 3, no, 4 !", "none", "", "x 5", "\u0663 and \U0001f600"]
+    for pattern, found in (
+        (r"(\d+)", ["4", None, None, "5", "\u0663"]),
+        (r"(\d*)", ["4", None, None, "5", "\u0663"]),  # the last match of all is empty
+        (r"is( \d)|(no)", ["3", None, None, None, None]),
+        (r"(?s)(.*)", ["it is 3, no, 4 !", "none", None, "x 5", "\u0663 and \U0001f600"]),
+        (r"(?P<a>x) (\d)", [None, None, None, "x", None]),
+    ):
+        assert await matcher.last(pattern, texts) == found, pattern
+    assert await matcher.last("(a)", []) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        (r"\d+", "no group"),
+        ("(?:a)", "no group"),
+        ("(", "unterminated"),
+        ("(a{99999999999})", "OverflowError"),
+        (r"((a+)+)$", "more than 0.5 s of processor time"),
+        # Its compilation alone takes that long: each class is spelt out for both cases.
+        ("(?i)(" + "[A-\uffff]" * 900 + ")", "more than 0.5 s of processor time"),
+    ],
+)
+async def test_a_pattern_that_finds_no_answers(matcher: Matcher, pattern: str, says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        await matcher.last(pattern, ["b", "a" * 40 + "!"])
+    assert await matcher.last("(b)", ["abc"]) == ["b"]
 
 
 async def test_the_rule(matcher: Matcher) -> None:
