@@ -12,7 +12,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from plinth.coordinator import machine
+from plinth.coordinator import machine, metrics
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import TRANSIENT, Performer
@@ -99,7 +99,9 @@ class RunDriver:
                 await self._save(run)
                 saved.CopyFrom(run)
             if machine.ended(run):
-                _log.info("run ended", run_id=run.run_id, state=pb.RunState.Name(run.state))
+                state = pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower()
+                metrics.RUNS_ENDED.labels(state).inc()
+                _log.info("run ended", run_id=run.run_id, state=state)
                 return
             if any(begun) or machine.stopping(run, wanted):
                 continue

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -62,12 +62,16 @@ class Lease:
 
 @dataclass(frozen=True)
 class QueueInfo:
-    """Items by state: waiting (`length`), leased (`pending`), waiting for a retry, dead."""
+    """Items by state: waiting (`length`), leased (`pending`), waiting for a retry, dead.
+
+    oldest_s: how long the one that has waited longest has waited, in seconds; 0 if none waits.
+    """
 
     length: int
     pending: int
     delayed: int
     dead: int
+    oldest_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -232,8 +236,8 @@ class Queue:
     # -- operators -------------------------------------------------------------------------
 
     async def inspect(self) -> QueueInfo:
-        waiting, leased, delayed, dead = await self._run(scripts.INSPECT, [])
-        return QueueInfo(length=waiting, pending=leased, delayed=delayed, dead=dead)
+        waiting, leased, delayed, dead, oldest_ms = await self._run(scripts.INSPECT, [])
+        return QueueInfo(waiting, leased, delayed, dead, oldest_ms / 1000)
 
     async def find(self, id: str) -> ItemState | None:
         """What became of an item; None: never added, or forgotten after `result_ttl_s`."""

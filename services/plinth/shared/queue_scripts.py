@@ -276,11 +276,33 @@ enqueue(ARGV[1], item)
 return 'ok'
 """
 
-# Answers {waiting, leased, delayed, dead}.
+# Answers {waiting, leased, delayed, dead, ms since the oldest that waits began to}.
 INSPECT = """
+local now, oldest = now_ms(), nil
+local function waits(entry)
+  local since = tonumber(string.match(entry, '^%d+'))
+  oldest = math.min(oldest or since, since)
+end
+if call('EXISTS', STREAM) == 1 then
+  -- Not yet read by the group.
+  for _, row in ipairs(call('XINFO', 'GROUPS', STREAM)) do
+    local info = {}
+    for i = 1, #row, 2 do info[row[i]] = row[i + 1] end
+    if info.name == GROUP then
+      local after = '(' .. info['last-delivered-id']
+      local first = call('XRANGE', STREAM, after, '+', 'COUNT', 1)[1]
+      if first then waits(first[1]) end
+    end
+  end
+end
+-- Given back, or held by somebody who died.
+for _, id in ipairs(call('ZRANGE', LEASES, '-inf', now, 'BYSCORE', 'LIMIT', 0, BATCH)) do
+  waits(load(id).entry)
+end
 local leased = call('ZCOUNT', LEASES, '(0', '+inf')
 local delayed, dead = call('ZCARD', DELAYED), call('ZCARD', DEAD)
-return {call('HLEN', ITEMS) - leased - delayed - dead, leased, delayed, dead}
+return {call('HLEN', ITEMS) - leased - delayed - dead, leased, delayed, dead,
+  oldest and math.max(0, now - oldest) or 0}
 """
 
 # KEYS[9]: result. ARGV: id. Answers {state, attempts, reason} or nothing.

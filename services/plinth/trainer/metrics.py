@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plinth.shared.telemetry import gauge
+from plinth.shared.telemetry import counter, gauge
 from plinth.trainer.loop.job_folder import Progress
 
 _PROGRESS = gauge("trainer_progress_ratio", "How far the job in work is", ["model"])
@@ -11,6 +11,12 @@ _FIGURE = gauge(
     "Figures of the job in work, by name: loss, tokens_per_second, and of a policy reward, kl, gap "
     "(between trainer and sampler, relative) and others",
     ["model", "figure"],
+)
+RUNNING = gauge("trainer_jobs_running", "Jobs in work at this replica: 0 or 1")
+ENDED = counter(
+    "trainer_attempts_total",
+    "Attempts at jobs by how they ended: succeeded, failed, retried, cancelled, paused, lost",
+    ["end"],
 )
 _OF_ALL = ("loss", "grad_norm", "learning_rate", "tokens_per_second")
 
