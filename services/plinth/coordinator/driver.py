@@ -20,6 +20,7 @@ from plinth.coordinator.pipeline import Pipeline, input_digest, parse
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Outcome, Progress, Work
+from plinth.shared import tracing
 from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
@@ -159,11 +160,14 @@ class RunDriver:
         return Work(run.run_id, name, spec, inputs, digest, pipeline.output_name(name))
 
     async def _perform(self, work: Work) -> None:
-        try:
-            async for event in self._performer.perform(work):
-                self._news.put_nowait(_News(work.step, event))
-        except PlinthError as error:
-            self._news.put_nowait(_News(work.step, error))
+        attributes = {"plinth.run_id": work.run_id, "plinth.step": work.step}
+        with tracing.span(f"step {work.spec.kind}", attributes=attributes):
+            try:
+                async for event in self._performer.perform(work):
+                    self._news.put_nowait(_News(work.step, event))
+            except PlinthError as error:
+                tracing.failed(error.reason or error.code)
+                self._news.put_nowait(_News(work.step, error))
 
     async def _stop(self, run: pb.Run, pipeline: Pipeline) -> None:
         """Abandons what is in flight and records it as cancelled."""

@@ -19,7 +19,7 @@ from plinth.gateway import metrics
 from plinth.gateway.app import build_app
 from plinth.gateway.desk import Desk
 from plinth.gateway.front_door import build_server
-from plinth.shared import vital_signs
+from plinth.shared import tracing, vital_signs
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.tasks import cancel_and_wait
@@ -121,7 +121,9 @@ def main() -> None:
     try:
         settings = load_settings()
         configure_logging(settings, "gateway")
+        tracing.start(settings, "gateway", door=True)
         asyncio.run(_run(settings))
+        tracing.stop()
     except PlinthError as error:
         sys.exit(f"plinth gateway: {error.message}")
 

@@ -16,6 +16,7 @@ from plinth.inference import messages
 from plinth.inference.client import EngineClient
 from plinth.inference.loading import LoadedModel, load_engine
 from plinth.inference.rollouts import RolloutConsumer
+from plinth.shared import tracing
 from plinth.shared.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from plinth.shared.identity import current_principal
 from plinth.shared.rollouts import rollout_queue
@@ -183,6 +184,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
                 assert isinstance(event, TokensEvent)
                 if first and event.tokens:
                     _QUEUE.observe(time.monotonic() - arrived)
+                    tracing.event("first token")
                 yield messages.response(event, digest, asked.sampling.seed if first else None)
                 first = False
                 _TOKENS.inc(len(event.tokens))

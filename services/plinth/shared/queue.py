@@ -17,7 +17,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from plinth.shared import queue_scripts as scripts
+from plinth.shared import tracing
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
     Aborted,
@@ -49,7 +50,10 @@ class LeaseLost(Aborted):
 
 @dataclass(frozen=True)
 class Lease:
-    """A claimed item. `attempts` counts this one; `fence` grows with every claim of the queue."""
+    """A claimed item. `attempts` counts this one; `fence` grows with every claim of the queue.
+
+    trace: the traceparent of who added it; empty where nobody traces.
+    """
 
     queue: str
     entry_id: str
@@ -58,6 +62,18 @@ class Lease:
     fence: int
     attempts: int
     deadline_unix_s: float | None
+    trace: str = ""
+
+    def traced(self) -> AbstractContextManager[None]:
+        """The work on it as a span below the one in which it was added."""
+        attributes: tracing.Attributes = {
+            "messaging.system": "redis",
+            "messaging.destination.name": self.queue,
+            "messaging.message.id": self.id,
+            "plinth.attempt": self.attempts,
+        }
+        title = f"{self.queue} process"
+        return tracing.span(title, kind="consumer", parent=self.trace, attributes=attributes)
 
 
 @dataclass(frozen=True)
@@ -143,7 +159,7 @@ class Queue:
                 await self._redis.sadd(queues(), self.name)
             self._listed = True
         deadline = "" if deadline_unix_s is None else _ms(deadline_unix_s)
-        args = [id, payload, deadline, self._max_length]
+        args = [id, payload, deadline, self._max_length, tracing.traceparent()]
         answer = await self._run(scripts.ADD, args, result_of=id)
         if answer == b"full":
             raise self._full()
@@ -284,7 +300,7 @@ class Queue:
         answer = await self._run(scripts.CLAIM, args)
         if not answer[0]:
             return answer[1], answer[2] / 1000 if answer[2] >= 0 else math.inf
-        id, payload, entry, fence, attempts, deadline = answer
+        id, payload, entry, fence, attempts, deadline, trace = answer
         return Lease(
             queue=self.name,
             entry_id=entry.decode(),
@@ -293,6 +309,7 @@ class Queue:
             fence=fence,
             attempts=attempts,
             deadline_unix_s=int(deadline) / 1000 if deadline else None,
+            trace=trace.decode(),
         )
 
     async def _run(self, body: str, args: list[Any], *, result_of: str | None = None) -> Any:

@@ -93,7 +93,7 @@ local function full(max_length)
 end
 """
 
-# KEYS[9]: result. ARGV: id, payload, deadline in ms or '', max_length.
+# KEYS[9]: result. ARGV: id, payload, deadline in ms or '', max_length, traceparent or ''.
 ADD = """
 local id = ARGV[1]
 if call('HEXISTS', ITEMS, id) == 1 or call('EXISTS', KEYS[9]) == 1 then return 'known' end
@@ -101,12 +101,13 @@ local until_ms = call('ZSCORE', CANCELLED, id)
 if until_ms and tonumber(until_ms) > now_ms() then return 'known' end
 if full(tonumber(ARGV[4])) then return 'full' end
 call('HSET', PAYLOADS, id, ARGV[2])
-enqueue(id, {attempts = 0, fence = 0, deadline = tonumber(ARGV[3])})
+local trace = ARGV[5] ~= '' and ARGV[5] or nil
+enqueue(id, {attempts = 0, fence = 0, deadline = tonumber(ARGV[3]), trace = trace})
 return 'ok'
 """
 
 # ARGV: consumer, lease_ms, max_attempts, keep_ms (cancelled), idle_ms or 0 (sweep consumers).
-# Answers {id, payload, entry, fence, attempts, deadline or ''}, or
+# Answers {id, payload, entry, fence, attempts, deadline or '', traceparent or ''}, or
 # {'', last entry id, ms until something is due or -1}.
 CLAIM = """
 local consumer, lease_ms, max_attempts = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -171,7 +172,7 @@ if id then
   save(id, item)
   call('ZADD', LEASES, now + lease_ms, id)
   return {id, call('HGET', PAYLOADS, id), item.entry, item.fence, item.attempts,
-    item.deadline and string.format('%.0f', item.deadline) or ''}
+    item.deadline and string.format('%.0f', item.deadline) or '', item.trace or ''}
 end
 
 local wait = -1

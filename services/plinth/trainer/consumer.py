@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from plinth.shared import tracing
 from plinth.shared.errors import Aborted, Cancelled, Internal, PlinthError, Unavailable
 from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.store import ArtifactRecord
@@ -63,7 +64,8 @@ class JobConsumer:
             try:
                 lease = await self._claim()
                 if lease is not None:
-                    await self._work(lease)
+                    with lease.traced():
+                        await self._work(lease)
                 elif not self._stopping.is_set():
                     await self._bury()
             except Unavailable as away:
@@ -192,6 +194,7 @@ class JobConsumer:
         job.error = error.message
         last = not retry or lease.attempts >= MAX_ATTEMPTS
         metrics.ENDED.labels("failed" if last else "retried").inc()
+        tracing.failed(error.reason or error.code)
         if last:
             await self._end(job, lease, pb.JOB_STATE_FAILED)
         else:
