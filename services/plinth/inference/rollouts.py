@@ -35,6 +35,8 @@ _log = get_logger("plinth.inference.rollouts")
 _CLAIM_S = 2.0
 _RETRY_S = 0.5
 _TASKS = counter("rollout_tasks_total", "Rollout tasks answered, refused or lost", ("outcome",))
+for _outcome in ("answered", "refused", "lost"):  # a series that appears at 1 shows no increase
+    _TASKS.labels(_outcome)
 _SAMPLES = counter("rollout_tokens_total", "Tokens sampled for policy runs")
 
 

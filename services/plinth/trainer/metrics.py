@@ -18,6 +18,8 @@ ENDED = counter(
     "Attempts at jobs by how they ended: succeeded, failed, retried, cancelled, paused, lost",
     ["end"],
 )
+for _end in ("succeeded", "failed", "retried", "cancelled", "paused", "lost"):
+    ENDED.labels(_end)  # a series that appears at 1 shows no increase
 _OF_ALL = ("loss", "grad_norm", "learning_rate", "tokens_per_second")
 
 
