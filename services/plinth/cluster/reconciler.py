@@ -21,7 +21,7 @@ from plinth.shared.records import DeploymentRecords
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext, StageFront
 from plinth.shared.tasks import cancel_and_wait
-from plinth.shared.telemetry import get_logger
+from plinth.shared.telemetry import gauge, get_logger
 from plinth.v1 import coordinator_pb2
 
 PREFIX = "inference-"
@@ -30,6 +30,12 @@ REMOTE_PERIOD_S = 5.0  # a listing of an object store costs money
 SETTLED_LOOK_S = 10.0  # how often Serve is asked while nothing changes
 STALLED_S = 180.0
 SHARD_CPUS = 0.1  # logical: a laptop's shards share its cores
+_WANTED = gauge("model_shards_wanted", "Shards that a deployment asks for.", ["model"])
+_READY = gauge("model_shards_ready", "Shards of a deployment that Serve runs.", ["model"])
+_PASSED = gauge(
+    "reconciler_passed_timestamp_seconds",
+    "When store and Serve were last compared, in Unix time.",
+)
 
 
 def build(context: StageContext, *, shard: Mapping[str, Any]) -> StageFront:
@@ -52,6 +58,7 @@ class ReconcilerFront:
         self._log = get_logger("plinth.cluster.reconciler")
         self._applier = Applier()
         self._seen: list[dict[str, Any]] = []
+        self._told_of: set[str] = set()
         self._settled = asyncio.Event()
         self._passed = time.monotonic()
         self._wanted: dict[str, coordinator_pb2.Deployment] = {}
@@ -89,6 +96,7 @@ class ReconcilerFront:
                 self._log.warning("pass failed", error=f"{type(error).__name__}: {error}")
             else:
                 self._passed = time.monotonic()
+                self._tell()
                 if self._all_ready():
                     self._settled.set()
             await asyncio.sleep(self._period_s)
@@ -110,6 +118,18 @@ class ReconcilerFront:
         )
         # 3. What to tell.
         return [self._told(d, now.get(name, Served("starting"))) for name, d in wanted.items()]
+
+    def _tell(self) -> None:
+        """To Prometheus; a model that is wanted no more is not talked of."""
+        _PASSED.set_to_current_time()
+        now = {model["name"] for model in self._seen}
+        for name in self._told_of - now:
+            _WANTED.remove_by_labels({"model": name})
+            _READY.remove_by_labels({"model": name})
+        self._told_of = now
+        for model in self._seen:
+            _WANTED.labels(model["name"]).set(model["shards"])
+            _READY.labels(model["name"]).set(model["ready"])
 
     def _all_ready(self) -> bool:
         return all(model["state"] == "ready" for model in self._seen)

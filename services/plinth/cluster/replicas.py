@@ -6,6 +6,7 @@ through Serve. The stage itself (`StageFront`) knows nothing of Ray.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import sys
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from plinth.cluster.layout import Layout, StageSpec
+from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.stage import RunningStage, StageContext, StageFront, run_stage
@@ -69,6 +71,7 @@ class StageReplica:
         if settings.log_to == "file":
             write_to_log(settings, spec.name)
         configure_logging(settings, spec.name)
+        tracing.start(settings, spec.stage or spec.name)
         self._settings = settings
         self._log = get_logger("plinth.cluster.replicas")
         self._context: StageContext | None = None
@@ -109,6 +112,7 @@ class StageReplica:
             await running.stop(grace_s)
         if context is not None:
             await context.close()
+        await asyncio.to_thread(tracing.stop)
 
 
 def load_factory(path: str) -> Callable[..., StageFront]:

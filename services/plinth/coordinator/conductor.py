@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from plinth.coordinator import metrics
 from plinth.coordinator.canaries import sweep
 from plinth.coordinator.driver import RunDriver
 from plinth.coordinator.leader import Leadership
@@ -35,12 +36,15 @@ class Conductor:
             while True:
                 swept = not self._reap(drivers) and swept
                 swept = swept or await self._sweep()
-                for run_id in await self._active():
+                active = await self._active()
+                metrics.RUNS_ACTIVE.set(len(active))
+                for run_id in active:
                     if run_id not in drivers:
                         driver = self._driver(run_id, leadership)
                         drivers[run_id] = asyncio.create_task(driver.drive())
                 count = await self._feed.any_change(count)
         finally:
+            metrics.RUNS_ACTIVE.set(0)
             await cancel_and_wait(*drivers.values())
 
     def _driver(self, run_id: str, leadership: Leadership) -> RunDriver:

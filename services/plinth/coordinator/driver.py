@@ -12,7 +12,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from plinth.coordinator import machine
+from plinth.coordinator import machine, metrics
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import TRANSIENT, Performer
@@ -20,6 +20,7 @@ from plinth.coordinator.pipeline import Pipeline, input_digest, parse
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Outcome, Progress, Work
+from plinth.shared import tracing
 from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
@@ -99,7 +100,9 @@ class RunDriver:
                 await self._save(run)
                 saved.CopyFrom(run)
             if machine.ended(run):
-                _log.info("run ended", run_id=run.run_id, state=pb.RunState.Name(run.state))
+                state = pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower()
+                metrics.RUNS_ENDED.labels(state).inc()
+                _log.info("run ended", run_id=run.run_id, state=state)
                 return
             if any(begun) or machine.stopping(run, wanted):
                 continue
@@ -157,11 +160,14 @@ class RunDriver:
         return Work(run.run_id, name, spec, inputs, digest, pipeline.output_name(name))
 
     async def _perform(self, work: Work) -> None:
-        try:
-            async for event in self._performer.perform(work):
-                self._news.put_nowait(_News(work.step, event))
-        except PlinthError as error:
-            self._news.put_nowait(_News(work.step, error))
+        attributes = {"plinth.run_id": work.run_id, "plinth.step": work.step}
+        with tracing.span(f"step {work.spec.kind}", attributes=attributes):
+            try:
+                async for event in self._performer.perform(work):
+                    self._news.put_nowait(_News(work.step, event))
+            except PlinthError as error:
+                tracing.failed(error.reason or error.code)
+                self._news.put_nowait(_News(work.step, error))
 
     async def _stop(self, run: pb.Run, pipeline: Pipeline) -> None:
         """Abandons what is in flight and records it as cancelled."""

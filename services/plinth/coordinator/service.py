@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from plinth.coordinator import machine
+from plinth.coordinator import machine, metrics
 from plinth.coordinator.conductor import Conductor
 from plinth.coordinator.deployments import ready_shards
 from plinth.coordinator.fork import fork
@@ -57,6 +57,7 @@ class CoordinatorFront:
     stage = "coordinator"
 
     def __init__(self, context: StageContext) -> None:
+        self._redis = context.redis
         self._records = RunRecords(context.redis)
         self._feed = RunFeed(context.redis)
         deployments = DeploymentRecords(context.store)
@@ -103,6 +104,7 @@ class CoordinatorFront:
         self._tasks = [
             asyncio.create_task(self._feed.follow()),
             asyncio.create_task(self._lease.lead(self._conductor.conduct)),
+            asyncio.create_task(metrics.keep_looking(self._redis)),
         ]
         self._preferences.start()
 
@@ -111,12 +113,16 @@ class CoordinatorFront:
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 raise Internal(f"a background task of the coordinator ended: {task.exception()!r}")
+        metrics.LEADS.set(self._leads)
         self._preferences.check()
 
     def announcement(self) -> dict[str, str]:
+        return {"leader": "1" if self._leads else "0"}
+
+    @property
+    def _leads(self) -> bool:
         leadership = self._lease.leadership
-        leads = leadership is not None and leadership.held
-        return {"leader": "1" if leads else "0"}
+        return leadership is not None and leadership.held
 
     async def drain(self, grace_s: float) -> None:
         """Gives the lead back; jobs in flight go on, and the next leader takes them up."""

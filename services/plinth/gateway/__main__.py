@@ -15,9 +15,11 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from plinth.gateway import metrics
 from plinth.gateway.app import build_app
 from plinth.gateway.desk import Desk
 from plinth.gateway.front_door import build_server
+from plinth.shared import tracing, vital_signs
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.tasks import cancel_and_wait
@@ -56,6 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Both doors, until `stop` is set and they have drained."""
     desk = Desk(settings)
+    vital_signs.watch(settings)
     grpc_door = build_server(desk)
     gateway = settings.gateway
     sock = listen(gateway.host, gateway.port)
@@ -90,15 +93,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def _watch_ready(desk: Desk, tell: object) -> None:
-    """The gRPC door's health follows what /readyz says."""
+    """The gRPC door's health, and what Prometheus is told, follow what /readyz says."""
     assert callable(tell)
     while True:
         try:
             await desk.check_ready()
         except PlinthError:
             await tell(False)
+            metrics.READY.set(0)
         else:
             await tell(True)
+            metrics.READY.set(1)
+        vital_signs.REDIS_REACHABLE.labels("gateway").set(await desk.redis_answers())
         await asyncio.sleep(READY_POLL_S)
 
 
@@ -115,7 +121,9 @@ def main() -> None:
     try:
         settings = load_settings()
         configure_logging(settings, "gateway")
+        tracing.start(settings, "gateway", door=True)
         asyncio.run(_run(settings))
+        tracing.stop()
     except PlinthError as error:
         sys.exit(f"plinth gateway: {error.message}")
 

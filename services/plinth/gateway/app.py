@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -30,6 +31,7 @@ from plinth.gateway.preferences_api import PATHS, add_preferences
 from plinth.gateway.responses import ChatRendering, Choose, CompletionRendering, Rendering
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.gateway.selection import Selection
+from plinth.shared import tracing
 from plinth.shared.errors import Cancelled, PlinthError, to_openai_body
 from plinth.shared.identity import Principal, call_scope, current_call, new_request_id
 from plinth.shared.telemetry import get_logger
@@ -42,6 +44,7 @@ _KNOWN_PATHS = frozenset(
     {"/v1/models", "/v1/chat/completions", "/v1/completions", "/healthz", "/readyz", "/metrics"}
     | PATHS
 )
+_QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds
 _log = get_logger("plinth.gateway")
 
 
@@ -246,13 +249,33 @@ class Doorway:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        with call_scope(request_id=request_id) as call:
+        path = scope["path"] if scope["path"] in _KNOWN_PATHS else "other"
+        with call_scope(request_id=request_id) as call, _traced(scope, path, request_id):
             try:
                 await self._app(scope, receive, answer)
             finally:
                 tenant = call.principal.tenant if call.principal is not None else ""
-                path = scope["path"] if scope["path"] in _KNOWN_PATHS else "other"
+                tracing.note("http.response.status_code", status)
+                if status >= 500:
+                    tracing.failed(str(status))
                 metrics.REQUESTS.labels(
                     "rest", path, str(status), metrics.tenant_label(tenant)
                 ).inc()
                 _log.debug("request", path=path, status=status, tenant=tenant)
+
+
+def _traced(scope: Scope, path: str, request_id: str) -> AbstractContextManager[None]:
+    """A span around the request, below the client's own if it brings one."""
+    if path in _QUIET_PATHS:
+        return nullcontext()
+    return tracing.span(
+        f"{scope['method']} {path}",
+        kind="server",
+        parent=Headers(scope=scope).get(tracing.TRACEPARENT, ""),
+        attributes={
+            "http.request.method": scope["method"],
+            "http.route": path,
+            "plinth.stage": "gateway",
+            "plinth.request_id": request_id,
+        },
+    )

@@ -20,7 +20,7 @@ from plinth.gateway.revisions import Choice, Revisions, at_fault, falls_back
 from plinth.gateway.selection import Selection
 from plinth.gateway.texts import Texts
 from plinth.shared.canary import Canaries
-from plinth.shared.connection import connect
+from plinth.shared.connection import connect, redis_errors
 from plinth.shared.errors import FailedPrecondition, PlinthError, Unavailable
 from plinth.shared.identity import Principal, cluster_token
 from plinth.shared.registry import Registry
@@ -32,6 +32,7 @@ from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.gateway")
 LEASE_SLACK_S = 60.0
+PING_S = 2.0
 
 
 class Session:
@@ -261,6 +262,16 @@ class Desk:
             await session.close(leave=False)
             raise
         return session
+
+    async def redis_answers(self) -> bool:
+        """Whether Redis takes a word within two seconds."""
+        try:
+            async with asyncio.timeout(PING_S):
+                with redis_errors():
+                    await self._redis.ping()
+        except (PlinthError, TimeoutError):
+            return False
+        return True
 
     async def check_ready(self) -> None:
         """Unavailable unless a model is served and the tokenizer is there."""

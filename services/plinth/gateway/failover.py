@@ -17,6 +17,7 @@ import grpc
 
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import STAGE, Catalogue, ServedModel, held_as
+from plinth.shared import tracing
 from plinth.shared.errors import (
     DeadlineExceeded,
     NotFound,
@@ -125,6 +126,7 @@ class Shards:
                 call.cancel()
             if made:
                 metrics.RESUMED.labels(order.model.name).inc()
+            tracing.event("shard lost", shard=replica.id, position=len(made))
             _log.warning(
                 "shard lost; the answer goes on at another",
                 shard=replica.id,

@@ -17,6 +17,7 @@ from typing import Any
 from plinth.engine.request import Binding, Finish, Request, Sampling
 from plinth.engine.weight_set import RUNNING, WeightSet
 from plinth.inference.client import Answer, EngineClient
+from plinth.shared import tracing
 from plinth.shared.errors import (
     Cancelled,
     InvalidArgument,
@@ -34,6 +35,8 @@ _log = get_logger("plinth.inference.rollouts")
 _CLAIM_S = 2.0
 _RETRY_S = 0.5
 _TASKS = counter("rollout_tasks_total", "Rollout tasks answered, refused or lost", ("outcome",))
+for _outcome in ("answered", "refused", "lost"):  # a series that appears at 1 shows no increase
+    _TASKS.labels(_outcome)
 _SAMPLES = counter("rollout_tokens_total", "Tokens sampled for policy runs")
 
 
@@ -116,6 +119,10 @@ class RolloutConsumer:
         task.add_done_callback(ended)
 
     async def _work(self, lease: Lease, task: pb.RolloutTask) -> None:
+        with lease.traced():
+            await self._attend(lease, task)
+
+    async def _attend(self, lease: Lease, task: pb.RolloutTask) -> None:
         answering = asyncio.create_task(self._answer(lease, task))
         heart = asyncio.create_task(self._heartbeats(lease))
         try:
@@ -144,6 +151,7 @@ class RolloutConsumer:
 
     async def _refuse(self, lease: Lease, reason: str, *, retry: bool) -> None:
         _TASKS.labels("refused").inc()
+        tracing.failed("refused")
         _log.warning("rollout refused", task=lease.id, reason=reason, again=retry)
         with suppress(LeaseLost):
             await _said(self._queue.fail, lease, reason, retry=retry)

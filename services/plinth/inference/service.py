@@ -16,6 +16,7 @@ from plinth.inference import messages
 from plinth.inference.client import EngineClient
 from plinth.inference.loading import LoadedModel, load_engine
 from plinth.inference.rollouts import RolloutConsumer
+from plinth.shared import tracing
 from plinth.shared.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from plinth.shared.identity import current_principal
 from plinth.shared.rollouts import rollout_queue
@@ -34,6 +35,8 @@ _TOKENS = counter("generated_tokens_total", "Tokens sampled")
 _CACHED = counter("prefix_cache_hit_tokens_total", "Prompt tokens taken from the prefix cache")
 _PROPOSED = counter("spec_proposed_tokens_total", "Draft tokens proposed")
 _ACCEPTED = counter("spec_accepted_tokens_total", "Draft tokens accepted")
+_STEPS = counter("engine_steps_total", "Steps of the engine that serves")
+_SHARD = gauge("shard_info", "1: what this shard serves", ["model", "artifact"])
 _QUEUE = histogram(
     "engine_first_token_seconds",
     "From arrival at the shard to its first token",
@@ -56,6 +59,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         self._rollouts: RolloutConsumer | None = None
         self._sampling: asyncio.Task[None] | None = None
         self._draining = False
+        self._steps = 0  # as counted last
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -103,6 +107,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
                 idle_s=settings.policy_idle_s,
             )
             self._sampling = asyncio.create_task(self._rollouts.run())
+        _SHARD.labels(self._model, self._artifact).set(1)
         _log.info("model.loaded", model=self._model, artifact=self._artifact)
 
     async def check(self) -> None:
@@ -114,6 +119,8 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         _RUNNING.set(load.running)
         _WAITING.set(load.waiting)
         _KV.set(load.kv_usage)
+        _STEPS.inc(load.steps - self._steps)
+        self._steps = load.steps
 
     def announcement(self) -> dict[str, str]:
         """What routers need: the binding, the load and the model's context."""
@@ -177,6 +184,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
                 assert isinstance(event, TokensEvent)
                 if first and event.tokens:
                     _QUEUE.observe(time.monotonic() - arrived)
+                    tracing.event("first token")
                 yield messages.response(event, digest, asked.sampling.seed if first else None)
                 first = False
                 _TOKENS.inc(len(event.tokens))

@@ -16,6 +16,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
+from plinth.shared import tracing
 from plinth.shared.errors import (
     Aborted,
     Cancelled,
@@ -77,7 +78,8 @@ class TaskConsumer:
         while not self._stopping.is_set():
             try:
                 if (lease := await self._claim()) is not None:
-                    await self._work(lease)
+                    with lease.traced():
+                        await self._work(lease)
             except Unavailable as away:
                 _log.warning("Redis is away, reward tasks wait", error=away.message)
                 await asyncio.sleep(_REDIS_RETRY_S)
@@ -152,6 +154,7 @@ class TaskConsumer:
 
     async def _failed(self, lease: Lease, error: PlinthError, *, retry: bool) -> None:
         _log.info("reward task failed", task=lease.id, error=error.message, retry=retry)
+        tracing.failed(error.reason or error.code)
         reason = reason_of(error)
         await self._said(lambda: self._queue.fail(lease, reason, retry=retry))
         _ENDED.labels("retried" if retry else "failed").inc()

@@ -17,14 +17,15 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from plinth.shared import queue_scripts as scripts
+from plinth.shared import tracing
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
     Aborted,
@@ -49,7 +50,10 @@ class LeaseLost(Aborted):
 
 @dataclass(frozen=True)
 class Lease:
-    """A claimed item. `attempts` counts this one; `fence` grows with every claim of the queue."""
+    """A claimed item. `attempts` counts this one; `fence` grows with every claim of the queue.
+
+    trace: the traceparent of who added it; empty where nobody traces.
+    """
 
     queue: str
     entry_id: str
@@ -58,16 +62,32 @@ class Lease:
     fence: int
     attempts: int
     deadline_unix_s: float | None
+    trace: str = ""
+
+    def traced(self) -> AbstractContextManager[None]:
+        """The work on it as a span below the one in which it was added."""
+        attributes: tracing.Attributes = {
+            "messaging.system": "redis",
+            "messaging.destination.name": self.queue,
+            "messaging.message.id": self.id,
+            "plinth.attempt": self.attempts,
+        }
+        title = f"{self.queue} process"
+        return tracing.span(title, kind="consumer", parent=self.trace, attributes=attributes)
 
 
 @dataclass(frozen=True)
 class QueueInfo:
-    """Items by state: waiting (`length`), leased (`pending`), waiting for a retry, dead."""
+    """Items by state: waiting (`length`), leased (`pending`), waiting for a retry, dead.
+
+    oldest_s: how long the one that has waited longest has waited, in seconds; 0 if none waits.
+    """
 
     length: int
     pending: int
     delayed: int
     dead: int
+    oldest_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -139,7 +159,7 @@ class Queue:
                 await self._redis.sadd(queues(), self.name)
             self._listed = True
         deadline = "" if deadline_unix_s is None else _ms(deadline_unix_s)
-        args = [id, payload, deadline, self._max_length]
+        args = [id, payload, deadline, self._max_length, tracing.traceparent()]
         answer = await self._run(scripts.ADD, args, result_of=id)
         if answer == b"full":
             raise self._full()
@@ -232,8 +252,8 @@ class Queue:
     # -- operators -------------------------------------------------------------------------
 
     async def inspect(self) -> QueueInfo:
-        waiting, leased, delayed, dead = await self._run(scripts.INSPECT, [])
-        return QueueInfo(length=waiting, pending=leased, delayed=delayed, dead=dead)
+        waiting, leased, delayed, dead, oldest_ms = await self._run(scripts.INSPECT, [])
+        return QueueInfo(waiting, leased, delayed, dead, oldest_ms / 1000)
 
     async def find(self, id: str) -> ItemState | None:
         """What became of an item; None: never added, or forgotten after `result_ttl_s`."""
@@ -280,7 +300,7 @@ class Queue:
         answer = await self._run(scripts.CLAIM, args)
         if not answer[0]:
             return answer[1], answer[2] / 1000 if answer[2] >= 0 else math.inf
-        id, payload, entry, fence, attempts, deadline = answer
+        id, payload, entry, fence, attempts, deadline, trace = answer
         return Lease(
             queue=self.name,
             entry_id=entry.decode(),
@@ -289,6 +309,7 @@ class Queue:
             fence=fence,
             attempts=attempts,
             deadline_unix_s=int(deadline) / 1000 if deadline else None,
+            trace=trace.decode(),
         )
 
     async def _run(self, body: str, args: list[Any], *, result_of: str | None = None) -> Any:

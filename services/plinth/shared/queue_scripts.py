@@ -93,7 +93,7 @@ local function full(max_length)
 end
 """
 
-# KEYS[9]: result. ARGV: id, payload, deadline in ms or '', max_length.
+# KEYS[9]: result. ARGV: id, payload, deadline in ms or '', max_length, traceparent or ''.
 ADD = """
 local id = ARGV[1]
 if call('HEXISTS', ITEMS, id) == 1 or call('EXISTS', KEYS[9]) == 1 then return 'known' end
@@ -101,12 +101,13 @@ local until_ms = call('ZSCORE', CANCELLED, id)
 if until_ms and tonumber(until_ms) > now_ms() then return 'known' end
 if full(tonumber(ARGV[4])) then return 'full' end
 call('HSET', PAYLOADS, id, ARGV[2])
-enqueue(id, {attempts = 0, fence = 0, deadline = tonumber(ARGV[3])})
+local trace = ARGV[5] ~= '' and ARGV[5] or nil
+enqueue(id, {attempts = 0, fence = 0, deadline = tonumber(ARGV[3]), trace = trace})
 return 'ok'
 """
 
 # ARGV: consumer, lease_ms, max_attempts, keep_ms (cancelled), idle_ms or 0 (sweep consumers).
-# Answers {id, payload, entry, fence, attempts, deadline or ''}, or
+# Answers {id, payload, entry, fence, attempts, deadline or '', traceparent or ''}, or
 # {'', last entry id, ms until something is due or -1}.
 CLAIM = """
 local consumer, lease_ms, max_attempts = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -171,7 +172,7 @@ if id then
   save(id, item)
   call('ZADD', LEASES, now + lease_ms, id)
   return {id, call('HGET', PAYLOADS, id), item.entry, item.fence, item.attempts,
-    item.deadline and string.format('%.0f', item.deadline) or ''}
+    item.deadline and string.format('%.0f', item.deadline) or '', item.trace or ''}
 end
 
 local wait = -1
@@ -276,11 +277,33 @@ enqueue(ARGV[1], item)
 return 'ok'
 """
 
-# Answers {waiting, leased, delayed, dead}.
+# Answers {waiting, leased, delayed, dead, ms since the oldest that waits began to}.
 INSPECT = """
+local now, oldest = now_ms(), nil
+local function waits(entry)
+  local since = tonumber(string.match(entry, '^%d+'))
+  oldest = math.min(oldest or since, since)
+end
+if call('EXISTS', STREAM) == 1 then
+  -- Not yet read by the group.
+  for _, row in ipairs(call('XINFO', 'GROUPS', STREAM)) do
+    local info = {}
+    for i = 1, #row, 2 do info[row[i]] = row[i + 1] end
+    if info.name == GROUP then
+      local after = '(' .. info['last-delivered-id']
+      local first = call('XRANGE', STREAM, after, '+', 'COUNT', 1)[1]
+      if first then waits(first[1]) end
+    end
+  end
+end
+-- Given back, or held by somebody who died.
+for _, id in ipairs(call('ZRANGE', LEASES, '-inf', now, 'BYSCORE', 'LIMIT', 0, BATCH)) do
+  waits(load(id).entry)
+end
 local leased = call('ZCOUNT', LEASES, '(0', '+inf')
 local delayed, dead = call('ZCARD', DELAYED), call('ZCARD', DEAD)
-return {call('HLEN', ITEMS) - leased - delayed - dead, leased, delayed, dead}
+return {call('HLEN', ITEMS) - leased - delayed - dead, leased, delayed, dead,
+  oldest and math.max(0, now - oldest) or 0}
 """
 
 # KEYS[9]: result. ARGV: id. Answers {state, attempts, reason} or nothing.

@@ -107,6 +107,31 @@ class RpcSettings(_Section):
     max_concurrent_streams: int = Field(default=1024, ge=1)  # per connection
 
 
+class TelemetrySettings(_Section):
+    """Traces by OpenTelemetry, for who has a collector. Logs and metrics need no setting."""
+
+    # Of a collector that takes OTLP over HTTP: http://collector:4318. Empty: no traces.
+    otlp_endpoint: str = Field(default="", max_length=1024)
+    # Share of the traces that are kept.
+    trace_ratio: float = Field(default=1.0, ge=0, le=1)
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError(
+                f"{value!r} is no address of a collector; like http://collector:4318, which is "
+                "OTLP over HTTP (not 4317, which is gRPC)"
+            )
+        if parts.query or parts.fragment or parts.password or parts.username:
+            raise ValueError(
+                "an address alone, without credentials or query: a collector's token goes in "
+                "OTEL_EXPORTER_OTLP_HEADERS"
+            )
+        return value
+
+
 class TlsSettings(_Section):
     """Mutual TLS between the stages: PEM files, all three or none. Each certificate is good for a
     server and for a client, and names `plinth-<stage>`. A renewed file is taken up by itself."""
@@ -202,6 +227,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     rpc: RpcSettings = RpcSettings()
     tls: TlsSettings = TlsSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     trainer: TrainerSettings = TrainerSettings()
     reward: RewardSettings = RewardSettings()

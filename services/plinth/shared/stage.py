@@ -15,6 +15,7 @@ from typing import Protocol
 
 from redis.asyncio import Redis
 
+from plinth.shared import vital_signs
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, PlinthError, Unavailable
 from plinth.shared.identity import cluster_token
@@ -111,6 +112,7 @@ async def run_stage(context: StageContext, front: StageFront) -> RunningStage:
     Whatever `front.start` raises comes out, with the server stopped again.
     """
     settings = context.settings
+    vital_signs.watch(settings)
     server = GrpcServer(
         front.services(),
         stage=front.stage,
@@ -214,10 +216,12 @@ class RunningStage:
                 self.front.stage, self._context.replica_id, self.address, fields
             )
         except PlinthError as error:
+            vital_signs.REDIS_REACHABLE.labels(self.front.stage).set(0)
             if self._announced:
                 _log.warning("can't announce; goes on trying", error=error.message)
             self._announced = False
             return
+        vital_signs.REDIS_REACHABLE.labels(self.front.stage).set(1)
         if not self._announced:
             _log.info("announced again", replica=self._context.replica_id)
         self._announced = True
@@ -228,4 +232,5 @@ class RunningStage:
         elif healthy and not self._healthy:
             _log.info("stage healthy again", stage=self.front.stage)
         self._healthy = healthy
+        vital_signs.HEALTHY.labels(self.front.stage).set(healthy)
         await self._server.set_ready(healthy)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from plinth.shared import tracing
 from plinth.shared.errors import Aborted, Cancelled, Internal, PlinthError, Unavailable
 from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.store import ArtifactRecord
@@ -63,7 +64,8 @@ class JobConsumer:
             try:
                 lease = await self._claim()
                 if lease is not None:
-                    await self._work(lease)
+                    with lease.traced():
+                        await self._work(lease)
                 elif not self._stopping.is_set():
                     await self._bury()
             except Unavailable as away:
@@ -99,6 +101,7 @@ class JobConsumer:
         job.started_unix_ms = job.started_unix_ms or _now_ms()
         await self._record(job, lease)
         execution = self._current = self._execution(job)
+        metrics.RUNNING.set(1)
         try:
             if self._stopping.is_set():
                 execution.stop("pause")
@@ -106,6 +109,7 @@ class JobConsumer:
         except Stopped as stopped:
             await self._stopped(job, lease, stopped.how)
         except LeaseLost:
+            metrics.ENDED.labels("lost").inc()
             raise
         except PlinthError as error:
             _log.info("job failed", job=job.job_id, error=error.message, reason=error.reason)
@@ -118,6 +122,7 @@ class JobConsumer:
             await self._succeeded(job, lease, record)
         finally:
             self._current = None
+            metrics.RUNNING.set(0)
             metrics.forgotten(job.spec.output_name)
 
     async def _attended(self, execution: Execution, job: pb.Job, lease: Lease) -> ArtifactRecord:
@@ -170,11 +175,13 @@ class JobConsumer:
     # -- ends ------------------------------------------------------------------------------
 
     async def _succeeded(self, job: pb.Job, lease: Lease, record: ArtifactRecord) -> None:
+        metrics.ENDED.labels("succeeded").inc()
         job.artifact.CopyFrom(record.to_proto())
         await self._end(job, lease, pb.JOB_STATE_SUCCEEDED)
         await self._said(lambda: self._queue.complete(lease, job.SerializeToString()))
 
     async def _stopped(self, job: pb.Job, lease: Lease, how: str) -> None:
+        metrics.ENDED.labels("cancelled" if how == "cancel" else "paused").inc()
         if how == "cancel":
             await self._end(job, lease, pb.JOB_STATE_CANCELLED)
             await self._said(lambda: self._queue.fail(lease, "cancelled", retry=False))
@@ -186,6 +193,8 @@ class JobConsumer:
     async def _failed(self, job: pb.Job, lease: Lease, error: PlinthError, *, retry: bool) -> None:
         job.error = error.message
         last = not retry or lease.attempts >= MAX_ATTEMPTS
+        metrics.ENDED.labels("failed" if last else "retried").inc()
+        tracing.failed(error.reason or error.code)
         if last:
             await self._end(job, lease, pb.JOB_STATE_FAILED)
         else:

@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from plinth.shared import tracing
 from plinth.shared.errors import Internal
 from plinth.shared.settings import Settings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.launch import Launcher
+from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.lora_specs import ADAPTER_SUFFIX
 from plinth.trainer.preparing import Preparation, fields_of_spec, input_digest, of_kind
@@ -116,7 +118,7 @@ class Execution:
         )
         config = replace(config, base=init.ref if init else "")
         config.write(self.folder.path)
-        self._launcher.run(self.folder.path, config)
+        self._launch(config)
         parents = [record for record in (dataset, init, judge) if record]
         if spec.HasField("lora"):
             assert init is not None
@@ -186,7 +188,7 @@ class Execution:
             self._settings.trainer,
         )
         config.write(self.folder.path)
-        self._launcher.run(self.folder.path, config)
+        self._launch(config)
         return self._store.publish(
             self._spec.output_name,
             "report",
@@ -196,6 +198,11 @@ class Execution:
             metrics=self._succeeded()["metrics"],
             input_digest=input_digest(inputs),
         )
+
+    def _launch(self, config: TrainConfig) -> None:
+        # What workers ask the shards for belongs to this job's trace.
+        (self.folder.path / "trace").write_text(tracing.traceparent())
+        self._launcher.run(self.folder.path, config)
 
     def _succeeded(self) -> dict[str, Any]:
         """The outcome of workers that have ended well; else what they ended with is raised."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plinth.shared.telemetry import gauge
+from plinth.shared.telemetry import counter, gauge
 from plinth.trainer.loop.job_folder import Progress
 
 _PROGRESS = gauge("trainer_progress_ratio", "How far the job in work is", ["model"])
@@ -12,6 +12,14 @@ _FIGURE = gauge(
     "(between trainer and sampler, relative) and others",
     ["model", "figure"],
 )
+RUNNING = gauge("trainer_jobs_running", "Jobs in work at this replica: 0 or 1")
+ENDED = counter(
+    "trainer_attempts_total",
+    "Attempts at jobs by how they ended: succeeded, failed, retried, cancelled, paused, lost",
+    ["end"],
+)
+for _end in ("succeeded", "failed", "retried", "cancelled", "paused", "lost"):
+    ENDED.labels(_end)  # a series that appears at 1 shows no increase
 _OF_ALL = ("loss", "grad_norm", "learning_rate", "tokens_per_second")
 
 

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
+from plinth.shared import tracing
 from plinth.shared.errors import Aborted
 from plinth.trainer.loop import Group, TrainConfig, train
 from plinth.trainer.loop.job_folder import JobFolder
@@ -42,6 +43,8 @@ def run_worker(folder: Path, rank: int, store: Store | None, device: str) -> str
     `store` is where the workers meet; one worker needs none.
     """
     job, config = JobFolder(folder), TrainConfig.read(folder)
+    if (trace := folder / "trace").exists():
+        tracing.inherit(trace.read_text())
     if device != "cpu":
         torch.cuda.set_device(device)  # NCCL works on the current one
     if config.background and config.device == "cpu":

@@ -11,6 +11,7 @@ import grpc
 import pytest
 import torch
 import transformers
+from prometheus_client import REGISTRY
 
 import engines
 from checkpoints import random_llama
@@ -189,3 +190,20 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(front) -> None:
         finish = message.finish_reason
     assert finish == common_pb2.FINISH_REASON_LENGTH
     await draining
+
+
+async def test_steps_and_what_it_serves_are_told(front: tuple) -> None:
+    made, stub = front
+    before = steps()
+    _ = [message async for message in stub.Generate(asked(max_tokens=4, seed=1))]
+    await made.check()
+    assert 4 <= steps() - before <= 6, "one for each token, and the prompt's"
+    again = steps()
+    await made.check()
+    assert steps() == again
+    info = {"model": "tiny", "artifact": "tiny@1"}
+    assert REGISTRY.get_sample_value("plinth_shard_info", info) == 1
+
+
+def steps() -> float:
+    return REGISTRY.get_sample_value("plinth_engine_steps_total") or 0.0

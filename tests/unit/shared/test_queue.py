@@ -247,3 +247,31 @@ async def test_unavailable_without_redis() -> None:
         with pytest.raises(Unavailable):
             await call()
     await client.aclose()
+
+
+async def test_the_age_of_the_oldest_that_waits(redis_client: Redis, queue: Queue) -> None:
+    async def oldest() -> float:
+        return (await queue.inspect()).oldest_s
+
+    async def second() -> int:
+        return int((await redis_client.time())[0])
+
+    assert await oldest() == 0.0
+    await queue.add("j1", b"1")
+    began = await second()
+    async with asyncio.timeout(10):
+        while await second() < began + 2:  # the server's clock counts  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await queue.add("j2", b"2")
+    assert 1.0 < await oldest() < 5
+    lease = await claim(queue)
+    assert lease.id == "j1"
+    assert await oldest() < 1.0, "only j2 waits now"
+    await queue.release(lease)
+    assert await oldest() > 1.0, "given back, it has waited all the time"
+    lease = await claim(queue)
+    await lapse(redis_client, queue)
+    assert await oldest() > 1.0, "its holder is gone: it waits"
+    for _ in range(2):
+        await queue.complete(await claim(queue), b"")
+    assert await oldest() == 0.0

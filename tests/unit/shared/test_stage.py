@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
+import prometheus_client
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -103,6 +104,10 @@ async def context(redis_server, redis_client, tmp_path):
     await context.close()
 
 
+def vital(name: str) -> float | None:
+    return prometheus_client.REGISTRY.get_sample_value(f"plinth_{name}", {"stage": "tokenizer"})
+
+
 async def listed(context: StageContext) -> list[str]:
     return [replica.address for replica in await context.registry.replicas("tokenizer")]
 
@@ -115,6 +120,7 @@ async def test_a_stage_serves_is_found_and_ends_without_loss(context) -> None:
     assert replica.address == running.address
     assert {"running": "1", "waiting": "2"}.items() <= replica.fields.items()
     assert replica.fields["metrics"].startswith("127.0.0.1:")
+    assert (vital("stage_healthy"), vital("redis_reachable")) == (1, 1)
     await running.check()
     stub = await context.clients.tokenizer()
     accepted = asyncio.ensure_future(stub.Encode(pb.EncodeRequest(model="slow")))
@@ -157,6 +163,7 @@ async def test_an_unhealthy_front_leaves_the_registry_and_comes_back(context) ->
 
             await until(lapsed)
             assert await health(running.address) == "NOT_SERVING"
+            assert vital("stage_healthy") == 0
             assert await health(running.address, "") == "SERVING"
             with pytest.raises(type(error)):
                 await running.check()
@@ -167,6 +174,7 @@ async def test_an_unhealthy_front_leaves_the_registry_and_comes_back(context) ->
 
             await until(back)
             assert await health(running.address) == "SERVING"
+            assert vital("stage_healthy") == 1
     finally:
         await running.stop(0)
 
@@ -197,6 +205,7 @@ async def test_the_heartbeat_outlives_redis(tmp_path) -> None:
 
         front.announcement = counted  # type: ignore[method-assign]
         await until(lambda: _true(beats >= 2), 20)
+        assert vital("redis_reachable") == 0
         await running.check()  # Redis' absence does not make the stage unhealthy
         assert await health(running.address) == "SERVING"
         server.start()
@@ -206,6 +215,7 @@ async def test_the_heartbeat_outlives_redis(tmp_path) -> None:
             return [r.address for r in await fresh.replicas("tokenizer")] == [running.address]
 
         await until(back, 20)
+        await until(lambda: _true(vital("redis_reachable") == 1))
     finally:
         await running.stop(0)
         await context.close()

@@ -21,6 +21,7 @@ from plinth.coordinator.preferences.model_judge import ModelJudge, check_method,
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.sampling import Sampler, find_served
+from plinth.shared import tracing
 from plinth.shared.errors import (
     Aborted,
     AlreadyExists,
@@ -99,7 +100,8 @@ class PreferenceWorker:
                 if lease is None:
                     await self._notice_dead()
                 else:
-                    await self._attend(lease)
+                    with lease.traced():
+                        await self._attend(lease)
             except LeaseLost as lost:
                 _log.info("a piece of work went on elsewhere", reason=lost.message)
             except PlinthError as error:  # Redis away or full, a piece of work cancelled
@@ -128,6 +130,7 @@ class PreferenceWorker:
         except (PlinthError, grpc.aio.AioRpcError) as raised:
             error = raised if isinstance(raised, PlinthError) else from_rpc_error(raised)
             again = isinstance(error, _TRANSIENT) and lease.attempts < MAX_ATTEMPTS
+            tracing.failed(error.reason or error.code)
             _log.info("preference work failed", item=lease.id, again=again, reason=error.message)
             if not again:
                 await self._give_up(lease.payload, error.message)

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from plinth.shared import tracing
 from plinth.shared.identity import (
     SYSTEM,
     Principal,
@@ -148,11 +149,13 @@ class StageChannel(grpc.aio.Channel):
 
     def call_metadata(self, given: Iterable[tuple[str, Any]] | None) -> tuple[tuple[str, Any], ...]:
         """The caller's own metadata with ours; ours wins."""
-        ours = (
+        ours: tuple[tuple[str, Any], ...] = (
             (REQUEST_ID_KEY, current_request_id() or new_request_id()),
             (TOKEN_KEY, self._token),
             (PRINCIPAL_KEY, encode_principal(self._caller())),
         )
+        if trace := tracing.traceparent():
+            ours = (*ours, (tracing.TRACEPARENT, trace))
         mine = {key for key, _ in ours}
         return (*(pair for pair in given or () if pair[0] not in mine), *ours)
 

@@ -89,13 +89,14 @@ class RequestIdInterceptor(grpc.aio.ServerInterceptor):
 def _request_id(context: Context) -> str:
     """The caller's, or a new one: a malformed one is refused later, in auth, under a new one."""
     try:
-        given = valid_request_id(_metadata(context), REQUEST_ID_KEY)
+        given = valid_request_id(metadata_of(context), REQUEST_ID_KEY)
     except Unauthenticated:
         given = None
     return given or new_request_id()
 
 
-def _metadata(context: Context) -> list[tuple[str, str | bytes]]:
+def metadata_of(context: Context) -> list[tuple[str, str | bytes]]:
+    """What came with the call."""
     return [(pair[0], pair[1]) for pair in context.invocation_metadata() or ()]
 
 
@@ -124,12 +125,13 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
             finally:
                 IN_FLIGHT.labels(method).dec()
                 DURATION.labels(method).observe(time.perf_counter() - started)
-                REQUESTS.labels(method, _code(context, cancelled)).inc()
+                REQUESTS.labels(method, code_of(context, cancelled)).inc()
 
         return wrap(handler, layer)
 
 
-def _code(context: Context, cancelled: bool) -> str:
+def code_of(context: Context, cancelled: bool) -> str:
+    """The name of the status that a call ends with."""
     if cancelled:
         remaining = context.time_remaining()
         return "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
@@ -322,12 +324,14 @@ def interceptors(
     validators: Mapping[str, Validator],
     authenticate: Authenticator,
     default_deadline_s: float,
+    admitted: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> list[grpc.aio.ServerInterceptor]:
-    """All five, in the order in which a call passes them."""
+    """All five, in the order in which a call passes them; `admitted`: more of them, behind auth."""
     return [
         RequestIdInterceptor(default_deadline_s),
         MetricsInterceptor(methods),
         AuthInterceptor(authenticate, scopes),
+        *admitted,
         ValidationInterceptor(validators),
         ErrorsInterceptor(),
     ]

@@ -18,10 +18,12 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
 from plinth.shared.rpc.handlers import Context, Handler, wrap
 from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Continuation, Validator, interceptors
+from plinth.shared.rpc.spans import TracingInterceptor
 from plinth.shared.rpc.status import fail
 from plinth.shared.rpc.tls import server_credentials
 from plinth.shared.settings import RpcSettings, Settings, TlsSettings
@@ -115,6 +117,7 @@ class GrpcServer:
                 },
                 authenticate=authenticator or TokenAuthenticator(token),
                 default_deadline_s=settings.rpc.default_deadline_s,
+                admitted=[TracingInterceptor(stage)] if tracing.on() else [],
             ),
         ]
         self._server: grpc.aio.Server | None = None

@@ -97,6 +97,11 @@ def channel_credentials(tls: TlsSettings) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(_read(tls.ca), _read(tls.key), _read(tls.certificate))
 
 
+def expiry_unix_s(certificate: Path) -> float:
+    """When the certificate expires, in Unix time. FailedPrecondition when it can't be read."""
+    return _certificate(certificate).not_valid_after_utc.timestamp()
+
+
 def _configuration(tls: TlsSettings) -> grpc.ServerCertificateConfiguration:
     assert tls.ca is not None
     assert tls.key is not None

@@ -3,6 +3,7 @@
 config.json    the run (written before it starts)
 progress.json  where it stands, replaced whole
 control        "cancel" or "pause", written by whoever wants it to stop at its next step
+trace          the traceparent of the attempt, empty where nobody traces
 outcome.json   how it ended; while it is there, a restarted worker has nothing to do
 checkpoints/   see `trainer.checkpoint`
 model/         the trained model, once it is complete

@@ -19,6 +19,7 @@ from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder, Progress
 from plinth.trainer.loop.setup import write_adapter, write_model
 from plinth.trainer.policy import loop
+from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.job import PolicyJob
 
 _EVERY = 10  # updates between checkpoints, unless the job says
@@ -83,7 +84,7 @@ def _run(job: PolicyJob, config: TrainConfig, folder: JobFolder) -> str:
         job.state.tokens += update.learned.tokens
         job.state.loss = update.learned.policy_loss
         job.widest_gap = max(job.widest_gap, update.learned.gap)
-        _tell(report, update, config)
+        _tell(report, update, config, job.policy)
         folder.write_progress(report)
         if progress.update % every == 0 or progress.update == config.steps:
             job.save()
@@ -96,7 +97,7 @@ def _run(job: PolicyJob, config: TrainConfig, folder: JobFolder) -> str:
     return "succeeded"
 
 
-def _tell(report: Progress, update: loop.Update, config: TrainConfig) -> None:
+def _tell(report: Progress, update: loop.Update, config: TrainConfig, policy: PolicyConfig) -> None:
     learned = update.learned
     spent = sum(update.seconds.values())
     report.done = update.number + 1
@@ -109,6 +110,8 @@ def _tell(report: Progress, update: loop.Update, config: TrainConfig) -> None:
         **{name: getattr(learned, name) for name in _FIGURES},
         **{f"seconds_{name}": seconds for name, seconds in update.seconds.items()},
     }
+    if not policy.ahead:  # answers of older weights may differ
+        report.figures["gap_limit"] = policy.max_gap
     report.note = (
         f"reward {learned.score:.3f} · KL {learned.kl:.2f} nats · {learned.length:.0f} tokens · "
         f"gap {learned.gap:.0e}"

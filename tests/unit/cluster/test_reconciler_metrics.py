@@ -1,0 +1,43 @@
+"""Shards wanted and ready, as the reconciler tells Prometheus."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import REGISTRY
+
+from plinth.cluster.layout import StageSpec
+from plinth.cluster.reconciler import ReconcilerFront
+from plinth.shared.settings import load_settings
+from plinth.shared.store import ArtifactStore
+
+
+class Context:
+    """What the reconciler's constructor takes of a stage's context."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = load_settings(data_dir=folder)
+        self.store = ArtifactStore(self.settings.store())
+
+
+def sample(name: str, model: str) -> float | None:
+    return REGISTRY.get_sample_value(f"plinth_model_shards_{name}", {"model": model})
+
+
+def test_a_model_that_is_wanted_no_more_is_not_talked_of(tmp_path: Path) -> None:
+    context: Any = Context(tmp_path)
+    front = ReconcilerFront(context, StageSpec(name="inference", factory="x:y"))
+    front._seen = [
+        {"name": "chat", "shards": 2, "ready": 1, "state": "restarting"},
+        {"name": "code", "shards": 1, "ready": 1, "state": "ready"},
+    ]
+    front._tell()
+    assert (sample("wanted", "chat"), sample("ready", "chat")) == (2, 1)
+    passed = REGISTRY.get_sample_value("plinth_reconciler_passed_timestamp_seconds")
+    assert abs((passed or 0) - time.time()) < 60
+    front._seen = front._seen[:1]
+    front._tell()
+    assert sample("wanted", "code") is None
+    assert sample("ready", "chat") == 1
