@@ -277,19 +277,50 @@ EXPORT(void norm)(const float* x, long ldx, long rows, long width, const float* 
   }
 }
 
-// Rotates the pairs (i, i + half) of each head, in place.
-EXPORT(void rope)(float* x, long ldx, long rows, long heads, long half, const int64_t* positions,
-                  const float* cosines, const float* sines) {
+// The gradients of RMSNorm. `part` t of `parts` [threads][width] sums its share of the rows in
+// order, so the bits of weight's gradient depend on the number of threads alone.
+EXPORT(void norm_back)(const float* x, const float* grad, long rows, long width,
+                       const float* weight, float eps, float* grad_x, float* parts, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int t = 0; t < threads; ++t) {
+    float* part = parts + t * width;
+    for (long c = 0; c < width; ++c) part[c] = 0.0f;
+    for (long r = rows * t / threads; r < rows * (t + 1) / threads; ++r) {
+      const float *row = x + r * width, *g = grad + r * width;
+      lanes squares = {}, products = {};
+      for (long c = 0; c < width; c += 16) {
+        const lanes v = load16(row + c, width - c);
+        squares += v * v;
+        products += v * load16(g + c, width - c) * load16(weight + c, width - c);
+      }
+      const float scale = 1.0f / std::sqrt(total(squares) / width + eps);
+      const float pull = scale * scale * scale * total(products) / width;
+      for (long c = 0; c < width; c += 16) {
+        const long left = width - c;
+        const lanes v = load16(row + c, left), gv = load16(g + c, left);
+        store16(grad_x + r * width + c, gv * load16(weight + c, left) * scale - v * pull, left);
+        store16(part + c, load16(part + c, left) + gv * v * scale, left);
+      }
+    }
+  }
+}
+
+// Rotates the pairs (i, i + half) of each head, backwards where `turn` is -1; out may be x.
+EXPORT(void rope)(const float* x, long ldx, long rows, long heads, long half,
+                  const int64_t* positions, const float* cosines, const float* sines, float turn,
+                  float* out, long ldo, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * heads * half > 16384)
   for (long r = 0; r < rows; ++r) {
     const float* c = cosines + positions[r] * half;
     const float* s = sines + positions[r] * half;
     for (long h = 0; h < heads; ++h) {
-      float* low = x + r * ldx + h * 2 * half;
-      float* high = low + half;
+      const float *low = x + r * ldx + h * 2 * half, *high = low + half;
+      float* target = out + r * ldo + h * 2 * half;
+#pragma omp simd
       for (long i = 0; i < half; ++i) {
-        const float a = low[i], b = high[i];
-        low[i] = a * c[i] - b * s[i];
-        high[i] = b * c[i] + a * s[i];
+        const float a = low[i], b = high[i], sine = turn * s[i];
+        target[i] = a * c[i] - b * sine;
+        target[i + half] = b * c[i] + a * sine;
       }
     }
   }
@@ -304,6 +335,19 @@ EXPORT(void swiglu)(const float* gate, const float* up, long ld, long rows, long
       const lanes g = load16(gate + r * ld + c, width - c), u = load16(up + r * ld + c, width - c);
       store16(out + r * width + c, g / (1.0f + exp16(-g)) * u, width - c);
     }
+}
+
+// The gradients of silu(gate) * up, all contiguous.
+EXPORT(void swiglu_back)(const float* gate, const float* up, const float* grad, long size,
+                         float* grad_gate, float* grad_up, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (size > 16384)
+  for (long c = 0; c < size; c += 16) {
+    const long left = size - c;
+    const lanes g = load16(gate + c, left), u = load16(up + c, left), d = load16(grad + c, left);
+    const lanes sigmoid = 1.0f / (1.0f + exp16(-g)), silu = g * sigmoid;
+    store16(grad_up + c, d * silu, left);
+    store16(grad_gate + c, d * u * (sigmoid + silu * (1.0f - sigmoid)), left);
+  }
 }
 
 // GELU, tanh form: x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))

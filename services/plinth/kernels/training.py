@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plinth.kernels.dense import DenseOps
+from plinth.kernels.fused import FusedOps
 
 
-class SdpaBackend(DenseOps):
+class SdpaBackend(FusedOps):
     """Causal attention through torch's scaled_dot_product_attention."""
 
     def __init__(self, batch: int, length: int, segments_bt: Tensor | None = None) -> None:
