@@ -1,6 +1,6 @@
 """The C++ kernels behind the backend seam: fp32 on CPU, paged, exact.
 
-Every row's order of summation is fixed (see `cpu.cpp`), so a token's logits have the same bits
+Every row's order of summation is fixed (see `tiles.h`), so a token's logits have the same bits
 alone and in a crowd, in prefill and in decode, whatever the chunks, blocks and threads.
 """
 
@@ -34,6 +34,11 @@ _SIGNATURES = {
     "gelu": (_P, _L, _L, _L, _P, _I),
     "write_kv": (_P, _L, _P, _L, _L, _L, _L, _P, _L, _P, _P),
     "attend": (_P, _L, _L, _L, _L, _F, _P, _P, _L, _L, _P, _P, _P, _P, _L, _P, _L, _I),
+    "attend_whole": (_P, _P, _P, _P, _L, _L, _L, _L, _L, _F, _P, _P, _I),
+    "attend_whole_back": (
+        *(_P, _P, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _F),
+        *(_P, _P, _P, _I),
+    ),
     "race": (_P, _L, _L, _L, _P, _P, _P, _P, _U, _P, _P, _P, _I),
 }
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from plinth.kernels.dense import DenseOps
-from plinth.kernels.fused import FusedOps
+from plinth.kernels.fused import FusedOps, takes
+from plinth.kernels.training import SdpaBackend
 from plinth.models.layers import Norm
 
 Compute = Callable[[DenseOps, list[Tensor]], Tensor]
@@ -28,7 +29,7 @@ def _equal_to_torch(compute: Compute, inputs: list[Tensor]) -> None:
     grad = torch.randn_like(result)
     ours = [result.detach(), *torch.autograd.grad(result, inputs, grad)]
     for mine, truth in zip(ours, _truths(compute, inputs, grad), strict=True):
-        scale = float(truth.abs().max())
+        scale = max(1.0, float(truth.abs().max()))
         torch.testing.assert_close(mine.double(), truth, atol=2e-6 * scale, rtol=1e-5)
 
 
@@ -115,3 +116,31 @@ def test_autocast_and_other_types_are_left_to_torch() -> None:
         linear = nn.Linear(8, 8)
         made = FusedOps().swiglu(linear(gate), linear(up))
     assert made.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(1, 1, 1), (4, 2, 16), (6, 2, 40)])
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 7), (2, 48), (2, 131)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_attention(
+    heads: int, kv_heads: int, width: int, batch: int, length: int, packed: bool
+) -> None:
+    """Against torch's attention over a mask of who sees whom."""
+    torch.manual_seed(length + width)
+    n = batch * length
+    segments = torch.randint(0, 2, (batch, length)).cumsum(1) // 4 if packed else None
+
+    def compute(ops: DenseOps, tensors: list[Tensor]) -> Tensor:
+        backend = SdpaBackend(batch, length, segments)
+        assert takes(*tensors) == (tensors[0].dtype == torch.float32)
+        return backend.mix(0, tensors[0], tensors[1], tensors[2])
+
+    shapes = [(n, heads, width), (n, kv_heads, width), (n, kv_heads, width)]
+    _equal_to_torch(compute, [torch.randn(shape) for shape in shapes])
+
+
+def test_attention_with_scores_that_no_exponential_holds() -> None:
+    torch.manual_seed(0)
+    inputs = [100 * torch.randn(40, 2, 8), 100 * torch.randn(40, 2, 8), torch.randn(40, 2, 8)]
+    mixed = SdpaBackend(1, 40).mix(0, inputs[0], inputs[1], inputs[2])
+    truth = SdpaBackend(1, 40).mix(0, *(x.double() for x in inputs))
+    torch.testing.assert_close(mixed.double(), truth, atol=1e-3, rtol=1e-3)
