@@ -1,10 +1,11 @@
 """Learning from rewards: this project and its peers on one model, task, seeds and threads.
 
 Prints one JSON line per (algorithm, peer, seed). The peers run in environments of their own, which
-`ops/bench/peers.sh` makes; each run is a process of its own, and the peers take turns by seed.
+`ops/bench/peers.sh` makes; each run is a process of its own, and the peers take turns by seed, each
+the first in every other turn.
 
     python ops/bench/align.py [--algos grpo,ppo,dpo,reward,real] [--peers self,trl]
-                              [--seeds 0,1,2] [--updates 40] [--real KEY=VALUE …]
+                              [--seeds 0,1,2] [--repeats 1] [--updates 40] [--real KEY=VALUE …]
 
 real (`align_real.py`): SmolLM2 learns to keep instructions, from sampling to the last judgement;
 `--real` changes a number of its spec.
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--algos", default="grpo,ppo")
     parser.add_argument("--peers", default="self,trl")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--repeats", type=int, default=1, help="turns of all seeds")
     parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--real", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # algorithm, seed, folder: a child's work
@@ -77,7 +79,8 @@ def main() -> None:
         return
     unequal = False
     for algorithm in options.algos.split(","):
-        for seed in options.seeds.split(","):
+        checks = []
+        for turn, seed in enumerate(options.seeds.split(",") * options.repeats):
             with tempfile.TemporaryDirectory() as scratch:
                 if algorithm == "real":
                     real(Path(scratch), seed, options.peers.split(","), options.real)
@@ -85,13 +88,17 @@ def main() -> None:
                 folder = make_model(Path(scratch) / "model", int(seed))
                 if algorithm in ON_PAIRS:
                     align_pairs.make_pairs(folder, algorithm, int(seed))
-                lines = []
-                for peer in options.peers.split(","):
-                    lines.append(child(peer, algorithm, seed, folder, options.updates))
-                    print(json.dumps({"bench": "align", **lines[-1]}), flush=True)
-                if (check := align_pairs.compared(lines)) is not None:
+                by_peer, peers = {}, options.peers.split(",")
+                for peer in peers if turn % 2 == 0 else peers[::-1]:
+                    by_peer[peer] = child(peer, algorithm, seed, folder, options.updates)
+                    print(json.dumps({"bench": "align", **by_peer[peer]}), flush=True)
+                if (check := align_pairs.compared([by_peer[peer] for peer in peers])) is not None:
+                    checks.append(check)
                     print(json.dumps({"bench": "align", **check}), flush=True)
                     unequal = unequal or not check["equal"]
+        if checks:
+            check = align_pairs.median_ratio(algorithm, checks)
+            print(json.dumps({"bench": "align", **check}), flush=True)
     sys.exit(1 if unequal else 0)
 
 

@@ -15,7 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
+HERE = Path(__file__).parent
+SOURCES = (HERE / "cpu.cpp", HERE / "training.cpp")
+HEADER = HERE / "tiles.h"
 INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
@@ -35,7 +37,8 @@ def library() -> Path:
     """
     if prebuilt := os.environ.get("PLINTH_KERNELS"):
         return Path(prebuilt)
-    stamp = hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode()).hexdigest()[:16]
+    text = b"".join(path.read_bytes() for path in (HEADER, *SOURCES))
+    stamp = hashlib.sha256(text + repr(FLAGS).encode()).hexdigest()[:16]
     folder = _folder()
     target = folder / f"plinth-kernels-{stamp}.so"
     if not target.exists():
@@ -45,8 +48,8 @@ def library() -> Path:
 
 def _folder() -> Path:
     """Beside the package where that may be written (a checkout), else the user's cache."""
-    beside = SOURCE.parent / "_native"
-    if os.access(SOURCE.parent, os.W_OK):
+    beside = HERE / "_native"
+    if os.access(HERE, os.W_OK):
         return beside
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plinth"
 
@@ -63,10 +66,10 @@ def _compile(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         objects = []
         for name, machine in sets.items():
-            objects.append(str(Path(scratch) / f"{name}.o"))
-            _run(
-                [compiler, *FLAGS, *machine, f"-DISA={name}", "-c", str(SOURCE), "-o", objects[-1]]
-            )
+            for source in SOURCES:
+                objects.append(str(Path(scratch) / f"{source.stem}-{name}.o"))
+                how = [*FLAGS, *machine, f"-DISA={name}"]
+                _run([compiler, *how, "-c", str(source), "-o", objects[-1]])
         made = Path(scratch) / target.name
         _run([compiler, "-shared", "-fopenmp", *objects, "-o", str(made)])
         made.replace(target)

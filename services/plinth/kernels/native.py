@@ -1,6 +1,6 @@
 """The C++ kernels behind the backend seam: fp32 on CPU, paged, exact.
 
-Every row's order of summation is fixed (see `cpu.cpp`), so a token's logits have the same bits
+Every row's order of summation is fixed (see `tiles.h`), so a token's logits have the same bits
 alone and in a crowd, in prefill and in decode, whatever the chunks, blocks and threads.
 """
 
@@ -27,11 +27,18 @@ _SIGNATURES = {
     "pack": (_P, _L, _L, _P, _L),
     "linear": (_P, _L, _L, _L, _P, _P, _P, _L, _P, _L, _L, _I),
     "norm": (_P, _L, _L, _L, _P, _P, _F, _P, _I),
-    "rope": (_P, _L, _L, _L, _L, _P, _P, _P),
+    "norm_back": (_P, _P, _L, _L, _P, _F, _P, _P, _I),
+    "rope": (_P, _L, _L, _L, _L, _P, _P, _P, _F, _P, _L, _I),
     "swiglu": (_P, _P, _L, _L, _L, _P, _I),
+    "swiglu_back": (_P, _P, _P, _L, _P, _P, _I),
     "gelu": (_P, _L, _L, _L, _P, _I),
     "write_kv": (_P, _L, _P, _L, _L, _L, _L, _P, _L, _P, _P),
     "attend": (_P, _L, _L, _L, _L, _F, _P, _P, _L, _L, _P, _P, _P, _P, _L, _P, _L, _I),
+    "attend_whole": (_P, _P, _P, _P, _L, _L, _L, _L, _L, _F, _P, _P, _I),
+    "attend_whole_back": (
+        *(_P, _P, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _F),
+        *(_P, _P, _P, _I),
+    ),
     "race": (_P, _L, _L, _L, _P, _P, _P, _P, _U, _P, _P, _P, _I),
 }
 
@@ -188,6 +195,10 @@ class NativeBackend:
                 positions_n.data_ptr(),
                 cos_pe.data_ptr(),
                 sin_pe.data_ptr(),
+                1.0,
+                x.data_ptr(),
+                x.stride(0),
+                self.threads,
             )
         return q_nhe, k_nke
 
