@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rendering
 import yaml
 
+import rendering
 from kube_api import NAMESPACE, KubeApi
 from kube_cluster import plinth_k8s
 from kube_release import CLUSTER, RAY
