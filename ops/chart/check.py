@@ -22,12 +22,13 @@ from typing import Any
 import yaml
 
 import access
+import monitoring
 import references
 import rendering
 import running
 import values_readme
 import values_schema
-from kinds import NEWEST, OLDEST, Kinds
+from kinds import NEWEST, OLDEST, OTHERS, Kinds
 from release import Release
 
 # What Helm makes anew each time it can't see the cluster.
@@ -69,6 +70,7 @@ def check_release(release: Release, values: Mapping[str, Any]) -> Iterator[str]:
     yield from references.check(release, values)
     yield from running.check(release)
     yield from access.check(release)
+    yield from monitoring.check(release)
 
 
 def _comparable(text: str) -> list[dict[str, Any]]:
@@ -123,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     kinds = Kinds(given.crds)
     print(f"by {', '.join(helm.name for helm in helms)}; Kubernetes {OLDEST} and {NEWEST}")
     for (version, kind), source in kinds.sources.items():
-        if (version, kind) in {("ray.io/v1", "RayService"), ("cert-manager.io/v1", "Certificate")}:
+        if (version, kind) in OTHERS:
             print(f"{kind} {version}: by {source}")
     if shutil.which("kubectl") is None:
         print("kubectl is not here (Debian: kubernetes-client); its checks are left out")

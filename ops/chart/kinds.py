@@ -19,7 +19,14 @@ from release import Document, Release, title
 
 OLDEST, NEWEST = "1.30.0", "1.37.0"
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
-OTHERS = frozenset({("ray.io/v1", "RayService"), ("cert-manager.io/v1", "Certificate")})
+OTHERS = frozenset(
+    {
+        ("ray.io/v1", "RayService"),
+        ("cert-manager.io/v1", "Certificate"),
+        ("monitoring.coreos.com/v1", "ServiceMonitor"),
+        ("monitoring.coreos.com/v1", "PrometheusRule"),
+    }
+)
 # KubeRay appends up to some 16 characters to a RayService's name for its clusters' pods.
 RAY_NAME_LIMIT = 47
 

@@ -80,6 +80,15 @@ def build() -> Schema:
                 cpus=at_least(1),
                 workerSlots=at_least(1),
             ),
+            monitoring=closed(
+                serviceMonitor=closed(
+                    enabled=FLAG,
+                    interval={"type": "string", "pattern": "^[1-9][0-9]*(ms|s|m)$"},
+                    labels=WORDS,
+                ),
+                rules=closed(enabled=FLAG, labels=WORDS),
+                dashboards=closed(enabled=FLAG, labels=WORDS),
+            ),
             networkPolicy=_network(),
             tests=closed(
                 smoke=closed(enabled=FLAG, model=STRING),

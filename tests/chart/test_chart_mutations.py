@@ -20,9 +20,60 @@ TLS = {
     "tls": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "ca"}}},
 }
 SCALED = {**BOTH, "gateway": {"autoscaling": {"enabled": True, "targetRequestsRunning": 8}}}
+WATCHED = {
+    "ray": {"mode": "static"},
+    "monitoring": {
+        "serviceMonitor": {"enabled": True},
+        "rules": {"enabled": True},
+        "dashboards": {"enabled": True},
+    },
+}
 
 # (file, what stands there, what is written instead, values, what the findings must say)
 MUTATIONS = {
+    "scraped-port": (
+        "monitoring.yaml",
+        'list "http" "metrics"',
+        'list "https" "metrics"',
+        WATCHED,
+        "scrapes https, which no Service",
+    ),
+    "figures-behind-no-service": (
+        "services.yaml",
+        "name: metrics, port: 9464",
+        "name: figures, port: 9464",
+        WATCHED,
+        "does not reach the figures of StatefulSet/",
+    ),
+    "rule-key": ("../files/plinth.rules.yaml", "        for: 1m", "        fore: 1m", WATCHED, "fore"),
+    "alert-on-nothing": (
+        "../files/plinth.rules.yaml",
+        "plinth_model_shards_ready",
+        "plinth_model_shards_redy",
+        WATCHED,
+        "plinth_model_shards_redy is exported by nobody",
+    ),
+    "alert-without-runbook": (
+        "../files/plinth.rules.yaml",
+        "runbook: ops/runbooks/ShardsMissing.md",
+        "runbook: ops/runbooks/Missing.md",
+        WATCHED,
+        "ShardsMissing has no runbook at ops/runbooks/Missing.md",
+    ),
+    "panel-on-nothing": (
+        "../files/dashboards/serving.json",
+        "plinth_requests_total",
+        "plinth_request_total",
+        WATCHED,
+        "plinth_request_total is exported by nobody",
+    ),
+    "panel-label": (
+        "../files/dashboards/serving.json",
+        "by (le, model)",
+        "by (le, modell)",
+        WATCHED,
+        "has the label 'modell'",
+    ),
     "service-port": (
         "services.yaml",
         "targetPort: metrics",
@@ -318,6 +369,6 @@ def test_a_broken_chart_is_told(name: str, any_helm: rendering.Helm, tmp_path: P
     assert any(told in one for one in findings(any_helm, chart, values))
 
 
-@pytest.mark.parametrize("values", [BOTH, STATIC, TLS, SCALED])
+@pytest.mark.parametrize("values", [BOTH, STATIC, TLS, SCALED, WATCHED])
 def test_the_chart_itself_is_not(any_helm: rendering.Helm, values: dict) -> None:
     assert findings(any_helm, rendering.CHART, values) == []

@@ -1,0 +1,100 @@
+"""Checks: what is scraped is there, and what dashboards and alerts ask for is exported."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from release import Document, Release, title
+
+OPS = Path(__file__).resolve().parents[1]
+FIGURES = 9464  # `metrics_port` of every stage in a pod
+sys.path.append(str(OPS / "dashboards"))
+
+import exported  # noqa: E402  (it lives beside the dashboards)
+
+
+def check(release: Release) -> Iterator[str]:
+    """Everything about monitoring."""
+    for monitor in release.of("ServiceMonitor"):
+        yield from _scraped(release, monitor)
+    recorded: dict[str, frozenset[str]] = {}
+    for rules in release.of("PrometheusRule"):
+        recorded |= _recorded(rules)
+        for rule in _rules(rules):
+            for fault in exported.faults(str(rule["expr"]), recorded):
+                yield f"{title(rules)}: {rule.get('alert') or rule['record']}: {fault}"
+            yield from _runbook(rules, rule)
+    for board in release.of("ConfigMap"):
+        for name, text in board.get("data", {}).items():
+            if name.endswith(".json") and "-dashboard-" in board["metadata"]["name"]:
+                yield from _board(board, name, text)
+
+
+def _scraped(release: Release, monitor: Document) -> Iterator[str]:
+    """Every endpoint is a port of some Service that the monitor selects, and each pod with figures
+    is behind one."""
+    wanted = monitor["spec"]["selector"]["matchLabels"]
+    services = [
+        service
+        for service in release.of("Service")
+        if wanted.items() <= service["metadata"]["labels"].items()
+    ]
+    ports = {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]}
+    known = {port["name"] for service in services for port in service["spec"]["ports"]}
+    for port in sorted(ports - known):
+        yield f"{title(monitor)} scrapes {port}, which no Service that it selects has"
+    for pod in release.pods:
+        if pod.ports().get("metrics") != FIGURES:
+            continue
+        behind = [one for one in services if pod in release.picked(one["spec"].get("selector"))]
+        if not any(port["name"] == "metrics" for one in behind for port in one["spec"]["ports"]):
+            yield f"{title(monitor)} does not reach the figures of {pod.owner}"
+
+
+def _rules(document: Document) -> Iterator[Document]:
+    for group in document["spec"]["groups"]:
+        yield from group["rules"]
+
+
+def _recorded(document: Document) -> dict[str, frozenset[str]]:
+    """What recording rules make, and the labels that their `by` leaves."""
+    return {
+        rule["record"]: frozenset(re.findall(r"by \((\w+)\)", rule["expr"]))
+        for rule in _rules(document)
+        if "record" in rule
+    }
+
+
+def _runbook(document: Document, rule: Document) -> Iterator[str]:
+    if "alert" not in rule:
+        return
+    page = rule.get("annotations", {}).get("runbook", "")
+    if not page or not (OPS.parent / page).is_file():
+        yield f"{title(document)}: {rule['alert']} has no runbook at {page or 'any place'}"
+
+
+def _board(document: Document, name: str, text: str) -> Iterator[str]:
+    try:
+        board = json.loads(text)
+    except ValueError as error:
+        yield f"{title(document)}: {name} is not JSON: {error}"
+        return
+    for expr in _queries(board):
+        for fault in exported.faults(expr):
+            yield f"{title(document)}: {name}: {fault}"
+
+
+def _queries(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(expr := node.get("expr"), str):
+            yield expr
+        for value in node.values():
+            yield from _queries(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _queries(value)
