@@ -192,7 +192,9 @@ class EngineClient:
         lent = self._lent if self._lent is not None and self._lent.busy else None
         if self._engine.busy and (lent is None or self._served < LENT_TURN):
             self._served += 1
-            self._deliver(self._engine.step())
+            events = self._engine.step()
+            self._tell()  # before the answers: who has one finds its step counted
+            self._deliver(events)
         elif lent is not None:
             self._step_lent(lent)
 
