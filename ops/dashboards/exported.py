@@ -17,6 +17,23 @@ from prometheus_client.metrics import MetricWrapperBase
 SERVICES = Path(__file__).resolve().parents[2] / "services"
 # What Prometheus or its discovery puts on every series that it scrapes.
 TARGET_LABELS = frozenset({"job", "instance", "namespace", "pod", "service", "replica"})
+_POLICY = "a policy run (PPO, GRPO, RLOO) is on"
+# Series that are not there from the start, by what a query holds that asks for them: what must have
+# happened.
+APPEARS = {
+    "plinth_streams_resumed_total": "an answer lost its shard and went on at another",
+    "plinth_reward_tasks_total": "answers were scored through the reward stage's queue",
+    "plinth_live_preferences_total": "live answers are sampled (gateway.preference_sampling_rate)",
+    "plinth_tls_certificate_expiry_timestamp_seconds": "stages speak TLS",
+    'figure="reward"': _POLICY,
+    'figure="kl"': _POLICY,
+    'figure="gap': _POLICY,
+    'figure="entropy"': _POLICY,
+    'figure="clipped"': _POLICY,
+    'figure="length"': _POLICY,
+    'figure="ended"': _POLICY,
+    'figure=~"seconds_': _POLICY,
+}
 _DECLARES = re.compile(r"^_?[A-Z_0-9]+(?:: \w+)? = (?:counter|gauge|histogram)\(", re.MULTILINE)
 _OWN = re.compile(r"\b(?:plinth[_:][\w:]+|process_\w+|up\b)(?:\{[^}]*\})?")
 _GROUPING = re.compile(r"\b(?:by|on|group_left|without|ignoring)\s*\(([^)]*)\)")
@@ -71,9 +88,19 @@ def series() -> dict[str, frozenset[str]]:
     return known
 
 
+def appears(expr: str) -> str | None:
+    """When a query begins to find something, where that is not at once."""
+    return next((when for part, when in APPEARS.items() if part in expr), None)
+
+
+def selectors_in(expr: str) -> set[str]:
+    """The series that a query asks for, with its matchers."""
+    return {found[0] for found in _OWN.finditer(expr)}
+
+
 def metrics_in(expr: str) -> set[str]:
     """Names of the series that a query asks for."""
-    return {found[0].partition("{")[0] for found in _OWN.finditer(expr)}
+    return {selector.partition("{")[0] for selector in selectors_in(expr)}
 
 
 def faults(expr: str, recorded: dict[str, frozenset[str]] | None = None) -> list[str]:

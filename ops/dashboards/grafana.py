@@ -8,10 +8,11 @@ same JSON. Knows no metric.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Appears = Callable[[str], str | None]
 SCHEMA = 39  # Grafana 11 and later; older ones migrate it
 COLUMNS = 24
 HEIGHT = 8
@@ -48,8 +49,10 @@ class Panel:
         assert self.unit in UNITS, f"{self.title}: unit {self.unit!r} is none of {sorted(UNITS)}"
         assert self.description and self.queries, f"{self.title}: what is it for?"
 
-    def json(self, number: int, x: int, y: int) -> dict[str, Any]:
+    def json(self, number: int, x: int, y: int, appears: Appears) -> dict[str, Any]:
         """As Grafana wants it, at a place of its grid."""
+        conditions = dict.fromkeys(appears(query.expr) for query in self.queries)
+        notes = [f"Empty until {when}." for when in conditions if when]
         options: dict[str, Any] = {"tooltip": {"mode": "multi", "sort": "desc"}}
         options["legend"] = {"displayMode": "list", "placement": "bottom", "showLegend": True}
         if self.kind == "stat":
@@ -63,7 +66,7 @@ class Panel:
             "id": number,
             "type": self.kind,
             "title": self.title,
-            "description": self.description,
+            "description": " ".join([self.description, *notes]),
             "datasource": SOURCE,
             "gridPos": {"h": HEIGHT, "w": self.width, "x": x, "y": y},
             "targets": [
@@ -123,11 +126,11 @@ class Board:
         for _, panels in self.rows:
             yield from panels
 
-    def text(self) -> str:
-        """The file as it is committed and imported."""
-        return json.dumps(self.json(), indent=2, ensure_ascii=False) + "\n"
+    def text(self, appears: Appears) -> str:
+        """The file as it is committed and imported. `appears`: when a query finds something."""
+        return json.dumps(self.json(appears), indent=2, ensure_ascii=False) + "\n"
 
-    def json(self) -> dict[str, Any]:
+    def json(self, appears: Appears) -> dict[str, Any]:
         return {
             "uid": self.uid,
             "title": self.title,
@@ -139,10 +142,10 @@ class Board:
             "refresh": "30s",
             "time": {"from": "now-3h", "to": "now"},
             "templating": {"list": [_SOURCE_CHOICE, *map(_choice, self.choices)]},
-            "panels": list(self._placed()),
+            "panels": list(self._placed(appears)),
         }
 
-    def _placed(self) -> Iterator[dict[str, Any]]:
+    def _placed(self, appears: Appears) -> Iterator[dict[str, Any]]:
         number, y = 0, 0
         for title, panels in self.rows:
             number += 1
@@ -153,7 +156,7 @@ class Board:
                 if x + panel.width > COLUMNS:
                     x, y = 0, y + HEIGHT
                 number += 1
-                yield panel.json(number, x, y)
+                yield panel.json(number, x, y, appears)
                 x += panel.width
             y += HEIGHT
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import cluster_board
 import serving_board
 import training_board
+from exported import appears
 from grafana import Board
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ BOARDS: dict[str, Board] = {
 def outdated() -> list[str]:
     """Names of files that are not what the source makes, and of those that no source makes."""
     there = {path.name: path.read_text() for path in FOLDER.glob("*.json")}
-    made = {name: board.text() for name, board in BOARDS.items()}
+    made = {name: board.text(appears) for name, board in BOARDS.items()}
     wrong = [name for name in there | made if there.get(name) != made.get(name)]
     if not CHARTS_RULES.exists() or CHARTS_RULES.read_text() != RULES.read_text():
         wrong.append(CHARTS_RULES.name)
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"the chart's {name} is not what its source makes: run `make dashboards`")
         return 1 if wrong else 0
     for name, board in BOARDS.items():
-        (FOLDER / name).write_text(board.text())
+        (FOLDER / name).write_text(board.text(appears))
     CHARTS_RULES.write_text(RULES.read_text())
     return 0
 

@@ -45,7 +45,13 @@ MUTATIONS = {
         WATCHED,
         "does not reach the figures of StatefulSet/",
     ),
-    "rule-key": ("../files/plinth.rules.yaml", "        for: 1m", "        fore: 1m", WATCHED, "fore"),
+    "rule-key": (
+        "../files/plinth.rules.yaml",
+        "        for: 1m",
+        "        fore: 1m",
+        WATCHED,
+        "fore",
+    ),
     "alert-on-nothing": (
         "../files/plinth.rules.yaml",
         "plinth_model_shards_ready",

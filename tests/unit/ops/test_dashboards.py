@@ -54,7 +54,7 @@ def test_everything_that_is_exported_is_shown_somewhere() -> None:
 
 @pytest.mark.parametrize(("name", "board"), BOARDS)
 def test_panels_are_told_apart_and_lie_beside_one_another(name: str, board) -> None:
-    made = json.loads(board.text())
+    made = json.loads(board.text(exported.appears))
     panels = made["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken = set()
@@ -95,3 +95,9 @@ def test_a_wrong_query_is_found(expr: str, wrong: str) -> None:
 def test_a_right_query_has_no_faults() -> None:
     rate = 'rate(plinth_request_ttft_seconds_bucket{model=~"a|b", job="x"}[5m])'
     assert exported.faults(f"sum by (le, model) ({rate})") == []
+
+
+def test_each_condition_belongs_to_a_query_of_some_panel() -> None:
+    asked = [q.expr for board in make.BOARDS.values() for p in board.panels() for q in p.queries]
+    for part in exported.APPEARS:
+        assert any(part in expr for expr in asked), part
