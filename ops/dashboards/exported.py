@@ -16,7 +16,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 SERVICES = Path(__file__).resolve().parents[2] / "services"
 # What Prometheus or its discovery puts on every series that it scrapes.
-TARGET_LABELS = frozenset({"job", "instance", "namespace", "pod", "service", "replica"})
+TARGET_LABELS = frozenset({"job", "instance", "namespace", "pod", "service", "replica", "spares"})
 _DECLARES = re.compile(r"^_?[A-Z_0-9]+(?:: \w+)? = (?:counter|gauge|histogram)\(", re.MULTILINE)
 _OWN = re.compile(r"\b(?:plinth[_:][\w:]+|process_\w+|up\b)(?:\{[^}]*\})?")
 _GROUPING = re.compile(r"\b(?:by|on|group_left|without|ignoring)\s*\(([^)]*)\)")

@@ -22,6 +22,7 @@ TLS = {
 SCALED = {**BOTH, "gateway": {"autoscaling": {"enabled": True, "targetRequestsRunning": 8}}}
 WATCHED = {
     "ray": {"mode": "static"},
+    "networkPolicy": {"metrics": {"from": [{"namespaceSelector": {}}]}},
     "monitoring": {
         "serviceMonitor": {"enabled": True},
         "rules": {"enabled": True},
@@ -45,7 +46,13 @@ MUTATIONS = {
         WATCHED,
         "does not reach the figures of StatefulSet/",
     ),
-    "rule-key": ("../files/plinth.rules.yaml", "        for: 1m", "        fore: 1m", WATCHED, "fore"),
+    "rule-key": (
+        "../files/plinth.rules.yaml",
+        "        for: 1m",
+        "        fore: 1m",
+        WATCHED,
+        "fore",
+    ),
     "alert-on-nothing": (
         "../files/plinth.rules.yaml",
         "plinth_model_shards_ready",
