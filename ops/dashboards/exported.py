@@ -16,7 +16,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 SERVICES = Path(__file__).resolve().parents[2] / "services"
 # What Prometheus or its discovery puts on every series that it scrapes.
-TARGET_LABELS = frozenset({"job", "instance", "namespace", "pod", "service", "replica"})
+TARGET_LABELS = frozenset({"job", "instance", "namespace", "pod", "service", "replica", "spares"})
 _POLICY = "a policy run (PPO, GRPO, RLOO) is on"
 # Series that are not there from the start, by what a query holds that asks for them: what must have
 # happened.

@@ -22,6 +22,7 @@ TLS = {
 SCALED = {**BOTH, "gateway": {"autoscaling": {"enabled": True, "targetRequestsRunning": 8}}}
 WATCHED = {
     "ray": {"mode": "static"},
+    "networkPolicy": {"metrics": {"from": [{"namespaceSelector": {}}]}},
     "monitoring": {
         "serviceMonitor": {"enabled": True},
         "rules": {"enabled": True},

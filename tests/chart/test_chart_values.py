@@ -89,6 +89,10 @@ WRONG_TOGETHER = {
         {"config": {"gateway": {"request_deadline_s": 3600}}},
         "Set it above 3600",
     ),
+    "scraped by nobody": (
+        {"monitoring": {"serviceMonitor": {"enabled": True}}},
+        "networkPolicy.metrics.from lets nobody in",
+    ),
     "a scale of nothing": (
         {"gateway": {"autoscaling": {"enabled": True, "targetCPUUtilization": 0}}},
         "has no target",
