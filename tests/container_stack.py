@@ -57,10 +57,10 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S
     return found
 
 
-def slow_model(folder: Path) -> None:
+def slow_model(folder: Path, seed: int = 0) -> None:
     """A random Llama that needs some 20 ms a token on a small machine, so that an answer of a few
-    hundred still runs while a container is killed or cut off."""
-    random_llama(folder, layers=24, hidden=512, heads=8, intermediate=1536, context=1024)
+    hundred still runs while a container is killed or cut off. Another seed: other weights."""
+    random_llama(folder, seed=seed, layers=24, hidden=512, heads=8, intermediate=1536, context=1024)
     byte_tokenizer(folder)
 
 

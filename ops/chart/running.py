@@ -70,7 +70,7 @@ def _settings(release: Release, pod: Pod) -> Iterator[str]:
     except PlinthError as error:
         yield f"{pod.owner}: Plinth refuses its settings: {error.message}"
         return
-    yield from _drain(pod, settings)
+    yield from _drain(pod, settings, _stop_s(release, pod))
     if pod.labels.get("plinth.dev/trial"):
         return
     ports = pod.ports()
@@ -163,7 +163,16 @@ def _served(pod: Pod, port: int) -> frozenset[str]:
     return alive if port in (RAYLET, GCS) else frozenset()
 
 
-def _drain(pod: Pod, settings: Settings) -> Iterator[str]:
+def _stop_s(release: Release, pod: Pod) -> float:
+    """How long Serve may take to stop the pod's replica. 0: nothing is told of it here."""
+    text = _serve_file(release)
+    specs = [spec_of(one["args"]) for one in yaml.safe_load(text or "{}").get("applications", [])]
+    shards = [spec_of(s.options["shard"]) for s in specs if "shard" in s.options]
+    found = (s for s in [*specs, *shards] if s.name == pod.component)
+    return max((replicas.shutdown_timeout_s(spec) for spec in found), default=0.0)
+
+
+def _drain(pod: Pod, settings: Settings, stop_s: float) -> Iterator[str]:
     """Kubernetes kills a pod after its grace, so that must outlast hook and drain together."""
     if pod.labels.get("plinth.dev/trial") or pod.component == "head":
         return
@@ -172,10 +181,10 @@ def _drain(pod: Pod, settings: Settings) -> Iterator[str]:
     hook = float(command[-1])
     gateway = pod.component == "gateway"
     longest = hook + (settings.gateway.drain_s if gateway else 10)
-    if not gateway and hook <= replicas.SHUTDOWN_TIMEOUT_S:
+    if not gateway and hook <= stop_s:
         yield (
             f"{pod.owner} is drained for {hook:g} s, less than Serve may take to stop a replica "
-            f"({replicas.SHUTDOWN_TIMEOUT_S:g} s)"
+            f"({stop_s:g} s)"
         )
     if grace <= longest:
         yield f"{pod.owner} is killed after {grace} s, and its drain may take {longest:g} s"

@@ -249,6 +249,13 @@ MUTATIONS = {
         BOTH,
         "is killed after",
     ),
+    "answers-outlast-the-hook": (
+        "_services.tpl",
+        "stages.inference.drainSeconds)) 35)",
+        "stages.inference.drainSeconds)) 5)",
+        BOTH,
+        "less than Serve may take to stop",
+    ),
     "gateway-grace": (
         "_pod.tpl",
         "{{ add $svc.drainSeconds 20 }}",

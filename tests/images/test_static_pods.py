@@ -5,37 +5,21 @@ they come up, serve, train, and survive a shard's death."""
 from __future__ import annotations
 
 import asyncio
-import io
-import tarfile
-import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-import yaml
 
-import rendering
 from chart_pods import Cluster
-from container_stack import docker, resumed, skip_unless_built, slow_model, until
+from container_stack import docker, resumed, until
 from plinth.cli.run_client import RunClient
 from plinth.cluster.trials import chaos, smoke
-from plinth.cluster.trials.visitor import Doors, Visitor, visit
 from plinth.gateway.keys import KeyStore
 from plinth.shared.connection import connect
-from plinth.shared.registry import Registry
-from plinth.shared.rpc.client import holds
-from plinth.shared.settings import Settings, load_settings
 from plinth.v1 import coordinator_pb2
-from release import Release
+from static_release import MODEL, SHARDS, held, plinth, settings, static_cluster, visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-MODEL, SHARDS, TOKENS = "tiny", 2, 400
-# The test's own Redis image; nothing else differs from the file that an operator installs.
-CHANGES = {
-    "images": {"redis": {"repository": "plinth/redis", "tag": "0.1.0"}},
-    "redis": {"maxmemory": "128mb"},
-}
+TOKENS = 400
 PIPELINE = """
 name: lifecycle
 steps:
@@ -56,54 +40,12 @@ steps:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    skip_unless_built("gateway", "cpu", "redis")
-    engines = rendering.engines()
-    if not engines:
-        pytest.skip("no Helm is installed here; `make chart` gets it")
-    local = yaml.safe_load((rendering.CHART / "values-local.yaml").read_text())
-    text = engines[0].render(rendering.merged(local, CHANGES))
-    folder = tmp_path_factory.mktemp("pods")
-    slow_model(folder / MODEL)
-    one = Cluster(Release(rendering.documents(text)), folder, f"plinth-{uuid.uuid4().hex[:8]}")
-    try:
-        one.start()
-        give(one.of("trainer")[0].main, folder / MODEL)
-        yield one
-    finally:
-        one.stop()
-
-
-def give(container: str, folder: Path) -> None:
-    """A model's folder and the wish that it be served, as an operator's `kubectl exec` would."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(folder, ".")
-    path = f"/tmp/incoming/{MODEL}"
-    inside = f"mkdir -p {path} && tar -xC {path} --no-same-owner"
-    docker("exec", "-i", container, "sh", "-ec", inside, input=packed.getvalue())
-    docker("exec", container, "plinth", "models", "serve", path, "--shards", str(SHARDS))
-
-
-def settings(cluster: Cluster) -> Settings:
-    pod = cluster.of("redis")[0]
-    reference = next(v for v in pod.pod.main["env"] if v["name"] == "REDISCLI_AUTH")
-    secret = reference["valueFrom"]["secretKeyRef"]
-    password = cluster.secret(secret["name"], secret["key"])
-    return load_settings(redis_url=f"redis://:{password}@{pod.address}:6379/1")
-
-
-@asynccontextmanager
-async def visitor(cluster: Cluster) -> AsyncIterator[Visitor]:
-    address = cluster.of("gateway")[0].address
-    doors = Doors(f"http://{address}:8080", f"{address}:8081")
-    async with visit(settings(cluster), doors) as one:
+    with static_cluster(tmp_path_factory.mktemp("pods")) as one:
         yield one
 
 
-async def held(cluster: Cluster) -> int:
-    async with visitor(cluster) as one:
-        shards = await Registry(one.redis).replicas("inference")
-        return sum(holds(shard, MODEL) for shard in shards)
+def all_held(cluster: Cluster) -> bool:
+    return len(asyncio.run(held(cluster))) == SHARDS
 
 
 class Shards:
@@ -131,7 +73,7 @@ def test_every_pod_is_ready_by_its_own_probe(cluster: Cluster):
 
 
 async def test_a_model_is_served_across_them(cluster: Cluster):
-    await asyncio.to_thread(until, lambda: asyncio.run(held(cluster)) == SHARDS, "both shards")
+    await asyncio.to_thread(until, lambda: all_held(cluster), "both shards")
     async with visitor(cluster) as one:
         await smoke.run(one, MODEL)
 
@@ -144,10 +86,10 @@ async def test_a_killed_shards_stream_loses_nothing(cluster: Cluster):
     # The shard did not die after its last token.
     assert resumed(gateway) == before + 1
     docker("start", shards.killed[0])
-    await asyncio.to_thread(until, lambda: asyncio.run(held(cluster)) == SHARDS, "both again")
+    await asyncio.to_thread(until, lambda: all_held(cluster), "both again")
 
 
-async def test_a_pipeline_trains_across_them(cluster: Cluster):
+async def test_a_pipeline_trains_across_them_and_its_model_answers(cluster: Cluster):
     redis = connect(settings(cluster).redis_url.get_secret_value())  # type: ignore[union-attr]
     plain, record = await KeyStore(redis).create("team", {"runs", "artifacts"}, "test")
     address = f"{cluster.of('gateway')[0].address}:8081"
@@ -168,6 +110,21 @@ async def test_a_pipeline_trains_across_them(cluster: Cluster):
     shard = cluster.of("inference")[0].main
     shown = docker("exec", shard, "plinth", "models", "show", trained)
     assert trained in shown
+    # One shard makes room for it, and it answers at the door.
+    plinth(cluster, "models", "serve", MODEL, "--shards", "1")
+    plinth(cluster, "models", "serve", trained, "--shards", "1")
+    name = trained.partition("@")[0]
+    async with visitor(cluster) as one:
+
+        def served() -> bool:
+            return name in [model["id"] for model in one.rest("/v1/models")["data"]]
+
+        await asyncio.to_thread(until, served, f"{name} is served")
+        body = {"model": name, "prompt": "import os", "max_tokens": 8, "temperature": 0}
+        said = await asyncio.to_thread(one.rest, "/v1/completions", body)
+        again = await asyncio.to_thread(one.rest, "/v1/completions", body)
+    assert said["usage"]["completion_tokens"] >= 1
+    assert said["choices"][0]["text"] == again["choices"][0]["text"]
 
 
 def test_a_shards_pod_empties_itself_before_it_ends(cluster: Cluster):

@@ -46,7 +46,9 @@ container does. A shard's application is made by the reconciler, from the templa
 {{- $apps = append $apps (dict "name" $name "import_path" "plinth.cluster.applications:stage" "route_prefix" nil "args" $spec) -}}
 {{- end -}}
 {{- end -}}
-{{- $shard := dict "name" "inference" "factory" "plinth.inference.service:build" "stage" "inference" "resources" (dict "plinth/inference" 1) "surge_percent" (int .Values.stages.inference.surgePercent) -}}
+{{- /* Serve kills 10 s after a drain should have ended, and a pod's hook waits for that, and more. */ -}}
+{{- $drain := max 1 (sub (int (default .Values.defaults.drainSeconds .Values.stages.inference.drainSeconds)) 35) -}}
+{{- $shard := dict "name" "inference" "factory" "plinth.inference.service:build" "stage" "inference" "resources" (dict "plinth/inference" 1) "surge_percent" (int .Values.stages.inference.surgePercent) "drain_s" $drain -}}
 {{- $spec := dict "name" "reconciler" "factory" "plinth.cluster.reconciler:build" "cpus" 0 "resources" (dict "plinth/reconciler" 1) "surge_percent" 0 "options" (dict "shard" $shard) -}}
 {{- $apps = append $apps (dict "name" "reconciler" "import_path" "plinth.cluster.applications:stage" "route_prefix" nil "args" $spec) -}}
 proxy_location: Disabled

@@ -44,6 +44,9 @@ class StageSpec:
     # How many successors, in percent of the replicas, may start before their predecessors stop.
     # 0 where nodes have room for one replica and there is no node to spare.
     surge_percent: int = 100
+    # What running answers get when one replica is replaced; whoever is left goes on at another
+    # replica of the same weights. A change of weights leaves none, so there this is the limit.
+    drain_s: float = 25.0
 
     def digest(self) -> str:
         """Changes when running replicas must be replaced (not when only their number does)."""

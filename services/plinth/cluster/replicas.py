@@ -25,9 +25,8 @@ HEALTH_PERIOD_S = 2.0
 # Above the longest time a busy, healthy stage may take to answer: with 10 s, an engine in a long
 # step was taken for dead.
 HEALTH_TIMEOUT_S = 40.0
-DRAIN_S = 25.0  # when one replica is replaced: running streams end or move on
 STOP_DRAIN_S = 1.0  # when the whole stack goes down
-SHUTDOWN_TIMEOUT_S = DRAIN_S + 10.0  # Serve kills after this; it must outlast the drain
+SHUTDOWN_SLACK_S = 10.0  # Serve kills so long after a drain should have ended
 LOG_LIMIT_BYTES = 16 << 20
 
 
@@ -53,11 +52,16 @@ def application(spec: StageSpec) -> Any:
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
+        graceful_shutdown_timeout_s=shutdown_timeout_s(spec),
         max_constructor_retry_count=3,
         max_surge_percent=spec.surge_percent,  # a successor is ready before its predecessor stops
     )
     return deployment.bind(asdict(spec))
+
+
+def shutdown_timeout_s(spec: StageSpec) -> float:
+    """When Serve kills a replica that it has told to stop."""
+    return spec.drain_s + SHUTDOWN_SLACK_S
 
 
 class StageReplica:
@@ -73,6 +77,7 @@ class StageReplica:
         configure_logging(settings, spec.name)
         tracing.start(settings, spec.stage or spec.name)
         self._settings = settings
+        self._drain_s = spec.drain_s
         self._log = get_logger("plinth.cluster.replicas")
         self._context: StageContext | None = None
         self._running: RunningStage | None = None
@@ -103,7 +108,7 @@ class StageReplica:
     async def __del__(self) -> None:
         """Serve awaits this before it ends the process."""
         stopping = Layout.of(self._settings).stopping.exists()
-        await self._close(STOP_DRAIN_S if stopping else DRAIN_S)
+        await self._close(STOP_DRAIN_S if stopping else self._drain_s)
 
     async def _close(self, grace_s: float) -> None:
         running, self._running = self._running, None

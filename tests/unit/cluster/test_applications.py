@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from plinth.cluster.applications import IMPORT_PATH, Keeper, read_configuration, spec_of, stage
 from plinth.cluster.layout import StageSpec
+from plinth.cluster.replicas import StageReplica
 from plinth.shared.errors import InvalidArgument
 
 # Ray Serve's own schemas speak pydantic's older dialect.
@@ -53,6 +55,35 @@ def test_a_stage_from_arguments_is_placed_where_its_resource_is() -> None:
     assert deployment.num_replicas == 2
     assert deployment._deployment_config.max_surge_percent == 0
     assert deployment.version == SPEC.digest()
+
+
+def test_serve_kills_a_replica_only_after_its_drain() -> None:
+    for seconds in (25.0, 300.0):
+        deployment = stage(asdict(replace(SPEC, drain_s=seconds)))._bound_deployment
+        assert deployment._deployment_config.graceful_shutdown_timeout_s > seconds
+
+
+async def test_a_replica_lets_answers_run_for_as_long_as_its_stage_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    class Held:
+        """A replica that Serve's own end of it does not reach: no `__del__`."""
+
+        _running = None
+
+        async def _open(self, spec: StageSpec) -> None: ...
+
+        async def _close(self, grace_s: float) -> None:
+            given.append(grace_s)
+
+    monkeypatch.setenv("PLINTH_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("PLINTH_LOG_TO", "stderr")
+    replica: Any = Held()
+    await StageReplica.__init__(replica, asdict(replace(SPEC, drain_s=85.0)))
+    await StageReplica.__del__(replica)
+    assert given == [85.0]
 
 
 def test_a_configuration_is_one_that_serve_takes(tmp_path) -> None:

@@ -58,6 +58,7 @@ def test_only_what_needs_new_replicas_changes_a_digest() -> None:
         replace(spec, options={"artifact": "chat@2"}),
         replace(spec, gpus=1.0),
         replace(spec, factory="m:other"),
+        replace(spec, drain_s=60.0),
     ):
         assert other.digest() != spec.digest()
 
