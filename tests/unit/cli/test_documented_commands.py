@@ -63,7 +63,7 @@ def check(words: list[str]) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_and_options_exist(document: Path) -> None:
     found = commands(document)
-    assert len(found) > 2
+    assert found, "no command was found: has the way of writing them changed?"
     for words in found:
         check(words)
 
