@@ -127,7 +127,9 @@ def _traffic(real: RealStack) -> None:
                 async for _ in stream:
                     pass
             with pytest.raises(openai.NotFoundError):
-                await client.chat.completions.create(model="nobody", messages=[])
+                await client.chat.completions.create(
+                    model="nobody", messages=[{"role": "user", "content": "?"}]
+                )
 
     asyncio.run(talk())
     with real.runs() as client, pytest.raises(PlinthError):
