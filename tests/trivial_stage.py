@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from plinth.shared.errors import FailedPrecondition
+from plinth.shared.load import Load
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext, StageFront
 
@@ -29,6 +32,12 @@ class TrivialFront:
 
     def announcement(self) -> dict[str, str]:
         return {str(key): str(value) for key, value in self._options.items()}
+
+    async def load(self) -> Load:
+        """As a test has written it into the file that option `load` names; without it, none."""
+        if file := self._options.get("load"):
+            return Load(float(await asyncio.to_thread(Path(file).read_text)))
+        return Load(0.0)
 
     async def drain(self, grace_s: float) -> None:
         return

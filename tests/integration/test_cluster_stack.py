@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import grpc
 import psutil
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from plinth.cluster import processes
 from plinth.cluster.layout import StackPlan, StackState, StageSpec
-from plinth.cluster.stack import Stack, connect_clients
+from plinth.cluster.stack import Stack
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.records import DeploymentRecords
-from plinth.shared.registry import Replica
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.v1.coordinator_pb2 import Deployment
+from trivial_stack import announced, answering, publish_model, told_models, until
 
 PLAN = StackPlan(
     stages=(StageSpec("echo", "trivial_stage:build_echo"),),
     shard=StageSpec("inference", "trivial_stage:build_shard", "inference"),
     gateway="trivial_gateway",
 )
-PATIENCE_S = 120.0
 
 
 def _settings(data: Path) -> Settings:
@@ -56,40 +50,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     up.down()
 
 
-def _until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
-    end = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what}: not within {timeout_s:.0f} s"
-        time.sleep(0.2)
-    return found
-
-
-def _replicas(stack: Stack, stage: str) -> list[Replica]:
-    async def ask() -> list[Replica]:
-        redis, _, registry, clients = connect_clients(stack.settings)
-        try:
-            return await registry.replicas(stage)
-        finally:
-            await clients.close()
-            await redis.aclose()
-
-    return asyncio.run(ask())
-
-
-def _answers(replica: Replica) -> bool:
-    with grpc.insecure_channel(replica.address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
-        except grpc.RpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def _serving(stack: Stack, stage: str, without: str = "") -> list[Replica]:
-    return [r for r in _replicas(stack, stage) if r.id != without and _answers(r)]
-
-
 def _of(stack: Stack) -> list[psutil.Process]:
     state = stack.state()
     return processes.of_stack(stack.layout.stack_id, state.sessions if state else [])
@@ -99,19 +59,6 @@ def _titled(stack: Stack, title: str) -> psutil.Process:
     found = [p for p in _of(stack) if any(title in part for part in p.cmdline()[:1])]
     assert len(found) == 1, f"{title}: {found}"
     return found[0]
-
-
-def _model(stack: Stack, name: str, content: str = "") -> str:
-    source = stack.settings.data_dir / f"source-{name}"
-    source.mkdir(exist_ok=True)
-    (source / "config.json").write_text(json.dumps({"name": name + content}))
-    return ArtifactStore(stack.settings.store()).publish(name, "model", source).ref
-
-
-def _models(stack: Stack) -> dict[str, dict[str, Any]]:
-    for replica in _replicas(stack, "reconciler"):
-        return {m["name"]: m for m in json.loads(replica.fields["models"])}
-    return {}
 
 
 def test_every_listener_is_on_loopback(stack: Stack) -> None:
@@ -138,50 +85,50 @@ def test_up_on_the_same_data_finds_the_running_stack(stack: Stack) -> None:
 
 def test_models_come_go_and_change(stack: Stack) -> None:
     records = DeploymentRecords(ArtifactStore(stack.settings.store()))
-    records.put(Deployment(name="chat", artifact=_model(stack, "chat"), shards=1))
-    first = _until(lambda: _serving(stack, "inference"), "the model is served")[0]
+    records.put(Deployment(name="chat", artifact=publish_model(stack, "chat"), shards=1))
+    first = until(lambda: answering(stack, "inference"), "the model is served")[0]
     assert (first.fields["model"], first.fields["artifact"]) == ("chat", "chat@1")
     # One more shard leaves the first alone.
     records.put(Deployment(name="chat", artifact="chat@1", shards=2))
-    two = _until(lambda: (s := _serving(stack, "inference")) and len(s) == 2 and s, "two shards")
+    two = until(lambda: (s := answering(stack, "inference")) and len(s) == 2 and s, "two shards")
     assert first.id in {replica.id for replica in two}
-    _until(lambda: _models(stack)["chat"]["ready"] == 2, "readiness is told")
+    until(lambda: told_models(stack)["chat"]["ready"] == 2, "readiness is told")
     records.delete("chat")
-    _until(lambda: not _replicas(stack, "inference") and not _models(stack), "it is gone")
+    until(lambda: not announced(stack, "inference") and not told_models(stack), "it is gone")
 
 
 @pytest.mark.slow
 def test_a_new_version_takes_over_and_a_broken_one_is_told(stack: Stack) -> None:
     records = DeploymentRecords(ArtifactStore(stack.settings.store()))
-    old = _model(stack, "roll")
+    old = publish_model(stack, "roll")
     records.put(Deployment(name="roll", artifact=old, shards=2))
-    _until(lambda: len(_serving(stack, "inference")) == 2, "two shards")
+    until(lambda: len(answering(stack, "inference")) == 2, "two shards")
     # A new version takes over without a moment in which nobody serves.
-    records.put(Deployment(name="roll", artifact=_model(stack, "roll", "new"), shards=2))
+    records.put(Deployment(name="roll", artifact=publish_model(stack, "roll", "new"), shards=2))
     gaps = 0
 
     def taken_over() -> bool:
         nonlocal gaps
-        serving = _serving(stack, "inference")
+        serving = answering(stack, "inference")
         gaps += not serving
         return [r.fields["artifact"] for r in serving] == ["roll@2"] * 2
 
-    _until(taken_over, "the new version")
+    until(taken_over, "the new version")
     assert not gaps
     # Another model that can't be loaded is told, and hurts nobody.
-    records.put(Deployment(name="broken", artifact=_model(stack, "broken"), shards=1))
-    _until(lambda: _models(stack).get("broken", {}).get("state") == "failed", "failure is told")
+    records.put(Deployment(name="broken", artifact=publish_model(stack, "broken"), shards=1))
+    until(lambda: told_models(stack).get("broken", {}).get("state") == "failed", "failure is told")
     assert "can't be loaded" in stack.layout.log("inference-broken").read_text()
-    assert len(_serving(stack, "inference")) == 2
+    assert len(answering(stack, "inference")) == 2
     for name in ("roll", "broken"):
         records.delete(name)
-    _until(lambda: not _replicas(stack, "inference") and not _models(stack), "both are gone")
+    until(lambda: not announced(stack, "inference") and not told_models(stack), "both are gone")
 
 
 def test_a_killed_replica_answers_again(stack: Stack) -> None:
-    before = _serving(stack, "echo")[0]
+    before = answering(stack, "echo")[0]
     _titled(stack, "ServeReplica:echo").kill()
-    after = _until(lambda: _serving(stack, "echo", before.id), "a successor", 30)
+    after = until(lambda: answering(stack, "echo", before.id), "a successor", 30)
     assert after[0].id != before.id
 
 
@@ -197,33 +144,33 @@ def test_a_killed_gateway_and_redis_come_back(stack: Stack) -> None:
         parts = [now.components[name] for name in ("gateway", "redis")]
         return all(part.state == "ready" and part.restarts == 1 for part in parts)
 
-    _until(healed, "gateway and Redis", 30)
-    _until(lambda: _serving(stack, "echo"), "announced again in the new Redis", 30)
+    until(healed, "gateway and Redis", 30)
+    until(lambda: answering(stack, "echo"), "announced again in the new Redis", 30)
     with socket.create_connection((state.gateway_host, state.gateway_port), 2):
         pass
 
 
 @pytest.mark.slow
 def test_a_killed_serve_controller_comes_back(stack: Stack) -> None:
-    before = _serving(stack, "echo")[0]
+    before = answering(stack, "echo")[0]
     old = _titled(stack, "ServeController")
     old.kill()
     old.wait(10)
-    _until(lambda: [p for p in _of(stack) if "ServeController" in p.cmdline()[0]], "a controller")
+    until(lambda: [p for p in _of(stack) if "ServeController" in p.cmdline()[0]], "a controller")
     # It took over the replicas that were there, and still supervises them.
-    assert before.id in {replica.id for replica in _serving(stack, "echo")}
+    assert before.id in {replica.id for replica in answering(stack, "echo")}
     _titled(stack, "ServeReplica:echo").kill()
-    _until(lambda: _serving(stack, "echo", before.id), "a successor")
+    until(lambda: answering(stack, "echo", before.id), "a successor")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])
 def test_a_killed_part_of_ray_restarts_ray_whole(stack: Stack, part: str) -> None:
-    before = _serving(stack, "echo")[0]
+    before = answering(stack, "echo")[0]
     _titled(stack, part).kill()
-    after = _until(lambda: _serving(stack, "echo", before.id), "Ray and its stages")
+    after = until(lambda: answering(stack, "echo", before.id), "Ray and its stages")
     assert len(after) == 1
-    _until(lambda: len(_serving(stack, "reconciler")) == 1, "the reconciler")
+    until(lambda: len(answering(stack, "reconciler")) == 1, "the reconciler")
     assert stack.state().components["ray"].state == "ready"  # type: ignore[union-attr]
 
 
@@ -243,14 +190,14 @@ def test_what_a_killed_supervisor_left_is_cleared(stack: Stack, tmp_path: Path) 
     assert again.down() > 5
     assert other.down() == 0
     _assert_gone(again)
-    assert _serving(stack, "echo")
+    assert answering(stack, "echo")
 
 
 def _kill_supervisor(stack: Stack) -> StackState:
     state = stack.state()
     assert state is not None
     os.kill(state.pid, signal.SIGKILL)
-    _until(lambda: not stack.running(), "the supervisor is dead", 10)
+    until(lambda: not stack.running(), "the supervisor is dead", 10)
     assert len(_of(stack)) > 5
     return state
 
@@ -294,8 +241,8 @@ def test_an_owner_takes_its_stack_along_however_it_ends(tmp_path: Path) -> None:
             assert stack.running()
         finally:
             owner.kill()
-    _until(lambda: not stack.running(), "the stack follows its owner", 15)
-    _until(lambda: not _of(stack), "its supervisor's process ends", 10)
+    until(lambda: not stack.running(), "the stack follows its owner", 15)
+    until(lambda: not _of(stack), "its supervisor's process ends", 10)
     _assert_gone(stack)
 
 

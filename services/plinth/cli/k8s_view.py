@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plinth.cli.chat import printable
-from plinth.cli.stack_table import section
+from plinth.cli.stack_table import section, shards_of
 
 if TYPE_CHECKING:
     from plinth.v1 import gateway_pb2
@@ -44,10 +44,7 @@ def status_screen(found: dict[str, Any]) -> RenderableType:
     parts += section(
         "models",
         ("name", "revision", "shards", "state"),
-        (
-            (m["name"], m["artifact"], f"{m['ready']}/{m['shards']}", m["state"])
-            for m in found["models"]
-        ),
+        ((m["name"], m["artifact"], shards_of(m), m["state"]) for m in found["models"]),
     )
     parts += section(
         "canaries",

@@ -103,15 +103,26 @@ def serve_command(
         int | None,
         typer.Option("--shards", min=1, max=1024, help="Replicas; default: as before, or 1."),
     ] = None,
+    max_shards: Annotated[
+        int | None,
+        typer.Option(
+            "--max-shards",
+            min=0,
+            max=1024,
+            help="Up to so many while load asks for them; 0: always --shards. Default: as before.",
+        ),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Want a model served by the stack or cluster on this store; it follows within seconds."""
     from plinth.cluster.serve_model import serve_model
 
     with _opened(data) as (settings, _):
-        wanted = serve_model(settings, source, shards=shards)
+        wanted = serve_model(settings, source, shards=shards, max_shards=max_shards)
+    most = f" to {wanted.max_shards}" if wanted.max_shards else ""
     Console().print(
-        f"[bold]{wanted.name}[/] is to be served from {wanted.artifact} by {wanted.shards} shards",
+        f"[bold]{wanted.name}[/] is to be served from {wanted.artifact} by "
+        f"{wanted.shards}{most} shards",
         highlight=False,
     )
 

@@ -65,10 +65,7 @@ def status_screen(found: dict[str, Any]) -> RenderableType:
     parts += section(
         "models",
         ("name", "artifact", "shards", "state"),
-        (
-            (m["name"], m["artifact"], f"{m['ready']}/{m['shards']}", m["state"])
-            for m in found["models"]
-        ),
+        ((m["name"], m["artifact"], shards_of(m), m["state"]) for m in found["models"]),
     )
     parts += section(
         "queues",
@@ -139,6 +136,13 @@ def section(
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return [Text.from_markup(f"\n[bold]{title}[/]"), table] if table.row_count else []
+
+
+def shards_of(model: dict[str, Any]) -> str:
+    """Ready ones of those wanted now; between which numbers, where load decides."""
+    told = f"{model['ready']}/{model['shards']}"
+    least, most = model["min_shards"], model["max_shards"]
+    return told if most <= least else f"{told} ({least}-{most})"
 
 
 def _duration(seconds: int) -> str:

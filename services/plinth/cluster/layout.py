@@ -26,6 +26,8 @@ MARKER = "PLINTH_STACK"  # in the environment of every process of a stack
 STATE_SCHEMA = 1
 # Ray appends some 75 characters for its sockets; a unix socket path has at most 107 bytes.
 _RAY_DIR_LIMIT = 30
+# Of a StageSpec: how many replicas there are to be. No replica needs to know.
+NUMBERS = frozenset({"replicas", "max_replicas", "load_over_s", "down_after_s"})
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class StageSpec:
     stage: str = ""  # as announced in the registry; empty: the name
     options: Mapping[str, Any] = field(default_factory=dict)
     replicas: int = 1
+    # Serve runs up to so many while load asks for it (`plinth.cluster.scaling`); 0, or no more than
+    # `replicas`: always `replicas`.
+    max_replicas: int = 0
+    # Over how long a replica's load is averaged, and for how long fewer must have been enough.
+    load_over_s: float = 30.0
+    down_after_s: float = 300.0
     cpus: float = 0.1  # of Ray's logical CPUs: placement, no limit
     gpus: float = 0.0
     # Custom resources of Ray: where a replica may run. The laptop's one node needs none.
@@ -50,8 +58,13 @@ class StageSpec:
 
     def digest(self) -> str:
         """Changes when running replicas must be replaced (not when only their number does)."""
-        parts = {k: v for k, v in asdict(self).items() if k != "replicas"}
+        parts = {k: v for k, v in asdict(self).items() if k not in NUMBERS}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def numbers(self) -> tuple[float, ...]:
+        """What Serve can change without a new replica: least, most, and the policy's times."""
+        most = max(self.replicas, self.max_replicas)
+        return self.replicas, most, self.load_over_s, self.down_after_s
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -79,7 +80,11 @@ class Head:
             "plinth.cluster.reconciler:build",
             options={"shard": json.loads(self._plan.to_json())["shard"]},
         )
-        return (*self._plan.stages, reconciling)
+        scaling = self._settings.scaling
+        return tuple(
+            replace(spec, load_over_s=scaling.over_s, down_after_s=scaling.down_after_s)
+            for spec in (*self._plan.stages, reconciling)
+        )
 
     def _follow_serve(self) -> None:
         """Deploys the stages and tells each application's changes, as long as we run."""

@@ -30,7 +30,11 @@ REMOTE_PERIOD_S = 5.0  # a listing of an object store costs money
 SETTLED_LOOK_S = 10.0  # how often Serve is asked while nothing changes
 STALLED_S = 180.0
 SHARD_CPUS = 0.1  # logical: a laptop's shards share its cores
-_WANTED = gauge("model_shards_wanted", "Shards that a deployment asks for.", ["model"])
+_WANTED = gauge(
+    "model_shards_wanted",
+    "Shards that a deployment asks for; where their number follows their load, asks for now.",
+    ["model"],
+)
 _READY = gauge("model_shards_ready", "Shards of a deployment that Serve runs.", ["model"])
 _PASSED = gauge(
     "reconciler_passed_timestamp_seconds",
@@ -55,6 +59,7 @@ class ReconcilerFront:
         self._period_s = PERIOD_S if local else REMOTE_PERIOD_S
         # A replica that asks Ray for no GPU sees none.
         self._gpus = 1.0 if context.settings.engine.device.startswith("cuda") else 0.0
+        self._scaling = context.settings.scaling
         self._log = get_logger("plinth.cluster.reconciler")
         self._applier = Applier()
         self._seen: list[dict[str, Any]] = []
@@ -145,6 +150,9 @@ class ReconcilerFront:
             name=PREFIX + wanted.name,
             options={**self._shard.options, **options},
             replicas=wanted.shards,
+            max_replicas=wanted.max_shards,
+            load_over_s=self._scaling.over_s,
+            down_after_s=self._scaling.down_after_s,
             cpus=wanted.cpus_per_shard or SHARD_CPUS,
             gpus=wanted.gpus_per_shard or self._gpus,
         )
@@ -154,7 +162,9 @@ class ReconcilerFront:
         return {
             "name": wanted.name,
             "artifact": wanted.artifact,
-            "shards": wanted.shards,
+            "shards": served.wanted or wanted.shards,
+            "min_shards": wanted.shards,
+            "max_shards": max(wanted.shards, wanted.max_shards),
             "ready": served.replicas,
             "state": served.state,
             "detail": served.detail[-200:],

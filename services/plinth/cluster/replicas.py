@@ -14,9 +14,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from plinth.cluster import scaling
 from plinth.cluster.layout import Layout, StageSpec
 from plinth.shared import tracing
-from plinth.shared.errors import FailedPrecondition
+from plinth.shared.errors import FailedPrecondition, PlinthError
+from plinth.shared.load import LOAD, ReportsLoad
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.stage import RunningStage, StageContext, StageFront, run_stage
 from plinth.shared.telemetry import configure_logging, get_logger
@@ -28,6 +30,7 @@ HEALTH_TIMEOUT_S = 40.0
 STOP_DRAIN_S = 1.0  # when the whole stack goes down
 SHUTDOWN_SLACK_S = 10.0  # Serve kills so long after a drain should have ended
 LOG_LIMIT_BYTES = 16 << 20
+POLICY = "plinth.cluster.scaling:Policy"
 
 
 def application(spec: StageSpec) -> Any:
@@ -42,7 +45,7 @@ def application(spec: StageSpec) -> Any:
         # Serve makes a random version otherwise and would restart the replicas at each apply.
         version=spec.digest(),
         _internal=True,
-        num_replicas=spec.replicas,
+        autoscaling_config=autoscaling(spec),
         ray_actor_options={
             "num_cpus": spec.cpus,
             "num_gpus": spec.gpus,
@@ -57,6 +60,28 @@ def application(spec: StageSpec) -> Any:
         max_surge_percent=spec.surge_percent,  # a successor is ready before its predecessor stops
     )
     return deployment.bind(asdict(spec))
+
+
+def autoscaling(spec: StageSpec) -> dict[str, Any]:
+    """Between how many replicas Serve chooses, and by what.
+
+    A fixed number has equal bounds: a replica tells its load from its start or never (Ray 2.60), so
+    that raising the upper one later would otherwise want new replicas.
+    """
+    least, most, over_s, down_after_s = spec.numbers()
+    return {
+        "min_replicas": least,
+        "max_replicas": most,
+        "look_back_period_s": over_s,
+        # The policy itself waits as long as it must.
+        "upscale_delay_s": 0.0,
+        "downscale_delay_s": 0.0,
+        "target_ongoing_requests": 1.0,  # of Serve's own requests, of which there are none
+        "policy": {
+            "policy_function": POLICY,
+            "policy_kwargs": {"over_s": over_s, "down_after_s": down_after_s},
+        },
+    }
 
 
 def shutdown_timeout_s(spec: StageSpec) -> float:
@@ -104,6 +129,18 @@ class StageReplica:
         if self._running is None:
             raise FailedPrecondition("the replica has not started")
         await self._running.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks every few seconds, for `scaling.Policy`. Nothing: it can't be told now."""
+        if self._running is None or not isinstance(self._running.front, ReportsLoad):
+            return {}
+        try:
+            load = await self._running.front.load()
+        except PlinthError as error:
+            self._log.warning("load is not known", error=error.message)
+            return {}
+        LOAD.labels(self._running.front.stage).set(load.ratio)
+        return {scaling.LOAD: load.ratio, scaling.HELD: float(load.held)}
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends the process."""

@@ -20,13 +20,17 @@ DEFAULT = "default"
 
 
 def serve_model(
-    settings: Settings, reference: str, *, shards: int | None = None
+    settings: Settings,
+    reference: str,
+    *,
+    shards: int | None = None,
+    max_shards: int | None = None,
 ) -> coordinator_pb2.Deployment:
     """Wants `reference` served under its artifact's name. Blocks: an import takes seconds.
 
     reference: "default" (the packaged SmolLM2), a GGUF file, a Hugging Face folder, "hf:org/name",
     or an artifact on the store ("chat", "chat@3", "chat:prod"). A deployment that is wanted already
-    keeps its options, and its shards unless `shards` says otherwise.
+    keeps its options, and its shards unless `shards` and `max_shards` say otherwise.
     """
     store = ArtifactStore(settings.store())
     record = resolve(store, reference, settings.data_dir / "work")
@@ -38,6 +42,8 @@ def serve_model(
     wanted.name, wanted.artifact = record.name, record.ref
     if shards is not None:
         wanted.shards = shards
+    if max_shards is not None:
+        wanted.max_shards = max_shards
     put = records.put(wanted).deployment
     assert put is not None
     return put

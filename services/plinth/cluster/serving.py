@@ -30,19 +30,27 @@ class Served:
     state: str
     replicas: int = 0  # that run now
     detail: str = ""
+    wanted: int = 0  # that Serve wants now, by their load; 0: it has not said yet
 
 
 def states() -> dict[str, Served]:
     """Each Serve application by name. Raises what Ray raises while Serve's controller is away."""
-    from ray import serve  # noqa: PLC0415
+    from ray.serve.context import _get_global_client  # noqa: PLC0415
+    from ray.serve.schema import ServeInstanceDetails  # noqa: PLC0415
 
+    # As `serve.status()` does, which leaves out how many replicas are wanted.
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
     found = {}
-    for name, status in serve.status().applications.items():
-        state = _WORDS.get(str(status.status.value), "starting")
-        running = sum(part.replica_states.get("RUNNING", 0) for part in status.deployments.values())
-        messages = [status.message, *(part.message for part in status.deployments.values())]
+    for name, details in ServeInstanceDetails(**client.get_serve_details()).applications.items():
+        parts = details.deployments.values()
+        state = _WORDS.get(str(details.status.value), "starting")
+        running = sum(one.state.value == "RUNNING" for part in parts for one in part.replicas)
+        messages = [details.message, *(part.message for part in parts)]
         detail = " ".join(m.strip() for m in messages if m.strip()) if state != "ready" else ""
-        found[name] = Served(state, running, detail[-600:])
+        wanted = sum(part.target_num_replicas for part in parts)
+        found[name] = Served(state, running, detail[-600:], wanted)
     return found
 
 
@@ -50,7 +58,7 @@ class Applier:
     """Makes Serve run given specs. Keeps what it applied; safe to start with nothing known."""
 
     def __init__(self) -> None:
-        self._applied: dict[str, tuple[str, int]] = {}
+        self._applied: dict[str, tuple[str, tuple[float, ...]]] = {}
         self._failures: dict[str, tuple[int, float]] = {}  # times, when to try again
 
     def apply(self, specs: Iterable[StageSpec], now: Mapping[str, Served]) -> None:
@@ -60,7 +68,7 @@ class Applier:
         changed = []
         for spec in specs:
             served = now.get(spec.name)
-            key = (spec.digest(), spec.replicas)
+            key = (spec.digest(), spec.numbers())
             if served is not None and served.state == "stopping":
                 continue  # deployed anew once it is gone
             if served is None or self._applied.get(spec.name) != key:

@@ -105,6 +105,8 @@ def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
                     ready_shards=model["ready"],
                     state=model["state"],
                     detail=model["detail"],
+                    min_shards=model["min_shards"],
+                    max_shards=model["max_shards"],
                 )
                 for model in told
             ]

@@ -19,6 +19,7 @@ from plinth.inference.rollouts import RolloutConsumer
 from plinth.shared import tracing
 from plinth.shared.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from plinth.shared.identity import current_principal
+from plinth.shared.load import FirstTokens, Load
 from plinth.shared.rollouts import rollout_queue
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext
@@ -60,6 +61,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         self._sampling: asyncio.Task[None] | None = None
         self._draining = False
         self._steps = 0  # as counted last
+        self._first_tokens = FirstTokens(context.settings.scaling.over_s)
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -133,6 +135,17 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
             "rollouts": str(self._rollouts.running if self._rollouts else 0),
         }
 
+    async def load(self) -> Load:
+        """KV in use, requests that wait, time to first token: the one nearest to its limit."""
+        targets, now = self._context.settings.scaling, self.engine.load
+        return Load(
+            max(
+                now.kv_usage / targets.kv_usage,
+                now.waiting / targets.waiting,
+                self._first_tokens.median_s() / targets.first_token_s,
+            )
+        )
+
     async def drain(self, grace_s: float) -> None:
         """Take nothing new; wait for what runs; whoever is left goes on at another shard."""
         self._draining = True
@@ -183,7 +196,9 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
             async for event in engine.stream(asked):
                 assert isinstance(event, TokensEvent)
                 if first and event.tokens:
-                    _QUEUE.observe(time.monotonic() - arrived)
+                    took = time.monotonic() - arrived
+                    _QUEUE.observe(took)
+                    self._first_tokens.add(took)
                     tracing.event("first token")
                 yield messages.response(event, digest, asked.sampling.seed if first else None)
                 first = False

@@ -13,6 +13,7 @@ from plinth.reward.consumer import TaskConsumer
 from plinth.reward.scorer import Scorer
 from plinth.reward.verifiers import load_plugins
 from plinth.shared.errors import Internal, Unavailable
+from plinth.shared.load import Load, queue_load
 from plinth.shared.rewards import announce, rewards_queue
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
@@ -37,10 +38,12 @@ class RewardStage(rpc.RewardServiceServicer):
 
     def __init__(self, context: StageContext) -> None:
         settings = context.settings.reward
+        self._settings = context.settings
+        self._queue = rewards_queue(context.redis, lease_s=settings.lease_s)
         self._scorer = Scorer(context.store, context.clients, settings)
         self._consumer = TaskConsumer(
             context.replica_id,
-            rewards_queue(context.redis, lease_s=settings.lease_s),
+            self._queue,
             self._scorer.score,
             lambda name, id: announce(context.redis, name, id),
             tasks=settings.tasks,
@@ -73,6 +76,16 @@ class RewardStage(rpc.RewardServiceServicer):
     def announcement(self) -> dict[str, str]:
         running = self._calls + self._consumer.running
         return {"running": str(running), "waiting": str(self._scorer.waiting)}
+
+    async def load(self) -> Load:
+        """How late the queue of tasks is, or how many of this replica's places are taken."""
+        ratio = await queue_load(
+            self._queue,
+            oldest_s=self._settings.scaling.rewards_oldest_s,
+            running=self._consumer.running,
+            slots=self._settings.reward.tasks,
+        )
+        return Load(ratio)
 
     async def drain(self, grace_s: float) -> None:
         """Finish what is in work; what does not end in time is given back to the queue."""

@@ -105,6 +105,7 @@ class DeploymentRecords:
             raise InvalidArgument(
                 f"{wanted.shards} shards: 1 to {MAX_SHARDS}", field="deployment.shards"
             )
+        _check_most(wanted)
         for what in ("cpus_per_shard", "gpus_per_shard", "traffic_share"):
             value = getattr(wanted, what)
             if not 0 <= value <= (1 if what == "traffic_share" else 1024):
@@ -122,6 +123,20 @@ class DeploymentRecords:
     def _log(self, name: str) -> RecordLog:
         folder = f"deployments/{check_name(name, 'name')}"
         return self._logs.setdefault(name, RecordLog(self._store.storage, folder))
+
+
+def _check_most(wanted: coordinator_pb2.Deployment) -> None:
+    """`max_shards` is a number above `shards`, or 0 where theirs does not change by itself."""
+    if not wanted.max_shards:
+        return
+    if not wanted.shards <= wanted.max_shards <= MAX_SHARDS:
+        raise InvalidArgument(
+            f"at most {wanted.max_shards} shards of {wanted.name!r}, and at least {wanted.shards}: "
+            f"max_shards is {wanted.shards} to {MAX_SHARDS}, or 0 for always {wanted.shards}",
+            field="deployment.max_shards",
+        )
+    if wanted.max_shards == wanted.shards:
+        wanted.max_shards = 0
 
 
 def _check_canary(wanted: coordinator_pb2.Deployment) -> None:

@@ -3,7 +3,7 @@
 Order, strongest first: overrides given in code or on the command line, environment, the YAML file
 (PLINTH_CONFIG, or plinth.yaml in the data directory if there), defaults. An unknown key anywhere
 is an error that names the nearest right one. Settings are frozen and know where each value came
-from. A section's fields are read by the stage that the section is named after.
+from. A section's fields are read by the stage that the section is named after, if there is one.
 """
 
 from __future__ import annotations
@@ -194,6 +194,20 @@ class CoordinatorSettings(_Section):
     lease_s: float = Field(default=10.0, gt=0)  # of the leader
 
 
+class ScalingSettings(_Section):
+    """Where a stage may have more replicas (`max_replicas`, `max_shards`): what one of them should
+    bear. The largest of its figures counts; above its target there are to be more."""
+
+    kv_usage: float = Field(default=0.8, gt=0, le=1)  # share of a shard's KV blocks
+    waiting: float = Field(default=4.0, gt=0)  # requests that wait for room in a shard's batch
+    first_token_s: float = Field(default=2.0, gt=0)  # the median, from a request's arrival
+    rewards_oldest_s: float = Field(default=10.0, gt=0)  # the reward task that waits longest
+    jobs_oldest_s: float = Field(default=60.0, gt=0)  # the training job that waits longest
+    over_s: float = Field(default=30.0, ge=12)  # what figures are averaged over
+    # For how long fewer must have been enough: a replica that goes takes its cache along.
+    down_after_s: float = Field(default=300.0, ge=0)
+
+
 class Settings(BaseSettings):
     """All settings of a Plinth process. Made by `load_settings`."""
 
@@ -232,6 +246,7 @@ class Settings(BaseSettings):
     trainer: TrainerSettings = TrainerSettings()
     reward: RewardSettings = RewardSettings()
     coordinator: CoordinatorSettings = CoordinatorSettings()
+    scaling: ScalingSettings = ScalingSettings()
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 

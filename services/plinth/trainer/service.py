@@ -18,6 +18,7 @@ import grpc
 from plinth.shared import keys
 from plinth.shared.errors import Internal, InvalidArgument
 from plinth.shared.identity import SYSTEM
+from plinth.shared.load import Load, queue_load
 from plinth.shared.queue import Queue
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
@@ -86,6 +87,13 @@ class TrainerStage(rpc.TrainerServiceServicer):
 
     def announcement(self) -> dict[str, str]:
         return {"running": str(self._consumer.running)}
+
+    async def load(self) -> Load:
+        """How late the queue of jobs is, or that this replica has one, which is not to move."""
+        running = self._consumer.running
+        oldest_s = self._context.settings.scaling.jobs_oldest_s
+        ratio = await queue_load(self._queue, oldest_s=oldest_s, running=running, slots=1)
+        return Load(ratio, held=bool(running))
 
     async def drain(self, grace_s: float) -> None:
         """Give the job in work back; what does not stop in time lapses with its lease."""

@@ -581,12 +581,13 @@ class Deployment(_message.Message):
     CANARY_OF_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
+    MAX_SHARDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name that clients ask for ("chat")."""
     artifact: _builtins.str
     """Artifact reference, resolved to a version when it is put."""
     shards: _builtins.int
-    """1 to 64."""
+    """1 to 64: as many, or with max_shards at least as many."""
     cpus_per_shard: _builtins.float
     gpus_per_shard: _builtins.float
     kv_cache_bytes: _builtins.int
@@ -604,6 +605,8 @@ class Deployment(_message.Message):
     without an owner gets no traffic.
     """
     stable: _builtins.str
+    max_shards: _builtins.int
+    """Up to so many shards while their load asks for more than `shards`; 0: always `shards`."""
     def __init__(
         self,
         *,
@@ -619,10 +622,11 @@ class Deployment(_message.Message):
         canary_of: _builtins.str = ...,
         owner: _builtins.str = ...,
         stable: _builtins.str = ...,
+        max_shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "canary_of", b"canary_of", "cpus_per_shard", b"cpus_per_shard", "gpus_per_shard", b"gpus_per_shard", "kv_cache_bytes", b"kv_cache_bytes", "name", b"name", "owner", b"owner", "ready_shards", b"ready_shards", "shards", b"shards", "speculation", b"speculation", "stable", b"stable", "traffic_share", b"traffic_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "canary_of", b"canary_of", "cpus_per_shard", b"cpus_per_shard", "gpus_per_shard", b"gpus_per_shard", "kv_cache_bytes", b"kv_cache_bytes", "max_shards", b"max_shards", "name", b"name", "owner", b"owner", "ready_shards", b"ready_shards", "shards", b"shards", "speculation", b"speculation", "stable", b"stable", "traffic_share", b"traffic_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -351,14 +351,19 @@ class ModelStatus(_message.Message):
     READY_SHARDS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    MIN_SHARDS_FIELD_NUMBER: _builtins.int
+    MAX_SHARDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     artifact: _builtins.str
     shards: _builtins.int
+    """As many as their load asks for now, from min_shards to max_shards."""
     ready_shards: _builtins.int
     state: _builtins.str
     """"starting", "ready", "restarting", "failed" or "stopping"."""
     detail: _builtins.str
     """Why, where it is not ready."""
+    min_shards: _builtins.int
+    max_shards: _builtins.int
     def __init__(
         self,
         *,
@@ -368,10 +373,12 @@ class ModelStatus(_message.Message):
         ready_shards: _builtins.int = ...,
         state: _builtins.str = ...,
         detail: _builtins.str = ...,
+        min_shards: _builtins.int = ...,
+        max_shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "detail", b"detail", "name", b"name", "ready_shards", b"ready_shards", "shards", b"shards", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "detail", b"detail", "max_shards", b"max_shards", "min_shards", b"min_shards", "name", b"name", "ready_shards", b"ready_shards", "shards", b"shards", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,7 +16,7 @@ import yaml
 from plinth.cluster.kubernetes_ops.door import Door
 from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import Release
-from plinth.cluster.kubernetes_ops.room import check_room, most_shards
+from plinth.cluster.kubernetes_ops.room import check_room, most_shards, shards_now
 from plinth.shared.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from plinth.v1 import gateway_pb2
 
@@ -99,7 +99,7 @@ def prepare(release: Release, door: Door, asked: Rollout) -> str:
                 reason="CANARY_TAKEN",
             )
     # While the candidate takes over, it has as many shards as the revision that goes.
-    more = max(asked.shards, served[asked.name].shards)
+    more = max(asked.shards, shards_now(served[asked.name]))
     check_room(deployments.values(), release, pods=most_shards(release), more=more)
     return asked.pipeline(candidate)
 

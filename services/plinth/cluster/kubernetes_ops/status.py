@@ -155,6 +155,8 @@ def _model(model: gateway_pb2.ModelStatus) -> Json:
         "name": model.name,
         "artifact": model.artifact,
         "shards": model.shards,
+        "min_shards": model.min_shards,
+        "max_shards": model.max_shards,
         "ready": model.ready_shards,
         "state": model.state,
         "detail": model.detail,

@@ -20,6 +20,8 @@ class ServeSpec(StepSpec):
     # The name that clients ask for.
     name: Name
     shards: int = Field(default=1, ge=1, le=64)
+    # Up to so many while load asks for more; 0: always `shards`.
+    max_shards: int = Field(default=0, ge=0, le=64)
     cpus_per_shard: float = Field(default=0, ge=0, le=1024)  # 0: the platform's default
     gpus_per_shard: float = Field(default=0, ge=0, le=64)
     kv_cache_bytes: int = Field(default=0, ge=0)
@@ -46,6 +48,7 @@ class ServeStep:
             name=spec.name,
             artifact=model.ref,
             shards=spec.shards,
+            max_shards=spec.max_shards,
             cpus_per_shard=spec.cpus_per_shard,
             gpus_per_shard=spec.gpus_per_shard,
             kv_cache_bytes=spec.kv_cache_bytes,

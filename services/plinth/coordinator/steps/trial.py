@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from plinth.coordinator.canaries import end_canary, running
-from plinth.coordinator.deployments import until_ready
+from plinth.coordinator.deployments import ready_shards, until_ready
 from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
 from plinth.coordinator.verdict import Verdict, figures, judge
 from plinth.shared.canary import ROUTE_S, canary_name
@@ -92,6 +92,7 @@ class Trial:
             there = pb.Deployment()
             there.CopyFrom(stable)
             there.name, there.artifact, there.shards = name, self._model.ref, self._spec.shards
+            there.max_shards = 0  # its figures are compared, so its number stays
             there.canary_of, there.owner = self._spec.name, self._id
             there.traffic_share, there.stable = self._spec.share, stable.artifact
             await self._put(there, record)
@@ -137,7 +138,9 @@ class Trial:
         """From all new requests at the canary's shards to the candidate under the name itself."""
         stable = await self.stable()
         if stable.artifact != self._model.ref:
-            async for event in self._widen(stable.shards):
+            # Where load decides, there may be more now than the record's least.
+            now = await ready_shards(self._tools.registry, self._spec.name, stable.artifact)
+            async for event in self._widen(max(stable.shards, now)):
                 yield event
             async for event in self._idle(self._spec.name, stable.artifact, 0.8):
                 yield event

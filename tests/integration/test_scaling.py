@@ -1,0 +1,102 @@
+"""Real Ray Serve follows the load that replicas report: more of them, and fewer again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plinth.cluster.layout import StackPlan, StageSpec
+from plinth.cluster.stack import Stack
+from plinth.shared.records import DeploymentRecords
+from plinth.shared.settings import load_settings
+from plinth.shared.store import ArtifactStore
+from plinth.v1.coordinator_pb2 import Deployment
+from trivial_stack import answering, publish_model, told_models, until
+
+
+class Loaded:
+    """A stack whose replicas report what stands in `load`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "load"
+        self.load(0.5)
+        options = {"load": str(self._file)}
+        shard = StageSpec("inference", "trivial_stage:build_shard", "inference", options=options)
+        echo = StageSpec("echo", "trivial_stage:build_echo", options=options, max_replicas=3)
+        settings = load_settings(
+            data_dir=folder / "data",
+            gateway__port=0,
+            gateway__grpc_port=0,
+            scaling__over_s=12.0,
+            scaling__down_after_s=3.0,
+        )
+        self.stack = Stack.up(settings, plan=StackPlan((echo,), shard, gateway=""))
+
+    def load(self, ratio: float) -> None:
+        """By one rename: a replica may read at any time."""
+        staged = self._file.with_suffix(".new")
+        staged.write_text(str(ratio))
+        staged.replace(self._file)
+
+    def ids(self, stage: str, number: int) -> set[str]:
+        """Of its replicas, once there are `number`, all of which answer."""
+
+        def found() -> set[str] | None:
+            ids = {replica.id for replica in answering(self.stack, stage)}
+            return ids if len(ids) == number else None
+
+        ids: set[str] = until(found, f"{number} of {stage}")
+        return ids
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    with pytest.MonkeyPatch.context() as patch:
+        tests = str(Path(__file__).parents[1])
+        patch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
+        up = Loaded(tmp_path_factory.mktemp("s"))
+        yield up
+        up.stack.down()
+
+
+def test_shards_follow_their_load_between_their_bounds(loaded: Loaded) -> None:
+    records = DeploymentRecords(ArtifactStore(loaded.stack.settings.store()))
+    ref = publish_model(loaded.stack, "chat")
+
+    def want(most: int) -> None:
+        records.put(Deployment(name="chat", artifact=ref, shards=1, max_shards=most))
+
+    def told(number: int) -> dict[str, object]:
+        def found() -> dict[str, object] | None:
+            chat = told_models(loaded.stack)["chat"]
+            return chat if chat["shards"] == chat["ready"] == number else None
+
+        chat: dict[str, object] = until(found, f"{number} shards are told of")
+        return chat
+
+    want(most=0)
+    first = loaded.ids("inference", 1)
+    # A fixed number holds whatever the load; new bounds are no new replica.
+    loaded.load(1.6)
+    want(most=2)
+    two = loaded.ids("inference", 2)
+    assert first < two
+    assert (told(2)["min_shards"], told(2)["max_shards"]) == (1, 2)
+    # Two at a third of their target are one too many.
+    loaded.load(0.3)
+    assert loaded.ids("inference", 1) < two
+    assert told(1)["max_shards"] == 2
+
+
+@pytest.mark.slow
+def test_a_stage_follows_its_load(loaded: Loaded) -> None:
+    loaded.load(0.5)
+    first = loaded.ids("echo", 1)
+    loaded.load(1.6)
+    two = loaded.ids("echo", 2)
+    assert first < two
+    loaded.load(0.3)
+    assert loaded.ids("echo", 1) < two
