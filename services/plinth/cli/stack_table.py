@@ -141,8 +141,9 @@ def section(
 def shards_of(model: dict[str, Any]) -> str:
     """Ready ones of those wanted now; between which numbers, where load decides."""
     told = f"{model['ready']}/{model['shards']}"
-    least, most = model["min_shards"], model["max_shards"]
-    return told if most <= least else f"{told} ({least}-{most})"
+    # A platform of an older version does not tell of them.
+    least, most = model.get("min_shards", 0), model.get("max_shards", 0)
+    return f"{told} ({least}-{most})" if most > least else told
 
 
 def _duration(seconds: int) -> str:

@@ -82,7 +82,8 @@ def _enough(seen: Seen) -> int:
     # current × mean load is the sum of the loads.
     total = sum(seen.loads)
     if total > seen.running * (1 + TOLERANCE):
-        return min(math.ceil(total - _ROUNDING), 2 * seen.running)
+        # Some of those that are to be may still start.
+        return max(seen.target, min(math.ceil(total - _ROUNDING), 2 * seen.running))
     if total + silent < seen.running * (1 - TOLERANCE) and not seen.held:
         return math.ceil(total + silent - _ROUNDING)
     return seen.target

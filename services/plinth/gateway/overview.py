@@ -105,8 +105,9 @@ def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
                     ready_shards=model["ready"],
                     state=model["state"],
                     detail=model["detail"],
-                    min_shards=model["min_shards"],
-                    max_shards=model["max_shards"],
+                    # While an upgrade rolls, a reconciler may not know of them yet.
+                    min_shards=model.get("min_shards", model["shards"]),
+                    max_shards=model.get("max_shards", model["shards"]),
                 )
                 for model in told
             ]

@@ -57,6 +57,15 @@ def test_serve_writes_what_is_wanted_and_keeps_its_shards(source: Path, tmp_path
     assert plinth(tmp_path, "serve", "chat@1").exit_code == 0
     (wanted,) = records.list()
     assert (wanted.name, wanted.artifact, wanted.shards) == ("chat", "chat@1", 3)
+    ranged = plinth(tmp_path, "serve", "chat", "--shards", "1", "--max-shards", "4")
+    assert "chat@1 by 1 to 4 shards" in ranged.output
+    assert plinth(tmp_path, "serve", "chat", "--shards", "2").exit_code == 0
+    (wanted,) = records.list()
+    assert (wanted.shards, wanted.max_shards) == (2, 4), "the most stays as it was"
+    few = plinth(tmp_path, "serve", "chat", "--shards", "5")
+    assert few.exit_code == 1
+    assert "max_shards is 5 to 64, or 0 for always 5" in " ".join(few.output.split())
+    assert plinth(tmp_path, "serve", "chat", "--shards", "3", "--max-shards", "0").exit_code == 0
     missing = plinth(tmp_path, "serve", "nobody")
     assert missing.exit_code == 1
     assert "nobody" in missing.output

@@ -52,7 +52,8 @@ def test_a_stage_from_arguments_is_placed_where_its_resource_is() -> None:
         "num_gpus": 0.0,
         "resources": {"plinth/tokenizer": 1.0},
     }
-    assert deployment.num_replicas == 2
+    config = deployment._deployment_config.autoscaling_config
+    assert (config.min_replicas, config.max_replicas) == (2, 2)
     assert deployment._deployment_config.max_surge_percent == 0
     assert deployment.version == SPEC.digest()
 

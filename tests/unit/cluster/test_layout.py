@@ -53,7 +53,14 @@ def test_a_state_that_is_not_understood_says_what_to_do(tmp_path: Path, text: st
 
 def test_only_what_needs_new_replicas_changes_a_digest() -> None:
     spec = StageSpec("inference-chat", "m:build", "inference", {"artifact": "chat@1"})
-    assert replace(spec, replicas=3).digest() == spec.digest()
+    for same in (
+        replace(spec, replicas=3),
+        replace(spec, max_replicas=3),
+        replace(spec, load_over_s=60.0, down_after_s=60.0),
+    ):
+        assert same.digest() == spec.digest()
+        assert same.numbers() != spec.numbers()
+    assert replace(spec, max_replicas=1).numbers() == spec.numbers()
     for other in (
         replace(spec, options={"artifact": "chat@2"}),
         replace(spec, gpus=1.0),

@@ -110,3 +110,15 @@ def test_a_canary_stands_beside_what_it_is_a_canary_of(records: DeploymentRecord
         Deployment(name="chat.canary", artifact="model", canary_of="chat", traffic_share=0.5)
     )
     assert [wanted.name for wanted in records.list()] == ["chat", "chat.canary"]
+
+
+def test_shards_up_to_a_most(records: DeploymentRecords) -> None:
+    put = records.put(Deployment(name="chat", artifact="model", shards=2, max_shards=5)).deployment
+    assert put is not None
+    assert (put.shards, put.max_shards) == (2, 5)
+    same = records.put(Deployment(name="chat", artifact="model", shards=2, max_shards=2)).deployment
+    assert same is not None
+    assert same.max_shards == 0, "no more than the least is a fixed number"
+    for least, most in ((3, 2), (1, 65)):
+        with pytest.raises(InvalidArgument, match=f"max_shards is {least} to 64, or 0"):
+            records.put(Deployment(name="chat", artifact="model", shards=least, max_shards=most))
