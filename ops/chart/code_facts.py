@@ -25,17 +25,6 @@ def http_paths() -> frozenset[str]:
     return frozenset(path for path in found if path and path.startswith("/"))
 
 
-@cache
-def metric_names() -> frozenset[str]:
-    """Every metric, as Prometheus shows its family: plinth_<name>."""
-    names = set()
-    for kind in ("counter", "gauge", "histogram"):
-        for call in _calls(ROOT, kind):
-            if call.args and (name := _text(call.args[0])):
-                names.add(name if name.startswith("plinth_") else f"plinth_{name}")
-    return frozenset(names)
-
-
 def module_file(module: str) -> Path | None:
     """The file that `python -m module` runs; None when there is none, or it has no main part."""
     base = ROOT.parent / Path(*module.split("."))

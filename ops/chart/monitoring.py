@@ -29,6 +29,8 @@ def check(release: Release) -> Iterator[str]:
             for fault in exported.faults(str(rule["expr"]), recorded):
                 yield f"{title(rules)}: {rule.get('alert') or rule['record']}: {fault}"
             yield from _runbook(rules, rule)
+    for scaler in release.of("HorizontalPodAutoscaler"):
+        yield from _scaled_by(release, scaler)
     for board in release.of("ConfigMap"):
         for name, text in board.get("data", {}).items():
             if name.endswith(".json") and "-dashboard-" in board["metadata"]["name"]:
@@ -54,6 +56,25 @@ def _scraped(release: Release, monitor: Document) -> Iterator[str]:
         behind = [one for one in services if pod in release.picked(one["spec"].get("selector"))]
         if not any(port["name"] == "metrics" for one in behind for port in one["spec"]["ports"]):
             yield f"{title(monitor)} does not reach the figures of {pod.owner}"
+
+
+def _scaled_by(release: Release, scaler: Document) -> Iterator[str]:
+    """What it scales by is exported, with the labels that it selects by, of the stage it scales."""
+    ref = scaler["spec"]["scaleTargetRef"]
+    target = release.named(ref["kind"], ref["name"]) or scaler  # told elsewhere, if it is missing
+    component = target["metadata"]["labels"]["app.kubernetes.io/component"]
+    if "replicas" in target["spec"]:
+        yield f"{title(target)} has a number of its own, and {title(scaler)} another"
+    for metric in scaler["spec"]["metrics"]:
+        asked = (metric.get("pods") or metric.get("object") or {}).get("metric")
+        if asked is None:
+            continue  # processor time, which Kubernetes counts
+        labels = asked.get("selector", {}).get("matchLabels", {})
+        matchers = ",".join(f'{name}="{value}"' for name, value in labels.items())
+        for fault in exported.faults(f"{asked['name']}{{{matchers}}}"):
+            yield f"{title(scaler)}: {fault}"
+        if labels.get("stage", component) != component:
+            yield f"{title(scaler)} scales {component} by what {labels['stage']} needs"
 
 
 def _rules(document: Document) -> Iterator[Document]:

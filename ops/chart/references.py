@@ -56,6 +56,10 @@ def _selectors(release: Release) -> Iterator[str]:
             target = spec["scaleTargetRef"]
             if not release.named(target["kind"], target["name"]):
                 yield f"{title(one)} scales {target['kind']}/{target['name']}, which is missing"
+            for metric in spec["metrics"]:
+                about = metric.get("object", {}).get("describedObject")
+                if about and not release.named(about["kind"], about["name"]):
+                    yield f"{title(one)} asks about {about['kind']}/{about['name']}, not rendered"
         elif kind == "NetworkPolicy":
             yield from _policy(release, one)
     for pod in release.pods:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +16,7 @@ import yaml
 import code_facts
 from plinth.cluster import replicas
 from plinth.cluster.applications import read_configuration, spec_of
-from plinth.cluster.layout import StackPlan
+from plinth.cluster.layout import NUMBERS, StackPlan
 from plinth.shared.errors import PlinthError
 from plinth.shared.rpc.tls import server_name
 from plinth.shared.settings import Settings, load_settings
@@ -40,12 +41,9 @@ def check(release: Release) -> Iterator[str]:
         if not pod.labels.get("plinth.dev/trial"):
             yield from _probes(pod)
     yield from _applications(release)
+    for one in yaml.safe_load(_serve_file(release) or "{}").get("applications", []):
+        yield from _numbers(one)
     yield from _plan()
-    for scaler in release.of("HorizontalPodAutoscaler"):
-        for metric in scaler["spec"]["metrics"]:
-            name = metric.get("pods", {}).get("metric", {}).get("name")
-            if name and name not in code_facts.metric_names():
-                yield f"{title(scaler)} scales by {name}, which the code does not count"
 
 
 def _command(pod: Pod, container: Document) -> Iterator[str]:
@@ -237,6 +235,25 @@ def _applications(release: Release) -> Iterator[str]:
             yield f"the stage {spec.name} may run on any node, where its ports may be taken"
     yield from _workers(release)
     yield from _certificates(release)
+
+
+def _numbers(application: Document) -> Iterator[str]:
+    """How many replicas there are to be stands beside the arguments, as the code would have it."""
+    name = application["name"]
+    for key in sorted(NUMBERS & set(application["args"])):
+        yield f"the stage {name} has {key} in its args: each change would replace all its replicas"
+    for deployment in application.get("deployments", []):
+        config = deployment["autoscaling_config"]
+        times = config["policy"]["policy_kwargs"]
+        spec = replace(
+            spec_of(application["args"]),
+            replicas=config["min_replicas"],
+            max_replicas=config["max_replicas"],
+            load_over_s=times["over_s"],
+            down_after_s=times["down_after_s"],
+        )
+        if config != replicas.autoscaling(spec):
+            yield f"the stage {name} is scaled by {config}, not as {replicas.autoscaling(spec)}"
 
 
 def _workers(release: Release) -> Iterator[str]:

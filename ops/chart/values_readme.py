@@ -45,7 +45,7 @@ COMMON = {
     "pullPolicy": "Of all images.",
     "replicas": "How many.",
     "pods": "How many pods.",
-    "maxPods": "With ray.mode rayservice: most pods that Ray's autoscaler may start.",
+    "maxPods": "Most pods that an autoscaler may start: Ray's (rayservice), or the stage's own.",
     "cpus": "Logical CPUs of the Ray node.",
     "shm": "Shared memory.",
     "pdb": "Disruption budget: enabled, and maxUnavailable or minAvailable.",

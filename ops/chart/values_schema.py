@@ -259,13 +259,15 @@ def _stages() -> Schema:
         "maxPods": at_least(1),
         "cpus": at_least(1),
     }
-    one = closed(**common, replicas=at_least(1))
+    replicas = at_least(1)
+    one = closed(**common, replicas=replicas)
+    scaled = closed(enabled=FLAG, maxReplicas=at_least(1, 64))
     return closed(
         tokenizer=one,
-        reward=one,
+        reward=closed(**common, replicas=replicas, autoscaling=scaled),
         coordinator=one,
-        trainer=closed(**common, replicas=at_least(1), workerSlots=at_least(0)),
-        inference=closed(**common, surgePercent=at_least(0, 100)),
+        trainer=closed(**common, replicas=replicas, autoscaling=scaled, workerSlots=at_least(0)),
+        inference=closed(**common, surgePercent=at_least(0, 100), autoscaling=closed(enabled=FLAG)),
     )
 
 

@@ -20,6 +20,13 @@ TLS = {
     "tls": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "ca"}}},
 }
 SCALED = {**BOTH, "gateway": {"autoscaling": {"enabled": True, "targetRequestsRunning": 8}}}
+FOLLOWED = {
+    **STATIC,
+    "stages": {
+        "inference": {"autoscaling": {"enabled": True}},
+        "reward": {"autoscaling": {"enabled": True}},
+    },
+}
 WATCHED = {
     "ray": {"mode": "static"},
     "networkPolicy": {"metrics": {"from": [{"namespaceSelector": {}}]}},
@@ -331,7 +338,63 @@ MUTATIONS = {
         "plinth_gateway_requests_running",
         "plinth_gateway_running",
         SCALED,
-        "which the code does not count",
+        "plinth_gateway_running is exported by nobody",
+    ),
+    "scaled-by-nothing": (
+        "ray-static.yaml",
+        "plinth_stage_replicas_wanted",
+        "plinth_stage_replica_wanted",
+        FOLLOWED,
+        "plinth_stage_replica_wanted is exported by nobody",
+    ),
+    "scaled-by-a-label": (
+        "ray-static.yaml",
+        "matchLabels: {stage:",
+        "matchLabels: {stages:",
+        FOLLOWED,
+        "has no label 'stages'",
+    ),
+    "scaled-by-another-stage": (
+        "ray-static.yaml",
+        "stage: {{ $name }}",
+        "stage: trainer",
+        FOLLOWED,
+        "scales inference by what trainer needs",
+    ),
+    "scaled-is-missing": (
+        "ray-static.yaml",
+        "kind: StatefulSet, name: {{ $full }}",
+        "kind: StatefulSet, name: {{ $full }}s",
+        FOLLOWED,
+        "inferences, which is missing",
+    ),
+    "scaled-by-the-figures-of": (
+        "ray-static.yaml",
+        '"plinth.fullname" $ }}-head}',
+        '"plinth.fullname" $ }}-heads}',
+        FOLLOWED,
+        "-heads, not rendered",
+    ),
+    "scaled-twice": (
+        "ray-static.yaml",
+        "if not $scaled",
+        "if true",
+        FOLLOWED,
+        "has a number of its own, and HorizontalPodAutoscaler/",
+    ),
+    "scaled-otherwise": (
+        "_services.tpl",
+        "downscale_delay_s: 0",
+        "downscale_delay_s: 5",
+        BOTH,
+        "the stage reward is scaled by",
+    ),
+    "number-among-arguments": (
+        "_services.tpl",
+        '"cpus" 0.1 "resources"',
+        '"replicas" 2 "cpus" 0.1 "resources"',
+        BOTH,
+        "has replicas in its args: each change would replace all its replicas",
     ),
     "root": ("redis.yaml", "runAsNonRoot: true", "runAsNonRoot: false", BOTH, "may run as root"),
     "plain-secret": (
@@ -383,6 +446,6 @@ def test_a_broken_chart_is_told(name: str, any_helm: rendering.Helm, tmp_path: P
     assert any(told in one for one in findings(any_helm, chart, values))
 
 
-@pytest.mark.parametrize("values", [BOTH, STATIC, TLS, SCALED, WATCHED])
+@pytest.mark.parametrize("values", [BOTH, STATIC, TLS, SCALED, FOLLOWED, WATCHED])
 def test_the_chart_itself_is_not(any_helm: rendering.Helm, values: dict) -> None:
     assert findings(any_helm, rendering.CHART, values) == []

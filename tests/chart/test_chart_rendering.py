@@ -27,6 +27,9 @@ def test_both_helms_and_both_kubernetes_render_the_same() -> None:
         assert all(one == made[0] for one in made), name
 
 
+SCALER = "HorizontalPodAutoscaler"
+
+
 def release(helm: rendering.Helm, values: dict[str, Any]) -> Release:
     return Release(rendering.documents(helm.render(values)))
 
@@ -60,12 +63,57 @@ def test_large_numbers_stay_whole(any_helm: rendering.Helm) -> None:
 def test_a_spare_is_ready_as_a_node_and_a_full_stage_as_itself(any_helm: rendering.Helm) -> None:
     """A pod without a replica would otherwise never be ready, and stop every rollout."""
 
-    def asked(pods: int) -> str:
-        values = {**STATIC, "stages": {"tokenizer": {"pods": pods}}}
-        (pod,) = [p for p in release(any_helm, values).pods if p.component == "tokenizer"]
+    def asked(**stage: Any) -> str:
+        values = {**STATIC, "stages": {"reward": stage}}
+        (pod,) = [p for p in release(any_helm, values).pods if p.component == "reward"]
         return pod.main["readinessProbe"]["grpc"]["service"]
 
-    assert (asked(1), asked(2)) == ("plinth.v1.TokenizerService", "")
+    assert (asked(pods=1), asked(pods=2)) == ("plinth.v1.RewardService", "")
+    # Serve may take the replica of a pod away that its autoscaler has not.
+    assert asked(autoscaling={"enabled": True}) == ""
+
+
+def test_a_stage_of_static_pods_is_as_large_as_serve_wants(any_helm: rendering.Helm) -> None:
+    stages = {
+        "reward": {"maxPods": 3, "autoscaling": {"enabled": True, "maxReplicas": 3}},
+        "inference": {"pods": 2, "maxPods": 16, "autoscaling": {"enabled": True}},
+    }
+    found = release(any_helm, {**STATIC, "stages": stages})
+    scalers = {one["spec"]["scaleTargetRef"]["name"]: one for one in found.of(SCALER)}
+    assert {name.rpartition("-")[2] for name in scalers} == set(stages)
+    for name, scaler in scalers.items():
+        target, spec = found.named("StatefulSet", name), scaler["spec"]
+        assert target is not None
+        assert "replicas" not in target["spec"]
+        stage = name.rpartition("-")[2]
+        assert (spec["minReplicas"], spec["maxReplicas"]) == ((1, 3), (2, 16))[stage != "reward"]
+        # Of ten pods one too few is within Kubernetes' tolerance of a tenth, by 0.9 it is not.
+        each = spec["metrics"][0]["object"]["target"]["averageValue"]
+        per_pod = {"1": 1.0, "900m": 0.9}[each]
+        for pods in range(1, spec["maxReplicas"]):
+            assert (pods + 1) / (per_pod * pods) > 1.1
+    assert release(any_helm, STATIC).of(SCALER) == []
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+def test_a_number_of_replicas_is_no_new_code(any_helm: rendering.Helm) -> None:
+    """Serve replaces all replicas of an application whose arguments changed."""
+    deploy = pytest.importorskip("ray.serve._private.deploy_utils")
+    schema = pytest.importorskip("ray.serve.schema")
+
+    def version(**reward: Any) -> tuple[str, dict[str, Any]]:
+        (service,) = release(any_helm, {"stages": {"reward": reward}}).of("RayService")
+        whole = schema.ServeDeploySchema(**yaml.safe_load(service["spec"]["serveConfigV2"]))
+        (one,) = [one for one in whole.applications if one.name == "reward"]
+        return deploy.get_app_code_version(one), one.deployments[0].autoscaling_config
+
+    one, bounds = version()
+    two, more = version(
+        pods=2, replicas=2, autoscaling={"enabled": True, "maxReplicas": 9}, maxPods=9
+    )
+    assert one == two
+    assert (bounds["min_replicas"], bounds["max_replicas"]) == (1, 1)
+    assert (more["min_replicas"], more["max_replicas"]) == (2, 9)
 
 
 def test_two_releases_share_no_name(any_helm: rendering.Helm) -> None:

@@ -26,6 +26,10 @@ WRONG_BY_SCHEMA = {
     "a digest": ({"images": {"cpu": {"digest": "latest"}}}, "digest"),
     "a store": ({"store": {"url": "file:///x"}}, "url"),
     "a stage": ({"stages": {"prompting": {}}}, "prompting"),
+    "a scale of what has none": (
+        {"stages": {"tokenizer": {"autoscaling": {"enabled": True}}}},
+        "autoscaling",
+    ),
     "too many GPUs": ({"stages": {"inference": {"gpu": {"count": 100}}}}, "count"),
 }
 WRONG_TOGETHER = {
@@ -110,6 +114,25 @@ WRONG_TOGETHER = {
     "chaos with one shard": (
         {"tests": {"chaos": {"enabled": True}}, "stages": {"inference": {"pods": 1}}},
         "Set it to 2 or more",
+    ),
+    "pods that nobody makes": (
+        {
+            "ray": {"autoscaler": {"enabled": False}},
+            "stages": {"inference": {"autoscaling": {"enabled": True}}},
+        },
+        "set ray.autoscaler.enabled=true",
+    ),
+    "a scale without room": (
+        {"stages": {"inference": {"pods": 4, "autoscaling": {"enabled": True}}}},
+        "raise stages.inference.maxPods (4) above stages.inference.pods (4)",
+    ),
+    "a stage's scale of nothing": (
+        {"stages": {"reward": {"autoscaling": {"enabled": True, "maxReplicas": 1}}}},
+        "stages.reward.replicas 1 already",
+    ),
+    "a scale beyond its pods": (
+        {"stages": {"trainer": {"autoscaling": {"enabled": True, "maxReplicas": 3}}}},
+        "raise stages.trainer.maxPods",
     ),
     "threads of no CPU": (
         {"stages": {"inference": {"resources": {"requests": {"cpu": None}}}}},

@@ -190,7 +190,7 @@ and is ready as a node.
 {{- $ready = ternary (dict "grpc" (dict "port" 8081 "service" "plinth.v1.GatewayService")) (dict "httpGet" (dict "path" "/healthz" "port" "http")) (eq $svc.readiness "model") -}}
 {{- else -}}
 {{- $alive = dict "grpc" (dict "port" (ternary 6379 6800 (eq $svc.name "head")) "service" "") -}}
-{{- $full := and $svc.health (ne $svc.name "inference") (eq (int $svc.pods) (int (default 0 $svc.replicas))) -}}
+{{- $full := and $svc.health (ne $svc.name "inference") (eq (int $svc.pods) (int (default 0 $svc.replicas))) (not (dig "autoscaling" "enabled" false $svc)) -}}
 {{- $ready = ternary (dict "grpc" (dict "port" 50050 "service" $svc.health)) $alive (not (not $full)) -}}
 {{- end -}}
 {{ toYaml (dict "startupProbe" (mustMergeOverwrite (deepCopy $alive) $times.startup) "livenessProbe" (mustMergeOverwrite (deepCopy $alive) $times.liveness) "readinessProbe" (mustMergeOverwrite (deepCopy $ready) $times.readiness)) }}

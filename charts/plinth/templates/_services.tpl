@@ -42,8 +42,9 @@ container does. A shard's application is made by the reconciler, from the templa
 {{- $apps := list -}}
 {{- range $name, $stage := .Values.stages -}}
 {{- if ne $name "inference" -}}
-{{- $spec := dict "name" $name "factory" (printf "plinth.%s.service:build" $name) "replicas" (int $stage.replicas) "cpus" 0.1 "resources" (dict (printf "plinth/%s" $name) 1) "surge_percent" 0 -}}
-{{- $apps = append $apps (dict "name" $name "import_path" "plinth.cluster.applications:stage" "route_prefix" nil "args" $spec) -}}
+{{- $spec := dict "name" $name "factory" (printf "plinth.%s.service:build" $name) "cpus" 0.1 "resources" (dict (printf "plinth/%s" $name) 1) "surge_percent" 0 -}}
+{{- $numbers := dict "name" $name "autoscaling_config" (include "plinth.numbers" (dict "root" $ "stage" $stage) | fromYaml) -}}
+{{- $apps = append $apps (dict "name" $name "import_path" "plinth.cluster.applications:stage" "route_prefix" nil "args" $spec "deployments" (list $numbers)) -}}
 {{- end -}}
 {{- end -}}
 {{- /* Serve kills 10 s after a drain should have ended, and a pod's hook waits for that, and more. */ -}}
@@ -54,6 +55,26 @@ container does. A shard's application is made by the reconciler, from the templa
 proxy_location: Disabled
 applications:
 {{ toYaml $apps }}
+{{- end -}}
+
+{{/*
+Of a stage (root, stage): between how many replicas Serve chooses, as `plinth.cluster.replicas`
+makes it. Not among the application's arguments, since Serve takes any change of those for new code,
+and would replace all replicas to change their number.
+*/}}
+{{- define "plinth.numbers" -}}
+{{- $scaling := default dict .root.Values.config.scaling -}}
+{{- $over := default 30 (get $scaling "over_s") -}}
+{{- $down := ternary (get $scaling "down_after_s") 300 (hasKey $scaling "down_after_s") -}}
+min_replicas: {{ .stage.replicas }}
+max_replicas: {{ ternary (dig "autoscaling" "maxReplicas" 0 .stage) .stage.replicas (dig "autoscaling" "enabled" false .stage) }}
+look_back_period_s: {{ $over }}
+upscale_delay_s: 0
+downscale_delay_s: 0
+target_ongoing_requests: 1
+policy:
+  policy_function: plinth.cluster.scaling:Policy
+  policy_kwargs: {over_s: {{ $over }}, down_after_s: {{ $down }}}
 {{- end -}}
 
 {{/* plinth.yaml of every pod: the operator's `config`, and what the chart decides. */}}

@@ -61,6 +61,12 @@ def read_configuration(path: Path) -> dict[str, Any]:
             raise InvalidArgument(f"{path}: {one['name']} must be imported from {IMPORT_PATH}")
         if (spec := spec_of(one["args"])).name != one["name"]:
             raise InvalidArgument(f"{path}: the application {one['name']} runs stage {spec.name}")
+        for part in one.get("deployments", []):
+            if part["name"] != spec.name or set(part) != {"name", "autoscaling_config"}:
+                raise InvalidArgument(
+                    f"{path}: deployments of {spec.name} may hold one entry, with its name and its "
+                    "autoscaling_config"
+                )
     return found
 
 

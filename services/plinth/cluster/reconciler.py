@@ -24,7 +24,8 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import gauge, get_logger
 from plinth.v1 import coordinator_pb2
 
-PREFIX = "inference-"
+INFERENCE = "inference"
+PREFIX = f"{INFERENCE}-"
 PERIOD_S = 1.0
 REMOTE_PERIOD_S = 5.0  # a listing of an object store costs money
 SETTLED_LOOK_S = 10.0  # how often Serve is asked while nothing changes
@@ -36,6 +37,11 @@ _WANTED = gauge(
     ["model"],
 )
 _READY = gauge("model_shards_ready", "Shards of a deployment that Serve runs.", ["model"])
+_STAGE_WANTED = gauge(
+    "stage_replicas_wanted",
+    "Replicas that Ray Serve wants of a stage now: as many as it needs pods.",
+    ["stage"],
+)
 _PASSED = gauge(
     "reconciler_passed_timestamp_seconds",
     "When store and Serve were last compared, in Unix time.",
@@ -64,6 +70,7 @@ class ReconcilerFront:
         self._applier = Applier()
         self._seen: list[dict[str, Any]] = []
         self._told_of: set[str] = set()
+        self._stages: dict[str, int] = {}
         self._settled = asyncio.Event()
         self._passed = time.monotonic()
         self._wanted: dict[str, coordinator_pb2.Deployment] = {}
@@ -114,6 +121,7 @@ class ReconcilerFront:
             return self._seen
         now = states()
         self._wanted, self._looked = wanted, time.monotonic()
+        self._stages = _by_stage(now)
         # 2. The difference.
         self._applier.apply([self._spec(d) for d in wanted.values()], now)
         self._applier.remove(
@@ -132,6 +140,8 @@ class ReconcilerFront:
             _WANTED.remove_by_labels({"model": name})
             _READY.remove_by_labels({"model": name})
         self._told_of = now
+        for stage, replicas in self._stages.items():
+            _STAGE_WANTED.labels(stage).set(replicas)
         for model in self._seen:
             _WANTED.labels(model["name"]).set(model["shards"])
             _READY.labels(model["name"]).set(model["ready"])
@@ -169,3 +179,12 @@ class ReconcilerFront:
             "state": served.state,
             "detail": served.detail[-200:],
         }
+
+
+def _by_stage(now: Mapping[str, Served]) -> dict[str, int]:
+    """Replicas wanted by stage; all models' shards together, also when there are none."""
+    wanted = {INFERENCE: 0}
+    for name, served in now.items():
+        stage = INFERENCE if name.startswith(PREFIX) else name
+        wanted[stage] = wanted.get(stage, 0) + served.wanted
+    return wanted
