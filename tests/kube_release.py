@@ -116,7 +116,13 @@ def ray_release(kube: Cluster, *, autoscaler: bool = True) -> None:
     ]
     config = {"enableInTreeAutoscaling": autoscaler, "workerGroupSpecs": groups}
     applications = [
-        {"name": name, "args": {"name": name, "replicas": 1}}
+        {
+            "name": name,
+            "args": {"name": name},
+            "deployments": [
+                {"name": name, "autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
+            ],
+        }
         for name in STAGES
         if name != "inference"
     ]

@@ -15,6 +15,7 @@ from release import Release
 from running import settings_of
 
 STATIC: dict[str, Any] = {"ray": {"mode": "static"}}
+SCALER = "HorizontalPodAutoscaler"
 
 
 def test_both_helms_and_both_kubernetes_render_the_same() -> None:
@@ -25,9 +26,6 @@ def test_both_helms_and_both_kubernetes_render_the_same() -> None:
         texts = [helm.render(values, kube=kube) for helm in helms for kube in (OLDEST, NEWEST)]
         made = [check._comparable(text) for text in texts]
         assert all(one == made[0] for one in made), name
-
-
-SCALER = "HorizontalPodAutoscaler"
 
 
 def release(helm: rendering.Helm, values: dict[str, Any]) -> Release:

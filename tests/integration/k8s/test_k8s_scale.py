@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ import yaml
 from kube_api import KubeApi, Reply
 from kube_cluster import error_of, plinth_k8s
 from kube_door import ScriptedDoor
+from plinth.cluster.kubernetes_ops.room import MAX_PODS
 from kube_release import APPS, CLUSTER, NAMESPACE, RAY, ray_release, static_release
 
 SERVICE, ACTIVE = f"{RAY}/rayservices/plinth", f"{RAY}/rayclusters/{CLUSTER}"
@@ -27,6 +29,14 @@ def group(kube: KubeApi, path: str, name: str) -> dict[str, object]:
 def numbers(kube: KubeApi, path: str, name: str) -> tuple[object, ...]:
     found = group(kube, path, name)
     return tuple(found[key] for key in ("replicas", "minReplicas", "maxReplicas"))
+
+
+def bounds(serve: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Of Serve's replicas by stage."""
+    numbers = {
+        one["name"]: one["deployments"][0]["autoscaling_config"] for one in serve["applications"]
+    }
+    return {name: (n["min_replicas"], n["max_replicas"]) for name, n in numbers.items()}
 
 
 def test_a_worker_group_grows_in_the_service_and_in_its_cluster(
@@ -67,10 +77,38 @@ def test_serve_replicas_go_along(kube: KubeApi, kubeconfig: Path) -> None:
     result = plinth_k8s(kubeconfig, "scale", "tokenizer", "3", "--replicas", "2")
     assert result.exit_code == 0, result.output
     serve = yaml.safe_load(kube.objects[SERVICE]["spec"]["serveConfigV2"])
-    replicas = {one["name"]: one["args"]["replicas"] for one in serve["applications"]}
-    assert replicas == {"coordinator": 1, "reward": 1, "tokenizer": 2, "trainer": 1}
+    assert bounds(serve) == {
+        **{"coordinator": (1, 1), "reward": (1, 1), "trainer": (1, 1)},
+        "tokenizer": (2, 2),
+    }
     assert serve["proxy_location"] == "Disabled"
     assert "--set stages.tokenizer.replicas=2" in result.stdout
+
+
+def test_where_load_decides_it_is_the_least_that_changes(kube: KubeApi, kubeconfig: Path) -> None:
+    ray_release(kube)
+    found = kube.objects[SERVICE]
+    serve = yaml.safe_load(found["spec"]["serveConfigV2"])
+    (reward,) = [one for one in serve["applications"] if one["name"] == "reward"]
+    reward["deployments"][0]["autoscaling_config"]["max_replicas"] = 4
+    found["spec"]["serveConfigV2"] = yaml.safe_dump(serve)
+    kube.put(SERVICE, found)
+    for replicas, most in ((2, 4), (5, 5)):
+        arguments = ("scale", "reward", "5", "--replicas", str(replicas))
+        assert plinth_k8s(kubeconfig, *arguments).exit_code == 0
+        serve = yaml.safe_load(kube.objects[SERVICE]["spec"]["serveConfigV2"])
+        assert bounds(serve)["reward"] == (replicas, most)
+
+
+def test_a_chart_of_before_is_to_be_upgraded_first(kube: KubeApi, kubeconfig: Path) -> None:
+    ray_release(kube)
+    found = kube.objects[SERVICE]
+    found["spec"]["serveConfigV2"] = yaml.safe_dump(
+        {"applications": [{"name": "reward", "args": {"name": "reward", "replicas": 1}}]}
+    )
+    kube.put(SERVICE, found)
+    told = error_of(plinth_k8s(kubeconfig, "scale", "reward", "2", "--replicas", "2"))
+    assert "helm upgrade` to this version first" in told
 
 
 @pytest.mark.parametrize(
@@ -114,14 +152,27 @@ def test_an_upgrade_under_way(kube: KubeApi, kubeconfig: Path) -> None:
     assert "no active Ray cluster yet" in error_of(plinth_k8s(kubeconfig, "scale", "reward", "2"))
 
 
-def test_a_gateway_with_an_autoscaler_is_left_to_it(kube: KubeApi, kubeconfig: Path) -> None:
+@pytest.mark.parametrize(
+    ("component", "path", "bound"),
+    [
+        ("gateway", "deployments/plinth-gateway", "gateway.autoscaling.minReplicas=N"),
+        ("reward", "statefulsets/plinth-reward", "stages.reward.maxPods=M"),
+    ],
+)
+def test_what_has_an_autoscaler_is_left_to_it(
+    kube: KubeApi, kubeconfig: Path, component: str, path: str, bound: str
+) -> None:
     static_release(kube)
-    path = f"/apis/autoscaling/v2/namespaces/{NAMESPACE}/horizontalpodautoscalers/plinth-gateway"
-    kube.put(path, {"kind": "HorizontalPodAutoscaler", "spec": {"maxReplicas": 9}})
-    said = error_of(plinth_k8s(kubeconfig, "scale", "gateway", "3"))
-    assert "between 1 and 9" in said
-    assert "gateway.autoscaling.minReplicas=N" in said
-    assert kube.objects[f"{APPS}/deployments/plinth-gateway"]["spec"]["replicas"] == 2
+    before = kube.objects[f"{APPS}/{path}"]["spec"]["replicas"]
+    scaler = f"/apis/autoscaling/v2/namespaces/{NAMESPACE}/horizontalpodautoscalers"
+    kube.put(
+        f"{scaler}/plinth-{component}",
+        {"kind": "HorizontalPodAutoscaler", "spec": {"maxReplicas": 9}},
+    )
+    said = error_of(plinth_k8s(kubeconfig, "scale", component, "3"))
+    assert f"keeps the pods of {component} between 1 and 9" in said
+    assert bound in said
+    assert kube.objects[f"{APPS}/{path}"]["spec"]["replicas"] == before
 
 
 def test_static_replicas_take_an_upgrade(kube: KubeApi, kubeconfig: Path) -> None:
@@ -172,6 +223,25 @@ def test_shards_may_go_where_ray_can_start_pods(
     door.serve("chat", "chat@7", 1)
     result = plinth_k8s(kubeconfig, "scale", "model/chat", "4", url=door.address)
     assert result.exit_code == 0, result.output
+
+
+def test_shards_may_go_where_the_stage_is_scaled(
+    kube: KubeApi, kubeconfig: Path, door: ScriptedDoor
+) -> None:
+    static_release(kube)
+    path = f"{APPS}/statefulsets/plinth-inference"
+    found = kube.objects[path]
+    found["metadata"]["annotations"] = {MAX_PODS: "4"}
+    kube.put(path, found)
+    door.serve("chat", "chat@7", 1, max_shards=4)
+    result = plinth_k8s(kubeconfig, "scale", "model/chat", "3", url=door.address)
+    assert "is to have 3 to 4 shards, had 1" in result.stdout
+    assert door.deployments["chat"].max_shards == 4
+    # As many as it has now, beside those of the others, must find room.
+    door.deployments["chat"].ready_shards = 4
+    door.serve("code", "code@1", 1)
+    said = error_of(plinth_k8s(kubeconfig, "scale", "model/code", "2", url=door.address))
+    assert "6 shards (chat 4, code 2) need 6 inference pods" in said
 
 
 def test_without_a_key_the_way_to_one_is_told(kube: KubeApi, kubeconfig: Path) -> None:

@@ -9,12 +9,18 @@ from plinth.shared.errors import FailedPrecondition
 from plinth.v1 import coordinator_pb2
 
 STAGE = "inference"
+# The chart's word, on the StatefulSet, of how many its HorizontalPodAutoscaler may make.
+MAX_PODS = "plinth.dev/max-pods"
 
 
 def most_shards(release: Release) -> int:
-    """Pods that there are, or that Ray's autoscaler may start."""
+    """Pods that there are, or that an autoscaler may start: Ray's, or the stage's own."""
     if release.mode == "static":
-        return int(release.sets[STAGE]["spec"].get("replicas", 1)) if STAGE in release.sets else 0
+        if STAGE not in release.sets:
+            return 0
+        found = release.sets[STAGE]
+        most = found["metadata"].get("annotations", {}).get(MAX_PODS)
+        return int(most or found["spec"].get("replicas", 1))
     group = release.groups.get(STAGE, {})
     config = release.rayservice["spec"]["rayClusterConfig"]
     scaled = config.get("enableInTreeAutoscaling", False)

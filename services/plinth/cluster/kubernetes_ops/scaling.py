@@ -48,8 +48,9 @@ def scale_pods(
         raise InvalidArgument(f"{pods} pods: 0 to {MOST_PODS}", field="pods")
     if component == STAGE:
         check_room(wanted, release, pods=pods)
+    if component == "gateway" or release.mode == "static":
+        _refuse_autoscaled(api, release, component)
     if component == "gateway":
-        _refuse_autoscaled(api, release)
         outcome = _scale(api, release, "deployment", component, pods)
     elif release.mode == "static":
         if replicas is not None:
@@ -81,7 +82,10 @@ def scale_model(release: Release, door: Door, name: str, shards: int) -> Outcome
     if shards > before:
         check_room(deployments.values(), release, pods=most_shards(release))
     put = door.put_deployment(deployments[name])
-    outcome = Outcome([f"{name} ({put.artifact}) is to have {put.shards} shards, had {before}"])
+    most = f" to {put.max_shards}" if put.max_shards else ""
+    outcome = Outcome(
+        [f"{name} ({put.artifact}) is to have {put.shards}{most} shards, had {before}"]
+    )
     if put.artifact.partition("@")[0] == name:
         words = ("plinth", "models", "serve", put.artifact, "--shards", str(shards))
         outcome.equivalents.append(in_coordinator(release, *words))
@@ -104,21 +108,20 @@ def _scale(api: Api, release: Release, kind: str, component: str, pods: int) -> 
     return Outcome([f"{kind} {name}: {before} to {pods} pods"], [equivalent])
 
 
-def _refuse_autoscaled(api: Api, release: Release) -> None:
-    name = f"{release.fullname}-gateway"
+def _refuse_autoscaled(api: Api, release: Release, component: str) -> None:
+    name = f"{release.fullname}-{component}"
     try:
         scaler = api.call("get autoscaler", name=name)["spec"]
     except NotFound:
         return
     low, high = scaler.get("minReplicas", 1), scaler["maxReplicas"]
-    keep = helm_set(
-        release.name,
-        release.namespace,
-        ("gateway.autoscaling.minReplicas=N", "gateway.autoscaling.maxReplicas=M"),
-    )
+    bounds = (f"stages.{component}.pods=N", f"stages.{component}.maxPods=M")
+    if component == "gateway":
+        bounds = ("gateway.autoscaling.minReplicas=N", "gateway.autoscaling.maxReplicas=M")
     raise FailedPrecondition(
-        f"the HorizontalPodAutoscaler {name} keeps the gateways between {low} and {high} and would "
-        f"undo this: change its bounds with `{keep}`",
+        f"the HorizontalPodAutoscaler {name} keeps the pods of {component} between {low} and "
+        f"{high} and would undo this: change its bounds with "
+        f"`{helm_set(release.name, release.namespace, bounds)}`",
         reason="AUTOSCALED",
     )
 
@@ -205,18 +208,34 @@ def _serve_patch(found: Json, stage: str, pods: int, replicas: int | None) -> li
                 field="replicas",
             )
         return []
-    arguments = application["args"]
-    if replicas is None and int(arguments["replicas"]) <= pods:
+    numbers = _numbers(application)
+    least = int(numbers["min_replicas"])
+    if replicas is None and least <= pods:
         return []  # the pods beyond them are spares
     if replicas is None or not 1 <= replicas <= pods:
         raise InvalidArgument(
-            f"Serve runs {arguments['replicas']} replicas of {stage}, one a pod: say --replicas "
-            f"with 1 to {pods}",
+            f"Serve runs {least} replicas of {stage}, one a pod: say --replicas with 1 to {pods}",
             field="replicas",
         )
-    arguments["replicas"] = replicas
+    # Where their load decides, this is the least of them.
+    fixed = numbers["max_replicas"] == least
+    numbers["max_replicas"] = replicas if fixed else max(replicas, int(numbers["max_replicas"]))
+    numbers["min_replicas"] = replicas
     text = yaml.safe_dump(config, sort_keys=False)
     return [{"op": "add", "path": "/spec/serveConfigV2", "value": text}]
+
+
+def _numbers(application: Json) -> Json:
+    """Where the chart says how many replicas Serve runs: not among the arguments, any change of
+    which would replace all of them."""
+    try:
+        found: Json = application["deployments"][0]["autoscaling_config"]
+    except (KeyError, IndexError):
+        raise FailedPrecondition(
+            f"the chart that is installed says nowhere how many replicas of {application['name']} "
+            "there are to be without replacing them: `helm upgrade` to this version first"
+        ) from None
+    return found
 
 
 def _keep(release: Release, component: str, pods: int, replicas: int | None) -> str:
