@@ -13,8 +13,8 @@ import yaml
 from kube_api import KubeApi, Reply
 from kube_cluster import error_of, plinth_k8s
 from kube_door import ScriptedDoor
-from plinth.cluster.kubernetes_ops.room import MAX_PODS
 from kube_release import APPS, CLUSTER, NAMESPACE, RAY, ray_release, static_release
+from plinth.cluster.kubernetes_ops.room import MAX_PODS
 
 SERVICE, ACTIVE = f"{RAY}/rayservices/plinth", f"{RAY}/rayclusters/{CLUSTER}"
 
