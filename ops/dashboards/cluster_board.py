@@ -135,6 +135,24 @@ GROUND = (
     ),
 )
 
+SCALING = (
+    Panel(
+        "Load against its target",
+        "percentunit",
+        "The mean of a stage's replicas; above 100 % there are to be more, where there may be "
+        "(config.scaling has the targets).",
+        (Query("avg by (stage) (plinth_stage_load_ratio)", "{{stage}}"),),
+        width=12,
+    ),
+    Panel(
+        "Replicas wanted",
+        "short",
+        "As Ray Serve wants them now. More than there are pods: they wait for room.",
+        (Query("max by (stage) (plinth_stage_replicas_wanted)", "{{stage}}"),),
+        width=12,
+    ),
+)
+
 CALLS = (
     Panel(
         "gRPC calls by method",
@@ -213,6 +231,7 @@ BOARD = Board(
     (
         ("Queues", QUEUES),
         ("Runs and reconciler", RUNS),
+        ("Scaling", SCALING),
         ("Redis", REDIS),
         ("Disk, certificates, health", GROUND),
         ("Calls between stages", CALLS),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from plinth.cluster.layout import StackPlan, StageSpec
+from plinth.cluster import ray_local
+from plinth.cluster.layout import NUMBERS, StackPlan, StageSpec
+from plinth.cluster.replicas import autoscaling
 from plinth.cluster.stack import Stack
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import load_settings
@@ -89,6 +95,58 @@ def test_shards_follow_their_load_between_their_bounds(loaded: Loaded) -> None:
     loaded.load(0.3)
     assert loaded.ids("inference", 1) < two
     assert told(1)["max_shards"] == 2
+
+
+# Deploys a declared configuration, as KubeRay and the head of static pods do.
+DECLARE = """
+import json, ray, sys
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+ray.init(address=sys.argv[1], namespace="plinth", log_to_driver=False, configure_logging=False)
+_get_global_client().deploy_apps(ServeDeploySchema(**json.load(sys.stdin)))
+"""
+
+
+def _declare(stack: Stack, spec: StageSpec) -> None:
+    """As the chart does: the numbers beside the arguments."""
+    application = {
+        "name": spec.name,
+        "import_path": "plinth.cluster.applications:stage",
+        "route_prefix": None,
+        "args": {key: value for key, value in asdict(spec).items() if key not in NUMBERS},
+        "deployments": [{"name": spec.name, "autoscaling_config": autoscaling(spec)}],
+    }
+    state = stack.state()
+    assert state is not None
+    subprocess.run(
+        [sys.executable, "-c", DECLARE, state.components["ray"].address],
+        input=json.dumps({"proxy_location": "Disabled", "applications": [application]}),
+        env=ray_local.environment(stack.layout, os.environ),
+        text=True,
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.mark.slow
+def test_numbers_that_are_declared_are_no_new_replicas(loaded: Loaded) -> None:
+    spec = StageSpec("declared", "trivial_stage:build_shard", "declared", {"declared": "yes"})
+
+    def ids(number: int) -> set[str]:
+        def found() -> set[str] | None:
+            there = [r for r in answering(loaded.stack, "inference") if "declared" in r.fields]
+            return {replica.id for replica in there} if len(there) == number else None
+
+        ids: set[str] = until(found, f"{number} replicas of the declared stage")
+        return ids
+
+    _declare(loaded.stack, spec)
+    first = ids(1)
+    _declare(loaded.stack, replace(spec, replicas=2, max_replicas=4))
+    two = ids(2)
+    assert first < two
+    _declare(loaded.stack, spec)
+    assert ids(1) < two
 
 
 @pytest.mark.slow
