@@ -36,7 +36,12 @@ async def status(stack: Stack, key: str) -> gateway_pb2.GetStatusResponse:
 
 async def test_what_is_announced_queued_and_on_trial(stack: Stack, redis_client: Redis) -> None:
     model = {"name": "chat", "artifact": "chat@1", "shards": 2, "ready": 1}
-    models = [{**model, "state": "starting", "detail": "no room"}]
+    # The one as a reconciler of before tells it, the other as one of now.
+    ranged = {**model, "name": "code", "state": "ready", "detail": "", "min_shards": 1}
+    models = [
+        {**model, "state": "starting", "detail": "no room"},
+        {**ranged, "max_shards": 4},
+    ]
     registry = Registry(redis_client, ttl_s=60)
     await registry.announce("reconciler", "r-1", "10.0.0.9:50051", {"models": json.dumps(models)})
     fields = {
@@ -60,8 +65,10 @@ async def test_what_is_announced_queued_and_on_trial(stack: Stack, redis_client:
     assert list(shard.revisions) == ["chat@1"]
     assert not next(r for r in found.replicas if r.stage == "tokenizer").HasField("kv_use")
     assert [(m.name, m.shards, m.ready_shards, m.state, m.detail) for m in found.models] == [
-        ("chat", 2, 1, "starting", "no room")
+        ("chat", 2, 1, "starting", "no room"),
+        ("code", 2, 1, "ready", ""),
     ]
+    assert [(m.min_shards, m.max_shards) for m in found.models] == [(2, 2), (1, 4)]
     assert [(q.name, q.waiting, q.claimed, q.dead) for q in found.queues] == [("train", 1, 0, 0)]
     (canary,) = found.canaries
     assert (canary.name, canary.state, canary.owner) == ("chat", "open", "run.trial.1")

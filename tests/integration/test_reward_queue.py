@@ -240,6 +240,7 @@ async def test_a_drained_replica_finishes_what_it_holds(stack: Stack, tasks: Rew
     await tasks.submit("t", slow("1"))
     await until(lambda: leased(queue, "t"))
     context, running = stack.parts.pop()
+    assert (await running.front.load()).ratio == 1 / context.settings.reward.tasks
     await running.stop(20)
     await context.close()
     assert (await tasks.result("t")).rewards[0].total == 1

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trainings
 from plinth.shared.errors import InvalidArgument, NotFound, PermissionDenied
 from plinth.shared.identity import Principal
+from plinth.shared.load import Load
 from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.settings import load_settings
@@ -88,6 +89,23 @@ async def do(stub, job_id, name, **spec):
     job, _ = await finished(stub, job_id)
     assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
     return job.artifact
+
+
+async def test_a_job_in_work_is_a_load_that_must_not_move(stack, trainer):
+    _, stub = trainer
+    front = stack.parts[0][1].front
+    assert await front.load() == Load(0.0, held=False)
+    prepare = pb.PrepareSpec(builtin="stdlib", max_bytes=300_000)
+    spec = pb.JobSpec(output_name="text", prepare=prepare)
+    await stub.SubmitJob(pb.SubmitJobRequest(job_id="corpus", spec=spec))
+    async with asyncio.timeout(30):
+        while not (load := await front.load()).held:
+            pass
+    assert load.ratio == 1.0
+    await finished(stub, "corpus")
+    async with asyncio.timeout(10):
+        while await front.load() != Load(0.0, held=False):
+            pass
 
 
 async def test_from_the_standard_library_to_a_chat_model(stack, trainer):

@@ -95,6 +95,7 @@ def test_the_up_table_shows_each_part_once() -> None:
 
 
 def test_the_status_screen_names_what_it_could_not_learn() -> None:
+    model = {"artifact": "chat@1", "shards": 2, "ready": 1, "state": "x"}
     found = {
         "stack": {
             "phase": "ready",
@@ -106,13 +107,24 @@ def test_the_status_screen_names_what_it_could_not_learn() -> None:
         "components": {"redis": vars(ComponentState("ready", pid=4))},
         "processes": [{"memory_bytes": 1 << 30}],
         "replicas": [{"stage": "echo", "address": "a:1", "id": "echo-1", "running": "3"}],
-        "models": [{"name": "chat", "artifact": "chat@1", "shards": 2, "ready": 1, "state": "x"}],
+        "models": [
+            {**model, "name": "chat"},
+            {**model, "name": "code", "min_shards": 1, "max_shards": 4},
+        ],
         "queues": {"trainer-jobs": {"length": 7, "pending": 1, "delayed": 0, "dead": 0}},
         "runs": [],
         "unknown": {"runs": "no coordinator"},
     }
     shown = _rendered(status_screen(found))
-    for word in ("1.00 GiB", "echo-1", "chat@1", "1/2", "trainer-jobs", "no coordinator"):
+    for word in (
+        "1.00 GiB",
+        "echo-1",
+        "chat@1",
+        "1/2 ",
+        "1/2 (1-4)",
+        "trainer-jobs",
+        "no coordinator",
+    ):
         assert word in shown
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from plinth.engine.request import Sampling
 from plinth.inference.service import InferenceFront, build
 from plinth.shared.errors import PlinthError
 from plinth.shared.identity import Principal
+from plinth.shared.load import FirstTokens
 from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.server import GrpcServer
 from plinth.shared.rpc.status import from_rpc_error
@@ -129,6 +131,7 @@ async def test_a_full_queue_says_when_to_come_back(front) -> None:
     error = await refused(front[1], asked())
     assert error.code == "RESOURCE_EXHAUSTED"
     assert error.retry_after_s
+    assert (await front[0].load()).ratio == 2 / 4.0, "as many wait as half of scaling.waiting"
     for call in calls:
         call.cancel()
 
@@ -190,6 +193,18 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(front) -> None:
         finish = message.finish_reason
     assert finish == common_pb2.FINISH_REASON_LENGTH
     await draining
+
+
+async def test_slow_first_tokens_and_kv_are_a_load(front: tuple) -> None:
+    made, _ = front
+    assert (await made.load()).ratio == 0.0
+    for _ in range(5):
+        made._first_tokens.add(3.0)
+    assert (await made.load()).ratio == 3.0 / 2.0
+    made.engine.load = replace(made.engine.load, kv_usage=1.0)
+    assert (await made.load()).ratio == 3.0 / 2.0, "the largest counts"
+    made._first_tokens = FirstTokens(30.0)
+    assert (await made.load()).ratio == 1.0 / 0.8
 
 
 async def test_steps_and_what_it_serves_are_told(front: tuple) -> None:
