@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import time
 from types import SimpleNamespace
@@ -12,6 +14,8 @@ import pytest
 from plinth.cluster import node_drain
 from plinth.cluster.ports import free_port
 from plinth.shared.errors import Unavailable
+from plinth.shared.registry import Registry, Replica
+from plinth.shared.settings import load_settings
 
 ALIVE, DEAD = 0, 1
 
@@ -82,3 +86,59 @@ def test_the_hook_ends_with_what_became_of_it(
     assert node_drain.main(["--timeout", "1"]) == 0
     gcs(Gcs({}))
     assert node_drain.main(["--timeout", "1"]) == 1, "the pod ends all the same, and says so"
+
+
+def shard(address: str, model: str) -> Replica:
+    return Replica("inference", address, address, {"bindings": bindings(model)})
+
+
+def bindings(*models: str) -> str:
+    return json.dumps([{"model": name} for name in models])
+
+
+HERE, THERE = "10.0.0.1:50051", "10.0.0.2:50051"
+
+
+@pytest.mark.parametrize(
+    ("shards", "wanted", "alone"),
+    [
+        ([(HERE, "chat")], {"chat": 2}, {"chat"}),
+        ([(HERE, "chat")], {"chat": 1}, set()),
+        ([(HERE, "chat")], {}, set()),
+        ([(HERE, "chat"), (THERE, "chat")], {"chat": 2}, set()),
+        ([(HERE, "chat"), (THERE, "code")], {"chat": 2}, {"chat"}),
+        ([(HERE, "chat"), ("10.0.0.1:2", "chat")], {"chat": 2}, {"chat"}),
+        ([(THERE, "chat")], {"chat": 2}, set()),
+        ([("[fd00::1]:50051", "chat")], {"chat": 2}, set()),
+    ],
+)
+def test_a_shard_is_alone_where_no_other_address_holds_its_model(
+    shards: list[tuple[str, str]], wanted: dict[str, int], alone: set[str]
+) -> None:
+    listed = [shard(address, model) for address, model in shards]
+    assert node_drain.held_here_alone(listed, wanted, "10.0.0.1") == alone
+
+
+def test_an_address_of_the_sixth_version_is_known_in_its_brackets() -> None:
+    alone = node_drain.held_here_alone([shard("[fd00::1]:1", "chat")], {"chat": 2}, "fd00::1")
+    assert alone == {"chat"}
+
+
+async def test_a_pod_waits_for_another_shard_of_its_model(
+    redis_server: str, redis_client: Any
+) -> None:
+    registry, settings = Registry(redis_client), load_settings(redis_url=redis_server)
+    models = json.dumps([{"name": "chat", "shards": 2}])
+    await registry.announce("reconciler", "r", "10.0.0.9:1", {"models": models})
+    await registry.announce("inference", "a", "10.0.0.1:1", {"bindings": bindings("chat")})
+    assert not await node_drain.await_other_shards(settings, "10.0.0.1", 0.0)
+    waiting = asyncio.create_task(node_drain.await_other_shards(settings, "10.0.0.1", 30))
+    await registry.announce("inference", "b", "10.0.0.2:1", {"bindings": bindings("chat")})
+    assert await waiting
+
+
+async def test_nobody_waits_for_a_redis_that_is_away() -> None:
+    settings = load_settings(redis_url=f"redis://127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    assert await node_drain.await_other_shards(settings, "10.0.0.1", 60)
+    assert time.monotonic() - began < 30
