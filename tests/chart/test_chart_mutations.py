@@ -237,8 +237,8 @@ MUTATIONS = {
     "module": ("_pod.tpl", "plinth.cluster.node_drain", "plinth.cluster.drain", BOTH, "no program"),
     "option": (
         "_pod.tpl",
-        "node_drain, --timeout",
-        "node_drain, --grace",
+        "              - --timeout\n",
+        "              - --grace\n",
         BOTH,
         "no option --grace",
     ),

@@ -64,6 +64,15 @@ class Load:
                 self.failures.append(f"stream {number}: {error}")
                 return
 
+    async def answered(self, count: int, what: str) -> None:
+        """Waits for so many answers. AssertionError as soon as a stream failed."""
+
+        def there() -> bool:
+            assert not self.failures, self.failures
+            return len(self.answers) >= count
+
+        await asyncio.to_thread(until, there, what)
+
     def stop(self) -> None:
         """Asks for nothing new; what runs is heard to its end."""
         self._stopping = True
@@ -106,16 +115,11 @@ async def test_new_weights_take_over_under_load(cluster: Cluster):
     await settled(cluster, f"{MODEL}@1")
     old = await undisturbed(cluster)
     async with load(cluster) as running:
-        await asyncio.to_thread(
-            until, lambda: len(running.answers) >= STREAMS, "answers of the old weights"
-        )
+        await running.answered(STREAMS, "answers of the old weights")
         await asyncio.to_thread(plinth, cluster, "models", "alias", f"{MODEL}:prod", "2")
         await asyncio.to_thread(plinth, cluster, "models", "serve", f"{MODEL}:prod")
         await settled(cluster, f"{MODEL}@2")
-        seen = len(running.answers)
-        await asyncio.to_thread(
-            until, lambda: len(running.answers) >= seen + 2 * STREAMS, "answers of the new"
-        )
+        await running.answered(len(running.answers) + 2 * STREAMS, "answers of the new")
     new = await undisturbed(cluster)
     assert all(len(ids) == TOKENS for ids in [*old, *new])
     assert all(before != after for before, after in zip(old, new, strict=True))
@@ -143,12 +147,9 @@ async def test_new_code_takes_over_under_load(cluster: Cluster):
     gone = [pod for pod in cluster.pods if pod.pod.component != "redis"]
     with images_of(NEWER):
         async with load(cluster, LONG) as running:
-            await asyncio.to_thread(until, lambda: running.answers, "an answer of the old code")
+            await running.answered(1, "an answer of the old code")
             await asyncio.to_thread(cluster.upgrade, of_version(cluster, NEWER))
-            seen = len(running.answers)
-            await asyncio.to_thread(
-                until, lambda: len(running.answers) >= seen + 2 * STREAMS, "answers of the new code"
-            )
+            await running.answered(len(running.answers) + 2 * STREAMS, "answers of the new code")
         assert not [pod.name for pod in gone if pod in cluster.pods]
         assert all(await asyncio.to_thread(pod.ready) for pod in cluster.pods)
         assert await versions(cluster) == {NEWER}

@@ -81,7 +81,19 @@ spec:
       {{- else if ne $svc.name "head" }}
       lifecycle:
         preStop:
-          exec: {command: [python, -m, plinth.cluster.node_drain, --timeout, {{ $svc.drainSeconds | quote }}]}
+          exec:
+            command:
+              - python
+              - -m
+              - plinth.cluster.node_drain
+              - --timeout
+              - {{ $svc.drainSeconds | quote }}
+              {{- if $svc.replica }}
+              - --stage
+              - {{ $svc.stage }}
+              - --replicas
+              - {{ default 1 $svc.replicas | quote }}
+              {{- end }}
       {{- end }}
       resources:
         {{- include "plinth.resources" $svc | nindent 8 }}

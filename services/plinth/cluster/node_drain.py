@@ -1,10 +1,11 @@
 """Empties the Ray node of this pod before the pod ends: `python -m plinth.cluster.node_drain`.
 
-A preStop hook, in two steps. A shard whose model has several first waits for another of them: pods
-are replaced one after the other, and the last one's successor may still load its weights. Then Ray
-is told that the node drains, so Serve starts successors elsewhere (where there is room) and lets
-the replicas here drain; this waits until the stage's health port is silent. Streams that a replica
-could not finish go on at another shard, by the gateway.
+A preStop hook, in two steps. A replica that is not the only one by its deployment first waits for
+another: pods are replaced one after the other, and the last one's successor may still load. Then
+Ray is told that the node drains, so Serve starts successors elsewhere (where there is room) and
+lets the replica here drain; this waits until the stage's health port is silent. An upgrade replaces
+Ray's head as well, at the same time: the replica goes on without it, and so this waits for it.
+Streams that a shard could not finish go on at another, by the gateway.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from plinth.shared.connection import connect
 from plinth.shared.errors import PlinthError, Unavailable
@@ -26,7 +27,8 @@ from plinth.shared.telemetry import configure_logging, get_logger
 
 POLL_S = 0.5
 GCS_TIMEOUT_S = 10.0
-PATIENCE = 0.5  # part of the time that may go by in waiting for another shard
+PATIENCE = 0.5  # part of the time that may go by in waiting for another replica
+HEAD_PATIENCE_S = 60.0  # a head's replacement; when all of a release ends, no head comes back
 _log = get_logger("plinth.cluster.node_drain")
 
 
@@ -49,43 +51,48 @@ def wait_silent(
         pause(POLL_S)
 
 
-def held_here_alone(shards: Iterable[Replica], wanted: dict[str, int], host: str) -> set[str]:
-    """Models that a shard on `host` holds and no other shard, though several are `wanted`. A model
-    with one shard is alone by its deployment, and nothing to wait for."""
+def held_here_alone(replicas: Iterable[Replica], wanted: Mapping[str, int], host: str) -> set[str]:
+    """What a replica on `host` holds and no other, though several are `wanted`: models of shards,
+    the stage's own name of all others. What has one replica by its deployment is nothing to wait
+    for."""
     here: set[str] = set()
     elsewhere: set[str] = set()
-    for shard in shards:
-        names = {str(held["model"]) for held in shard.bindings}
-        where = here if shard.address.rpartition(":")[0].strip("[]") == host else elsewhere
+    for replica in replicas:
+        shard = replica.stage == "inference"
+        names = {str(held["model"]) for held in replica.bindings} if shard else {replica.stage}
+        where = here if replica.address.rpartition(":")[0].strip("[]") == host else elsewhere
         where.update(names)
     return {name for name in here - elsewhere if wanted.get(name, 1) > 1}
 
 
-async def await_other_shards(settings: Settings, host: str, timeout_s: float) -> bool:
-    """Whether `host` came to hold no model alone within `timeout_s`. True too when Redis is away:
-    nobody can say then."""
+async def await_others(
+    settings: Settings, stage: str, replicas: int, host: str, timeout_s: float
+) -> bool:
+    """Whether `host` came to hold nothing of `stage` alone within `timeout_s`. True too when Redis
+    is away: nobody can say then. replicas: of the stage by the chart; of shards the reconciler
+    tells."""
     if settings.redis_url is None:
         return True
     redis = connect(settings.redis_url.get_secret_value())
     try:
         registry, end = Registry(redis), time.monotonic() + timeout_s
         while True:
-            wanted = _wanted(await registry.replicas("reconciler"))
-            alone = held_here_alone(await registry.replicas("inference"), wanted, host)
+            wanted = {stage: replicas, **_shards(await registry.replicas("reconciler"))}
+            alone = held_here_alone(await registry.replicas(stage), wanted, host)
             if not alone:
                 return True
             if time.monotonic() >= end:
-                _log.warning("no other shard came", models=sorted(alone), seconds=timeout_s)
+                _log.warning("no other came", held_here_alone=sorted(alone), seconds=timeout_s)
                 return False
             await asyncio.sleep(POLL_S)
     except PlinthError as error:
-        _log.warning("not known who else holds the weights", error=error.message)
+        _log.warning("not known who else is there", error=error.message)
         return True
     finally:
         await redis.aclose()
 
 
-def _wanted(reconcilers: Iterable[Replica]) -> dict[str, int]:
+def _shards(reconcilers: Iterable[Replica]) -> dict[str, int]:
     """Shards that each model is to have, as the reconciler announces it."""
     return {
         str(model["name"]): int(model["shards"])
@@ -123,23 +130,42 @@ def drain_this_node(address: str, node_ip: str, deadline_s: float) -> str:
     return str(node_id)
 
 
+def drain_once_answered(
+    address: str, node_ip: str, end: float, *, pause: Callable[[float], None] = time.sleep
+) -> str:
+    """As `drain_this_node`, asked again while GCS is away. end: on time.monotonic()'s clock."""
+    give_up = min(end, time.monotonic() + HEAD_PATIENCE_S)
+    while True:
+        try:
+            return drain_this_node(address, node_ip, max(0.0, end - time.monotonic()))
+        except Exception as error:  # of Ray's client too
+            if time.monotonic() >= give_up:
+                raise
+            _log.info("Ray's head does not take it yet", error=f"{type(error).__name__}: {error}")
+        pause(POLL_S)
+
+
 def main(arguments: list[str]) -> int:
     """0 when the node is empty. 1: not in time, or Ray is away; the pod ends all the same."""
     parser = argparse.ArgumentParser(prog="plinth.cluster.node_drain")
     parser.add_argument("--timeout", type=float, required=True, help="seconds")
-    timeout_s = parser.parse_args(arguments).timeout
+    parser.add_argument("--stage", default="", help="of the replica here; none: nobody waits")
+    parser.add_argument("--replicas", type=int, default=1, help="of that stage, by the chart")
+    asked = parser.parse_args(arguments)
     settings = load_settings()
     configure_logging(settings, "drain")
-    end, host = time.monotonic() + timeout_s, os.environ["POD_IP"]
-    asyncio.run(await_other_shards(settings, host, PATIENCE * timeout_s))
-    timeout_s = max(0.0, end - time.monotonic())
+    end, host = time.monotonic() + asked.timeout, os.environ["POD_IP"]
+    if asked.stage:
+        wait_s = PATIENCE * asked.timeout
+        asyncio.run(await_others(settings, asked.stage, asked.replicas, host, wait_s))
     try:
-        node = drain_this_node(os.environ["RAY_ADDRESS"], host, timeout_s)
+        node = drain_once_answered(os.environ["RAY_ADDRESS"], host, end)
     except Exception as error:  # noqa: BLE001  (of Ray's client too: the pod ends in any case)
         _log.warning("not drained", error=f"{type(error).__name__}: {error}")
         return 1
-    _log.info("draining", node=node, seconds=timeout_s)
-    empty = wait_silent(settings.health_port, timeout_s, host=host)
+    left_s = max(0.0, end - time.monotonic())
+    _log.info("draining", node=node, seconds=round(left_s))
+    empty = wait_silent(settings.health_port, left_s, host=host)
     _log.info("drained" if empty else "not empty in time", node=node)
     return 0 if empty else 1
 

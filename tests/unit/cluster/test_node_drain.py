@@ -124,6 +124,30 @@ def test_an_address_of_the_sixth_version_is_known_in_its_brackets() -> None:
     assert alone == {"chat"}
 
 
+def test_a_stage_without_models_is_what_its_replicas_hold() -> None:
+    one, two = (Replica("tokenizer", address, address) for address in (HERE, THERE))
+    assert node_drain.held_here_alone([one], {"tokenizer": 2}, "10.0.0.1") == {"tokenizer"}
+    assert node_drain.held_here_alone([one, two], {"tokenizer": 2}, "10.0.0.1") == set()
+    assert node_drain.held_here_alone([one], {"tokenizer": 1}, "10.0.0.1") == set()
+
+
+def test_a_head_that_is_replaced_too_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Exception | str] = [Unavailable("no head"), RuntimeError("still none"), "cc"]
+
+    def ask(address: str, node_ip: str, deadline_s: float) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(node_drain, "drain_this_node", ask)
+    end = time.monotonic() + 30
+    assert node_drain.drain_once_answered("head", "10.0.0.1", end, pause=lambda _: None) == "cc"
+    answers = [Unavailable("no head")]
+    with pytest.raises(Unavailable):
+        node_drain.drain_once_answered("head", "10.0.0.1", 0.0, pause=lambda _: None)
+
+
 async def test_a_pod_waits_for_another_shard_of_its_model(
     redis_server: str, redis_client: Any
 ) -> None:
@@ -131,14 +155,18 @@ async def test_a_pod_waits_for_another_shard_of_its_model(
     models = json.dumps([{"name": "chat", "shards": 2}])
     await registry.announce("reconciler", "r", "10.0.0.9:1", {"models": models})
     await registry.announce("inference", "a", "10.0.0.1:1", {"bindings": bindings("chat")})
-    assert not await node_drain.await_other_shards(settings, "10.0.0.1", 0.0)
-    waiting = asyncio.create_task(node_drain.await_other_shards(settings, "10.0.0.1", 30))
+    asked = (settings, "inference", 1, "10.0.0.1")
+    assert not await node_drain.await_others(*asked, 0.0)
+    waiting = asyncio.create_task(node_drain.await_others(*asked, 30))
     await registry.announce("inference", "b", "10.0.0.2:1", {"bindings": bindings("chat")})
     assert await waiting
+    await registry.announce("tokenizer", "t", "10.0.0.1:1", {})
+    assert not await node_drain.await_others(settings, "tokenizer", 2, "10.0.0.1", 0.0)
+    assert await node_drain.await_others(settings, "tokenizer", 1, "10.0.0.1", 0.0)
 
 
 async def test_nobody_waits_for_a_redis_that_is_away() -> None:
     settings = load_settings(redis_url=f"redis://127.0.0.1:{free_port()}")
     began = time.monotonic()
-    assert await node_drain.await_other_shards(settings, "10.0.0.1", 60)
+    assert await node_drain.await_others(settings, "inference", 1, "10.0.0.1", 60)
     assert time.monotonic() - began < 30
