@@ -244,7 +244,7 @@ MUTATIONS = {
     ),
     "grace": (
         "_pod.tpl",
-        "{{ add $svc.drainSeconds 45 }}",
+        "{{ add $svc.drainSeconds 105 }}",
         "{{ $svc.drainSeconds }}",
         BOTH,
         "is killed after",

@@ -27,8 +27,9 @@ from plinth.shared.telemetry import configure_logging, get_logger
 
 POLL_S = 0.5
 GCS_TIMEOUT_S = 10.0
-PATIENCE = 0.5  # part of the time that may go by in waiting for another replica
-HEAD_PATIENCE_S = 60.0  # a head's replacement; when all of a release ends, no head comes back
+# For another replica and for Ray's head together, before the drain's own time begins. Bounded: when
+# all of a release ends, neither comes back. The chart's grace has room for it.
+PATIENCE_S = 60.0
 _log = get_logger("plinth.cluster.node_drain")
 
 
@@ -131,13 +132,17 @@ def drain_this_node(address: str, node_ip: str, deadline_s: float) -> str:
 
 
 def drain_once_answered(
-    address: str, node_ip: str, end: float, *, pause: Callable[[float], None] = time.sleep
+    address: str,
+    node_ip: str,
+    deadline_s: float,
+    give_up: float,
+    *,
+    pause: Callable[[float], None] = time.sleep,
 ) -> str:
-    """As `drain_this_node`, asked again while GCS is away. end: on time.monotonic()'s clock."""
-    give_up = min(end, time.monotonic() + HEAD_PATIENCE_S)
+    """As `drain_this_node`, asked again until `give_up` (of time.monotonic()) while GCS is away."""
     while True:
         try:
-            return drain_this_node(address, node_ip, max(0.0, end - time.monotonic()))
+            return drain_this_node(address, node_ip, deadline_s)
         except Exception as error:  # of Ray's client too
             if time.monotonic() >= give_up:
                 raise
@@ -148,24 +153,24 @@ def drain_once_answered(
 def main(arguments: list[str]) -> int:
     """0 when the node is empty. 1: not in time, or Ray is away; the pod ends all the same."""
     parser = argparse.ArgumentParser(prog="plinth.cluster.node_drain")
-    parser.add_argument("--timeout", type=float, required=True, help="seconds")
+    parser.add_argument("--timeout", type=float, required=True, help="of the drain, in seconds")
+    parser.add_argument("--patience", type=float, default=PATIENCE_S, help="before it, in seconds")
     parser.add_argument("--stage", default="", help="of the replica here; none: nobody waits")
     parser.add_argument("--replicas", type=int, default=1, help="of that stage, by the chart")
     asked = parser.parse_args(arguments)
     settings = load_settings()
     configure_logging(settings, "drain")
-    end, host = time.monotonic() + asked.timeout, os.environ["POD_IP"]
+    head, host = os.environ["RAY_ADDRESS"], os.environ["POD_IP"]
+    give_up = time.monotonic() + asked.patience
     if asked.stage:
-        wait_s = PATIENCE * asked.timeout
-        asyncio.run(await_others(settings, asked.stage, asked.replicas, host, wait_s))
+        asyncio.run(await_others(settings, asked.stage, asked.replicas, host, asked.patience))
     try:
-        node = drain_once_answered(os.environ["RAY_ADDRESS"], host, end)
+        node = drain_once_answered(head, host, asked.timeout, give_up)
     except Exception as error:  # noqa: BLE001  (of Ray's client too: the pod ends in any case)
         _log.warning("not drained", error=f"{type(error).__name__}: {error}")
         return 1
-    left_s = max(0.0, end - time.monotonic())
-    _log.info("draining", node=node, seconds=round(left_s))
-    empty = wait_silent(settings.health_port, left_s, host=host)
+    _log.info("draining", node=node, seconds=asked.timeout)
+    empty = wait_silent(settings.health_port, asked.timeout, host=host)
     _log.info("drained" if empty else "not empty in time", node=node)
     return 0 if empty else 1
 

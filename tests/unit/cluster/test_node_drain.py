@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,7 +86,9 @@ def test_the_hook_ends_with_what_became_of_it(
     gcs(Gcs({"aa": ("127.0.0.1", ALIVE)}))
     assert node_drain.main(["--timeout", "1"]) == 0
     gcs(Gcs({}))
-    assert node_drain.main(["--timeout", "1"]) == 1, "the pod ends all the same, and says so"
+    assert node_drain.main(["--timeout", "1", "--patience", "0"]) == 1, (
+        "the pod ends all the same, and says so"
+    )
 
 
 def shard(address: str, model: str) -> Replica:
@@ -142,10 +145,11 @@ def test_a_head_that_is_replaced_too_is_waited_for(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(node_drain, "drain_this_node", ask)
     end = time.monotonic() + 30
-    assert node_drain.drain_once_answered("head", "10.0.0.1", end, pause=lambda _: None) == "cc"
+    drain = partial(node_drain.drain_once_answered, "head", "10.0.0.1", 60, pause=lambda _: None)
+    assert drain(end) == "cc"
     answers = [Unavailable("no head")]
     with pytest.raises(Unavailable):
-        node_drain.drain_once_answered("head", "10.0.0.1", 0.0, pause=lambda _: None)
+        drain(0.0)
 
 
 async def test_a_pod_waits_for_another_shard_of_its_model(
