@@ -1,7 +1,8 @@
 """The pods of a rendered chart as containers: what a kubelet does with them, as far as one Docker
 engine can. Commands, variables, volumes, users and rights are the rendering's own; a pod's
 containers share its network; a Service is a name on the network; readiness is asked as the probe
-says. Not done: NetworkPolicies, resource limits, restarts, preStop hooks."""
+says; an upgrade replaces what differs as the controllers do. Not done: NetworkPolicies, resource
+limits, restarts."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ import base64
 import math
 import re
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ class RunningPod:
     name: str
     pod: Pod
     address: str
+    volumes: str  # where its emptyDirs lie, below the cluster's folder
     containers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -84,6 +88,7 @@ class Cluster:
     def __init__(self, release: Release, folder: Path, name: str) -> None:
         self.release, self.folder, self.name = release, folder, name
         self.pods: list[RunningPod] = []
+        self._made = 0
         docker("network", "create", "--internal", "--subnet", f"{SUBNET}.0/24", name)
 
     def start(self) -> None:
@@ -92,7 +97,7 @@ class Cluster:
         kinds = [pod for pod in self.release.pods if not pod.labels.get("plinth.dev/trial")]
         for kind in sorted(kinds, key=lambda pod: order.get(pod.component, 2)):
             for number in range(kind.count):
-                self.pods.append(self._pod(kind, number))
+                self._pod(kind, number)
             if kind.component in order:
                 self.await_ready(kind.component)
 
@@ -116,10 +121,68 @@ class Cluster:
         assert found is not None, f"no Secret {name}"
         return base64.b64decode(found["data"][key]).decode()
 
+    # -- an upgrade ------------------------------------------------------------------------
+
+    def upgrade(self, release: Release) -> None:
+        """What `helm upgrade` sets going: every set of pods whose template differs rolls, all sets
+        at once. Returns when each pod is the new one and has been ready for `minReadySeconds`."""
+        before, self.release = {pod.owner: pod for pod in self.release.pods}, release
+        changed = [
+            pod for pod in release.pods if pod.spec != before[pod.owner].spec and self._runs(pod)
+        ]
+        with ThreadPoolExecutor(len(changed)) as rolls:
+            for roll in [rolls.submit(self._roll, pod) for pod in changed]:
+                roll.result()
+
+    def _runs(self, kind: Pod) -> bool:
+        return any(one.pod.owner == kind.owner for one in self.pods)
+
+    def _roll(self, kind: Pod) -> None:
+        what, _, name = kind.owner.partition("/")
+        owner = self.release.named(what, name)
+        assert owner is not None
+        old = [one for one in self.pods if one.pod.owner == kind.owner]
+        for number, pod in reversed(list(enumerate(old))):
+            if what == "StatefulSet":  # the last one first, each gone before its successor comes
+                self._end(pod)
+                self._available(self._pod(kind, number), owner)
+            else:  # a Deployment with a surge of one
+                self._available(self._pod(kind, number), owner)
+                self._end(pod)
+
+    def _available(self, pod: RunningPod, owner: Document) -> None:
+        since = 0.0
+
+        def there() -> bool:
+            nonlocal since
+            if not pod.ready():
+                since = 0.0
+                return False
+            since = since or time.monotonic()
+            return time.monotonic() - since >= owner["spec"].get("minReadySeconds", 0)
+
+        until(there, f"{pod.name} is available", timeout_s=2 * PATIENCE_S)
+
+    def _end(self, pod: RunningPod) -> None:
+        """As a kubelet ends a pod: off its Services, preStop, SIGTERM, SIGKILL after the grace."""
+        self.pods.remove(pod)
+        end = time.monotonic() + pod.pod.spec["terminationGracePeriodSeconds"]
+        if hook := pod.pod.main.get("lifecycle", {}).get("preStop"):
+            try:  # whatever becomes of it, the pod ends
+                docker("exec", pod.main, *hook["exec"]["command"], timeout_s=end - time.monotonic())
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                print(f"preStop of {pod.name}: {error}")
+        for container in reversed(pod.containers.values()):  # the main one owns the network
+            left = max(0, round(end - time.monotonic()))
+            docker("stop", "--time", str(left), container, timeout_s=left + 60)
+        docker("rm", "--force", "--volumes", *pod.containers.values())
+
     # -- one pod ---------------------------------------------------------------------------
 
     def _pod(self, kind: Pod, number: int) -> RunningPod:
-        running = RunningPod(f"{kind.component}-{number}", kind, f"{SUBNET}.{10 + len(self.pods)}")
+        self._made += 1
+        name, place = f"{kind.component}-{number}", self._made
+        running = RunningPod(name, kind, f"{SUBNET}.{10 + place}", f"pods/{place}-{name}")
         for first in kind.spec.get("initContainers", []):
             wait = self._arguments(running, first, own_network=True)
             docker("run", "--rm", *wait, timeout_s=PATIENCE_S)
@@ -127,6 +190,7 @@ class Cluster:
             own = not running.containers
             made = docker("run", "--detach", *self._arguments(running, container, own_network=own))
             running.containers[container["name"]] = made
+        self.pods.append(running)
         return running
 
     def _arguments(self, running: RunningPod, one: Document, *, own_network: bool) -> list[str]:
@@ -205,7 +269,7 @@ class Cluster:
             source = self.folder / "claims" / f"{running.name}-{mount['name']}"
         else:
             assert "emptyDir" in volume, volume
-            source = self.folder / "pods" / running.name / mount["name"]
+            source = self.folder / running.volumes / mount["name"]
         source = source / mount.get("subPath", "")
         source.mkdir(parents=True, exist_ok=True)
         # As fsGroup does.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ def check(release: Release) -> Iterator[str]:
         yield from _scraped(release, monitor)
     recorded: dict[str, frozenset[str]] = {}
     for rules in release.of("PrometheusRule"):
-        recorded |= _recorded(rules)
+        recorded |= exported.recorded(_rules(rules))
         for rule in _rules(rules):
             for fault in exported.faults(str(rule["expr"]), recorded):
                 yield f"{title(rules)}: {rule.get('alert') or rule['record']}: {fault}"
@@ -80,15 +79,6 @@ def _scaled_by(release: Release, scaler: Document) -> Iterator[str]:
 def _rules(document: Document) -> Iterator[Document]:
     for group in document["spec"]["groups"]:
         yield from group["rules"]
-
-
-def _recorded(document: Document) -> dict[str, frozenset[str]]:
-    """What recording rules make, and the labels that their `by` leaves."""
-    return {
-        rule["record"]: frozenset(re.findall(r"by \((\w+)\)", rule["expr"]))
-        for rule in _rules(document)
-        if "record" in rule
-    }
 
 
 def _runbook(document: Document, rule: Document) -> Iterator[str]:

@@ -3,6 +3,7 @@ opens, probed by what it serves, and ended after it has drained."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from unittest import mock
 import yaml
 
 import code_facts
-from plinth.cluster import replicas
+from plinth.cluster import node_drain, replicas
 from plinth.cluster.applications import read_configuration, spec_of
 from plinth.cluster.layout import NUMBERS, StackPlan
 from plinth.shared.errors import PlinthError
@@ -176,9 +177,10 @@ def _drain(pod: Pod, settings: Settings, stop_s: float) -> Iterator[str]:
         return
     grace = pod.spec.get("terminationGracePeriodSeconds", 30)  # Kubernetes' own
     command = pod.main["lifecycle"]["preStop"]["exec"]["command"]
-    hook = float(command[-1])
     gateway = pod.component == "gateway"
-    longest = hook + (settings.gateway.drain_s if gateway else 10)
+    options = dict(itertools.pairwise(command))
+    hook = float(command[-1] if gateway else options.get("--timeout", 0))
+    longest = hook + (settings.gateway.drain_s if gateway else node_drain.PATIENCE_S + 10)
     if not gateway and hook <= stop_s:
         yield (
             f"{pod.owner} is drained for {hook:g} s, less than Serve may take to stop a replica "

@@ -127,6 +127,13 @@ GROUND = (
         red_below=604800,
     ),
     Panel(
+        "Processes by version",
+        "short",
+        "Two versions: an upgrade is under way, or stands still.",
+        (Query("count by (version) (plinth_build_info)", "{{version}}"),),
+        stack=True,
+    ),
+    Panel(
         "Stages that are well",
         "percentunit",
         "Below 100 % for longer than a restart: see the stage's log.",

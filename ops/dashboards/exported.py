@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,8 @@ _POLICY = "a policy run (PPO, GRPO, RLOO) is on"
 # Series that are not there from the start, by what a query holds that asks for them: what must have
 # happened.
 APPEARS = {
+    'code=~"5..|INTERNAL': "a request has failed",
+    'queue!="trainer-jobs"': "a queue other than the trainer's has been used",
     "plinth_streams_resumed_total": "an answer lost its shard and went on at another",
     "plinth_reward_tasks_total": "answers were scored through the reward stage's queue",
     "plinth_live_preferences_total": "live answers are sampled (gateway.preference_sampling_rate)",
@@ -93,6 +95,29 @@ def appears(expr: str) -> str | None:
     return next((when for part, when in APPEARS.items() if part in expr), None)
 
 
+def recorded(rules: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[str]]:
+    """What the recording rules among `rules` make, and the labels that their `by` leaves."""
+    return {
+        rule["record"]: frozenset(re.findall(r"by \((\w+)\)", rule["expr"]))
+        for rule in rules
+        if "record" in rule
+    }
+
+
+def conditions(expr: str, rules: Sequence[Mapping[str, Any]]) -> set[str]:
+    """What must have happened before everything that `expr` asks for is there, through the
+    recording rules among `rules`."""
+    records = {rule["record"]: rule["expr"] for rule in rules if "record" in rule}
+    found: set[str] = set()
+    for selector in selectors_in(expr):
+        name = selector.partition("{")[0]
+        if name in records:
+            found |= conditions(records[name], rules)
+        elif when := appears(selector):
+            found.add(when)
+    return found
+
+
 def selectors_in(expr: str) -> set[str]:
     """The series that a query asks for, with its matchers."""
     return {found[0] for found in _OWN.finditer(expr)}
@@ -103,12 +128,12 @@ def metrics_in(expr: str) -> set[str]:
     return {selector.partition("{")[0] for selector in selectors_in(expr)}
 
 
-def faults(expr: str, recorded: dict[str, frozenset[str]] | None = None) -> list[str]:
+def faults(expr: str, made: Mapping[str, frozenset[str]] | None = None) -> list[str]:
     """What is wrong with a query: a series that nobody exports, a label that it doesn't have.
 
-    recorded: what recording rules make, with the labels that they leave.
+    made: what recording rules make, as `recorded` tells it.
     """
-    known = series() | (recorded or {})
+    known = series() | dict(made or {})
     wrong, labels = [], set(TARGET_LABELS)
     for found in _OWN.finditer(expr):
         name, _, matchers = found[0].partition("{")

@@ -244,14 +244,14 @@ MUTATIONS = {
     "module": ("_pod.tpl", "plinth.cluster.node_drain", "plinth.cluster.drain", BOTH, "no program"),
     "option": (
         "_pod.tpl",
-        "node_drain, --timeout",
-        "node_drain, --grace",
+        "              - --timeout\n",
+        "              - --grace\n",
         BOTH,
         "no option --grace",
     ),
     "grace": (
         "_pod.tpl",
-        "{{ add $svc.drainSeconds 45 }}",
+        "{{ add $svc.drainSeconds 105 }}",
         "{{ $svc.drainSeconds }}",
         BOTH,
         "is killed after",

@@ -13,9 +13,20 @@ from dataclasses import dataclass, field
 import pytest
 
 from chart_pods import Cluster
-from container_stack import slow_model, until
+from container_stack import VERSION, resumed, slow_model, until
 from plinth.cluster.trials.visitor import Visitor
-from static_release import MODEL, SHARDS, give, held, plinth, static_cluster, visitor
+from static_release import (
+    MODEL,
+    SHARDS,
+    give,
+    held,
+    images_of,
+    of_version,
+    plinth,
+    replicas,
+    static_cluster,
+    visitor,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STREAMS, TOKENS = 8, 96
@@ -28,26 +39,39 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield one
 
 
-async def answer(one: Visitor, number: int) -> Ids:
+async def answer(one: Visitor, number: int, tokens: int = TOKENS) -> Ids:
     """The answer to the request of that number."""
-    return tuple([t async for t in one.tokens(MODEL, f"Stream {number} says", TOKENS, number)])
+    return tuple([t async for t in one.tokens(MODEL, f"Stream {number} says", tokens, number)])
 
 
 @dataclass
 class Load:
-    """STREAMS requests at a time, each asked again as soon as it is answered."""
+    """STREAMS requests at a time, each asked again as soon as it is answered, at whichever pod of
+    the gateway is the newest then: what a Service does with a new connection."""
 
+    cluster: Cluster
+    tokens: int = TOKENS
     answers: list[tuple[int, Ids]] = field(default_factory=list)  # (number, ids)
     failures: list[str] = field(default_factory=list)
     _stopping: bool = False
 
-    async def stream(self, one: Visitor, number: int) -> None:
+    async def stream(self, number: int) -> None:
         while not self._stopping:
             try:
-                self.answers.append((number, await answer(one, number)))
+                async with visitor(self.cluster) as one:
+                    self.answers.append((number, await answer(one, number, self.tokens)))
             except Exception as error:  # noqa: BLE001 - any way to end early is a finding
                 self.failures.append(f"stream {number}: {error}")
                 return
+
+    async def answered(self, count: int, what: str) -> None:
+        """Waits for so many answers. AssertionError as soon as a stream failed."""
+
+        def there() -> bool:
+            assert not self.failures, self.failures
+            return len(self.answers) >= count
+
+        await asyncio.to_thread(until, there, what)
 
     def stop(self) -> None:
         """Asks for nothing new; what runs is heard to its end."""
@@ -55,17 +79,23 @@ class Load:
 
 
 @asynccontextmanager
-async def load(one: Visitor) -> AsyncIterator[Load]:
+async def load(cluster: Cluster, tokens: int = TOKENS) -> AsyncIterator[Load]:
     """Leaves when the last stream has ended. AssertionError when one failed."""
-    made = Load()
+    made = Load(cluster, tokens)
     async with asyncio.TaskGroup() as group:
         for number in range(STREAMS):
-            group.create_task(made.stream(one, number))
+            group.create_task(made.stream(number))
         try:
             yield made
         finally:
             made.stop()
     assert not made.failures, made.failures
+
+
+async def undisturbed(cluster: Cluster, tokens: int = TOKENS) -> list[Ids]:
+    """The answer to each request when nothing else happens."""
+    async with visitor(cluster) as one:
+        return [await answer(one, number, tokens) for number in range(STREAMS)]
 
 
 async def settled(cluster: Cluster, revision: str) -> None:
@@ -83,20 +113,14 @@ async def test_new_weights_take_over_under_load(cluster: Cluster):
     plinth(cluster, "models", "alias", f"{MODEL}:prod", "1")
     plinth(cluster, "models", "serve", f"{MODEL}:prod", "--shards", str(SHARDS))
     await settled(cluster, f"{MODEL}@1")
-    async with visitor(cluster) as one:
-        old = [await answer(one, number) for number in range(STREAMS)]
-        async with load(one) as running:
-            await asyncio.to_thread(
-                until, lambda: len(running.answers) >= STREAMS, "answers of the old weights"
-            )
-            await asyncio.to_thread(plinth, cluster, "models", "alias", f"{MODEL}:prod", "2")
-            await asyncio.to_thread(plinth, cluster, "models", "serve", f"{MODEL}:prod")
-            await settled(cluster, f"{MODEL}@2")
-            seen = len(running.answers)
-            await asyncio.to_thread(
-                until, lambda: len(running.answers) >= seen + 2 * STREAMS, "answers of the new"
-            )
-        new = [await answer(one, number) for number in range(STREAMS)]
+    old = await undisturbed(cluster)
+    async with load(cluster) as running:
+        await running.answered(STREAMS, "answers of the old weights")
+        await asyncio.to_thread(plinth, cluster, "models", "alias", f"{MODEL}:prod", "2")
+        await asyncio.to_thread(plinth, cluster, "models", "serve", f"{MODEL}:prod")
+        await settled(cluster, f"{MODEL}@2")
+        await running.answered(len(running.answers) + 2 * STREAMS, "answers of the new")
+    new = await undisturbed(cluster)
     assert all(len(ids) == TOKENS for ids in [*old, *new])
     assert all(before != after for before, after in zip(old, new, strict=True))
     wrong = [n for n, ids in running.answers if ids not in (old[n], new[n])]
@@ -104,3 +128,33 @@ async def test_new_weights_take_over_under_load(cluster: Cluster):
     # Both revisions were asked under load, and the last answers are the new one's.
     assert any(ids == old[n] for n, ids in running.answers)
     assert all(ids == new[n] for n, ids in running.answers[-STREAMS:])
+
+
+STAGES = ("tokenizer", "trainer", "reward", "coordinator", "reconciler", "inference")
+NEWER, LONG = "0.1.0-next", 256
+
+
+async def versions(cluster: Cluster) -> set[str]:
+    """Of the code that all stages' replicas run."""
+    return {r.fields["version"] for stage in STAGES for r in await replicas(cluster, stage)}
+
+
+async def test_new_code_takes_over_under_load(cluster: Cluster):
+    """Every pod but Redis's is replaced, all sets at once as after `helm upgrade`: Ray's head, each
+    stage, both shards, the gateway. An answer takes longer than a shard's drain."""
+    expected = await undisturbed(cluster, LONG)
+    assert await versions(cluster) == {VERSION}
+    gone = [pod for pod in cluster.pods if pod.pod.component != "redis"]
+    with images_of(NEWER):
+        async with load(cluster, LONG) as running:
+            await running.answered(1, "an answer of the old code")
+            await asyncio.to_thread(cluster.upgrade, of_version(cluster, NEWER))
+            await running.answered(len(running.answers) + 2 * STREAMS, "answers of the new code")
+        assert not [pod.name for pod in gone if pod in cluster.pods]
+        assert all(await asyncio.to_thread(pod.ready) for pod in cluster.pods)
+        assert await versions(cluster) == {NEWER}
+        assert await undisturbed(cluster, LONG) == expected
+    wrong = [n for n, ids in running.answers if ids != expected[n]]
+    assert not wrong, f"of {len(running.answers)} answers these are others: {wrong}"
+    # Some were cut off in the middle and went on at another shard, under the new gateway at least.
+    assert resumed(cluster.of("gateway")[0].address) > 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -167,3 +169,30 @@ async def test_a_request_that_kills_shards_does_not_go_round_for_ever(
             await client.chat.completions.create(model="chat", messages=ASK)
         assert caught.value.code == "shards_lost"
         assert sum(len(shard.requests) for shard in stack.shards.values()) <= 5
+
+
+async def test_a_request_whose_revision_is_replaced_before_its_first_token_gets_the_new_one(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    """It was prepared for chat@1, whose only shard drains; chat@2 takes the name meanwhile."""
+    async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
+        stack.shard.draining = True
+        before = await booked(stack, "chat@1")
+        asking = asyncio.create_task(streamed(client, 2, tokens=20))
+        await until(lambda: len(stack.shard.requests) >= 2, timeout_s=15)
+        new = Shard(digest="sha256:" + "cd" * 32)
+        await stack.add_shard("successor", new, artifact="chat@2")
+        await stack.replicas["shard-0"].stop()
+        assert await asking == script_text(2, 0, 20)
+        assert [r.binding.weights_digest for r in new.requests] == [new.digest]
+        assert await booked(stack, "chat@2") == {"ok": 1}
+        assert await booked(stack, "chat@1") == before  # nor is it the old one's failure
+
+
+async def booked(stack: Stack, revision: str) -> dict[str, float]:
+    """Requests by outcome that count as that revision's."""
+    async with httpx.AsyncClient() as client:
+        page = (await client.get(f"{stack.url}/metrics")).text
+    line = r'^plinth_revision_requests_total\{model="chat",outcome="(\w+)",revision="%s"\} (\S+)$'
+    found = re.findall(line % revision, page, re.MULTILINE)
+    return {outcome: float(count) for outcome, count in found}

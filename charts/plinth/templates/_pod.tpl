@@ -32,7 +32,8 @@ spec:
   {{- if eq $svc.kind "gateway" }}
   terminationGracePeriodSeconds: {{ add $svc.drainSeconds 20 }}
   {{- else }}
-  terminationGracePeriodSeconds: {{ add $svc.drainSeconds 45 }}
+  # Before the drain, its hook may wait 60 s: for another replica, and for Ray's head.
+  terminationGracePeriodSeconds: {{ add $svc.drainSeconds 105 }}
   {{- end }}
   {{- include "plinth.scheduling" (dict "root" $root "svc" $svc) | nindent 2 }}
   {{- if and $static (eq $svc.kind "ray") (ne $svc.name "head") }}
@@ -81,7 +82,19 @@ spec:
       {{- else if ne $svc.name "head" }}
       lifecycle:
         preStop:
-          exec: {command: [python, -m, plinth.cluster.node_drain, --timeout, {{ $svc.drainSeconds | quote }}]}
+          exec:
+            command:
+              - python
+              - -m
+              - plinth.cluster.node_drain
+              - --timeout
+              - {{ $svc.drainSeconds | quote }}
+              {{- if $svc.replica }}
+              - --stage
+              - {{ $svc.stage }}
+              - --replicas
+              - {{ default 1 $svc.replicas | quote }}
+              {{- end }}
       {{- end }}
       resources:
         {{- include "plinth.resources" $svc | nindent 8 }}

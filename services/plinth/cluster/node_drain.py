@@ -1,25 +1,35 @@
 """Empties the Ray node of this pod before the pod ends: `python -m plinth.cluster.node_drain`.
 
-A preStop hook: Ray is told that the node drains, so Serve starts successors elsewhere (where there
-is room) and then lets the replicas here drain; this waits until the stage's health port is silent.
-Streams that a replica could not finish go on at another shard, by the gateway.
+A preStop hook, in two steps. A replica that is not the only one by its deployment first waits for
+another: pods are replaced one after the other, and the last one's successor may still load. Then
+Ray is told that the node drains, so Serve starts successors elsewhere (where there is room) and
+lets the replica here drain; this waits until the stage's health port is silent. An upgrade replaces
+Ray's head as well, at the same time: the replica goes on without it, and so this waits for it.
+Streams that a shard could not finish go on at another, by the gateway.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
-from plinth.shared.errors import Unavailable
-from plinth.shared.settings import load_settings
+from plinth.shared.connection import connect
+from plinth.shared.errors import PlinthError, Unavailable
+from plinth.shared.registry import Registry, Replica
+from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import configure_logging, get_logger
 
 POLL_S = 0.5
 GCS_TIMEOUT_S = 10.0
+# For another replica and for Ray's head together, before the drain's own time begins. Bounded: when
+# all of a release ends, neither comes back. The chart's grace has room for it.
+PATIENCE_S = 60.0
 _log = get_logger("plinth.cluster.node_drain")
 
 
@@ -40,6 +50,56 @@ def wait_silent(
         if time.monotonic() >= end:
             return False
         pause(POLL_S)
+
+
+def held_here_alone(replicas: Iterable[Replica], wanted: Mapping[str, int], host: str) -> set[str]:
+    """What a replica on `host` holds and no other, though several are `wanted`: models of shards,
+    the stage's own name of all others. What has one replica by its deployment is nothing to wait
+    for."""
+    here: set[str] = set()
+    elsewhere: set[str] = set()
+    for replica in replicas:
+        shard = replica.stage == "inference"
+        names = {str(held["model"]) for held in replica.bindings} if shard else {replica.stage}
+        where = here if replica.address.rpartition(":")[0].strip("[]") == host else elsewhere
+        where.update(names)
+    return {name for name in here - elsewhere if wanted.get(name, 1) > 1}
+
+
+async def await_others(
+    settings: Settings, stage: str, replicas: int, host: str, timeout_s: float
+) -> bool:
+    """Whether `host` came to hold nothing of `stage` alone within `timeout_s`. True too when Redis
+    is away: nobody can say then. replicas: of the stage by the chart; of shards the reconciler
+    tells."""
+    if settings.redis_url is None:
+        return True
+    redis = connect(settings.redis_url.get_secret_value())
+    try:
+        registry, end = Registry(redis), time.monotonic() + timeout_s
+        while True:
+            wanted = {stage: replicas, **_shards(await registry.replicas("reconciler"))}
+            alone = held_here_alone(await registry.replicas(stage), wanted, host)
+            if not alone:
+                return True
+            if time.monotonic() >= end:
+                _log.warning("no other came", held_here_alone=sorted(alone), seconds=timeout_s)
+                return False
+            await asyncio.sleep(POLL_S)
+    except PlinthError as error:
+        _log.warning("not known who else is there", error=error.message)
+        return True
+    finally:
+        await redis.aclose()
+
+
+def _shards(reconcilers: Iterable[Replica]) -> dict[str, int]:
+    """Shards that each model is to have, as the reconciler announces it."""
+    return {
+        str(model["name"]): int(model["shards"])
+        for one in reconcilers
+        for model in json.loads(one.fields.get("models", "[]"))
+    }
 
 
 def drain_this_node(address: str, node_ip: str, deadline_s: float) -> str:
@@ -71,20 +131,46 @@ def drain_this_node(address: str, node_ip: str, deadline_s: float) -> str:
     return str(node_id)
 
 
+def drain_once_answered(
+    address: str,
+    node_ip: str,
+    deadline_s: float,
+    give_up: float,
+    *,
+    pause: Callable[[float], None] = time.sleep,
+) -> str:
+    """As `drain_this_node`, asked again until `give_up` (of time.monotonic()) while GCS is away."""
+    while True:
+        try:
+            return drain_this_node(address, node_ip, deadline_s)
+        except Exception as error:  # of Ray's client too
+            if time.monotonic() >= give_up:
+                raise
+            _log.info("Ray's head does not take it yet", error=f"{type(error).__name__}: {error}")
+        pause(POLL_S)
+
+
 def main(arguments: list[str]) -> int:
     """0 when the node is empty. 1: not in time, or Ray is away; the pod ends all the same."""
     parser = argparse.ArgumentParser(prog="plinth.cluster.node_drain")
-    parser.add_argument("--timeout", type=float, required=True, help="seconds")
-    timeout_s = parser.parse_args(arguments).timeout
+    parser.add_argument("--timeout", type=float, required=True, help="of the drain, in seconds")
+    parser.add_argument("--patience", type=float, default=PATIENCE_S, help="before it, in seconds")
+    parser.add_argument("--stage", default="", help="of the replica here; none: nobody waits")
+    parser.add_argument("--replicas", type=int, default=1, help="of that stage, by the chart")
+    asked = parser.parse_args(arguments)
     settings = load_settings()
     configure_logging(settings, "drain")
+    head, host = os.environ["RAY_ADDRESS"], os.environ["POD_IP"]
+    give_up = time.monotonic() + asked.patience
+    if asked.stage:
+        asyncio.run(await_others(settings, asked.stage, asked.replicas, host, asked.patience))
     try:
-        node = drain_this_node(os.environ["RAY_ADDRESS"], os.environ["POD_IP"], timeout_s)
+        node = drain_once_answered(head, host, asked.timeout, give_up)
     except Exception as error:  # noqa: BLE001  (of Ray's client too: the pod ends in any case)
         _log.warning("not drained", error=f"{type(error).__name__}: {error}")
         return 1
-    _log.info("draining", node=node, seconds=timeout_s)
-    empty = wait_silent(settings.health_port, timeout_s, host=os.environ["POD_IP"])
+    _log.info("draining", node=node, seconds=asked.timeout)
+    empty = wait_silent(settings.health_port, asked.timeout, host=host)
     _log.info("drained" if empty else "not empty in time", node=node)
     return 0 if empty else 1
 

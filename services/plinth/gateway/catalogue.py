@@ -75,13 +75,12 @@ class Catalogue:
             field="model",
         )
 
-    async def others(self, model: ServedModel) -> set[str]:
-        """Ids of replicas that don't hold these very weights for this name."""
-        return {
-            replica.id
-            for replica in await self._registry.replicas(STAGE)
-            if held_as(replica, model) is None
-        }
+    async def replaced(self, model: ServedModel) -> bool:
+        """Whether nobody holds these very weights any more, and somebody others of this name."""
+        replicas = await self._registry.replicas(STAGE)
+        if any(held_as(replica, model) is not None for replica in replicas):
+            return False
+        return any(one.name == model.name for one in served(replicas))
 
     def _remember(self, models: Iterable[ServedModel]) -> None:
         now = time.monotonic()
@@ -115,8 +114,11 @@ def served(replicas: Iterable[Replica]) -> list[ServedModel]:
     return [best[name] for name in sorted(best)]
 
 
-def _rank(model: ServedModel) -> tuple[int, str, str]:
-    return (model.ready_shards, model.artifact, model.weights_digest)
+def _rank(model: ServedModel) -> tuple[int, int, str]:
+    """Of revisions that as many shards hold, the newest: chat@10 before chat@9."""
+    version = model.artifact.rpartition("@")[2]
+    number = int(version) if version.isdecimal() else 0
+    return (model.ready_shards, number, model.weights_digest)
 
 
 def _bindings(replica: Replica) -> list[ServedModel]:

@@ -10,7 +10,7 @@ from contextlib import aclosing, contextmanager
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import Catalogue
 from plinth.gateway.chooser import Chooser
-from plinth.gateway.failover import Shards
+from plinth.gateway.failover import Replaced, Shards
 from plinth.gateway.generation import Generator, Prepared, TextEvent, TextRequest, merged
 from plinth.gateway.keys import Keyring, KeyStore
 from plinth.gateway.live_preferences import LivePreferences, Witness
@@ -33,6 +33,7 @@ from plinth.shared.telemetry import get_logger
 _log = get_logger("plinth.gateway")
 LEASE_SLACK_S = 60.0
 PING_S = 2.0
+MAX_REPLACED = 4  # revisions that may go before one request's first token
 
 
 class Session:
@@ -111,6 +112,9 @@ class Session:
         """Takes note of what the revision is to blame for."""
         try:
             yield
+        except Replaced:  # nobody's fault; it counts where it is answered
+            self._outcome = "refused"
+            raise
         except PlinthError as error:
             self._outcome = "error" if at_fault(error) else "refused"
             raise
@@ -220,22 +224,39 @@ class Desk:
         try:
             if selection is not None:
                 await self.chooser.check(principal, selection)
-            choice = await self.revisions.choose(asked.model, principal, asked.user)
-            try:
-                return await self._begun(principal, requests, admission, choice)
-            except PlinthError as error:
-                if choice.otherwise is None or not falls_back(error):
-                    raise
-                _log.warning(
-                    "the canary can't answer; the stable revision does",
-                    canary=choice.model.artifact,
-                    reason=error.message,
-                )
-                instead = Choice(choice.otherwise, choice.canary, "stable")
-                return await self._begun(principal, requests, admission, instead)
+            for left in reversed(range(MAX_REPLACED)):
+                choice = await self.revisions.choose(asked.model, principal, asked.user)
+                try:
+                    return await self._begun_or_instead(principal, requests, admission, choice)
+                except Replaced as error:
+                    if not left:
+                        raise
+                    _log.info("a request chooses its revision again", reason=error.message)
+            raise AssertionError("the last turn returns or raises")
         except BaseException:
             admission.close()
             raise
+
+    async def _begun_or_instead(
+        self,
+        principal: Principal,
+        requests: Sequence[TextRequest],
+        admission: Admission,
+        choice: Choice,
+    ) -> Session:
+        """As `_begun`, with the stable revision where a canary can't begin."""
+        try:
+            return await self._begun(principal, requests, admission, choice)
+        except PlinthError as error:
+            if choice.otherwise is None or not falls_back(error):
+                raise
+            _log.warning(
+                "the canary can't answer; the stable revision does",
+                canary=choice.model.artifact,
+                reason=error.message,
+            )
+            instead = Choice(choice.otherwise, choice.canary, "stable")
+            return await self._begun(principal, requests, admission, instead)
 
     async def _begun(
         self,

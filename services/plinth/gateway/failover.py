@@ -37,6 +37,12 @@ POLL_S = 0.2  # for a shard to come (back)
 MAX_LOSSES = 8  # shards lost by one answer, refused connections not counted
 MAX_LOSSES_WITHOUT_TOKEN = 4  # so that a request that kills shards doesn't kill them all
 
+
+class Replaced(Unavailable):
+    """Before an answer's first token its weights went, and others came under the same name: whoever
+    asks for that name, rather than for these weights, asks anew."""
+
+
 _CANCELLED = common_pb2.FINISH_REASON_CANCELLED
 _log = get_logger("plinth.gateway")
 
@@ -89,7 +95,8 @@ class Shards:
         """Messages of the shards in order; the last one, and no other, has a finish reason.
 
         Closing the generator cancels the shard's call at once. Raises the shard's error where
-        another shard would answer the same, and Unavailable when none came in time.
+        another shard would answer the same, Unavailable when none came in time, and Replaced when
+        none will come.
         """
         made: list[int] = []
         patience_s = 0.0 if order.impatient else self._patience_s
@@ -101,7 +108,7 @@ class Shards:
                     weights_digest=order.model.weights_digest,
                 )
                 return
-            replica = await self._find(order.model, search)
+            replica = await self._find(order, search)
             channel = self._clients.channel(replica, order.principal)
             call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(
                 order.request(
@@ -139,13 +146,25 @@ class Shards:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             self._clients.refused(replica)
 
-    async def _find(self, model: ServedModel, search: _Search) -> Replica:
+    async def _find(self, order: Order, search: _Search) -> Replica:
         """A shard of these weights; waits for one as long as the search has patience."""
+
+        def fits(replica: Replica) -> bool:
+            return held_as(replica, order.model) is not None
+
         while True:
             try:
-                exclude = await self._catalogue.others(model) | search.avoided()
-                return await self._clients.pick(STAGE, exclude=exclude)
+                return await self._clients.pick(STAGE, fits=fits, exclude=search.avoided())
             except Unavailable as error:
+                # An impatient one has somewhere else to go, and tells of the want.
+                new = not (search.spoke or order.impatient)
+                if new and await self._catalogue.replaced(order.model):
+                    raise Replaced(
+                        f"{order.model.artifact} is served no more, another revision of"
+                        f" {order.model.name!r} is",
+                        reason="REVISION_REPLACED",
+                        retry_after_s=1.0,
+                    ) from error
                 search.check(error)
             await asyncio.sleep(POLL_S)
 
@@ -162,7 +181,7 @@ class _Search:
         self._full: set[str] = set()
         self._losses = 0
         self._idle_losses = 0
-        self._spoke = False
+        self.spoke = False  # whether any message came
         self.attempts = 0
         self.cause: PlinthError | None = None
 
@@ -181,7 +200,7 @@ class _Search:
 
     def progress(self, tokens: int) -> None:
         """A message arrived."""
-        self._spoke = True
+        self.spoke = True
         if tokens:
             self._idle_losses = 0
             self._patience_s = self._resume_s

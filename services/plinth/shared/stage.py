@@ -27,6 +27,7 @@ from plinth.shared.settings import Settings
 from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger, start_metrics_server
+from plinth.shared.version import VERSION
 
 _log = get_logger("plinth.stage")
 
@@ -205,6 +206,7 @@ class RunningStage:
             fields = {
                 **self.front.announcement(),
                 "metrics": self._metrics_address,
+                "version": VERSION,
                 "beat": str(self._beats),
             }
         except Exception as error:  # noqa: BLE001 - an unhealthy front must not end the heartbeat

@@ -16,7 +16,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version as package_version
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, TypeAlias
@@ -27,6 +26,7 @@ from plinth.shared.errors import Aborted, DataLoss, InvalidArgument, NotFound
 from plinth.shared.manifest import MANIFEST, SCHEMA, Reference, check_name
 from plinth.shared.record_log import RecordLog
 from plinth.shared.storage import Storage, Tree, open_storage
+from plinth.shared.version import CODE_VERSION
 from plinth.v1 import common_pb2
 
 ANY: Final = -1
@@ -119,7 +119,7 @@ class ArtifactStore:
             "input_digest": input_digest,
             "license": license,
             "extra": dict(extra or {}),
-            "code_version": f"plinth-llm {package_version('plinth-llm')}",
+            "code_version": CODE_VERSION,
             "created_unix_ms": time.time_ns() // 1_000_000,
         }
         manifests.canonical_json(description)  # refuse what is no JSON before copying gigabytes

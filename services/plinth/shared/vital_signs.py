@@ -14,11 +14,13 @@ from plinth.shared.errors import PlinthError
 from plinth.shared.rpc import tls
 from plinth.shared.settings import Settings
 from plinth.shared.telemetry import gauge
+from plinth.shared.version import VERSION
 
 HEALTHY = gauge("stage_healthy", "1 while the stage calls itself well, 0 while not.", ["stage"])
 REDIS_REACHABLE = gauge(
     "redis_reachable", "1 while Redis takes this process's word, 0 while it does not.", ["stage"]
 )
+_BUILD = gauge("build_info", "1: the version of Plinth that this process runs.", ["version"])
 _CERTIFICATE = gauge(
     "tls_certificate_expiry_timestamp_seconds",
     "When the certificate on the disk expires, in Unix time; 0 for one that can't be read.",
@@ -32,6 +34,7 @@ _STORE_FREE = gauge(
 
 def watch(settings: Settings) -> None:
     """From now on each scrape looks at the certificate and at the disk of the store, if any."""
+    _BUILD.labels(VERSION).set(1)
     if (certificate := settings.tls.certificate) is not None:
         _CERTIFICATE.labels(str(certificate)).set_function(lambda: _expiry(certificate))
     store = settings.store()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +15,8 @@ import pytest
 from plinth.cluster import node_drain
 from plinth.cluster.ports import free_port
 from plinth.shared.errors import Unavailable
+from plinth.shared.registry import Registry, Replica
+from plinth.shared.settings import load_settings
 
 ALIVE, DEAD = 0, 1
 
@@ -81,4 +86,91 @@ def test_the_hook_ends_with_what_became_of_it(
     gcs(Gcs({"aa": ("127.0.0.1", ALIVE)}))
     assert node_drain.main(["--timeout", "1"]) == 0
     gcs(Gcs({}))
-    assert node_drain.main(["--timeout", "1"]) == 1, "the pod ends all the same, and says so"
+    assert node_drain.main(["--timeout", "1", "--patience", "0"]) == 1, (
+        "the pod ends all the same, and says so"
+    )
+
+
+def shard(address: str, model: str) -> Replica:
+    return Replica("inference", address, address, {"bindings": bindings(model)})
+
+
+def bindings(*models: str) -> str:
+    return json.dumps([{"model": name} for name in models])
+
+
+HERE, THERE = "10.0.0.1:50051", "10.0.0.2:50051"
+
+
+@pytest.mark.parametrize(
+    ("shards", "wanted", "alone"),
+    [
+        ([(HERE, "chat")], {"chat": 2}, {"chat"}),
+        ([(HERE, "chat")], {"chat": 1}, set()),
+        ([(HERE, "chat")], {}, set()),
+        ([(HERE, "chat"), (THERE, "chat")], {"chat": 2}, set()),
+        ([(HERE, "chat"), (THERE, "code")], {"chat": 2}, {"chat"}),
+        ([(HERE, "chat"), ("10.0.0.1:2", "chat")], {"chat": 2}, {"chat"}),
+        ([(THERE, "chat")], {"chat": 2}, set()),
+        ([("[fd00::1]:50051", "chat")], {"chat": 2}, set()),
+    ],
+)
+def test_a_shard_is_alone_where_no_other_address_holds_its_model(
+    shards: list[tuple[str, str]], wanted: dict[str, int], alone: set[str]
+) -> None:
+    listed = [shard(address, model) for address, model in shards]
+    assert node_drain.held_here_alone(listed, wanted, "10.0.0.1") == alone
+
+
+def test_an_address_of_the_sixth_version_is_known_in_its_brackets() -> None:
+    alone = node_drain.held_here_alone([shard("[fd00::1]:1", "chat")], {"chat": 2}, "fd00::1")
+    assert alone == {"chat"}
+
+
+def test_a_stage_without_models_is_what_its_replicas_hold() -> None:
+    one, two = (Replica("tokenizer", address, address) for address in (HERE, THERE))
+    assert node_drain.held_here_alone([one], {"tokenizer": 2}, "10.0.0.1") == {"tokenizer"}
+    assert node_drain.held_here_alone([one, two], {"tokenizer": 2}, "10.0.0.1") == set()
+    assert node_drain.held_here_alone([one], {"tokenizer": 1}, "10.0.0.1") == set()
+
+
+def test_a_head_that_is_replaced_too_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Exception | str] = [Unavailable("no head"), RuntimeError("still none"), "cc"]
+
+    def ask(address: str, node_ip: str, deadline_s: float) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(node_drain, "drain_this_node", ask)
+    end = time.monotonic() + 30
+    drain = partial(node_drain.drain_once_answered, "head", "10.0.0.1", 60, pause=lambda _: None)
+    assert drain(end) == "cc"
+    answers = [Unavailable("no head")]
+    with pytest.raises(Unavailable):
+        drain(0.0)
+
+
+async def test_a_pod_waits_for_another_shard_of_its_model(
+    redis_server: str, redis_client: Any
+) -> None:
+    registry, settings = Registry(redis_client), load_settings(redis_url=redis_server)
+    models = json.dumps([{"name": "chat", "shards": 2}])
+    await registry.announce("reconciler", "r", "10.0.0.9:1", {"models": models})
+    await registry.announce("inference", "a", "10.0.0.1:1", {"bindings": bindings("chat")})
+    asked = (settings, "inference", 1, "10.0.0.1")
+    assert not await node_drain.await_others(*asked, 0.0)
+    waiting = asyncio.create_task(node_drain.await_others(*asked, 30))
+    await registry.announce("inference", "b", "10.0.0.2:1", {"bindings": bindings("chat")})
+    assert await waiting
+    await registry.announce("tokenizer", "t", "10.0.0.1:1", {})
+    assert not await node_drain.await_others(settings, "tokenizer", 2, "10.0.0.1", 0.0)
+    assert await node_drain.await_others(settings, "tokenizer", 1, "10.0.0.1", 0.0)
+
+
+async def test_nobody_waits_for_a_redis_that_is_away() -> None:
+    settings = load_settings(redis_url=f"redis://127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    assert await node_drain.await_others(settings, "inference", 1, "10.0.0.1", 60)
+    assert time.monotonic() - began < 30

@@ -64,10 +64,26 @@ async def test_a_model_whose_shard_just_went_is_still_known_but_not_listed() -> 
     assert caught.value.reason == "MODEL_NOT_FOUND"
 
 
-async def test_other_weights_of_the_same_name_are_not_resumed_on() -> None:
-    registry = Listed(replica("a", "chat", "chat@1", "x"), replica("b", "chat", "chat@2", "y"))
+async def test_a_revision_is_replaced_once_only_others_of_its_name_are_held() -> None:
+    old, new = replica("a", "chat", "chat@1", "x"), replica("b", "chat", "chat@2", "y")
+    registry = Listed(old, new)
     catalogue = Catalogue(registry)  # type: ignore[arg-type]
-    assert await catalogue.others(ServedModel("chat", "chat@1", "x", 64)) == {"b"}
+    first = ServedModel("chat", "chat@1", "x", 64)
+    assert not await catalogue.replaced(first)
+    registry.listed = [replica("a", "chat.canary", "chat@1", "x"), new]
+    assert not await catalogue.replaced(first)
+    registry.listed = []  # its shard is being restarted, for all that one knows
+    assert not await catalogue.replaced(first)
+    registry.listed = [replica("c", "other", "other@1", "z")]
+    assert not await catalogue.replaced(first)
+    registry.listed = [new]
+    assert await catalogue.replaced(first)
+
+
+async def test_of_revisions_held_equally_the_newest_answers() -> None:
+    registry = Listed(replica("a", "chat", "chat@9", "x"), replica("b", "chat", "chat@10", "a"))
+    catalogue = Catalogue(registry)  # type: ignore[arg-type]
+    assert (await catalogue.get("chat")).artifact == "chat@10"
 
 
 def test_tenants_beyond_the_first_share_a_label(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,12 +29,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
-# What recording rules make, and the labels that their `by` leaves.
-RECORDED = {
-    rule["record"]: frozenset(re.findall(r"by \((\w+)\)", rule["expr"]))
-    for rule in rules()
-    if "record" in rule
-}
+RECORDED = exported.recorded(rules())
 
 
 def promtool(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -102,6 +97,14 @@ def test_every_alert_has_a_runbook(alert: str) -> None:
     assert places == sorted(places)
     look = text[places[1] : places[2]]
     assert re.search(r"On a laptop:\n\n```sh\n.+In a cluster:\n\n```sh\n.*kubectl", look, re.S)
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_a_runbook_says_when_its_alert_has_nothing_to_look_at(alert: str) -> None:
+    """A query without data is silent as one at rest is: who looks at night must know which."""
+    text = " ".join((RUNBOOKS / f"{alert}.md").read_text().split())
+    said = re.findall(r"No data until (.+?)\.(?= |$)", text)
+    assert set(said) == exported.conditions(ALERTS[alert]["expr"], rules())
 
 
 def test_every_runbook_has_an_alert_and_a_line_in_the_list() -> None:

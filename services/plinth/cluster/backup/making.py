@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version as package_version
 from typing import IO, Any
 
 from plinth.cluster.backup import checkpoints, redis_state, store_copy
@@ -24,6 +23,7 @@ from plinth.shared import keys, manifest
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import Settings
 from plinth.shared.storage import open_storage
+from plinth.shared.version import CODE_VERSION
 
 SECRETS = (
     "API keys are here as SHA-256 hashes, by which they can be checked and not used. The data "
@@ -94,7 +94,7 @@ def _facts(
     taken: Taken, state: store_copy.StoreState, found: list[checkpoints.Checkpoint]
 ) -> dict[str, Any]:
     return {
-        "code_version": f"plinth-llm {package_version('plinth-llm')}",
+        "code_version": CODE_VERSION,
         "taken_unix_ms": taken.taken_unix_ms,
         "key_schema": keys.SCHEMA,
         "store_schema": manifest.SCHEMA,

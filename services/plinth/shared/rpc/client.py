@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -62,17 +62,25 @@ class StageClients:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def pick(
-        self, stage: str, *, model: str | None = None, exclude: Collection[str] = ()
+        self,
+        stage: str,
+        *,
+        model: str | None = None,
+        fits: Callable[[Replica], bool] | None = None,
+        exclude: Collection[str] = (),
     ) -> Replica:
         """The replica of `stage` with the least waiting, then running, requests.
 
         model: only replicas that hold it, by served name or artifact reference.
+        fits: only replicas of which it is true, where that needs more than a name.
         exclude: ids of replicas not to take (they failed this request already).
         Raises Unavailable when none is left; it says why.
         """
         listed = await self._registry.replicas(stage)
         self._forget_gone(listed)
-        holding = [r for r in listed if model is None or holds(r, model)]
+        holding = [
+            r for r in listed if (model is None or holds(r, model)) and (fits is None or fits(r))
+        ]
         fit = [r for r in holding if r.id not in exclude and not self._was_refused(r.address)]
         if not fit:
             raise _none_left(stage, model, listed, holding)
@@ -194,7 +202,7 @@ def _none_left(
     if not listed:
         what = f"no {stage} replica is up"
     elif not holding:
-        what = f"none of {len(listed)} {stage} replicas holds {model!r}"
+        what = f"none of {len(listed)} {stage} replicas holds {model or 'what is asked for'!r}"
     else:
         what = f"none of {len(holding)} {stage} replicas that could answer can be reached now"
     return Unavailable(what, reason="NO_REPLICA", retry_after_s=1.0, metadata={"stage": stage})
