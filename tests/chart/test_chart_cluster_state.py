@@ -17,13 +17,12 @@ import yaml
 
 import rendering
 
+APPS = {"groupVersion": "apps/v1", "version": "v1"}
 
-@contextmanager
-def cluster(
-    config_maps: list[dict[str, Any]], secrets: dict[str, dict[str, str]] | None = None
-) -> Iterator[str]:
-    """An API server that knows ConfigMaps and Secrets, as far as Helm's `lookup` asks."""
-    resources = [
+
+def listed(**kinds: str) -> list[dict[str, Any]]:
+    """Resources by name, as discovery tells of them."""
+    return [
         {
             "name": name,
             "singularName": "",
@@ -31,13 +30,27 @@ def cluster(
             "kind": kind,
             "verbs": ["get", "list"],
         }
-        for name, kind in (("configmaps", "ConfigMap"), ("secrets", "Secret"))
+        for name, kind in kinds.items()
     ]
+
+
+@contextmanager
+def cluster(
+    config_maps: list[dict[str, Any]],
+    secrets: dict[str, dict[str, str]] | None = None,
+    sets: dict[str, int] | None = None,
+) -> Iterator[str]:
+    """An API server that knows ConfigMaps, Secrets and StatefulSets (by their pods), as far as
+    Helm's `lookup` asks."""
+    core = listed(configmaps="ConfigMap", secrets="Secret")
+    apps = listed(statefulsets="StatefulSet")
+    group = {"name": "apps", "versions": [APPS], "preferredVersion": APPS}
     base = "/api/v1/namespaces/models"
     answers = {
         "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": []},
-        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": resources},
+        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]},
+        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": core},
+        "/apis/apps/v1": {"kind": "APIResourceList", "groupVersion": "apps/v1", "resources": apps},
         "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
         f"{base}/configmaps": {"kind": "ConfigMapList", "apiVersion": "v1", "items": config_maps},
     }
@@ -45,6 +58,13 @@ def cluster(
         metadata = {"name": name, "namespace": "models"}
         secret = {"kind": "Secret", "apiVersion": "v1", "metadata": metadata, "data": data}
         answers[f"{base}/secrets/{name}"] = secret
+    for name, replicas in (sets or {}).items():
+        answers[f"/apis/apps/v1/namespaces/models/statefulsets/{name}"] = {
+            "kind": "StatefulSet",
+            "apiVersion": "apps/v1",
+            "metadata": {"name": name, "namespace": "models"},
+            "spec": {"replicas": replicas},
+        }
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -90,7 +110,7 @@ def rendered_in(url: str, values: dict[str, Any]) -> str:
     ) as connection:
         loaded = chart.Chart.load(str(rendering.CHART))
         made = connection.render(loaded, values, name="demo", namespace="models")
-    return "\n".join(made.values())
+    return "\n---\n".join(text for name, text in made.items() if not name.endswith("NOTES.txt"))
 
 
 def config_map(release_name: str, schema: int, redis: str) -> dict[str, Any]:
@@ -142,6 +162,24 @@ def test_an_upgrade_keeps_the_secrets_and_an_install_makes_new_ones() -> None:
         first, second = (secret_of(rendered_in(url, {})) for _ in range(2))
         assert all(first[key] != second[key] for key in SECRET_KEYS)
         assert all(len(base64.b64decode(first[key])) == 48 for key in SECRET_KEYS)
+
+
+@pytest.mark.parametrize(("there", "kept"), [(None, None), (5, 5), (1, 2), (0, 2)])
+def test_an_upgrade_leaves_pods_to_their_autoscaler(there: int | None, kept: int | None) -> None:
+    """Switched on, it takes over what there is: Kubernetes would set a number that is gone to 1."""
+    values = {
+        "ray": {"mode": "static"},
+        "stages": {"inference": {"pods": 2, "maxPods": 6, "autoscaling": {"enabled": True}}},
+    }
+    sets = {} if there is None else {"demo-plinth-inference": there}
+    with cluster([], sets=sets) as url:
+        found = [one for one in yaml.safe_load_all(rendered_in(url, values)) if one]
+    (stage,) = [
+        one
+        for one in found
+        if one["kind"] == "StatefulSet" and one["metadata"]["name"] == "demo-plinth-inference"
+    ]
+    assert stage["spec"].get("replicas") == kept
 
 
 SECRET_KEYS = ("cluster-token", "auth_token", "redis-password")
