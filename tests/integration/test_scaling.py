@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from plinth.cluster import ray_local
@@ -20,7 +21,7 @@ from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.v1.coordinator_pb2 import Deployment
-from trivial_stack import answering, publish_model, told_models, until
+from trivial_stack import announced, answering, publish_model, told_models, until
 
 
 class Loaded:
@@ -46,6 +47,11 @@ class Loaded:
         staged = self._file.with_suffix(".new")
         staged.write_text(str(ratio))
         staged.replace(self._file)
+
+    def figures(self, stage: str) -> str:
+        """What all of its replicas tell Prometheus."""
+        found = [one.fields["metrics"] for one in announced(self.stack, stage)]
+        return "\n".join(httpx.get(f"http://{where}/metrics").text for where in found)
 
     def ids(self, stage: str, number: int) -> set[str]:
         """Of its replicas, once there are `number`, all of which answer."""
@@ -91,6 +97,10 @@ def test_shards_follow_their_load_between_their_bounds(loaded: Loaded) -> None:
     two = loaded.ids("inference", 2)
     assert first < two
     assert (told(2)["min_shards"], told(2)["max_shards"]) == (1, 2)
+    figures = loaded.figures("reconciler")
+    assert 'plinth_model_shards_wanted{model="chat"} 2.0' in figures
+    assert 'plinth_stage_replicas_wanted{stage="inference"} 2.0' in figures
+    assert 'plinth_stage_load_ratio{stage="inference"} 1.6' in loaded.figures("inference")
     # Two at a third of their target are one too many.
     loaded.load(0.3)
     assert loaded.ids("inference", 1) < two
