@@ -4,7 +4,6 @@ fires its alert."""
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import signal
 import subprocess
@@ -35,7 +34,7 @@ STAGES = ("tokenizer", "trainer", "reward", "inference", "coordinator", "reconci
 
 
 class Prometheus:
-    """A server that scrapes the gateway and whoever is announced."""
+    """A server that asks the gateway for whom to scrape."""
 
     def __init__(self, folder: Path, real: RealStack) -> None:
         self.folder, self.real = folder, real
@@ -53,12 +52,17 @@ class Prometheus:
             "scrape_configs": [
                 {
                     "job_name": "plinth",
-                    "file_sd_configs": [{"files": ["targets.json"], "refresh_interval": "1s"}],
+                    "http_sd_configs": [
+                        {
+                            "url": f"{real.rest}/v1/metrics/targets",
+                            "refresh_interval": "1s",
+                            "authorization": {"credentials": real.key},
+                        }
+                    ],
                 }
             ],
         }
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        self.find_targets()
         with (folder / "log").open("w") as log:
             self.process = subprocess.Popen(
                 [
@@ -70,24 +74,6 @@ class Prometheus:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-
-    def find_targets(self) -> None:
-        """Writes down who is there now, as discovery would."""
-        targets = [("plinth-gateway", self.real.rest.removeprefix("http://"))]
-        for stage in STAGES:
-            for replica in self.real.replicas(stage):
-                targets.append((f"plinth-{stage}", replica.fields["metrics"]))
-        found = [
-            {
-                "targets": [address],
-                # The chart marks stages that may have spare pods, which open no port.
-                "labels": {"job": job, "spares": "yes" if job == "plinth-inference" else ""},
-            }
-            for job, address in targets
-        ]
-        partial = self.folder / "targets.partial"
-        partial.write_text(json.dumps(found))
-        partial.replace(self.folder / "targets.json")
 
     def series(self, expr: str) -> list[dict[str, Any]]:
         """What an instant query gives now; [] too while the server comes up."""
@@ -140,7 +126,6 @@ def test_every_panel_and_alert_finds_its_figures(real: RealStack, prometheus: Pr
     with real.runs() as client:
         client.submit("watched", PIPELINE, {})
         for run in client.watch("watched"):
-            prometheus.find_targets()
             _traffic(real)
             ended = run
     assert ended.state == pb.RUN_STATE_SUCCEEDED, ended.error
@@ -175,5 +160,4 @@ def test_a_killed_shard_fires_its_alert(real: RealStack, prometheus: Prometheus)
     real.kill("ServeReplica:inference")
     until(lambda: prometheus.firing("ShardsMissing"), "ShardsMissing", 60)
     until(lambda: len(real.replicas("inference")) == 2, "the shard's successor")
-    prometheus.find_targets()
     until(lambda: not prometheus.firing("ShardsMissing"), "all is well again", 60)

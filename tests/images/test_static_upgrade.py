@@ -92,10 +92,10 @@ async def load(cluster: Cluster, tokens: int = TOKENS) -> AsyncIterator[Load]:
     assert not made.failures, made.failures
 
 
-async def undisturbed(cluster: Cluster, tokens: int = TOKENS) -> list[Ids]:
-    """The answer to each request when nothing else happens."""
+async def undisturbed(cluster: Cluster, tokens: int = TOKENS, count: int = STREAMS) -> list[Ids]:
+    """The answers to the first `count` requests when nothing else happens."""
     async with visitor(cluster) as one:
-        return [await answer(one, number, tokens) for number in range(STREAMS)]
+        return [await answer(one, number, tokens) for number in range(count)]
 
 
 async def settled(cluster: Cluster, revision: str) -> None:
@@ -131,7 +131,7 @@ async def test_new_weights_take_over_under_load(cluster: Cluster):
 
 
 STAGES = ("tokenizer", "trainer", "reward", "coordinator", "reconciler", "inference")
-NEWER, LONG = "0.1.0-next", 256
+NEWER, LONG = "0.1.0-next", 640
 
 
 async def versions(cluster: Cluster) -> set[str]:
@@ -141,7 +141,8 @@ async def versions(cluster: Cluster) -> set[str]:
 
 async def test_new_code_takes_over_under_load(cluster: Cluster):
     """Every pod but Redis's is replaced, all sets at once as after `helm upgrade`: Ray's head, each
-    stage, both shards, the gateway. An answer takes longer than a shard's drain."""
+    stage, both shards, the gateway. Eight answers at a time take longer than a shard's drain of
+    25 s, so that those are cut off in the middle which were not near their end."""
     expected = await undisturbed(cluster, LONG)
     assert await versions(cluster) == {VERSION}
     gone = [pod for pod in cluster.pods if pod.pod.component != "redis"]
@@ -151,9 +152,10 @@ async def test_new_code_takes_over_under_load(cluster: Cluster):
             await asyncio.to_thread(cluster.upgrade, of_version(cluster, NEWER))
             await running.answered(len(running.answers) + 2 * STREAMS, "answers of the new code")
         assert not [pod.name for pod in gone if pod in cluster.pods]
-        assert all(await asyncio.to_thread(pod.ready) for pod in cluster.pods)
+        for pod in cluster.pods:
+            assert await asyncio.to_thread(pod.ready), pod.name
         assert await versions(cluster) == {NEWER}
-        assert await undisturbed(cluster, LONG) == expected
+        assert await undisturbed(cluster, LONG, 2) == expected[:2]
     wrong = [n for n, ids in running.answers if ids != expected[n]]
     assert not wrong, f"of {len(running.answers)} answers these are others: {wrong}"
     # Some were cut off in the middle and went on at another shard, under the new gateway at least.

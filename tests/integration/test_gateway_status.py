@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from redis.asyncio import Redis
 
@@ -98,3 +99,32 @@ async def test_it_takes_the_scope_of_who_deploys(stack: Stack, redis_client: Red
         await status(stack, plain)
     assert raised.value.code() == grpc.StatusCode.PERMISSION_DENIED
     assert "deployments" in (raised.value.details() or "")
+
+
+async def test_prometheus_is_told_whom_to_scrape(stack: Stack, redis_client: Redis) -> None:
+    """Prometheus 2.28 and later asks this itself; tests/e2e/test_prometheus.py has a real one."""
+    registry = Registry(redis_client, ttl_s=60)
+    await registry.announce("trainer", "t-1", "10.0.0.9:50051", {"metrics": "10.0.0.9:9464"})
+    await registry.announce("inference", "s-1", "10.0.0.8:50051", {"metrics": "10.0.0.8:9464"})
+    url = f"{stack.url}/v1/metrics/targets"
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(url, headers={"Authorization": f"Bearer {stack.key}"})
+        assert answer.headers["content-type"] == "application/json"
+        found = {one["labels"]["job"]: one for one in answer.json()}
+        assert found == {
+            "plinth-gateway": {
+                "targets": [stack.url.removeprefix("http://")],
+                "labels": {"job": "plinth-gateway", "spares": ""},
+            },
+            "plinth-trainer": {
+                "targets": ["10.0.0.9:9464"],
+                "labels": {"job": "plinth-trainer", "spares": "", "replica": "t-1"},
+            },
+            "plinth-inference": {
+                "targets": ["10.0.0.8:9464"],
+                "labels": {"job": "plinth-inference", "spares": "yes", "replica": "s-1"},
+            },
+        }
+        plain, _ = await KeyStore(redis_client).create("team", {"inference"}, "no operator")
+        for headers, status_code in (({}, 401), ({"Authorization": f"Bearer {plain}"}, 403)):
+            assert (await client.get(url, headers=headers)).status_code == status_code

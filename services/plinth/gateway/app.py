@@ -31,6 +31,7 @@ from plinth.gateway.preferences_api import PATHS, add_preferences
 from plinth.gateway.responses import ChatRendering, Choose, CompletionRendering, Rendering
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.gateway.selection import Selection
+from plinth.gateway.targets import targets
 from plinth.shared import tracing
 from plinth.shared.errors import Cancelled, PlinthError, to_openai_body
 from plinth.shared.identity import Principal, call_scope, current_call, new_request_id
@@ -40,11 +41,13 @@ T = TypeVar("T")
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+TARGETS = "/v1/metrics/targets"
 _KNOWN_PATHS = frozenset(
     {"/v1/models", "/v1/chat/completions", "/v1/completions", "/healthz", "/readyz", "/metrics"}
+    | {TARGETS}
     | PATHS
 )
-_QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds
+_QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics", TARGETS})  # asked every few seconds
 _log = get_logger("plinth.gateway")
 
 
@@ -113,6 +116,12 @@ def build_app(desk: Desk) -> FastAPI:
         return _model(await desk.catalogue.get(name))
 
     add_preferences(app, desk, lambda request: _enter(desk, request))
+    _add_conditions(app, desk)
+    return app
+
+
+def _add_conditions(app: FastAPI, desk: Desk) -> None:
+    """How the platform is, for probes and Prometheus."""
 
     @app.get("/healthz", response_model=None)
     async def healthz() -> dict[str, str]:
@@ -127,7 +136,11 @@ def build_app(desk: Desk) -> FastAPI:
     async def metrics_page() -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    return app
+    @app.get(TARGETS, response_model=None)
+    async def scraped(request: Request) -> list[dict[str, Any]]:
+        (await _enter(desk, request)).require("deployments")
+        host, port = request.scope["server"]
+        return await targets(desk.registry, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 async def _enter(desk: Desk, request: Request) -> Principal:

@@ -150,7 +150,7 @@ class Desk:
         self.settings = settings
         self.token = cluster_token(settings)
         self._redis = connect(settings.redis_url.get_secret_value())
-        registry = Registry(self._redis)
+        self.registry = registry = Registry(self._redis)
         self.clients = StageClients(registry, settings, self.token)
         self.catalogue = Catalogue(registry)
         self.keystore = KeyStore(self._redis)

@@ -8,6 +8,7 @@ from pathlib import Path
 import exported
 import make
 import pytest
+import yaml
 from grafana import Panel, Query
 
 BOARDS = list(make.BOARDS.items())
@@ -97,7 +98,10 @@ def test_a_right_query_has_no_faults() -> None:
     assert exported.faults(f"sum by (le, model) ({rate})") == []
 
 
-def test_each_condition_belongs_to_a_query_of_some_panel() -> None:
+def test_each_condition_belongs_to_a_query_of_some_panel_or_rule() -> None:
     asked = [q.expr for board in make.BOARDS.values() for p in board.panels() for q in p.queries]
+    rules = Path(make.__file__).parents[1] / "alerts" / "plinth.rules.yaml"
+    groups = yaml.safe_load(rules.read_text())["groups"]
+    asked += [rule["expr"] for group in groups for rule in group["rules"]]
     for part in exported.APPEARS:
         assert any(part in expr for expr in asked), part
