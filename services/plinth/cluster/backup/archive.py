@@ -1,4 +1,4 @@
-"""Where backups lie: a folder or an fsspec URL, with the store's own guarantees.
+"""Where backups lie: a folder or a URL, with the store's own guarantees.
 
     backups/<id>/manifest.json       created exclusively and last: makes the backup
     backups/<id>/redis.jsonl.gz      Redis state (`redis_state.py`)
