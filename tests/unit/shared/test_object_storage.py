@@ -5,13 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import ssl
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from buckets import ObjectServer
+from certificates import Authority
 from plinth.shared import object_storage
 from plinth.shared.errors import (
     DataLoss,
@@ -291,6 +295,47 @@ def test_a_server_that_is_not_there(
     with pytest.raises(Unavailable, match=rf"{bucket} failed.*127\.0\.0\.1") as told:
         open_storage(bucket)
     assert "\n" not in told.value.message
+
+
+class NoBucket(BaseHTTPRequestHandler):
+    """An S3 that holds nothing."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = b"<Error><Code>NoSuchBucket</Code></Error>"
+        self.send_response(404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("object_server", ["s3"], indirect=True)
+def test_a_certificate_of_ones_own_authority(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    issued = authority.issue("localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued["certificate"], issued["key"])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), NoBucket)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://localhost:{server.server_port}")
+        with pytest.raises(Unavailable):
+            open_storage(bucket)
+        monkeypatch.setenv("SSL_CERT_FILE", str(issued["ca"]))
+        with pytest.raises(FailedPrecondition, match="no such bucket"):
+            open_storage(bucket)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def closed_port() -> int:

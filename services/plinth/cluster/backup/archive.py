@@ -116,7 +116,8 @@ class Archive:
     # -- reading ---------------------------------------------------------------------------
 
     def find(self, id: str | None) -> Backup:
-        """The backup of that id, or the newest. NotFound says what there is."""
+        """The backup of that id, or the newest that still has the name it was made with. NotFound
+        says what there is."""
         ids = self.storage.names("backups")
         finished = self._finished(ids)
         if id is not None and id not in finished:
@@ -132,7 +133,8 @@ class Archive:
                 "`plinth backup`",
                 reason="BACKUP_NOT_FOUND",
             )
-        return self._read(id or finished[-1])
+        newest = [one for one in finished if is_id(one)] or finished
+        return self._read(id or newest[-1])
 
     def finished(self) -> list[Backup]:
         """All finished backups, oldest first. DataLoss: a manifest is damaged, or too new."""
