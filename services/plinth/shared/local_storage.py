@@ -118,6 +118,10 @@ class LocalStorage(Storage):
         finally:
             lock.close()
 
+    def remove(self, path: str) -> None:
+        with storage_errors(self.url):
+            self._at(path).unlink(missing_ok=True)
+
     def remove_tree(self, path: str) -> None:
         with storage_errors(self.url):
             _remove(self._at(path))

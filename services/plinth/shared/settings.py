@@ -294,7 +294,7 @@ class Settings(BaseSettings):
         return self._sources
 
     def store(self) -> str:
-        """fsspec URL of the artifact store."""
+        """URL of the artifact store: file://, s3:// or gs://."""
         return self.store_url or f"file://{self.data_dir / 'store'}"
 
     @property

@@ -1,4 +1,4 @@
-"""Where artifacts and records lie: an fsspec URL with one thing asked of it, create-exclusive.
+"""Where artifacts and records lie: a URL with one thing asked of it, create-exclusive.
 
 Two operations carry everything above. `create` writes one small file that did not exist, whole
 or not at all, and of two rivals exactly one succeeds: versions, alias moves and desired state
@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import errno
 import secrets
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
-
-import fsspec
+from typing import IO, Protocol
 
 from plinth.shared.errors import (
     FailedPrecondition,
@@ -28,9 +25,6 @@ from plinth.shared.errors import (
     ResourceExhausted,
     Unavailable,
 )
-
-# Object stores whose fsspec implementation maps pipe_file(mode="create") to a conditional put.
-CONDITIONAL = frozenset({"memory", "s3", "s3a", "gs", "gcs"})
 
 
 class Tree(Protocol):
@@ -70,6 +64,10 @@ class Storage(ABC):
         makes it `abandoned`: only who knows the records can tell whether one names it."""
 
     @abstractmethod
+    def remove(self, path: str) -> None:
+        """Removes one file; it may be gone already."""
+
+    @abstractmethod
     def remove_tree(self, path: str) -> None:
         """Removes a directory; it may be gone already."""
 
@@ -85,44 +83,67 @@ class Storage(ABC):
         return f"{self.url.rstrip('/')}/{path}"
 
 
+EXCLUSIVE = (
+    "Amazon S3, Google Cloud Storage, MinIO and Cloudflare R2 have it; or use a volume (file://)"
+)
+
+
 def open_storage(url: str) -> Storage:
     """The storage at `url`, probed: FailedPrecondition when it can't create exclusively."""
-    from plinth.shared.local_storage import LocalStorage  # noqa: PLC0415  (it extends this module)
-
     protocol, separator, _ = url.partition("://")
     if not separator:
         raise InvalidArgument(
             f"store URL {url!r} has no protocol: use file:///path, s3://bucket/path or gs://…",
             field="store_url",
         )
-    storage: Storage
-    if protocol in ("file", "local"):
-        storage = LocalStorage(url)
-    elif protocol in CONDITIONAL:
-        storage = RemoteStorage(url)
-    else:
+    if protocol not in ("file", "local", "s3", "gs"):
         raise FailedPrecondition(
             f"the store {protocol}:// can't create a file exclusively, so two writers could "
-            f"overwrite each other: use one of file, {', '.join(sorted(CONDITIONAL))}",
+            "overwrite each other: use one of file, s3, gs",
             reason="STORE_NOT_EXCLUSIVE",
             field="store_url",
         )
+    storage = _local(url) if protocol in ("file", "local") else _in_a_bucket(url)
     _probe(storage)
     return storage
+
+
+# (both extend this module, and a bucket's client is a package of an extra)
+
+
+def _local(url: str) -> Storage:
+    from plinth.shared.local_storage import LocalStorage  # noqa: PLC0415
+
+    return LocalStorage(url)
+
+
+def _in_a_bucket(url: str) -> Storage:
+    try:
+        from plinth.shared.object_storage import ObjectStorage  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "obstore":
+            raise
+        raise FailedPrecondition(
+            "a store in a bucket needs a package that is not installed: "
+            "pip install 'plinth-llm[object-stores]'",
+            reason="STORE_PACKAGE_MISSING",
+            field="store_url",
+        ) from error
+    return ObjectStorage(url)
 
 
 def _probe(storage: Storage) -> None:
     """Creates one file twice; the second time must be refused. Leaves nothing behind."""
     folder = f".probe-{secrets.token_hex(8)}"
+    first = storage.create(f"{folder}/once", b"1")
     try:
-        first = storage.create(f"{folder}/once", b"1")
         second = storage.create(f"{folder}/once", b"2")
     finally:
         storage.remove_tree(folder)
     if not first or second:
         raise FailedPrecondition(
             f"the store {storage.url} let one file be created twice: it has no conditional "
-            "create, and two writers could overwrite each other",
+            f"create, and two writers could overwrite each other; {EXCLUSIVE}",
             reason="STORE_NOT_EXCLUSIVE",
             field="store_url",
         )
@@ -169,101 +190,3 @@ def storage_errors(url: str) -> Iterator[None]:
                 f"no permission on the store {url}: {error}", reason="STORE_PERMISSION"
             ) from error
         raise Unavailable(f"the store {url} failed: {error}", reason="STORE_FAILED") from error
-
-
-class RemoteStorage(Storage):
-    """An object store. A tree is written in place, under a name that no record knows yet.
-
-    What a killed writer leaves there stays until somebody deletes it: object stores have no
-    locks by which a dead writer could be told from a slow one.
-    """
-
-    # fsspec's memory:// checks and creates in two steps; one lock makes them one.
-    _memory_lock = threading.Lock()
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self._failed: list[str] = []
-        self._is_memory = url.startswith("memory://")
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except ImportError as error:
-            raise FailedPrecondition(
-                f"the store {url} needs a package that is not installed: {error}",
-                reason="STORE_PACKAGE_MISSING",
-                field="store_url",
-            ) from error
-
-    def _at(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{check_path(path)}"
-
-    def create(self, path: str, data: bytes) -> bool:
-        with storage_errors(self.url):
-            try:
-                if self._is_memory:
-                    with self._memory_lock:
-                        self._fs.pipe_file(self._at(path), data, mode="create")
-                else:
-                    self._fs.pipe_file(self._at(path), data, mode="create")
-            except FileExistsError:
-                return False
-        return True
-
-    def read(self, path: str) -> bytes:
-        with storage_errors(self.url):
-            return bytes(self._fs.cat_file(self._at(path)))
-
-    def open(self, path: str) -> IO[bytes]:
-        with storage_errors(self.url):
-            if self._is_memory and not self._fs.exists(self._at(path)):
-                raise FileNotFoundError(path)
-            file: IO[bytes] = self._fs.open(self._at(path), "rb")
-            return file
-
-    def names(self, path: str) -> list[str]:
-        with storage_errors(self.url):
-            try:
-                found = self._fs.ls(self._at(path), detail=False)
-            except FileNotFoundError:
-                return []
-        names = {str(entry).rstrip("/").rpartition("/")[2] for entry in found}
-        return sorted(name for name in names if name and not name.startswith("."))
-
-    @contextmanager
-    def new_tree(self, path: str) -> Iterator[Tree]:
-        tree = _RemoteTree(self._fs, self._at(path), self.url)
-        try:
-            yield tree
-        except BaseException:
-            self._failed.append(path)
-            raise
-
-    def remove_tree(self, path: str) -> None:
-        with storage_errors(self.url):
-            if self._fs.exists(self._at(path)):
-                self._fs.rm(self._at(path), recursive=True)
-
-    def abandoned(self) -> Iterator[str]:
-        while self._failed:
-            yield self._failed.pop()
-
-    def local(self, path: str) -> Path | None:
-        return None
-
-
-class _RemoteTree:
-    def __init__(self, fs: Any, root: str, url: str) -> None:
-        self._fs = fs
-        self._root = root
-        self._url = url
-
-    def write(self, path: str, chunks: Iterable[bytes]) -> None:
-        with (
-            storage_errors(self._url),
-            self._fs.open(f"{self._root}/{check_path(path)}", "wb") as f,
-        ):
-            for chunk in chunks:
-                f.write(chunk)
-
-    def commit(self) -> None:
-        """Nothing to do: the files are there, and the record that names them follows."""

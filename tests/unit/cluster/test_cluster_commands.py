@@ -47,6 +47,18 @@ def test_doctor_finds_this_machine_fit_and_says_what_is_wrong(settings: Settings
     assert "PLINTH_GATEWAY__PORT" in _rendered(doctor_screen([found]))
 
 
+@pytest.mark.parametrize("object_server", ["s3"], indirect=True)
+def test_doctor_asks_the_bucket(
+    bucket: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = settings.model_copy(update={"store_url": bucket})
+    found = {f.check: f for f in doctor.examine(there)}["store"]
+    assert found.level == "ok" and bucket in found.found
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    found = {f.check: f for f in doctor.examine(there)}["store"]
+    assert found.level == "fail" and "check AWS_ACCESS_KEY_ID" in found.advice
+
+
 def test_the_holder_of_a_port_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -8,9 +8,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from plinth.shared.errors import (
     ResourceExhausted,
 )
 from plinth.shared.store import ArtifactStore
+from store_rivals import race
 
 
 def folder(path: Path, **files: str) -> Path:
@@ -187,46 +185,8 @@ def test_aliases(store: ArtifactStore, source: Path) -> None:
     assert ArtifactStore(store.url).get("chat:next").version == 3
 
 
-@pytest.mark.parametrize("url", ["file", "memory"])
-def test_rivals(tmp_path: Path, url: str) -> None:
-    where = (tmp_path / "s").as_uri() if url == "file" else f"memory://{tmp_path.name}-rivals"
-    sources = [folder(tmp_path / f"src{i}", a=str(i)) for i in range(12)]
-    barrier = threading.Barrier(6)
-
-    def publish(part: int) -> list[int]:
-        own = ArtifactStore(where)
-        barrier.wait()
-        return [own.publish("chat", "model", s).version for s in sources[part::6]]
-
-    with ThreadPoolExecutor(6) as pool:
-        versions = sorted(v for found in pool.map(publish, range(6)) for v in found)
-    assert versions == list(range(1, 13))
-    store = ArtifactStore(where)
-    assert len({record.digest for record in store.list()}) == 12
-
-    def move(version: int) -> bool:
-        own = ArtifactStore(where)
-        barrier.wait()
-        try:
-            own.set_alias("chat", "prod", version, expected=None)
-        except Aborted:
-            return False
-        return True
-
-    with ThreadPoolExecutor(6) as pool:
-        won = list(pool.map(move, range(1, 7)))
-    assert sum(won) == 1 and store.aliases("chat") == {"prod": won.index(True) + 1}
-
-    same = folder(tmp_path / "same", a="same")
-
-    def publish_same(_: int) -> int:
-        own = ArtifactStore(where)
-        barrier.wait()
-        return own.publish("chat", "model", same, input_digest="i").version
-
-    with ThreadPoolExecutor(6) as pool:
-        assert set(pool.map(publish_same, range(6))) == {13}
-    assert len(content(store, "chat")) == 13
+def test_rivals(tmp_path: Path) -> None:
+    race((tmp_path / "s").as_uri(), tmp_path)
 
 
 class FullDisk:
@@ -350,34 +310,3 @@ def test_backend_that_overwrites_is_refused(
     monkeypatch.setattr(local_storage.LocalStorage, "create", overwrite)
     with pytest.raises(FailedPrecondition, match="twice"):
         ArtifactStore(tmp_path.as_uri())
-
-
-def test_remote_store_fetches_into_a_cache(tmp_path: Path, source: Path) -> None:
-    store = ArtifactStore(f"memory://{tmp_path.name}-remote", cache_dir=tmp_path / "cache")
-    record = store.publish("chat", "model", source)
-    path = store.fetch("chat")
-    assert path.is_relative_to(tmp_path / "cache") and store.fetch(record) == path
-    assert (path / "sub" / "weights").read_text() == "w" * 1000
-    assert store.list() == [record] and record.uri.startswith("memory://")
-    store.verify(record)
-    # A damaged original is never cached.
-    second = store.publish("chat", "model", source, input_digest="2")
-    fs, root = store.storage._fs, store.storage._root  # type: ignore[attr-defined]
-    fs.pipe_file(f"{root}/{second.path}/config", b"[]")
-    with pytest.raises(DataLoss, match="config"):
-        store.fetch(second)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-def test_remote_publication_that_fails_leaves_nothing(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = ArtifactStore(f"memory://{tmp_path.name}-fails")
-
-    def full(*_: object) -> Iterable[bytes]:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("plinth.shared.manifest.HashingReader.__iter__", full)
-    with pytest.raises(ResourceExhausted):
-        store.publish("chat", "model", source)
-    assert store.list() == [] and content(store, "chat") == []

@@ -12,7 +12,8 @@ Artifacts are only ever added, so what Redis names at 1 is there at 3. What is r
 a power cut at 1 would have left, and every stage takes up its work from such a state: leases are
 given back, steps and jobs go on under their ids, and what the store has already is not made again.
 
-A restore goes the other way: contents, then records, then Redis. Secrets are no part of a backup:
+A restore goes the other way: contents, then records, then Redis. Older backups go, where that is
+asked for, once the new one was read back (`pruning.py`). Secrets are no part of a backup:
 it holds the hashes of API keys (with which they can be checked and not used), and none of what
 lies in the data directory's `secrets` folder.
 """

@@ -1,8 +1,9 @@
-"""Where backups lie: a folder or an fsspec URL, with the store's own guarantees.
+"""Where backups lie: a folder or a URL, with the store's own guarantees.
 
     backups/<id>/manifest.json       created exclusively and last: makes the backup
     backups/<id>/redis.jsonl.gz      Redis state (`redis_state.py`)
     backups/<id>/store.jsonl.gz      records of the store, and which contents they name
+    running/<id>.json                while a backup is made (`marks.py`)
     contents/<content>/<attempt>/…   files of an artifact's content, or of a checkpoint
     index/<content>.json             created exclusively: this content is whole, in this attempt
 
@@ -16,7 +17,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ REDIS_FILE = "redis.jsonl.gz"
 STORE_FILE = "store.jsonl.gz"
 
 _CONTENT = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}|job-[0-9a-f]{32}")
+_ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
+
+# (what, done, total or 0)
+Tell = Callable[[str, int, int], None]
 
 # path → {"size": bytes, "sha256": "sha256:…"}
 Files: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -71,11 +76,12 @@ class Archive:
 
     def contents(self) -> set[str]:
         """Names of the contents that are here, whole."""
-        return {name.removesuffix(".json") for name in self.storage.names("index")}
+        names = (name.removesuffix(".json") for name in self.storage.names("index"))
+        return {name for name in names if is_content(name)}
 
     def add_content(self, name: str, files: Iterable[tuple[str, Iterable[bytes]]]) -> int:
         """Copies a content; how many bytes. Of two that add the same at once, one is kept."""
-        assert _CONTENT.fullmatch(name), name
+        assert is_content(name), name
         path = f"contents/{name}/{secrets.token_hex(8)}"
         kept: dict[str, Any] = {}
         with self.storage.new_tree(path) as tree:
@@ -110,9 +116,10 @@ class Archive:
     # -- reading ---------------------------------------------------------------------------
 
     def find(self, id: str | None) -> Backup:
-        """The backup of that id, or the newest. NotFound says what there is."""
+        """The backup of that id, or the newest that still has the name it was made with. NotFound
+        says what there is."""
         ids = self.storage.names("backups")
-        finished = [one for one in ids if MANIFEST in self.storage.names(f"backups/{one}")]
+        finished = self._finished(ids)
         if id is not None and id not in finished:
             raise NotFound(
                 f"{self.url} has no finished backup {id!r}; there is: "
@@ -126,10 +133,23 @@ class Archive:
                 "`plinth backup`",
                 reason="BACKUP_NOT_FOUND",
             )
-        chosen = id or finished[-1]
-        where = f"backups/{chosen}/{MANIFEST}"
-        manifest = parse_json(self.storage.read(where), self.storage.uri(where), SCHEMA)
-        return Backup(chosen, manifest)
+        newest = [one for one in finished if is_id(one)] or finished
+        return self._read(id or newest[-1])
+
+    def finished(self) -> list[Backup]:
+        """All finished backups, oldest first. DataLoss: a manifest is damaged, or too new."""
+        found = []
+        for id in self._finished(self.storage.names("backups")):
+            with suppress(FileNotFoundError):  # somebody deletes it
+                found.append(self._read(id))
+        return found
+
+    def _finished(self, ids: list[str]) -> list[str]:
+        return [one for one in ids if MANIFEST in self.storage.names(f"backups/{one}")]
+
+    def _read(self, id: str) -> Backup:
+        where = f"backups/{id}/{MANIFEST}"
+        return Backup(id, parse_json(self.storage.read(where), self.storage.uri(where), SCHEMA))
 
     def part(self, backup: Backup, name: str) -> IO[bytes]:
         """A copy of one of a backup's files, verified. DataLoss when it is not what was written."""
@@ -148,7 +168,7 @@ class Archive:
 
     def content(self, name: str) -> Content:
         """DataLoss when it is missing."""
-        if not _CONTENT.fullmatch(name):
+        if not is_content(name):
             raise DataLoss(f"{name[:80]!r} is no content's name", reason="BACKUP_DAMAGED")
         where = f"index/{name}.json"
         try:
@@ -196,6 +216,15 @@ def new_id() -> str:
     now_ms = time.time_ns() // 1_000_000
     second = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ms // 1000))
     return f"{second}.{now_ms % 1000:03d}Z-{secrets.token_hex(4)}"
+
+
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def is_content(text: str) -> bool:
+    """Whether a content may be called so."""
+    return _CONTENT.fullmatch(text) is not None
 
 
 class Hashing:

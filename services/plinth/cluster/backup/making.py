@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from plinth.cluster.backup import checkpoints, redis_state, store_copy
@@ -12,15 +11,18 @@ from plinth.cluster.backup.archive import (
     STORE_FILE,
     Archive,
     Backup,
+    Tell,
     new_id,
     new_spool,
     path_of,
 )
 from plinth.cluster.backup.freeze import LIMIT_S
+from plinth.cluster.backup.marks import running
 from plinth.cluster.backup.place import source_redis
+from plinth.cluster.backup.pruning import Pruned, prune
 from plinth.cluster.backup.redis_state import Taken
 from plinth.shared import keys, manifest
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import Aborted, InvalidArgument
 from plinth.shared.settings import Settings
 from plinth.shared.storage import open_storage
 from plinth.shared.version import CODE_VERSION
@@ -29,9 +31,6 @@ SECRETS = (
     "API keys are here as SHA-256 hashes, by which they can be checked and not used. The data "
     "directory's secrets (the first API key, the cluster token, passwords) are not here."
 )
-
-# (what, done, total or 0)
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,33 @@ class Made:
     copied: int  # contents and checkpoints that the archive did not have
     copied_bytes: int
     checkpoints: int
+    pruned: Pruned | None = None
 
 
-def back_up(settings: Settings, destination: str, tell: Tell, *, limit_s: float = LIMIT_S) -> Made:
+def back_up(
+    settings: Settings,
+    destination: str,
+    tell: Tell,
+    *,
+    limit_s: float = LIMIT_S,
+    keep: int | None = None,
+) -> Made:
     """Makes a backup at `destination`, a folder or a URL. limit_s: longest that writers of Redis
-    may wait. Raises what stands in the way; then there is no new backup."""
+    may wait. Raises what stands in the way; then there is no new backup.
+
+    `keep`: reads it back, and then deletes older ones, so that so many are there (`pruning.py`).
+    """
     _check_destination(settings, destination)
     archive = Archive(destination)
+    id = new_id()
+    with running(archive, id):
+        made = _make(settings, archive, id, tell, limit_s)
+        if keep is not None:
+            made = replace(made, pruned=prune(archive, id, keep, tell))
+    return made
+
+
+def _make(settings: Settings, archive: Archive, id: str, tell: Tell, limit_s: float) -> Made:
     storage = open_storage(settings.store())
     with new_spool() as redis_file, new_spool() as store_file:
         taken = _take_redis(settings, redis_file, tell, limit_s)
@@ -65,9 +84,10 @@ def back_up(settings: Settings, destination: str, tell: Tell, *, limit_s: float 
         copied, size = store_copy.copy_out(
             storage, state, archive, lambda done, total: tell("artifacts", done, total)
         )
+        _check_contents(archive, state, found)
         facts = _facts(taken, state, found)
         parts = {REDIS_FILE: redis_file, STORE_FILE: store_file}
-        backup = archive.finish(new_id(), parts, facts)
+        backup = archive.finish(id, parts, facts)
     return Made(
         backup,
         archive.url,
@@ -78,6 +98,20 @@ def back_up(settings: Settings, destination: str, tell: Tell, *, limit_s: float 
         size + checkpoint_bytes,
         len(found),
     )
+
+
+def _check_contents(
+    archive: Archive, state: store_copy.StoreState, found: list[checkpoints.Checkpoint]
+) -> None:
+    """What was there at the beginning is still there: Aborted where it was deleted by hand, or
+    pruned from under a backup that took longer than any should."""
+    wanted = {store_copy.content_id(path) for path in state.contents}
+    if gone := (wanted | {one.content for one in found}) - archive.contents():
+        raise Aborted(
+            f"{len(gone)} contents were deleted from {archive.url} while this backup was made, "
+            f"such as {min(gone)}: back up again",
+            reason="BACKUP_OVERTAKEN",
+        )
 
 
 def _take_redis(settings: Settings, packed: IO[bytes], tell: Tell, limit_s: float) -> Taken:
@@ -120,7 +154,8 @@ def _check_destination(settings: Settings, destination: str) -> None:
         )
     store = path_of(settings.store())
     same = bool(place and store and place.resolve() == store.resolve())
-    if same or destination.rstrip("/") == settings.store().rstrip("/"):
+    if same or f"{destination.rstrip('/')}/".startswith(f"{settings.store().rstrip('/')}/"):
         raise InvalidArgument(
-            f"{destination} is the store itself: choose another place", field="destination"
+            f"{destination} is the store itself, or in it: choose another place",
+            field="destination",
         )

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from plinth.cluster.backup import checkpoints, redis_state, store_copy
-from plinth.cluster.backup.archive import REDIS_FILE, STORE_FILE, Archive, Backup, path_of
+from plinth.cluster.backup.archive import REDIS_FILE, STORE_FILE, Archive, Backup, Tell, path_of
 from plinth.cluster.backup.checkpoints import Checkpoint
-from plinth.cluster.backup.making import Tell
 from plinth.cluster.backup.place import check_nobody, target_redis
 from plinth.cluster.backup.store_copy import StoreState
 from plinth.cluster.backup.values import Client
