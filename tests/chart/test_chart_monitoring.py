@@ -23,7 +23,7 @@ WATCHED: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("pods", "marked"),
-    [({}, {"inference"}), ({"tokenizer": 2}, {"inference", "tokenizer"})],
+    [({}, {"inference"}), ({"tokenizer": 3}, {"inference", "tokenizer"})],
 )
 def test_a_target_that_may_be_a_spare_is_marked(
     any_helm: rendering.Helm, pods: dict[str, int], marked: set[str]
