@@ -56,7 +56,7 @@ class Prometheus:
                         {
                             "url": f"{real.rest}/v1/metrics/targets",
                             "refresh_interval": "1s",
-                            "authorization": {"credentials": real.key},
+                            "authorization": {"type": "Bearer", "credentials": real.key},
                         }
                     ],
                 }
