@@ -85,7 +85,8 @@ def _enough(seen: Seen) -> int:
         # Some of those that are to be may still start.
         return max(seen.target, min(math.ceil(total - _ROUNDING), 2 * seen.running))
     if total + silent < seen.running * (1 - TOLERANCE) and not seen.held:
-        return math.ceil(total + silent - _ROUNDING)
+        # More may still run than are to be: those that go are no reason to have them back.
+        return min(seen.target, math.ceil(total + silent - _ROUNDING))
     return seen.target
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from plinth.cluster.layout import StageSpec
@@ -111,6 +111,7 @@ def test_whatever_happens(found: list[Seen]) -> None:
 
 
 @given(looks(), st.integers(0, 11), st.floats(0, 5, allow_nan=False))
+@example(Seen(now=0.0, running=3, target=1, least=1, most=3, loads=[0.0]), 0, 1.0)
 def test_more_load_never_means_fewer(seen: Seen, which: int, more: float) -> None:
     memory = Memory(running=seen.running, since=-100.0)
     heavier = list(seen.loads)
