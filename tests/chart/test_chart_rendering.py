@@ -114,6 +114,20 @@ def test_a_number_of_replicas_is_no_new_code(any_helm: rendering.Helm) -> None:
     assert (more["min_replicas"], more["max_replicas"]) == (2, 9)
 
 
+@pytest.mark.parametrize("mode", ["rayservice", "static"])
+def test_a_number_of_replicas_replaces_no_pod(any_helm: rendering.Helm, mode: str) -> None:
+    """Of the head alone, whose second container reads it. A RayService whose pods differ would be
+    made anew, whole."""
+
+    def pods(replicas: int) -> dict[str, Any]:
+        stages = {"tokenizer": {"pods": 4, "maxPods": 4, "replicas": replicas}}
+        found = release(any_helm, {"ray": {"mode": mode}, "stages": stages}).pods
+        made = {one.owner: [one.labels, one.annotations, one.spec] for one in found}
+        return {owner: one for owner, one in made.items() if not owner.endswith("-head")}
+
+    assert pods(2) == pods(3)
+
+
 def test_two_releases_share_no_name(any_helm: rendering.Helm) -> None:
     def names(release_name: str) -> set[tuple[str, str]]:
         made = any_helm.render({**STATIC, "fullnameOverride": release_name})

@@ -92,8 +92,6 @@ spec:
               {{- if $svc.replica }}
               - --stage
               - {{ $svc.stage }}
-              - --replicas
-              - {{ default 1 $svc.replicas | quote }}
               {{- end }}
       {{- end }}
       resources:

@@ -26,7 +26,7 @@ from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import configure_logging, get_logger
 
 POLL_S = 0.5
-GCS_TIMEOUT_S = 10.0
+GCS_TIMEOUT_S, CONNECT_S = 10.0, 2.0
 # For another replica and for Ray's head together, before the drain's own time begins. Bounded: when
 # all of a release ends, neither comes back. The chart's grace has room for it.
 PATIENCE_S = 60.0
@@ -53,9 +53,9 @@ def wait_silent(
 
 
 def held_here_alone(replicas: Iterable[Replica], wanted: Mapping[str, int], host: str) -> set[str]:
-    """What a replica on `host` holds and no other, though several are `wanted`: models of shards,
-    the stage's own name of all others. What has one replica by its deployment is nothing to wait
-    for."""
+    """What a replica on `host` holds and no other: models of shards, the stage's own name of all
+    others. Of what is `wanted` once there is no other to wait for; what nobody says anything of may
+    be wanted more often, since the head, whose reconciler says it, may be replaced just now."""
     here: set[str] = set()
     elsewhere: set[str] = set()
     for replica in replicas:
@@ -63,22 +63,19 @@ def held_here_alone(replicas: Iterable[Replica], wanted: Mapping[str, int], host
         names = {str(held["model"]) for held in replica.bindings} if shard else {replica.stage}
         where = here if replica.address.rpartition(":")[0].strip("[]") == host else elsewhere
         where.update(names)
-    return {name for name in here - elsewhere if wanted.get(name, 1) > 1}
+    return {name for name in here - elsewhere if wanted.get(name, 2) > 1}
 
 
-async def await_others(
-    settings: Settings, stage: str, replicas: int, host: str, timeout_s: float
-) -> bool:
+async def await_others(settings: Settings, stage: str, host: str, timeout_s: float) -> bool:
     """Whether `host` came to hold nothing of `stage` alone within `timeout_s`. True too when Redis
-    is away: nobody can say then. replicas: of the stage by the chart; of shards the reconciler
-    tells."""
+    is away: nobody can say then."""
     if settings.redis_url is None:
         return True
     redis = connect(settings.redis_url.get_secret_value())
     try:
         registry, end = Registry(redis), time.monotonic() + timeout_s
         while True:
-            wanted = {stage: replicas, **_shards(await registry.replicas("reconciler"))}
+            wanted = _wanted(await registry.replicas("reconciler"))
             alone = held_here_alone(await registry.replicas(stage), wanted, host)
             if not alone:
                 return True
@@ -93,21 +90,26 @@ async def await_others(
         await redis.aclose()
 
 
-def _shards(reconcilers: Iterable[Replica]) -> dict[str, int]:
-    """Shards that each model is to have, as the reconciler announces it."""
-    return {
-        str(model["name"]): int(model["shards"])
-        for one in reconcilers
-        for model in json.loads(one.fields.get("models", "[]"))
-    }
+def _wanted(reconcilers: Iterable[Replica]) -> dict[str, int]:
+    """How often each stage and each model is wanted, as the reconciler announces it."""
+    wanted: dict[str, int] = {}
+    for one in reconcilers:
+        wanted |= json.loads(one.fields.get("stages", "{}"))
+        for model in json.loads(one.fields.get("models", "[]")):
+            wanted[model["name"]] = model["shards"]
+    return wanted
 
 
 def drain_this_node(address: str, node_ip: str, deadline_s: float) -> str:
     """Tells GCS at `address` that the node with `node_ip` drains; returns its id.
 
-    Unavailable when no such node lives, or GCS refuses. Ray has no public call for it; this is the
-    one that its own `ray drain-node` makes (2.60, which pyproject.toml pins).
+    OSError when nobody listens there, Unavailable when no such node lives or GCS refuses. Ray has
+    no public call for it; this is the one that its own `ray drain-node` makes (2.60, which
+    pyproject.toml pins).
     """
+    # Ray's client takes 40 s to say that nobody listens.
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: PLC0415
     from ray.core.generated import autoscaler_pb2, gcs_pb2  # noqa: PLC0415
 
@@ -150,20 +152,27 @@ def drain_once_answered(
         pause(POLL_S)
 
 
+def _wait_for_others(settings: Settings, stage: str, host: str, timeout_s: float) -> None:
+    """`await_others`; the node is drained whatever is wrong with what others announce."""
+    try:
+        asyncio.run(await_others(settings, stage, host, timeout_s))
+    except Exception as error:  # noqa: BLE001
+        _log.warning("did not wait for others", error=f"{type(error).__name__}: {error}")
+
+
 def main(arguments: list[str]) -> int:
     """0 when the node is empty. 1: not in time, or Ray is away; the pod ends all the same."""
     parser = argparse.ArgumentParser(prog="plinth.cluster.node_drain")
     parser.add_argument("--timeout", type=float, required=True, help="of the drain, in seconds")
     parser.add_argument("--patience", type=float, default=PATIENCE_S, help="before it, in seconds")
     parser.add_argument("--stage", default="", help="of the replica here; none: nobody waits")
-    parser.add_argument("--replicas", type=int, default=1, help="of that stage, by the chart")
     asked = parser.parse_args(arguments)
     settings = load_settings()
     configure_logging(settings, "drain")
     head, host = os.environ["RAY_ADDRESS"], os.environ["POD_IP"]
     give_up = time.monotonic() + asked.patience
     if asked.stage:
-        asyncio.run(await_others(settings, asked.stage, asked.replicas, host, asked.patience))
+        _wait_for_others(settings, asked.stage, host, asked.patience)
     try:
         node = drain_once_answered(head, host, asked.timeout, give_up)
     except Exception as error:  # noqa: BLE001  (of Ray's client too: the pod ends in any case)

@@ -94,7 +94,8 @@ class ReconcilerFront:
             raise Internal(f"the reconciler has made no pass for {STALLED_S:.0f} s")
 
     def announcement(self) -> dict[str, str]:
-        return {"models": json.dumps(self._seen)}
+        """models: as `_told`; stages: replicas that Serve wants of each now, by its name."""
+        return {"models": json.dumps(self._seen), "stages": json.dumps(self._stages)}
 
     async def drain(self, grace_s: float) -> None:
         if self._task is not None:

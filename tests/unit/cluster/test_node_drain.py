@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,13 @@ class Gcs:
 
 
 @pytest.fixture
+def head() -> Iterator[str]:
+    """Where somebody listens, as GCS does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
 def gcs(monkeypatch: pytest.MonkeyPatch):
     def answer(client: Gcs) -> Gcs:
         import ray._raylet
@@ -50,23 +58,23 @@ def gcs(monkeypatch: pytest.MonkeyPatch):
     return answer
 
 
-def test_the_living_node_of_this_address_is_drained(gcs: Any) -> None:
+def test_the_living_node_of_this_address_is_drained(gcs: Any, head: str) -> None:
     nodes = {"aa": ("10.0.0.1", DEAD), "bb": ("10.0.0.2", ALIVE), "cc": ("10.0.0.1", ALIVE)}
     client = gcs(Gcs(nodes))
     before = time.time()
-    assert node_drain.drain_this_node("head:6379", "10.0.0.1", 90) == "cc"
+    assert node_drain.drain_this_node(head, "10.0.0.1", 90) == "cc"
     ((id, deadline_ms),) = client.drained
     assert id == "cc"
     assert 85 < deadline_ms / 1000 - before < 95
 
 
-def test_a_node_that_is_not_there_or_not_drained_is_told(gcs: Any) -> None:
+def test_a_node_that_is_not_there_or_not_drained_is_told(gcs: Any, head: str) -> None:
     gcs(Gcs({"aa": ("10.0.0.1", DEAD)}))
     with pytest.raises(Unavailable, match=r"no living Ray node has the address 10\.0\.0\.1"):
-        node_drain.drain_this_node("head:6379", "10.0.0.1", 90)
+        node_drain.drain_this_node(head, "10.0.0.1", 90)
     gcs(Gcs({"aa": ("10.0.0.1", ALIVE)}, refusal="it is busy"))
     with pytest.raises(Unavailable, match="it is busy"):
-        node_drain.drain_this_node("head:6379", "10.0.0.1", 90)
+        node_drain.drain_this_node(head, "10.0.0.1", 90)
 
 
 def test_a_node_is_empty_once_nobody_listens() -> None:
@@ -77,9 +85,9 @@ def test_a_node_is_empty_once_nobody_listens() -> None:
 
 
 def test_the_hook_ends_with_what_became_of_it(
-    gcs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    gcs: Any, head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setenv("RAY_ADDRESS", head)
     monkeypatch.setenv("POD_IP", "127.0.0.1")
     monkeypatch.setenv("PLINTH_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("PLINTH_HEALTH_PORT", str(free_port()))
@@ -107,7 +115,7 @@ HERE, THERE = "10.0.0.1:50051", "10.0.0.2:50051"
     [
         ([(HERE, "chat")], {"chat": 2}, {"chat"}),
         ([(HERE, "chat")], {"chat": 1}, set()),
-        ([(HERE, "chat")], {}, set()),
+        ([(HERE, "chat")], {}, {"chat"}),
         ([(HERE, "chat"), (THERE, "chat")], {"chat": 2}, set()),
         ([(HERE, "chat"), (THERE, "code")], {"chat": 2}, {"chat"}),
         ([(HERE, "chat"), ("10.0.0.1:2", "chat")], {"chat": 2}, {"chat"}),
@@ -134,6 +142,13 @@ def test_a_stage_without_models_is_what_its_replicas_hold() -> None:
     assert node_drain.held_here_alone([one], {"tokenizer": 1}, "10.0.0.1") == set()
 
 
+def test_a_head_that_is_away_is_told_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(OSError, match="refused"):
+        node_drain.drain_this_node(f"127.0.0.1:{free_port()}", "10.0.0.1", 90)
+    assert time.monotonic() - began < 20  # Ray's own client: 40 s
+
+
 def test_a_head_that_is_replaced_too_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Exception | str] = [Unavailable("no head"), RuntimeError("still none"), "cc"]
 
@@ -157,20 +172,24 @@ async def test_a_pod_waits_for_another_shard_of_its_model(
 ) -> None:
     registry, settings = Registry(redis_client), load_settings(redis_url=redis_server)
     models = json.dumps([{"name": "chat", "shards": 2}])
-    await registry.announce("reconciler", "r", "10.0.0.9:1", {"models": models})
+    told = {"models": models, "stages": json.dumps({"tokenizer": 2, "reward": 1})}
+    await registry.announce("reconciler", "r", "10.0.0.9:1", told)
     await registry.announce("inference", "a", "10.0.0.1:1", {"bindings": bindings("chat")})
-    asked = (settings, "inference", 1, "10.0.0.1")
+    asked = (settings, "inference", "10.0.0.1")
     assert not await node_drain.await_others(*asked, 0.0)
     waiting = asyncio.create_task(node_drain.await_others(*asked, 30))
     await registry.announce("inference", "b", "10.0.0.2:1", {"bindings": bindings("chat")})
     assert await waiting
     await registry.announce("tokenizer", "t", "10.0.0.1:1", {})
-    assert not await node_drain.await_others(settings, "tokenizer", 2, "10.0.0.1", 0.0)
-    assert await node_drain.await_others(settings, "tokenizer", 1, "10.0.0.1", 0.0)
+    await registry.announce("reward", "r", "10.0.0.1:1", {})
+    assert not await node_drain.await_others(settings, "tokenizer", "10.0.0.1", 0.0)
+    assert await node_drain.await_others(settings, "reward", "10.0.0.1", 0.0)
+    await registry.withdraw("reconciler", "r")  # its head is replaced: who knows
+    assert not await node_drain.await_others(settings, "reward", "10.0.0.1", 0.0)
 
 
 async def test_nobody_waits_for_a_redis_that_is_away() -> None:
     settings = load_settings(redis_url=f"redis://127.0.0.1:{free_port()}")
     began = time.monotonic()
-    assert await node_drain.await_others(settings, "inference", 1, "10.0.0.1", 60)
+    assert await node_drain.await_others(settings, "inference", "10.0.0.1", 60)
     assert time.monotonic() - began < 30
