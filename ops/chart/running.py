@@ -43,7 +43,7 @@ def check(release: Release) -> Iterator[str]:
             yield from _probes(pod)
     yield from _applications(release)
     for one in yaml.safe_load(_serve_file(release) or "{}").get("applications", []):
-        yield from _numbers(one)
+        yield from _numbers(release, one)
     yield from _plan()
 
 
@@ -239,20 +239,24 @@ def _applications(release: Release) -> Iterator[str]:
     yield from _certificates(release)
 
 
-def _numbers(application: Document) -> Iterator[str]:
-    """How many replicas there are to be stands beside the arguments, as the code would have it."""
+def _numbers(release: Release, application: Document) -> Iterator[str]:
+    """How many replicas there are to be stands beside the arguments, as the code would have it with
+    the release's own settings, or with its defaults."""
     name = application["name"]
+    try:
+        scaling = _loaded(release, release.ray_pods[0]).scaling
+    except PlinthError:
+        return  # told of already
     for key in sorted(NUMBERS & set(application["args"])):
         yield f"the stage {name} has {key} in its args: each change would replace all its replicas"
     for deployment in application.get("deployments", []):
         config = deployment["autoscaling_config"]
-        times = config["policy"]["policy_kwargs"]
         spec = replace(
             spec_of(application["args"]),
             replicas=config["min_replicas"],
             max_replicas=config["max_replicas"],
-            load_over_s=times["over_s"],
-            down_after_s=times["down_after_s"],
+            load_over_s=scaling.over_s,
+            down_after_s=scaling.down_after_s,
         )
         if config != replicas.autoscaling(spec):
             yield f"the stage {name} is scaled by {config}, not as {replicas.autoscaling(spec)}"

@@ -249,6 +249,13 @@ MUTATIONS = {
         BOTH,
         "no option --grace",
     ),
+    "scaling-default": (
+        "_services.tpl",
+        '"down_after_s") 300',
+        '"down_after_s") 60',
+        BOTH,
+        "is scaled by",
+    ),
     "grace": (
         "_pod.tpl",
         "{{ add $svc.drainSeconds 105 }}",

@@ -125,6 +125,10 @@ async def test_prometheus_is_told_whom_to_scrape(stack: Stack, redis_client: Red
                 "labels": {"job": "plinth-inference", "spares": "yes", "replica": "s-1"},
             },
         }
-        plain, _ = await KeyStore(redis_client).create("team", {"inference"}, "no operator")
+        keys = KeyStore(redis_client)
+        plain, _ = await keys.create("team", {"metrics"}, "prometheus")
+        told = await client.get(url, headers={"Authorization": f"Bearer {plain}"})
+        assert told.json() == answer.json()
+        plain, _ = await keys.create("team", {"inference"}, "no operator")
         for headers, status_code in (({}, 401), ({"Authorization": f"Bearer {plain}"}, 403)):
             assert (await client.get(url, headers=headers)).status_code == status_code

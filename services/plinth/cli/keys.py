@@ -26,7 +26,7 @@ def create(
         list[str] | None,
         typer.Option(
             help="What the key may do; repeat it. inference, tokenize, rewards, jobs, runs, "
-            "artifacts, deployments, preferences or admin. Default: inference and tokenize."
+            "artifacts, deployments, preferences, metrics or admin; default: inference, tokenize."
         ),
     ] = None,
     tenant: Annotated[str, typer.Option(help="Whose quota it uses.")] = "default",

@@ -62,7 +62,8 @@ def read_configuration(path: Path) -> dict[str, Any]:
         if (spec := spec_of(one["args"])).name != one["name"]:
             raise InvalidArgument(f"{path}: the application {one['name']} runs stage {spec.name}")
         for part in one.get("deployments", []):
-            if part["name"] != spec.name or set(part) != {"name", "autoscaling_config"}:
+            fits = isinstance(part, dict) and set(part) == {"name", "autoscaling_config"}
+            if not fits or part["name"] != spec.name:
                 raise InvalidArgument(
                     f"{path}: deployments of {spec.name} may hold one entry, with its name and its "
                     "autoscaling_config"

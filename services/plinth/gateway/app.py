@@ -138,7 +138,9 @@ def _add_conditions(app: FastAPI, desk: Desk) -> None:
 
     @app.get(TARGETS, response_model=None)
     async def scraped(request: Request) -> list[dict[str, Any]]:
-        (await _enter(desk, request)).require("deployments")
+        principal = await _enter(desk, request)
+        if "metrics" not in principal.scopes:  # which is all that a key for Prometheus should have
+            principal.require("deployments")
         host, port = request.scope["server"]
         return await targets(desk.registry, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 

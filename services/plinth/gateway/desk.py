@@ -62,13 +62,14 @@ class Session:
         )
         self._first: tuple[int, TextEvent] | None = None
         metrics.RUNNING.inc()
-        self._spend("prompt", sum(len(one.prompt_ids) for one in prepared))
 
     async def start(self) -> None:
         """Waits for the first piece, so that what goes wrong until then has a status of its own."""
         with self._judged():
             self._first = await anext(self._answers)
         self._ttft_s = time.monotonic() - self.prepared[0].started
+        # Once, however many revisions were tried before one began.
+        self._spend("prompt", sum(len(one.prompt_ids) for one in self.prepared))
 
     @property
     def revision(self) -> str:

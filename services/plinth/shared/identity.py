@@ -34,6 +34,7 @@ SCOPES = frozenset(
         "artifacts",
         "deployments",
         "preferences",
+        "metrics",
         "admin",
     }
 )
