@@ -9,7 +9,7 @@ import trainings
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.weights import save_decoder
-from plinth.shared.settings import TrainerSettings
+from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group, TrainConfig, train
 from plinth.trainer.loop.job_folder import JobFolder

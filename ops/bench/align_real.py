@@ -185,7 +185,7 @@ def run_self(seed: int, folder: Path) -> Row:
     from transformers import AutoTokenizer
 
     from plinth.inference.loading import load_engine
-    from plinth.shared.settings import EngineSettings
+    from plinth.shared.settings_sections import EngineSettings
 
     numbers, train, held_out = read_task(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")

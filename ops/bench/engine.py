@@ -31,7 +31,7 @@ from plinth.engine.request import Binding, Request, Sampling
 from plinth.inference.loading import load_engine
 from plinth.kernels.native import instruction_set
 from plinth.models.importer import import_source
-from plinth.shared.settings import EngineSettings
+from plinth.shared.settings_sections import EngineSettings
 
 Prompts = list[list[int]]
 

@@ -15,7 +15,7 @@ import checkpoints
 from plinth.engine.engine import Engine
 from plinth.engine.request import Binding, Request, Sampling
 from plinth.inference.loading import load_engine
-from plinth.shared.settings import EngineSettings
+from plinth.shared.settings_sections import EngineSettings
 from real_stack import RealStack, until
 
 pytestmark = [

@@ -16,7 +16,7 @@ from checkpoints import byte_tokenizer, random_llama
 from plinth.reward.service import build as build_reward
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.prompt_set import Prompt, write_prompts
-from plinth.shared.settings import TrainerSettings
+from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.data.prompt_dataset import checks_of, tokenize_prompts
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group

@@ -21,7 +21,7 @@ from plinth.models.decoder import Decoder
 from plinth.models.layers import Linear
 from plinth.models.weights import load_decoder, weights_digest
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.settings import EngineSettings
+from plinth.shared.settings_sections import EngineSettings
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
-from plinth.shared.settings import RewardSettings
+from plinth.shared.settings_sections import RewardSettings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.shared.telemetry import counter, get_logger, histogram
 

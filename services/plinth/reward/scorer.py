@@ -15,7 +15,7 @@ from plinth.reward.verifiers import Answer, Rule, Verdict
 from plinth.shared.errors import DataLoss, InvalidArgument
 from plinth.shared.matching import Matcher
 from plinth.shared.rpc.client import StageClients
-from plinth.shared.settings import RewardSettings
+from plinth.shared.settings_sections import RewardSettings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import reward_pb2 as pb
 

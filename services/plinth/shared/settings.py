@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -33,6 +32,18 @@ from pydantic_settings import (
 )
 
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
+from plinth.shared.settings_sections import (
+    CoordinatorSettings,
+    EngineSettings,
+    GatewaySettings,
+    RewardSettings,
+    RpcSettings,
+    ScalingSettings,
+    TelemetrySettings,
+    TlsSettings,
+    TokenizerSettings,
+    TrainerSettings,
+)
 from plinth.shared.sources import flatten, is_loopback, reject_unknown, reject_unknown_variables
 
 PREFIX = "PLINTH_"
@@ -42,170 +53,6 @@ PREFIX = "PLINTH_"
 OTHER_VARIABLES = frozenset(
     {"PLINTH_CONFIG", "PLINTH_API_KEY", "PLINTH_URL", "PLINTH_STACK", "PLINTH_KERNELS"}
 )
-MIB = 1 << 20
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class GatewaySettings(_Section):
-    """The front door. Ports of 0 take any free one."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
-    grpc_port: int = Field(default=8081, ge=0, le=65535)
-    # "off" lets everybody in as admin, so it is refused unless `host` is loopback.
-    auth: Literal["keys", "off"] = "keys"
-    max_body_bytes: int = Field(default=4 * MIB, ge=1024)
-    request_deadline_s: float = Field(default=600.0, gt=0)  # of one answer, from door to last token
-    # How long a request that has no token yet waits for a living shard; and an answer that has
-    # begun, for another one: longer than Ray takes to restart whole.
-    patience_s: float = Field(default=30.0, ge=0)
-    resume_patience_s: float = Field(default=150.0, ge=0)
-    drain_s: float = Field(default=30.0, ge=0)  # what running answers get when the gateway stops
-    # Per tenant; 0 is no limit.
-    tenant_concurrent_requests: int = Field(default=0, ge=0)
-    tenant_tokens_per_minute: int = Field(default=0, ge=0)
-    # Processor time for a client's pattern on all answers of its request (`select` with a vote).
-    pattern_s: float = Field(default=0.5, gt=0, le=10)
-    # Share of the chats with consent (x-plinth-consent: preferences) that become preference tasks.
-    preference_sampling_rate: float = Field(default=0.0, ge=0, le=1)
-    # The served model that gives the second answer; empty: the same model, with another seed.
-    preference_rival: str = Field(default="", max_length=256)
-
-
-class EngineSettings(_Section):
-    """One shard's engine."""
-
-    device: str = "cpu"
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    block_size: int = Field(default=16, ge=1, le=1024)  # tokens per KV block
-    kv_cache_bytes: int = Field(default=256 * MIB, ge=1)
-    max_batch_tokens: int = Field(default=512, ge=1)  # tokens per step
-    max_running: int = Field(default=64, ge=1)
-    max_waiting: int = Field(default=256, ge=0)
-    prefix_cache: bool = True
-    speculation: str = "lookup"  # "off", "lookup" or "draft:<artifact>"
-    # Sample for policy runs with what room is left; their keys and values, and for how long the
-    # weights of one that nobody asks for are kept.
-    rollouts: bool = True
-    policy_kv_cache_bytes: int = Field(default=512 * MIB, ge=1)
-    policy_idle_s: float = Field(default=60.0, gt=0)
-
-
-class RpcSettings(_Section):
-    """Every gRPC server and channel."""
-
-    max_message_bytes: int = Field(default=16 * MIB, ge=64 * 1024)
-    # What a unary call gets whose client set no deadline.
-    default_deadline_s: float = Field(default=60.0, gt=0)
-    # Connections are renewed so that clients see new replicas; running calls get the grace.
-    max_connection_age_s: float = Field(default=1800.0, gt=0)
-    max_connection_age_grace_s: float = Field(default=600.0, gt=0)
-    keepalive_s: float = Field(default=30.0, ge=1)
-    max_concurrent_streams: int = Field(default=1024, ge=1)  # per connection
-
-
-class TelemetrySettings(_Section):
-    """Traces by OpenTelemetry, for who has a collector. Logs and metrics need no setting."""
-
-    # Of a collector that takes OTLP over HTTP: http://collector:4318. Empty: no traces.
-    otlp_endpoint: str = Field(default="", max_length=1024)
-    # Share of the traces that are kept.
-    trace_ratio: float = Field(default=1.0, ge=0, le=1)
-
-    @field_validator("otlp_endpoint")
-    @classmethod
-    def _url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError(
-                f"{value!r} is no address of a collector; like http://collector:4318, which is "
-                "OTLP over HTTP (not 4317, which is gRPC)"
-            )
-        if parts.query or parts.fragment or parts.password or parts.username:
-            raise ValueError(
-                "an address alone, without credentials or query: a collector's token goes in "
-                "OTEL_EXPORTER_OTLP_HEADERS"
-            )
-        return value
-
-
-class TlsSettings(_Section):
-    """Mutual TLS between the stages: PEM files, all three or none. Each certificate is good for a
-    server and for a client, and names `plinth-<stage>`. A renewed file is taken up by itself."""
-
-    certificate: Path | None = None
-    key: Path | None = None
-    ca: Path | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> TlsSettings:
-        given = {name for name in ("certificate", "key", "ca") if getattr(self, name)}
-        if given and len(given) < 3:
-            missing = ", ".join(f"tls.{n}" for n in ("certificate", "key", "ca") if n not in given)
-            raise ValueError(f"{missing}: missing; set all three for TLS, or none")
-        return self
-
-    @property
-    def on(self) -> bool:
-        """Whether stages speak TLS."""
-        return self.certificate is not None
-
-
-class TokenizerSettings(_Section):
-    """The tokenizer stage."""
-
-    max_text_bytes: int = Field(default=8 * MIB, ge=1)  # per request, all texts together
-
-
-class TrainerSettings(_Section):
-    """The trainer stage."""
-
-    device: str = "cpu"
-    # CPU workers run under SCHED_IDLE, so that people who chat keep their latency.
-    background: bool = True
-    # Per CPU worker; 0 shares the machine's cores out evenly.
-    threads: int = Field(default=0, ge=0)
-    # What Ray sets aside for one worker; small, since they take only what is left over.
-    worker_cpus: float = Field(default=0.1, ge=0)
-    # A custom resource of Ray that each worker takes one of, so that workers run on the nodes that
-    # offer it and nowhere else; empty: anywhere.
-    worker_resource: str = Field(default="", max_length=128)
-    lease_s: float = Field(default=15.0, gt=0)  # of a job
-
-
-class RewardSettings(_Section):
-    """The reward stage."""
-
-    device: str = "cpu"
-    batch_tokens: int = Field(default=2048, ge=1)  # of a learned model, per launch
-    models_kept: int = Field(default=2, ge=1)  # learned models that stay open
-    code_processes: int = Field(default=1, ge=1)  # answers whose code is tested at the same time
-    regex_s: float = Field(default=0.5, gt=0, le=10)  # processor time: one pattern on one answer
-    tasks: int = Field(default=4, ge=1, le=64)  # of the queue, at the same time
-    lease_s: float = Field(default=15.0, gt=0)  # of a task
-
-
-class CoordinatorSettings(_Section):
-    """The coordinator stage."""
-
-    lease_s: float = Field(default=10.0, gt=0)  # of the leader
-
-
-class ScalingSettings(_Section):
-    """Where a stage may have more replicas (`max_replicas`, `max_shards`): what one of them should
-    bear. The largest of its figures counts; above its target there are to be more."""
-
-    kv_usage: float = Field(default=0.8, gt=0, le=1)  # share of a shard's KV blocks
-    waiting: float = Field(default=4.0, gt=0)  # requests that wait for room in a shard's batch
-    first_token_s: float = Field(default=2.0, gt=0)  # the median, from a request's arrival
-    rewards_oldest_s: float = Field(default=10.0, gt=0)  # the reward task that waits longest
-    jobs_oldest_s: float = Field(default=60.0, gt=0)  # the training job that waits longest
-    over_s: float = Field(default=30.0, ge=12)  # what figures are averaged over
-    # For how long fewer must have been enough: a replica that goes takes its cache along.
-    down_after_s: float = Field(default=300.0, ge=0)
 
 
 class Settings(BaseSettings):

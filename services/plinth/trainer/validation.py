@@ -17,7 +17,7 @@ from typing import Any
 from plinth.algos.schedules import KINDS
 from plinth.models.config import ModelConfig
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.settings import TrainerSettings
+from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.data.shards import DatasetInfo, read_info
 from plinth.trainer.loop.config import DATASETS, OBJECTIVES, PRECISIONS, TrainConfig
 from plinth.trainer.lora_specs import check_adapter_name, check_lora, lora_fields

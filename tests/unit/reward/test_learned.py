@@ -16,7 +16,7 @@ from plinth.reward import forward
 from plinth.reward.forward import ScoringModel
 from plinth.reward.learned import LearnedModel, LearnedModels
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.settings import RewardSettings
+from plinth.shared.settings_sections import RewardSettings
 from plinth.shared.store import ArtifactStore
 from rewards import reward_model
 

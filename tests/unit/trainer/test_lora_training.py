@@ -21,7 +21,8 @@ from plinth.models.lora import LoraConfig, adapters, attach, base_tensors
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import load_decoder, save_decoder
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.settings import TrainerSettings, load_settings
+from plinth.shared.settings import load_settings
+from plinth.shared.settings_sections import TrainerSettings
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.data.shards import Split

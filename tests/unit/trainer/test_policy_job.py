@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import policy_job
 import trainings
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.settings import TrainerSettings
+from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.loop import Group, TrainConfig
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.policy import run

@@ -2,7 +2,7 @@ import pytest
 
 import trainings
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.settings import TrainerSettings
+from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.validation import check_spec, plan_train

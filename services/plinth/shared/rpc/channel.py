@@ -25,7 +25,8 @@ from plinth.shared.identity import (
 from plinth.shared.rpc import tls
 from plinth.shared.rpc.auth import PRINCIPAL_KEY, TOKEN_KEY, encode_principal
 from plinth.shared.rpc.status import REQUEST_ID_KEY
-from plinth.shared.settings import RpcSettings, Settings
+from plinth.shared.settings import Settings
+from plinth.shared.settings_sections import RpcSettings
 
 # Unary methods that may be sent twice: reads, and writes that are idempotent by an id in them.
 IDEMPOTENT: dict[str, tuple[str, ...]] = {

@@ -26,7 +26,8 @@ from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Continuation, Val
 from plinth.shared.rpc.spans import TracingInterceptor
 from plinth.shared.rpc.status import fail
 from plinth.shared.rpc.tls import server_credentials
-from plinth.shared.settings import RpcSettings, Settings, TlsSettings
+from plinth.shared.settings import Settings
+from plinth.shared.settings_sections import RpcSettings, TlsSettings
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.rpc")

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from plinth.shared.errors import FailedPrecondition
-from plinth.shared.settings import TlsSettings
+from plinth.shared.settings_sections import TlsSettings
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.tls")
