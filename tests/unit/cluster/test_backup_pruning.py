@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from backups import furnish, make, publish, put_back, quiet, settings_of, store_told
 from plinth.cli.main import _typer as app
-from plinth.cluster.backup import marks, store_copy
+from plinth.cluster.backup import marks, pruning, store_copy
 from plinth.cluster.backup.archive import Archive, new_id
 from plinth.cluster.backup.making import Made, back_up
 from plinth.cluster.backup.restoring import check
@@ -271,6 +271,110 @@ def test_a_backup_that_begins_while_another_prunes(
     archive = Archive(str(place))
     assert len(archive.finished()) == 2 and len(checkpoints_of(archive)) == 2
     assert archive.storage.names("running") == []
+    all_is_whole(place)
+
+
+class Killed(BaseException):
+    """What ends a process at any line, as Ctrl-C does."""
+
+
+@pytest.fixture
+def counted_on(home: Settings, place: Path, tmp_path: Path) -> Callable[[], Made]:
+    """Two backups, of which the next `keep(…, 1)` drops a checkpoint that a rival counts on: the
+    rival has looked what is there, and its call here makes its backup."""
+    checkpoint(home, 1)
+    make(home, place)
+    other = home.model_copy(update={"data_dir": tmp_path / "other", "store_url": home.store()})
+    checkpoint(other, 1)
+    checkpoint(home, 2)
+    return lambda: make(other, place)
+
+
+def test_lines_come_back_when_pruning_breaks_off(
+    home: Settings, place: Path, counted_on: Callable[[], Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its second look who is there; the rival's backup finished just before the lines went."""
+    others, remove = marks.others, LocalStorage.remove
+    looks: list[str] = []
+    rivals: list[Made] = []
+
+    def breaks_off(archive: Archive, own: str) -> list[str]:
+        looks.append(own)
+        if len(looks) == 2:
+            raise Killed
+        return others(archive, own)
+
+    def removes(storage: LocalStorage, path: str) -> None:
+        if path.startswith("index/") and not rivals:
+            rivals.append(counted_on())
+        remove(storage, path)
+
+    monkeypatch.setattr(pruning, "others", breaks_off)
+    monkeypatch.setattr(LocalStorage, "remove", removes)
+    with pytest.raises(Killed):
+        keep(home, place, 1)
+    assert len(rivals) == 1 and len(looks) == 2
+    assert Archive(str(place)).storage.names(pruning.DROPPED) == []
+    all_is_whole(place)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_who_prunes_next_puts_back_what_a_killed_one_dropped(
+    home: Settings,
+    place: Path,
+    counted_on: Callable[[], Made],
+    monkeypatch: pytest.MonkeyPatch,
+    whole: bool,
+) -> None:
+    """Where its files are whole. Where not, the line stays away, and the files stay."""
+    remove = LocalStorage.remove
+    rivals: list[Made] = []
+
+    def removes(storage: LocalStorage, path: str) -> None:
+        if path.startswith("index/") and not rivals:
+            rivals.append(counted_on())
+        remove(storage, path)
+
+    def dies(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "remove", removes)
+        patch.setattr(pruning, "_attempts_without_a_line", dies)
+        patch.setattr(pruning, "_put_back", dies)  # nothing of it runs any more
+        with pytest.raises(Killed):
+            keep(home, place, 1)
+    archive = Archive(str(place))
+    dropped = archive.storage.names(pruning.DROPPED)
+    assert len(dropped) == 1 and len(checkpoints_of(archive)) == 1
+    state = next((place / "contents" / dropped[0].removesuffix(".json")).glob("*/state.json"))
+    if not whole:
+        damage(state)
+    pruned = keep(home, place, 2).pruned
+    assert pruned and rivals[0].backup.id in {one.id for one in archive.finished()}
+    assert state.exists()
+    if whole:
+        assert archive.storage.names(pruning.DROPPED) == []
+        all_is_whole(place)
+    else:
+        assert archive.storage.names(pruning.DROPPED) == dropped
+    # Once nobody needs it, all of it goes.
+    keep(home, place, 1)
+    assert not state.exists() and archive.storage.names(pruning.DROPPED) == []
+    all_is_whole(place)
+
+
+def test_files_of_a_needed_content_without_a_line_stay(home: Settings, place: Path) -> None:
+    """Whatever took the line: the files are all that can be put back by hand."""
+    checkpoint(home, 1)
+    first = make(home, place)
+    name = first.backup.manifest["checkpoints"][0]["content"]
+    line = place / "index" / f"{name}.json"
+    told = line.read_bytes()
+    line.unlink()
+    checkpoint(home, 2)
+    keep(home, place, 2)
+    line.write_bytes(told)
     all_is_whole(place)
 
 
