@@ -80,6 +80,10 @@ def _tell_pruned(console: Console, pruned: Pruned, url: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if pruned.broken_off:
+        console.print(
+            f"  {len(pruned.broken_off)} that were never finished deleted", highlight=False
+        )
     for id in pruned.waits_for:
         console.print(
             f"  contents stay until the next time, since {id} is being made here; if it died, "

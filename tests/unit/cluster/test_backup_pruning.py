@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from backups import furnish, make, publish, put_back, quiet, settings_of, store_told
 from plinth.cli.main import _typer as app
 from plinth.cluster.backup import marks, pruning, store_copy
-from plinth.cluster.backup.archive import Archive, new_id
+from plinth.cluster.backup.archive import MANIFEST, REDIS_FILE, Archive, new_id
 from plinth.cluster.backup.making import Made, back_up
 from plinth.cluster.backup.restoring import check
 from plinth.shared.errors import Aborted, DataLoss
@@ -127,7 +127,6 @@ def test_what_is_not_ours_stays(home: Settings, place: Path) -> None:
     for path in ("notes.txt", "backups/notes.txt", "contents/mine/x", "index/notes.json"):
         (place / path).parent.mkdir(exist_ok=True)
         (place / path).write_text("mine")
-    (place / "backups" / new_id()).mkdir()  # another's that never ended, or has not yet
     before = everything(place)
     checkpoint(home, 2)
     keep(home, place, 1)
@@ -151,6 +150,38 @@ def test_what_a_backup_that_broke_off_left_goes(home: Settings, place: Path) -> 
     keep(home, place, 1)
     assert not left.exists() and not twice.exists()
     all_is_whole(place)
+
+
+def test_a_backup_without_a_manifest_goes_unless_it_is_made(home: Settings, place: Path) -> None:
+    archive = Archive(str(place))
+    broken, runs, renamed = new_id(), new_id(), "half-of-one"
+    stale, later = "20200101T000000.000Z-00000000", "29990101T000000.000Z-00000000"
+    for id in (broken, runs, renamed, stale, later):
+        assert archive.storage.create(f"backups/{id}/{REDIS_FILE}", b"what people asked")
+    archive.storage.create(f"running/{stale}.json", b"{}")
+    with marks.running(archive, runs):
+        made = keep(home, place, 1)
+    assert made.pruned and made.pruned.broken_off == sorted([broken, stale])
+    assert made.pruned.backups == [] and made.pruned.kept == 1
+    left = sorted([runs, renamed, later, made.backup.id])
+    assert archive.storage.names("backups") == left
+
+
+def test_a_backup_that_ends_during_the_look_stays(
+    home: Settings, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no manifest when it is listed, and no mark when marks are looked at."""
+    archive = Archive(str(place))
+    rival = new_id()
+    archive.storage.create(f"backups/{rival}/{REDIS_FILE}", b"{}")
+
+    def ends(*_: Any) -> list[str]:
+        archive.storage.create(f"backups/{rival}/{MANIFEST}", b'{"plinth_schema": 1}')
+        return []
+
+    new = new_id()
+    monkeypatch.setattr(pruning, "others", ends)
+    assert pruning._broken_off(archive, new) == []
 
 
 @pytest.mark.parametrize("what", ["content", "redis.jsonl.gz", "store.jsonl.gz of an older one"])
@@ -293,14 +324,12 @@ def counted_on(home: Settings, place: Path, tmp_path: Path) -> Callable[[], Made
 def test_lines_come_back_when_pruning_breaks_off(
     home: Settings, place: Path, counted_on: Callable[[], Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At its second look who is there; the rival's backup finished just before the lines went."""
+    """At its last look who is there; the rival's backup finished just before the lines went."""
     others, remove = marks.others, LocalStorage.remove
-    looks: list[str] = []
     rivals: list[Made] = []
 
     def breaks_off(archive: Archive, own: str) -> list[str]:
-        looks.append(own)
-        if len(looks) == 2:
+        if rivals:
             raise Killed
         return others(archive, own)
 
@@ -313,7 +342,6 @@ def test_lines_come_back_when_pruning_breaks_off(
     monkeypatch.setattr(LocalStorage, "remove", removes)
     with pytest.raises(Killed):
         keep(home, place, 1)
-    assert len(rivals) == 1 and len(looks) == 2
     assert Archive(str(place)).storage.names(pruning.DROPPED) == []
     all_is_whole(place)
 

@@ -4,7 +4,8 @@ Backups share contents, and somebody else may be making a backup here meanwhile.
 in an order in which a backup that is made meanwhile never names what is gone:
 
 1. What the backups that stay need, by their own lists. One that can't be read stops all of it.
-2. Backups that are too many: the manifest first, so that what is half deleted is no backup.
+2. Backups that are too many: the manifest first, so that what is half deleted is no backup. Then
+   what has none, and isn't marked as running.
 3. The index lines of contents that none of the others names, moved to `dropped/`. From here on a
    backup that begins copies such a content anew, as another attempt.
 4. A look at who else is there. Whoever began before 3 is still marked, or has finished and is one
@@ -45,6 +46,7 @@ class Pruned:
 
     kept: int
     backups: list[str]  # ids of those that were deleted
+    broken_off: list[str]  # and of those that were never finished, or were half deleted
     contents: int
     bytes: int
     # Somebody else makes a backup here: contents stay until the next time.
@@ -76,11 +78,25 @@ def prune(archive: Archive, new: str, keep: int, tell: Tell) -> Pruned:
     for id in gone:
         archive.storage.remove(f"backups/{id}/{MANIFEST}")
         archive.storage.remove_tree(f"backups/{id}")
+    broken_off = _broken_off(archive, new)
+    for id in broken_off:
+        archive.storage.remove_tree(f"backups/{id}")
     contents = size = 0
     waits_for = others(archive, new)
     if not waits_for:
         contents, size, waits_for = _drop(archive, needed, new, {one.id for one in stay})
-    return Pruned(len(ours) - len(gone), gone, contents, size, waits_for)
+    return Pruned(len(ours) - len(gone), gone, broken_off, contents, size, waits_for)
+
+
+def _broken_off(archive: Archive, new: str) -> list[str]:
+    """Older backups without a manifest that nobody makes any more. Their Redis state is in them,
+    which people take for gone."""
+    storage = archive.storage
+    begun = [id for id in storage.names("backups") if is_id(id) and id < new]
+    running = set(others(archive, new))
+    # Looked for last: what was begun, and has no mark any more, has its manifest by now.
+    unmarked = (id for id in begun if id not in running)
+    return [id for id in unmarked if MANIFEST not in storage.names(f"backups/{id}")]
 
 
 def _needed(archive: Archive, backups: Iterable[Backup]) -> set[str]:
