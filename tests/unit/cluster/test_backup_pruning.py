@@ -250,6 +250,36 @@ def test_a_mark_of_a_backup_that_died_long_ago(home: Settings, place: Path) -> N
     assert pruned and pruned.waits_for == [] and len(checkpoints_of(archive)) == 1
 
 
+def test_contents_stay_while_their_backup_is_restored(
+    home: Settings, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere, of a backup that is pruned as its first content is about to be copied."""
+    store = ArtifactStore(home.store())
+    mistake = publish(store, home.data_dir, "mistake", "only the first backup has it")
+    first = make(home, place)
+    store.storage.remove_tree("artifacts/mistake")
+    copy_back = store_copy.copy_back
+    kept: list[Made] = []
+
+    def copies(*what: Any) -> tuple[int, int]:
+        kept.append(keep(home, place, 1))
+        return copy_back(*what)
+
+    elsewhere = (home.data_dir.parent / "elsewhere").as_uri()
+    other = home.model_copy(update={"store_url": elsewhere})
+    with monkeypatch.context() as patch:
+        patch.setattr(store_copy, "copy_back", copies)
+        put_back(other, place, only="store")
+    pruned = kept[0].pruned
+    assert pruned and pruned.backups == [first.backup.id]
+    assert len(pruned.waits_for) == 1 and pruned.contents == 0
+    restored = ArtifactStore(elsewhere)
+    restored.verify(restored.get(mistake))
+    assert Archive(str(place)).storage.names("running") == []
+    pruned = keep(home, place, 1).pruned
+    assert pruned and pruned.contents == 1
+
+
 class Rival:
     """A backup in a thread of its own, made as the first line of the index is about to go: it has
     looked what is there, and stands before its end until `end`."""

@@ -3,7 +3,7 @@
     backups/<id>/manifest.json       created exclusively and last: makes the backup
     backups/<id>/redis.jsonl.gz      Redis state (`redis_state.py`)
     backups/<id>/store.jsonl.gz      records of the store, and which contents they name
-    running/<id>.json                while a backup is made (`marks.py`)
+    running/<id>.json                while a backup is made, or restored (`marks.py`)
     contents/<content>/<attempt>/…   files of an artifact's content, or of a checkpoint
     index/<content>.json             created exclusively: this content is whole, in this attempt
     dropped/<content>.json           such a line, while its content is deleted (`pruning.py`)

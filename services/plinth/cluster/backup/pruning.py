@@ -49,7 +49,7 @@ class Pruned:
     broken_off: list[str]  # and of those that were never finished, or were half deleted
     contents: int
     bytes: int
-    # Somebody else makes a backup here: contents stay until the next time.
+    # Somebody else makes or restores a backup here: contents stay until the next time.
     waits_for: list[str]
 
 
