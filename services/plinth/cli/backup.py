@@ -82,7 +82,7 @@ def _tell_pruned(console: Console, pruned: Pruned, url: str) -> None:
     )
     if pruned.broken_off:
         console.print(
-            f"  {len(pruned.broken_off)} that were never finished deleted", highlight=False
+            f"  {len(pruned.broken_off)} that were never finished are deleted, too", highlight=False
         )
     for id in pruned.waits_for:
         console.print(

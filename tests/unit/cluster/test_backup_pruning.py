@@ -457,6 +457,7 @@ def test_a_content_that_goes_under_a_backup(
 def test_the_command_tells_what_went(home: Settings, place: Path) -> None:
     checkpoint(home, 1)
     make(home, place)
+    (place / "backups" / new_id()).mkdir()
     checkpoint(home, 2)
     ran = CliRunner().invoke(
         app,
@@ -465,4 +466,5 @@ def test_the_command_tells_what_went(home: Settings, place: Path) -> None:
     )
     assert ran.exit_code == 0, ran.output
     assert "1 backups are kept, 1 older ones deleted, and 1 contents" in ran.output
+    assert "1 that were never finished are deleted" in ran.output
     assert CliRunner().invoke(app, ["backup", str(place), "--keep", "0"]).exit_code == 2
