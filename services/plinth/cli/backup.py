@@ -80,10 +80,14 @@ def _tell_pruned(console: Console, pruned: Pruned, url: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if pruned.broken_off:
+        console.print(
+            f"  {len(pruned.broken_off)} that were never finished are deleted, too", highlight=False
+        )
     for id in pruned.waits_for:
         console.print(
-            f"  contents stay until the next time, since {id} is being made here; if it died, "
-            f"delete {escape(url)}/running/{id}.json",
+            f"  contents stay until the next time, since another backup or restore runs here "
+            f"({id}); if it died, delete {escape(url)}/running/{id}.json",
             highlight=False,
             soft_wrap=True,
         )

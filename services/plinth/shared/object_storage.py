@@ -133,7 +133,7 @@ class ObjectStorage(Storage):
         except BaseException as error:
             # A record whose answer never came may still appear, and what it names must be there.
             known = isinstance(error, PlinthError) and not isinstance(error, Unavailable)
-            if known or not tree.committed:
+            if known if tree.committed else not self._is_removed(path):
                 self._failed.append(path)
             raise
 
@@ -173,6 +173,14 @@ class ObjectStorage(Storage):
                 chunk_size=_PART_BYTES,
                 max_concurrency=_PARTS_AT_ONCE,
             )
+
+    def _is_removed(self, path: str) -> bool:
+        """Whether a tree that failed could be removed; its own error is the one to tell."""
+        try:
+            self.remove_tree(path)
+        except PlinthError:
+            return False
+        return True
 
     def _below(self, path: str) -> list[str]:
         found = obstore.list(self._store, check_path(path), chunk_size=1000)

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from backups import furnish, make, publish, put_back, quiet, settings_of, store_told
 from plinth.cli.main import _typer as app
-from plinth.cluster.backup import marks, store_copy
-from plinth.cluster.backup.archive import Archive, new_id
+from plinth.cluster.backup import marks, pruning, store_copy
+from plinth.cluster.backup.archive import MANIFEST, REDIS_FILE, Archive, new_id
 from plinth.cluster.backup.making import Made, back_up
 from plinth.cluster.backup.restoring import check
 from plinth.shared.errors import Aborted, DataLoss
@@ -127,7 +127,6 @@ def test_what_is_not_ours_stays(home: Settings, place: Path) -> None:
     for path in ("notes.txt", "backups/notes.txt", "contents/mine/x", "index/notes.json"):
         (place / path).parent.mkdir(exist_ok=True)
         (place / path).write_text("mine")
-    (place / "backups" / new_id()).mkdir()  # another's that never ended, or has not yet
     before = everything(place)
     checkpoint(home, 2)
     keep(home, place, 1)
@@ -151,6 +150,38 @@ def test_what_a_backup_that_broke_off_left_goes(home: Settings, place: Path) -> 
     keep(home, place, 1)
     assert not left.exists() and not twice.exists()
     all_is_whole(place)
+
+
+def test_a_backup_without_a_manifest_goes_unless_it_is_made(home: Settings, place: Path) -> None:
+    archive = Archive(str(place))
+    broken, runs, renamed = new_id(), new_id(), "half-of-one"
+    stale, later = "20200101T000000.000Z-00000000", "29990101T000000.000Z-00000000"
+    for id in (broken, runs, renamed, stale, later):
+        assert archive.storage.create(f"backups/{id}/{REDIS_FILE}", b"what people asked")
+    archive.storage.create(f"running/{stale}.json", b"{}")
+    with marks.running(archive, runs):
+        made = keep(home, place, 1)
+    assert made.pruned and made.pruned.broken_off == sorted([broken, stale])
+    assert made.pruned.backups == [] and made.pruned.kept == 1
+    left = sorted([runs, renamed, later, made.backup.id])
+    assert archive.storage.names("backups") == left
+
+
+def test_a_backup_that_ends_during_the_look_stays(
+    home: Settings, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no manifest when it is listed, and no mark when marks are looked at."""
+    archive = Archive(str(place))
+    rival = new_id()
+    archive.storage.create(f"backups/{rival}/{REDIS_FILE}", b"{}")
+
+    def ends(*_: Any) -> list[str]:
+        archive.storage.create(f"backups/{rival}/{MANIFEST}", b'{"plinth_schema": 1}')
+        return []
+
+    new = new_id()
+    monkeypatch.setattr(pruning, "others", ends)
+    assert pruning._broken_off(archive, new) == []
 
 
 @pytest.mark.parametrize("what", ["content", "redis.jsonl.gz", "store.jsonl.gz of an older one"])
@@ -219,6 +250,36 @@ def test_a_mark_of_a_backup_that_died_long_ago(home: Settings, place: Path) -> N
     assert pruned and pruned.waits_for == [] and len(checkpoints_of(archive)) == 1
 
 
+def test_contents_stay_while_their_backup_is_restored(
+    home: Settings, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere, of a backup that is pruned as its first content is about to be copied."""
+    store = ArtifactStore(home.store())
+    mistake = publish(store, home.data_dir, "mistake", "only the first backup has it")
+    first = make(home, place)
+    store.storage.remove_tree("artifacts/mistake")
+    copy_back = store_copy.copy_back
+    kept: list[Made] = []
+
+    def copies(*what: Any) -> tuple[int, int]:
+        kept.append(keep(home, place, 1))
+        return copy_back(*what)
+
+    elsewhere = (home.data_dir.parent / "elsewhere").as_uri()
+    other = home.model_copy(update={"store_url": elsewhere})
+    with monkeypatch.context() as patch:
+        patch.setattr(store_copy, "copy_back", copies)
+        put_back(other, place, only="store")
+    pruned = kept[0].pruned
+    assert pruned and pruned.backups == [first.backup.id]
+    assert len(pruned.waits_for) == 1 and pruned.contents == 0
+    restored = ArtifactStore(elsewhere)
+    restored.verify(restored.get(mistake))
+    assert Archive(str(place)).storage.names("running") == []
+    pruned = keep(home, place, 1).pruned
+    assert pruned and pruned.contents == 1
+
+
 class Rival:
     """A backup in a thread of its own, made as the first line of the index is about to go: it has
     looked what is there, and stands before its end until `end`."""
@@ -274,6 +335,107 @@ def test_a_backup_that_begins_while_another_prunes(
     all_is_whole(place)
 
 
+class Killed(BaseException):
+    """What ends a process at any line, as Ctrl-C does."""
+
+
+@pytest.fixture
+def counted_on(home: Settings, place: Path, tmp_path: Path) -> Callable[[], Made]:
+    """Two backups, of which the next `keep(…, 1)` drops a checkpoint that a rival counts on: the
+    rival has looked what is there, and its call here makes its backup."""
+    checkpoint(home, 1)
+    make(home, place)
+    other = home.model_copy(update={"data_dir": tmp_path / "other", "store_url": home.store()})
+    checkpoint(other, 1)
+    checkpoint(home, 2)
+    return lambda: make(other, place)
+
+
+def test_lines_come_back_when_pruning_breaks_off(
+    home: Settings, place: Path, counted_on: Callable[[], Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its last look who is there; the rival's backup finished just before the lines went."""
+    others, remove = marks.others, LocalStorage.remove
+    rivals: list[Made] = []
+
+    def breaks_off(archive: Archive, own: str) -> list[str]:
+        if rivals:
+            raise Killed
+        return others(archive, own)
+
+    def removes(storage: LocalStorage, path: str) -> None:
+        if path.startswith("index/") and not rivals:
+            rivals.append(counted_on())
+        remove(storage, path)
+
+    monkeypatch.setattr(pruning, "others", breaks_off)
+    monkeypatch.setattr(LocalStorage, "remove", removes)
+    with pytest.raises(Killed):
+        keep(home, place, 1)
+    assert Archive(str(place)).storage.names(pruning.DROPPED) == []
+    all_is_whole(place)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_who_prunes_next_puts_back_what_a_killed_one_dropped(
+    home: Settings,
+    place: Path,
+    counted_on: Callable[[], Made],
+    monkeypatch: pytest.MonkeyPatch,
+    whole: bool,
+) -> None:
+    """Where its files are whole. Where not, the line stays away, and the files stay."""
+    remove = LocalStorage.remove
+    rivals: list[Made] = []
+
+    def removes(storage: LocalStorage, path: str) -> None:
+        if path.startswith("index/") and not rivals:
+            rivals.append(counted_on())
+        remove(storage, path)
+
+    def dies(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "remove", removes)
+        patch.setattr(pruning, "_attempts_without_a_line", dies)
+        patch.setattr(pruning, "_put_back", dies)  # nothing of it runs any more
+        with pytest.raises(Killed):
+            keep(home, place, 1)
+    archive = Archive(str(place))
+    dropped = archive.storage.names(pruning.DROPPED)
+    assert len(dropped) == 1 and len(checkpoints_of(archive)) == 1
+    state = next((place / "contents" / dropped[0].removesuffix(".json")).glob("*/state.json"))
+    if not whole:
+        damage(state)
+    pruned = keep(home, place, 2).pruned
+    assert pruned and rivals[0].backup.id in {one.id for one in archive.finished()}
+    assert state.exists()
+    if whole:
+        assert archive.storage.names(pruning.DROPPED) == []
+        all_is_whole(place)
+    else:
+        assert archive.storage.names(pruning.DROPPED) == dropped
+    # Once nobody needs it, all of it goes.
+    keep(home, place, 1)
+    assert not state.exists() and archive.storage.names(pruning.DROPPED) == []
+    all_is_whole(place)
+
+
+def test_files_of_a_needed_content_without_a_line_stay(home: Settings, place: Path) -> None:
+    """Whatever took the line: the files are all that can be put back by hand."""
+    checkpoint(home, 1)
+    first = make(home, place)
+    name = first.backup.manifest["checkpoints"][0]["content"]
+    line = place / "index" / f"{name}.json"
+    told = line.read_bytes()
+    line.unlink()
+    checkpoint(home, 2)
+    keep(home, place, 2)
+    line.write_bytes(told)
+    all_is_whole(place)
+
+
 def test_a_content_that_goes_under_a_backup(
     home: Settings, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +457,7 @@ def test_a_content_that_goes_under_a_backup(
 def test_the_command_tells_what_went(home: Settings, place: Path) -> None:
     checkpoint(home, 1)
     make(home, place)
+    (place / "backups" / new_id()).mkdir()
     checkpoint(home, 2)
     ran = CliRunner().invoke(
         app,
@@ -303,4 +466,5 @@ def test_the_command_tells_what_went(home: Settings, place: Path) -> None:
     )
     assert ran.exit_code == 0, ran.output
     assert "1 backups are kept, 1 older ones deleted, and 1 contents" in ran.output
+    assert "1 that were never finished are deleted" in ran.output
     assert CliRunner().invoke(app, ["backup", str(place), "--keep", "0"]).exit_code == 2

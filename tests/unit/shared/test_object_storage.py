@@ -108,6 +108,31 @@ def test_a_tree_is_removed_and_its_neighbour_is_not(bucket: str) -> None:
     assert storage.names("a") == [] and storage.names("ab") == ["x"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_tree_that_breaks_off_is_gone(bucket: str, error: type[BaseException]) -> None:
+    """Nobody has to ask for it: not everybody who writes trees sweeps."""
+    storage = open_storage(bucket)
+    with pytest.raises(error), storage.new_tree("tree") as tree:
+        tree.write("a", [b"a"])
+        raise error
+    assert storage.names("tree") == [] and list(storage.abandoned()) == []
+
+
+def test_a_tree_that_could_not_be_removed_is_abandoned(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(bucket)
+
+    def fails(*_: object) -> None:
+        raise Unavailable("away")
+
+    with pytest.raises(RuntimeError, match="first"), storage.new_tree("tree") as tree:
+        tree.write("a", [b"a"])
+        monkeypatch.setattr(storage, "remove_tree", fails)
+        raise RuntimeError("first")
+    assert list(storage.abandoned()) == ["tree"]
+
+
 def test_rivals(bucket: str, tmp_path: Path) -> None:
     race(bucket, tmp_path)
 

@@ -3,9 +3,10 @@
     backups/<id>/manifest.json       created exclusively and last: makes the backup
     backups/<id>/redis.jsonl.gz      Redis state (`redis_state.py`)
     backups/<id>/store.jsonl.gz      records of the store, and which contents they name
-    running/<id>.json                while a backup is made (`marks.py`)
+    running/<id>.json                while a backup is made, or restored (`marks.py`)
     contents/<content>/<attempt>/…   files of an artifact's content, or of a checkpoint
     index/<content>.json             created exclusively: this content is whole, in this attempt
+    dropped/<content>.json           such a line, while its content is deleted (`pruning.py`)
 
 Contents never change, so all backups of one archive share them, and the next backup copies what
 is new. What has no manifest (or no line in the index) is not taken for a backup (or a content).
@@ -166,11 +167,11 @@ class Archive:
         spool.seek(0)
         return spool
 
-    def content(self, name: str) -> Content:
-        """DataLoss when it is missing."""
+    def content(self, name: str, folder: str = "index") -> Content:
+        """What a line in `folder` says of it. DataLoss when that is missing."""
         if not is_content(name):
             raise DataLoss(f"{name[:80]!r} is no content's name", reason="BACKUP_DAMAGED")
-        where = f"index/{name}.json"
+        where = f"{folder}/{name}.json"
         try:
             data = self.storage.read(where)
         except FileNotFoundError as error:

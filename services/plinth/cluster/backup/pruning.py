@@ -4,17 +4,22 @@ Backups share contents, and somebody else may be making a backup here meanwhile.
 in an order in which a backup that is made meanwhile never names what is gone:
 
 1. What the backups that stay need, by their own lists. One that can't be read stops all of it.
-2. Backups that are too many: the manifest first, so that what is half deleted is no backup.
-3. The index lines of contents that none of the others names. From here on a backup that begins
-   copies such a content anew, as another attempt.
+2. Backups that are too many: the manifest first, so that what is half deleted is no backup. Then
+   what has none, and isn't marked as running.
+3. The index lines of contents that none of the others names, moved to `dropped/`. From here on a
+   backup that begins copies such a content anew, as another attempt.
 4. A look at who else is there. Whoever began before 3 is still marked, or has finished and is one
    more backup than at 1: then the lines are put back, and the contents stay for the next time.
-5. The files that were there at 3 and that no line of the index names.
+5. The files that were there at 3 and that no line of the index names, and the lines of 3.
+
+Whoever is killed between 3 and 4 leaves lines in `dropped/`, and a backup that counted on one may
+have finished since. The next to prune puts such a line back, where its files are whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from plinth.cluster.backup import store_copy
@@ -30,7 +35,9 @@ from plinth.cluster.backup.archive import (
 from plinth.cluster.backup.checkpoints import Checkpoint
 from plinth.cluster.backup.marks import others
 from plinth.cluster.backup.restoring import check
-from plinth.shared.errors import DataLoss
+from plinth.shared.errors import DataLoss, PlinthError
+
+DROPPED = "dropped"
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,10 @@ class Pruned:
 
     kept: int
     backups: list[str]  # ids of those that were deleted
+    broken_off: list[str]  # and of those that were never finished, or were half deleted
     contents: int
     bytes: int
-    # Somebody else makes a backup here: contents stay until the next time.
+    # Somebody else makes or restores a backup here: contents stay until the next time.
     waits_for: list[str]
 
 
@@ -70,11 +78,25 @@ def prune(archive: Archive, new: str, keep: int, tell: Tell) -> Pruned:
     for id in gone:
         archive.storage.remove(f"backups/{id}/{MANIFEST}")
         archive.storage.remove_tree(f"backups/{id}")
+    broken_off = _broken_off(archive, new)
+    for id in broken_off:
+        archive.storage.remove_tree(f"backups/{id}")
     contents = size = 0
     waits_for = others(archive, new)
     if not waits_for:
         contents, size, waits_for = _drop(archive, needed, new, {one.id for one in stay})
-    return Pruned(len(ours) - len(gone), gone, contents, size, waits_for)
+    return Pruned(len(ours) - len(gone), gone, broken_off, contents, size, waits_for)
+
+
+def _broken_off(archive: Archive, new: str) -> list[str]:
+    """Older backups without a manifest that nobody makes any more. Their Redis state is in them,
+    which people take for gone."""
+    storage = archive.storage
+    begun = [id for id in storage.names("backups") if is_id(id) and id < new]
+    running = set(others(archive, new))
+    # Looked for last: what was begun, and has no mark any more, has its manifest by now.
+    unmarked = (id for id in begun if id not in running)
+    return [id for id in unmarked if MANIFEST not in storage.names(f"backups/{id}")]
 
 
 def _needed(archive: Archive, backups: Iterable[Backup]) -> set[str]:
@@ -92,30 +114,81 @@ def _drop(
     archive: Archive, needed: set[str], new: str, stay: set[str]
 ) -> tuple[int, int, list[str]]:
     """Deletes what is not needed: (contents, bytes), or whom it must wait for."""
-    lines = {}
-    for name in sorted(archive.contents() - needed):
-        path = f"index/{name}.json"
-        lines[path] = (archive.storage.read(path), archive.content(name).bytes)
-    for path in lines:
-        archive.storage.remove(path)
-    attempts = _attempts_without_a_line(archive)
-    waits_for = others(archive, new)
-    waits_for += [one.id for one in archive.finished() if one.id not in stay]
+    _recover(archive, needed)
+    sizes = {name: archive.content(name).bytes for name in sorted(archive.contents() - needed)}
+    try:
+        for name in sizes:
+            _move(archive, _line(name), _dropped(name))
+        attempts = _attempts_without_a_line(archive, needed)
+        waits_for = others(archive, new)
+        waits_for += [one.id for one in archive.finished() if one.id not in stay]
+    except BaseException:  # Ctrl-C, too: a backup that began before may count on these lines
+        with suppress(PlinthError):  # (then the next to prune finds them)
+            _put_back(archive, sizes)
+        raise
     if waits_for:
-        for path, (line, _) in lines.items():
-            archive.storage.create(path, line)  # (False: its new maker was faster)
+        _put_back(archive, sizes)
         return 0, 0, waits_for
     for attempt in attempts:
         archive.storage.remove_tree(attempt)
-    return len(lines), sum(size for _, size in lines.values()), []
+    for name in sizes:
+        archive.storage.remove(_dropped(name))
+    return len(sizes), sum(sizes.values()), []
 
 
-def _attempts_without_a_line(archive: Archive) -> list[str]:
+def _line(name: str) -> str:
+    return f"index/{name}.json"
+
+
+def _dropped(name: str) -> str:
+    return f"{DROPPED}/{name}.json"
+
+
+def _move(archive: Archive, source: str, target: str) -> None:
+    """One line; at no time is it in neither place. What is at `target` already stays."""
+    with suppress(FileNotFoundError):
+        archive.storage.create(target, archive.storage.read(source))
+        archive.storage.remove(source)
+
+
+def _put_back(archive: Archive, names: Iterable[str]) -> None:
+    for name in names:
+        _move(archive, _dropped(name), _line(name))  # (or its new maker was faster)
+
+
+def _recover(archive: Archive, needed: set[str]) -> None:
+    """Lines that somebody who was killed has dropped: those that are needed are put back. Of the
+    others the files may be half deleted, so what is left of them goes at step 5."""
+    lost = needed - archive.contents()
+    names = (name.removesuffix(".json") for name in archive.storage.names(DROPPED))
+    for name in filter(is_content, names):
+        if name not in lost:
+            archive.storage.remove(_dropped(name))
+        elif _is_whole(archive, name):
+            _put_back(archive, [name])
+
+
+def _is_whole(archive: Archive, name: str) -> bool:
+    """Whether the files that a dropped line names are what was written."""
+    try:
+        content = archive.content(name, DROPPED)
+        for file in content.files:
+            for _ in archive.read(content, file):
+                pass
+    except DataLoss:
+        return False
+    return True
+
+
+def _attempts_without_a_line(archive: Archive, needed: set[str]) -> list[str]:
     """Folders of files that make no content: those of step 3, and what backups that broke off
-    left."""
+    left. Where a line is needed and gone, they are all that is left of a content, and stay."""
     found = []
     whole = archive.contents()
+    lost = needed - whole
     for name in filter(is_content, archive.storage.names("contents")):
+        if name in lost:
+            continue
         line = archive.content(name).path if name in whole else ""
         attempts = (f"contents/{name}/{one}" for one in archive.storage.names(f"contents/{name}"))
         found += [attempt for attempt in attempts if attempt != line]

@@ -13,8 +13,17 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from plinth.cluster.backup import checkpoints, redis_state, store_copy
-from plinth.cluster.backup.archive import REDIS_FILE, STORE_FILE, Archive, Backup, Tell, path_of
+from plinth.cluster.backup.archive import (
+    REDIS_FILE,
+    STORE_FILE,
+    Archive,
+    Backup,
+    Tell,
+    new_id,
+    path_of,
+)
 from plinth.cluster.backup.checkpoints import Checkpoint
+from plinth.cluster.backup.marks import running
 from plinth.cluster.backup.place import check_nobody, target_redis
 from plinth.cluster.backup.store_copy import StoreState
 from plinth.cluster.backup.values import Client
@@ -66,7 +75,12 @@ def restore(
     FailedPrecondition: a stack runs; the target isn't empty, and it was not said that it may be
     (replace_redis, merge_store); the backup is a newer Plinth's. DataLoss: a digest differs.
     """
-    with _opened(source, backup_id) as opened, target_redis(settings) as client:
+    archive = _archive(source)
+    with (
+        running(archive, new_id()),  # before the backup is looked for: it may be about to be pruned
+        _opened(archive, backup_id) as opened,
+        target_redis(settings) as client,
+    ):
         storage = open_storage(settings.store())
         # 1. All that can be refused.
         with redis_errors():
@@ -102,7 +116,7 @@ def restore(
 
 def check(source: str, tell: Tell, *, backup_id: str | None = None) -> Restored:
     """Reads all of a backup and compares digests, changing nothing."""
-    with _opened(source, backup_id) as opened:
+    with _opened(_archive(source), backup_id) as opened:
         records = sum(1 for _ in redis_state.unpack(opened.redis_file))
         size = store_copy.check_archive(
             opened.store, opened.archive, lambda done, total: tell("artifacts", done, total)
@@ -112,13 +126,16 @@ def check(source: str, tell: Tell, *, backup_id: str | None = None) -> Restored:
     return Restored(opened.backup, records, count, 0, size, len(opened.checkpoints))
 
 
-@contextmanager
-def _opened(source: str, backup_id: str | None) -> Iterator[_Opened]:
-    """Finds the backup, copies its small parts here and checks them."""
+def _archive(source: str) -> Archive:
     path = path_of(source)
     if path is not None and not path.is_dir():
         raise NotFound(f"{path} is no folder: name the place that was given to `plinth backup`")
-    archive = Archive(source)
+    return Archive(source)
+
+
+@contextmanager
+def _opened(archive: Archive, backup_id: str | None) -> Iterator[_Opened]:
+    """Finds the backup, copies its small parts here and checks them."""
     backup = archive.find(backup_id)
     facts = backup.manifest
     for what, known in (("key_schema", keys.SCHEMA), ("store_schema", manifest.SCHEMA)):
