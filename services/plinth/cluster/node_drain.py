@@ -75,7 +75,7 @@ async def await_others(settings: Settings, stage: str, host: str, timeout_s: flo
     try:
         registry, end = Registry(redis), time.monotonic() + timeout_s
         while True:
-            wanted = _wanted(await registry.replicas("reconciler"))
+            wanted = _wanted(await registry.replicas("reconciler"), stage)
             alone = held_here_alone(await registry.replicas(stage), wanted, host)
             if not alone:
                 return True
@@ -90,13 +90,16 @@ async def await_others(settings: Settings, stage: str, host: str, timeout_s: flo
         await redis.aclose()
 
 
-def _wanted(reconcilers: Iterable[Replica]) -> dict[str, int]:
-    """How often each stage and each model is wanted, as the reconciler announces it."""
+def _wanted(reconcilers: Iterable[Replica], stage: str) -> dict[str, int]:
+    """How often each model is wanted, or any other stage, as the reconciler announces it. Not in
+    one mapping: a model may be called like a stage."""
     wanted: dict[str, int] = {}
     for one in reconcilers:
-        wanted |= json.loads(one.fields.get("stages", "{}"))
-        for model in json.loads(one.fields.get("models", "[]")):
-            wanted[model["name"]] = model["shards"]
+        if stage == "inference":
+            models = json.loads(one.fields.get("models", "[]"))
+            wanted |= {model["name"]: model["shards"] for model in models}
+        else:
+            wanted |= json.loads(one.fields.get("stages", "{}"))
     return wanted
 
 

@@ -171,7 +171,8 @@ async def test_a_pod_waits_for_another_shard_of_its_model(
     redis_server: str, redis_client: Any
 ) -> None:
     registry, settings = Registry(redis_client), load_settings(redis_url=redis_server)
-    models = json.dumps([{"name": "chat", "shards": 2}])
+    # The second is called like a stage that has one replica.
+    models = json.dumps([{"name": "chat", "shards": 2}, {"name": "reward", "shards": 2}])
     told = {"models": models, "stages": json.dumps({"tokenizer": 2, "reward": 1})}
     await registry.announce("reconciler", "r", "10.0.0.9:1", told)
     await registry.announce("inference", "a", "10.0.0.1:1", {"bindings": bindings("chat")})
