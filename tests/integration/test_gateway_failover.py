@@ -153,12 +153,15 @@ async def test_a_shard_that_drains_for_long_costs_only_patience(
         assert await asking == script_text(2, 0, 20)
 
 
+@pytest.mark.parametrize(
+    ("reason", "code", "most"), [("ENGINE_FAILED", "shards_died", 2), ("", "shards_lost", 5)]
+)
 async def test_a_request_that_kills_shards_does_not_go_round_for_ever(
-    tmp_path: Path, redis_server: str, redis_client: object
+    tmp_path: Path, redis_server: str, redis_client: object, reason: str, code: str, most: int
 ) -> None:
     class Cursed(Shard):
         async def _generate(self, request: object) -> AsyncIterator[object]:
-            raise Unavailable("the engine died")
+            raise Unavailable("the engine died", reason=reason)
             yield
 
     async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
@@ -167,8 +170,44 @@ async def test_a_request_that_kills_shards_does_not_go_round_for_ever(
             await stack.add_shard(f"cursed-{index}", Cursed())
         with pytest.raises(openai.InternalServerError) as caught:
             await client.chat.completions.create(model="chat", messages=ASK)
-        assert caught.value.code == "shards_lost"
-        assert sum(len(shard.requests) for shard in stack.shards.values()) <= 5
+        assert caught.value.code == code
+        assert sum(len(shard.requests) for shard in stack.shards.values()) <= most
+
+
+async def test_a_request_under_which_two_processes_died_is_given_to_no_third(
+    tmp_path: Path, redis_server: str, redis_client: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are killed with -9 in the middle of its stream; the third shard never hears of it, and
+    the log and the metrics have it."""
+    async with running_stack(tmp_path, redis_server, shards=1) as stack, opened(stack) as client:
+        await stack.replicas["shard-0"].stop()
+        stream, seen, before = None, "", await poisoned(stack)
+        for number in range(2):
+            process = await shard_process(stack, f"doomed-{number}", 0.02)
+            if stream is None:
+                stream = aiter(
+                    await client.chat.completions.create(
+                        model="chat", messages=ASK, max_tokens=TOKENS, seed=3, stream=True
+                    )
+                )
+            for _ in range(3):
+                chunk = await anext(stream)
+                seen += chunk.choices[0].delta.content or ""
+            if number == 1:
+                await stack.add_shard("third", Shard())
+            process.kill()
+            await process.wait()
+        with pytest.raises(openai.APIError) as caught:
+            async for chunk in stream:
+                seen += chunk.choices[0].delta.content or ""
+        assert caught.value.code == "shards_died"
+        assert script_text(3, 0, TOKENS).startswith(seen)
+        assert not stack.shards["third"].requests
+        told = [line for line in capsys.readouterr().err.splitlines() if "request.poison" in line]
+        assert len(told) == 1
+        assert "doomed-0" in told[0]
+        assert "doomed-1" in told[0]
+        assert await poisoned(stack) == before + 1
 
 
 async def test_a_request_whose_revision_is_replaced_before_its_first_token_gets_the_new_one(
@@ -192,8 +231,17 @@ async def test_a_request_whose_revision_is_replaced_before_its_first_token_gets_
 
 async def booked(stack: Stack, revision: str) -> dict[str, float]:
     """Requests by outcome that count as that revision's."""
-    async with httpx.AsyncClient() as client:
-        page = (await client.get(f"{stack.url}/metrics")).text
+    page = await metrics(stack)
     line = r'^plinth_revision_requests_total\{model="chat",outcome="(\w+)",revision="%s"\} (\S+)$'
     found = re.findall(line % revision, page, re.MULTILINE)
     return {outcome: float(count) for outcome, count in found}
+
+
+async def poisoned(stack: Stack) -> float:
+    (count,) = re.findall(r"^plinth_poison_requests_total (\S+)$", await metrics(stack), re.M)
+    return float(count)
+
+
+async def metrics(stack: Stack) -> str:
+    async with httpx.AsyncClient() as client:
+        return (await client.get(f"{stack.url}/metrics")).text

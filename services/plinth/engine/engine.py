@@ -10,12 +10,15 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 
 from plinth.engine.blocks import BlockPool
+from plinth.engine.isolation import NON_FINITE, Outcome, run_isolated, step_failed
 from plinth.engine.plan import Plan, Row
 from plinth.engine.request import (
     Event,
+    FailedEvent,
     Finish,
     Request,
     SampledToken,
@@ -26,9 +29,9 @@ from plinth.engine.request import (
 from plinth.engine.runner import RowResult, Runner
 from plinth.engine.scheduler import Limits, Scheduler
 from plinth.engine.sequence import Sequence
-from plinth.engine.speculation import MAX_DRAFT, Drafter
+from plinth.engine.speculation import MAX_DRAFT, Drafter, GuardedDrafter
 from plinth.engine.verification import first_tokens, verify
-from plinth.shared.errors import FailedPrecondition, InvalidArgument
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
 
 # Above this many sequences a step is bound by arithmetic, not by reading weights, and
 # verifying wrong drafts costs the others time.
@@ -39,10 +42,10 @@ _DRAFT_REST = 4
 
 @dataclass(frozen=True)
 class Launched:
-    """A plan that was carried out, and what came of each row."""
+    """The rows of a plan that was carried out, with what came of each: a result, or why there is
+    none. A row whose drafts could not be computed has none."""
 
-    plan: Plan
-    results: list[RowResult]
+    rows: list[tuple[Row, Outcome]]
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,17 @@ class Engine:
         self.limits = replace(limits, positions=positions)
         self.pool = BlockPool(cache.blocks, cache.block_size, prefix_cache=prefix_cache)
         self.scheduler = Scheduler(self.pool, self.limits)
-        self.drafters, self.speculation = drafters or {}, speculation
-        self.steps = 0
+        self.drafters = {
+            name: GuardedDrafter(one, config.vocab_size) for name, one in (drafters or {}).items()
+        }
+        self.speculation = speculation
+        self.steps = self.passes = 0  # a step is one pass, unless rows have to be told apart
         self._poison = poison
         self._numbers = itertools.count(1)
         self._by_id: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
+        self._failed: list[Event] = []
+        self._under_way = (0, clock())
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -163,9 +171,14 @@ class Engine:
     # -- one step ---------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
-        """Expire, draft, schedule, launch, commit."""
+        """Expire, draft, schedule, launch, commit.
+
+        What goes wrong with one request ends that request, with a FailedEvent. Raises where the
+        engine itself is broken: when nothing that it is given can be computed.
+        """
         events = self.expire()
         plan = self.schedule()
+        events += self.take_failed()
         if plan.rows:
             events += self.commit(self.launch(plan))
         return events
@@ -184,30 +197,81 @@ class Engine:
         """Propose drafts, then plan the step."""
         if self.drafters:
             self._draft()
-        plan = self.scheduler.schedule()
+        while True:
+            try:
+                plan = self.scheduler.schedule()
+                break
+            except Exception as error:
+                # Planning is done for one sequence at a time; each failure takes one away.
+                sequence = self.scheduler.at
+                if sequence is None:
+                    raise
+                self._failed.append(self._fail(sequence, error))
         self._poison_emptied()
         return plan
 
+    def take_failed(self) -> list[Event]:
+        """Requests that could not be planned since the last call."""
+        failed, self._failed = self._failed, []
+        return failed
+
     def launch(self, plan: Plan) -> Launched:
-        """Compute the plan's rows."""
-        return Launched(plan, self.runner.run(plan))
+        """Compute the plan's rows. Raises where all of them failed, and a trial row fails too."""
+        rows = run_isolated(self._run, plan.rows, self.runner.decoder.config.vocab_size)
+        errors = [
+            outcome
+            for _, outcome in rows
+            if isinstance(outcome, PlinthError) and outcome.reason != NON_FINITE
+        ]
+        if len(errors) == len(rows) and not self._works():
+            raise RuntimeError("the model computes nothing any more") from errors[0]
+        return Launched(rows)
 
     def commit(self, launched: Launched) -> list[Event]:
         """Sample, verify drafts, advance every sequence; the events of this step."""
         events: list[Event] = []
         self.steps += 1
-        first = first_tokens(launched.plan.rows, launched.results, self._by_number)
-        for row, result in zip(launched.plan.rows, launched.results, strict=True):
+        first = self._first_tokens(launched)
+        for row, outcome in launched.rows:
             sequence = self._by_number.get(row.sequence)
             if sequence is None:  # aborted since it was planned
                 continue
-            event = self._commit_row(sequence, row, result, first.get(row.sequence))
+            try:
+                event = self._commit_row(sequence, row, outcome, first.get(row.sequence))
+            except Exception as error:  # noqa: BLE001 - told to the request that it belongs to
+                event = self._fail(sequence, error)
             if event is not None:
                 events.append(event)
         self._poison_emptied()
         return events
 
+    @property
+    def under_way(self) -> tuple[int, float]:
+        """Tokens of the last pass through the model, and when it began (on the engine's clock);
+        another thread may read it to tell a long pass from a hang."""
+        return self._under_way
+
     # -- details ----------------------------------------------------------------------------
+
+    def _run(self, rows: Many[Row]) -> list[RowResult]:
+        """One pass through the model."""
+        self.passes += 1
+        self._under_way = (sum(len(row.tokens) for row in rows), self.clock())
+        return self.runner.run_rows(rows)
+
+    def _works(self) -> bool:
+        """Whether the model can compute a token at all, tried on a block that nobody holds; True
+        where there is none to try it on."""
+        blocks = self.pool.allocate(1)
+        if blocks is None:
+            return True
+        try:
+            self._run([Row(0, 0, (0,), tuple(blocks), outputs=1)])
+        except Exception:  # noqa: BLE001 - it is the answer
+            return False
+        finally:
+            self.scheduler.release(blocks)
+        return True
 
     def _draft(self) -> None:
         """Ask the drafters on behalf of the sequences that are about to decode."""
@@ -229,14 +293,24 @@ class Engine:
             if count > 0 and self.scheduler.reserve(sequence, len(sequence.ids) + count):
                 wanted.setdefault(name, []).append((sequence, count))
         for name, sequences in wanted.items():
-            for (sequence, _), drafts in zip(
-                sequences, self.drafters[name].propose(sequences), strict=True
-            ):
+            proposals = self.drafters[name].propose(sequences)
+            for (sequence, _), drafts in zip(sequences, proposals, strict=True):
                 sequence.drafts = drafts
 
+    def _first_tokens(self, launched: Launched) -> dict[int, SampledToken]:
+        """The first token of every row that has one, sampled together; none where that fails:
+        then each row is sampled by itself."""
+        done = [(row, out) for row, out in launched.rows if not isinstance(out, PlinthError)]
+        try:
+            return first_tokens(done, self._by_number)
+        except Exception:  # noqa: BLE001 - it is raised again for the row that it belongs to
+            return {}
+
     def _commit_row(
-        self, sequence: Sequence, row: Row, result: RowResult, first: SampledToken | None
+        self, sequence: Sequence, row: Row, result: Outcome, first: SampledToken | None
     ) -> Event | None:
+        if isinstance(result, PlinthError):
+            raise result
         sequence.scores += result.scores
         computed = row.start + len(row.tokens) - row.drafts
         if result.logits_mv is None:
@@ -244,7 +318,8 @@ class Engine:
             if sequence.scoring and computed == len(sequence.ids):
                 return self._end(sequence, None, ())
             return None
-        assert first is not None
+        if first is None:
+            first = first_tokens([(row, result)], self._by_number)[row.sequence]
         before = len(sequence.ids)
         tokens, finish = verify(sequence, row, result, first, self.limits.positions)
         accepted = max(0, len(tokens) - 1) if row.drafts else 0
@@ -274,15 +349,23 @@ class Engine:
         self, sequence: Sequence, finish: Finish | None, tokens: tuple[SampledToken, ...]
     ) -> Event:
         sequence.finish = finish
-        self.scheduler.remove(sequence)
+        self._forget(sequence)
+        if sequence.scoring:
+            return ScoresEvent(sequence.request.id, tuple(sequence.scores), finish)
+        return TokensEvent(sequence.request.id, tokens, finish, sequence.usage)
+
+    def _forget(self, sequence: Sequence, *, damaged: bool = False) -> None:
+        self.scheduler.remove(sequence, damaged=damaged)
         del self._by_id[sequence.request.id]
         del self._by_number[sequence.number]
         for drafter in self.drafters.values():
             drafter.forget(sequence)
         self._poison_emptied()
-        if sequence.scoring:
-            return ScoresEvent(sequence.request.id, tuple(sequence.scores), finish)
-        return TokensEvent(sequence.request.id, tokens, finish, sequence.usage)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> Event:
+        """End a request that can't go on. What it computed may be what is wrong with it."""
+        self._forget(sequence, damaged=True)
+        return FailedEvent(sequence.request.id, step_failed(error))
 
     def _poison_emptied(self) -> None:
         emptied = self.scheduler.take_emptied()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import InvalidArgument, PlinthError
 
 MAX_STOP_IDS = 64
 MAX_TOP_LOGPROBS = 20
@@ -47,6 +51,17 @@ class Sampling:
     sample_index: int = 0
     keep_stop: bool = False  # the stop token is part of the answer (a policy chose it)
 
+    def __post_init__(self) -> None:
+        """Numbers of other types (an int temperature, numpy's) become what kernels are given;
+        InvalidArgument where they are none."""
+        for name in ("temperature", "top_p"):
+            _convert(self, name, _number)
+        for name in ("top_k", "seed", "max_tokens", "top_logprobs"):
+            _convert(self, name, operator.index)
+        for name in ("first_output_position", "sample_index"):
+            _convert(self, name, operator.index)
+        _convert(self, "stop_ids", _token_ids(frozenset))
+
 
 @dataclass(frozen=True)
 class Request:
@@ -65,6 +80,14 @@ class Request:
     tenant: str = ""
     deadline: float | None = None
     score_from: int | None = None
+
+    def __post_init__(self) -> None:
+        _convert(self, "ids", _token_ids(tuple))
+        _convert(self, "priority", operator.index)
+        if self.score_from is not None:
+            _convert(self, "score_from", operator.index)
+        if self.deadline is not None:
+            _convert(self, "deadline", _number)
 
 
 @dataclass(frozen=True)
@@ -107,7 +130,15 @@ class ScoresEvent:
     finish: Finish | None = None
 
 
-Event = TokensEvent | ScoresEvent
+@dataclass(frozen=True)
+class FailedEvent:
+    """A request that the engine could not go on with: what was wrong with it. It has ended."""
+
+    request_id: str
+    error: PlinthError
+
+
+Event = TokensEvent | ScoresEvent | FailedEvent
 
 
 def validate(request: Request, *, vocab_size: int, limit: int) -> None:
@@ -123,6 +154,8 @@ def validate(request: Request, *, vocab_size: int, limit: int) -> None:
         raise InvalidArgument(
             f"token id {wrong} is outside the vocabulary of {vocab_size}", field="input"
         )
+    if request.deadline is not None and math.isnan(request.deadline):
+        raise InvalidArgument("deadline is NaN, must be a time", field="deadline")
     if request.score_from is not None:
         _validate_score(request, limit)
         return
@@ -156,6 +189,24 @@ def validate(request: Request, *, vocab_size: int, limit: int) -> None:
             f"speculation is {sampling.speculation!r}; use '', 'off', 'lookup' or 'draft'",
             field="speculation",
         )
+
+
+def _convert(owner: object, name: str, kind: Callable[[Any], Any]) -> None:
+    value = getattr(owner, name)
+    try:
+        object.__setattr__(owner, name, kind(value))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument(f"{name} is {value!r:.80}: {error}", field=name) from error
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError("must be a number")
+    return float(value)
+
+
+def _token_ids(collection: Callable[[Iterable[int]], Any]) -> Callable[[Iterable[Any]], Any]:
+    return lambda ids: collection(map(operator.index, ids))
 
 
 def _validate_score(request: Request, limit: int) -> None:

@@ -1,16 +1,22 @@
 """Which tokens are computed next: continuous batching, chunked prefill, preemption.
 
-Pure Python over integers. Knows no model and no clock; `schedule` gives a Plan, `commit` takes
-what came of it. One step is: the running sequences in order of urgency, each one's pending
-tokens (a chunk of its prompt, or its last token and drafts); then waiting ones while tokens,
-places and blocks are left. Where blocks run out, the least urgent sequence gives up its own and
-computes them again later: with kernels whose rows are exact, to the same bits.
+Pure Python over integers. Knows no model and no clock; `schedule` gives a Plan. One step is:
+
+1. every running sequence that decodes gets its token (and drafts, where tokens are left);
+2. waiting sequences are admitted while places and blocks are left. One of higher priority than a
+   running one takes that one's place and blocks if it must;
+3. prompts share the tokens that are left: `_shares` says how.
+
+Where blocks run out, the least urgent sequence gives up its own and computes them again later:
+with kernels whose rows are exact, to the same bits. The least urgent one itself waits, and keeps
+what it has, until blocks are free or somebody more urgent needs them.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +28,17 @@ from plinth.shared.errors import ResourceExhausted
 
 @dataclass(frozen=True)
 class Limits:
-    """Tokens per step, sequences running and waiting, and positions of one sequence."""
+    """Tokens per step, sequences running and waiting, and positions of one sequence.
+
+    `priority_aging`: after how many steps of waiting a request counts as one priority higher, so
+    that the lowest waits for a bounded time; 0: never, a higher priority always goes first.
+    """
 
     batch_tokens: int = 512
     running: int = 64
     waiting: int = 256
     positions: int = 2048
+    priority_aging: int = 0
 
 
 class Scheduler:
@@ -35,29 +46,50 @@ class Scheduler:
 
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
         self.pool, self.limits = pool, limits
-        self.running: list[Sequence] = []
+        # Each decodes in every step, so no more may run than a step has tokens.
+        self._places = min(limits.running, limits.batch_tokens)
+        # A prompt this short is worth a step without long ones: see `_shares`.
+        self._short = max(1, limits.batch_tokens // 8)
+        self.running: list[Sequence] = []  # the most urgent first, as in `waiting`
         self.waiting: list[Sequence] = []
         self.preemptions = 0
         self._step = 0
+        self._long_waits = False  # long prompts stood back in the last step
+        self._preempted: tuple[int, int] | None = None  # the most urgent of this step
+        self.at: Sequence | None = None  # the one being planned, when `schedule` raised
         self._emptied: list[int] = []
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises ResourceExhausted when the queue is full."""
-        if len(self.waiting) >= self.limits.waiting:
+        """Queue a sequence. Raises ResourceExhausted when as many as may wait go before it: those
+        of lower priority don't keep it out."""
+        aging, priority = self.limits.priority_aging, sequence.request.priority
+        level = self._step - priority * aging if aging else -priority
+        sequence.rank = (level, sequence.number)
+        before = bisect.bisect(self.waiting, sequence.rank, key=_rank)
+        if before >= self.limits.waiting:
             raise ResourceExhausted(
-                f"the queue is full: {len(self.waiting)} requests wait; try again later",
+                f"the queue is full: {before} requests wait; try again later",
                 reason="queue_full",
                 retry_after_s=1.0,
             )
-        bisect.insort(self.waiting, sequence, key=lambda s: s.urgency)
+        self.waiting.insert(before, sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it stands, and free its blocks at once."""
+    def remove(self, sequence: Sequence, *, damaged: bool = False) -> None:
+        """Forget a sequence, wherever it stands, and free its blocks at once.
+
+        damaged: nobody else may find what it computed in the prefix cache.
+        """
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+        if damaged:
+            self.pool.unseal(sequence.blocks)
         self._free(sequence)
+
+    def release(self, blocks: list[int]) -> None:
+        """Give up blocks that no sequence has."""
+        self._emptied += self.pool.release(blocks)
 
     def sequences(self) -> Iterator[Sequence]:
         """All that are here."""
@@ -69,52 +101,159 @@ class Scheduler:
         emptied, self._emptied = self._emptied, []
         return emptied
 
+    # -- one step ---------------------------------------------------------------------------
+
     def schedule(self) -> Plan:
         """The next step. An empty plan means that there is nothing to do."""
         self._step += 1
-        budget = self.limits.batch_tokens
-        rows: list[Row] = []
+        self._preempted, self.at = None, None
+        rows: dict[int, Row] = {}
+        self._decode(rows)
+        self._admit(rows)
+        left = self.limits.batch_tokens - sum(len(row.tokens) for row in rows.values())
+        prompts = [s for s in self.running if s.number not in rows]
+        for sequence, take in zip(prompts, self._shares(prompts, left), strict=True):
+            if take and sequence in self.running:  # not preempted by one before it
+                self._plan(sequence, take, rows)
+        return Plan(self._step, tuple(rows.values()))
+
+    def _decode(self, rows: dict[int, Row]) -> None:
+        """A row for every sequence that has one token to compute."""
+        drafts_left = self.limits.batch_tokens - len(self.running) - bool(self.waiting)
         index = 0
-        while index < len(self.running) and budget:
+        while index < len(self.running):
             sequence = self.running[index]
-            row = self._row(sequence, budget)
-            if row is None:
-                victim = self.running[-1]
-                self._preempt(victim)
-                if victim is sequence:
-                    break
-                continue
-            rows.append(row)
-            budget -= len(row.tokens)
             index += 1
-        self._admit(rows, budget)
-        return Plan(self._step, tuple(rows))
+            if sequence.pending == 1:
+                row = self._plan(sequence, 1, rows, drafts_left)
+                drafts_left -= row.drafts if row else 0
 
-    def _admit(self, rows: list[Row], budget: int) -> None:
-        """Add rows of waiting sequences that find a place."""
-        while self.waiting and budget and len(self.running) < self.limits.running:
-            sequence = self.waiting[0]
+    def _admit(self, rows: dict[int, Row]) -> None:
+        """Take sequences out of the queue, in its order, while there is room for them."""
+        while self.waiting:
+            self.at = sequence = self.waiting[0]
+            if self._preempted and sequence.rank >= self._preempted:
+                return  # or who has just given up blocks would take them again
+            victims = self._victims(sequence)
+            if victims is None:
+                return
+            for victim in victims:
+                self._preempt(victim, rows)
+            self.waiting.remove(sequence)
             self._reuse(sequence)
-            row = self._row(sequence, budget)
-            if row is None:
-                self._free(sequence)
-                if not self._make_way(sequence, rows):
-                    break
-                continue
-            self.waiting.pop(0)
-            bisect.insort(self.running, sequence, key=lambda s: s.urgency)
-            rows.append(row)
-            budget -= len(row.tokens)
+            bisect.insort(self.running, sequence, key=_rank)
 
-    def _make_way(self, sequence: Sequence, rows: list[Row]) -> bool:
-        """Preempt one running sequence of lower priority that is not in this step's plan."""
-        if not self.running:
-            return False
-        victim = self.running[-1]
-        planned = any(row.sequence == victim.number for row in rows)
-        if planned or victim.request.priority >= sequence.request.priority:
-            return False
-        self._preempt(victim)
+    def _victims(self, sequence: Sequence) -> list[Sequence] | None:
+        """Who must be preempted so that a waiting sequence may run: nobody, or the least urgent of
+        lower priority; None where even that would not do.
+
+        Whole blocks are taken from the prefix cache, so the first token needs a block of its own.
+        Those that are not of lower priority are left a block each to go on with.
+        """
+        places = self._places - len(self.running)
+        if places > 0 and self.pool.available > self._peers(sequence):
+            return []
+        victims: list[Sequence] = []
+        held: Counter[int] = Counter()
+        freed = 0
+        for victim in reversed(self.running):
+            if victim.rank[0] <= sequence.rank[0]:
+                return None
+            victims.append(victim)
+            for block in victim.blocks:
+                held[block] += 1
+                freed += held[block] == self.pool.holders(block)
+            if places + len(victims) > 0 and self.pool.available + freed > 0:
+                return victims
+        return None
+
+    def _shares(self, prompts: list[Sequence], budget: int) -> list[int]:
+        """How many of `budget` tokens each prompt gets, in the order given (the most urgent first).
+
+        Half go to the most urgent, so that the oldest is never held up for long; the rest to those
+        with the least left to do, so that a short prompt does not wait behind a long one. And in
+        every other step long prompts stand back for short ones, whose first token then comes as
+        soon as if they were alone.
+        """
+        shares = [0] * len(prompts)
+        top = prompts[0].request.priority if prompts else 0
+        short = [
+            i
+            for i, s in enumerate(prompts)
+            if s.pending <= self._short and s.request.priority >= top
+        ]
+        self._long_waits = not self._long_waits and 0 < len(short) < len(prompts)
+        chosen = short if self._long_waits else range(len(prompts))
+        by_length = sorted(chosen, key=lambda i: (-prompts[i].request.priority, prompts[i].pending))
+
+        def give(order: Iterable[int], tokens: int) -> None:
+            for i in order:
+                more = min(prompts[i].pending - shares[i], tokens)
+                shares[i] += more
+                tokens -= more
+
+        give(chosen, -(-budget // 2))
+        give(by_length, budget - sum(shares))
+        return shares
+
+    def _plan(
+        self, sequence: Sequence, take: int, rows: dict[int, Row], drafts_left: int = 0
+    ) -> Row | None:
+        """Plan the sequence's next `take` tokens, or as many as blocks are found for; None if
+        there are none even for one."""
+        self.at = sequence
+        take = self._hold(sequence, take, rows)
+        if not take:
+            return None
+        drafts = sequence.drafts if take == sequence.pending else []
+        drafts = drafts[: max(0, min(drafts_left, self.limits.positions - len(sequence.ids)))]
+        if drafts and not self.reserve(sequence, sequence.computed + take + len(drafts)):
+            drafts = []
+        sequence.admitted = True
+        start = sequence.computed
+        done = start + take == len(sequence.ids)
+        row = rows[sequence.number] = Row(
+            sequence=sequence.number,
+            start=start,
+            tokens=(*sequence.ids[start : start + take], *drafts),
+            blocks=tuple(sequence.blocks),
+            outputs=0 if sequence.scoring or not done else 1 + len(drafts),
+            drafts=len(drafts),
+            **_targets(sequence, start, take),
+        )
+        return row
+
+    # -- blocks -----------------------------------------------------------------------------
+
+    def _hold(self, sequence: Sequence, take: int, rows: dict[int, Row]) -> int:
+        """Find blocks for the next `take` tokens; how many of them there are blocks for.
+
+        Whoever is less urgent gives up its own for the first of them, and is in this step's plan
+        no more. What else a prompt takes leaves a block to each that is not of lower priority.
+        """
+        while not self.reserve(sequence, sequence.computed + 1):
+            victim = self.running[-1]
+            if victim is sequence:
+                return 0
+            self._preempt(victim, rows)
+        spare = self._peers(sequence) - 1
+        blocks = len(sequence.blocks) + max(0, self.pool.available - spare)
+        take = min(take, blocks * self.pool.block_size - sequence.computed)
+        self.reserve(sequence, sequence.computed + take)
+        return take
+
+    def _peers(self, sequence: Sequence) -> int:
+        """Running sequences (itself among them, if it runs) that are not of lower priority."""
+        return sum(other.rank[0] <= sequence.rank[0] for other in self.running)
+
+    def reserve(self, sequence: Sequence, positions: int) -> bool:
+        """Make the block table reach `positions`; False (and no change) without enough blocks."""
+        missing = -(-positions // self.pool.block_size) - len(sequence.blocks)
+        if missing > 0:
+            blocks = self.pool.allocate(missing)
+            if blocks is None:
+                return False
+            sequence.blocks += blocks
         return True
 
     def _reuse(self, sequence: Sequence) -> None:
@@ -129,46 +268,16 @@ class Scheduler:
         if not sequence.admitted:
             sequence.usage.cached = sequence.computed
 
-    def _row(self, sequence: Sequence, budget: int) -> Row | None:
-        """The sequence's part of this step, its blocks held; None when there are too few."""
-        take = min(sequence.pending, budget)
-        drafts = sequence.drafts if take == sequence.pending else []
-        drafts = drafts[: max(0, min(budget - take, self.limits.positions - len(sequence.ids)))]
-        if drafts and not self.reserve(sequence, sequence.computed + take + len(drafts)):
-            drafts = []
-        if not self.reserve(sequence, sequence.computed + take):
-            return None
-        sequence.admitted = True
-        start = sequence.computed
-        done = start + take == len(sequence.ids)
-        return Row(
-            sequence=sequence.number,
-            start=start,
-            tokens=(*sequence.ids[start : start + take], *drafts),
-            blocks=tuple(sequence.blocks),
-            outputs=0 if sequence.scoring or not done else 1 + len(drafts),
-            drafts=len(drafts),
-            **_targets(sequence, start, take),
-        )
-
-    def reserve(self, sequence: Sequence, positions: int) -> bool:
-        """Make the block table reach `positions`; False (and no change) without enough blocks."""
-        missing = -(-positions // self.pool.block_size) - len(sequence.blocks)
-        if missing > 0:
-            blocks = self.pool.allocate(missing)
-            if blocks is None:
-                return False
-            sequence.blocks += blocks
-        return True
-
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence, rows: dict[int, Row]) -> None:
         self.preemptions += 1
+        self._preempted = min(self._preempted or sequence.rank, sequence.rank)
+        rows.pop(sequence.number, None)
         self.running.remove(sequence)
         self._free(sequence)
-        bisect.insort(self.waiting, sequence, key=lambda s: s.urgency)
+        bisect.insort(self.waiting, sequence, key=_rank)
 
     def _free(self, sequence: Sequence) -> None:
-        self._emptied += self.pool.release(sequence.blocks)
+        self.release(sequence.blocks)
         sequence.blocks, sequence.block_keys = [], []
         sequence.computed = 0
         sequence.drafts = []
@@ -187,8 +296,12 @@ class Scheduler:
             sequence.block_keys.append(self.pool.seal(sequence.blocks[index], parent, tokens))
         keep = -(-max(computed, 1) // size)
         if len(sequence.blocks) > keep:
-            self._emptied += self.pool.release(sequence.blocks[keep:])
+            self.release(sequence.blocks[keep:])
             del sequence.blocks[keep:]
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
 
 
 def _targets(sequence: Sequence, start: int, take: int) -> dict[str, Any]:

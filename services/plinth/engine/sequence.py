@@ -30,6 +30,8 @@ class Sequence:
     usage: Usage = field(default_factory=Usage)
     finish: Finish | None = None
     admitted: bool = False
+    # Sorts the most urgent first: level of priority, then age. The scheduler's.
+    rank: tuple[int, int] = (0, 0)
     # Counts how often the blocks were given up: what others know of them is void after that.
     epoch: int = 0
 
@@ -47,11 +49,6 @@ class Sequence:
     def output_position(self) -> int:
         """Position, in the whole answer, of the next token to be sampled."""
         return self.request.sampling.first_output_position + self.made
-
-    @property
-    def urgency(self) -> tuple[int, int]:
-        """Sorts the most urgent first: priority, then age."""
-        return (-self.request.priority, self.number)
 
     @property
     def scoring(self) -> bool:

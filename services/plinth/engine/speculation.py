@@ -9,6 +9,8 @@ share their luck (coupled sampling).
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence as Many
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from plinth.engine.sampling import sample
 from plinth.engine.sequence import Sequence
 
 MAX_DRAFT = 16
+_log = logging.getLogger(__name__)
 
 
 class Drafter(Protocol):
@@ -36,6 +39,63 @@ class Drafter(Protocol):
     def forget(self, sequence: Sequence) -> None:
         """The sequence ended."""
         ...
+
+
+class GuardedDrafter:
+    """A drafter whose faults cost speed and nothing else.
+
+    Where it raises, or proposes what is no token, the sequence that it was asked about goes on
+    without its drafts.
+    """
+
+    def __init__(self, drafter: Drafter, vocab_size: int) -> None:
+        self._drafter, self._vocab_size = drafter, vocab_size
+        self._failed: set[int] = set()
+
+    def propose(self, sequences: Many[tuple[Sequence, int]]) -> list[list[int]]:
+        """See `Drafter.propose`; never raises."""
+        asked = [pair for pair in sequences if pair[0].number not in self._failed]
+        proposals = dict(zip((s.number for s, _ in asked), self._propose(asked), strict=True))
+        return [proposals.get(sequence.number, []) for sequence, _ in sequences]
+
+    def _propose(self, sequences: Many[tuple[Sequence, int]]) -> list[list[int]]:
+        try:
+            proposals = self._drafter.propose(sequences) if sequences else []
+            self._check(sequences, proposals)
+        except Exception as error:  # noqa: BLE001 - answers do not depend on drafts
+            if len(sequences) > 1:
+                return [self._propose([one])[0] for one in sequences]
+            self._without(sequences[0][0], error)
+            return [[]]
+        return proposals
+
+    def _check(self, sequences: Many[tuple[Sequence, int]], proposals: list[list[int]]) -> None:
+        for (_, count), drafts in zip(sequences, proposals, strict=True):
+            if len(drafts) > count:
+                raise ValueError(f"{len(drafts)} drafts, {count} were asked for")
+            if not all(isinstance(id_, int) and 0 <= id_ < self._vocab_size for id_ in drafts):
+                raise ValueError(f"drafts outside the vocabulary of {self._vocab_size}")
+
+    def _without(self, sequence: Sequence, error: Exception) -> None:
+        self._failed.add(sequence.number)
+        _log.warning(
+            "request %s goes on without drafts: the drafter failed: %r", sequence.request.id, error
+        )
+
+    def commit(self, sequence: Sequence, before: int, accepted: int) -> None:
+        """See `Drafter.commit`; never raises."""
+        try:
+            self._drafter.commit(sequence, before, accepted)
+        except Exception as error:  # noqa: BLE001 - answers do not depend on drafts
+            self._without(sequence, error)
+
+    def forget(self, sequence: Sequence) -> None:
+        """See `Drafter.forget`; never raises."""
+        self._failed.discard(sequence.number)
+        try:
+            self._drafter.forget(sequence)
+        except Exception as error:  # noqa: BLE001 - answers do not depend on drafts
+            _log.warning("the drafter can't forget request %s: %r", sequence.request.id, error)
 
 
 class LookupDrafter:
@@ -79,7 +139,7 @@ class ModelDrafter:
 
     Its cache has the target's blocks: block b holds the draft's keys for the positions for which
     the target's block b holds the target's, so that one block table serves both. It catches up
-    on a sequence's tokens before it proposes.
+    on a sequence's tokens before it proposes, and has nothing to say past its own context.
     """
 
     def __init__(self, runner: Runner, catch_up: int = 512) -> None:
@@ -89,18 +149,21 @@ class ModelDrafter:
 
     def propose(self, sequences: Many[tuple[Sequence, int]]) -> list[list[int]]:
         proposals: list[list[int]] = [[] for _ in sequences]
-        ready = self._catch_up([sequence for sequence, _ in sequences])
+        context = self.runner.decoder.config.context
+        ready = self._catch_up([s for s, _ in sequences if len(s.ids) <= context])
         active = [i for i, (sequence, _) in enumerate(sequences) if sequence.number in ready]
         logits = [ready[sequences[i][0].number] for i in active]
         while active:
             rows, still = [], []
             for i, logits_mv in zip(active, logits, strict=True):
                 sequence, count = sequences[i]
+                if not math.isfinite(float(logits_mv.sum())):
+                    continue
                 position = sequence.output_position + len(proposals[i])
                 choice = [(sequence.request.sampling, position)]
                 proposals[i].append(sample(logits_mv, choice, logprobs=False)[0].id)
-                if len(proposals[i]) < count:
-                    start = len(sequence.ids) + len(proposals[i]) - 1
+                start = len(sequence.ids) + len(proposals[i]) - 1
+                if len(proposals[i]) < count and start < context:
                     rows.append(_row(sequence, start, (proposals[i][-1],), outputs=1))
                     still.append(i)
             active = still
@@ -123,8 +186,9 @@ class ModelDrafter:
             done = start + take == len(sequence.ids)
             tokens = tuple(sequence.ids[start : start + take])
             rows.append(_row(sequence, start, tokens, outputs=int(done)))
-            self._note(sequence, start + take)
         results = self.runner.run_rows(rows) if rows else []
+        for sequence, row in zip(sequences, rows, strict=False):
+            self._note(sequence, row.start + len(row.tokens))
         return {
             row.sequence: result.logits_mv
             for row, result in zip(rows, results, strict=True)

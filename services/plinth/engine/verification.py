@@ -6,6 +6,7 @@ change how fast an answer comes, and never what it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 
@@ -19,12 +20,12 @@ from plinth.engine.sequence import Sequence
 
 
 def first_tokens(
-    rows: Many[Row], results: Many[RowResult], sequences: Mapping[int, Sequence]
+    results: Many[tuple[Row, RowResult]], sequences: Mapping[int, Sequence]
 ) -> dict[int, SampledToken]:
     """The first token of every row that has one, by the number of its sequence; a sequence that
     was aborted since it was planned has none."""
     logits, choices, numbers = [], [], []
-    for row, result in zip(rows, results, strict=True):
+    for row, result in results:
         sequence = sequences.get(row.sequence)
         if sequence is None or result.logits_mv is None:
             continue
@@ -53,6 +54,7 @@ def verify(
         if i:
             choice = [(sampling, sequence.output_position)]
             token = sample(result.logits_mv[i : i + 1], choice)[0]
+        _check(token, result.logits_mv.shape[1])
         if token.id in sampling.stop_ids:
             return (*tokens, token) if sampling.keep_stop else tuple(tokens), Finish.STOP
         tokens.append(token)
@@ -62,3 +64,10 @@ def verify(
         if i < len(drafts) and drafts[i] != token.id:
             break
     return tuple(tokens), None
+
+
+def _check(token: SampledToken, vocab_size: int) -> None:
+    if not 0 <= token.id < vocab_size:
+        raise ValueError(f"sampled token {token.id} of a vocabulary of {vocab_size}")
+    if not (math.isfinite(token.logprob) and math.isfinite(token.raw_logprob)):
+        raise ValueError(f"sampled token {token.id} has log-probability {token.logprob}")

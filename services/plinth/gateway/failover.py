@@ -3,13 +3,13 @@
 When a shard dies or drains in mid-stream, the next one gets the prompt with the ids that were
 passed on, the same seed, and the output position at which to go on. Since noise is keyed on
 (seed, sample, position), the client sees neither a gap nor a repeat. Nothing is ever sent twice:
-before the first token a request starts anew, after it only by resuming. Knows ids, no text.
+before the first token a request starts anew, after it only by resuming. A request under which two
+shards died is given to no third. Knows ids, no text.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -17,25 +17,16 @@ import grpc
 
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import STAGE, Catalogue, ServedModel, held_as
+from plinth.gateway.search import Search
 from plinth.shared import tracing
-from plinth.shared.errors import (
-    DeadlineExceeded,
-    NotFound,
-    PlinthError,
-    ResourceExhausted,
-    Unavailable,
-)
+from plinth.shared.errors import Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
-AVOID_S = 1.0  # a shard that just failed this answer
 POLL_S = 0.2  # for a shard to come (back)
-MAX_LOSSES = 8  # shards lost by one answer, refused connections not counted
-MAX_LOSSES_WITHOUT_TOKEN = 4  # so that a request that kills shards doesn't kill them all
 
 
 class Replaced(Unavailable):
@@ -100,7 +91,7 @@ class Shards:
         """
         made: list[int] = []
         patience_s = 0.0 if order.impatient else self._patience_s
-        search = _Search(patience_s, self._resume_s, order.deadline)
+        search = Search(order.request_id, patience_s, self._resume_s, order.deadline)
         while True:
             if len(made) >= order.sampling.max_tokens:  # lost between last token and its finish
                 yield inference_pb2.GenerateResponse(
@@ -146,7 +137,7 @@ class Shards:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             self._clients.refused(replica)
 
-    async def _find(self, order: Order, search: _Search) -> Replica:
+    async def _find(self, order: Order, search: Search) -> Replica:
         """A shard of these weights; waits for one as long as the search has patience."""
 
         def fits(replica: Replica) -> bool:
@@ -167,116 +158,3 @@ class Shards:
                     ) from error
                 search.check(error)
             await asyncio.sleep(POLL_S)
-
-
-class _Search:
-    """How much more is tried for one answer: patience, deadline, bounded losses."""
-
-    def __init__(self, patience_s: float, resume_s: float, deadline: float) -> None:
-        self._patience_s = patience_s
-        self._resume_s = resume_s
-        self._deadline = deadline
-        self._give_up = time.monotonic() + patience_s
-        self._avoid: dict[str, float] = {}
-        self._full: set[str] = set()
-        self._losses = 0
-        self._idle_losses = 0
-        self.spoke = False  # whether any message came
-        self.attempts = 0
-        self.cause: PlinthError | None = None
-
-    def left_s(self) -> float:
-        """Seconds until the deadline; DeadlineExceeded when there are none."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded("the answer ran out of its time", reason="DEADLINE")
-        return left
-
-    def avoided(self) -> set[str]:
-        """Replica ids not to take now."""
-        now = time.monotonic()
-        self._avoid = {key: until for key, until in self._avoid.items() if until > now}
-        return self._full | set(self._avoid)
-
-    def progress(self, tokens: int) -> None:
-        """A message arrived."""
-        self.spoke = True
-        if tokens:
-            self._idle_losses = 0
-            self._patience_s = self._resume_s
-            self._give_up = time.monotonic() + self._patience_s
-
-    def check(self, nobody: Unavailable) -> None:
-        """Called while no shard can be had. Raises when it is time to give up."""
-        self.left_s()
-        if isinstance(self.cause, ResourceExhausted) and self._full:
-            raise self.cause  # all that could answer are full
-        if time.monotonic() >= self._give_up:
-            raise Unavailable(
-                f"no shard could take the request within {self._patience_s:g} s: {nobody.message}",
-                reason="NO_SHARD",
-                retry_after_s=5.0,
-            ) from self.cause
-
-    def failed(self, replica: Replica, error: grpc.aio.AioRpcError, *, started: bool) -> None:
-        """A call ended in an error. Raises unless another shard may do better.
-
-        A shard that was not reached, or that says it drains, was not lost under the request.
-        """
-        self.left_s()
-        cause = from_rpc_error(error)
-        if isinstance(cause, ResourceExhausted):
-            if started:  # a resumed answer waits for room
-                self._avoid_for_a_moment(replica, cause)
-            else:
-                self._full.add(replica.id)
-                self.cause = cause
-                self.attempts += 1
-            self._raise_when_out_of_patience(cause)
-        elif _never_reached(error) or cause.reason.upper() == "DRAINING":
-            self._avoid_for_a_moment(replica, cause)
-            self._raise_when_out_of_patience(cause)
-        elif _is_loss(error) or isinstance(cause, NotFound):
-            self.lost(replica, cause)
-        else:
-            raise cause from error
-
-    def lost(self, replica: Replica, cause: PlinthError) -> None:
-        """A shard was lost after it had got the request. Raises after too many."""
-        self._losses += 1
-        self._idle_losses += 1
-        self._avoid_for_a_moment(replica, cause)
-        if self._losses > MAX_LOSSES or self._idle_losses > MAX_LOSSES_WITHOUT_TOKEN:
-            raise Unavailable(
-                f"{self._losses} shards were lost under this request; the last: {cause.message}",
-                reason="SHARDS_LOST",
-                retry_after_s=5.0,
-            ) from cause
-
-    def _avoid_for_a_moment(self, replica: Replica, cause: PlinthError) -> None:
-        self._avoid[replica.id] = time.monotonic() + AVOID_S
-        self.cause = cause
-        self.attempts += 1
-
-    def _raise_when_out_of_patience(self, cause: PlinthError) -> None:
-        if time.monotonic() >= self._give_up:
-            raise cause
-
-
-def _never_reached(error: grpc.aio.AioRpcError) -> bool:
-    """Refused at connection: the request never met the shard."""
-    details = (error.details() or "").lower()
-    return error.code() is grpc.StatusCode.UNAVAILABLE and (
-        "failed to connect" in details or "connection refused" in details
-    )
-
-
-def _is_loss(error: grpc.aio.AioRpcError) -> bool:
-    """The shard died, drains or cancelled: not the request's fault."""
-    code, details = error.code(), error.details() or ""
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return True
-    broken = ("RST_STREAM", "Stream removed", "Connection reset", "GOAWAY")
-    return code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN) and any(
-        word in details for word in broken
-    )

@@ -14,6 +14,7 @@ READY = gauge("gateway_ready", "1 while a model can be asked, 0 while not: what 
 RUNNING = gauge("gateway_requests_running", "Requests being answered.")
 TOKENS = counter("tokens_total", "Tokens of answered requests.", ["kind", "model", "tenant"])
 RESUMED = counter("streams_resumed_total", "Streams that went on at another shard.", ["model"])
+POISON = counter("poison_requests_total", "Requests given up after two shards died under them.")
 PREFERENCES = counter(
     "live_preferences_total",
     "Answers with consent that were drawn for a preference task, by what became of them.",

@@ -10,6 +10,7 @@ nobody waits for the first one, and one in `LENT_TURN` where somebody always doe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -19,13 +20,22 @@ from functools import partial
 from typing import Any
 
 from plinth.engine.engine import Engine, Load
-from plinth.engine.request import Event, Finish, Request, SampledToken, TokensEvent
-from plinth.shared.errors import Internal, PlinthError, Unavailable
+from plinth.engine.isolation import step_failed
+from plinth.engine.request import (
+    Event,
+    FailedEvent,
+    Finish,
+    Request,
+    SampledToken,
+    ScoresEvent,
+    TokensEvent,
+)
+from plinth.inference import step_times
+from plinth.inference.step_times import StepTimes
+from plinth.shared.errors import PlinthError, Unavailable
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.inference.engine")
-# A step on a busy laptop takes well under a second; a minute without one is a hang.
-STALL_S = 60.0
 # A rollout's step beside eight of a chat costs the chat little, and no run starves.
 LENT_TURN = 8
 
@@ -43,15 +53,19 @@ class EngineClient:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._times = StepTimes()
         self._lent: Engine | None = None
+        self._lent_times = StepTimes()
         self._served = 0  # steps of the first engine since the last one of the lent
         self._answers: dict[str, tuple[Answer, asyncio.Future[Answer]]] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[Event | Exception]] = {}
+        self._asked: set[asyncio.Future[Any]] = set()  # what else somebody waits for
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._failure: Exception | None = None
+        self._ended: PlinthError | None = None  # why nothing is answered any more
         self._moved = time.monotonic()
+        self._stepping: tuple[Engine, StepTimes] | None = None
         self.load = Load(0, 0, 0.0, 0)
         self.blocks = (engine.pool.free, engine.pool.cached)
 
@@ -66,25 +80,35 @@ class EngineClient:
         await asyncio.to_thread(self._thread.join)
 
     def check(self) -> None:
-        """Raise Internal when the engine died, Unavailable when it stands still with work."""
-        if self._failure is not None:
-            raise _dead(self._failure)
+        """Raise Unavailable when the engine died, or stands still with work: when a step takes
+        many times as long as those of its size that were measured."""
+        if self._ended is not None:
+            raise self._ended
         if not self._thread.is_alive():
-            raise Internal("the engine's thread ended")
-        still = time.monotonic() - self._moved
-        if self._streams and still > STALL_S:
-            raise Unavailable(f"the engine has made no step for {still:.0f} s while work waits")
+            raise Unavailable("the engine's thread ended", reason="ENGINE_ENDED")
+        if not (self._streams or self._asked):
+            return
+        now, stepping = time.monotonic(), self._stepping
+        if stepping is None:
+            still, limit = now - self._moved, step_times.AT_LEAST_S
+        else:
+            engine, times = stepping
+            tokens, began = engine.under_way
+            still, limit = now - max(self._moved, began), times.limit_s(tokens)
+        if still > limit:
+            raise Unavailable(
+                f"the engine has made no step for {still:.0f} s while work waits; "
+                f"{limit:.0f} s are the most that it should take",
+                reason="ENGINE_STALLED",
+            )
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         """Events of one request, the last with `finish` (or the scores).
 
-        Leaving early aborts the request. Raises what `Engine.add` raises, and Internal when the
-        engine died.
+        Leaving early aborts the request. Raises what `Engine.add` raises, what the request failed
+        with, and Unavailable when the engine died.
         """
-        if self._failure is not None:
-            raise _dead(self._failure)
-        if not self._streams:
-            self._moved = time.monotonic()  # standing still is counted from when there is work
+        self._take_work()
         events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._streams[request.id] = events
         self._commands.put(lambda: self._add(request))
@@ -95,7 +119,9 @@ class EngineClient:
                 if isinstance(event, Exception):
                     ended = True
                     raise event
-                ended = getattr(event, "finish", None) is not None or hasattr(event, "logprobs")
+                ended = isinstance(event, ScoresEvent | FailedEvent) or event.finish is not None
+                if isinstance(event, FailedEvent):
+                    raise event.error
                 yield event
         finally:
             self._streams.pop(request.id, None)
@@ -103,43 +129,65 @@ class EngineClient:
                 self._commands.put(lambda: self._abort(request.id))
 
     async def lend(self, engine: Engine | None) -> None:
-        """Step this engine too, or no second one. What still runs on the last one fails."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Step this engine too, or no second one. What still runs on the last one fails. Raises
+        Unavailable when the engine's thread has ended, or ends."""
 
         def exchange() -> None:
             self._fail_answers(Unavailable("the policy's engine was taken away"))
-            self._lent = engine
-            self._hop(_settle, done, None)
+            self._lent, self._lent_times = engine, StepTimes()
 
-        self._commands.put(exchange)
-        await done
+        await self._ask(exchange)
 
     async def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """Whole answers of the lent engine, in the order of the requests; one hop for each.
 
-        Leaving early aborts them. Raises what `Engine.add` raises, and Internal when it died.
+        Leaving early aborts them. Raises what `Engine.add` raises, what one of them failed with,
+        and Unavailable when the engine died.
         """
-        if self._failure is not None:
-            raise _dead(self._failure)
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Answer]] = [loop.create_future() for _ in requests]
+        self._take_work()
+        futures: list[asyncio.Future[Answer]] = [self._awaited() for _ in requests]
         for request, future in zip(requests, futures, strict=True):
             self._commands.put(partial(self._add_lent, request, future))
         try:
             return await asyncio.gather(*futures)
         finally:
             if not all(future.done() and not future.cancelled() for future in futures):
-                gone: asyncio.Future[None] = loop.create_future()
-                self._commands.put(lambda: self._abort_lent(requests, gone))
-                await asyncio.shield(gone)  # then nothing of them is in the engine any more
+                with contextlib.suppress(Unavailable):  # then nothing of them is there any more
+                    await asyncio.shield(self._ask(lambda: self._abort_lent(requests)))
+
+    async def _ask(self, command: Callable[[], None]) -> None:
+        """Have it carried out on the engine's thread, and wait until it was."""
+        self._take_work()
+        done: asyncio.Future[None] = self._awaited()
+
+        def carry_out() -> None:
+            command()
+            self._hop(_settle, done, None)
+
+        self._commands.put(carry_out)
+        await done
+
+    def _awaited(self) -> asyncio.Future[Any]:
+        """A future that is settled at the engine's end at the latest."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
+        return future
+
+    def _take_work(self) -> None:
+        """Raises where there is nobody to do it; standing still is counted from the first."""
+        if self._ended is not None:
+            raise self._ended
+        if not (self._streams or self._asked):
+            self._moved = time.monotonic()
 
     # -- on the engine's thread -------------------------------------------------------------
 
     def _add(self, request: Request) -> None:
         try:
             self._engine.add(request)
-        except PlinthError as refusal:
-            self._hop(self._refuse, request.id, refusal)
+        except Exception as refusal:  # noqa: BLE001 - told to the request that it belongs to
+            self._hop(self._refuse, request.id, step_failed(refusal))
 
     def _abort(self, request_id: str) -> None:
         self._engine.abort(request_id, Finish.CANCELLED)
@@ -150,33 +198,49 @@ class EngineClient:
                 raise Unavailable("no policy is held here")
             self._lent.add(request)
             self._answers[request.id] = (Answer(), future)
-        except PlinthError as refusal:
-            self._hop(_settle, future, refusal)
+        except Exception as refusal:  # noqa: BLE001 - told to the request that it belongs to
+            self._hop(_settle, future, step_failed(refusal))
 
-    def _abort_lent(self, requests: Sequence[Request], gone: asyncio.Future[None]) -> None:
+    def _abort_lent(self, requests: Sequence[Request]) -> None:
         for request in requests:
             if self._answers.pop(request.id, None) and self._lent is not None:
                 self._lent.abort(request.id, Finish.CANCELLED)
-        self._hop(_settle, gone, None)
 
     def _step_lent(self, lent: Engine) -> None:
         """A step of the lent engine. Its death is not the shard's."""
         self._served = 0
         try:
-            events = lent.step()
+            events = self._timed(lent, self._lent_times)
         except Exception as error:  # noqa: BLE001 - whoever waits for it is told
             _log.error("policy.engine.failed", error=repr(error), exc_info=True)
             self._lent = None
-            self._fail_answers(Internal("the policy's engine failed"))
+            self._fail_answers(Unavailable("the policy's engine failed", reason="ENGINE_FAILED"))
             return
         for event in events:
-            assert isinstance(event, TokensEvent)
             answer, future = self._answers[event.request_id]
+            if isinstance(event, FailedEvent):
+                _told(event)
+                del self._answers[event.request_id]
+                self._hop(_settle, future, event.error)
+                continue
+            assert isinstance(event, TokensEvent)
             answer.tokens += event.tokens
             if event.finish is not None:
                 answer.finish = event.finish
                 del self._answers[event.request_id]
                 self._hop(_settle, future, answer)
+
+    def _timed(self, engine: Engine, times: StepTimes) -> list[Event]:
+        """A step that `check` can watch."""
+        self._stepping = (engine, times)
+        passes, began = engine.passes, time.monotonic()
+        try:
+            events = engine.step()
+        finally:
+            self._stepping = None
+        if engine.passes == passes + 1:  # not one that was repeated row by row
+            times.add(engine.under_way[0], time.monotonic() - began)
+        return events
 
     def _fail_answers(self, error: PlinthError) -> None:
         for _, future in self._answers.values():
@@ -192,7 +256,7 @@ class EngineClient:
         lent = self._lent if self._lent is not None and self._lent.busy else None
         if self._engine.busy and (lent is None or self._served < LENT_TURN):
             self._served += 1
-            events = self._engine.step()
+            events = self._timed(self._engine, self._times)
             self._tell()  # before the answers: who has one finds its step counted
             self._deliver(events)
         elif lent is not None:
@@ -203,11 +267,14 @@ class EngineClient:
             while self._take_commands():
                 self._step()
                 self._tell()
+            ended = Unavailable("the engine was stopped", reason="ENGINE_STOPPED")
         except Exception as error:  # noqa: BLE001 - the thread's last words; `check` tells them
             _log.error("engine.failed", error=repr(error), exc_info=True)
-            self._failure = error
-            self._hop(self._fail_all, Internal("the engine failed; the request was not finished"))
-            self._fail_answers(_dead(error))
+            ended = Unavailable(
+                f"the engine failed ({type(error).__name__}); the request was not finished",
+                reason="ENGINE_FAILED",
+            )
+        self._hop(self._end, ended)
 
     def _take_commands(self) -> bool:
         """Carry out what was asked since the last step; wait for it when there is no work."""
@@ -227,6 +294,9 @@ class EngineClient:
         self.blocks = (self._engine.pool.free, self._engine.pool.cached)
 
     def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, FailedEvent):
+                _told(event)
         if events:
             self._hop(self._hand_out, events)
 
@@ -248,9 +318,13 @@ class EngineClient:
         if stream is not None:
             stream.put_nowait(refusal)
 
-    def _fail_all(self, error: Exception) -> None:
+    def _end(self, error: PlinthError) -> None:
+        """Nothing is answered any more: tell whoever waits, and from now on whoever asks."""
+        self._ended = error
         for stream in self._streams.values():
             stream.put_nowait(error)
+        for asked in tuple(self._asked):
+            _settle(asked, error)
 
 
 def _settle(future: asyncio.Future[Any], outcome: Answer | Exception | None) -> None:
@@ -262,5 +336,12 @@ def _settle(future: asyncio.Future[Any], outcome: Answer | Exception | None) -> 
         future.set_result(outcome)
 
 
-def _dead(failure: Exception) -> Internal:
-    return Internal(f"the engine stopped: {type(failure).__name__}")
+def _told(event: FailedEvent) -> None:
+    cause = event.error.__cause__
+    _log.error(
+        "request.failed",
+        request=event.request_id,
+        error=event.error.message,
+        reason=event.error.reason,
+        exc_info=cause if isinstance(cause, Exception) else None,
+    )

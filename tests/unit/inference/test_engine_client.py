@@ -13,7 +13,7 @@ import engines
 from checkpoints import random_llama
 from plinth.engine.engine import Engine
 from plinth.engine.request import Request, Sampling
-from plinth.inference import client as module
+from plinth.inference import step_times
 from plinth.inference.client import EngineClient
 from plinth.shared.errors import Internal, InvalidArgument, Unavailable
 
@@ -98,10 +98,20 @@ async def test_whoever_hangs_up_frees_blocks_within_one_step(
     assert freed_at - left_at <= 2
 
 
+async def until_unhealthy(client: EngineClient) -> Unavailable:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                client.check()
+            except Unavailable as error:
+                return error
+            await asyncio.sleep(0.01)
+
+
 async def test_standing_still_with_work_is_unhealthy(
     client: EngineClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STALL_S", 0.05)
+    monkeypatch.setattr(step_times, "FIRST_S", 0.05)
     client.check()  # idle for ever is healthy
     go_on, step = threading.Event(), engine.step
 
@@ -112,33 +122,145 @@ async def test_standing_still_with_work_is_unhealthy(
     engine.step = stuck  # type: ignore[method-assign]
     answer = asyncio.create_task(tokens(client, request("slow", 3)))
     try:
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    client.check()
-                except Unavailable as error:
-                    assert "no step" in error.message
-                    break
-                await asyncio.sleep(0.01)
+        assert "no step" in (await until_unhealthy(client)).message
     finally:
         go_on.set()
-    monkeypatch.setattr(module, "STALL_S", 60.0)
     assert len(await answer) == 24
     client.check()
 
 
-async def test_a_broken_engine_fails_its_streams_and_its_health(
-    client: EngineClient, engine: Engine
+async def test_a_step_that_is_long_for_its_model_is_no_hang(
+    client: EngineClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Passes of 0.2 s each, and a limit of 0.05 s for a model of which nothing was measured: the
+    first is called a hang, those after it are not, and one that hangs is."""
+    monkeypatch.setattr(step_times, "FIRST_S", 0.05)
+    monkeypatch.setattr(step_times, "AT_LEAST_S", 0.05)
+    run, hang, go_on = engine.runner.run_rows, threading.Event(), threading.Event()
+
+    def slow(rows):
+        go_on.wait(30 if hang.is_set() else 0.2)
+        return run(rows)
+
+    engine.runner.run_rows = slow  # type: ignore[method-assign]
+    short = Sampling(temperature=0.0, max_tokens=4)
+    first = asyncio.create_task(tokens(client, request("first", 3, sampling=short)))
+    await until_unhealthy(client)
+    await first
+    again = asyncio.create_task(tokens(client, request("again", 3, sampling=short)))
+    looks = 0
+    while not again.done():
+        client.check()
+        looks += 1
+        await asyncio.sleep(0.01)
+    assert looks > 20
+    hang.set()
+    stuck = asyncio.create_task(tokens(client, request("stuck", 3, sampling=short)))
+    try:
+        assert "no step" in (await until_unhealthy(client)).message
+    finally:
+        go_on.set()
+    await stuck
+
+
+async def test_a_failed_request_takes_no_other_with_it(
+    client: EngineClient, engine: Engine, folder: Path
+) -> None:
+    """On the served engine and on a lent one: the model can't compute token 7."""
+    lent = engines.engine(folder)
+    for one in (engine, lent):
+        _refuse_token(one, 7)
+    await client.lend(lent)
+    prompts = [(3, 4), (5, 7), (6, 8, 9)]
+    truth, _ = engines.complete(engines.engine(folder), prompts, GREEDY)
+    asked = [request(str(i), *prompt) for i, prompt in enumerate(prompts)]
+    served = await asyncio.gather(*(tokens(client, one) for one in asked), return_exceptions=True)
+    assert isinstance(served[1], Internal)
+    assert served[1].reason == "ENGINE_STEP_FAILED"
+    for i in (0, 2):
+        assert served[i] == [token.id for token in truth[i]]
+        assert [token.id for token in (await client.answers([asked[i]]))[0].tokens] == served[i]
+    with pytest.raises(Internal, match="ZeroDivisionError"):
+        await client.answers(asked)
+    client.check()
+
+
+def _refuse_token(engine: Engine, token: int) -> None:
+    run = engine.runner.run_rows
+
+    def fails(rows):
+        if any(token in row.tokens for row in rows):
+            raise ZeroDivisionError("the model can't")
+        return run(rows)
+
+    engine.runner.run_rows = fails  # type: ignore[method-assign]
+
+
+async def test_a_broken_engine_fails_whoever_waits_and_its_health(
+    client: EngineClient, engine: Engine, folder: Path
+) -> None:
+    lent, entered, go_on = engines.engine(folder), asyncio.Event(), threading.Event()
+    await client.lend(lent)
+    loop = asyncio.get_running_loop()
+
     def broken():
+        loop.call_soon_threadsafe(entered.set)
+        go_on.wait(30)
         raise RuntimeError("out of memory")
 
     engine.step = broken  # type: ignore[method-assign]
-    with pytest.raises(Internal, match="not finished"):
-        await tokens(client, request("lost", 3))
-    with pytest.raises(Internal, match="RuntimeError"):
+    waiting = [asyncio.create_task(tokens(client, request("lost", 3)))]
+    await asyncio.wait_for(entered.wait(), 10)
+    waiting += [
+        asyncio.create_task(client.answers([request("of the lent one", 3)])),
+        asyncio.create_task(client.lend(None)),
+    ]
+    await asyncio.sleep(0)  # both have asked
+    go_on.set()
+    async with asyncio.timeout(10):
+        for one in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(one, Unavailable)
+            assert one.reason == "ENGINE_FAILED"
+    with pytest.raises(Unavailable, match="RuntimeError"):
         client.check()
     # And whoever comes later is told, not left to wait.
-    with pytest.raises(Internal, match="stopped"):
-        async with asyncio.timeout(10):
-            await tokens(client, request("late", 3))
+    async with asyncio.timeout(10):
+        for late in (
+            tokens(client, request("late", 3)),
+            client.answers([request("late", 3)]),
+            client.lend(lent),
+        ):
+            with pytest.raises(Unavailable, match="not finished"):
+                await late
+
+
+async def test_a_model_that_computes_nothing_any_more_ends_the_engine(
+    client: EngineClient, engine: Engine
+) -> None:
+    """So that the shard is replaced, rather than refusing everything for ever in good health."""
+
+    def broken(rows):
+        raise RuntimeError("the device is lost")
+
+    engine.runner.run_rows = broken  # type: ignore[method-assign]
+    with pytest.raises(Unavailable) as caught:
+        await tokens(client, request("lost", 3))
+    assert caught.value.reason == "ENGINE_FAILED"
+    with pytest.raises(Unavailable):
+        client.check()
+
+
+def test_limits_follow_what_was_measured() -> None:
+    times = step_times.StepTimes()
+    assert times.limit_s(512) == step_times.FIRST_S
+    times.add(1, 1.2)  # a token of a model of 7 billion weights on two cores
+    assert times.limit_s(1) == 60
+    assert times.limit_s(512) == pytest.approx(8 * 1.2 * 512)
+    times.add(512, 75.0)  # a minute and more is its work
+    times.add(400, 50.0)
+    assert times.limit_s(512) == 600
+    assert times.limit_s(300) == 8 * 50.0
+    assert times.limit_s(40) == 8 * 50.0, "as the next larger one"
+    small = step_times.StepTimes()
+    small.add(512, 0.3)
+    assert small.limit_s(512) == 60

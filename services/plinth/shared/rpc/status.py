@@ -77,6 +77,11 @@ def from_rpc_error(e: grpc.RpcError) -> PlinthError:
     return error
 
 
+def said(e: grpc.RpcError) -> bool:
+    """Whether the other side sent this error, rather than the connection to it having broken."""
+    return any(key == _DETAILS_KEY for key, _ in _trailers(e))
+
+
 def _trailers(e: grpc.RpcError) -> list[tuple[str, Any]]:
     trailers: Any = e.trailing_metadata() if hasattr(e, "trailing_metadata") else None
     return [(pair[0], pair[1]) for pair in trailers or ()]

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from itertools import chain
 
 from plinth.engine.engine import Engine
-from plinth.engine.request import Binding, Finish, Request, SampledToken, Sampling, TokensEvent
+from plinth.engine.request import (
+    Binding,
+    FailedEvent,
+    Finish,
+    Request,
+    SampledToken,
+    Sampling,
+    TokensEvent,
+)
 from plinth.shared.errors import Aborted
 
 
@@ -55,7 +63,8 @@ class Sampler(ABC):
 
     @abstractmethod
     def arrivals(self) -> Iterator[list[Rollout]]:
-        """Groups of what was started, each whole and in order of its samples, as they are ready."""
+        """Groups of what was started, each whole and in order of its samples, as they are ready.
+        Raises what one of them failed with."""
 
     @abstractmethod
     def renew(self, revision: int) -> str:
@@ -104,6 +113,8 @@ class EngineSampler(Sampler):
         groups: dict[int, list[Rollout]] = {order.group: [] for order, _ in waiting.values()}
         while self._engine.busy:
             for event in self._engine.step():
+                if isinstance(event, FailedEvent):
+                    raise event.error
                 assert isinstance(event, TokensEvent)
                 tokens[event.request_id] += event.tokens
                 if event.finish is None:
