@@ -195,18 +195,17 @@ class Engine:
 
     def schedule(self) -> Plan:
         """Propose drafts, then plan the step."""
-        if self.drafters:
-            self._draft()
         while True:
+            self.scheduler.at = None
             try:
+                self._draft()
                 plan = self.scheduler.schedule()
                 break
             except Exception as error:
                 # Planning is done for one sequence at a time; each failure takes one away.
-                sequence = self.scheduler.at
-                if sequence is None:
+                if self.scheduler.at is None:
                     raise
-                self._failed.append(self._fail(sequence, error))
+                self._failed.append(self._fail(self.scheduler.at, error))
         self._poison_emptied()
         return plan
 
@@ -278,10 +277,11 @@ class Engine:
         running = self.scheduler.running
         for sequence in running:
             sequence.drafts = []
-        if len(running) > _SPECULATE_UP_TO:
+        if len(running) > _SPECULATE_UP_TO or not self.drafters:
             return
         wanted: dict[str, list[tuple[Sequence, int]]] = {}
         for sequence in running:
+            self.scheduler.at = sequence
             name = sequence.request.sampling.speculation or self.speculation
             if name not in self.drafters or sequence.scoring or sequence.pending != 1:
                 continue

@@ -30,19 +30,22 @@ def run_isolated(run: Run, rows: Sequence[Row], vocab_size: int) -> list[tuple[R
     request.
     """
     try:
-        results = _checked(run, rows, vocab_size)
-    except Exception as error:  # noqa: BLE001 - whatever the model raises ends one request
-        if len(rows) > 1:
-            return [run_isolated(run, [row], vocab_size)[0] for row in rows]
-        outcomes: list[Outcome] = [step_failed(error)]
-    else:
-        outcomes = _finite(rows, results, vocab_size)
+        outcomes = _finite(rows, _checked(run, rows, vocab_size))
+    except Exception:  # noqa: BLE001 - each row has a second try, and says there what is wrong
+        outcomes = [_alone(run, row, vocab_size) for row in rows]
     return [
         run_isolated(run, [_without_drafts(row)], vocab_size)[0]
         if isinstance(outcome, PlinthError) and row.drafts
         else (row, outcome)
         for row, outcome in zip(rows, outcomes, strict=True)
     ]
+
+
+def _alone(run: Run, row: Row, vocab_size: int) -> Outcome:
+    try:
+        return _finite([row], _checked(run, [row], vocab_size))[0]
+    except Exception as error:  # noqa: BLE001 - whatever the model raises ends one request
+        return step_failed(error)
 
 
 def _without_drafts(row: Row) -> Row:
@@ -75,25 +78,23 @@ def _checked(run: Run, rows: Sequence[Row], vocab_size: int) -> list[RowResult]:
     return results
 
 
-def _finite(rows: Sequence[Row], results: list[RowResult], vocab_size: int) -> list[Outcome]:
+def _finite(rows: Sequence[Row], results: list[RowResult]) -> list[Outcome]:
     # A sum is finite only if all its terms are; it can overflow though they are, which is rare.
     logits = [r.logits_mv.sum() for r in results if r.logits_mv is not None]
     sums = iter(torch.stack(logits).tolist() if logits else ())
     outcomes: list[Outcome] = []
     for row, result in zip(rows, results, strict=True):
-        wrong = 0
+        finite = result.finite and all(map(math.isfinite, result.scores))
         if result.logits_mv is not None and not math.isfinite(next(sums)):
-            wrong = int((~torch.isfinite(result.logits_mv)).sum())
-        wrong += sum(not math.isfinite(score) for score in result.scores)
-        outcomes.append(_not_finite(row, wrong, vocab_size) if wrong else result)
+            finite = finite and bool(torch.isfinite(result.logits_mv).all())
+        outcomes.append(result if finite else _not_finite(row))
     return outcomes
 
 
-def _not_finite(row: Row, wrong: int, vocab_size: int) -> PlinthError:
-    what = f"logits over {vocab_size} tokens" if row.outputs else "log-probabilities"
+def _not_finite(row: Row) -> PlinthError:
+    last = row.start + len(row.tokens) - 1
     return DataLoss(
-        f"after position {row.start + len(row.tokens) - 1} the model's {what} are not finite "
-        f"({wrong} values are NaN or infinite): its weights are damaged, or its arithmetic "
-        "overflows on this input",
+        f"what the model computes for positions {row.start} to {last} is not finite (NaN or "
+        "infinite): its weights are damaged, or its arithmetic overflows on this input",
         reason=NON_FINITE,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,10 +24,14 @@ _SCORE_ROWS = 64
 
 @dataclass(frozen=True)
 class RowResult:
-    """Logits [outputs, vocab] after the row's last positions, and scores of its own tokens."""
+    """Logits [outputs, vocab] after the row's last positions, and scores of its own tokens.
+
+    finite: whether the hidden states of all its tokens are, and so what they left in the cache.
+    """
 
     logits_mv: Tensor | None
     scores: list[float]
+    finite: bool = True
 
 
 class Runner:
@@ -73,6 +78,9 @@ class Runner:
             end += len(row.tokens)
             wanted += range(end - row.outputs, end)
         logits = self._logits(hidden_nd, wanted, backend) if wanted else None
+        # A sum is finite only if all its terms are (after the last norm they are too small for it
+        # to overflow).
+        sums = hidden_nd.float().sum(-1).tolist()
         results, taken, first = [], 0, 0
         for row in rows:
             part = None
@@ -80,8 +88,9 @@ class Runner:
                 part = logits[taken : taken + row.outputs]
                 taken += row.outputs
             scores = self._scores(hidden_nd, row, first, backend) if row.targets else []
-            results.append(RowResult(part, scores))
-            first += len(row.tokens)
+            end = first + len(row.tokens)
+            results.append(RowResult(part, scores, all(map(math.isfinite, sums[first:end]))))
+            first = end
         return results
 
     def _logits(self, hidden_nd: Tensor, rows: list[int], backend: Backend) -> Tensor:

@@ -51,7 +51,7 @@ def _unfiltered(sampling: Sampling) -> bool:
 
 def _race(logits_mv: Tensor, choices: Sequence[tuple[Sampling, int]]) -> list[SampledToken]:
     """`draw` for rows without filters, all at once, by the C++ kernel."""
-    heats = np.array([sampling.temperature for sampling, _ in choices])
+    heats = np.array([sampling.temperature for sampling, _ in choices], dtype=np.float64)
     keys = np.array(
         [(sampling.seed, sampling.sample_index, position) for sampling, position in choices],
         dtype=np.uint64,
@@ -98,11 +98,13 @@ def distribution(
     Temperature first, then top-k, then top-p over what is left (the order of transformers).
     Ties at the border of top-k are kept out by id, so that exactly k remain.
     """
-    scaled = logits_v.astype(np.float64) / sampling.temperature
+    # The best is 0 whatever the temperature, so that none is too small.
+    with np.errstate(over="ignore"):
+        scaled = (logits_v.astype(np.float64) - float(logits_v.max())) / sampling.temperature
     kept = np.arange(scaled.shape[0])
     if 0 < sampling.top_k < scaled.shape[0]:
         kept = np.sort(np.lexsort((kept, -scaled))[: sampling.top_k])
-    weights = np.exp(scaled[kept] - scaled[kept].max())
+    weights = np.exp(scaled[kept])
     probabilities = weights / weights.sum()
     if sampling.top_p < 1:
         order = np.lexsort((kept, -probabilities))

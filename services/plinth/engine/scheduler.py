@@ -108,25 +108,28 @@ class Scheduler:
         self._step += 1
         self._preempted, self.at = None, None
         rows: dict[int, Row] = {}
-        self._decode(rows)
+        stalled = self._decode(rows)
         self._admit(rows)
-        left = self.limits.batch_tokens - sum(len(row.tokens) for row in rows.values())
-        prompts = [s for s in self.running if s.number not in rows]
-        for sequence, take in zip(prompts, self._shares(prompts, left), strict=True):
-            if take and sequence in self.running:  # not preempted by one before it
-                self._plan(sequence, take, rows)
+        self._compute_prompts(rows, stalled)
+        if not rows and self._long_waits:  # there are no blocks for the short ones
+            self._compute_prompts(rows, stalled)
         return Plan(self._step, tuple(rows.values()))
 
-    def _decode(self, rows: dict[int, Row]) -> None:
-        """A row for every sequence that has one token to compute."""
+    def _decode(self, rows: dict[int, Row]) -> set[int]:
+        """A row for every sequence that has one token to compute; those without a block for it."""
         drafts_left = self.limits.batch_tokens - len(self.running) - bool(self.waiting)
+        stalled: set[int] = set()
         index = 0
         while index < len(self.running):
             sequence = self.running[index]
             index += 1
             if sequence.pending == 1:
                 row = self._plan(sequence, 1, rows, drafts_left)
-                drafts_left -= row.drafts if row else 0
+                if row is None:
+                    stalled.add(sequence.number)
+                else:
+                    drafts_left -= row.drafts
+        return stalled
 
     def _admit(self, rows: dict[int, Row]) -> None:
         """Take sequences out of the queue, in its order, while there is room for them."""
@@ -166,6 +169,14 @@ class Scheduler:
             if places + len(victims) > 0 and self.pool.available + freed > 0:
                 return victims
         return None
+
+    def _compute_prompts(self, rows: dict[int, Row], stalled: set[int]) -> None:
+        """Rows for the prompts that run, of the tokens that are left."""
+        left = self.limits.batch_tokens - sum(len(row.tokens) for row in rows.values())
+        prompts = [s for s in self.running if s.number not in rows and s.number not in stalled]
+        for sequence, take in zip(prompts, self._shares(prompts, left), strict=True):
+            if take and sequence in self.running:  # not preempted by one before it
+                self._plan(sequence, take, rows)
 
     def _shares(self, prompts: list[Sequence], budget: int) -> list[int]:
         """How many of `budget` tokens each prompt gets, in the order given (the most urgent first).

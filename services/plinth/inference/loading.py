@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from plinth.engine.engine import Engine
+from plinth.engine.isolation import NON_FINITE
 from plinth.engine.plan import Row
 from plinth.engine.runner import Runner
 from plinth.engine.scheduler import Limits
@@ -20,9 +21,11 @@ from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.layers import Linear
 from plinth.models.weights import load_decoder, weights_digest
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import DataLoss, InvalidArgument
 from plinth.shared.settings_sections import EngineSettings
+from plinth.shared.telemetry import get_logger
 
+_log = get_logger("plinth.inference")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,8 +48,8 @@ def load_engine(
     """Open the model in `folder` behind an engine.
 
     `speculation` ("off", "lookup", "draft:<artifact>") overrides the settings; `draft_folder`
-    finds the folder of a draft's artifact. Raises what `load_decoder` raises, and
-    InvalidArgument where the cache or the draft cannot be right.
+    finds the folder of a draft's artifact. Raises what `load_decoder` raises, InvalidArgument where
+    the cache or the draft cannot be right, and DataLoss where a first token has no finite logits.
     """
     digest = weights_digest(folder)
     decoder = load_decoder(folder, dtype=_DTYPES[settings.dtype], device=settings.device)
@@ -68,6 +71,14 @@ def load_engine(
                 f"tokens, the model's {decoder.config.vocab_size}",
                 field="speculation",
             )
+        if draft.config.context < decoder.config.context:
+            _log.warning(
+                "draft.context",
+                draft=mode.removeprefix("draft:"),
+                context=draft.config.context,
+                model_context=decoder.config.context,
+                effect="answers go on without drafts past the draft's context",
+            )
         drafters["draft"] = ModelDrafter(_runner(draft, blocks, settings))
         mode = "draft"
     elif mode not in ("off", "lookup"):
@@ -83,6 +94,7 @@ def load_engine(
             running=settings.max_running,
             waiting=settings.max_waiting,
             positions=decoder.config.context,
+            priority_aging=settings.priority_aging,
         ),
         prefix_cache=settings.prefix_cache,
         drafters=drafters,
@@ -131,8 +143,14 @@ def _runner(decoder: Decoder, blocks: int, settings: EngineSettings) -> Runner:
         device=settings.device,
     )
     runner = Runner(decoder.eval().requires_grad_(False), cache)
-    # One token through every map: packs them (and proves that the model runs at all).
-    runner.run_rows([Row(0, 0, (0,), (0,), outputs=1)])
+    # One token through every map: packs them, and proves that the model can be served at all.
+    (result,) = runner.run_rows([Row(0, 0, (0,), (0,), outputs=1)])
+    if result.logits_mv is None or not torch.isfinite(result.logits_mv).all():
+        raise DataLoss(
+            "the model's logits are not finite after a first token: its weights are damaged, or "
+            f"its arithmetic overflows in {settings.dtype}",
+            reason=NON_FINITE,
+        )
     if runner.native:
         for module in decoder.modules():
             if isinstance(module, Linear):  # the packed copy serves; the tied table stays

@@ -59,6 +59,8 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         self._engine: EngineClient | None = None
         self._rollouts: RolloutConsumer | None = None
         self._sampling: asyncio.Task[None] | None = None
+        # Items of `Score` in the engine: whole calls wait here, and leave its queue to others.
+        self._scoring = asyncio.Semaphore(context.settings.engine.max_running)
         self._draining = False
         self._steps = 0  # as counted last
         self._first_tokens = FirstTokens(context.settings.scaling.over_s)
@@ -280,11 +282,12 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         remaining: float | None,
     ) -> Sequence[float]:
         request = messages.score_request(item, binding, current_principal().tenant, remaining)
-        async for event in self.engine.stream(request):
-            assert isinstance(event, ScoresEvent)
-            if event.finish is Finish.DEADLINE:
-                raise DeadlineExceeded("the deadline passed before the sequence was scored")
-            return event.logprobs
+        async with self._scoring:
+            async for event in self.engine.stream(request):
+                assert isinstance(event, ScoresEvent)
+                if event.finish is Finish.DEADLINE:
+                    raise DeadlineExceeded("the deadline passed before the sequence was scored")
+                return event.logprobs
         raise Unavailable("the engine ended before the sequence was scored")
 
     def _count(self, usage: Usage) -> None:

@@ -9,6 +9,8 @@
 
 #include "tiles.h"
 
+#include <cfloat>
+
 // Four blocks of Philox4x64-10 (Salmon et al. 2011) that follow one another: 16 numbers of the
 // stream that numpy's `Philox(key=[seed, 0], counter=[0, position, sample, purpose])` makes, which
 // counts up before its first block.
@@ -255,7 +257,7 @@ EXPORT(void race)(const float* logits, long ldl, long rows, long vocabulary, con
       const float* row = logits + r * ldl;
       const Stream stream{seed[r], position[r], sample[r], purpose};
       const double heat = temperature[r];
-      const float cold = (float)(1.0 / heat);
+      const float cold = (float)std::min(1.0 / heat, (double)FLT_MAX);  // no 0 * infinity
       float top = row[0];
       for (long i = 1; i < vocabulary; ++i) top = row[i] > top ? row[i] : top;
       dlanes weights = {}, plain = {};

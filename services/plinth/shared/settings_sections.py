@@ -54,7 +54,10 @@ class EngineSettings(Section):
     kv_cache_bytes: int = Field(default=256 * MIB, ge=1)
     max_batch_tokens: int = Field(default=512, ge=1)  # tokens per step
     max_running: int = Field(default=64, ge=1)
-    max_waiting: int = Field(default=256, ge=0)
+    max_waiting: int = Field(default=256, ge=0)  # before a request of the same priority
+    # Steps of waiting that count as one level of priority, so that the lowest waits for a bounded
+    # time; 0: a higher priority always goes first.
+    priority_aging: int = Field(default=0, ge=0)
     prefix_cache: bool = True
     speculation: str = "lookup"  # "off", "lookup" or "draft:<artifact>"
     # Sample for policy runs with what room is left; their keys and values, and for how long the

@@ -1,4 +1,5 @@
-"""Scheduler and blocks through random steps, without a model: no leak, nobody starves."""
+"""Scheduler and blocks through random steps, without a model: no leak, priorities hold, nobody
+starves; and figures of one prompt beside another."""
 
 from __future__ import annotations
 
@@ -28,11 +29,12 @@ class World:
             running=self.dice.choice([1, 3, 8]),
             waiting=12,
             positions=positions,
+            priority_aging=self.dice.choice([0, 0, 20]),
         )
         self.scheduler = Scheduler(self.pool, self.limits)
         self.live: dict[int, Sequence] = {}
-        self.number = 0
-        self.ended = 0
+        self.number = self.stood_back = 0
+        self.ended = self.refused = self.outranked = 0
 
     def add(self) -> None:
         self.number += 1
@@ -45,13 +47,17 @@ class World:
             tuple(ids),
             Binding(""),
             sampling,
-            priority=self.dice.choice([0, 0, 1]),
+            priority=self.dice.choice([-1, 0, 0, 1, 7]),
             score_from=score,
         )
         sequence = Sequence(self.number, request, ids, salt=self.dice.choice("ab"))
+        before = [s for s in self.scheduler.waiting if s.request.priority >= request.priority]
         try:
             self.scheduler.add(sequence)
         except ResourceExhausted:
+            # Those of lower priority keep nobody out (a level gained by waiting counts as one).
+            assert len(before) >= self.limits.waiting or self.limits.priority_aging
+            self.refused += 1
             return
         self.live[sequence.number] = sequence
 
@@ -62,8 +68,10 @@ class World:
                 count = min(self.dice.randrange(4), sequence.allowance(self.limits.positions) - 1)
                 if count > 0 and self.scheduler.reserve(sequence, len(sequence.ids) + count):
                     sequence.drafts = [self.dice.randrange(2) for _ in range(count)]
+        waited = {s.number: s for s in self.scheduler.waiting}
         plan = self.scheduler.schedule()
         self.check_plan(plan)
+        self.check_priorities(plan, waited)
         for row in plan.rows:
             self.commit(plan, row.sequence)
 
@@ -83,6 +91,30 @@ class World:
             sequence = self.live[row.sequence]
             known = sequence.ids[row.start : row.start + len(row.tokens) - row.drafts]
             assert list(row.tokens[: len(known)]) == known
+
+    def check_priorities(self, plan: Plan, waited: dict[int, Sequence]) -> None:
+        """Nobody waits while somebody of lower priority runs; and the most urgent is in the plan,
+        if it is not a long prompt that stands back for one step."""
+        scheduler = self.scheduler
+        if not self.limits.priority_aging:
+            for left in scheduler.waiting:
+                lower = [s for s in scheduler.running if s.request.priority < left.request.priority]
+                held = [block for s in lower for block in s.blocks]
+                alone = {b for b in held if held.count(b) == self.pool.holders(b)}
+                assert not lower or not (alone or self.pool.available)
+            came = [s for s in scheduler.running if s.number in waited]
+            self.outranked += any(
+                gone.request.priority < one.request.priority
+                for one in came
+                for gone in scheduler.waiting
+                if gone.number not in waited
+            )
+        assert not self.live or plan.rows
+        if scheduler.running and scheduler.running[0].number not in {r.sequence for r in plan.rows}:
+            assert self.stood_back != scheduler.running[0].number
+            self.stood_back = scheduler.running[0].number
+        else:
+            self.stood_back = 0
 
     def commit(self, plan: Plan, number: int) -> None:
         row = next(r for r in plan.rows if r.sequence == number)
@@ -114,7 +146,7 @@ class World:
         assert held == {b: pool.holders(b) for b in range(pool.total) if pool.holders(b)}
 
 
-def _drive(seed: int, steps: int) -> None:
+def _drive(seed: int, steps: int) -> World:
     world = World(seed)
     for _ in range(steps):
         if world.dice.random() < 0.4:
@@ -131,6 +163,7 @@ def _drive(seed: int, steps: int) -> None:
     assert not world.live, "a request never ended"
     assert world.pool.live == 0
     assert world.ended > 0
+    return world
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -139,5 +172,144 @@ def test_random_worlds(seed: int) -> None:
 
 
 def test_a_hundred_thousand_steps() -> None:
-    for seed in range(100, 150):
-        _drive(seed, 2_000)
+    worlds = [_drive(seed, 2_000) for seed in range(100, 150)]
+    assert sum(world.scheduler.preemptions for world in worlds) > 1_000
+    assert sum(world.outranked for world in worlds) > 1_000, "a newcomer took somebody's place"
+    assert sum(world.refused for world in worlds) > 100
+
+
+class Served:
+    """A scheduler whose every prompt and token is computed at once, as a model would."""
+
+    def __init__(self, **limits: int) -> None:
+        self.limits = Limits(**{"batch_tokens": 512, "positions": 16_384} | limits)
+        self.scheduler = Scheduler(BlockPool(4096, 16), self.limits)
+        self.number = 0
+        self.made: dict[int, int] = {}
+
+    def add(self, length: int, priority: int = 0, tokens: int = 10_000) -> Sequence:
+        self.number += 1
+        request = Request(
+            str(self.number),
+            tuple(range(self.number, self.number + length)),  # none shares a prefix
+            Binding(""),
+            Sampling(max_tokens=tokens),
+            priority=priority,
+        )
+        sequence = Sequence(self.number, request, list(request.ids), salt="")
+        self.scheduler.add(sequence)
+        self.made[sequence.number] = 0
+        return sequence
+
+    def step(self) -> Plan:
+        live = {s.number: s for s in self.scheduler.sequences()}
+        plan = self.scheduler.schedule()
+        for row in plan.rows:
+            sequence = live[row.sequence]
+            if row.outputs:
+                sequence.ids.append(0)
+                self.made[row.sequence] += 1
+            self.scheduler.advance(sequence, row.start + len(row.tokens))
+            if sequence.made >= sequence.request.sampling.max_tokens:
+                self.scheduler.remove(sequence)
+        return plan
+
+    def planned(self, sequence: Sequence) -> bool:
+        return sequence.number in {row.sequence for row in self.step().rows}
+
+
+@pytest.mark.parametrize("priority", [-1, 0, 1])
+def test_beside_a_long_prompt_a_decode_misses_no_step(priority: int) -> None:
+    """Whatever the prompt's priority."""
+    served = Served()
+    decode = served.add(5)
+    served.step()
+    long = served.add(8_192, priority)
+    steps = 0
+    while served.made[long.number] == 0:
+        assert served.planned(decode)
+        steps += 1
+    assert steps == -(-8_192 // 511), "and the prompt has all the rest"
+
+
+@pytest.mark.parametrize("others", [0, 3])
+@pytest.mark.parametrize("arrival", range(1, 6))
+def test_beside_a_long_prompt_a_chat_has_its_first_token_within_three_steps(
+    others: int, arrival: int
+) -> None:
+    """And in a step that is little longer than its own would be, unless the last one was so too."""
+    served = Served()
+    for _ in range(1 + others):
+        served.add(8_192)
+    for _ in range(arrival):
+        served.step()
+    chat = served.add(5)
+    plan = served.step()
+    assert served.made[chat.number] == 1
+    assert plan.tokens <= 5 + others
+    second = served.add(5)
+    sizes = [served.step().tokens for _ in range(3)]
+    assert served.made[second.number] >= 1
+    assert max(sizes) == 512, "the long ones go on all the while"
+
+
+def test_many_short_prompts_do_not_hold_a_long_one_up() -> None:
+    """Sixteen chats of 60 tokens come at every step for ever; the long one has half of each step
+    that is not theirs."""
+    served = Served(running=2_000, waiting=100_000)
+    long = served.add(8_192, tokens=1)
+    steps = 0
+    while served.made[long.number] == 0:
+        for _ in range(16):
+            served.add(60, tokens=1)
+        served.step()
+        steps += 1
+    assert steps <= 2 * -(-8_192 // 256) + 2
+
+
+@pytest.mark.parametrize("kind", ["places", "blocks", "prompts"])
+def test_a_higher_priority_runs_within_one_step_of_its_arrival(kind: str) -> None:
+    served = Served(running=4 if kind == "places" else 64)
+    if kind == "blocks":
+        served.scheduler.pool = BlockPool(40, 16)
+    length = {"places": 5, "blocks": 150, "prompts": 8_000}[kind]
+    low = [served.add(length) for _ in range(4)]
+    for _ in range(6):
+        served.step()
+    urgent = served.add(300, priority=1)
+    assert served.planned(urgent)
+    for _ in range(3):
+        served.step()
+    assert served.made[urgent.number] >= 1
+    if kind != "prompts":
+        assert any(s in served.scheduler.waiting for s in low)
+        assert low[0] in served.scheduler.running, "the least urgent goes first"
+
+
+def test_a_full_queue_takes_who_is_more_urgent() -> None:
+    """256 items that are scored wait; a chat is not refused, and is served before them."""
+    served = Served(running=4, waiting=256)
+    for _ in range(256):
+        served.add(20, priority=-1)
+    with pytest.raises(ResourceExhausted, match="256 requests wait"):
+        served.add(20, priority=-1)
+    chat = served.add(5)
+    assert served.planned(chat)
+
+
+@pytest.mark.parametrize("aging", [0, 16])
+def test_the_lowest_priority_waits_for_a_bounded_time_when_asked_to_be_fair(aging: int) -> None:
+    """Two places, and four chats at every step: more than can ever be served."""
+    served = Served(running=2, waiting=100_000, priority_aging=aging)
+    served.add(5, tokens=3)
+    served.step()
+    low = served.add(5, priority=-3, tokens=3)
+    waited = 0
+    while served.made[low.number] < 3 and waited < 400:
+        for priority in (0, 0, 1, 2):
+            served.add(5, priority, tokens=3)
+        served.step()
+        waited += 1
+    # It counts as one that came 5 levels x 16 steps later at the highest priority: those that came
+    # until then, one in four of them urgent enough for each level, are served before.
+    assert waited == 400 if not aging else waited < 400
