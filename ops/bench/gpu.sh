@@ -35,7 +35,9 @@ fi
 PYTHON=${PYTHON:-python3}
 if [ -d "$PACK/kernels" ]; then # named by their source's digest: others are not looked at
   mkdir -p "$NATIVE"
-  cp -n "$PACK"/kernels/*.so "$NATIVE/"
+  for built in "$PACK"/kernels/*.so; do
+    [ -e "$NATIVE/${built##*/}" ] || cp "$built" "$NATIVE/"
+  done
 fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

@@ -65,7 +65,7 @@ def random_pair(
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="sdpa"
         ).eval()
-        shape = ModelConfig.from_hf(config.to_dict())
+        shape = ModelConfig.from_hf(config.to_diff_dict())  # what its config.json would hold
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # a fp32 copy of 8B would be 32 GB for nothing
         try:
