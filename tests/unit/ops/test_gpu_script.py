@@ -211,6 +211,7 @@ def test_the_script_ends_with_a_table_and_its_steps_status(tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_all_of_it_with_a_cpu_in_the_gpus_place(tmp_path, gpu) -> None:
     status, printed = script(tmp_path, "--device", "cpu")
     assert status == 0, printed
