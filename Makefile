@@ -82,7 +82,7 @@ chart: setup $(CHART_STAMP) $(BUCKETS_STAMP) ## Helm chart: lint, render, schema
 images: ## Container images gateway, cpu and redis (BASE=IMAGE: on that base); see docker/README.md
 	@docker/images.sh
 
-bench: setup ## Engine and training against transformers, one JSON line per result
+bench: setup ## Engine and training against transformers, one JSON line per result (GPU: ops/bench/gpu.sh)
 	@$(BIN)/python ops/bench/engine.py
 	@$(BIN)/python ops/bench/train.py
 

@@ -5,7 +5,8 @@ Prints one JSON line per (algorithm, peer, seed). The peers run in environments 
 the first in every other turn.
 
     python ops/bench/align.py [--algos grpo,ppo,dpo,reward,real] [--peers self,trl]
-                              [--seeds 0,1,2] [--repeats 1] [--updates 40] [--real KEY=VALUE …]
+                              [--seeds 0,1,2] [--repeats 1] [--updates 40] [--device cpu]
+                              [--real KEY=VALUE …]
 
 real (`align_real.py`): SmolLM2 learns to keep instructions, from sampling to the last judgement;
 `--real` changes a number of its spec.
@@ -18,9 +19,9 @@ GRPO and PPO. The task: prompts of 8 random tokens, exactly 64 response tokens a
 vocabulary 32; the reward is the share of one target token. The model: a Llama of 10M random
 parameters. A batch is 16 answers (GRPO: 2 prompts × 8), the learning rate 3e-4. `samples` and
 `seconds` are what it took to reach a mean reward of 0.9; `reached` is false where it did not within
---updates. `generation_tokens_s` counts the sampling alone; `loop_tokens_s` is a hand-written loop
-over transformers with a KV cache, in the same process. TRL's PPO is that of 1.12, the last that has
-one.
+--updates; `update_s` is the median update, sampling included. `generation_tokens_s` counts the
+sampling alone; `loop_tokens_s` is a hand-written loop over transformers with a KV cache, in the
+same process. `--device` is ours alone. TRL's PPO is that of 1.12, the last that has one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import align_pairs
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--repeats", type=int, default=1, help="turns of all seeds")
     parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--device", default="cpu", help="of our GRPO and PPO")
     parser.add_argument("--real", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # algorithm, seed, folder: a child's work
     options = parser.parse_args()
@@ -74,7 +77,7 @@ def main() -> None:
         elif algorithm == "real":
             line = align_real.run_self(int(seed), Path(folder))
         else:
-            line = run_self(algorithm, int(seed), Path(folder), options.updates)
+            line = run_self(algorithm, int(seed), Path(folder), options.updates, options.device)
         print(json.dumps(line))
         return
     unequal = False
@@ -83,14 +86,14 @@ def main() -> None:
         for turn, seed in enumerate(options.seeds.split(",") * options.repeats):
             with tempfile.TemporaryDirectory() as scratch:
                 if algorithm == "real":
-                    real(Path(scratch), seed, options.peers.split(","), options.real)
+                    real(Path(scratch), seed, options)
                     continue
                 folder = make_model(Path(scratch) / "model", int(seed))
                 if algorithm in ON_PAIRS:
                     align_pairs.make_pairs(folder, algorithm, int(seed))
                 by_peer, peers = {}, options.peers.split(",")
                 for peer in peers if turn % 2 == 0 else peers[::-1]:
-                    by_peer[peer] = child(peer, algorithm, seed, folder, options.updates)
+                    by_peer[peer] = child(peer, algorithm, seed, folder, options)
                     print(json.dumps({"bench": "align", **by_peer[peer]}), flush=True)
                 if (check := align_pairs.compared([by_peer[peer] for peer in peers])) is not None:
                     checks.append(check)
@@ -102,32 +105,38 @@ def main() -> None:
     sys.exit(1 if unequal else 0)
 
 
-def real(folder: Path, seed: str, peers: list[str], changes: list[str]) -> None:
+def real(folder: Path, seed: str, options: argparse.Namespace) -> None:
     """A line for each peer, and whether PEFT answers with our adapter as we do."""
-    numbers = {key: json.loads(value) for key, value in (one.split("=") for one in changes)}
+    peers = options.peers.split(",")
+    numbers = {key: json.loads(value) for key, value in (one.split("=") for one in options.real)}
     align_real.make_task(folder, numbers)
     lines = []
     for peer in peers:
-        line = child(peer, "real", seed, folder, 0)
+        line = child(peer, "real", seed, folder, options)
         lines.append(line if "error" in line else align_real.judged(line, folder))
         print(json.dumps({"bench": "align", **lines[-1], **numbers}), flush=True)
     if "self" in peers:
-        print(json.dumps({"bench": "align", **child("peft", "real", seed, folder, 0)}), flush=True)
+        print(
+            json.dumps({"bench": "align", **child("peft", "real", seed, folder, options)}),
+            flush=True,
+        )
     if len(peers) == 2 and all("seconds" in line for line in lines):
         ratio = round(lines[1]["seconds"] / lines[0]["seconds"], 3)
         print(json.dumps({"bench": "align", "check": "time", "algo": "real", "ratio": ratio}))
 
 
-def child(peer: str, algorithm: str, seed: str, folder: Path, updates: int) -> dict[str, Any]:
+def child(
+    peer: str, algorithm: str, seed: str, folder: Path, options: argparse.Namespace
+) -> dict[str, Any]:
     """One run in a process of its own; its last line of output."""
     if peer == "self":
         command = [sys.executable, __file__, "--one", f"{algorithm},{seed},{folder}"]
-        command += ["--updates", str(updates)]
+        command += ["--updates", str(options.updates), "--device", options.device]
     else:
         python = ENVIRONMENTS / ENVIRONMENT.get(algorithm, "trl") / "bin" / "python"
         if not python.exists():
             return {"peer": peer, "algo": algorithm, "error": "run ops/bench/peers.sh first"}
-        command = [str(python), str(PEERS), algorithm, seed, str(folder), str(updates)]
+        command = [str(python), str(PEERS), algorithm, seed, str(folder), str(options.updates)]
         if algorithm == "real":
             command = [
                 str(python),
@@ -165,7 +174,7 @@ def prompts_of(seed: int) -> list[tuple[int, ...]]:
     return [tuple(row) for row in made.tolist()]
 
 
-def run_self(algorithm: str, seed: int, folder: Path, updates: int) -> dict[str, Any]:
+def run_self(algorithm: str, seed: int, folder: Path, updates: int, device: str) -> dict[str, Any]:
     """Until the goal is reached, or `updates` have been made."""
     from plinth.engine.engine import Engine
     from plinth.engine.runner import Runner
@@ -178,9 +187,9 @@ def run_self(algorithm: str, seed: int, folder: Path, updates: int) -> dict[str,
     from plinth.trainer.policy.model import Actor
     from plinth.trainer.policy.rollouts import EngineSampler
 
-    decoder = load_decoder(folder)
+    decoder = load_decoder(folder, device=device)
     shape = decoder.config
-    cache = KvCache(shape.layers, 128, shape.kv_heads, shape.head_dim, 16)
+    cache = KvCache(shape.layers, 128, shape.kv_heads, shape.head_dim, 16, device=device)
     engine = Engine(Runner(decoder, cache), Limits(512, 64, 64, shape.context))
     config = PolicyConfig(
         algorithm=algorithm,
@@ -193,13 +202,14 @@ def run_self(algorithm: str, seed: int, folder: Path, updates: int) -> dict[str,
         lam=1.0,
         seed=seed,
     )
-    actor = Actor(decoder, value_head=config.has_critic)
+    actor = Actor(decoder, value_head=config.has_critic).to(device)
     optimizer = torch.optim.AdamW(
         actor.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
     )
-    loop_rate = hand_written_loop(folder)
+    loop_rate = hand_written_loop(folder, device)
     shares: dict[str, float] = {}
     gap, within, tokens, reached = 0.0, 0.0, 0, False
+    updates_s = []
     began = time.perf_counter()
     run = optimise(
         actor,
@@ -212,6 +222,7 @@ def run_self(algorithm: str, seed: int, folder: Path, updates: int) -> dict[str,
         Progress(),
     )
     for update in run:
+        updates_s.append(sum(update.seconds.values()))
         for name, seconds in update.seconds.items():
             shares[name] = shares.get(name, 0.0) + seconds
         gap = max(gap, update.learned.gap)
@@ -228,22 +239,24 @@ def run_self(algorithm: str, seed: int, folder: Path, updates: int) -> dict[str,
         "samples": tokens // RESPONSE,
         "seconds": round(seconds, 2),
         "samples_s": round(tokens / RESPONSE / seconds, 2),
+        "update_s": round(median(updates_s), 4),
         "generation_tokens_s": round(tokens / shares["sample"], 1),
         "loop_tokens_s": round(loop_rate, 1),
         "shares": {name: round(spent / seconds, 3) for name, spent in shares.items()},
         "gap": gap,
         "gap_within": within / tokens,
+        "device": device,
         "threads": torch.get_num_threads(),
         "cpu": instruction_set(),
     }
 
 
-def hand_written_loop(folder: Path, rounds: int = 3) -> float:
+def hand_written_loop(folder: Path, device: str, rounds: int = 3) -> float:
     """Tokens per second of the least that one would write over transformers, at batch 16."""
     from transformers import AutoModelForCausalLM, DynamicCache
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    prompt_bt = torch.tensor(prompts_of(0)[:ANSWERS])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    prompt_bt = torch.tensor(prompts_of(0)[:ANSWERS], device=device)
     rates = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -252,6 +265,7 @@ def hand_written_loop(folder: Path, rounds: int = 3) -> float:
             for _ in range(RESPONSE):
                 logits = model(ids_bt, past_key_values=cache, use_cache=True).logits[:, -1]
                 ids_bt = torch.multinomial(logits.softmax(-1), 1)
+            ids_bt.tolist()  # waits for the device
         rates.append(ANSWERS * RESPONSE / (time.perf_counter() - began))
     return sorted(rates)[rounds // 2]
 

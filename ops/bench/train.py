@@ -4,6 +4,7 @@ One JSON line per result, the same model, batch, optimiser and threads for all, 
 in turns (so that a machine that slows down slows all). `ratio` is Plinth's rate over the other's.
 
     python ops/bench/train.py [--rounds 5] [--steps 4] [--device cpu] [--model quickstart|smollm2]
+                              [--precision fp32|bf16] [--batch 16] [--length 1024]
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def instruction_set() -> str:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> None:
-    s = SHAPES[name]
+    s = {**SHAPES[name], **{k: v for k in ("batch", "length") if (v := getattr(arguments, k))}}
     tokens = np.random.default_rng(1).integers(0, s["vocab"], 200_000).astype("<u2")
     shape = {k: s[k] for k in ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate")}
     fields = {"family": "llama", "context": s["length"], **shape}
@@ -239,6 +240,8 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
                 median(t / o for t, o in zip(taken, times["plinth"], strict=True)), 3
             ),
             "rounds": arguments.rounds,
+            "batch": s["batch"],
+            "length": s["length"],
             "micro_batch": config.micro_batch_size,
             "threads": torch.get_num_threads(),
             "device": arguments.device,
@@ -255,6 +258,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--micro", type=int, default=0, help="Plinth's micro-batch; 0: the batch")
+    parser.add_argument("--batch", type=int, default=0, help="sequences; 0: the shape's")
+    parser.add_argument("--length", type=int, default=0, help="tokens of each; 0: the shape's")
     parser.add_argument("--model", choices=sorted(SHAPES), action="append")
     arguments = parser.parse_args()
     for name in arguments.model or SHAPES:
