@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -35,6 +35,15 @@ BASES = {
     ),
     "gpt2": ModelConfig("gpt2", 64, 1, 16, 4, 4, 4, 32, 32, bos_id=1, eos_ids=(2,), pad_id=0),
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The models are so small that threads only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @functools.cache  # many hostile values change nothing
