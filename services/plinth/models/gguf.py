@@ -109,7 +109,7 @@ class GgufModel:
             "vocab_size": int(table[1]),
             "tie_embeddings": self._is_tied(),
             "bos_id": self.value("tokenizer.ggml.bos_token_id", int, None),
-            "eos_ids": tuple(dict.fromkeys(self._ends())),
+            "eos_ids": self._ends(int(table[1])),
             "pad_id": self.value("tokenizer.ggml.padding_token_id", int, None),
         }
         fields = self._reader.fields
@@ -126,12 +126,21 @@ class GgufModel:
             key = self._named(error.field)
             raise InvalidArgument(f"{self.path}: {key}: {error.message}", field=key) from error
 
-    def _ends(self) -> list[int]:
-        found = [self.value(f"tokenizer.ggml.{n}_token_id", int, None) for n in ("eos", "eot")]
-        return [number for number in found if number is not None]
+    def _ends(self, vocab_size: int) -> tuple[int, ...]:
+        found = []
+        for name in ("eos", "eot"):
+            key = f"tokenizer.ggml.{name}_token_id"
+            value = self.value(key, int, None)
+            if value is not None and not 0 <= value < vocab_size:
+                raise InvalidArgument(
+                    f"{self.path}: {key} is {value}, outside the vocabulary of {vocab_size}",
+                    field=key,
+                )
+            found += [] if value is None else [value]
+        return tuple(dict.fromkeys(found))
 
     def _named(self, field: str) -> str:
-        ids = {"bos_id": "bos_token_id", "eos_ids": "eos_token_id", "pad_id": "padding_token_id"}
+        ids = {"bos_id": "bos_token_id", "pad_id": "padding_token_id"}
         if field in ids:
             return f"tokenizer.ggml.{ids[field]}"
         return f"{self.architecture}.{_KEYS[field]}" if field in _KEYS else field

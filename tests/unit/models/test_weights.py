@@ -188,3 +188,13 @@ def test_old_gpt2_files_hold_the_bare_body_and_constants(tmp_path: Path) -> None
     save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
     load_decoder(folder)
     assert weights_digest(folder) == digest
+
+
+def test_numbers_that_the_type_served_cannot_hold_are_refused(tmp_path: Path) -> None:
+    folder = random_llama(tmp_path, layers=1)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load_decoder(folder, dtype=torch.bfloat16)
+    with pytest.raises(InvalidArgument, match=r"'model\.norm\.weight' holds numbers beyond 65504"):
+        load_decoder(folder, dtype=torch.float16)
