@@ -66,7 +66,7 @@ def _rope_scaling(
         if key in ("factor", "low_freq_factor", "high_freq_factor")
     }
     if kind == "linear":
-        return RopeScaling("linear", **numbers)
+        return RopeScaling("linear", numbers["factor"])
     check_order(
         numbers["low_freq_factor"], numbers["high_freq_factor"], where=_WHERE, prefix=f"{name}."
     )
@@ -75,7 +75,9 @@ def _rope_scaling(
     length = original if outer else rope.get(key, context)
     return RopeScaling(
         "llama3",
-        **numbers,
+        numbers["factor"],
+        numbers["low_freq_factor"],
+        numbers["high_freq_factor"],
         original_context=whole(
             from_json(length),
             "original_context",

@@ -219,7 +219,6 @@ def test_a_setting_that_would_compute_something_else(llama, tmp_path, fields, sa
 def test_every_setting_of_peft_is_known(llama, tmp_path) -> None:
     """All of LoraConfig's fields at their defaults, as PEFT writes them."""
     made_by_us(llama, tmp_path / "adapter")
-    peft = pytest.importorskip("peft")
     config = peft.LoraConfig().to_dict()
     own = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     change_config(tmp_path / "adapter", **{k: v for k, v in config.items() if k not in own})
