@@ -10,20 +10,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from gguf.quants import dequantize
 from torch import Tensor
 
-from plinth.models.config import ModelConfig, RopeScaling
+from plinth.models.config import ModelConfig
+from plinth.models.gguf_keys import check_keys
+from plinth.models.gguf_reader import open_reader
 from plinth.models.layers import rope_frequencies
-from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
+from plinth.models.limits import real, whole
+from plinth.models.rope_scaling import RopeScaling
+from plinth.shared.errors import DataLoss, InvalidArgument
 
-# K-quant files hold Q5_0, Q5_1, Q8_0 and IQ4_NL where a row is no multiple of 256.
-READABLE = (
-    "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL".split()  # noqa: SIM905
-)
 _LLAMA = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -52,44 +51,17 @@ _GPT2 = {
 }
 _FAMILIES = {"llama": (_LLAMA, "model.layers"), "gpt2": (_GPT2, "transformer.h")}
 _ROPE_FACTORS = "rope_freqs.weight"
-
-
-class _CheckedReader(gguf.GGUFReader):  # type: ignore[misc]
-    """The package's reader, which takes a file at its word, with the word checked.
-
-    Past the end of the file numpy's slices are silently empty: a cut-off file then fails somewhere
-    without saying where, and a hostile one (an array said to hold 2**60 numbers) never ends.
-    """
-
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-        end = int(offset) + int(count) * np.dtype(dtype).itemsize
-        if end > len(self.data):
-            raise DataLoss(f"the header says {end:,} bytes, the file ends at {len(self.data):,}")
-        return super()._get(offset, dtype, count, override_order)
-
-    def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
-        for field in fields:
-            _, name_bytes, _, dims, raw_type, offset = field.parts
-            name = bytes(name_bytes).decode("utf-8")
-            try:
-                kind = gguf.GGMLQuantizationType(int(raw_type[0]))
-            except ValueError as error:
-                raise InvalidArgument(
-                    f"tensor {name!r} has the unknown type {int(raw_type[0])}"
-                ) from error
-            if kind.name not in READABLE:
-                raise InvalidArgument(
-                    f"tensor {name!r} is stored as {kind.name}, which cannot be read; "
-                    f"these can: {', '.join(READABLE)}"
-                )
-            block, size = gguf.GGML_QUANT_SIZES[kind]
-            elements = int(np.prod(dims, dtype=object))
-            end = start_offs + int(offset[0]) + elements // block * size
-            if end > len(self.data):
-                raise DataLoss(
-                    f"cut off: tensor {name!r} ends at byte {end:,}, the file at {len(self.data):,}"
-                )
-        super()._build_tensors(start_offs, fields)
+# Field of ModelConfig → metadata key under the architecture's name.
+_KEYS = {
+    "layers": "block_count",
+    "hidden": "embedding_length",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "intermediate": "feed_forward_length",
+    "context": "context_length",
+    "rope_theta": "rope.freq_base",
+}
 
 
 class GgufModel:
@@ -129,21 +101,49 @@ class GgufModel:
 
     def config(self) -> ModelConfig:
         """The decoder's shape, from metadata and from the shapes of its tensors."""
-        sizes = self._llama_sizes() if self.architecture == "llama" else self._gpt2_sizes()
-        eos = [self.value(f"tokenizer.ggml.{n}_token_id", int, None) for n in ("eos", "eot")]
-        return ModelConfig(
-            **sizes,
-            family=self.architecture,  # type: ignore[arg-type]
-            layers=self._size("block_count"),
-            hidden=self._size("embedding_length"),
-            heads=self._size("attention.head_count"),
-            context=self._size("context_length"),
-            vocab_size=int(self._tensor("token_embd.weight").shape[1]),
-            tie_embeddings=self._is_tied(),
-            bos_id=self.value("tokenizer.ggml.bos_token_id", int, None),
-            eos_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
-            pad_id=self.value("tokenizer.ggml.padding_token_id", int, None),
+        table = self._tensor("token_embd.weight").shape
+        if len(table) != 2:
+            raise InvalidArgument(f"{self.path}: tensor 'token_embd.weight' has {len(table)} axes")
+        sizes = self._sizes() | {
+            "family": self.architecture,
+            "vocab_size": int(table[1]),
+            "tie_embeddings": self._is_tied(),
+            "bos_id": self.value("tokenizer.ggml.bos_token_id", int, None),
+            "eos_ids": self._ends(int(table[1])),
+            "pad_id": self.value("tokenizer.ggml.padding_token_id", int, None),
+        }
+        fields = self._reader.fields
+        check_keys(
+            {key: field.contents for key, field in fields.items()},
+            self.architecture,
+            str(self.path),
+            head_dim=sizes["head_dim"],
+            context=sizes["context"],
         )
+        try:
+            return ModelConfig(**sizes)
+        except InvalidArgument as error:
+            key = self._named(error.field)
+            raise InvalidArgument(f"{self.path}: {key}: {error.message}", field=key) from error
+
+    def _ends(self, vocab_size: int) -> tuple[int, ...]:
+        found = []
+        for name in ("eos", "eot"):
+            key = f"tokenizer.ggml.{name}_token_id"
+            value = self.value(key, int, None)
+            if value is not None and not 0 <= value < vocab_size:
+                raise InvalidArgument(
+                    f"{self.path}: {key} is {value}, outside the vocabulary of {vocab_size}",
+                    field=key,
+                )
+            found += [] if value is None else [value]
+        return tuple(dict.fromkeys(found))
+
+    def _named(self, field: str) -> str:
+        ids = {"bos_id": "bos_token_id", "pad_id": "padding_token_id"}
+        if field in ids:
+            return f"tokenizer.ggml.{ids[field]}"
+        return f"{self.architecture}.{_KEYS[field]}" if field in _KEYS else field
 
     def tensors(self, config: ModelConfig) -> dict[str, Tensor]:
         """All weights, fp32, canonical names, maps as [out, in]."""
@@ -163,54 +163,76 @@ class GgufModel:
             weights[canonical] = torch.from_numpy(values)
         return weights
 
-    def _llama_sizes(self) -> dict[str, Any]:
-        heads, hidden = self._size("attention.head_count"), self._size("embedding_length")
-        if self._size("expert_count", 0):
-            raise InvalidArgument(f"{self.path}: mixtures of experts cannot be opened")
-        head_dim = self._size("attention.key_length", hidden // max(heads, 1))
+    def _sizes(self) -> dict[str, Any]:
+        sizes: dict[str, Any] = {
+            field: self._size(field) for field in ("layers", "hidden", "heads", "context")
+        }
+        sizes["intermediate"] = self._size("intermediate")
+        sizes["kv_heads"] = self._size("kv_heads", sizes["heads"])
+        if sizes["hidden"] < sizes["heads"]:
+            raise InvalidArgument(
+                f"{self.path}: {self._named('hidden')} is {sizes['hidden']}, fewer features than "
+                f"{self._named('heads')}, {sizes['heads']}",
+                field=self._named("hidden"),
+            )
+        sizes["head_dim"] = self._size("head_dim", sizes["hidden"] // sizes["heads"])
         for key in ("rope.dimension_count", "attention.value_length"):
-            if self._size(key, head_dim) != head_dim:
-                raise InvalidArgument(f"{self.path}: {key} differs from head size {head_dim}")
-        sizes = {
-            "kv_heads": self._size("attention.head_count_kv", heads),
-            "head_dim": head_dim,
-            "intermediate": self._size("feed_forward_length"),
-            "norm_eps": _decimal(self._metadata("attention.layer_norm_rms_epsilon", float)),
-            "rope_theta": _decimal(self._metadata("rope.freq_base", float, 10000.0)),
+            if (found := self._metadata(key, int, sizes["head_dim"])) != sizes["head_dim"]:
+                raise InvalidArgument(
+                    f"{self.path}: {self.architecture}.{key} is {found}, must be the head's size, "
+                    f"{sizes['head_dim']} ({self._named('head_dim')}, or {self._named('hidden')} "
+                    f"over {self._named('heads')})",
+                    field=f"{self.architecture}.{key}",
+                )
+        if self.architecture == "gpt2":
+            eps = self._number("norm_eps", "attention.layer_norm_epsilon")
+            return sizes | {"norm_eps": eps, "attention_bias": True, "mlp_bias": True}
+        sizes |= {
+            "norm_eps": self._number("norm_eps", "attention.layer_norm_rms_epsilon"),
+            "rope_theta": self._number("rope_theta", "rope.freq_base", 10000.0),
             "attention_bias": "blk.0.attn_q.bias" in self._stored,
             "mlp_bias": "blk.0.ffn_up.bias" in self._stored,
         }
-        return sizes | {"rope_scaling": self._rope_scaling(head_dim, sizes["rope_theta"])}
-
-    def _gpt2_sizes(self) -> dict[str, Any]:
-        heads, hidden = self._size("attention.head_count"), self._size("embedding_length")
-        return {
-            "kv_heads": heads,
-            "head_dim": hidden // max(heads, 1),
-            "intermediate": self._size("feed_forward_length"),
-            "norm_eps": _decimal(self._metadata("attention.layer_norm_epsilon", float)),
-            "attention_bias": True,
-            "mlp_bias": True,
-        }
+        scaling = self._rope_scaling(sizes["head_dim"], sizes["rope_theta"])
+        return sizes | {"rope_scaling": scaling}
 
     def _rope_scaling(self, head_dim: int, theta: float) -> RopeScaling | None:
-        kind = self._metadata("rope.scaling.type", str, "none")
-        if kind == "linear":
-            return RopeScaling("linear", float(self._metadata("rope.scaling.factor", float)))
-        if kind != "none":
+        """As llama.cpp reads it (src/llama-model.cpp, load_hparams): without a type a factor is
+        linear, an older file calls it rope.scale_linear, and 0 is none."""
+        kind = self._metadata("rope.scaling.type", str, "linear")
+        if kind not in ("none", "linear"):
             raise InvalidArgument(
-                f"{self.path}: rope scaling {kind!r} is unknown; 'none' and 'linear' work",
+                f"{self.path}: {self.architecture}.rope.scaling.type {kind!r} is unknown; 'none' "
+                "and 'linear' work",
                 field="rope.scaling.type",
             )
-        if _ROPE_FACTORS not in self._stored:
+        older = self._metadata("rope.scale_linear", float, 0.0)
+        factor = self._metadata("rope.scaling.factor", float, older)
+        stretched = kind == "linear" and factor not in (0.0, 1.0)
+        if _ROPE_FACTORS in self._stored:
+            if stretched:
+                raise InvalidArgument(
+                    f"{self.path}: both {self.architecture}.rope.scaling.factor ({factor}) and "
+                    f"tensor {_ROPE_FACTORS!r} scale the rotary positions; only one of them works"
+                )
+            return self._llama3_scaling(head_dim, theta)
+        if not stretched:
             return None
+        key = "rope.scaling.factor" if older != factor else "rope.scale_linear"
+        name = f"{self.architecture}.{key}"
+        return RopeScaling("linear", _decimal(real(factor, "factor", where=self._where, key=name)))
+
+    def _llama3_scaling(self, head_dim: int, theta: float) -> RopeScaling:
         # The converter keeps Llama 3.1's rule only as its result, one divisor per frequency.
         divisors = np.array(self._stored[_ROPE_FACTORS].data, dtype=np.float32)
-        scaling = RopeScaling("llama3", factor=float(divisors.max()))
-        plain, scaled = (_frequencies(head_dim, theta, s) for s in (None, scaling))
-        if not np.allclose(plain / scaled, divisors, rtol=1e-3):
-            raise InvalidArgument(f"{self.path}: tensor {_ROPE_FACTORS!r} is not Llama 3.1's rule")
-        return scaling
+        largest = float(divisors.max()) if divisors.shape == (head_dim // 2,) else 0.0
+        if largest >= 1:  # and so no NaN, nor other shape
+            real(largest, "factor", where=self._where, key=f"tensor {_ROPE_FACTORS!r}")
+            scaling = RopeScaling("llama3", factor=largest)
+            plain, scaled = (_frequencies(head_dim, theta, s) for s in (None, scaling))
+            if np.allclose(plain / scaled, divisors, rtol=1e-3):
+                return scaling
+        raise InvalidArgument(f"{self.path}: tensor {_ROPE_FACTORS!r} is not Llama 3.1's rule")
 
     def _is_tied(self) -> bool:
         if "output.weight" not in self._stored:
@@ -226,8 +248,8 @@ class GgufModel:
         part, _, suffix = name.rpartition(".")
         prefix = ""
         if part.startswith("blk."):
-            _, layer, part = part.split(".", 2)
-            prefix = f"{layers}.{layer}."
+            _, layer, part = f"{part}..".split(".", 2)
+            prefix, part = f"{layers}.{layer}.", part.removesuffix("..")
         if part not in names or suffix not in ("weight", "bias"):
             raise InvalidArgument(f"{self.path}: tensor {name!r} has no place in this decoder")
         return f"{prefix}{names[part]}.{suffix}"
@@ -240,25 +262,17 @@ class GgufModel:
     def _metadata(self, key: str, kind: type, default: Any = ...) -> Any:
         return self.value(f"{self.architecture}.{key}", kind, default)
 
-    def _size(self, key: str, default: Any = ...) -> int:
-        return int(self._metadata(key, int, default))
+    @property
+    def _where(self) -> str:
+        return str(self.path)
 
+    def _size(self, field: str, default: Any = ...) -> int:
+        key = f"{self.architecture}.{_KEYS[field]}"
+        return whole(self.value(key, int, default), field, where=self._where, key=key)
 
-def open_reader(path: Path) -> Any:
-    """A reader of `path`. Raises NotFound, InvalidArgument (unknown types), DataLoss (cut off)."""
-    if not path.is_file():
-        raise NotFound(f"{path}: no such file")
-    if path.stat().st_size < 24:
-        raise DataLoss(f"{path}: cut off: {path.stat().st_size} bytes hold no GGUF header")
-    try:
-        reader = _CheckedReader(path)
-    except (DataLoss, InvalidArgument) as error:
-        raise type(error)(f"{path}: {error.message}", reason=error.reason) from error
-    except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
-        raise InvalidArgument(f"{path}: not a GGUF file that can be read ({error})") from error
-    if reader.byte_order != "I":
-        raise InvalidArgument(f"{path}: written for a machine of the other byte order")
-    return reader
+    def _number(self, field: str, key: str, default: Any = ...) -> float:
+        name = f"{self.architecture}.{key}"
+        return _decimal(real(self.value(name, float, default), field, where=self._where, key=name))
 
 
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from plinth.models.gguf import GgufModel
 from plinth.shared.errors import InvalidArgument
 
 _CONTROL, _USER_DEFINED = 3, 4
+_ENDS = ("bos", "eos")
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -62,7 +63,9 @@ _SPLITS: dict[str, Callable[[], list[PreTokenizer]]] = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _qwen2),
     "default": _default,
 }
-# Where a whole piece that is in the vocabulary is taken without merging (Llama 3).
+# Where a whole piece that is in the vocabulary is taken without merging (Llama 3), and where
+# text begins with BOS unless the file says otherwise (ignore_merges and add_bos of llama_vocab's
+# load in llama.cpp's src/llama-vocab.cpp; its other byte-level BPEs add none).
 _WHOLE_PIECES = ("llama-bpe", "llama3", "llama-v3", "falcon3")
 
 
@@ -98,14 +101,30 @@ def build_tokenizer(model: GgufModel) -> Tokenizer:
         if type_ in (_CONTROL, _USER_DEFINED):
             special = type_ == _CONTROL
             tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)])
-    bos = model.value("tokenizer.ggml.bos_token_id", int, None)
-    if model.value("tokenizer.ggml.add_bos_token", bool, False) and bos is not None:
+    added = {name: _added(model, name, name == "bos" and pre in _WHOLE_PIECES) for name in _ENDS}
+    if any(added.values()):
+        before, after = ([tokens[i] for i in found] for found in added.values())
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{tokens[bos]} $A",
-            pair=f"{tokens[bos]} $A {tokens[bos]} $B",
-            special_tokens=[(tokens[bos], bos)],
+            single=[*before, "$A", *after],
+            pair=[*before, "$A", *after, *before, "$B", *after],
+            special_tokens=[(tokens[i], i) for found in added.values() for i in found],
         )
     return tokenizer
+
+
+def _added(model: GgufModel, name: str, default: bool) -> list[int]:
+    """The id that is put before ("bos") or after ("eos") every text, if one is."""
+    if not model.value(f"tokenizer.ggml.add_{name}_token", bool, default):
+        return []
+    key = f"tokenizer.ggml.{name}_token_id"
+    found = model.value(key, int, None)
+    if found is None:
+        raise InvalidArgument(
+            f"{model.path}: metadata {key!r} is missing, though every text is to have this token; "
+            f"name it, or set tokenizer.ggml.add_{name}_token to false",
+            field=key,
+        )
+    return [found]
 
 
 def _check(model: GgufModel, tokens: list[Any], types: list[Any], merges: list[Any]) -> None:

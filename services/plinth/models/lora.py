@@ -20,7 +20,7 @@ from plinth.models.decoder import Decoder
 from plinth.models.layers import Linear, LowRankAdapter
 from plinth.shared.errors import InvalidArgument
 
-MAX_RANK = 4096
+MAX_RANK, MAX_ALPHA = 4096, 1e6
 # The linear maps of a block, as Hugging Face calls them: what is adapted unless told otherwise.
 BLOCK_MAPS = {
     "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -45,10 +45,24 @@ class LoraConfig:
                 value = getattr(self, field)
                 raise InvalidArgument(f"{field} is {value!r}, must be {what}", field=field)
 
-        need(1 <= self.rank <= MAX_RANK, "rank", f"1 to {MAX_RANK}")
-        need(0 <= self.alpha <= 1e6, "alpha", "above 0 and at most 1e6 (0: twice the rank)")
-        need(0 <= self.dropout < 1, "dropout", "0 or more and below 1")
-        need(all(self.targets), "targets", "names of linear maps")
+        def number(value: object, *kinds: type) -> bool:
+            return isinstance(value, kinds) and not isinstance(value, bool)
+
+        whole = number(self.rank, int)
+        need(whole and 1 <= self.rank <= MAX_RANK, "rank", f"a whole number from 1 to {MAX_RANK}")
+        real = number(self.alpha, int, float)
+        need(
+            real and 0 <= self.alpha <= MAX_ALPHA,
+            "alpha",
+            "above 0 and at most 1e6 (0: twice the rank)",
+        )
+        real = number(self.dropout, int, float)
+        need(real and 0 <= self.dropout < 1, "dropout", "0 or more and below 1")
+        need(isinstance(self.rslora, bool), "rslora", "True or False")
+        listed = isinstance(self.targets, tuple) and all(
+            isinstance(target, str) and target for target in self.targets
+        )
+        need(listed, "targets", "names of linear maps")
 
     @property
     def full_alpha(self) -> float:

@@ -30,7 +30,8 @@ from torch import Tensor
 from plinth.models.decoder import Decoder
 from plinth.models.hf import check_finite, read_json
 from plinth.models.layers import Linear
-from plinth.models.lora import MAX_RANK, LoraConfig, adapters, attach_one, base_tensors
+from plinth.models.limits import flag, shown
+from plinth.models.lora import MAX_ALPHA, MAX_RANK, LoraConfig, adapters, attach_one, base_tensors
 from plinth.models.lora import target_names as names_of
 from plinth.models.reward import RewardModel
 from plinth.models.weights import weights_digest, write_json
@@ -40,8 +41,24 @@ CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "bas
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(?P<map>.+)\.lora_(?P<side>[AB])\.weight")
 
-# What a setting may be without changing what is computed; all others of PEFT's 0.21 are read, or
-# do not matter to a trained adapter.
+_READ = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
+}
+# Where the adapter came from, how it was trained, and which maps it is on, which its tensors say.
+_INERT = """
+    auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
+    exclude_modules fan_in_fan_out inference_mode layers_pattern layers_to_transform loftq_config
+    lora_dropout lora_ga_config megatron_core peft_version qalora_group_size revision
+    runtime_config target_modules task_type
+"""
+# What a setting may be without changing what is computed. One that stands in neither list is
+# refused: a later PEFT's may compute something else.
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "use_dora": (False, None),
@@ -139,6 +156,16 @@ def read_adapter(folder: Path) -> AdapterFile:
                 "the adapter in PEFT (merge_and_unload) and import the whole model",
                 field=name,
             )
+    known = {*_READ, *_INERT.split(), *_ONLY}
+    for name, value in config.items():
+        if name not in known and value not in (None, False, [], {}):
+            raise InvalidArgument(
+                f"{where}: {shown(name)} (here {shown(value)}) is unknown and might change what "
+                "the adapter computes; remove it if it does not, else merge the adapter in PEFT "
+                "(merge_and_unload) and import the whole model",
+                field=name[:80],
+            )
+    flag(config.get("use_rslora") or False, where=str(where), key="use_rslora")
     if config.get("init_lora_weights", True) not in _STARTS:
         raise InvalidArgument(
             f"{where}: init_lora_weights {config['init_lora_weights']!r} changes the base; convert "
@@ -153,21 +180,27 @@ def read_adapter(folder: Path) -> AdapterFile:
 
 def _scale(config: Mapping[str, Any], name: str, rank: int, where: Path) -> float:
     """alpha over the map's rank, or over its root; patterns of names come first."""
-    wanted = _by_pattern(config, "rank_pattern", name, where) or config.get("r")
-    if wanted != rank:
+    wanted = _by_pattern(config, "rank_pattern", name, where, "r")
+    if isinstance(wanted, bool) or wanted != rank:
         raise InvalidArgument(
-            f"{where}: r is {wanted!r} for {name!r}, its tensors have rank {rank}", field="r"
+            f"{where}: r is {shown(wanted)} for {name!r}, its tensors have rank {rank}", field="r"
         )
-    alpha = _by_pattern(config, "alpha_pattern", name, where) or config.get("lora_alpha")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    alpha = _by_pattern(config, "alpha_pattern", name, where, "lora_alpha")
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not 0 < alpha <= MAX_ALPHA:
         raise InvalidArgument(
-            f"{where}: lora_alpha is {alpha!r} for {name!r}, must be a number", field="lora_alpha"
+            f"{where}: lora_alpha is {shown(alpha)} for {name!r}, must be a number above 0 and at "
+            f"most {MAX_ALPHA:g}",
+            field="lora_alpha",
         )
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_pattern(config: Mapping[str, Any], field: str, name: str, where: Path) -> Any:
-    """PEFT's rule: a pattern is a regular expression for the end of a map's name.
+def _by_pattern(
+    config: Mapping[str, Any], field: str, name: str, where: Path, otherwise: str
+) -> Any:
+    """PEFT's rule: a pattern is a regular expression for the end of a map's name; the value of
+    the key `otherwise` holds for all others.
 
     Only names are taken: an expression from a stranger could be made to run forever.
     """
@@ -183,7 +216,7 @@ def _by_pattern(config: Mapping[str, Any], field: str, name: str, where: Path) -
             )
         if name == plain or name.endswith(f".{plain}"):
             return value
-    return None
+    return config.get(otherwise)
 
 
 def _read_tensors(path: Path) -> dict[str, tuple[Tensor, Tensor]]:

@@ -17,7 +17,7 @@ from plinth.shared.manifest import check_name
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 
 # Part of every import's input digest: raise it when the same source gives other files.
-_STEP = "models/import/1"
+_STEP = "models/import/2"
 # Files of a base that a merged model has of its own.
 _REPLACED = ("manifest.json", "config.json", "*.safetensors", "*.safetensors.index.json")
 

@@ -58,7 +58,7 @@ class RewardModel(Decoder):
 def is_reward_model(folder: Path) -> bool:
     """Whether `config.json` there says so."""
     named = read_json(folder / "config.json").get("architectures") or []
-    return bool(set(named) & set(_ARCHITECTURES.values()))
+    return isinstance(named, list) and any(name in named for name in _ARCHITECTURES.values())
 
 
 def save_reward_model(model: RewardModel, folder: Path, pad_id: int) -> None:
@@ -88,16 +88,18 @@ def load_reward_model(folder: Path) -> RewardModel:
         )
     checkpoint = Checkpoint.open(folder)
     tensors = dict(checkpoint.tensors())
+    with torch.device("meta"):  # shapes first: a hostile config may ask for any amount of memory
+        shapes = {n: p.shape for n, p in RewardModel(checkpoint.config).named_parameters()}
+    refuse_names(sorted(shapes.keys() - tensors.keys()), "missing", str(folder))
+    refuse_names(sorted(tensors.keys() - shapes.keys()), "not a part of this model", str(folder))
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise InvalidArgument(
+                f"{folder}: tensor {name!r} is {list(tensors[name].shape)}, must be "
+                f"{list(shape)} (a reward model has one label)"
+            )
     model = RewardModel(checkpoint.config)
-    wanted = dict(model.named_parameters())
-    refuse_names(sorted(wanted.keys() - tensors.keys()), "missing", str(folder))
-    refuse_names(sorted(tensors.keys() - wanted.keys()), "not a part of this model", str(folder))
     with torch.no_grad():
-        for name, parameter in wanted.items():
-            if tensors[name].shape != parameter.shape:
-                raise InvalidArgument(
-                    f"{folder}: tensor {name!r} is {list(tensors[name].shape)}, must be "
-                    f"{list(parameter.shape)} (a reward model has one label)"
-                )
+        for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])
     return model

