@@ -161,7 +161,16 @@ async def test_a_stream_holds_half_characters_back(stub: TokenizerServiceStub) -
         yield pb.DecodeStreamRequest(flush=True)
 
     texts = [answer.text async for answer in stub.DecodeStream(requests())]
-    assert texts == ["a", "", "🙂", "", "\ufffd"]
+    assert texts == ["a", "", "🙂", "", ""]
+    whole = await stub.Decode(
+        pb.DecodeRequest(model="bytes", sequences=[pb.TokenIds(ids=ids[:-1])])
+    )
+    assert list(whole.texts) == ["a🙂"]
+    raw = await stub.Decode(
+        pb.DecodeRequest(model="bytes", sequences=[pb.TokenIds(ids=[id_]) for id_ in ids], raw=True)
+    )
+    assert b"".join(raw.raw) == "a🙂é".encode()
+    assert not raw.texts
 
 
 async def test_bad_requests_end_in_clear_errors(stub: TokenizerServiceStub) -> None:
