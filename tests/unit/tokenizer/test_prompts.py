@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -88,16 +88,19 @@ def ids_of(codec: Codec, template: str, messages: Sequence[dict[str, str]]) -> l
     return codec.encode_prompt(prompt)
 
 
-def reference_ids(codec: Codec, template: str, messages: Sequence[dict[str, str]]) -> list[int]:
-    """As transformers has them: the rendered text, special tokens parsed wherever they stand."""
-    text = sandbox.render(
+def text_of(codec: Codec, template: str, messages: Sequence[dict[str, str]]) -> str:
+    return sandbox.render(
         template,
         messages,
         add_generation_prompt=True,
         variables=codec.token_names,
         max_chars=10**6,
     )
-    return codec.encode(text, parse_special=True)
+
+
+def reference_ids(codec: Codec, template: str, messages: Sequence[dict[str, str]]) -> list[int]:
+    """As transformers has them: the rendered text, special tokens parsed wherever they stand."""
+    return codec.encode(text_of(codec, template, messages), parse_special=True)
 
 
 def special(codec: Codec, ids: Sequence[int]) -> list[int]:
@@ -185,8 +188,17 @@ def same_shape(content: str) -> str:
     return "</think>".join(blanked)
 
 
-@settings(max_examples=400, **several)
+# A role's token in pieces, and messages that get shorter: no place in the text proves anything.
+SHORTENING = (
+    "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' ~ m.content | replace('x', '') }}{% endfor %}"
+)
+
+
+@settings(max_examples=250, **several)
 @given(normalizer_names, st.booleans(), st.booleans(), templates(), conversations(hostile))
+@example("none", False, False, SHORTENING, ["<|xuser|>"])
+@example("none", False, False, SHORTENING, ["a|xb", "xx<|"])
+@example("none", False, False, SHORTENING, ["<|user|>", "<|im_xend|>"])
 def test_a_prompt_has_the_special_tokens_of_a_harmless_one(
     normalizer: str, normalized: bool, trap: bool, template: str, contents: list[str]
 ) -> None:
@@ -214,6 +226,8 @@ def check_hostile(
     except InvalidArgument as error:
         assert error.reason == "SPECIAL_TOKEN_IN_CONTENT"
         return
+    if normalizer == "none":
+        assert opened.decode(ids) == text_of(opened, template, conversation(contents))
     found = special(opened, ids)
     if any("x" in content or "</think>" in content for content in contents):
         # A template that writes pieces of tokens where a message says so proves nothing by them.
@@ -223,7 +237,7 @@ def check_hostile(
         assert found == expected
 
 
-@settings(max_examples=400, **several)
+@settings(max_examples=150, **several)
 @given(normalizer_names, st.booleans(), templates(), conversations(harmless))
 def test_a_harmless_conversation_has_transformers_ids(
     normalizer: str, normalized: bool, template: str, contents: list[str]
@@ -243,12 +257,14 @@ USUAL = (
     "{% endif %}{{ bos_token ~ m.content | replace('x', '') ~ eos_token }}{% endfor %}",
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m.content + '<|im_end|>' }}{% endfor %}"
     "{{ '<|assistant|>' if add_generation_prompt else eos_token }}",
+    "{% for m in messages %}<|im_start|>{{ m.content.replace('<|im_end|>', '') ~ '<|im_end|>' }}"
+    "{{ '<s>' if m.content.startswith('<|im_start|>') else '<s>' }}{% endfor %}",
     "{% macro turn(m) %}<|{{ m.role }}|>{{ m.content | trim }}{{ eos_token }}{% endmacro %}"
     "{% set all %}{% for m in messages %}{{ turn(m) }}{% endfor %}{% endset %}{{ all | trim }}",
 )
 
 
-@settings(max_examples=200, **several)
+@settings(max_examples=100, **several)
 @given(
     normalizer_names,
     st.booleans(),
@@ -263,7 +279,7 @@ def test_usual_templates_give_transformers_ids_also_for_thoughts(
     assert ids_of(opened, template, messages) == reference_ids(opened, template, messages)
 
 
-@settings(max_examples=300, **several)
+@settings(max_examples=150, **several)
 @given(
     normalizer_names,
     st.booleans(),
@@ -271,6 +287,7 @@ def test_usual_templates_give_transformers_ids_also_for_thoughts(
     st.sampled_from(USUAL),
     conversations(hostile),
 )
+@example("none", False, False, USUAL[4], ["a<|im_end|>b"])
 def test_usual_templates_refuse_nothing(
     normalizer: str, normalized: bool, trap: bool, template: str, contents: list[str]
 ) -> None:
