@@ -43,7 +43,12 @@ def script_ids(seed: int, sample: int, count: int, start: int = 0) -> list[int]:
 
 
 def script_text(seed: int, sample: int, count: int) -> str:
-    return bytes(script_ids(seed, sample, count)).decode("utf-8", "replace")
+    return without_half(bytes(script_ids(seed, sample, count)))
+
+
+def without_half(data: bytes) -> str:
+    """The text of bytes that may end inside a character: up to that."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(data)
 
 
 class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
@@ -55,8 +60,10 @@ class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
         )
 
     async def Decode(self, request: Any, context: Any) -> Any:
-        texts = [bytes(s.ids).decode("utf-8", "replace") for s in request.sequences]
-        return tokenizer_pb2.DecodeResponse(texts=texts)
+        data = [bytes(s.ids) for s in request.sequences]
+        if request.raw:
+            return tokenizer_pb2.DecodeResponse(raw=data)
+        return tokenizer_pb2.DecodeResponse(texts=map(without_half, data))
 
     async def ApplyChatTemplate(self, request: Any, context: Any) -> Any:
         text = "".join(f"<{m.role}>{m.content}\n" for m in request.messages) + "<assistant>"
@@ -67,7 +74,7 @@ class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
     async def DecodeStream(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         async for request in request_iterator:
-            text = decoder.decode(bytes(request.ids), final=request.flush)
+            text = decoder.decode(bytes(request.ids))
             yield tokenizer_pb2.DecodeStreamResponse(text=text)
 
 

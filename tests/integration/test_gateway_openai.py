@@ -162,6 +162,28 @@ async def test_logprobs_of_chat(client: openai.AsyncOpenAI) -> None:
     assert [(top.token, top.logprob) for top in first.top_logprobs] == [("A", -0.25), ("B", -1.25)]
 
 
+async def test_an_answer_cut_inside_a_character_ends_before_it_and_log_probs_tell_its_bytes(
+    client: openai.AsyncOpenAI,
+) -> None:
+    asked = {"model": "chat", "messages": ASK, "max_tokens": 3, "seed": 0, "logprobs": True}
+    answer = await client.chat.completions.create(**asked)  # type: ignore[call-overload]
+    (choice,) = answer.choices
+    assert choice.message.content == "Gr"  # of "Größe", whose third letter has two bytes
+    assert choice.finish_reason == "length"
+    assert answer.usage.completion_tokens == 3
+    assert b"".join(bytes(one.bytes) for one in choice.logprobs.content) == b"Gr\xc3"
+    assert choice.logprobs.content[-1].token == "\ufffd"
+    stream = await client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
+    chunks = [chunk async for chunk in stream]
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Gr"
+    tokens = [one for c in chunks if c.choices[0].logprobs for one in c.choices[0].logprobs.content]
+    assert b"".join(bytes(one.bytes) for one in tokens) == b"Gr\xc3"
+    text = await client.completions.create(
+        model="chat", prompt="x", max_tokens=3, seed=0, n=2, extra_body={"best_of": 3}
+    )
+    assert all("\ufffd" not in choice.text for choice in text.choices)
+
+
 async def test_logprobs_of_completions(client: openai.AsyncOpenAI) -> None:
     answer = await client.completions.create(
         model="chat", prompt="x", max_tokens=2, seed=0, logprobs=1

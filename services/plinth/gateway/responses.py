@@ -24,8 +24,6 @@ Json = dict[str, Any]
 # (number of the prompt, the prompt, all answers to it) → those that the client gets.
 Choose = Callable[[int, Prepared, Sequence[Sequence[TextEvent]]], Awaitable[list[Chosen]]]
 
-_REPLACEMENT = "\ufffd"
-
 
 class Rendering:
     """One request's answers as JSON. `alternatives`: None for no log-probs."""
@@ -128,11 +126,11 @@ class Rendering:
             "seed": first.sampling.seed,
         }
 
-    async def _token_texts(self, tokens: Sequence[common_pb2.Token]) -> dict[int, str]:
+    async def _token_bytes(self, tokens: Sequence[common_pb2.Token]) -> dict[int, bytes]:
         ids = [token.id for token in tokens]
         ids += [top.id for token in tokens for top in token.top]
         first = self._prepared[0]
-        return await self._texts.token_texts(first.principal, first.model.artifact, ids)
+        return await self._texts.token_bytes(first.principal, first.model.artifact, ids)
 
 
 class ChatRendering(Rendering):
@@ -166,14 +164,13 @@ class ChatRendering(Rendering):
     async def _logprobs(self, tokens: Sequence[common_pb2.Token]) -> Json | None:
         if self._alternatives is None or not tokens:
             return None
-        texts = await self._token_texts(tokens)
+        raw = await self._token_bytes(tokens)
         return {
             "content": [
                 {
-                    **_entry(texts[token.id], token.raw_logprob),
+                    **_entry(raw[token.id], token.raw_logprob),
                     "top_logprobs": [
-                        _entry(texts[top.id], top.logprob)
-                        for top in token.top[: self._alternatives]
+                        _entry(raw[top.id], top.logprob) for top in token.top[: self._alternatives]
                     ],
                 }
                 for token in tokens
@@ -208,7 +205,8 @@ class CompletionRendering(Rendering):
     async def _logprobs(self, index: int, tokens: Sequence[common_pb2.Token]) -> Json | None:
         if self._alternatives is None:
             return None
-        texts = await self._token_texts(tokens)
+        raw = await self._token_bytes(tokens)
+        texts = {id_: _shown(one) for id_, one in raw.items()}
         offsets = []
         for token in tokens:
             offsets.append(self._offsets[index])
@@ -231,14 +229,13 @@ def finish_word(finish: int) -> str | None:
     return "stop" if finish == STOP else "length"
 
 
-def _entry(text: str, logprob: float) -> Json:
-    # Half a character has no text of its own, and its bytes are not known here.
-    whole = _REPLACEMENT not in text
-    return {
-        "token": text,
-        "logprob": _finite(logprob),
-        "bytes": list(text.encode()) if whole else None,
-    }
+def _entry(raw: bytes, logprob: float) -> Json:
+    return {"token": _shown(raw), "logprob": _finite(logprob), "bytes": list(raw)}
+
+
+def _shown(raw: bytes) -> str:
+    """A token by itself: half a character has bytes and no text, so it is U+FFFD."""
+    return raw.decode(errors="replace")
 
 
 def _finite(logprob: float) -> float:

@@ -21,7 +21,7 @@ from plinth.shared.rpc.client import StageClients
 from plinth.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 
 STAGE = "tokenizer"
-KEPT_TOKEN_TEXTS = 65_536
+KEPT_TOKENS = 65_536
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Texts:
         self._clients = clients
         self.patience_s = patience_s
         self.resume_s = resume_s
-        self._token_texts: OrderedDict[tuple[str, int], str] = OrderedDict()
+        self._token_bytes: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     async def chat(
         self, principal: Principal, model: str, messages: Sequence[common_pb2.ChatMessage]
@@ -60,22 +60,24 @@ class Texts:
         answer = await self._ask(principal, lambda stub: stub.Decode(request))
         return str(answer.texts[0])
 
-    async def token_texts(
+    async def token_bytes(
         self, principal: Principal, model: str, ids: Sequence[int]
-    ) -> dict[int, str]:
-        """Each token by itself; half a character is U+FFFD."""
-        missing = sorted({id_ for id_ in ids if (model, id_) not in self._token_texts})
+    ) -> dict[int, bytes]:
+        """Each token's bytes, which may be half a character."""
+        missing = sorted({id_ for id_ in ids if (model, id_) not in self._token_bytes})
         if missing:
             request = tokenizer_pb2.DecodeRequest(
-                model=model, sequences=[tokenizer_pb2.TokenIds(ids=[id_]) for id_ in missing]
+                model=model,
+                sequences=[tokenizer_pb2.TokenIds(ids=[id_]) for id_ in missing],
+                raw=True,
             )
             answer = await self._ask(principal, lambda stub: stub.Decode(request))
-            for id_, text in zip(missing, answer.texts, strict=True):
-                self._token_texts[(model, id_)] = text
-        texts = {id_: self._token_texts[(model, id_)] for id_ in ids}
-        while len(self._token_texts) > KEPT_TOKEN_TEXTS:
-            self._token_texts.popitem(last=False)
-        return texts
+            for id_, raw in zip(missing, answer.raw, strict=True):
+                self._token_bytes[(model, id_)] = raw
+        found = {id_: self._token_bytes[(model, id_)] for id_ in ids}
+        while len(self._token_bytes) > KEPT_TOKENS:
+            self._token_bytes.popitem(last=False)
+        return found
 
     def stream(self, principal: Principal, model: str) -> TextStream:
         """A detokeniser for one answer. Close it."""
@@ -112,7 +114,7 @@ class TextStream:
         self._call: Any = None
 
     async def feed(self, ids: Sequence[int], *, flush: bool = False) -> str:
-        """Text that `ids` complete; with `flush`, also what was held back."""
+        """Text that `ids` complete; with `flush`, up to the end, without half a character."""
         self._ids.extend(ids)
         text = ""
         if self._call is not None:

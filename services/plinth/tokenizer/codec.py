@@ -1,34 +1,80 @@
 """Text to ids and back for one tokenizer, and a tokenizer's own facts.
 
-Text from users never turns into special tokens: where it spells one, it is encoded by a twin of the
-tokenizer that knows none. Blocking and thread-safe; knows neither gRPC nor artifacts. Only the
-decoders in `detokenizer` are known, since streaming must equal decoding at once.
+Text from users never turns into special tokens: it is encoded by a twin of the tokenizer that knows
+none. Blocking and thread-safe; knows neither gRPC nor artifacts. Only the decoders in `detokenizer`
+are known, since streaming must equal decoding at once.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 from plinth.shared.errors import InvalidArgument, NotFound
+from plinth.shared.plain_text import (
+    MarkedText,
+    PlainText,
+    open_tokenizer,
+    read_description,
+    read_object,
+    token_content,
+)
 from plinth.tokenizer.detokenizer import Detokenizer, token_table
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+# Unicode's private planes: no normalizer changes them, and nothing else is written in them.
+_PRIVATE = re.compile("[\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
+_PRIVATE_POINTS = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of a prompt. `trusted`: special tokens spelled in it are meant as such."""
+class Span:
+    """A special token in a text: characters `start` to `end`, and its id."""
+
+    start: int
+    end: int
+    id: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text and its special tokens, in order. All else in it is plain, whatever it spells."""
 
     text: str
-    trusted: bool
+    spans: tuple[Span, ...]
+
+
+class StandIns:
+    """A private character for each special token, and one more (`blank`) for any character."""
+
+    def __init__(self, tokens: Mapping[str, int], texts: Iterable[str]) -> None:
+        """`tokens`: content → id. None of the characters is in `texts`. InvalidArgument: no such
+        characters are left."""
+        used = {ord(character) for text in texts for character in _PRIVATE.findall(text)}
+        free = [p for p in _PRIVATE_POINTS if p not in used] if used else _PRIVATE_POINTS
+        if len(free) <= len(tokens):
+            raise InvalidArgument(
+                f"the text holds {len(used):,} of Unicode's private characters from U+F0000 on; "
+                f"leave {len(tokens) + 1:,} of them out",
+                field="messages",
+            )
+        drawn = secrets.SystemRandom().sample(free, len(tokens) + 1)
+        self.blank, *characters = map(chr, drawn)
+        pairs = zip(characters, tokens.items(), strict=True)
+        self.tokens: dict[str, tuple[str, int]] = dict(pairs)
+        self.pattern = re.compile(f"[{''.join(self.tokens)}]" if tokens else "(?!)")
+        self.pairs = tuple((token, character) for character, (token, _) in self.tokens.items())
+
+    def met_in(self, text: str) -> bool:
+        """Whether `text` holds one of the characters."""
+        return self.blank in text or self.pattern.search(text) is not None
 
 
 class Codec:
@@ -39,32 +85,32 @@ class Codec:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise NotFound(f"{path}: no such file")
-        self._description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        self._tokenizer = _open(self._description, str(path))
-        self._plain: Tokenizer | None = None
-        self._lock = threading.Lock()
+        description = read_description(folder)
+        kind = (description.get("model") or {}).get("type", "BPE")
+        if kind != "BPE":
+            raise InvalidArgument(f"{path}: a {kind} vocabulary; only BPE can be used")
+        self._description: dict[str, Any] = description
+        self._tokenizer = open_tokenizer(description, str(path))
+        self._plain = PlainText(description, folder)
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token.content: id_ for id_, token in added.items()}
-        self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
-        longest_first = sorted(self._added, key=len, reverse=True)
-        self._spelled = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        config = _optional_json(folder / "tokenizer_config.json")
+        self.special_contents = {id_: t.content for id_, t in added.items() if t.special}
+        self.special_ids = frozenset(self.special_contents)
+        config = _optional_object(folder / "tokenizer_config.json")
         self.chat_template = _template(config, folder)
         self.token_names = {
-            name: text for name in _TOKEN_NAMES if (text := _content(config.get(name))) is not None
+            name: text
+            for name in _TOKEN_NAMES
+            if (text := token_content(config.get(name))) is not None
         }
+        self._stand_ins = self._new_stand_ins()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         # A model may have more embeddings than its tokenizer has tokens, and could sample them.
-        model = _optional_json(folder / "config.json")
+        model = _optional_object(folder / "config.json")
         limit = max(int(model.get("vocab_size") or 0), *(i + 1 for i in vocabulary.values()))
-        self._table = token_table(vocabulary, self._description, limit)
+        self._table = token_table(vocabulary, description, limit)
         # Ids that end a turn; found out by the first conversation (`turn_ends`).
         self.stop_ids: tuple[int, ...] | None = None
-
-    @property
-    def spelled_special(self) -> re.Pattern[str]:
-        """Finds added tokens written in text, the longer first."""
-        return self._spelled
 
     def turn_ends(self, after_answer: str) -> tuple[int, ...]:
         """End-of-sequence, and the special token that a template writes after an answer."""
@@ -76,68 +122,86 @@ class Codec:
     def encode(
         self, text: str, *, parse_special: bool = False, add_special: bool = False
     ) -> list[int]:
-        """Ids of `text`. `add_special` adds what the tokenizer adds by itself (a first token)."""
+        """Ids of `text`. `add_special` adds what the tokenizer adds by itself (a first token).
+        `parse_special`: special tokens spelled in it are meant as such."""
         check_text(text)
-        tokenizer = self._tokenizer
-        if not parse_special and self._spelled.search(text):
-            tokenizer = self._plain_tokenizer()
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special).ids
+        if not parse_special:
+            return self._plain.encode(text, add_special=add_special)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
         return ids
 
-    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
-        """Ids of a rendered prompt.
+    def stand_ins(self, texts: Iterable[str]) -> StandIns:
+        """Characters for the special tokens, none of which is in `texts`."""
+        texts = list(texts)
+        if any(map(self._stand_ins.met_in, texts)):
+            return self._new_stand_ins(texts)
+        return self._stand_ins
 
-        Without untrusted pieces these are the ids of the joined text. Otherwise: cut the text at
-        the special tokens that trusted pieces spell; a stretch between two of them that holds
-        untrusted text is encoded as plain text, whole, and all the rest as usual.
-        """
-        if all(piece.trusted for piece in pieces):
-            return self.encode("".join(p.text for p in pieces), parse_special=True)
-        ids: list[int] = []
-        for text, plain in self._stretches(pieces):
-            if plain:
-                ids += self._plain_tokenizer().encode(text, add_special_tokens=False).ids
-            else:
-                ids += self.encode(text, parse_special=True)
-        return ids
+    def special_spans(self, text: str) -> tuple[Span, ...]:
+        """The special tokens that `text` spells for this tokenizer, its normalizer included."""
+        encoding = self._spelled.encode(text, add_special_tokens=False)
+        return tuple(
+            Span(start, end, self._added[token])
+            for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
+            if self._added[token] in self.special_ids
+        )
 
-    def _stretches(self, pieces: Sequence[Piece]) -> list[tuple[str, bool]]:
-        """[(text, encode as plain text)], neighbours of the same kind joined."""
-        cut: list[tuple[str, bool]] = [("", False)]
-        for piece in pieces:
-            if not piece.trusted:
-                cut[-1] = (cut[-1][0] + piece.text, True)
-                continue
-            at = 0
-            for match in self._spelled.finditer(piece.text):
-                cut[-1] = (cut[-1][0] + piece.text[at : match.start()], cut[-1][1])
-                cut += [(match.group(), False), ("", False)]
-                at = match.end()
-            cut[-1] = (cut[-1][0] + piece.text[at:], cut[-1][1])
-        joined: list[tuple[str, bool]] = []
-        for text, plain in cut:
-            if joined and joined[-1][1] == plain:
-                joined[-1] = (joined[-1][0] + text, plain)
-            else:
-                joined.append((text, plain))
-        return [(text, plain) for text, plain in joined if text]
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt: those of its text where that spells the prompt's special tokens and no
+        others; otherwise what stands between them is encoded as plain text."""
+        check_text(prompt.text)
+        wanted = [span.id for span in prompt.spans]
+        if self.special_spans(prompt.text) == prompt.spans:
+            ids = self.encode(prompt.text, parse_special=True)
+            unknown = self._plain.unknown_id
+            if [i for i in ids if i in self.special_ids and i != unknown] == [
+                i for i in wanted if i != unknown
+            ]:
+                return ids
+        stand_ins = self.stand_ins([prompt.text])
+        character = {token: character for token, character in stand_ins.pairs}
+        parts, at = [], 0
+        for span in prompt.spans:
+            parts += [prompt.text[at : span.start], character[self.special_contents[span.id]]]
+            at = span.end
+        usual = stand_ins is self._stand_ins
+        marked = self._marked if usual else self._plain.marked(stand_ins.pairs)
+        return marked.encode("".join([*parts, prompt.text[at:]]))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """Text of `ids`; bytes that are no UTF-8 are U+FFFD, half a character at the end is not."""
         stream = self.detokenizer(skip_special=skip_special)
         return stream.add(ids) + stream.flush()
+
+    def token_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes that `ids` stand for, whether or not they are text."""
+        return b"".join(map(self._table.bytes_of, ids))
 
     def detokenizer(self, *, skip_special: bool = False) -> Detokenizer:
         """A fresh stream from ids to text."""
         skipped = self.special_ids if skip_special else frozenset()
         return Detokenizer(self._table, skipped)
 
-    def _plain_tokenizer(self) -> Tokenizer:
-        """The twin that knows no added tokens."""
-        with self._lock:
-            if self._plain is None:
-                self._plain = _open(_without_added(self._description, self._added), "tokenizer")
-            return self._plain
+    def _new_stand_ins(self, texts: Iterable[str] = ()) -> StandIns:
+        """None of them in the texts, an added token or the template."""
+        tokens = {content: id_ for id_, content in self.special_contents.items()}
+        return StandIns(tokens, [*texts, *self._added, self.chat_template or ""])
+
+    @cached_property
+    def _marked(self) -> MarkedText:
+        return self._plain.marked(self._stand_ins.pairs)
+
+    @cached_property
+    def _spelled(self) -> Tokenizer:
+        """Finds added tokens as the tokenizer does, and nothing else."""
+        added = self._description["added_tokens"]
+        vocabulary = {token["content"]: number for number, token in enumerate(added)}
+        finder = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        finder.normalizer = self._tokenizer.normalizer
+        for token in added:
+            flags = {key: value for key, value in token.items() if key not in ("id", "content")}
+            finder.add_tokens([AddedToken(token["content"], **flags)])
+        return finder
 
 
 def check_text(text: str) -> None:
@@ -153,44 +217,8 @@ def check_text(text: str) -> None:
         ) from error
 
 
-def _open(description: Mapping[str, Any], where: str) -> Tokenizer:
-    kind = (description.get("model") or {}).get("type", "BPE")
-    if kind != "BPE":
-        raise InvalidArgument(f"{where}: a {kind} vocabulary; only BPE can be used")
-    try:
-        tokenizer = Tokenizer.from_str(json.dumps(description))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise InvalidArgument(f"{where}: not a tokenizer that can be read ({error})") from error
-    # A saved file may say to cut or pad; here every text is encoded whole.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _without_added(description: Mapping[str, Any], added: Mapping[str, int]) -> dict[str, Any]:
-    """The description with its added tokens removed, from the vocabulary too where merges allow."""
-    model = dict(description["model"])
-    merges = [m if isinstance(m, list) else m.split(" ", 1) for m in model["merges"]]
-    keep = {part for merge in merges for part in (*merge, "".join(merge))}
-    model["vocab"] = {
-        token: id_ for token, id_ in model["vocab"].items() if token not in added or token in keep
-    }
-    return {**description, "added_tokens": [], "model": model}
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise InvalidArgument(f"{path}: must hold a JSON object")
-    return value
-
-
-def _content(token: Any) -> str | None:
-    """A special token's text: written as it is, or as an object with `content`."""
-    value = token.get("content") if isinstance(token, dict) else token
-    return value if isinstance(value, str) else None
+def _optional_object(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}
 
 
 def _template(config: Mapping[str, Any], folder: Path) -> str | None:

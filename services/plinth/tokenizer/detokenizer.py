@@ -1,5 +1,8 @@
 """Ids in, text out as it becomes complete; what comes out in pieces equals what comes at once.
 
+Bytes that can be no UTF-8 are U+FFFD, as everywhere. A character whose last bytes never came is no
+such thing: a text that ends inside it ends before it.
+
 Two kinds of vocabulary: byte-level (a token is bytes, and characters may span tokens), and
 SentencePiece's with byte fallback (a token is text, and only `<0xE2>` tokens are bytes). Anything
 else is refused, since pieces of its text depend on what follows.
@@ -35,6 +38,16 @@ class TokenTable:
     strips_first_space: bool
     limit: int
 
+    def bytes_of(self, id_: int) -> bytes:
+        """The bytes of one token. InvalidArgument for an id outside the vocabulary."""
+        if not 0 <= id_ < self.limit:
+            raise InvalidArgument(
+                f"token id {id_} is outside the vocabulary of {self.limit}", field="ids"
+            )
+        if self.fallback is not None and id_ in self.fallback:
+            return self.fallback[id_]
+        return self.text.get(id_, b"")
+
 
 class Detokenizer:
     """A stream for one sequence. Never gives half a character: incomplete UTF-8 is held back."""
@@ -51,28 +64,24 @@ class Detokenizer:
         """Text that `ids` complete. InvalidArgument for an id outside the vocabulary."""
         text = []
         for id_ in ids:
-            if not 0 <= id_ < self._table.limit:
-                raise InvalidArgument(
-                    f"token id {id_} is outside the vocabulary of {self._table.limit}", field="ids"
-                )
+            token = self._table.bytes_of(id_)
             if id_ not in self._skipped:
-                text.append(self._step(id_))
+                text.append(self._step(id_, token))
         return self._stripped("".join(text))
 
     def flush(self) -> str:
-        """Everything that is held back, as U+FFFD where it is half a character."""
-        rest = self._end_run() + self._utf8.decode(b"", final=True)
+        """The end of the text: what is held back, without half a character at its end."""
         self._utf8.reset()
-        return self._stripped(rest)
+        del self._run[complete_length(self._run) :]
+        return self._stripped(self._end_run())
 
-    def _step(self, id_: int) -> str:
-        text = self._table.text.get(id_, b"")
+    def _step(self, id_: int, token: bytes) -> str:
         if self._table.fallback is None:
-            return self._utf8.decode(text)
+            return self._utf8.decode(token)
         if id_ in self._table.fallback:
-            self._run += self._table.fallback[id_]
+            self._run += token
             return ""
-        return self._end_run() + text.decode("utf-8")
+        return self._end_run() + token.decode("utf-8")
 
     def _end_run(self) -> str:
         run, self._run = bytes(self._run), bytearray()
@@ -86,6 +95,13 @@ class Detokenizer:
             return text
         self._at_start = False
         return text.removeprefix(" ") if self._table.strips_first_space else text
+
+
+def complete_length(text: bytes | bytearray) -> int:
+    """Bytes of `text` without a character at its end that more bytes could complete."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder.decode(bytes(text))
+    return len(text) - len(decoder.getstate()[0])
 
 
 def token_table(

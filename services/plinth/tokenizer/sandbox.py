@@ -5,22 +5,27 @@ Python's objects; this process keeps it from the machine: its memory is capped b
 owner ends it when it takes too long, and it ends by itself when its owner is gone. One JSON object
 a line in, one out. Filters, globals and options are those of transformers, so that a template
 renders to the same text.
+
+Each conversation is rendered twice: as it is, and with the special tokens that the template's own
+literals and variables spell written as stand-ins, one character each that no message holds. What
+is a stand-in in the second text was written by the template, whatever it does to its messages.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES = 512 * 2**20
@@ -33,10 +38,10 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
 
-    def parse(self, parser: Any) -> CallBlock:
+    def parse(self, parser: Any) -> nodes.CallBlock:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        block = CallBlock(self.call_method("_as_it_is"), [], [], body)
+        block = nodes.CallBlock(self.call_method("_as_it_is"), [], [], body)
         block.set_lineno(line)
         return block
 
@@ -89,8 +94,8 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)  # local time, as transformers has it
 
 
-@lru_cache(maxsize=32)
-def _compiled(template: str) -> jinja2.Template:
+@lru_cache(maxsize=1)
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -98,7 +103,63 @@ def _compiled(template: str) -> jinja2.Template:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     environment.globals["namespace"] = _Namespace
-    return environment.from_string(template)
+    return environment
+
+
+# Methods and filters that look for their (first) argument in a text, and never write it.
+_CUTS = {"split", "rsplit", "partition", "rpartition", "removeprefix", "removesuffix"}
+_LOOKS = {"startswith", "endswith", "find", "rfind", "index", "count"}
+_SEARCHES = _CUTS | _LOOKS | {"strip", "lstrip", "rstrip", "replace"}
+
+
+class _StandIns:
+    """Special tokens in text, written as their stand-ins, the longer first."""
+
+    def __init__(self, stand_ins: tuple[tuple[str, str], ...]) -> None:
+        self._of = dict(stand_ins)
+        longest_first = sorted(self._of, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def write(self, text: str) -> str:
+        return self._pattern.sub(lambda match: self._of[match[0]], text)
+
+    def rewrite(self, template: nodes.Template) -> None:
+        """Every literal of the template but those that are only looked for, in messages."""
+        sought = {id(node) for node in _sought(template)}
+        for data in template.find_all(nodes.TemplateData):
+            data.data = self.write(data.data)
+        for literal in template.find_all(nodes.Const):
+            if isinstance(literal.value, str) and id(literal) not in sought:
+                literal.value = self.write(literal.value)
+
+
+def _sought(template: nodes.Template) -> Iterator[nodes.Node]:
+    """Operands of comparisons, keys, and what a search is for."""
+    for comparison in template.find_all(nodes.Compare):
+        yield from (comparison.expr, *(operand.expr for operand in comparison.ops))
+    for item in template.find_all(nodes.Getitem):
+        yield item.arg
+    for test in template.find_all(nodes.Test):
+        yield from test.args or ()
+    for call in template.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _SEARCHES:
+            yield from call.args[:1]
+    for applied in template.find_all(nodes.Filter):
+        if applied.name in _SEARCHES:
+            yield from applied.args[:1]
+
+
+@lru_cache(maxsize=64)
+def _compiled(template: str, stand_ins: tuple[tuple[str, str], ...] = ()) -> jinja2.Template:
+    environment = _environment()
+    if not stand_ins:
+        return environment.from_string(template)
+    tree = environment.parse(template)
+    _StandIns(stand_ins).rewrite(tree)
+    code = environment.compile(tree)
+    return environment.template_class.from_code(
+        environment, code, environment.make_globals(None), None
+    )
 
 
 def render(
@@ -108,12 +169,17 @@ def render(
     add_generation_prompt: bool,
     variables: Mapping[str, str],
     max_chars: int,
+    stand_ins: tuple[tuple[str, str], ...] = (),
 ) -> str:
-    """The prompt as text. Raises jinja2.TemplateError, or whatever the template provokes."""
+    """The prompt as text; `stand_ins`: (special token, the character to write in its place).
+
+    Raises jinja2.TemplateError, or whatever the template provokes.
+    """
     parts: list[str] = []
     length = 0
-    stream = _compiled(template).generate(
-        **variables,
+    written = _StandIns(stand_ins)
+    stream = _compiled(template, stand_ins).generate(
+        **{name: written.write(value) for name, value in variables.items()},
         messages=[dict(message) for message in messages],
         tools=None,
         documents=None,
@@ -127,14 +193,37 @@ def render(
     return "".join(parts)
 
 
+def rendered(
+    template: str,
+    *,
+    variables: Mapping[str, str],
+    stand_ins: tuple[tuple[str, str], ...],
+    conversation: Mapping[str, Any],
+) -> dict[str, str | None]:
+    """{"text": as it is, "marked": with stand-ins; None where only that fails}."""
+    text = render(template, variables=variables, **conversation)
+    if not stand_ins:
+        return {"text": text, "marked": text}
+    try:
+        marked = render(template, variables=variables, stand_ins=stand_ins, **conversation)
+    except Exception:  # noqa: BLE001 - a stranger's program: it may raise anything
+        marked = None
+    return {"text": text, "marked": marked}
+
+
 def _answer(line: str) -> dict[str, Any]:
-    """{"texts": one per conversation}, or {"error": why the first that failed did}."""
+    """{"texts": one `rendered` per conversation}, or {"error": why the first that failed did}."""
     request = json.loads(line)
-    template, variables = request["template"], request["variables"]
+    stand_ins = tuple((token, character) for token, character in request["stand_ins"])
     try:
         return {
             "texts": [
-                render(template, variables=variables, **conversation)
+                rendered(
+                    request["template"],
+                    variables=request["variables"],
+                    stand_ins=stand_ins,
+                    conversation=conversation,
+                )
                 for conversation in request["conversations"]
             ]
         }

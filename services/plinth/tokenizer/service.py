@@ -16,8 +16,15 @@ from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
 from plinth.tokenizer.catalog import Catalog
-from plinth.tokenizer.codec import Codec, Piece
-from plinth.tokenizer.templates import Renderer, check_messages, mark, need_template, pieces
+from plinth.tokenizer.codec import Codec, Prompt, StandIns
+from plinth.tokenizer.prompts import prompts
+from plinth.tokenizer.templates import (
+    Conversation,
+    Rendered,
+    Renderer,
+    check_messages,
+    need_template,
+)
 from plinth.tokenizer.training import train_and_publish
 from plinth.v1 import common_pb2
 from plinth.v1 import tokenizer_pb2 as pb
@@ -101,6 +108,8 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
         codec = await self._codec(request.model)
 
         def decode() -> pb.DecodeResponse:
+            if request.raw:
+                return pb.DecodeResponse(raw=[codec.token_bytes(s.ids) for s in request.sequences])
             skip = request.skip_special
             texts = [codec.decode(s.ids, skip_special=skip) for s in request.sequences]
             return pb.DecodeResponse(texts=texts)
@@ -112,12 +121,12 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
     ) -> pb.ApplyChatTemplateResponse:
         conversation = (request.messages, request.add_generation_prompt)
         codec = await self._codec(request.model)
-        (cut,) = await self._rendered(codec, request.model, [conversation])
-        ids = await asyncio.to_thread(codec.encode_pieces, cut)
+        (prompt,) = await self._prompts(codec, request.model, [conversation])
+        ids = await asyncio.to_thread(codec.encode_prompt, prompt)
         return pb.ApplyChatTemplateResponse(
             ids=ids,
             stop_token_ids=await self._stop_ids(codec, need_template(codec.chat_template, "")),
-            text="".join(piece.text for piece in cut),
+            text=prompt.text,
         )
 
     async def ApplyChatTemplates(
@@ -129,12 +138,12 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
                 field="conversations",
             )
         codec = await self._codec(request.model)
-        cuts = await self._rendered(
+        made = await self._prompts(
             codec,
             request.model,
             [(one.messages, one.add_generation_prompt) for one in request.conversations],
         )
-        sequences = await asyncio.to_thread(lambda: [codec.encode_pieces(cut) for cut in cuts])
+        sequences = await asyncio.to_thread(lambda: [codec.encode_prompt(one) for one in made])
         return pb.ApplyChatTemplatesResponse(sequences=[pb.TokenIds(ids=ids) for ids in sequences])
 
     async def DecodeStream(
@@ -164,32 +173,28 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
 
     # -- pieces ----------------------------------------------------------------------------
 
-    async def _rendered(
+    async def _prompts(
         self,
         codec: Codec,
         model: str,
         conversations: Sequence[tuple[Sequence[common_pb2.ChatMessage], bool]],
-    ) -> list[list[Piece]]:
-        """The conversations by the model's template, cut where text is not to be trusted."""
+    ) -> list[Prompt]:
+        """The conversations by the model's template, with the special tokens that are its own."""
         plain = [
-            ([{"role": m.role, "content": m.content} for m in messages], open_turn)
+            Conversation([{"role": m.role, "content": m.content} for m in messages], open_turn)
             for messages, open_turn in conversations
         ]
         left = self._max_bytes
-        for messages, _ in plain:
-            left -= check_messages(messages, left)
+        for one in plain:
+            left -= check_messages(one.messages, left)
         template = need_template(codec.chat_template, model)
-        marked = await asyncio.to_thread(
-            lambda: [mark(messages, codec.spelled_special) for messages, _ in plain]
-        )
-        texts = await self._renderer.render(
-            template,
-            [(m, open_turn) for (m, _), (_, open_turn) in zip(marked, plain, strict=True)],
-            variables=codec.token_names,
-        )
-        return await asyncio.to_thread(
-            lambda: [pieces(text, marks) for text, (_, marks) in zip(texts, marked, strict=True)]
-        )
+
+        async def render(asked: Sequence[Conversation], stand_ins: StandIns) -> list[Rendered]:
+            return await self._renderer.render(
+                template, asked, variables=codec.token_names, stand_ins=stand_ins.pairs
+            )
+
+        return await prompts(codec, plain, render)
 
     async def _codec(self, model: str) -> Codec:
         return await asyncio.to_thread(self._catalog.codec, model)
@@ -218,10 +223,10 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
     async def _after_answer(self, codec: Codec, template: str) -> str:
         try:
             probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-            (text,) = await self._renderer.render(
-                template, [(probe, False)], variables=codec.token_names
+            (rendered,) = await self._renderer.render(
+                template, [Conversation(probe, False)], variables=codec.token_names
             )
         except PlinthError:
             # A template may refuse this little conversation; then only eos ends an answer.
             return ""
-        return text.rpartition(_PROBE)[2]
+        return rendered.text.rpartition(_PROBE)[2]

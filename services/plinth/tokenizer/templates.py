@@ -1,19 +1,15 @@
-"""A conversation as a prompt: the template's own special tokens count, its users' do not.
-
-Contents that spell a special token are marked before rendering, with characters that the
-conversation does not hold; the rendered text is then cut at the marks. A conversation that spells
-none is rendered untouched, and so gives exactly what transformers gives. The template itself runs
-in the process of `sandbox`, which is replaced when it takes too long.
+"""Conversations, checked, and rendered to text by a template in the process of `sandbox`, which is
+replaced when it takes too long. Knows no tokens; `prompts` says what of a text is special.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.line_process import LineProcess
-from plinth.tokenizer.codec import Piece, check_text
+from plinth.tokenizer.codec import check_text
 
 ROLES = ("system", "user", "assistant")
 MAX_MESSAGES = 2048
@@ -22,6 +18,23 @@ MAX_ADDED_CHARS = 256 * 1024
 RENDER_SECONDS = 5.0
 
 Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages with `role` and `content`; `open_turn`: the prompt ends where the answer begins."""
+
+    messages: Sequence[Message]
+    open_turn: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A template's text, and the same with stand-ins for the special tokens that the template
+    itself spells; None where it fails with those."""
+
+    text: str
+    marked: str | None
 
 
 def check_messages(messages: Sequence[Message], max_bytes: int) -> int:
@@ -51,44 +64,6 @@ def check_messages(messages: Sequence[Message], max_bytes: int) -> int:
     return total
 
 
-def mark(
-    messages: Sequence[Message], special: re.Pattern[str]
-) -> tuple[list[Message], tuple[str, str]]:
-    """Messages with each spelled special token put between marks, and the two marks.
-
-    The marks are noncharacters (U+FDD0 to U+FDEF) that no content holds.
-    """
-    used = set("".join(message["content"] for message in messages))
-    free = [chr(c) for c in range(0xFDD0, 0xFDF0) if chr(c) not in used]
-    if len(free) < 2:
-        raise InvalidArgument("the messages hold every Unicode noncharacter", field="messages")
-    start, end = free[:2]
-    marked: list[Message] = [
-        {**message, "content": special.sub(rf"{start}\g<0>{end}", message["content"])}
-        for message in messages
-    ]
-    return marked, (start, end)
-
-
-def pieces(rendered: str, marks: tuple[str, str]) -> list[Piece]:
-    """The rendered text cut at the marks; what stands between two of them is not trusted.
-
-    InvalidArgument when the template took a content apart so that a mark lost its partner: whose
-    text stands where is then unknown.
-    """
-    start, end = marks
-    parts = re.split(f"([{start}{end}])", rendered)
-    if "".join(parts[1::2]) != (start + end) * (len(parts) // 4):
-        raise InvalidArgument(
-            "a message spells a special token, and this model's chat template takes messages "
-            "apart; leave the token out",
-            reason="SPECIAL_TOKEN_IN_CONTENT",
-            field="messages",
-        )
-    # Parts are text, mark, text, mark, …: every other text stands between a pair.
-    return [Piece(text, trusted=i % 2 == 0) for i, text in enumerate(parts[::2])]
-
-
 class Renderer:
     """Owner of one sandbox process, started when first used. One rendering at a time."""
 
@@ -98,22 +73,24 @@ class Renderer:
     async def render(
         self,
         template: str,
-        conversations: Sequence[tuple[Sequence[Message], bool]],
+        conversations: Sequence[Conversation],
         *,
         variables: Mapping[str, str],
-    ) -> list[str]:
-        """The prompts as texts, all or none; a conversation is (messages, open the answer's turn).
+        stand_ins: Sequence[tuple[str, str]] = (),
+    ) -> list[Rendered]:
+        """The prompts as texts, all or none. `stand_ins`: (special token, its character).
         InvalidArgument: the template refuses, fails or takes too long."""
         request = {
             "template": template,
             "variables": dict(variables),
+            "stand_ins": [list(pair) for pair in stand_ins],
             "conversations": [
                 {
-                    "messages": list(messages),
-                    "add_generation_prompt": open_turn,
-                    "max_chars": sum(len(m["content"]) for m in messages) + MAX_ADDED_CHARS,
+                    "messages": list(one.messages),
+                    "add_generation_prompt": one.open_turn,
+                    "max_chars": sum(len(m["content"]) for m in one.messages) + MAX_ADDED_CHARS,
                 }
-                for messages, open_turn in conversations
+                for one in conversations
             ],
         }
         answer = await self._process.ask(request)
@@ -123,8 +100,7 @@ class Renderer:
                 reason="CHAT_TEMPLATE",
                 field="messages",
             )
-        texts: list[str] = answer["texts"]
-        return texts
+        return [Rendered(one["text"], one["marked"]) for one in answer["texts"]]
 
     async def close(self) -> None:
         """End the process, if there is one."""

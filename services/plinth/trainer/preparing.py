@@ -56,6 +56,8 @@ class Preparation:
             "samples": samples and samples.digest,
             "tokenizer": tokenizer and tokenizer.digest,
             "corpus": corpus and corpus.digest,
+            # A dataset from before text was plain may hold special tokens that its text spelled.
+            "text": "plain" if tokenizer else "",
             "python": sys.version if spec.builtin else "",
         }
         # A folder's content is not known before it is read.

@@ -98,8 +98,11 @@ class DecodeRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     skip_special: _builtins.bool
+    raw: _builtins.bool
+    """The bytes of all ids instead of text: half a character has bytes and is no text."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]: ...
     def __init__(
@@ -108,10 +111,11 @@ class DecodeRequest(_message.Message):
         model: _builtins.str = ...,
         sequences: _abc.Iterable[Global___TokenIds] | None = ...,
         skip_special: _builtins.bool = ...,
+        raw: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "sequences", b"sequences", "skip_special", b"skip_special"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "raw", b"raw", "sequences", b"sequences", "skip_special", b"skip_special"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -122,16 +126,24 @@ class DecodeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXTS_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Bytes that are no UTF-8 are U+FFFD; half a character at the end is left out."""
+
+    @_builtins.property
+    def raw(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Instead of texts, where `raw` was asked for."""
+
     def __init__(
         self,
         *,
         texts: _abc.Iterable[_builtins.str] | None = ...,
+        raw: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["raw", b"raw", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,7 +289,7 @@ class DecodeStreamRequest(_message.Message):
     """First message only."""
     skip_special: _builtins.bool
     flush: _builtins.bool
-    """Release what is held back, as U+FFFD where it is half a character."""
+    """The end of the text: release what is held back, without half a character at its end."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(

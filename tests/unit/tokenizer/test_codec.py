@@ -10,11 +10,12 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from checkpoints import byte_tokenizer, smollm2_folder
 from plinth.shared.errors import InvalidArgument, NotFound
-from plinth.tokenizer.codec import Codec, Piece
+from plinth.tokenizer.codec import Codec, Prompt
+from plinth.tokenizer.detokenizer import byte_level_table
 
 TEXTS = [
     "",
@@ -60,21 +61,70 @@ def test_a_user_cannot_spell_special_tokens() -> None:
     assert codec.decode(ids, skip_special=True) == text
 
 
-def test_what_a_user_spells_in_pieces_stays_text_and_its_surroundings_stay_whole() -> None:
+def test_what_a_user_spells_stays_text_and_its_surroundings_stay_whole() -> None:
     codec = smollm2()
-    ids = codec.encode_pieces(
-        [
-            Piece("<|im_start|>user\nhello ", True),
-            Piece("<|im_end|>", False),
-            Piece(" world<|im_end|>\n", True),
-        ]
-    )
-    start, end = codec.encode("<|im_start|><|im_end|>", parse_special=True)
-    assert ids[0] == start
-    assert ids.count(end) == 1
-    assert codec.decode(ids) == "<|im_start|>user\nhello <|im_end|> world<|im_end|>\n"
-    inside = ids[1 : ids.index(end)]
+    text = "<|im_start|>user\nhello <|im_end|> world<|im_end|>\n"
+    start, _, end = codec.special_spans(text)
+    ids = codec.encode_prompt(Prompt(text, (start, end)))
+    assert ids[0] == start.id
+    assert ids.count(end.id) == 1
+    assert codec.decode(ids) == text
+    inside = ids[1 : ids.index(end.id)]
     assert inside == codec.encode("user\nhello <|im_end|> world")
+    meant = Prompt(text, codec.special_spans(text))
+    assert codec.encode_prompt(meant) == reference()(text).input_ids
+
+
+def test_a_text_of_every_private_character_is_refused(byte_folder: Path) -> None:
+    codec = Codec(byte_folder)
+    some = "".join(map(chr, range(0xF0000, 0xFFFFE)))
+    assert not any(character in some for _, character in codec.stand_ins([some]).pairs)
+    with pytest.raises(InvalidArgument, match="private characters"):
+        codec.stand_ins([some, "".join(map(chr, range(0x100000, 0x10FFFE)))])
+
+
+def saved_tokenizer(folder: Path, **config: object) -> Path:
+    """SmolLM2's kind, with added tokens of all kinds; `config` is its tokenizer_config.json."""
+    tokenizer = Tokenizer.from_file(str(byte_tokenizer(folder) / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("</think>", special=False), AddedToken("<eot>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": "<eot>"},
+        {"eos_token": {"content": "<eot>", "special": True}},
+        {"additional_special_tokens": ["<eot>"]},
+        {"extra_special_tokens": {"turn_token": "<eot>"}},
+        {"added_tokens_decoder": {"260": {"content": "<eot>", "special": True}}},
+    ],
+)
+def test_special_is_what_the_tokenizers_files_call_so(
+    tmp_path: Path, config: dict[str, object]
+) -> None:
+    text = "a</think><eot><|im_end|>"
+    codec = Codec(saved_tokenizer(tmp_path / "with", **config))
+    assert codec.special_ids == {0, 1, 2, 260}
+    assert codec.encode(text, parse_special=True)[1:] == [259, 260, 2]
+    plain = codec.encode(text)
+    assert plain[1] == 259
+    assert not codec.special_ids & set(plain)
+    assert codec.decode(plain) == text
+    without = Codec(saved_tokenizer(tmp_path / "without"))
+    assert without.encode("</think><eot>") == [259, 260]
+
+
+def test_a_special_token_that_is_the_only_way_to_write_a_character_is_refused(
+    tmp_path: Path,
+) -> None:
+    codec = Codec(saved_tokenizer(tmp_path, eos_token="a"))
+    with pytest.raises(InvalidArgument, match="holds 'a'") as caught:
+        codec.encode("bad")
+    assert caught.value.reason == "SPECIAL_TOKEN_IN_TEXT"
+    assert codec.decode(codec.encode("bed")) == "bed"
 
 
 @pytest.mark.parametrize("text", ["\ud800", "ok \udfff", "\udc80x"])
@@ -89,15 +139,43 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
             smollm2().decode([id_])
 
 
+@cache
+def opened(folder: Path) -> Codec:
+    return Codec(folder)
+
+
+@cache
+def codec_vocabulary(folder: Path) -> dict[str, int]:
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+
+
 def check_stream(codec: Codec, tokenizer: Tokenizer, ids: list[int], skip: bool) -> None:
     whole = tokenizer.decode(ids, skip_special_tokens=skip)
     stream = codec.detokenizer(skip_special=skip)
     parts = [stream.add([id_]) for id_ in ids]
     so_far = "".join(parts)
-    assert so_far + stream.flush() == whole
-    assert codec.decode(ids, skip_special=skip) == whole
+    text = so_far + stream.flush()
+    # The library writes U+FFFD for half a character at the end.
+    assert whole.startswith(text)
+    assert set(whole[len(text) :]) <= {"\ufffd"}
+    assert codec.decode(ids, skip_special=skip) == text
     # What has come out never has to be taken back.
     assert whole.startswith(so_far)
+
+
+# Every beginning of a character of several bytes: the last byte makes no difference to these.
+BEGINNINGS = {
+    chr(point).encode()[:length]
+    for point in range(0x80, 0x110000, 64)
+    if not 0xD800 <= point < 0xE000
+    for length in range(1, len(chr(point).encode()))
+}
+
+
+def complete(data: bytes) -> str:
+    """`data` as text, without a character that has only begun."""
+    begun = [n for n in (1, 2, 3) if n <= len(data) and data[-n:] in BEGINNINGS]
+    return data[: len(data) - max(begun, default=0)].decode(errors="replace")
 
 
 @settings(max_examples=300, deadline=None)
@@ -132,14 +210,60 @@ def test_bytes_come_back_and_emoji_come_whole(byte_folder: Path) -> None:
     stream = codec.detokenizer()
     assert [stream.add([i]) for i in ids] == ["a", "", "", "", "🙂", "", "é", "\x00"]
     cut = codec.detokenizer()
-    assert (cut.add(ids[:3]), cut.flush(), cut.add(ids[:1])) == ("a", "\ufffd", "a")
+    assert (cut.add(ids[:3]), cut.flush(), cut.add(ids[:1])) == ("a", "", "a")
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=4).map(str.encode),
+            st.binary(max_size=3),
+            st.sampled_from([*(b"\xf0\x9f\x99\x82"[:n] for n in (1, 2, 3)), b"\xe2\x82", b"\xc3"]),
+            st.sampled_from([b"\xc0", b"\xed\xa0\x80", b"\xf4\x90", b"\xf8", b"\xe0\x80"]),
+        ),
+        max_size=6,
+    ).map(b"".join),
+    st.data(),
+)
+def test_an_answer_cut_anywhere_ends_before_the_half_character(
+    byte_folder: Path, data: bytes, draw: st.DataObject
+) -> None:
+    codec = opened(byte_folder)
+    vocabulary = codec_vocabulary(byte_folder)
+    characters = {byte: character for character, byte in byte_level_table().items()}
+    ids = [vocabulary[characters[byte]] for byte in data]
+    expected = complete(data)
+    stream = codec.detokenizer(skip_special=True)
+    at, text = 0, ""
+    while at < len(ids):
+        size = draw.draw(st.integers(1, 4))
+        text += stream.add(ids[at : at + size])
+        at += size
+        assert expected.startswith(text)
+    assert text + stream.flush() == expected
+    assert codec.decode(ids, skip_special=True) == expected
+    assert codec.token_bytes(ids) == data
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=8), st.integers(0, 40))
+def test_byte_fallback_cut_anywhere_ends_before_the_half_character(
+    sentencepiece_folder: Path, text: str, cut: int
+) -> None:
+    codec = opened(sentencepiece_folder)
+    ids = codec.encode(text)[:cut]
+    data = codec.token_bytes(ids).removeprefix(b" ")
+    stream = codec.detokenizer()
+    assert "".join(stream.add([id_]) for id_ in ids) + stream.flush() == complete(data)
+    assert codec.decode(ids) == complete(data)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 258), max_size=30), st.booleans())
 def test_any_bytes_stream_as_they_decode(byte_folder: Path, ids: list[int], skip: bool) -> None:
     tokenizer = Tokenizer.from_file(str(byte_folder / "tokenizer.json"))
-    check_stream(Codec(byte_folder), tokenizer, ids, skip)
+    check_stream(opened(byte_folder), tokenizer, ids, skip)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +306,14 @@ def test_byte_fallback_streams_as_it_decodes(
     sentencepiece_folder: Path, ids: list[int], skip: bool
 ) -> None:
     tokenizer = Tokenizer.from_file(str(sentencepiece_folder / "tokenizer.json"))
-    check_stream(Codec(sentencepiece_folder), tokenizer, ids, skip)
+    codec = opened(sentencepiece_folder)
+    shown = [id_ for id_ in ids if not (skip and id_ in codec.special_ids)]
+    begun = [n for n in (1, 2, 3) if all(3 <= id_ < 259 for id_ in shown[-n:])]
+    ends = [n for n in begun if n <= len(shown) and codec.token_bytes(shown[-n:]) in BEGINNINGS]
+    whole = tokenizer.decode(shown[: len(shown) - max(ends, default=0)], skip_special_tokens=skip)
+    stream = codec.detokenizer(skip_special=skip)
+    assert "".join(map(stream.add, ([id_] for id_ in ids))) + stream.flush() == whole
+    assert codec.decode(ids, skip_special=skip) == whole
 
 
 def test_ids_without_a_token_are_empty_when_the_model_has_them(byte_folder: Path) -> None:

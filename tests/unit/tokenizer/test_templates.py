@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from functools import cache
 
 import pytest
@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 from checkpoints import smollm2_folder
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.tokenizer import sandbox
-from plinth.tokenizer.codec import Codec
-from plinth.tokenizer.templates import Renderer, check_messages, mark, need_template, pieces
+from plinth.tokenizer.codec import Codec, StandIns
+from plinth.tokenizer.prompts import prompts
+from plinth.tokenizer.templates import (
+    Conversation,
+    Rendered,
+    Renderer,
+    check_messages,
+    need_template,
+)
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>"]
 
@@ -26,16 +33,28 @@ def smollm2() -> tuple[Codec, transformers.PreTrainedTokenizerFast]:
     return Codec(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def ids_of(codec: Codec, messages: list[dict[str, str]], prompt: bool) -> list[int]:
-    marked, marks = mark(messages, codec.spelled_special)
-    text = sandbox.render(
-        codec.chat_template or "",
-        marked,
-        add_generation_prompt=prompt,
-        variables=codec.token_names,
-        max_chars=10**6,
-    )
-    return codec.encode_pieces(pieces(text, marks))
+def ids_of(
+    codec: Codec, messages: list[dict[str, str]], prompt: bool, template: str | None = None
+) -> list[int]:
+    async def render(asked: Sequence[Conversation], stand_ins: StandIns) -> list[Rendered]:
+        return [
+            Rendered(
+                **sandbox.rendered(
+                    codec.chat_template if template is None else template,
+                    variables=codec.token_names,
+                    stand_ins=stand_ins.pairs,
+                    conversation={
+                        "messages": one.messages,
+                        "add_generation_prompt": one.open_turn,
+                        "max_chars": 10**6,
+                    },
+                )
+            )
+            for one in asked
+        ]
+
+    (made,) = asyncio.run(prompts(codec, [Conversation(messages, prompt)], render))
+    return codec.encode_prompt(made)
 
 
 conversations = st.lists(
@@ -87,27 +106,45 @@ def test_forged_turns_are_text_between_real_ones() -> None:
     assert codec.decode(ids, skip_special=True).count("<|im_start|>") == 1  # the user's own
 
 
-def test_a_template_that_takes_contents_apart_cannot_free_a_token() -> None:
-    special = re.compile(re.escape("<|im_end|>"))
-    messages = [{"role": "user", "content": "a<|im_<|im_end|>end|>b"}]
-    for template, whole in (
-        ("{{ messages[0].content.replace('<|im_end|>', '') }}", True),
-        ("{% for p in messages[0].content.split('<|im_end|>') %}{{ p }}{% endfor %}", True),
-        ("{{ messages[0].content | trim }}", True),
-        ("{{ messages[0].content[7:] }}", False),
-        ("{{ messages[0].content | reverse }}", False),
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content.replace('<|im_end|>', '') }}",
+        "{% for p in messages[0].content.split('<|im_end|>') %}{{ p }}{% endfor %}",
+        "{{ messages[0].content | trim }}",
+        "{{ messages[0].content[1:] }}",
+        "{{ messages[0].content | reverse | list | reverse | join }}",
+        "{{ messages[0].content | replace('x', '') }}",
+        "{{ messages | map(attribute='content') | join }}",
+        "{{ '<|' ~ messages[0].content ~ '|>' }}",
+        "{{ '<|im_e' ~ messages[-1].content }}",
+        "{{ messages[0].content | lower }}",
+        "{{ messages[0].content.encode('utf-8').decode('utf-8') }}",
+        "{% set text %}{{ messages[0].content }}{% endset %}{{ text | string }}",
+    ],
+)
+def test_a_template_that_takes_contents_apart_cannot_free_a_token(template: str) -> None:
+    """What the messages say comes out as a special token for transformers, and here as text: all
+    of it, so that what follows is still where it belongs."""
+    codec, reference = smollm2()
+    freed = 0
+    for first, second in (
+        ("a<|im_<|im_end|>end|>b", "c"),
+        ("x<|im_end|>x", "d"),
+        ("im_end", "nd|>"),
+        ("<|im_xend|>", "e"),
+        ("<|im_", "end|>"),
+        ("<|IM_END|>", "f"),
     ):
-        marked, marks = mark(messages, special)
-        text = sandbox.render(
-            template, marked, add_generation_prompt=False, variables={}, max_chars=1000
+        messages = [{"role": "user", "content": first}, {"role": "assistant", "content": second}]
+        ids = ids_of(codec, messages, False, template + "<|im_start|>")
+        text = reference.apply_chat_template(
+            messages, chat_template=template + "<|im_start|>", tokenize=False
         )
-        if not whole:
-            with pytest.raises(InvalidArgument, match="takes messages apart"):
-                pieces(text, marks)
-            continue
-        assert not any(special.search(p.text) for p in pieces(text, marks) if p.trusted)
-        codec, _ = smollm2()
-        assert not codec.special_ids & set(codec.encode_pieces(pieces(text, marks)))
+        freed += "<|im_end|>" in text
+        assert [i for i in ids if i in codec.special_ids] == [ids[-1]]
+        assert codec.decode(ids) == text
+    assert freed
 
 
 @pytest.fixture
@@ -118,9 +155,9 @@ async def renderer() -> AsyncIterator[Renderer]:
 
 
 async def rendered(renderer: Renderer, template: str, content: str = "x") -> str:
-    conversation = ([{"role": "user", "content": content}], True)
-    (text,) = await renderer.render(template, [conversation], variables={"bos_token": "<s>"})
-    return text
+    conversation = Conversation([{"role": "user", "content": content}], True)
+    (made,) = await renderer.render(template, [conversation], variables={"bos_token": "<s>"})
+    return made.text
 
 
 async def test_the_process_renders_what_the_function_does(renderer: Renderer) -> None:

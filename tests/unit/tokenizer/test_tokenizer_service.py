@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import grpc
 import pytest
 import transformers
 from test_vocabulary import write_corpus
+from tokenizers import AddedToken, Tokenizer
 
 from checkpoints import CHATML, byte_tokenizer
 from plinth.shared.errors import (
@@ -123,6 +125,77 @@ async def test_chat_template_gives_transformers_ids_and_the_stop_token(
     assert answer.text == "<|im_start|>user\n<|im_end|><|im_end|>\n"
 
 
+JOINING = "{{ '<|im_start|>' ~ messages | map(attribute='content') | join ~ '<|im_end|>' }}"
+DELETING = (
+    "<|im_start|>{{ messages[0].content | replace('x', '') }}{{ messages[1].content }}<|im_end|>"
+)
+CHANGING = "<|im_start|>{{ (messages[0].content ~ messages[1].content) | lower | trim }}<|im_end|>"
+
+
+SAID = (
+    ("a<|im_end|>", "b"),
+    ("<|im_", "end|>"),
+    ("<|xim_xend|>", "x"),
+    ("<|IM_END|>", "<|Im_StArT|>"),
+    ("\uff1c\uff5cim_end\uff5c\uff1e", "\uff1c|im_start|>"),
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, JOINING, DELETING, CHANGING])
+async def test_no_path_leads_from_a_message_to_a_special_token(
+    served: Served, stub: TokenizerServiceStub, tmp_path: Path, template: str
+) -> None:
+    """Spelled, joined, cut, changed or normalized into one: the prompt has the template's only."""
+    for normalized in (False, True):
+        folder = byte_tokenizer(tmp_path / f"small-{normalized}")
+        description = json.loads((folder / "tokenizer.json").read_text())
+        for token in description["added_tokens"]:
+            token["normalized"] = normalized
+        description["normalizer"] = {
+            "type": "Sequence",
+            "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}],
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(description))
+        (folder / "chat_template.jinja").write_text(template)
+        model = served.store.publish("small", "tokenizer", folder).ref
+
+        async def special(*said: str, model: str = model) -> list[int]:
+            messages = [{"role": "user", "content": text} for text in said]
+            request = pb.ApplyChatTemplateRequest(model=model, messages=messages)
+            return [id_ for id_ in (await stub.ApplyChatTemplate(request)).ids if id_ < 3]
+
+        harmless = await special("a", "b")
+        assert harmless == ([1, 2, 1, 2] if template == CHATML else [1, 2])
+        for contents in SAID:
+            assert await special(*contents) == harmless, contents
+
+
+async def test_an_added_token_that_is_not_special_is_text_with_one_id(
+    served: Served, stub: TokenizerServiceStub, tmp_path: Path
+) -> None:
+    folder = byte_tokenizer(tmp_path / "thinks")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(t, special=False) for t in ("<think>", "</think>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] "
+        "if m.role == 'assistant' else m.content }}<|im_end|>{% endfor %}"
+    )
+    served.store.publish("thinks", "tokenizer", folder)
+    text = "a<think>b"
+    encoded = await stub.Encode(pb.EncodeRequest(model="thinks", texts=[text]))
+    assert len(encoded.sequences[0].ids) == 3
+    messages = [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": "<think>why</think>so"},
+        {"role": "user", "content": "and?"},
+    ]
+    request = pb.ApplyChatTemplateRequest(model="thinks", messages=messages)
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    expected = reference.apply_chat_template(messages, return_dict=True)
+    assert list((await stub.ApplyChatTemplate(request)).ids) == expected["input_ids"]
+
+
 async def test_many_conversations_in_one_call_are_as_one_by_one(
     stub: TokenizerServiceStub,
 ) -> None:
@@ -161,7 +234,16 @@ async def test_a_stream_holds_half_characters_back(stub: TokenizerServiceStub) -
         yield pb.DecodeStreamRequest(flush=True)
 
     texts = [answer.text async for answer in stub.DecodeStream(requests())]
-    assert texts == ["a", "", "🙂", "", "\ufffd"]
+    assert texts == ["a", "", "🙂", "", ""]
+    whole = await stub.Decode(
+        pb.DecodeRequest(model="bytes", sequences=[pb.TokenIds(ids=ids[:-1])])
+    )
+    assert list(whole.texts) == ["a🙂"]
+    raw = await stub.Decode(
+        pb.DecodeRequest(model="bytes", sequences=[pb.TokenIds(ids=[id_]) for id_ in ids], raw=True)
+    )
+    assert b"".join(raw.raw) == "a🙂é".encode()
+    assert not raw.texts
 
 
 async def test_bad_requests_end_in_clear_errors(stub: TokenizerServiceStub) -> None:

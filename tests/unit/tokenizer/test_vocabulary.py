@@ -129,3 +129,24 @@ def test_specs_are_checked(changes: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         VocabularySpec(**({"vocab_size": 512} | changes))
     assert refused.value.field == field
+
+
+def test_a_word_that_is_a_special_token_is_a_word_in_the_corpus_and_in_texts(
+    tmp_path: Path,
+) -> None:
+    """Training merges its letters into it: what comes of that is not for texts."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    lines = [
+        json.dumps({"text": f"thinking {n} <|endoftext|>\nthinking of {n}"}) for n in range(99)
+    ]
+    (corpus / "documents-0.jsonl").write_text("\n".join(lines))
+    spec = VocabularySpec(275, ("<|endoftext|>", "thinking"))
+    tokenizer = train(corpus_files(corpus), spec, lambda _: None)
+    save(tokenizer, spec, tmp_path / "tokenizer")
+    codec = Codec(tmp_path / "tokenizer")
+    assert codec.special_ids == {0, 1}
+    for text in ("thinking", "thinking of <|endoftext|>", "rethinking\nthinking"):
+        ids = codec.encode(text)
+        assert not codec.special_ids & set(ids)
+        assert codec.decode(ids) == text

@@ -75,13 +75,15 @@ class DataStep:
     pure = True
 
     def surroundings(self, spec: DataSpec, run_id: str) -> Mapping[str, str]:
+        # A dataset from before text was plain may hold special tokens that its corpus spelled.
+        text = {"text": "plain"} if spec.tokenizer else {}
         if spec.corpus_dir:
             # A folder that only the trainer's machine sees: no other run's result stands for it.
             found = fingerprint(Path(spec.corpus_dir))
-            return {"corpus_dir": found or f"unseen, run {run_id}"}
+            return {**text, "corpus_dir": found or f"unseen, run {run_id}"}
         if spec.builtin:
-            return {"python": platform.python_version()}
-        return {}
+            return {**text, "python": platform.python_version()}
+        return text
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
         spec = work.spec

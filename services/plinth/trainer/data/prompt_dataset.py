@@ -11,8 +11,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.messages import Messages
 from plinth.shared.prompt_set import SPLITS, Prompt, read_prompts
@@ -41,22 +39,20 @@ def tokenize_prompts(
     render: RenderPrompts,
 ) -> DatasetInfo:
     """Write a dataset to the new folder `out`. InvalidArgument: a split of the set is empty."""
-    encoder, end_of_text, eos = load_tokenizer(tokenizer)
+    encoder = load_tokenizer(tokenizer)
     out.mkdir(parents=True)
     (out / "tokenizer").mkdir()
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, out / "tokenizer" / name)
-    assert isinstance(encoder, Tokenizer)
-    vocab_size = encoder.get_vocab_size()
     info = DatasetInfo(
         objective="prompts",
         tokenizer=tokenizer_ref,
         tokenizer_digest=tokenizer_digest,
-        vocab_size=vocab_size,
-        end_of_text_id=end_of_text,
-        eos_id=eos,
-        dtype=token_dtype(vocab_size),
+        vocab_size=encoder.vocab_size,
+        end_of_text_id=encoder.end_of_text_id,
+        eos_id=encoder.eos_id,
+        dtype=token_dtype(encoder.vocab_size),
         splits={},
     )
     for split in SPLITS:

@@ -1,22 +1,27 @@
 """A corpus and a tokenizer make a dataset.
 
-Plain text is encoded with the tokenizer's own library; an end-of-text id follows each document.
+Text is plain, whatever it spells: no document holds a special token (`<|endoftext|>` in prose is
+prose). An end-of-text id follows each document of a corpus of text.
 Chat messages are rendered by the tokenizer stage (it owns the templates, in a sandbox): the
 caller gives a function that maps conversations to ids and masks, so this module knows no network.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.plain_text import (
+    PlainText,
+    open_tokenizer,
+    read_description,
+    read_object,
+    token_content,
+)
 from plinth.trainer.data.corpus import SPLITS, read_split
 from plinth.trainer.data.documents import BOUNDARY, Document
 from plinth.trainer.data.shards import (
@@ -43,6 +48,17 @@ _MERGED = 1  # token at the end of a prompt
 _BATCH_DOCUMENTS = 256
 
 
+@dataclass(frozen=True)
+class DocumentEncoder:
+    """A tokenizer as datasets use it. end_of_text_id separates documents, eos_id ends an answer;
+    they come from here and never from a document's text."""
+
+    plain: PlainText
+    vocab_size: int
+    end_of_text_id: int
+    eos_id: int
+
+
 def tokenize_corpus(
     corpus: Path,
     tokenizer: Path,
@@ -55,7 +71,7 @@ def tokenize_corpus(
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> DatasetInfo:
     """Write a dataset to the new folder `out`. `render` is needed for chat messages and pairs."""
-    encoder, end_of_text, eos = load_tokenizer(tokenizer)
+    encoder = load_tokenizer(tokenizer)
     first = next(read_split(corpus, "train"), None)
     if first is None:
         raise InvalidArgument(f"corpus {corpus} has no training documents", field="corpus")
@@ -67,15 +83,14 @@ def tokenize_corpus(
     for name in TOKENIZER_FILES:  # a model artifact holds a tokenizer too, beside its weights
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, out / "tokenizer" / name)
-    vocab_size = encoder.get_vocab_size()
     info = DatasetInfo(
         objective=KIND_OF_FORM[first.form],
         tokenizer=tokenizer_ref,
         tokenizer_digest=tokenizer_digest,
-        vocab_size=vocab_size,
-        end_of_text_id=end_of_text,
-        eos_id=eos,
-        dtype=token_dtype(vocab_size),
+        vocab_size=encoder.vocab_size,
+        end_of_text_id=encoder.end_of_text_id,
+        eos_id=encoder.eos_id,
+        dtype=token_dtype(encoder.vocab_size),
         splits={},
     )
     done = 0
@@ -87,7 +102,7 @@ def tokenize_corpus(
                 add = _add_pairs if first.form == "pairs" else _add_chats
                 add(writer, batch, render)
             else:
-                _add_texts(writer, batch, encoder, end_of_text)
+                _add_texts(writer, batch, encoder)
             done += sum(d.size for d in batch)
             on_bytes(done)
         writer.close()
@@ -96,10 +111,10 @@ def tokenize_corpus(
     return info
 
 
-def _add_texts(writer: SplitWriter, batch: list[Document], encoder: Any, end: int) -> None:
-    encodings = encoder.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
-    for document, encoding in zip(batch, encodings, strict=True):
-        writer.add([*encoding.ids, end], document.size)
+def _add_texts(writer: SplitWriter, batch: list[Document], encoder: DocumentEncoder) -> None:
+    sequences = encoder.plain.encode_batch([d.text for d in batch])
+    for document, ids in zip(batch, sequences, strict=True):
+        writer.add([*ids, encoder.end_of_text_id], document.size)
 
 
 def _add_chats(writer: SplitWriter, batch: list[Document], render: Render) -> None:
@@ -160,22 +175,22 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield group
 
 
-def load_tokenizer(folder: Path) -> tuple[Any, int, int]:
-    """The encoder, the id that separates documents, and the id that ends an answer."""
+def load_tokenizer(folder: Path) -> DocumentEncoder:
+    """InvalidArgument: `folder` has no tokenizer, or one without a token that ends a document."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InvalidArgument(f"{folder} is not a tokenizer: it has no tokenizer.json")
-    encoder = Tokenizer.from_file(str(path))
-    encoder.no_truncation()
-    encoder.no_padding()
+    description = read_description(folder, also_special=[BOUNDARY])
+    whole = open_tokenizer(description, str(path))
     config = folder / "tokenizer_config.json"
-    named = json.loads(config.read_text()).get("eos_token") if config.is_file() else None
-    name = named["content"] if isinstance(named, dict) else named
-    eos = encoder.token_to_id(name) if name else None
-    end = encoder.token_to_id(BOUNDARY)
+    name = token_content(read_object(config).get("eos_token")) if config.is_file() else None
+    eos = whole.token_to_id(name) if name else None
+    end = whole.token_to_id(BOUNDARY)
     end = eos if end is None else end
     if end is None:
         raise InvalidArgument(
             f"{path}: has neither {BOUNDARY} nor an eos_token, so documents cannot be separated"
         )
-    return encoder, end, end if eos is None else eos
+    return DocumentEncoder(
+        PlainText(description, folder), whole.get_vocab_size(), end, end if eos is None else eos
+    )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from plinth.algos.intervals import wilson
 from plinth.shared.errors import InvalidArgument, PlinthError
@@ -101,4 +102,10 @@ def _against(baseline: Sequence[float], rewards: Sequence[float]) -> dict[str, f
 
 def _texts(dataset: Path, rollouts: Sequence[Rollout]) -> list[str]:
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
-    return [tokenizer.decode(list(r.response), skip_special_tokens=True) for r in rollouts]
+    return [_text(tokenizer, rollout.response) for rollout in rollouts]
+
+
+def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The answer, without a character that it was cut off in."""
+    stream = DecodeStream(ids=[], skip_special_tokens=True)
+    return "".join(filter(None, (stream.step(tokenizer, id_) for id_ in ids)))
