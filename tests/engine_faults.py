@@ -142,6 +142,7 @@ class World:
         size, context = dice.choice([1, 2, 4, 16]), 64
         blocks = -(-context // size) * dice.choice([1, 2, 5])
         self.model = HashModel(blocks, size, context)
+        self.drafter = HashDrafter()
         self.engine = Engine(
             self.model,  # type: ignore[arg-type]
             Limits(
@@ -152,7 +153,7 @@ class World:
                 priority_aging=dice.choice([0, 20]),
             ),
             prefix_cache=dice.random() < 0.8,
-            drafters={"lookup": LookupDrafter(1, 1), "draft": HashDrafter()},
+            drafters={"lookup": LookupDrafter(1, 1), "draft": self.drafter},
             speculation="draft" if "draft" in kind else dice.choice(["off", "lookup", "draft"]),
             poison=True,
             clock=lambda: self.now,
@@ -370,7 +371,7 @@ class World:
         ]
 
     def _inject_drafter(self, what: str) -> None:
-        drafter = self.engine.drafters["draft"]._drafter
+        drafter = self.drafter
         propose = drafter.propose
 
         def proposed(sequences: Sequence[tuple[Any, int]]) -> Any:

@@ -184,12 +184,14 @@ SHARDS = (
     Panel(
         "Answers that went on at another shard",
         "ops",
-        "Outside of upgrades and drains this is 0; each one is a shard that died under a client.",
+        "Outside of upgrades and drains this is 0; each one is a shard that died under a client. "
+        "Given up: two shards died under one request, and it goes to no third.",
         (
             Query(
                 f'sum by (model) (rate(plinth_streams_resumed_total{{model=~"$model"}}[{_RATE}]))',
                 "{{model}}",
             ),
+            Query(f"sum(rate(plinth_poison_requests_total[{_RATE}]))", "given up"),
         ),
     ),
 )

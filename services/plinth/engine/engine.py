@@ -14,6 +14,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 
 from plinth.engine.blocks import BlockPool
+from plinth.engine.drafting import Drafting
 from plinth.engine.isolation import NON_FINITE, Outcome, run_isolated, step_failed
 from plinth.engine.plan import Plan, Row
 from plinth.engine.request import (
@@ -29,15 +30,9 @@ from plinth.engine.request import (
 from plinth.engine.runner import RowResult, Runner
 from plinth.engine.scheduler import Limits, Scheduler
 from plinth.engine.sequence import Sequence
-from plinth.engine.speculation import MAX_DRAFT, Drafter, GuardedDrafter
+from plinth.engine.speculation import Drafter
 from plinth.engine.verification import first_tokens, verify
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
-
-# Above this many sequences a step is bound by arithmetic, not by reading weights, and
-# verifying wrong drafts costs the others time.
-_SPECULATE_UP_TO = 4
-# Steps without drafts after a row of drafts that were all wrong.
-_DRAFT_REST = 4
 
 
 @dataclass(frozen=True)
@@ -81,10 +76,7 @@ class Engine:
         self.limits = replace(limits, positions=positions)
         self.pool = BlockPool(cache.blocks, cache.block_size, prefix_cache=prefix_cache)
         self.scheduler = Scheduler(self.pool, self.limits)
-        self.drafters = {
-            name: GuardedDrafter(one, config.vocab_size) for name, one in (drafters or {}).items()
-        }
-        self.speculation = speculation
+        self.drafting = Drafting(drafters or {}, speculation, config.vocab_size)
         self.steps = self.passes = 0  # a step is one pass, unless rows have to be told apart
         self._poison = poison
         self._numbers = itertools.count(1)
@@ -120,11 +112,11 @@ class Engine:
                 "this shard holds no adapters and no quantised weights", field="binding"
             )
         if request.sampling.speculation in ("lookup", "draft") and (
-            request.sampling.speculation not in self.drafters
+            request.sampling.speculation not in self.drafting.names
         ):
             raise InvalidArgument(
                 f"this shard has no drafter {request.sampling.speculation!r}; "
-                f"it has {sorted(self.drafters) or 'none'}",
+                f"it has {self.drafting.names or 'none'}",
                 field="speculation",
             )
         salt = "\0".join(
@@ -198,7 +190,7 @@ class Engine:
         while True:
             self.scheduler.at = None
             try:
-                self._draft()
+                self.drafting.draft(self.scheduler, self.limits.positions)
                 plan = self.scheduler.schedule()
                 break
             except Exception as error:
@@ -272,31 +264,6 @@ class Engine:
             self.scheduler.release(blocks)
         return True
 
-    def _draft(self) -> None:
-        """Ask the drafters on behalf of the sequences that are about to decode."""
-        running = self.scheduler.running
-        for sequence in running:
-            sequence.drafts = []
-        if len(running) > _SPECULATE_UP_TO or not self.drafters:
-            return
-        wanted: dict[str, list[tuple[Sequence, int]]] = {}
-        for sequence in running:
-            self.scheduler.at = sequence
-            name = sequence.request.sampling.speculation or self.speculation
-            if name not in self.drafters or sequence.scoring or sequence.pending != 1:
-                continue
-            if sequence.draft_rest:
-                sequence.draft_rest -= 1
-                continue
-            # One token comes from the target itself; drafts beyond the allowance are waste.
-            count = min(sequence.draft_length, sequence.allowance(self.limits.positions) - 1)
-            if count > 0 and self.scheduler.reserve(sequence, len(sequence.ids) + count):
-                wanted.setdefault(name, []).append((sequence, count))
-        for name, sequences in wanted.items():
-            proposals = self.drafters[name].propose(sequences)
-            for (sequence, _), drafts in zip(sequences, proposals, strict=True):
-                sequence.drafts = drafts
-
     def _first_tokens(self, launched: Launched) -> dict[int, SampledToken]:
         """The first token of every row that has one, sampled together; none where that fails:
         then each row is sampled by itself."""
@@ -323,27 +290,12 @@ class Engine:
         before = len(sequence.ids)
         tokens, finish = verify(sequence, row, result, first, self.limits.positions)
         accepted = max(0, len(tokens) - 1) if row.drafts else 0
-        self._adapt(sequence, row.drafts, accepted, before)
+        self.drafting.commit(sequence, row.drafts, accepted, before)
         sequence.usage.completion += len(tokens)
         self.scheduler.advance(sequence, computed + accepted)
         if finish is not None:
             return self._end(sequence, finish, tokens)
         return TokensEvent(sequence.request.id, tokens, None, sequence.usage)
-
-    def _adapt(self, sequence: Sequence, drafts: int, accepted: int, before: int) -> None:
-        """Longer drafts while they are right, a rest when they are all wrong."""
-        if not drafts:
-            return
-        usage = sequence.usage
-        usage.draft_proposed += drafts
-        usage.draft_accepted += accepted
-        if accepted == drafts:
-            sequence.draft_length = min(2 * sequence.draft_length, MAX_DRAFT)
-        elif accepted == 0:
-            sequence.draft_length = max(1, sequence.draft_length // 2)
-            sequence.draft_rest = _DRAFT_REST
-        name = sequence.request.sampling.speculation or self.speculation
-        self.drafters[name].commit(sequence, before, accepted)
 
     def _end(
         self, sequence: Sequence, finish: Finish | None, tokens: tuple[SampledToken, ...]
@@ -358,8 +310,7 @@ class Engine:
         self.scheduler.remove(sequence, damaged=damaged)
         del self._by_id[sequence.request.id]
         del self._by_number[sequence.number]
-        for drafter in self.drafters.values():
-            drafter.forget(sequence)
+        self.drafting.forget(sequence)
         self._poison_emptied()
 
     def _fail(self, sequence: Sequence, error: Exception) -> Event:

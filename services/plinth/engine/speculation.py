@@ -9,7 +9,6 @@ share their luck (coupled sampling).
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence as Many
 from typing import Protocol
@@ -22,7 +21,6 @@ from plinth.engine.sampling import sample
 from plinth.engine.sequence import Sequence
 
 MAX_DRAFT = 16
-_log = logging.getLogger(__name__)
 
 
 class Drafter(Protocol):
@@ -39,63 +37,6 @@ class Drafter(Protocol):
     def forget(self, sequence: Sequence) -> None:
         """The sequence ended."""
         ...
-
-
-class GuardedDrafter:
-    """A drafter whose faults cost speed and nothing else.
-
-    Where it raises, or proposes what is no token, the sequence that it was asked about goes on
-    without its drafts.
-    """
-
-    def __init__(self, drafter: Drafter, vocab_size: int) -> None:
-        self._drafter, self._vocab_size = drafter, vocab_size
-        self._failed: set[int] = set()
-
-    def propose(self, sequences: Many[tuple[Sequence, int]]) -> list[list[int]]:
-        """See `Drafter.propose`; never raises."""
-        asked = [pair for pair in sequences if pair[0].number not in self._failed]
-        proposals = dict(zip((s.number for s, _ in asked), self._propose(asked), strict=True))
-        return [proposals.get(sequence.number, []) for sequence, _ in sequences]
-
-    def _propose(self, sequences: Many[tuple[Sequence, int]]) -> list[list[int]]:
-        try:
-            proposals = self._drafter.propose(sequences) if sequences else []
-            self._check(sequences, proposals)
-        except Exception as error:  # noqa: BLE001 - answers do not depend on drafts
-            if len(sequences) > 1:
-                return [self._propose([one])[0] for one in sequences]
-            self._without(sequences[0][0], error)
-            return [[]]
-        return proposals
-
-    def _check(self, sequences: Many[tuple[Sequence, int]], proposals: list[list[int]]) -> None:
-        for (_, count), drafts in zip(sequences, proposals, strict=True):
-            if len(drafts) > count:
-                raise ValueError(f"{len(drafts)} drafts, {count} were asked for")
-            if not all(isinstance(id_, int) and 0 <= id_ < self._vocab_size for id_ in drafts):
-                raise ValueError(f"drafts outside the vocabulary of {self._vocab_size}")
-
-    def _without(self, sequence: Sequence, error: Exception) -> None:
-        self._failed.add(sequence.number)
-        _log.warning(
-            "request %s goes on without drafts: the drafter failed: %r", sequence.request.id, error
-        )
-
-    def commit(self, sequence: Sequence, before: int, accepted: int) -> None:
-        """See `Drafter.commit`; never raises."""
-        try:
-            self._drafter.commit(sequence, before, accepted)
-        except Exception as error:  # noqa: BLE001 - answers do not depend on drafts
-            self._without(sequence, error)
-
-    def forget(self, sequence: Sequence) -> None:
-        """See `Drafter.forget`; never raises."""
-        self._failed.discard(sequence.number)
-        try:
-            self._drafter.forget(sequence)
-        except Exception as error:  # noqa: BLE001 - answers do not depend on drafts
-            _log.warning("the drafter can't forget request %s: %r", sequence.request.id, error)
 
 
 class LookupDrafter:

@@ -15,7 +15,6 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,11 +25,10 @@ from plinth.engine.request import (
     FailedEvent,
     Finish,
     Request,
-    SampledToken,
     ScoresEvent,
-    TokensEvent,
 )
 from plinth.inference import step_times
+from plinth.inference.lent import Answer, LentEngine, log_failure, settle
 from plinth.inference.step_times import StepTimes
 from plinth.shared.errors import PlinthError, Unavailable
 from plinth.shared.telemetry import get_logger
@@ -40,24 +38,14 @@ _log = get_logger("plinth.inference.engine")
 LENT_TURN = 8
 
 
-@dataclass
-class Answer:
-    """All of one answer. `finish` is None until it has ended."""
-
-    tokens: list[SampledToken] = field(default_factory=list)
-    finish: Finish | None = None
-
-
 class EngineClient:
     """Owns the engine's thread from `start` to `stop`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._times = StepTimes()
-        self._lent: Engine | None = None
-        self._lent_times = StepTimes()
+        self._lent = LentEngine(None, self._settle)
         self._served = 0  # steps of the first engine since the last one of the lent
-        self._answers: dict[str, tuple[Answer, asyncio.Future[Answer]]] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[Event | Exception]] = {}
         self._asked: set[asyncio.Future[Any]] = set()  # what else somebody waits for
@@ -133,8 +121,8 @@ class EngineClient:
         Unavailable when the engine's thread has ended, or ends."""
 
         def exchange() -> None:
-            self._fail_answers(Unavailable("the policy's engine was taken away"))
-            self._lent, self._lent_times = engine, StepTimes()
+            self._lent.fail(Unavailable("the policy's engine was taken away"))
+            self._lent = LentEngine(engine, self._settle)
 
         await self._ask(exchange)
 
@@ -153,7 +141,7 @@ class EngineClient:
         finally:
             if not all(future.done() and not future.cancelled() for future in futures):
                 with contextlib.suppress(Unavailable):  # then nothing of them is there any more
-                    await asyncio.shield(self._ask(lambda: self._abort_lent(requests)))
+                    await asyncio.shield(self._ask(lambda: self._lent.abort(requests)))
 
     async def _ask(self, command: Callable[[], None]) -> None:
         """Have it carried out on the engine's thread, and wait until it was."""
@@ -162,7 +150,7 @@ class EngineClient:
 
         def carry_out() -> None:
             command()
-            self._hop(_settle, done, None)
+            self._settle(done, None)
 
         self._commands.put(carry_out)
         await done
@@ -193,42 +181,7 @@ class EngineClient:
         self._engine.abort(request_id, Finish.CANCELLED)
 
     def _add_lent(self, request: Request, future: asyncio.Future[Answer]) -> None:
-        try:
-            if self._lent is None:
-                raise Unavailable("no policy is held here")
-            self._lent.add(request)
-            self._answers[request.id] = (Answer(), future)
-        except Exception as refusal:  # noqa: BLE001 - told to the request that it belongs to
-            self._hop(_settle, future, step_failed(refusal))
-
-    def _abort_lent(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            if self._answers.pop(request.id, None) and self._lent is not None:
-                self._lent.abort(request.id, Finish.CANCELLED)
-
-    def _step_lent(self, lent: Engine) -> None:
-        """A step of the lent engine. Its death is not the shard's."""
-        self._served = 0
-        try:
-            events = self._timed(lent, self._lent_times)
-        except Exception as error:  # noqa: BLE001 - whoever waits for it is told
-            _log.error("policy.engine.failed", error=repr(error), exc_info=True)
-            self._lent = None
-            self._fail_answers(Unavailable("the policy's engine failed", reason="ENGINE_FAILED"))
-            return
-        for event in events:
-            answer, future = self._answers[event.request_id]
-            if isinstance(event, FailedEvent):
-                _told(event)
-                del self._answers[event.request_id]
-                self._hop(_settle, future, event.error)
-                continue
-            assert isinstance(event, TokensEvent)
-            answer.tokens += event.tokens
-            if event.finish is not None:
-                answer.finish = event.finish
-                del self._answers[event.request_id]
-                self._hop(_settle, future, answer)
+        self._lent.add(request, future)
 
     def _timed(self, engine: Engine, times: StepTimes) -> list[Event]:
         """A step that `check` can watch."""
@@ -242,25 +195,20 @@ class EngineClient:
             times.add(engine.under_way[0], time.monotonic() - began)
         return events
 
-    def _fail_answers(self, error: PlinthError) -> None:
-        for _, future in self._answers.values():
-            self._hop(_settle, future, error)
-        self._answers.clear()
-
     @property
     def _busy(self) -> bool:
-        return self._engine.busy or (self._lent is not None and self._lent.busy)
+        return self._engine.busy or self._lent.busy
 
     def _step(self) -> None:
         """One step of whichever engine's turn it is."""
-        lent = self._lent if self._lent is not None and self._lent.busy else None
-        if self._engine.busy and (lent is None or self._served < LENT_TURN):
+        if self._engine.busy and (not self._lent.busy or self._served < LENT_TURN):
             self._served += 1
             events = self._timed(self._engine, self._times)
             self._tell()  # before the answers: who has one finds its step counted
             self._deliver(events)
-        elif lent is not None:
-            self._step_lent(lent)
+        elif self._lent.busy:
+            self._served = 0
+            self._lent.step(self._timed)
 
     def _run(self) -> None:
         try:
@@ -296,9 +244,12 @@ class EngineClient:
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, FailedEvent):
-                _told(event)
+                log_failure(event)
         if events:
             self._hop(self._hand_out, events)
+
+    def _settle(self, future: asyncio.Future[Any], outcome: Any) -> None:
+        self._hop(settle, future, outcome)
 
     def _hop(self, call: Callable[..., None], *arguments: Any) -> None:
         assert self._loop is not None
@@ -324,24 +275,4 @@ class EngineClient:
         for stream in self._streams.values():
             stream.put_nowait(error)
         for asked in tuple(self._asked):
-            _settle(asked, error)
-
-
-def _settle(future: asyncio.Future[Any], outcome: Answer | Exception | None) -> None:
-    if future.done():  # whoever asked has gone
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-def _told(event: FailedEvent) -> None:
-    cause = event.error.__cause__
-    _log.error(
-        "request.failed",
-        request=event.request_id,
-        error=event.error.message,
-        reason=event.error.reason,
-        exc_info=cause if isinstance(cause, Exception) else None,
-    )
+            settle(asked, error)

@@ -16,7 +16,8 @@ from typing import Any
 
 from plinth.engine.request import Binding, Finish, Request, Sampling
 from plinth.engine.weight_set import RUNNING, WeightSet
-from plinth.inference.client import Answer, EngineClient
+from plinth.inference.client import EngineClient
+from plinth.inference.lent import Answer
 from plinth.shared import tracing
 from plinth.shared.errors import (
     Cancelled,
