@@ -17,13 +17,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = (HERE / "cpu.cpp", HERE / "training.cpp")
-HEADER = HERE / "tiles.h"
+HEADERS = sorted(HERE.glob("*.h"))
 INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
     "avx2": ("-mavx2", "-mfma"),
     "base": (),
 }
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi", "-ffp-contract=off")
 
 
 class BuildError(Exception):
@@ -37,7 +37,7 @@ def library() -> Path:
     """
     if prebuilt := os.environ.get("PLINTH_KERNELS"):
         return Path(prebuilt)
-    text = b"".join(path.read_bytes() for path in (HEADER, *SOURCES))
+    text = b"".join(path.read_bytes() for path in (*HEADERS, *SOURCES))
     stamp = hashlib.sha256(text + repr(FLAGS).encode()).hexdigest()[:16]
     folder = _folder()
     target = folder / f"plinth-kernels-{stamp}.so"

@@ -101,7 +101,7 @@ EXPORT(void norm)(const float* x, long ldx, long rows, long width, const float* 
       lanes d = load16(row + c, width - c) - mean;
       if (width - c < 16)
         for (long i = width - c; i < 16; ++i) d[i] = 0.0f;
-      squares += d * d;
+      squares = fma(d, d, squares);
     }
     const float scale = 1.0f / std::sqrt(total(squares) / width + eps);
     for (long c = 0; c < width; ++c) {
@@ -149,7 +149,7 @@ EXPORT(void gelu)(const float* x, long ldx, long rows, long width, float* out, i
   for (long r = 0; r < rows; ++r)
     for (long c = 0; c < width; c += 16) {
       const lanes v = load16(x + r * ldx + c, width - c);
-      const lanes u = 0.7978845608028654f * (v + 0.044715f * v * v * v);
+      const lanes u = 0.7978845608028654f * (fma(0.044715f * v, v * v, v));
       const lanes t = 1.0f - 2.0f / (exp16(2.0f * u) + 1.0f);
       store16(out + r * width + c, 0.5f * v * (1.0f + t), width - c);
     }
@@ -299,14 +299,14 @@ EXPORT(void race)(const float* logits, long ldl, long rows, long vocabulary, con
       double leading = -INFINITY;
       for (const long i : again) {
         const double x = ((double)row[i] - top) / heat;
-        const double mine = x - std::log(-std::log(uniform(stream, i)));
+        const double mine = x - log64(-log64(uniform(stream, i)));
         if (mine > leading || (mine == leading && i < winner)) leading = mine, winner = i;
       }
       double sum = 0.0, total = 0.0;
       for (int z = 0; z < 16; ++z) sum += weights[z], total += plain[z];
       token[r] = winner;
-      logprob[r] = ((double)row[winner] - top) / heat - std::log(sum);
-      raw[r] = (double)row[winner] - top - std::log(total);
+      logprob[r] = ((double)row[winner] - top) / heat - log64(sum);
+      raw[r] = (double)row[winner] - top - log64(total);
     }
   }
 }
