@@ -29,7 +29,7 @@ import transformers
 from plinth.engine.engine import Engine
 from plinth.engine.request import Binding, Request, Sampling
 from plinth.inference.loading import load_engine
-from plinth.kernels.native import instruction_set
+from plinth.kernels.library import instruction_set
 from plinth.models.importer import import_source
 from plinth.shared.settings_sections import EngineSettings
 
