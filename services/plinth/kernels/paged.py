@@ -118,7 +118,8 @@ class PagedBatch:
             ("positions", self.positions_n, room),
             ("slots", self.slots_n, cache.blocks * cache.block_size),
         ):
-            if column_n.shape != (rows,) or column_n.dtype != torch.int64:
+            strided = column_n.layout is torch.strided
+            if not strided or column_n.shape != (rows,) or column_n.dtype != torch.int64:
                 refuse("attend", name, f"torch.int64 [{rows}], one for each row", column_n)
             if column_n.is_cpu:
                 within("attend", name, column_n, end)

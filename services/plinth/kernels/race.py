@@ -23,7 +23,8 @@ _SHARE = 16_384
 
 def _rows(logits_mv: Tensor) -> Tensor:
     """Each row side by side, as the kernels read them."""
-    return logits_mv if logits_mv.stride(-1) == 1 else logits_mv.contiguous()
+    refused = logits_mv.layout is not torch.strided or logits_mv.dim() != 2
+    return logits_mv if refused or logits_mv.stride(1) == 1 else logits_mv.contiguous()
 
 
 def _shares(rows: int, vocabulary: int) -> int:
@@ -69,7 +70,7 @@ def normalisers(logits_mv: Tensor) -> Tensor:
 
 def exponentials(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """e^x, element by element, within 2 units in the last place; 0 below -708, inf above 709."""
-    arguments.array("exponentials", "x", x, (x.size,), np.float64)
+    arguments.array("exponentials", "x", x, (np.size(x),), np.float64)
     out = np.empty_like(x)
     kernels().exponentials(x.ctypes.data, x.size, out.ctypes.data)
     return out
@@ -77,7 +78,7 @@ def exponentials(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def logarithms(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """ln x, element by element, within 1 unit in the last place; -inf at 0, NaN below."""
-    arguments.array("logarithms", "x", x, (x.size,), np.float64)
+    arguments.array("logarithms", "x", x, (np.size(x),), np.float64)
     out = np.empty_like(x)
     kernels().logarithms(x.ctypes.data, x.size, out.ctypes.data)
     return out
