@@ -44,11 +44,14 @@ def powers(base: float, exponents: Tensor) -> Tensor:
 
 def rotary_tables(context: int, frequencies_e: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of position · frequency, fp32 [context, e/2]; the angle is rounded to fp32, as
-    the models were trained. Where torch makes tensors without values (meta), so are these."""
+    the models were trained. Where torch makes tensors without values (meta), so are these.
+    ValueError for a frequency that isn't finite."""
     device = torch.get_default_device()
     if device.type == "meta":
         shape = (context, len(frequencies_e))
         return torch.empty(shape), torch.empty(shape)
+    if not bool(frequencies_e.isfinite().all()):
+        raise ValueError("a frequency to be rotated by is not finite")
     frequencies = frequencies_e.numpy()
     cos_pe = np.empty((context, len(frequencies)), np.float32)
     sin_pe = np.empty_like(cos_pe)
@@ -61,10 +64,8 @@ def rotary_tables(context: int, frequencies_e: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cosine_and_sine(x: Doubles) -> tuple[Doubles, Doubles]:
-    """Both, of angles in radians. Additions and products only. ValueError for what isn't finite."""
+    """Both, of angles in radians. Additions and products only."""
     turns = np.rint(x * (2 / np.pi))
-    if not np.isfinite(turns).all():
-        raise ValueError("an angle to be rotated by is not finite: frequencies must be")
     rest = ((x - turns * _PARTS[0]) - turns * _PARTS[1]) - turns * _PARTS[2]
     square = rest * rest
     sine = rest + rest * square * _polynomial(_SIN, square)
