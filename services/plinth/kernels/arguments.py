@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _F32 = torch.float32
+# What unpacking another number of dimensions raises, and asking a sparse tensor for strides.
+# Cheaper than asking first: these checks run some 500 times a step.
+_NO_STRIDES = (ValueError, RuntimeError)
 
 
 class ArgumentError(ValueError):
@@ -43,21 +46,24 @@ def _strided(x: Tensor) -> bool:
 
 def matrix(kernel: str, name: str, x_nd: Tensor) -> tuple[int, int, int]:
     """Rows, width and the distance of rows of an fp32 matrix on the CPU."""
-    if x_nd.dtype is _F32 and x_nd.is_cpu and x_nd.layout is torch.strided and x_nd.dim() == 2:
-        n, d = x_nd.shape
-        apart, inner = x_nd.stride()
-        if d and (inner == 1 or d == 1):
+    try:
+        (n, d), (apart, inner) = x_nd.shape, x_nd.stride()
+        if x_nd.dtype is _F32 and x_nd.is_cpu and d and (inner == 1 or d == 1):
             return n, d, apart
+    except _NO_STRIDES:
+        pass
     refuse(kernel, name, "an fp32 matrix [n, d] on the CPU, d > 0, each row contiguous", x_nd)
 
 
 def heads(kernel: str, name: str, x_nhe: Tensor) -> tuple[int, int, int, int]:
     """Rows, heads, head width and the distance of rows of fp32 heads on the CPU."""
-    if x_nhe.dtype is _F32 and x_nhe.is_cpu and x_nhe.layout is torch.strided and x_nhe.dim() == 3:
-        n, h, e = x_nhe.shape
-        apart, between, inner = x_nhe.stride()
-        if h and e and (inner == 1 or e == 1) and (between == e or h == 1):
+    try:
+        (n, h, e), (apart, between, inner) = x_nhe.shape, x_nhe.stride()
+        side = h and e and (inner == 1 or e == 1) and (between == e or h == 1)
+        if side and x_nhe.dtype is _F32 and x_nhe.is_cpu:
             return n, h, e, apart
+    except _NO_STRIDES:
+        pass
     refuse(kernel, name, "fp32 [n, h, e] on the CPU, h, e > 0, each row contiguous", x_nhe)
 
 
@@ -65,10 +71,16 @@ def exact(
     kernel: str, name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = _F32
 ) -> Tensor:
     """x, if it is contiguous on the CPU and has this shape and type."""
-    strided = x.dtype is dtype and x.is_cpu and x.layout is torch.strided
-    if strided and x.shape == shape and x.is_contiguous():
+    if x.dtype is dtype and x.is_cpu and x.shape == shape and _contiguous(x):
         return x
     refuse(kernel, name, f"{dtype} {list(shape)}, contiguous, on the CPU", x)
+
+
+def _contiguous(x: Tensor) -> bool:
+    try:
+        return x.is_contiguous()
+    except _NO_STRIDES:
+        return False
 
 
 def array(kernel: str, name: str, x: object, shape: tuple[int, ...], dtype: type) -> None:

@@ -40,8 +40,12 @@ FLAGS = (
 
 
 class BuildError(Exception):
-    """No compiler, or the compiler refused, or the library is not this package's; the message
-    holds what was expected, what was found, and what to do."""
+    """No compiler, or the compiler refused; the message holds its words."""
+
+
+class LibraryError(BuildError):
+    """What `PLINTH_KERNELS` names is not this package's library. Nobody may do without it then:
+    somebody said that it is there."""
 
 
 @functools.cache
@@ -79,13 +83,13 @@ def library() -> Path:
 def load() -> ctypes.CDLL:
     """The library, of which it is known that it is this package's.
 
-    Raises BuildError for a prebuilt one that is missing, broken or another package's. One in the
+    Raises LibraryError for a prebuilt one that is missing, broken or another package's. One in the
     cache that is broken (a disk that was full, a power cut) is compiled again.
     """
     path = library()
     fault = _fault(path)
     if fault and os.environ.get("PLINTH_KERNELS"):
-        raise BuildError(
+        raise LibraryError(
             f"PLINTH_KERNELS={path}: expected CPU kernels with stamp {stamp()}, found {fault}; "
             "build them with `python -m plinth.kernels.build` from this package's sources, or "
             "unset PLINTH_KERNELS where there is a compiler"
@@ -95,7 +99,7 @@ def load() -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise BuildError(
+        raise LibraryError(
             f"{path}: these are CPU kernels of this package, yet they do not load: {error}"
         ) from error
 

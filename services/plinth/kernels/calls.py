@@ -62,9 +62,9 @@ def linear(x_ni: Tensor, packed: Packed, residual_no: Tensor | None, threads: in
         residual = residual_no.data_ptr()
     out_no = torch.empty(n, outputs)
     kernels().linear(
-        *(x_ni.data_ptr(), apart, n, i, packed.pointer, packed.bias_pointer),
-        *(residual, between, out_no.data_ptr(), outputs, outputs, threads),
-    )
+        x_ni.data_ptr(), apart, n, i, packed.pointer, packed.bias_pointer,
+        residual, between, out_no.data_ptr(), outputs, outputs, threads,
+    )  # fmt: skip
     return out_no
 
 
@@ -75,9 +75,9 @@ def norm(x_nd: Tensor, weight_d: Tensor, bias_d: Tensor | None, eps: float, thre
     bias = None if bias_d is None else exact("norm", "bias", bias_d, (d,)).data_ptr()
     out_nd = torch.empty(n, d)
     kernels().norm(
-        *(x_nd.data_ptr(), apart, n, d, weight_d.data_ptr(), bias, eps),
-        *(out_nd.data_ptr(), threads),
-    )
+        x_nd.data_ptr(), apart, n, d, weight_d.data_ptr(), bias, eps,
+        out_nd.data_ptr(), threads,
+    )  # fmt: skip
     return out_nd
 
 
@@ -101,11 +101,7 @@ class Rotation:
 
     def turn(self, x_nhe: Tensor, out_nhe: Tensor, turn: float, threads: int) -> None:
         """Rotate the pairs (i, i + e/2), backwards where `turn` is -1; out may be x."""
-        n, h, e, apart = heads("rope", "x", x_nhe)
-        if n != self.rows:
-            refuse("rope", "x", f"of {self.rows} rows, as many as positions", x_nhe)
-        if e != 2 * self.half:
-            refuse("rope", "x", f"{2 * self.half} wide, twice the table", x_nhe)
+        n, h, e, apart = self._fits(x_nhe)
         to = apart
         if out_nhe is not x_nhe:
             _, _, _, to = heads("rope", "out", out_nhe)
@@ -113,10 +109,32 @@ class Rotation:
                 refuse("rope", "out", f"of x's shape {list(x_nhe.shape)}", out_nhe)
         if n > 1 and to < h * e:
             refuse("rope", "out", "of rows that do not overlap", out_nhe)
-        kernels().rope(
-            *(x_nhe.data_ptr(), apart, n, h, self.half, *self._pointers, turn),
-            *(out_nhe.data_ptr(), to, threads),
-        )
+        self._turn(x_nhe.data_ptr(), apart, h, turn, out_nhe.data_ptr(), to, threads)
+
+    def turn_both(self, q_nhe: Tensor, k_nke: Tensor, threads: int) -> None:
+        """Rotate in place; in one pass where the heads of k follow those of q in memory."""
+        n, h, e, apart = self._fits(q_nhe)
+        _, kv_heads, _, between = self._fits(k_nke)
+        q, all_heads = q_nhe.data_ptr(), h + kv_heads
+        follows = k_nke.data_ptr() == q + h * e * 4 and between == apart
+        if follows and (n == 1 or apart >= all_heads * e):
+            self._turn(q, apart, all_heads, 1.0, q, apart, threads)
+        else:
+            self.turn(q_nhe, q_nhe, 1.0, threads)
+            self.turn(k_nke, k_nke, 1.0, threads)
+
+    def _fits(self, x_nhe: Tensor) -> tuple[int, int, int, int]:
+        n, h, e, apart = heads("rope", "x", x_nhe)
+        if n != self.rows:
+            refuse("rope", "x", f"of {self.rows} rows, as many as positions", x_nhe)
+        if e != 2 * self.half:
+            refuse("rope", "x", f"{2 * self.half} wide, twice the table", x_nhe)
+        return n, h, e, apart
+
+    def _turn(
+        self, x: int, apart: int, h: int, turn: float, out: int, to: int, threads: int
+    ) -> None:
+        kernels().rope(x, apart, self.rows, h, self.half, *self._pointers, turn, out, to, threads)
 
 
 class Tiles:
@@ -134,6 +152,8 @@ class Tiles:
         self._slots = batch.slots_n.data_ptr()
         self._pointers = tuple(column.data_ptr() for column in columns)
         self._count, self._table_width = columns[3].shape
+        # By layer, KV heads and head width: where keys and values lie.
+        self._seen: dict[tuple[int, int, int], tuple[int, int]] = {}
 
     def write(self, layer: int, k_nke: Tensor, v_nke: Tensor) -> None:
         """Keys and values of all rows go to their slots of the layer's cache."""
@@ -145,9 +165,9 @@ class Tiles:
             refuse("write_kv", "v", f"of k's shape {list(k_nke.shape)}", v_nke)
         keys, values = self._pools("write_kv", layer, kv_heads, e)
         kernels().write_kv(
-            *(k_nke.data_ptr(), apart, v_nke.data_ptr(), between, n, kv_heads, e),
-            *(self._slots, self.cache.block_size, keys, values),
-        )
+            k_nke.data_ptr(), apart, v_nke.data_ptr(), between, n, kv_heads, e,
+            self._slots, self.cache.block_size, keys, values,
+        )  # fmt: skip
 
     def attend(self, layer: int, q_nhe: Tensor, kv_heads: int, threads: int) -> Tensor:
         """Causal attention of each row over its sequence's blocks, [n, h * e]."""
@@ -159,20 +179,25 @@ class Tiles:
         keys, values = self._pools("attend", layer, kv_heads, e)
         out_nd = torch.empty(n, h * e)
         kernels().attend(
-            *(q_nhe.data_ptr(), apart, h, kv_heads, e, e**-0.5, keys, values),
-            *(self.cache.block_size, self._count, *self._pointers, self._table_width),
-            *(out_nd.data_ptr(), h * e, threads),
-        )
+            q_nhe.data_ptr(), apart, h, kv_heads, e, e**-0.5, keys, values,
+            self.cache.block_size, self._count, *self._pointers, self._table_width,
+            out_nd.data_ptr(), h * e, threads,
+        )  # fmt: skip
         return out_nd
 
     def _pools(self, kernel: str, layer: int, kv_heads: int, e: int) -> tuple[int, int]:
+        seen = self._seen.get((layer, kv_heads, e))
+        if seen is not None:
+            return seen
         cache = self.cache
         if not 0 <= layer < len(cache.keys):
             refuse(kernel, "layer", f"within 0 … {len(cache.keys) - 1}", layer)
         keys, values, size = cache.keys[layer], cache.values[layer], cache.block_size
         exact(kernel, "keys", keys, (cache.blocks, kv_heads, e, size))
         exact(kernel, "values", values, (cache.blocks, kv_heads, size, e))
-        return keys.data_ptr(), values.data_ptr()
+        pointers = keys.data_ptr(), values.data_ptr()
+        self._seen[layer, kv_heads, e] = pointers
+        return pointers
 
 
 def _cut(batch: PagedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -202,9 +227,9 @@ def swiglu(gate_ni: Tensor, up_ni: Tensor, threads: int) -> Tensor:
         refuse("swiglu", "up", f"of gate's shape {list(gate_ni.shape)}", up_ni)
     out_ni = torch.empty(n, i)
     kernels().swiglu(
-        *(gate_ni.data_ptr(), apart, up_ni.data_ptr(), between, n, i),
-        *(out_ni.data_ptr(), threads),
-    )
+        gate_ni.data_ptr(), apart, up_ni.data_ptr(), between, n, i,
+        out_ni.data_ptr(), threads,
+    )  # fmt: skip
     return out_ni
 
 

@@ -60,6 +60,7 @@ class Kernels:
 
 @functools.cache
 def kernels() -> Kernels:
-    """Loaded once per process. Raises `build.BuildError` where they cannot be compiled, or where
+    """Loaded once per process. Raises `build.BuildError` where they cannot be compiled, its
+    `LibraryError` where
     `PLINTH_KERNELS` names what this package was not made with."""
     return Kernels(instruction_set())

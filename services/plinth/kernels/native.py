@@ -97,8 +97,7 @@ class NativeBackend:
         rotation = self._rotation
         if rotation is None or not rotation.is_of(positions_n, cos_pe, sin_pe):
             rotation = self._rotation = calls.Rotation(positions_n, cos_pe, sin_pe)
-        for x_nhe in (q_nhe, k_nke):
-            rotation.turn(x_nhe, x_nhe, 1.0, self.threads)
+        rotation.turn_both(q_nhe, k_nke, self.threads)
         return q_nhe, k_nke
 
     def mix(self, layer: int, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:

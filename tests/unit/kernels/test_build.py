@@ -91,7 +91,7 @@ def test_a_prebuilt_library_that_is_not_this_packages_is_refused(
     if content is not None:
         prebuilt.write_bytes(content)
     monkeypatch.setenv("PLINTH_KERNELS", str(prebuilt))
-    with pytest.raises(build.BuildError) as refused:
+    with pytest.raises(build.LibraryError) as refused:
         Kernels(instruction_set())
     message = str(refused.value)
     assert found in message

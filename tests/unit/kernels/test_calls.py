@@ -1,4 +1,4 @@
-"""The door to the kernels: what they cannot compute from is refused, by name, and nothing crashes."""
+"""What the kernels cannot compute from is refused, by name, and nothing crashes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_positions_outside_of_the_table(position: int, dtype: torch.dtype) -> No
     if dtype == torch.float32:
         backends.append(NativeBackend(PackedWeights(), cache, batch))
     for backend in backends:
-        with pytest.raises((ArgumentError, IndexError, RuntimeError), match="range|0 … 7"):
+        with pytest.raises((ArgumentError, IndexError, RuntimeError), match=r"range|0 … 7"):
             backend.rope(q.clone(), q.clone(), positions, *tables)
 
 

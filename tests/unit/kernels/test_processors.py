@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import numpy._core._multiarray_umath as numpy_features
 import pytest
@@ -22,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import checkpoints
 from plinth.kernels import calls, gradients, race
 from plinth.kernels.fused import FusedOps
 from plinth.kernels.library import Kernels, instruction_set
@@ -32,6 +32,8 @@ from plinth.models.rotary import cosine_and_sine, powers, rotary_tables
 SETS = ["base", "avx2", "avx512"]
 HERE = SETS[: SETS.index(instruction_set()) + 1]
 CAPABILITIES = {"base": "default", "avx2": "avx2", "avx512": "avx512"}
+# What the vector mathematics of MKL may use, which torch calls.
+MKL = {"base": "SSE4_2", "avx2": "AVX2", "avx512": "AVX512"}
 # What the C library may use, by GLIBC_TUNABLES; what numpy may, beyond its baseline.
 C_LIBRARY = {
     "base": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX512F",
@@ -213,6 +215,7 @@ def _generate(instructions: str, folders: list[Path]) -> subprocess.Popen[str]:
     ]
     environment = os.environ | {
         "ATEN_CPU_CAPABILITY": CAPABILITIES[instructions],
+        "MKL_ENABLE_INSTRUCTIONS": MKL[instructions],
         "GLIBC_TUNABLES": C_LIBRARY[instructions],
         "NPY_DISABLE_CPU_FEATURES": " ".join(off),
         "PYTHONPATH": os.pathsep.join(sys.path),
