@@ -60,7 +60,6 @@ class Kernels:
 
 @functools.cache
 def kernels() -> Kernels:
-    """Loaded once per process. Raises `build.BuildError` where they cannot be compiled, its
-    `LibraryError` where
-    `PLINTH_KERNELS` names what this package was not made with."""
+    """Loaded once per process. Raises `build.BuildError` where they cannot be compiled, and
+    `build.LibraryError` where `PLINTH_KERNELS` names what is not this package's."""
     return Kernels(instruction_set())
