@@ -179,7 +179,7 @@ def run_self(algorithm: str, seed: int, folder: Path, updates: int, device: str)
     from plinth.engine.engine import Engine
     from plinth.engine.runner import Runner
     from plinth.engine.scheduler import Limits
-    from plinth.kernels.native import instruction_set
+    from plinth.kernels.library import instruction_set
     from plinth.kernels.paged import KvCache
     from plinth.models.weights import load_decoder
     from plinth.trainer.policy.config import PolicyConfig

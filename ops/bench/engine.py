@@ -40,7 +40,7 @@ from shapes import DTYPES, random_pair
 
 from plinth.engine.engine import Engine
 from plinth.engine.request import Binding, Request, Sampling, ScoresEvent
-from plinth.kernels.native import instruction_set
+from plinth.kernels.library import instruction_set
 
 Prompts = list[list[int]]
 # Seen in SmolLM2's shape: 1e-6 and 0.01; with a wrong rotary angle 0.08, without attention 1.

@@ -94,10 +94,10 @@ def test_the_gateway_has_no_torch_and_runs_what_the_chart_runs_in_it():
 
 def test_the_cpu_image_loads_the_prebuilt_kernels():
     program = (
-        "from plinth.kernels import build, native\n"
+        "from plinth.kernels import build, library\n"
         "assert str(build.library()) == '/opt/plinth/lib/plinth-kernels.so'\n"
-        "native.kernels()\n"
-        "print(native.instruction_set())"
+        "library.kernels()\n"
+        "print(library.instruction_set())"
     )
     assert run("cpu", "python", "-c", program) in {"avx512", "avx2", "base"}
 

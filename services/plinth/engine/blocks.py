@@ -6,8 +6,9 @@ blocks are ever shared, and a full block is never written again, so no block is 
 sequences and nothing has to be copied on write.
 
 A block's key covers its tokens, all tokens before them (through the parent's key), and a salt
-(binding and tenant). It is keyed with a secret of the process, and the tokens are compared at
-each hit, so that a collision can neither be built nor matter.
+(binding and tenant): a hash of 128 bits, keyed with a secret of the process, so that nobody
+outside of it can build two prefixes with one key. At a hit the block's own tokens are compared as
+well; what came before them, and the salt, stand behind the key alone.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from plinth.engine.plan import Plan, Row
 from plinth.kernels.backend import Backend
 from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
+from plinth.kernels.race import log_normalisers
 from plinth.kernels.reference import ReferenceBackend
 from plinth.models.decoder import Decoder
 from plinth.models.lora import merged_tensors
@@ -104,6 +105,7 @@ class Runner:
             targets = torch.tensor(row.targets[low : low + _SCORE_ROWS], device=self.device)
             begin = first + row.targets_at + low
             logits = self._logits(hidden_nd, list(range(begin, begin + len(targets))), backend)
-            chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
+            picked = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+            chosen = picked - log_normalisers(logits)
             scores += chosen.tolist()
         return scores

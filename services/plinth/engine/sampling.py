@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plinth.engine.noise import SAMPLE, uniforms
 from plinth.engine.request import SampledToken, Sampling
-from plinth.kernels.race import race
+from plinth.kernels.race import exponentials, log_normalisers, logarithms, race
 
 
 def sample(
@@ -63,7 +63,7 @@ def _race(logits_mv: Tensor, choices: Sequence[tuple[Sampling, int]]) -> list[Sa
 
 def _one(logits_1v: Tensor, sampling: Sampling, position: int, logprobs: bool) -> SampledToken:
     """A greedy or filtered row."""
-    normaliser = float(logits_1v.logsumexp(dim=-1)) if logprobs else 0.0
+    normaliser = float(log_normalisers(logits_1v)) if logprobs else 0.0
     logits_v = logits_1v[0]
     logprob = None
     if sampling.temperature > 0:
@@ -86,8 +86,8 @@ def draw(logits_v: NDArray[np.float32], sampling: Sampling, position: int) -> tu
     kept, probabilities = distribution(logits_v, sampling)
     noise = uniforms(sampling.seed, sampling.sample_index, position, logits_v.shape[0])
     with np.errstate(divide="ignore", over="ignore"):
-        winner = int(np.argmin(-np.log(noise[kept]) / probabilities))
-    return int(kept[winner]), float(np.log(probabilities[winner]))
+        winner = int(np.argmin(-logarithms(noise[kept]) / probabilities))
+    return int(kept[winner]), float(logarithms(probabilities[winner : winner + 1])[0])
 
 
 def distribution(
@@ -104,7 +104,7 @@ def distribution(
     kept = np.arange(scaled.shape[0])
     if 0 < sampling.top_k < scaled.shape[0]:
         kept = np.sort(np.lexsort((kept, -scaled))[: sampling.top_k])
-    weights = np.exp(scaled[kept])
+    weights = exponentials(scaled[kept])
     probabilities = weights / weights.sum()
     if sampling.top_p < 1:
         order = np.lexsort((kept, -probabilities))

@@ -26,8 +26,9 @@ class DenseOps:
     def rope(
         self, q_nhe: Tensor, k_nke: Tensor, positions_n: Tensor, cos_pe: Tensor, sin_pe: Tensor
     ) -> tuple[Tensor, Tensor]:
-        cos = cos_pe[positions_n].unsqueeze(1).to(q_nhe.dtype)
-        sin = sin_pe[positions_n].unsqueeze(1).to(q_nhe.dtype)
+        # `index_select` refuses what lies outside of the table; indexing would wrap below 0.
+        cos = cos_pe.index_select(0, positions_n).unsqueeze(1).to(q_nhe.dtype)
+        sin = sin_pe.index_select(0, positions_n).unsqueeze(1).to(q_nhe.dtype)
         return _rotate(q_nhe, cos, sin), _rotate(k_nke, cos, sin)
 
     def swiglu(self, gate_ni: Tensor, up_ni: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from plinth.kernels import calls, gradients
 from plinth.kernels.backend import NormWeights
 from plinth.kernels.dense import DenseOps
-from plinth.kernels.native import kernels
 
 
 class FusedOps(DenseOps):
@@ -57,22 +57,14 @@ class _RmsNorm(Function):
     def forward(ctx: Any, x_nd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x_nd, weight_d)
         ctx.eps = eps
-        out_nd = torch.empty_like(x_nd)
-        n, d = x_nd.shape
-        x, weight, out = _pointers(x_nd, weight_d, out_nd)
-        kernels().norm(x, d, n, d, weight, None, eps, out, torch.get_num_threads())
-        return out_nd
+        return calls.norm(x_nd, weight_d, None, eps, torch.get_num_threads())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_nd: Tensor) -> tuple[Tensor, Tensor, None]:
         x_nd, weight_d = ctx.saved_tensors
-        (n, d), threads = x_nd.shape, torch.get_num_threads()
-        grad_nd, grad_x_nd = grad_nd.contiguous(), torch.empty_like(x_nd)
-        parts_td = torch.empty(threads, d)
-        x, grad, weight, grad_x, parts = _pointers(x_nd, grad_nd, weight_d, grad_x_nd, parts_td)
-        kernels().norm_back(x, grad, n, d, weight, ctx.eps, grad_x, parts, threads)
-        return grad_x_nd, parts_td.sum(0), None
+        given = (x_nd, grad_nd.contiguous(), weight_d, ctx.eps)
+        return *gradients.norm_back(*given, torch.get_num_threads()), None
 
 
 class _Rotation(Function):
@@ -97,10 +89,8 @@ def _rotated(
 ) -> Tensor:
     x_nhe = x_nhe.contiguous()
     out_nhe = torch.empty_like(x_nhe)
-    n, heads, width = x_nhe.shape
-    x, out, *tables = _pointers(x_nhe, out_nhe, positions_n, cos_pe, sin_pe)
-    row, threads = heads * width, torch.get_num_threads()
-    kernels().rope(x, row, n, heads, width // 2, *tables, turn, out, row, threads)
+    rotation = calls.Rotation(positions_n, cos_pe, sin_pe)
+    rotation.turn(x_nhe, out_nhe, turn, torch.get_num_threads())
     return out_nhe
 
 
@@ -110,22 +100,14 @@ class _SwiGlu(Function):
     @staticmethod
     def forward(ctx: Any, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
         ctx.save_for_backward(gate_ni, up_ni)
-        out_ni = torch.empty_like(gate_ni)
-        n, i = gate_ni.shape
-        gate, up, out = _pointers(gate_ni, up_ni, out_ni)
-        kernels().swiglu(gate, up, i, n, i, out, torch.get_num_threads())
-        return out_ni
+        return calls.swiglu(gate_ni, up_ni, torch.get_num_threads())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ni: Tensor) -> tuple[Tensor, Tensor]:
         gate_ni, up_ni = ctx.saved_tensors
-        grad_ni = grad_ni.contiguous()
-        grad_gate_ni, grad_up_ni = torch.empty_like(gate_ni), torch.empty_like(up_ni)
-        size, threads = grad_ni.numel(), torch.get_num_threads()
-        grads = _pointers(grad_gate_ni, grad_up_ni)
-        kernels().swiglu_back(*_pointers(gate_ni, up_ni, grad_ni), size, *grads, threads)
-        return grad_gate_ni, grad_up_ni
+        threads = torch.get_num_threads()
+        return gradients.swiglu_back(gate_ni, up_ni, grad_ni.contiguous(), threads)
 
 
 def attend(
@@ -151,34 +133,22 @@ class _Attention(Function):
         t: int,
         firsts_bt: Tensor | None,
     ) -> Tensor:
-        _, heads, width = q_nhe.shape
-        out_nd, lse_bht = torch.empty(b * t, heads * width), torch.empty(b, heads, t)
-        ctx.shape = (b, t, heads, k_nke.shape[1], width, width**-0.5)
-        kernels().attend_whole(
-            *_pointers(q_nhe, k_nke, v_nke, firsts_bt),
-            *ctx.shape,
-            *_pointers(out_nd, lse_bht),
-            torch.get_num_threads(),
-        )
+        inputs, threads = (q_nhe, k_nke, v_nke, b, t, firsts_bt), torch.get_num_threads()
+        out_nd, lse_bht = gradients.attend_whole(*inputs, threads)
+        ctx.length = (b, t)
         ctx.save_for_backward(q_nhe, k_nke, v_nke, firsts_bt, out_nd, lse_bht)
         return out_nd
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_nd: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        grads = tuple(torch.empty_like(x) for x in saved[:3])
-        kernels().attend_whole_back(
-            *_pointers(*saved, grad_nd.contiguous()),
-            *ctx.shape,
-            *_pointers(*grads),
-            torch.get_num_threads(),
+        q_nhe, k_nke, v_nke, firsts_bt, out_nd, lse_bht = ctx.saved_tensors
+        b, t = ctx.length
+        grad_nd, threads = grad_nd.contiguous(), torch.get_num_threads()
+        grads = gradients.attend_whole_back(
+            q_nhe, k_nke, v_nke, b, t, firsts_bt, out_nd, lse_bht, grad_nd, threads
         )
         return (*grads, None, None, None)
-
-
-def _pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
-    return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
 # Torch does not say what `apply` takes and gives.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plinth.kernels.arguments import exact, refuse, within
+
 
 class KvCache:
     """One pool of blocks per layer: `keys[l]` is [B, k, e, s], `values[l]` is [B, k, s, e]."""
@@ -87,3 +89,37 @@ class PagedBatch:
             positions_n=torch.tensor(positions, dtype=torch.int64, device=device),
             slots_n=torch.tensor(slots, dtype=torch.int64, device=device),
         )
+
+    def check(self, cache: KvCache) -> None:
+        """ArgumentError unless the rows are those of the runs, and all that they name lies within
+        the cache: a kernel reads and writes there, and torch takes -1 for the last.
+
+        Values on another device are not looked at (it would wait for them): they were made of
+        the same lists as those on the CPU, and that device refuses what is out of bounds.
+        """
+        count, width = self.table_qb.shape if self.table_qb.dim() == 2 else (0, 0)
+        columns = {"firsts": self.firsts_q, "counts": self.counts_q, "starts": self.starts_q}
+        runs = []
+        for name, column_q in columns.items():
+            runs.append(exact("attend", name, column_q, (count,), torch.int32).tolist())
+        exact("attend", "table", self.table_qb, (count, width), torch.int32)
+        within("attend", "table", self.table_qb, cache.blocks)
+        rows, room = 0, width * cache.block_size
+        for i, (first, tokens, start) in enumerate(zip(*runs, strict=True)):
+            if first != rows:
+                refuse("attend", "firsts", f"{rows} for run {i}, after the rows before", first)
+            if tokens < 0:
+                refuse("attend", "counts", f"at least 0 for run {i}", tokens)
+            if start < 0 or start + tokens > room:
+                must = f"within its table's {room} positions for run {i}"
+                refuse("attend", "starts", must, f"{start} … {start + tokens}")
+            rows += tokens
+        for name, column_n, end in (
+            ("positions", self.positions_n, room),
+            ("slots", self.slots_n, cache.blocks * cache.block_size),
+        ):
+            strided = column_n.layout is torch.strided
+            if not strided or column_n.shape != (rows,) or column_n.dtype != torch.int64:
+                refuse("attend", name, f"torch.int64 [{rows}], one for each row", column_n)
+            if column_n.is_cpu:
+                within("attend", name, column_n, end)

@@ -10,9 +10,14 @@ from plinth.kernels.paged import KvCache, PagedBatch
 
 
 class ReferenceBackend(DenseOps):
-    """Writes the rows' keys and values to their slots, then attends sequence by sequence."""
+    """Writes the rows' keys and values to their slots, then attends sequence by sequence.
+
+    Raises `arguments.ArgumentError` for a batch whose rows, blocks or slots lie outside of the
+    cache.
+    """
 
     def __init__(self, cache: KvCache, batch: PagedBatch) -> None:
+        batch.check(cache)
         self.cache, self.batch = cache, batch
 
     def mix(self, layer: int, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ EXPORT(void attend_whole)(const float* q, const float* k, const float* v, const 
               }
               const float all = total(sum), inverse = 1.0f / all;
               for (long c = 0; c < span.columns; ++c) row[c] *= inverse;
-              lse[(i * heads + h) * t + r0 + r] = top + std::log(all);
+              lse[(i * heads + h) * t + r0 + r] = top + (float)log64(all);
             }
             product(n, scores.data(), span.columns, span.depth,
                     values.straight.data() + span.low * wide, wide, wide, mixed.data(), wide,

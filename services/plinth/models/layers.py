@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plinth.kernels.backend import Backend, LowRank
 from plinth.models.config import ModelConfig
+from plinth.models.rotary import powers, rotary_tables
 
 
 class Linear(nn.Module):
@@ -77,23 +78,27 @@ class Norm(nn.Module):
 
 
 class Rope(nn.Module):
-    """Rotary tables in fp32, [context, head_dim / 2] each (Su et al. 2021)."""
+    """Rotary tables, [context, head_dim / 2] each (Su et al. 2021).
+
+    Made in fp32, with the same bits on every processor (`rotary`). They are buffers: a decoder
+    that is moved to another type (`Decoder.to(dtype)`) takes them along, rounded to it.
+    """
 
     cos_pe: Tensor
     sin_pe: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        frequencies = rope_frequencies(config)
-        angles = torch.outer(torch.arange(config.context, dtype=torch.float32), frequencies)
-        self.register_buffer("cos_pe", angles.cos(), persistent=False)
-        self.register_buffer("sin_pe", angles.sin(), persistent=False)
+        cos_pe, sin_pe = rotary_tables(config.context, rope_frequencies(config))
+        self.register_buffer("cos_pe", cos_pe, persistent=False)
+        self.register_buffer("sin_pe", sin_pe, persistent=False)
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
     """Inverse frequencies [head_dim / 2], scaled as the config says (Llama 3.1's rule)."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
+    dims = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu")
+    exponents = dims.float() / config.head_dim
+    frequencies = 1.0 / powers(config.rope_theta, exponents)
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies

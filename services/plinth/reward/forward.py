@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from plinth.kernels.build import BuildError
-from plinth.kernels.native import NativeBackend, PackedWeights, kernels
+from plinth.kernels.build import BuildError, LibraryError
+from plinth.kernels.library import kernels
+from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.training import SdpaBackend
 from plinth.models.layers import Linear
@@ -80,6 +81,8 @@ class ScoringModel:
 def _native() -> bool:
     try:
         kernels()
+    except LibraryError:  # a wrong one was named; scoring otherwise would hide it
+        raise
     except BuildError:
         return False
     return True

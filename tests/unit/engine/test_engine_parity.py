@@ -48,7 +48,7 @@ def _first_real_difference(
         if mine != other:
             model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
             logits = model(torch.tensor([[*prompt, *theirs[:i]]])).logits[0, -1]
-            best = logits.topk(2).values
+            best = logits.detach().topk(2).values
             if float(best[0] - best[1]) <= NEAR_TIE:
                 return None
             return f"token {i}: {mine} instead of {other}, gap {float(best[0] - best[1])}"

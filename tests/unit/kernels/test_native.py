@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plinth.kernels.native import NativeBackend, PackedWeights, kernels
+from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.reference import ReferenceBackend
 
@@ -140,7 +140,3 @@ def test_attention(block_size: int, heads: int, kv_heads: int, width: int) -> No
         outputs.append(torch.cat(made))
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
     assert torch.equal(outputs[1], outputs[2])
-
-
-def test_kernels_load_for_this_processor() -> None:
-    assert callable(kernels().linear)
