@@ -5,6 +5,7 @@ Imports happen inside, so that a machine with nothing but torch can run the test
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     from buckets import ObjectServer
     from plinth.shared.store import ArtifactStore
+
+# Before torch loads OpenMP: a thread that waits for others of its process sleeps. It would spin
+# otherwise, on a core that another worker's test, or a process that this test started, needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
 from plinth.shared.connection import connect
 from plinth.shared.errors import Internal, InvalidArgument, ResourceExhausted, Unavailable
@@ -317,7 +318,7 @@ async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:
     """Waits until `url` answers 200."""
     import httpx
 
-    async with httpx.AsyncClient() as client, asyncio.timeout(20):
+    async with httpx.AsyncClient() as client, asyncio.timeout(PATIENCE_S):
         while True:
             if alive is not None and alive.done():
                 alive.result()
@@ -330,7 +331,7 @@ async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:
             await asyncio.sleep(0.02)
 
 
-async def until(condition: Any, timeout_s: float = 10) -> None:
+async def until(condition: Any, timeout_s: float = PATIENCE_S) -> None:
     """Waits until `condition()` is true."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110

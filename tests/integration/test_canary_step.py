@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
+from patience import PATIENCE_S
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.service import build
 from plinth.coordinator.steps import trial
@@ -154,7 +155,7 @@ class Cluster:
 
     async def route(self, state: str) -> None:
         """Waits until the canary's route is in this state."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 now = await self.canaries.state("chat")
                 if now is not None and now.state == state:
@@ -378,7 +379,7 @@ async def test_a_canary_never_outlives_its_run(
         await asyncio.to_thread(made.deployments.put, left)
         assert len(await made.wanted()) == 2
         async with coordinator(made):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while len(await made.wanted()) == 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         await made.rolled_back()

@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from gateway_stages import Said, Shard, Stack, bindings, running_stack, until
+from patience import PATIENCE_S
 from plinth.gateway.keys import KeyStore
 from plinth.reward.service import build as build_reward
 from plinth.shared.connection import connect
@@ -344,6 +345,6 @@ async def test_hanging_up_frees_every_shard(stack: Stack) -> None:
             await until(lambda: stack.shard.running == 5)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-            await until(lambda: stack.shard.running == 0, timeout_s=2)
+            await until(lambda: stack.shard.running == 0, timeout_s=PATIENCE_S)
     finally:
         stack.shard.delay_s = 0.0

@@ -18,6 +18,7 @@ import grpc
 import httpx
 
 from gateway_stages import Shard, Stack, running_stack, script_text, until
+from patience import PATIENCE_S
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared import canary
 from plinth.shared.canary import Canaries, Tally
@@ -69,7 +70,7 @@ def text_of(sent: str) -> str:
 
 async def counted(canaries: Canaries, requests: int) -> dict[str, Tally]:
     """The tallies once that many requests are booked (which happens behind the answers)."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             state = await canaries.state("chat")
             assert state is not None

@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from gateway_stages import Shard, Stack, running_stack, script_text, until
+from patience import PATIENCE_S
 from plinth.shared.errors import Unavailable
 
 ASK = [{"role": "user", "content": "Say it"}]
@@ -148,7 +149,7 @@ async def test_a_shard_that_drains_for_long_costs_only_patience(
     async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
         stack.shard.draining = True
         asking = asyncio.create_task(streamed(client, 2, tokens=20))
-        await until(lambda: len(stack.shard.requests) >= 3, timeout_s=15)
+        await until(lambda: len(stack.shard.requests) >= 3, timeout_s=PATIENCE_S)
         await stack.add_shard("successor", Shard())
         assert await asking == script_text(2, 0, 20)
 
@@ -179,7 +180,7 @@ async def test_a_request_whose_revision_is_replaced_before_its_first_token_gets_
         stack.shard.draining = True
         before, earlier = await booked(stack, "chat@1"), await booked(stack, "chat@2")
         asking = asyncio.create_task(streamed(client, 2, tokens=20))
-        await until(lambda: len(stack.shard.requests) >= 2, timeout_s=15)
+        await until(lambda: len(stack.shard.requests) >= 2, timeout_s=PATIENCE_S)
         new = Shard(digest="sha256:" + "cd" * 32)
         await stack.add_shard("successor", new, artifact="chat@2")
         await stack.replicas["shard-0"].stop()

@@ -15,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway_stages import Stack, answering, gateway_settings, running_stack, until
+from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
 from plinth.cluster.ports import free_port
@@ -187,7 +188,7 @@ async def test_a_tenant_over_its_quota_is_429(stack: Stack, redis_client: Redis)
 
 
 async def admitted(client: httpx.AsyncClient, path: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while (await client.post(path, json=OK)).status_code != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
@@ -231,7 +232,7 @@ async def test_the_process_starts_serves_and_goes(
             models = await client.get(f"{url}/v1/models", headers=bearer(key))
             assert models.json() == {"object": "list", "data": []}
         process.send_signal(signal.SIGTERM)
-        _, log = await asyncio.wait_for(process.communicate(), 10)
+        _, log = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         assert process.returncode == 0
         assert key.encode() not in log
         assert b"Traceback" not in log, log.decode()
@@ -253,7 +254,7 @@ async def test_a_taken_port_is_one_clear_line(tmp_path: Path, redis_server: str)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "plinth.gateway", env=environment, stderr=asyncio.subprocess.PIPE
         )
-        _, log = await asyncio.wait_for(process.communicate(), 30)
+        _, log = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode == 1
     assert f"can't listen on 127.0.0.1:{port}" in log.decode().splitlines()[-1]
     assert "Traceback" not in log.decode()

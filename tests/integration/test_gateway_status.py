@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway_stages import Stack, running_stack
+from patience import PATIENCE_S
 from plinth.gateway.keys import KeyStore
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
@@ -30,7 +31,7 @@ async def status(stack: Stack, key: str) -> gateway_pb2.GetStatusResponse:
         stub = gateway_pb2_grpc.GatewayServiceStub(channel)
         metadata = (("authorization", f"Bearer {key}"),)
         found: gateway_pb2.GetStatusResponse = await stub.GetStatus(
-            gateway_pb2.GetStatusRequest(), metadata=metadata, timeout=10
+            gateway_pb2.GetStatusRequest(), metadata=metadata, timeout=PATIENCE_S
         )
         return found
 

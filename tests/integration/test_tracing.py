@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from gateway_stages import TOKEN, Shard, Stack, answering, gateway_settings, running_stack
 from otlp_receiver import OtlpReceiver, Span, ancestors
+from patience import PATIENCE_S
 from plinth.cluster.layout import settings_environment
 from plinth.shared import tracing
 from plinth.shared.errors import InvalidArgument
@@ -171,7 +172,7 @@ async def test_the_gateway_s_process_sends_its_last_spans(
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{url}/v1/models")).status_code == 401
         process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.communicate(), 15)
+        await asyncio.wait_for(process.communicate(), PATIENCE_S)
         assert process.returncode == 0
         (span,) = receiver.spans
         assert (span.service, span.name) == ("plinth-gateway", "GET /v1/models")

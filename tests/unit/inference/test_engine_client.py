@@ -11,6 +11,7 @@ import pytest
 
 import engines
 from checkpoints import random_llama
+from patience import PATIENCE_S
 from plinth.engine.engine import Engine
 from plinth.engine.request import Request, Sampling
 from plinth.inference import client as module
@@ -91,7 +92,7 @@ async def test_whoever_hangs_up_frees_blocks_within_one_step(
         left_at = engine.steps
         break
     await stream.aclose()
-    await asyncio.wait_for(freed.wait(), 10)
+    await asyncio.wait_for(freed.wait(), PATIENCE_S)
     assert left_at is not None
     assert freed_at is not None
     # One step may be under way when the client leaves; the loop's hop can cost one more.
@@ -112,7 +113,7 @@ async def test_standing_still_with_work_is_unhealthy(
     engine.step = stuck  # type: ignore[method-assign]
     answer = asyncio.create_task(tokens(client, request("slow", 3)))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 try:
                     client.check()
@@ -140,5 +141,5 @@ async def test_a_broken_engine_fails_its_streams_and_its_health(
         client.check()
     # And whoever comes later is told, not left to wait.
     with pytest.raises(Internal, match="stopped"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await tokens(client, request("late", 3))

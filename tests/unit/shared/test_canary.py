@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patience import PATIENCE_S
 from plinth.shared import canary, keys
 from plinth.shared.canary import Canaries, Tally, answer_key, bucket_of, canary_name
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -102,7 +103,7 @@ async def test_a_route_that_is_not_renewed_lapses_with_its_counts_kept(
     canaries = Canaries(redis_client)
     await opened(canaries, 0.5)
     await given_to_canary(canaries)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while await canaries.choose("chat", "m@2") is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     monkeypatch.setattr(canary, "ROUTE_S", 30)
