@@ -42,6 +42,8 @@ up: setup ## Bring the platform up and keep it in the foreground
 down: setup ## Stop the platform
 	@$(BIN)/plinth down
 
+# Each worker, and each process that a test starts, would compile every source anew without it.
+test test-slow: export PYTHONDONTWRITEBYTECODE :=
 test: setup $(BUCKETS_STAMP) ## All tests but the slow ones, side by side (WORKERS=4)
 	@$(BIN)/python -m pytest tests -m "not slow and not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
