@@ -339,7 +339,9 @@ async def test_hanging_up_frees_every_shard(stack: Stack) -> None:
     stack.shard.delay_s = 0.05
     headers = {"authorization": f"Bearer {stack.key}"}
     try:
-        async with httpx.AsyncClient(base_url=stack.url, headers=headers) as http:
+        async with httpx.AsyncClient(
+            base_url=stack.url, headers=headers, timeout=PATIENCE_S
+        ) as http:
             body = {"model": "chat", "messages": ASK, "best_of": 5}
             asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
             await until(lambda: stack.shard.running == 5)

@@ -206,7 +206,7 @@ async def test_a_request_whose_revision_is_replaced_before_its_first_token_gets_
 
 async def booked(stack: Stack, revision: str) -> dict[str, float]:
     """Requests by outcome that count as that revision's."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         page = (await client.get(f"{stack.url}/metrics")).text
     line = r'^plinth_revision_requests_total\{model="chat",outcome="(\w+)",revision="%s"\} (\S+)$'
     found = re.findall(line % revision, page, re.MULTILINE)

@@ -155,7 +155,7 @@ async def test_scopes_hold_at_both_doors(stack: Stack, redis_client: Redis) -> N
     store = KeyStore(redis_client)
     asks, _ = await store.create("acme", {"inference"})
     counts, _ = await store.create("acme", {"tokenize"})
-    async with httpx.AsyncClient(base_url=stack.url) as client:
+    async with httpx.AsyncClient(base_url=stack.url, timeout=PATIENCE_S) as client:
         path = "/v1/chat/completions"
         assert (await client.post(path, json=OK, headers=bearer(asks))).status_code == 200
         refused = await client.post(path, json=OK, headers=bearer(counts))
@@ -174,7 +174,9 @@ async def test_scopes_hold_at_both_doors(stack: Stack, redis_client: Redis) -> N
 async def test_a_tenant_over_its_quota_is_429(stack: Stack, redis_client: Redis) -> None:
     key, _ = await KeyStore(redis_client).create("acme", {"inference"})
     stack.shard.delay_s = 0.01
-    async with httpx.AsyncClient(base_url=stack.url, headers=bearer(key)) as client:
+    async with httpx.AsyncClient(
+        base_url=stack.url, headers=bearer(key), timeout=PATIENCE_S
+    ) as client:
         path, long = "/v1/chat/completions", {**OK, "max_tokens": 4000}
         slow = asyncio.create_task(client.post(path, json=long))
         await until(lambda: stack.shard.running == 1)
@@ -198,11 +200,13 @@ async def test_the_gateway_goes_on_while_redis_is_away(tmp_path: Path) -> None:
     url = server.start()
     try:
         async with running_stack(tmp_path / "data", url) as stack:
-            async with httpx.AsyncClient(base_url=stack.url, headers=bearer(stack.key)) as client:
+            async with httpx.AsyncClient(
+                base_url=stack.url, headers=bearer(stack.key), timeout=PATIENCE_S
+            ) as client:
                 path = "/v1/chat/completions"
                 assert (await client.post(path, json=OK)).status_code == 200
                 server.stop()
-                answer = await client.post(path, json=OK, timeout=30)
+                answer = await client.post(path, json=OK, timeout=PATIENCE_S)
                 assert answer.status_code == 200, answer.text
             server.start()
     finally:
@@ -223,7 +227,7 @@ async def test_the_process_starts_serves_and_goes(
         key_file = settings.secrets_dir / "api-key"
         await until(key_file.exists)
         assert key_file.stat().st_mode & 0o777 == 0o600
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             assert (await client.get(f"{url}/readyz")).status_code == 503
             told = (await client.get(f"{url}/metrics")).text
             assert "plinth_gateway_ready 0.0" in told

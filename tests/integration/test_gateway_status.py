@@ -108,7 +108,7 @@ async def test_prometheus_is_told_whom_to_scrape(stack: Stack, redis_client: Red
     await registry.announce("trainer", "t-1", "10.0.0.9:50051", {"metrics": "10.0.0.9:9464"})
     await registry.announce("inference", "s-1", "10.0.0.8:50051", {"metrics": "10.0.0.8:9464"})
     url = f"{stack.url}/v1/metrics/targets"
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         answer = await client.get(url, headers={"Authorization": f"Bearer {stack.key}"})
         assert answer.headers["content-type"] == "application/json"
         found = {one["labels"]["job"]: one for one in answer.json()}

@@ -241,7 +241,9 @@ async def test_a_coordinator_that_is_away_costs_nothing_but_the_task(
     async with running_stack(tmp_path, redis_server, preference_sampling_rate=1.0) as bare:
         assert isinstance(bare, Stack)
         headers = {"authorization": f"Bearer {bare.key}", **CONSENT}
-        async with httpx.AsyncClient(base_url=bare.url, headers=headers, timeout=30) as client:
+        async with httpx.AsyncClient(
+            base_url=bare.url, headers=headers, timeout=PATIENCE_S
+        ) as client:
             for seed in range(5):
                 answer = await client.post("/v1/chat/completions", json=body(seed))
                 text = answer.json()["choices"][0]["message"]["content"]

@@ -106,7 +106,7 @@ async def tried(queue: Any, id: str) -> bool:
     return state.attempts >= 1 and "UNAVAILABLE" in state.reason
 
 
-async def until(holds: Callable[[], Any], seconds: float = 30) -> None:
+async def until(holds: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
     """`holds` looks at other processes, which set no event here."""
     async with asyncio.timeout(seconds):
         while not await holds():  # noqa: ASYNC110
@@ -170,7 +170,7 @@ class Replica:
 
     async def says(self, words: str) -> None:
         assert self.process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while words not in (line := (await self.process.stdout.readline()).decode()):
                 assert line, "it ended"
 

@@ -57,7 +57,7 @@ def stages(spans: list[Span]) -> set[str]:
 
 
 async def chat(stack: Stack, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         headers["authorization"] = f"Bearer {stack.key}"
         url = f"{stack.url}/v1/chat/completions"
         return await client.post(url, json=ASK, headers=headers)
@@ -169,7 +169,7 @@ async def test_the_gateway_s_process_sends_its_last_spans(
         )
         url = f"http://127.0.0.1:{settings.gateway.port}"
         await answering(f"{url}/healthz")
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             assert (await client.get(f"{url}/v1/models")).status_code == 401
         process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.communicate(), PATIENCE_S)

@@ -225,10 +225,12 @@ async def test_bounds_and_bad_arguments(redis_client: Redis) -> None:
 async def test_waiting_claim_wakes_for_an_add(
     redis_client: Redis, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(queue, "_block_s", 4.0)  # it must not look again by itself before the add
     waits = watched(redis_client, monkeypatch)
     waiting = asyncio.create_task(queue.claim("a", wait_s=PATIENCE_S))
-    while not waits:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        while not waits:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     await queue.add("j1", b"1")
     assert await waiting is not None
     assert waits[-1].woken, "found by looking again, not by waking"
