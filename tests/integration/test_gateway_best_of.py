@@ -327,7 +327,7 @@ async def test_tokens_together_count_every_answer(client: openai.AsyncOpenAI, st
     redis = connect(stack.redis_url)
     address = stack.replicas["shard-0"].address
     long = bindings("long", context=1_000_000)
-    await Registry(redis).announce("inference", "long-0", address, long)
+    await Registry(redis, ttl_s=PATIENCE_S).announce("inference", "long-0", address, long)
     await redis.aclose()
     call = client.chat.completions.create(
         model="long", messages=ASK, max_tokens=100_000, extra_body={"best_of": 3}

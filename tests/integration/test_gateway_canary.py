@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import httpx
+import pytest
 
 from gateway_stages import Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
@@ -26,6 +27,12 @@ from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
 NEW = "sha256:" + "cd" * 32
 SHARE = 0.1
+
+
+@pytest.fixture(autouse=True)
+def _the_route_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody renews it here, as a run does."""
+    monkeypatch.setattr(canary, "ROUTE_S", 10 * PATIENCE_S)
 
 
 async def add_canary(stack: Stack, id: str = "canary-0", **shard: Any) -> Shard:

@@ -211,7 +211,7 @@ async def gateway_with_long_context(gateway: Stack) -> None:
 
     redis = connect(gateway.redis_url)
     address = gateway.replicas["shard-0"].address
-    await Registry(redis).announce(
+    await Registry(redis, ttl_s=PATIENCE_S).announce(
         "inference", "long-0", address, bindings("long", context=1_000_000)
     )
     await redis.aclose()

@@ -220,7 +220,7 @@ async def test_the_next_leader_outranks_every_leader_of_before(
 async def test_what_is_about_living_processes_stays_out(
     redis_client: Redis, client: redis.Redis
 ) -> None:
-    await Registry(redis_client).announce("trainer", "t1", "127.0.0.1:1", {})
+    await Registry(redis_client, ttl_s=PATIENCE_S).announce("trainer", "t1", "127.0.0.1:1", {})
     client.set(keys.quota("acme", "running"), "1")
     client.set("somebody:else", "not ours")
     client.hset(keys.api_keys(), "hash", "{}")
@@ -288,7 +288,7 @@ async def test_a_pause_that_is_refused(
     modest.connection_pool.connection_kwargs.update(username="modest", password="secret")
     try:
         assert len(list(redis_state.unpack(await asyncio.to_thread(taken, modest)))) == 1
-        await Registry(redis_client).announce("trainer", "t1", "127.0.0.1:1", {})
+        await Registry(redis_client, ttl_s=PATIENCE_S).announce("trainer", "t1", "127.0.0.1:1", {})
         with pytest.raises(FailedPrecondition, match=r"\+client\|pause"):
             await asyncio.to_thread(taken, modest)
     finally:

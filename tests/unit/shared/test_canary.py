@@ -16,6 +16,12 @@ from plinth.shared.canary import Canaries, Tally, answer_key, bucket_of, canary_
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 
 
+@pytest.fixture(autouse=True)
+def _the_route_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody renews it here, as a run does."""
+    monkeypatch.setattr(canary, "ROUTE_S", 10 * PATIENCE_S)
+
+
 async def opened(canaries: Canaries, share: float = 0.1, **more: Any) -> str:
     return await canaries.open("chat", "run-a", stable="m@1", canary="m@2", share=share, **more)
 
@@ -106,7 +112,7 @@ async def test_a_route_that_is_not_renewed_lapses_with_its_counts_kept(
     async with asyncio.timeout(PATIENCE_S):
         while await canaries.choose("chat", "m@2") is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    monkeypatch.setattr(canary, "ROUTE_S", 30)
+    monkeypatch.setattr(canary, "ROUTE_S", 10 * PATIENCE_S)
     await opened(canaries, 0.5)
     state = await canaries.state("chat")
     assert state is not None
