@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# The tests mostly wait (for leases, processes, Ray): on two cores, four workers are the fastest.
+# The tests mostly wait (for leases, processes, Ray), so there are more workers than cores.
 WORKERS ?= 4
 
 CHART_STAMP := $(VENV)/.chart-tools
