@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The tests mostly wait (for leases, processes, Ray), so there are more workers than cores.
+WORKERS ?= 4
 
 CHART_STAMP := $(VENV)/.chart-tools
 BUCKETS_STAMP := $(VENV)/object-server/.installed
@@ -40,8 +42,10 @@ up: setup ## Bring the platform up and keep it in the foreground
 down: setup ## Stop the platform
 	@$(BIN)/plinth down
 
-test: setup $(BUCKETS_STAMP) ## All tests but the slow ones
-	@$(BIN)/python -m pytest tests -m "not slow and not gpu"
+# Each worker, and each process that a test starts, would compile every source anew without it.
+test test-slow: export PYTHONDONTWRITEBYTECODE :=
+test: setup $(BUCKETS_STAMP) ## All tests but the slow ones, side by side (WORKERS=4)
+	@$(BIN)/python -m pytest tests -m "not slow and not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup $(BUCKETS_STAMP) ## The slow ones: kills, whole runs, many checkpoints
 	@$(BIN)/python -m pytest tests -m slow

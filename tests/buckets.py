@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_S
+
 SERVE = Path(__file__).parent / "object_server" / "serve.py"
 VARIABLES = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"),
@@ -70,17 +72,17 @@ class ObjectServer:
         request = urllib.request.Request(
             f"{self.endpoint}/_fault", data=word.encode(), method="PUT"
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             assert answer.status == 200
 
     def uploads(self) -> int:
         """How many uploads in parts were begun and neither ended nor given up."""
-        with urllib.request.urlopen(f"{self.endpoint}/_uploads", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.endpoint}/_uploads", timeout=PATIENCE_S) as answer:
             return int(answer.read())
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=PATIENCE_S)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._errors.close()

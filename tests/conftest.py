@@ -5,6 +5,7 @@ Imports happen inside, so that a machine with nothing but torch can run the test
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,64 @@ if TYPE_CHECKING:
 
     from buckets import ObjectServer
     from plinth.shared.store import ArtifactStore
+
+# Before torch loads OpenMP: a thread that waits for others of its process sleeps. It would spin
+# otherwise, on a core that another worker's test, or a process that this test started, needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The files that take longest come first, longest first, so that no worker is left alone with one
+# at the end. What is wrong or missing here costs time and nothing else.
+LONGEST = (
+    "integration/test_canary_step.py",
+    "unit/trainer/test_lora_training.py",
+    "integration/test_scaling.py",
+    "integration/test_pipelines_of_samples.py",
+    "integration/test_cluster_stack.py",
+    "integration/test_trainer_service.py",
+    "integration/test_trainer_kills.py",
+    "integration/test_tracing.py",
+    "integration/test_gateway_canary.py",
+    "unit/coordinator/test_runs_end_to_end.py",
+    "unit/trainer/test_corpus.py",
+    "unit/shared/test_object_storage.py",
+    "unit/inference/test_inference_service.py",
+    "unit/engine/test_sampling.py",
+    "unit/cluster/test_backup_restore.py",
+    "unit/coordinator/test_preference_records.py",
+    "unit/reward/test_learned.py",
+    "unit/reward/test_code_sandbox.py",
+    "unit/tokenizer/test_codec.py",
+    "unit/models/test_gguf.py",
+    "integration/test_coordinator_kills.py",
+    "integration/test_backup_stack.py",
+    "integration/test_rollouts_by_shards.py",
+    "unit/trainer/test_group.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under several workers only: with one, the order is that of the files."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    here = Path(__file__).parent
+    rank = {here / file: number for number, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ports_of_this_worker() -> Iterator[None]:
+    """Nobody listens on a port in the moment after it was chosen: two workers must not choose the
+    same one. Each has every fourth (of four)."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    from plinth.cluster import ports
+
+    number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    own = ports._candidates()[number :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ports, "_candidates", lambda: own)
+        yield
 
 
 @pytest.fixture(scope="session")

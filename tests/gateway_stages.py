@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
 from plinth.shared.connection import connect
 from plinth.shared.errors import Internal, InvalidArgument, ResourceExhausted, Unavailable
@@ -324,7 +325,7 @@ async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:
     """Waits until `url` answers 200."""
     import httpx
 
-    async with httpx.AsyncClient() as client, asyncio.timeout(20):
+    async with httpx.AsyncClient() as client, asyncio.timeout(PATIENCE_S):
         while True:
             if alive is not None and alive.done():
                 alive.result()
@@ -337,7 +338,7 @@ async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:
             await asyncio.sleep(0.02)
 
 
-async def until(condition: Any, timeout_s: float = 10) -> None:
+async def until(condition: Any, timeout_s: float = PATIENCE_S) -> None:
     """Waits until `condition()` is true."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110
@@ -365,7 +366,7 @@ async def plinth(
             **environment,
         },
     )
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), PATIENCE_S)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 

@@ -27,6 +27,7 @@ from starlette.websockets import WebSocket
 
 from kube_objects import Json, is_kind, merged, patched, scale_of, selected
 from kube_sockets import execute, forward
+from patience import PATIENCE_S
 
 TOKEN = "a-bearer-token-for-tests"
 NAMESPACE = "serving"
@@ -113,7 +114,7 @@ class KubeApi:
     def end_logs(self, pod: str) -> None:
         """Ends the stream of a pod's log that is being followed; returns once it has."""
         self.ended.add(pod)
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE_S
         while pod in self.ended:
             assert time.monotonic() < end, f"nobody follows {pod}"
             time.sleep(0.005)

@@ -15,6 +15,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from patience import PATIENCE_S
+
 
 @dataclass(frozen=True)
 class Span:
@@ -83,7 +85,7 @@ class OtlpReceiver:
         assert len(found) <= 1, found
         return [span for span in self.spans if span.trace in found]
 
-    def wait(self, condition: Callable[[], Any], timeout_s: float = 30) -> Any:
+    def wait(self, condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
         """What `condition` gives, once it gives something."""
         end = time.monotonic() + timeout_s
         while not (found := condition()):

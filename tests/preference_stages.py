@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from gateway_stages import DIGEST, TOKEN, Replica, Shard, Stack, running_stack
+from patience import PATIENCE_S
 from plinth.coordinator.preferences.stage import Preferences
 from plinth.shared.connection import connect
 from plinth.shared.registry import Registry
@@ -60,7 +61,7 @@ class PreferenceStack:
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {key or self.stack.key}"}
-        return httpx.AsyncClient(base_url=self.stack.url, headers=headers, timeout=30)
+        return httpx.AsyncClient(base_url=self.stack.url, headers=headers, timeout=PATIENCE_S)
 
 
 @asynccontextmanager

@@ -11,11 +11,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from patience import PATIENCE_S
 from plinth.cluster.stack import Stack, connect_clients
 from plinth.shared.registry import Replica
 from plinth.shared.store import ArtifactStore
-
-PATIENCE_S = 120.0
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 import rendering
+from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import server_binary
 from plinth.cluster.ports import free_port
 from release import Release
@@ -54,7 +55,7 @@ def server(any_helm: rendering.Helm, tmp_path: Path):
 
 
 def up(client: redis.Redis) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE_S
     while True:
         try:
             client.ping()

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
+from patience import PATIENCE_S
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.service import build
 from plinth.coordinator.steps import trial
@@ -54,7 +55,7 @@ class Cluster:
         self.behaviour: dict[str, Any] = {}  # of the candidate's shards
         self.served = {("chat", "chat@1", 0): "shard-0"}
         self.client = httpx.AsyncClient(
-            base_url=stack.url, headers={"Authorization": f"Bearer {stack.key}"}, timeout=60
+            base_url=stack.url, headers={"Authorization": f"Bearer {stack.key}"}, timeout=PATIENCE_S
         )
         self._ids = itertools.count()
         self.over = asyncio.Event()
@@ -147,14 +148,14 @@ class Cluster:
         return await RunRecords(self.redis).get(run_id)
 
     async def end(self, run_id: str = "r1") -> pb.Run:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while not (run := await self.run(run_id)).finished_unix_ms:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         return run
 
     async def route(self, state: str) -> None:
         """Waits until the canary's route is in this state."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 now = await self.canaries.state("chat")
                 if now is not None and now.state == state:
@@ -378,7 +379,7 @@ async def test_a_canary_never_outlives_its_run(
         await asyncio.to_thread(made.deployments.put, left)
         assert len(await made.wanted()) == 2
         async with coordinator(made):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while len(await made.wanted()) == 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         await made.rolled_back()
@@ -399,7 +400,7 @@ async def test_killed_in_the_middle_it_goes_on(
                 stdout=asyncio.subprocess.PIPE,
             )
             assert process.stdout is not None
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 assert await process.stdout.readline() == b"ready\n"
             return process
 
@@ -477,5 +478,5 @@ async def plinth(made: Cluster, *arguments: str) -> tuple[int | None, str]:
             "PLINTH_GATEWAY__GRPC_PORT": str(settings.gateway.grpc_port),
         },
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    out, _ = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     return process.returncode, out.decode()

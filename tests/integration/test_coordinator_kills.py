@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.coordinator.runs import RunRecords
 from plinth.shared.errors import PlinthError
@@ -56,7 +57,7 @@ class Replica:
             stdout=asyncio.subprocess.PIPE,
         )
         assert self._process.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             assert await self._process.stdout.readline() == b"ready\n"
 
     async def kill(self) -> None:
@@ -85,7 +86,7 @@ async def stub(world: World) -> Any:
 async def ended(world: World, run_id: str) -> pb.Run:
     """Straight from the record, which outlives replicas and is there once Redis is back."""
     records = RunRecords(world.redis)
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 run = await records.get(run_id)
@@ -133,14 +134,14 @@ async def test_a_second_replica_takes_over_and_watchers_see_the_end(
         async with replica(world) as first, replica(world):
             request = pb.SubmitRunRequest(run_id="r1", pipeline_yaml=PIPELINE)
             await (await stub(world)).SubmitRun(request)
-            await asyncio.wait_for(world.trainer.training.wait(), 60)
+            await asyncio.wait_for(world.trainer.training.wait(), PATIENCE_S)
             await first.kill()  # the leader, since it was first
             world.trainer.gates["mini"].set()
             seen = []
             while not seen or not seen[-1].finished_unix_ms:
                 try:  # a replica that is dead is still listed for some seconds
                     watch = pb.WatchRunRequest(run_id="r1")
-                    async for message in (await stub(world)).WatchRun(watch, timeout=60):
+                    async for message in (await stub(world)).WatchRun(watch, timeout=PATIENCE_S):
                         seen.append(message.run)
                 except grpc.aio.AioRpcError as error:
                     assert from_rpc_error(error).code in {"UNAVAILABLE", "CANCELLED"}
@@ -156,7 +157,7 @@ async def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
             async with replica(world):
                 request = pb.SubmitRunRequest(run_id="r1", pipeline_yaml=PIPELINE)
                 await (await stub(world)).SubmitRun(request)
-                await asyncio.wait_for(world.trainer.training.wait(), 60)
+                await asyncio.wait_for(world.trainer.training.wait(), PATIENCE_S)
                 server.stop()
                 world.trainer.gates["mini"].set()
                 await asyncio.sleep(3.0)  # longer than the lease: the leader is none any more

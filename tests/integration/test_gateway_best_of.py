@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from gateway_stages import Said, Shard, Stack, bindings, running_stack, until
+from patience import PATIENCE_S
 from plinth.gateway.keys import KeyStore
 from plinth.reward.service import build as build_reward
 from plinth.shared.connection import connect
@@ -326,7 +327,7 @@ async def test_tokens_together_count_every_answer(client: openai.AsyncOpenAI, st
     redis = connect(stack.redis_url)
     address = stack.replicas["shard-0"].address
     long = bindings("long", context=1_000_000)
-    await Registry(redis).announce("inference", "long-0", address, long)
+    await Registry(redis, ttl_s=PATIENCE_S).announce("inference", "long-0", address, long)
     await redis.aclose()
     call = client.chat.completions.create(
         model="long", messages=ASK, max_tokens=100_000, extra_body={"best_of": 3}
@@ -338,12 +339,14 @@ async def test_hanging_up_frees_every_shard(stack: Stack) -> None:
     stack.shard.delay_s = 0.05
     headers = {"authorization": f"Bearer {stack.key}"}
     try:
-        async with httpx.AsyncClient(base_url=stack.url, headers=headers) as http:
+        async with httpx.AsyncClient(
+            base_url=stack.url, headers=headers, timeout=PATIENCE_S
+        ) as http:
             body = {"model": "chat", "messages": ASK, "best_of": 5}
             asking = asyncio.create_task(http.post("/v1/chat/completions", json=body))
             await until(lambda: stack.shard.running == 5)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-            await until(lambda: stack.shard.running == 0, timeout_s=2)
+            await until(lambda: stack.shard.running == 0, timeout_s=PATIENCE_S)
     finally:
         stack.shard.delay_s = 0.0

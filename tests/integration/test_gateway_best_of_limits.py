@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway_stages import Said, Shard, Stack, running_stack, until
+from patience import PATIENCE_S
 from plinth.gateway.keys import KeyStore
 from plinth.reward.service import build as build_reward
 from plinth.shared.stage import RunningStage, StageContext, run_stage
@@ -42,7 +43,7 @@ async def test_a_quota_pays_for_every_answer(
     """A minute has room for two answers: one leaves some of it, the best of three a debt."""
     key, _ = await KeyStore(redis_client).create("acme", {"inference"})
     headers = {"authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(base_url=stack.url, headers=headers) as http:
+    async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=PATIENCE_S) as http:
         first = await http.post(PATH, json={**OK, "best_of": best_of})
         assert first.status_code == 200
         assert len(first.json()["choices"]) == 1
@@ -53,7 +54,7 @@ async def test_a_quota_pays_for_every_answer(
 
 async def test_without_a_reward_stage_it_is_503_and_nothing_is_made(stack: Stack) -> None:
     headers = {"authorization": f"Bearer {stack.key}"}
-    async with httpx.AsyncClient(base_url=stack.url, headers=headers) as http:
+    async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=PATIENCE_S) as http:
         select: dict[str, Any] = {"by": "reward", "rules": [{"rule": {"kind": "lower_case"}}]}
         body = {**OK, "best_of": 2, "select": select}
         answer = await http.post(PATH, json=body)
@@ -81,7 +82,9 @@ async def test_a_reward_stage_that_goes_in_the_middle_is_waited_for(
         headers = {"authorization": f"Bearer {stack.key}"}
         rules = [{"rule": {"kind": "contains", "phrases": ["3"]}}]
         body = {**OK, "best_of": 5, "select": {"by": "reward", "rules": rules}}
-        async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=30) as http:
+        async with httpx.AsyncClient(
+            base_url=stack.url, headers=headers, timeout=PATIENCE_S
+        ) as http:
             asking = asyncio.create_task(http.post(PATH, json=body))
             await until(lambda: shard.running == 5)
             await running.stop(5)

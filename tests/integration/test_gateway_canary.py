@@ -16,8 +16,10 @@ from typing import Any
 
 import grpc
 import httpx
+import pytest
 
 from gateway_stages import Shard, Stack, running_stack, script_text, until
+from patience import PATIENCE_S
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared import canary
 from plinth.shared.canary import Canaries, Tally
@@ -25,6 +27,12 @@ from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
 NEW = "sha256:" + "cd" * 32
 SHARE = 0.1
+
+
+@pytest.fixture(autouse=True)
+def _the_route_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody renews it here, as a run does."""
+    monkeypatch.setattr(canary, "ROUTE_S", 10 * PATIENCE_S)
 
 
 async def add_canary(stack: Stack, id: str = "canary-0", **shard: Any) -> Shard:
@@ -42,7 +50,7 @@ async def route(redis: Any, share: float = SHARE, **more: Any) -> Canaries:
 @asynccontextmanager
 async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {stack.key}"}
-    async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -69,7 +77,7 @@ def text_of(sent: str) -> str:
 
 async def counted(canaries: Canaries, requests: int) -> dict[str, Tally]:
     """The tallies once that many requests are booked (which happens behind the answers)."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             state = await canaries.state("chat")
             assert state is not None

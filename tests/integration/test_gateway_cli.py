@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway_stages import Stack, plinth, running_stack, script_text, until
+from patience import PATIENCE_S
 from plinth.cli.chat import printable
 
 
@@ -89,7 +90,7 @@ async def test_keys_are_made_listed_and_revoked(stack: Stack) -> None:
             refused = code == 1 and "Incorrect API key" in err
 
     checking = asyncio.create_task(refresh())
-    await until(lambda: refused, timeout_s=20)
+    await until(lambda: refused, timeout_s=PATIENCE_S)
     await checking
     code, _, err = await plinth(stack, "keys", "create", "--scope", "root")
     assert (code, "root" in err) == (1, True)

@@ -14,10 +14,12 @@ import openai
 import pytest
 
 from gateway_stages import Shard, Stack, running_stack, script_text, until
+from patience import PATIENCE_S
 from plinth.shared.errors import Unavailable
 
 ASK = [{"role": "user", "content": "Say it"}]
 TOKENS = 200
+SLOW_S = 0.1  # a token: an answer lasts 20 s, unless it is let go on
 
 
 @asynccontextmanager
@@ -28,11 +30,27 @@ async def opened(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def streamed(client: openai.AsyncOpenAI, seed: int, tokens: int = TOKENS) -> str:
+async def streamed(
+    client: openai.AsyncOpenAI, seed: int, tokens: int = TOKENS, begun: set[int] | None = None
+) -> str:
+    """begun: gets the seed once there is text."""
     stream = await client.chat.completions.create(
         model="chat", messages=ASK, max_tokens=tokens, seed=seed, stream=True
     )
-    return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    texts = []
+    async for chunk in stream:
+        texts.append(chunk.choices[0].delta.content or "")
+        if texts[-1] and begun is not None:
+            begun.add(seed)
+    return "".join(texts)
+
+
+async def in_the_middle(client: openai.AsyncOpenAI, count: int) -> list[asyncio.Task[str]]:
+    """So many streams with the seeds from 0 on, each of which has text and is far from its end."""
+    begun: set[int] = set()
+    tasks = [asyncio.create_task(streamed(client, seed, begun=begun)) for seed in range(count)]
+    await until(lambda: len(begun) == count)
+    return tasks
 
 
 async def shard_process(stack: Stack, id: str, delay_s: float) -> asyncio.subprocess.Process:
@@ -54,15 +72,13 @@ async def test_twenty_streams_outlive_a_killed_shard(
 ) -> None:
     """One of two shards, each a process, is killed with -9 in mid-stream."""
     async with running_stack(tmp_path, redis_server, shards=1) as stack, opened(stack) as client:
-        stack.shard.delay_s = 0.01
-        process = await shard_process(stack, "doomed", 0.01)
+        stack.shard.delay_s = SLOW_S
+        process = await shard_process(stack, "doomed", SLOW_S)
         try:
-            streams = [asyncio.create_task(streamed(client, seed)) for seed in range(20)]
-            await until(lambda: stack.shard.running >= 5)  # the rest is at the other one
-            await asyncio.sleep(0.3)  # let both be in the middle of their answers
-            there = 20 - stack.shard.running
-            assert there >= 5
+            streams = await in_the_middle(client, 20)
+            assert 5 <= stack.shard.running <= 15  # the rest is at the other one
             process.kill()
+            stack.shard.delay_s = 0
             texts = await asyncio.gather(*streams)
         finally:
             if process.returncode is None:
@@ -81,12 +97,11 @@ async def test_a_drained_shard_hands_its_streams_on(
 ) -> None:
     async with running_stack(tmp_path, redis_server, shards=2) as stack, opened(stack) as client:
         for shard in stack.shards.values():
-            shard.delay_s = 0.01
-        streams = [asyncio.create_task(streamed(client, seed)) for seed in range(6)]
-        first = stack.shards["shard-0"]
-        await until(lambda: first.running >= 2 and len(first.requests) >= 2)
-        await asyncio.sleep(0.1)
+            shard.delay_s = SLOW_S
+        streams = await in_the_middle(client, 6)
+        assert stack.shards["shard-0"].running >= 2
         await stack.replicas["shard-0"].stop()
+        stack.shards["shard-1"].delay_s = 0
         assert await asyncio.gather(*streams) == [script_text(seed, 0, TOKENS) for seed in range(6)]
 
 
@@ -132,12 +147,11 @@ async def test_a_tokenizer_dies_in_mid_answer(
     tmp_path: Path, redis_server: str, redis_client: object
 ) -> None:
     async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
-        stack.shard.delay_s = 0.01
-        streams = [asyncio.create_task(streamed(client, seed)) for seed in range(4)]
-        await until(lambda: stack.shard.running == 4)
-        await asyncio.sleep(0.2)
+        stack.shard.delay_s = SLOW_S
+        streams = await in_the_middle(client, 4)
         await stack.add_tokenizer("tokenizer-1")
         await stack.replicas["tokenizer-0"].stop()
+        stack.shard.delay_s = 0
         assert await asyncio.gather(*streams) == [script_text(seed, 0, TOKENS) for seed in range(4)]
 
 
@@ -148,7 +162,7 @@ async def test_a_shard_that_drains_for_long_costs_only_patience(
     async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
         stack.shard.draining = True
         asking = asyncio.create_task(streamed(client, 2, tokens=20))
-        await until(lambda: len(stack.shard.requests) >= 3, timeout_s=15)
+        await until(lambda: len(stack.shard.requests) >= 3, timeout_s=PATIENCE_S)
         await stack.add_shard("successor", Shard())
         assert await asking == script_text(2, 0, 20)
 
@@ -218,7 +232,7 @@ async def test_a_request_whose_revision_is_replaced_before_its_first_token_gets_
         stack.shard.draining = True
         before, earlier = await booked(stack, "chat@1"), await booked(stack, "chat@2")
         asking = asyncio.create_task(streamed(client, 2, tokens=20))
-        await until(lambda: len(stack.shard.requests) >= 2, timeout_s=15)
+        await until(lambda: len(stack.shard.requests) >= 2, timeout_s=PATIENCE_S)
         new = Shard(digest="sha256:" + "cd" * 32)
         await stack.add_shard("successor", new, artifact="chat@2")
         await stack.replicas["shard-0"].stop()
@@ -243,5 +257,5 @@ async def poisoned(stack: Stack) -> float:
 
 
 async def metrics(stack: Stack) -> str:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         return (await client.get(f"{stack.url}/metrics")).text

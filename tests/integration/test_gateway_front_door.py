@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gateway_stages import DIGEST, Stack, running_stack, script_text, until
+from patience import PATIENCE_S
 from plinth.v1 import (
     common_pb2,
     coordinator_pb2,
@@ -74,7 +75,7 @@ async def test_hanging_up_cancels_the_shard(stack: Stack, channel: grpc.aio.Chan
     async for _ in call:
         break
     call.cancel()
-    await until(lambda: stack.shard.cancelled == 1, timeout_s=2)
+    await until(lambda: stack.shard.cancelled == 1, timeout_s=PATIENCE_S)
 
 
 async def test_the_deadline_reaches_the_shard(stack: Stack, channel: grpc.aio.Channel) -> None:
@@ -84,7 +85,7 @@ async def test_the_deadline_reaches_the_shard(stack: Stack, channel: grpc.aio.Ch
         async for _ in stub.Chat(chat(max_tokens=4000), metadata=with_key(stack.key), timeout=0.5):
             pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: stack.shard.running == 0, timeout_s=2)
+    await until(lambda: stack.shard.running == 0, timeout_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize(

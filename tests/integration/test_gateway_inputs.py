@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from gateway_stages import Stack, running_stack
+from patience import PATIENCE_S
 
 USER = {"role": "user", "content": "hi"}
 OK: dict[str, Any] = {"model": "chat", "messages": [USER]}
@@ -33,7 +34,9 @@ async def gateway(
 @pytest_asyncio.fixture(loop_scope="module")
 async def http(gateway: Stack) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"authorization": f"Bearer {gateway.key}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+    async with httpx.AsyncClient(
+        base_url=gateway.url, headers=headers, timeout=PATIENCE_S
+    ) as client:
         yield client
 
 
@@ -208,7 +211,7 @@ async def gateway_with_long_context(gateway: Stack) -> None:
 
     redis = connect(gateway.redis_url)
     address = gateway.replicas["shard-0"].address
-    await Registry(redis).announce(
+    await Registry(redis, ttl_s=PATIENCE_S).announce(
         "inference", "long-0", address, bindings("long", context=1_000_000)
     )
     await redis.aclose()
@@ -247,7 +250,7 @@ async def test_parts_and_roles(http: httpx.AsyncClient, gateway: Stack) -> None:
 
 
 async def test_without_a_key_only_health_and_metrics_answer(gateway: Stack) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as client:
         for method, path in (
             ("GET", "/v1/models"),
             ("GET", "/v1/models/chat"),

@@ -15,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway_stages import Stack, answering, gateway_settings, running_stack, until
+from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
 from plinth.cluster.ports import free_port
@@ -154,7 +155,7 @@ async def test_scopes_hold_at_both_doors(stack: Stack, redis_client: Redis) -> N
     store = KeyStore(redis_client)
     asks, _ = await store.create("acme", {"inference"})
     counts, _ = await store.create("acme", {"tokenize"})
-    async with httpx.AsyncClient(base_url=stack.url) as client:
+    async with httpx.AsyncClient(base_url=stack.url, timeout=PATIENCE_S) as client:
         path = "/v1/chat/completions"
         assert (await client.post(path, json=OK, headers=bearer(asks))).status_code == 200
         refused = await client.post(path, json=OK, headers=bearer(counts))
@@ -173,7 +174,9 @@ async def test_scopes_hold_at_both_doors(stack: Stack, redis_client: Redis) -> N
 async def test_a_tenant_over_its_quota_is_429(stack: Stack, redis_client: Redis) -> None:
     key, _ = await KeyStore(redis_client).create("acme", {"inference"})
     stack.shard.delay_s = 0.01
-    async with httpx.AsyncClient(base_url=stack.url, headers=bearer(key)) as client:
+    async with httpx.AsyncClient(
+        base_url=stack.url, headers=bearer(key), timeout=PATIENCE_S
+    ) as client:
         path, long = "/v1/chat/completions", {**OK, "max_tokens": 4000}
         slow = asyncio.create_task(client.post(path, json=long))
         await until(lambda: stack.shard.running == 1)
@@ -187,7 +190,7 @@ async def test_a_tenant_over_its_quota_is_429(stack: Stack, redis_client: Redis)
 
 
 async def admitted(client: httpx.AsyncClient, path: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while (await client.post(path, json=OK)).status_code != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
@@ -197,11 +200,13 @@ async def test_the_gateway_goes_on_while_redis_is_away(tmp_path: Path) -> None:
     url = server.start()
     try:
         async with running_stack(tmp_path / "data", url) as stack:
-            async with httpx.AsyncClient(base_url=stack.url, headers=bearer(stack.key)) as client:
+            async with httpx.AsyncClient(
+                base_url=stack.url, headers=bearer(stack.key), timeout=PATIENCE_S
+            ) as client:
                 path = "/v1/chat/completions"
                 assert (await client.post(path, json=OK)).status_code == 200
                 server.stop()
-                answer = await client.post(path, json=OK, timeout=30)
+                answer = await client.post(path, json=OK, timeout=PATIENCE_S)
                 assert answer.status_code == 200, answer.text
             server.start()
     finally:
@@ -222,7 +227,7 @@ async def test_the_process_starts_serves_and_goes(
         key_file = settings.secrets_dir / "api-key"
         await until(key_file.exists)
         assert key_file.stat().st_mode & 0o777 == 0o600
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             assert (await client.get(f"{url}/readyz")).status_code == 503
             told = (await client.get(f"{url}/metrics")).text
             assert "plinth_gateway_ready 0.0" in told
@@ -231,7 +236,7 @@ async def test_the_process_starts_serves_and_goes(
             models = await client.get(f"{url}/v1/models", headers=bearer(key))
             assert models.json() == {"object": "list", "data": []}
         process.send_signal(signal.SIGTERM)
-        _, log = await asyncio.wait_for(process.communicate(), 10)
+        _, log = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         assert process.returncode == 0
         assert key.encode() not in log
         assert b"Traceback" not in log, log.decode()
@@ -253,7 +258,7 @@ async def test_a_taken_port_is_one_clear_line(tmp_path: Path, redis_server: str)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "plinth.gateway", env=environment, stderr=asyncio.subprocess.PIPE
         )
-        _, log = await asyncio.wait_for(process.communicate(), 30)
+        _, log = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode == 1
     assert f"can't listen on 127.0.0.1:{port}" in log.decode().splitlines()[-1]
     assert "Traceback" not in log.decode()

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
+from patience import PATIENCE_S
 
 ASK = [{"role": "user", "content": "Say it"}]
 
@@ -216,7 +217,7 @@ async def test_a_client_that_hangs_up_cancels_the_shard(
     async for _ in stream:
         break
     await stream.close()
-    await until(lambda: stack.shard.cancelled == 1, timeout_s=2)
+    await until(lambda: stack.shard.cancelled == 1, timeout_s=PATIENCE_S)
 
 
 async def test_hanging_up_on_a_whole_answer_cancels_the_shard_too(
@@ -229,7 +230,7 @@ async def test_hanging_up_on_a_whole_answer_cancels_the_shard_too(
     await until(lambda: stack.shard.running == 2)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await until(lambda: stack.shard.cancelled == 2, timeout_s=2)
+    await until(lambda: stack.shard.cancelled == 2, timeout_s=PATIENCE_S)
 
 
 async def test_a_full_queue_is_429_with_retry_after(

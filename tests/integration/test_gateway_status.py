@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway_stages import Stack, running_stack
+from patience import PATIENCE_S
 from plinth.gateway.keys import KeyStore
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
@@ -30,7 +31,7 @@ async def status(stack: Stack, key: str) -> gateway_pb2.GetStatusResponse:
         stub = gateway_pb2_grpc.GatewayServiceStub(channel)
         metadata = (("authorization", f"Bearer {key}"),)
         found: gateway_pb2.GetStatusResponse = await stub.GetStatus(
-            gateway_pb2.GetStatusRequest(), metadata=metadata, timeout=10
+            gateway_pb2.GetStatusRequest(), metadata=metadata, timeout=PATIENCE_S
         )
         return found
 
@@ -107,7 +108,7 @@ async def test_prometheus_is_told_whom_to_scrape(stack: Stack, redis_client: Red
     await registry.announce("trainer", "t-1", "10.0.0.9:50051", {"metrics": "10.0.0.9:9464"})
     await registry.announce("inference", "s-1", "10.0.0.8:50051", {"metrics": "10.0.0.8:9464"})
     url = f"{stack.url}/v1/metrics/targets"
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         answer = await client.get(url, headers={"Authorization": f"Bearer {stack.key}"})
         assert answer.headers["content-type"] == "application/json"
         found = {one["labels"]["job"]: one for one in answer.json()}

@@ -18,6 +18,7 @@ import transformers
 from safetensors.torch import load_file
 
 from checkpoints import byte_tokenizer, random_llama
+from patience import PATIENCE_S
 from plinth.coordinator import service as coordinator
 from plinth.coordinator.respondent import _seed
 from plinth.coordinator.steps.sample import SAMPLES
@@ -88,7 +89,7 @@ async def run(stack: StageContext, name: str, overrides: dict[str, str]) -> dict
     text = (PIPELINES / f"{name}.yaml").read_text()
     submit = pb.SubmitRunRequest(run_id="r", pipeline_yaml=text, overrides={**TINY, **overrides})
     await stub.SubmitRun(submit)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(PATIENCE_S):
         watched = stub.WatchRun(pb.WatchRunRequest(run_id="r"))
         ended = [message.run async for message in watched][-1]
     assert ended.state == pb.RUN_STATE_SUCCEEDED, [(s.name, s.error) for s in ended.steps]

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from gateway_stages import Stack, running_stack, script_text
+from patience import PATIENCE_S
 from plinth.gateway.live_preferences import consents, drawn
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.corpus import read_split
@@ -45,7 +46,7 @@ def outcomes(outcome: str) -> float:
 
 async def tasks(stack: PreferenceStack, count: int) -> list[dict[str, Any]]:
     """The live tasks once there are `count` that can be judged."""
-    async with stack.client() as client, asyncio.timeout(20):
+    async with stack.client() as client, asyncio.timeout(PATIENCE_S):
         while True:
             answer = await client.get("/v1/preferences/tasks?collection=live")
             listed = answer.json()["tasks"]
@@ -240,12 +241,14 @@ async def test_a_coordinator_that_is_away_costs_nothing_but_the_task(
     async with running_stack(tmp_path, redis_server, preference_sampling_rate=1.0) as bare:
         assert isinstance(bare, Stack)
         headers = {"authorization": f"Bearer {bare.key}", **CONSENT}
-        async with httpx.AsyncClient(base_url=bare.url, headers=headers, timeout=30) as client:
+        async with httpx.AsyncClient(
+            base_url=bare.url, headers=headers, timeout=PATIENCE_S
+        ) as client:
             for seed in range(5):
                 answer = await client.post("/v1/chat/completions", json=body(seed))
                 text = answer.json()["choices"][0]["message"]["content"]
                 assert text == script_text(seed, 0, 60)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while outcomes("coordinator away") < before + 5:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 

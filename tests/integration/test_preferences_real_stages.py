@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 import engines
 from checkpoints import byte_tokenizer, random_llama
+from patience import PATIENCE_S
 from plinth.coordinator import service as coordinator
 from plinth.coordinator.preferences import model_judge
 from plinth.coordinator.preferences.records import PreferenceRecords
@@ -78,7 +79,7 @@ def text_of(folder: Path, ids: list[int]) -> str:
 
 
 async def settled(stub: Any, count: int) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             listed = await stub.ListPreferenceTasks(pb.ListPreferenceTasksRequest())
             if listed.judgements == count:
@@ -94,7 +95,7 @@ async def test_samples_are_what_an_engine_here_says(stub: Any, folder: Path) -> 
         samples=[pb.SampleSpec(model="chat", count=3, sampling=sampling)],
     )
     await stub.CreateTasks(pb.CreateTasksRequest(tasks=[spec]))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             ask = pb.GetPreferenceTaskRequest(task_id="t")
             task = (await stub.GetPreferenceTask(ask)).task

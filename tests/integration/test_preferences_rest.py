@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from gateway_stages import script_text, until
+from patience import PATIENCE_S
 from plinth.gateway.keys import KeyStore
 from preference_stages import JudgingShard, PreferenceStack, running_preferences
 
@@ -274,7 +275,7 @@ async def ready(client: httpx.AsyncClient, task_id: str, state: str = "open") ->
     return found
 
 
-async def eventually(look: Any, timeout_s: float = 20) -> None:
+async def eventually(look: Any, timeout_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(timeout_s):
         while not await look():  # noqa: ASYNC110
             await asyncio.sleep(0.02)

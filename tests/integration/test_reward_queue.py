@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.reward.service import build as build_reward
 from plinth.shared.errors import (
@@ -48,12 +49,12 @@ async def test_a_task_gives_what_a_call_gives(
     request.items[1].prompt_text = "a"
     assert await tasks.submit("t.1", request)
     assert not await tasks.submit("t.1", ask([JUDGE], [of_text("else", "a")]))
-    got = await tasks.wait("t.1", timeout_s=20)
+    got = await tasks.wait("t.1", timeout_s=PATIENCE_S)
     assert got == await stub.ScoreRewards(request)
     assert await tasks.result("t.1") == got
     many = [tasks.submit(f"m.{i}", ask([JUDGE], [of_text("b" * (i + 1), "a")])) for i in range(20)]
     assert all(await asyncio.gather(*many))
-    answers = await asyncio.gather(*(tasks.wait(f"m.{i}", timeout_s=20) for i in range(20)))
+    answers = await asyncio.gather(*(tasks.wait(f"m.{i}", timeout_s=PATIENCE_S) for i in range(20)))
     assert len({answer.rewards[0].total for answer in answers}) == 20
 
 
@@ -61,28 +62,28 @@ async def test_a_wrong_task_is_a_dead_letter_and_its_waiter_is_told(
     stack: Stack, stub: RewardServiceStub, tasks: RewardTasks, tmp_path: Path
 ) -> None:
     await tasks.submit("wrong", ask([rule("a", "nonsense")], [of_text("b")]))
-    told = await refused(tasks.wait("wrong", timeout_s=20), InvalidArgument, "'nonsense'")
+    told = await refused(tasks.wait("wrong", timeout_s=PATIENCE_S), InvalidArgument, "'nonsense'")
     assert told.reason == "RULE_UNKNOWN"
     folder = reward_model(tmp_path / "made" / "huge", spoil=3e38)
     stack.context.store.publish("huge", "reward", folder)
     bad = ask([pb.RewardSource(name="mine", model="huge")], [of_text("b", "a")])
     await tasks.submit("huge", bad)
-    told = await refused(tasks.wait("huge", timeout_s=20), DataLoss, "source 'mine' gives ")
+    told = await refused(tasks.wait("huge", timeout_s=PATIENCE_S), DataLoss, "source 'mine' gives ")
     assert told.reason == "REWARD_NOT_FINITE"
     queue = rewards_queue(stack.context.redis)
     await queue.add("garbage", b"\xff\xff")
-    await refused(tasks.wait("garbage", timeout_s=20), InvalidArgument, "no RewardTask")
+    await refused(tasks.wait("garbage", timeout_s=PATIENCE_S), InvalidArgument, "no RewardTask")
     dead = {letter.id: letter for letter in await queue.dead_letters()}
     assert set(dead) == {"wrong", "huge", "garbage"}
     assert all(letter.attempts == 1 for letter in dead.values())
-    await refused(tasks.wait("never", timeout_s=1), NotFound, "'never'")
+    await refused(tasks.wait("never", timeout_s=PATIENCE_S), NotFound, "'never'")
 
 
 async def test_nobody_there_is_a_deadline_and_a_cancelled_task_says_so(tasks: RewardTasks) -> None:
     await tasks.submit("waits", ask([rule("a", "lower_case")], [of_text("b")]))
     await refused(tasks.wait("waits", timeout_s=0.2), DeadlineExceeded, "0.2 s")
     assert await tasks.cancel("waits")
-    await refused(tasks.wait("waits", timeout_s=1), Cancelled, "cancelled")
+    await refused(tasks.wait("waits", timeout_s=PATIENCE_S), Cancelled, "cancelled")
 
 
 async def test_a_tokenizer_that_is_away_costs_an_attempt_not_the_task(
@@ -96,7 +97,7 @@ async def test_a_tokenizer_that_is_away_costs_an_attempt_not_the_task(
     queue = rewards_queue(context.redis)
     await until(lambda: tried(queue, "patient"))
     await stack.add("tokenizer", build_tokenizer)
-    assert (await tasks.wait("patient", timeout_s=30)).rewards[0].HasField("total")
+    assert (await tasks.wait("patient", timeout_s=PATIENCE_S)).rewards[0].HasField("total")
     await context.close()
 
 
@@ -105,7 +106,7 @@ async def tried(queue: Any, id: str) -> bool:
     return state.attempts >= 1 and "UNAVAILABLE" in state.reason
 
 
-async def until(holds: Callable[[], Any], seconds: float = 30) -> None:
+async def until(holds: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
     """`holds` looks at other processes, which set no event here."""
     async with asyncio.timeout(seconds):
         while not await holds():  # noqa: ASYNC110
@@ -119,7 +120,7 @@ async def test_the_end_of_a_task_is_announced_not_looked_for(
 
     monkeypatch.setattr(module, "_LOOK_S", 60.0)
     await tasks.submit("t", slow("0.5"))
-    assert (await tasks.wait("t", timeout_s=20)).rewards[0].total == 1
+    assert (await tasks.wait("t", timeout_s=PATIENCE_S)).rewards[0].total == 1
 
 
 async def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
@@ -132,13 +133,13 @@ async def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
         queue = rewards_queue(stack.context.redis, lease_s=LEASE_S)
         await tasks.submit("t", slow("1"))
         await tasks.submit("u", slow("0"))
-        waiting = asyncio.create_task(tasks.wait("t", timeout_s=60))
+        waiting = asyncio.create_task(tasks.wait("t", timeout_s=PATIENCE_S))
         await until(lambda: leased(queue, "t"))
         assert server.pid is not None
         os.kill(server.pid, signal.SIGKILL)
         await asyncio.to_thread(server.start)
         assert (await waiting).rewards[0].total == 1
-        assert (await tasks.wait("u", timeout_s=60)).rewards[0].total == 1
+        assert (await tasks.wait("u", timeout_s=PATIENCE_S)).rewards[0].total == 1
         assert (await queue.inspect()).dead == 0
     finally:
         await stack.stop()
@@ -169,7 +170,7 @@ class Replica:
 
     async def says(self, words: str) -> None:
         assert self.process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while words not in (line := (await self.process.stdout.readline()).decode()):
                 assert line, "it ended"
 
@@ -205,9 +206,9 @@ async def test_a_killed_replica_loses_nothing(
     await doomed.kill()
     assert await tasks.result("t") is None
     await stack.add("reward", build_reward)
-    assert (await tasks.wait("t", timeout_s=30)).rewards[0].total == 1
+    assert (await tasks.wait("t", timeout_s=PATIENCE_S)).rewards[0].total == 1
     for i in range(5):
-        assert (await tasks.wait(f"next.{i}", timeout_s=30)).rewards[0].total == 1
+        assert (await tasks.wait(f"next.{i}", timeout_s=PATIENCE_S)).rewards[0].total == 1
     assert (await queue.find("t")).state == "completed"
     assert await fence_of(stack, "t") > 1  # 1 was the killed one's
     assert (await queue.inspect()).dead == 0
@@ -223,7 +224,7 @@ async def test_a_replica_that_stood_still_cannot_store_a_second_result(
         await until(lambda: leased(queue, "t"))
         frozen.process.send_signal(signal.SIGSTOP)
         await stack.add("reward", build_reward)
-        first = await tasks.wait("t", timeout_s=30)
+        first = await tasks.wait("t", timeout_s=PATIENCE_S)
         fence = await fence_of(stack, "t")
         assert fence > 1  # 1 is that of the one that stands still
         frozen.process.send_signal(signal.SIGCONT)

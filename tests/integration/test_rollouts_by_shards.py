@@ -18,6 +18,7 @@ import engines
 import policy_job
 import trainings
 from checkpoints import random_llama
+from patience import PATIENCE_S
 from plinth.engine.request import Sampling
 from plinth.engine.weight_set import engine_over
 from plinth.inference.client import EngineClient
@@ -223,7 +224,7 @@ async def test_a_shard_that_goes_in_the_middle_loses_nothing(
         return sampler.sample(ORDERS, long)
 
     asking = asyncio.create_task(with_sampler(decoder, tmp_path, redis_server, ask))
-    async with shard(redis_client, served, "s1") as (consumer, _), asyncio.timeout(30):
+    async with shard(redis_client, served, "s1") as (consumer, _), asyncio.timeout(PATIENCE_S):
         while not consumer.running:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     async with shard(redis_client, served, "s2"):
@@ -270,7 +271,7 @@ async def test_weights_that_nobody_asks_for_are_let_go(
 
     async with shard(redis_client, served, idle_s=0.01) as (_, client):
         await with_sampler(load_decoder(policy), tmp_path, redis_server, ask)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while client._lent is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -279,7 +280,7 @@ async def test_a_message_that_is_no_task_is_buried(redis_client: Redis, served: 
     queue = rollout_queue(redis_client)
     await queue.add("junk", b"\xff\xff")
     await queue.add("empty", pb.RolloutTask().SerializeToString())
-    async with shard(redis_client, served), asyncio.timeout(20):
+    async with shard(redis_client, served), asyncio.timeout(PATIENCE_S):
         while len(letters := await queue.dead_letters()) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert any("names no weights" in letter.reason for letter in letters)
@@ -336,6 +337,6 @@ async def test_a_job_one_step_ahead_leaves_nothing_behind(
             job = kind(trainings.job(tmp_path / name, config))
             assert await asyncio.to_thread(optimise_policy, config, job, Group()) == status
             assert not (job.path / "weights").exists()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (info := await queue.inspect()).length or info.pending or info.delayed:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

@@ -14,6 +14,7 @@ import pytest
 import transformers
 
 from checkpoints import byte_tokenizer, random_llama
+from patience import PATIENCE_S
 from plinth.coordinator.respondent import _seed
 from plinth.coordinator.steps.contract import Outcome, Tools, Work
 from plinth.coordinator.steps.sample import SAMPLES, SampleSpec, SampleStep
@@ -73,7 +74,7 @@ def work(tools: Tools, spec: Any) -> Work:
 
 
 async def done(step: Any, asked: Work, tools: Tools) -> Outcome:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(PATIENCE_S):
         events = [event async for event in step.execute(asked, tools)]
     assert isinstance(events[-1], Outcome)
     return events[-1]

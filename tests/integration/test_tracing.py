@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from gateway_stages import TOKEN, Shard, Stack, answering, gateway_settings, running_stack
 from otlp_receiver import OtlpReceiver, Span, ancestors
+from patience import PATIENCE_S
 from plinth.cluster.layout import settings_environment
 from plinth.shared import tracing
 from plinth.shared.errors import InvalidArgument
@@ -56,7 +57,7 @@ def stages(spans: list[Span]) -> set[str]:
 
 
 async def chat(stack: Stack, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         headers["authorization"] = f"Bearer {stack.key}"
         url = f"{stack.url}/v1/chat/completions"
         return await client.post(url, json=ASK, headers=headers)
@@ -168,10 +169,10 @@ async def test_the_gateway_s_process_sends_its_last_spans(
         )
         url = f"http://127.0.0.1:{settings.gateway.port}"
         await answering(f"{url}/healthz")
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             assert (await client.get(f"{url}/v1/models")).status_code == 401
         process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.communicate(), 15)
+        await asyncio.wait_for(process.communicate(), PATIENCE_S)
         assert process.returncode == 0
         (span,) = receiver.spans
         assert (span.service, span.name) == ("plinth-gateway", "GET /v1/models")

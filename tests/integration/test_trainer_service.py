@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trainings
+from patience import PATIENCE_S
 from plinth.shared.errors import InvalidArgument, NotFound, PermissionDenied
 from plinth.shared.identity import Principal
 from plinth.shared.load import Load
@@ -98,12 +99,12 @@ async def test_a_job_in_work_is_a_load_that_must_not_move(stack, trainer):
     prepare = pb.PrepareSpec(builtin="stdlib", max_bytes=300_000)
     spec = pb.JobSpec(output_name="text", prepare=prepare)
     await stub.SubmitJob(pb.SubmitJobRequest(job_id="corpus", spec=spec))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not (load := await front.load()).held:
             pass
     assert load.ratio == 1.0
     await finished(stub, "corpus")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while await front.load() != Load(0.0, held=False):
             pass
 
@@ -137,7 +138,7 @@ async def test_from_the_standard_library_to_a_chat_model(stack, trainer):
     succeeded = attempts("succeeded")
     again = await do(stub, "base-again", "base", train=train)
     assert attempts("succeeded") == succeeded + 1
-    async with asyncio.timeout(10):  # the record says so a moment before the queue is told
+    async with asyncio.timeout(PATIENCE_S):  # the record says so a moment before the queue is told
         while REGISTRY.get_sample_value("plinth_trainer_jobs_running"):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert again.digest == base.digest and again.version == base.version

@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from urllib.parse import quote
 import psutil
 import redis
 
+from plinth.cluster.ports import free_port, taken
 from plinth.shared.errors import FailedPrecondition, Unavailable
 
 UNIX_PATH_LIMIT = 107
@@ -234,17 +234,9 @@ class EmbeddedRedis:
         """The port used before if it is free (clients know it), else a free one."""
         path = self._dir / "port"
         before = int(path.read_text()) if path.exists() else 0
-        for candidate in (before, 0):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", candidate))
-                except OSError:  # taken by someone else since: choose anew
-                    continue
-                port = int(probe.getsockname()[1])
-            _write_private(path, f"{port}\n")
-            return port
-        raise Unavailable("no free loopback port for Redis", reason="NO_FREE_PORT")
+        port = before if before and not taken("127.0.0.1", before) else free_port()
+        _write_private(path, f"{port}\n")
+        return port
 
     def _await_answer(self) -> None:
         assert self._process is not None

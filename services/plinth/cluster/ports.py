@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections import deque
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,8 @@ from plinth.shared.settings import Settings
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST = 20_000  # below are the well-known ones and Ray's workers
 _TRIES = 200
+# Given away a moment ago: whoever asked may not listen there yet.
+_given: deque[int] = deque(maxlen=_TRIES // 2)
 
 
 def holder(port: int) -> str:
@@ -47,18 +50,25 @@ def taken(host: str, port: int) -> bool:
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that is free now, from outside the range that outgoing connections take theirs
-    from: one of those could have it before whoever asked listens there."""
-    try:
-        highest = int(_EPHEMERAL.read_text().split()[0])
-    except (OSError, ValueError):
-        highest = 32_768
-    if highest - _LOWEST >= _TRIES:
-        for port in random.sample(range(_LOWEST, highest), _TRIES):
-            if not taken(host, port):
+    from: one of those could have it before whoever asked listens there. Nor is it one of those
+    that this process was given before, lately."""
+    if len(candidates := _candidates()) >= _TRIES:
+        for port in random.sample(candidates, _TRIES):
+            if port not in _given and not taken(host, port):
+                _given.append(port)
                 return port
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _candidates() -> range:
+    """Ports that the system gives to nobody by itself; few or none where it says so."""
+    try:
+        highest = int(_EPHEMERAL.read_text().split()[0])
+    except (OSError, ValueError):
+        highest = 32_768
+    return range(_LOWEST, highest)
 
 
 def gateway_ports(settings: Settings) -> tuple[int, int]:

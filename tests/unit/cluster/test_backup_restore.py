@@ -16,6 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from backups import furnish, make, publish, put_back, quiet, settings_of, store_told
+from patience import PATIENCE_S
 from plinth.cluster.backup import restoring, store_copy
 from plinth.cluster.backup.archive import Archive
 from plinth.cluster.backup.restoring import check
@@ -376,7 +377,7 @@ async def test_a_restore_that_broke_off_is_given_again(
 
 
 async def test_a_running_platform(lost: Settings, place: Path, redis_client: Redis) -> None:
-    await Registry(redis_client).announce("trainer", "t-1", "127.0.0.1:1", {})
+    await Registry(redis_client, ttl_s=PATIENCE_S).announce("trainer", "t-1", "127.0.0.1:1", {})
     error = await refused(lost, place)
     assert error.reason == "STACK_RUNNING" and "trainer/t-1" in error.message
     await redis_client.flushall()

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import redis
 
+from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable
@@ -189,7 +190,7 @@ async def test_killed_in_mid_run_loses_nothing_accepted(server: EmbeddedRedis) -
     client = connect(url)
     queue = Queue(client, "jobs")
     results = 0
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         # A completion whose answer was lost is not counted by its consumer, but it is there.
         while results < len(accepted):
             results = sum([await queue.result(item) is not None for item in accepted])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_S
 from plinth.cluster import node_drain
 from plinth.cluster.ports import free_port
 from plinth.shared.errors import Unavailable
@@ -170,7 +171,10 @@ def test_a_head_that_is_replaced_too_is_waited_for(monkeypatch: pytest.MonkeyPat
 async def test_a_pod_waits_for_another_shard_of_its_model(
     redis_server: str, redis_client: Any
 ) -> None:
-    registry, settings = Registry(redis_client), load_settings(redis_url=redis_server)
+    registry, settings = (
+        Registry(redis_client, ttl_s=PATIENCE_S),
+        load_settings(redis_url=redis_server),
+    )
     # The second is called like a stage that has one replica.
     models = json.dumps([{"name": "chat", "shards": 2}, {"name": "reward", "shards": 2}])
     told = {"models": models, "stages": json.dumps({"tokenizer": 2, "reward": 1})}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from patience import PATIENCE_S
 from plinth.cluster import parts
 from plinth.cluster.layout import ComponentState
 from plinth.cluster.parts import Backoff, ChildPart, GatewayPart, HeadPart, RedisPart
@@ -20,7 +21,7 @@ Told = list[tuple[str, ComponentState]]
 
 
 def _until(
-    condition: Callable[[], object], poll: Callable[[], object], limit_s: float = 15
+    condition: Callable[[], object], poll: Callable[[], object], limit_s: float = PATIENCE_S
 ) -> None:
     end = time.monotonic() + limit_s
     while not condition():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from patience import PATIENCE_S
 from plinth.cluster import processes
 from plinth.cluster.layout import MARKER
 from plinth.cluster.processes import Identity
@@ -74,7 +75,7 @@ def test_an_identity_is_not_fooled_by_a_reused_pid(start: Start) -> None:
     assert identity.alive()
     assert not Identity(process.pid, identity.created - 3600).alive()
     process.kill()
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE_S
     while identity.alive():  # a zombie is not alive
         assert time.monotonic() < end
     process.wait()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from patience import PATIENCE_S
 from plinth.coordinator import service
 from plinth.shared.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from plinth.v1 import coordinator_pb2 as pb
@@ -52,7 +53,7 @@ class Forker:
 
     async def end(self, run_id: str) -> pb.Run:
         run = pb.Run()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             async for message in self.rpc.WatchRun(pb.WatchRunRequest(run_id=run_id), None):
                 run = message.run
         return run
@@ -115,7 +116,7 @@ async def test_a_failed_run_goes_on_from_where_it_failed(forker: Forker) -> None
 async def test_what_can_not_be_forked(forker: Forker) -> None:
     forker.world.trainer.gates["mini"] = asyncio.Event()
     await forker.submit()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await forker.world.trainer.training.wait()
     with pytest.raises(InvalidArgument, match="no step 'tun'; did you mean tune"):
         await forker.fork("f1", "tun")

@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 import scripted_stages
+from patience import PATIENCE_S
 from plinth.coordinator import service
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.steps.compare import refuse_own_judge
@@ -73,7 +74,7 @@ class Bench:
         request = pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=PIPELINE, overrides=overrides)
         await self.rpc.SubmitRun(request, None)
         run = pb.Run()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             async for message in self.rpc.WatchRun(pb.WatchRunRequest(run_id=run_id), None):
                 run = message.run
         assert await asyncio.to_thread(self.world.deployments.list) == []

@@ -24,6 +24,7 @@ from gateway_stages import (
     shard_service,
     tokenizer_service,
 )
+from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
@@ -86,13 +87,13 @@ class Bench:
         return item
 
     async def until(self, task_id: str, state: int) -> pb.PreferenceTask:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while (task := await self.records.get(task_id)).state != state:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return task
 
     async def in_state(self, item: str, state: str) -> ItemState:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 found = await self.queue.find(item)
                 if found is not None and found.state == state:
@@ -126,7 +127,7 @@ async def test_a_model_that_comes_late_is_waited_for(bench: Bench) -> None:
 async def test_work_that_a_worker_left_is_done_once(bench: Bench) -> None:
     async with bench.serving(Shard(delay_s=30)) as shard:
         item = await bench.add(sampled("t"))
-        async with bench.worker("first"), asyncio.timeout(20):
+        async with bench.worker("first"), asyncio.timeout(PATIENCE_S):
             while not shard.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         found = await bench.queue.find(item)
@@ -143,7 +144,7 @@ async def test_what_cannot_be_done_says_so_and_can_be_tried_again(bench: Bench) 
         item = await bench.add(sampled("t"))
         task = await bench.until("t", pb.PREFERENCE_TASK_STATE_FAILED)
         assert "answers that are empty" in task.error
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not (letters := await bench.queue.dead_letters()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert letters[0].id == item
@@ -168,7 +169,7 @@ async def test_a_creator_that_died_before_its_task_was_there(bench: Bench) -> No
 async def test_a_task_that_is_closed_meanwhile_stays_away(bench: Bench) -> None:
     async with bench.serving(Shard(delay_s=0.02)) as shard:
         item = await bench.add(sampled("t"))
-        async with bench.worker("w"), asyncio.timeout(20):
+        async with bench.worker("w"), asyncio.timeout(PATIENCE_S):
             while not shard.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             await bench.records.close("t")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from patience import PATIENCE_S
 from plinth.coordinator import service
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.preferences.ranking import tiers
@@ -40,7 +41,7 @@ class Running:
     async def run(self, run_id: str, text: str = PIPELINE) -> run_pb.Run:
         submit = run_pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=text)
         await self.rpc.SubmitRun(submit, None)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             watched = self.rpc.WatchRun(run_pb.WatchRunRequest(run_id=run_id), None)
             return [message.run async for message in watched][-1]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from patience import PATIENCE_S
 from plinth.coordinator import service
 from plinth.models.ngram import ByteNgram
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -67,7 +68,7 @@ class Coordinator:
         return [message.run async for message in self.rpc.WatchRun(request, None)]
 
     async def end(self, run_id: str) -> pb.Run:
-        return (await asyncio.wait_for(self.watch(run_id), 30))[-1]
+        return (await asyncio.wait_for(self.watch(run_id), PATIENCE_S))[-1]
 
     async def reached(self, run_id: str, step: str, state: Any) -> pb.Run:
         async def look() -> pb.Run | None:
@@ -86,7 +87,7 @@ def states(run: pb.Run) -> list[str]:
 
 
 async def until(condition: Callable[[], Any] | Callable[[], Awaitable[Any]]) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             value = condition()
             if asyncio.iscoroutine(value):
@@ -112,7 +113,7 @@ async def coordinator(world: World) -> AsyncIterator[Coordinator]:
 
 async def test_a_run_from_corpus_to_served_model(world: World, coordinator: Coordinator) -> None:
     await coordinator.submit("r1")
-    history = await asyncio.wait_for(coordinator.watch("r1"), 30)
+    history = await asyncio.wait_for(coordinator.watch("r1"), PATIENCE_S)
     run = history[-1]
     assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
     assert states(run) == ["SUCCEEDED"] * 7

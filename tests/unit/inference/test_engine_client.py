@@ -11,6 +11,7 @@ import pytest
 
 import engines
 from checkpoints import random_llama
+from patience import PATIENCE_S
 from plinth.engine.engine import Engine
 from plinth.engine.request import Request, Sampling
 from plinth.inference import step_times
@@ -91,7 +92,7 @@ async def test_whoever_hangs_up_frees_blocks_within_one_step(
         left_at = engine.steps
         break
     await stream.aclose()
-    await asyncio.wait_for(freed.wait(), 10)
+    await asyncio.wait_for(freed.wait(), PATIENCE_S)
     assert left_at is not None
     assert freed_at is not None
     # One step may be under way when the client leaves; the loop's hop can cost one more.
@@ -99,7 +100,7 @@ async def test_whoever_hangs_up_frees_blocks_within_one_step(
 
 
 async def until_unhealthy(client: EngineClient) -> Unavailable:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 client.check()
@@ -116,7 +117,7 @@ async def test_standing_still_with_work_is_unhealthy(
     go_on, step = threading.Event(), engine.step
 
     def stuck():
-        go_on.wait(30)
+        go_on.wait(PATIENCE_S)
         return step()
 
     engine.step = stuck  # type: ignore[method-assign]
@@ -132,14 +133,14 @@ async def test_standing_still_with_work_is_unhealthy(
 async def test_a_step_that_is_long_for_its_model_is_no_hang(
     client: EngineClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Passes of 0.2 s each, and a limit of 0.05 s for a model of which nothing was measured: the
+    """Passes of 0.4 s each, and a limit of 0.05 s for a model of which nothing was measured: the
     first is called a hang, those after it are not, and one that hangs is."""
     monkeypatch.setattr(step_times, "FIRST_S", 0.05)
     monkeypatch.setattr(step_times, "AT_LEAST_S", 0.05)
     run, hang, go_on = engine.runner.run_rows, threading.Event(), threading.Event()
 
     def slow(rows):
-        go_on.wait(30 if hang.is_set() else 0.2)
+        go_on.wait(PATIENCE_S if hang.is_set() else 0.4)
         return run(rows)
 
     engine.runner.run_rows = slow  # type: ignore[method-assign]
@@ -205,26 +206,26 @@ async def test_a_broken_engine_fails_whoever_waits_and_its_health(
 
     def broken():
         loop.call_soon_threadsafe(entered.set)
-        go_on.wait(30)
+        go_on.wait(PATIENCE_S)
         raise RuntimeError("out of memory")
 
     engine.step = broken  # type: ignore[method-assign]
     waiting = [asyncio.create_task(tokens(client, request("lost", 3)))]
-    await asyncio.wait_for(entered.wait(), 10)
+    await asyncio.wait_for(entered.wait(), PATIENCE_S)
     waiting += [
         asyncio.create_task(client.answers([request("of the lent one", 3)])),
         asyncio.create_task(client.lend(None)),
     ]
     await asyncio.sleep(0)  # both have asked
     go_on.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         for one in await asyncio.gather(*waiting, return_exceptions=True):
             assert isinstance(one, Unavailable)
             assert one.reason == "ENGINE_FAILED"
     with pytest.raises(Unavailable, match="RuntimeError"):
         client.check()
     # And whoever comes later is told, not left to wait.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         for late in (
             tokens(client, request("late", 3)),
             client.answers([request("late", 3)]),

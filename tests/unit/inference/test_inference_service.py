@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 
 import engines
 from checkpoints import random_llama
+from patience import PATIENCE_S
 from plinth.engine.request import Sampling
 from plinth.inference.service import InferenceFront, build
 from plinth.shared.errors import PlinthError
@@ -72,12 +73,12 @@ def asked(max_tokens: int = 16, model: str = "tiny", ids: list[int] = PROMPT, **
     )
 
 
-async def answer(stub, request, timeout=30):
+async def answer(stub, request, timeout=PATIENCE_S):
     messages = [message async for message in stub.Generate(request, timeout=timeout)]
     return messages, [token.id for message in messages for token in message.tokens]
 
 
-async def refused(stub, request, timeout=30) -> PlinthError:
+async def refused(stub, request, timeout=PATIENCE_S) -> PlinthError:
     with pytest.raises(grpc.RpcError) as caught:
         await answer(stub, request, timeout)
     return from_rpc_error(caught.value)
@@ -114,7 +115,7 @@ async def test_whoever_hangs_up_frees_the_blocks(front) -> None:
     shard = await front[1].GetShard(inference_pb2.GetShardRequest())
     assert shard.running == 1
     call.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while shard.running:
             shard = await front[1].GetShard(inference_pb2.GetShardRequest())
     assert shard.blocks_free + shard.blocks_cached == shard.blocks_total
@@ -125,7 +126,7 @@ async def test_a_full_queue_says_when_to_come_back(front) -> None:
     for call in calls:
         await call.read()
     calls += [front[1].Generate(asked(ignore_eos=True, seed=i)) for i in range(2)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (await front[1].GetShard(inference_pb2.GetShardRequest())).waiting < 2:
             pass
     error = await refused(front[1], asked())
@@ -143,7 +144,7 @@ async def test_a_deadline_ends_an_answer(front) -> None:
         assert messages[-1].finish_reason == common_pb2.FINISH_REASON_DEADLINE
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (await front[1].GetShard(inference_pb2.GetShardRequest())).running:
             pass
 
@@ -172,7 +173,7 @@ async def test_scores_are_the_log_probabilities_of_transformers(front, folder) -
         binding=common_pb2.Binding(model="tiny"),
         items=[inference_pb2.ScoreItem(ids=ids, from_position=2)],
     )
-    scored = await front[1].Score(request, timeout=30)
+    scored = await front[1].Score(request, timeout=PATIENCE_S)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)

@@ -6,10 +6,13 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from patience import PATIENCE_S
 from plinth.shared.connection import connect
 from plinth.shared.errors import Cancelled, InvalidArgument, ResourceExhausted, Unavailable
 from plinth.shared.queue import Lease, LeaseLost, Queue, QueueInfo, queue_names
@@ -21,9 +24,31 @@ def queue(redis_client: Redis) -> Queue:
 
 
 async def claim(queue: Queue, consumer: str = "a") -> Lease:
-    lease = await queue.claim(consumer, wait_s=2)
+    lease = await queue.claim(consumer, wait_s=PATIENCE_S)
     assert lease is not None
     return lease
+
+
+@dataclass
+class Wait:
+    """A claim that waits in Redis: at most for how long, and whether an item ended it."""
+
+    block_ms: int
+    woken: bool = False
+
+
+def watched(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> list[Wait]:
+    waits: list[Wait] = []
+    read = redis.xread
+
+    async def xread(streams: Any, *, count: int, block: int) -> Any:
+        waits.append(wait := Wait(block))
+        entries = await read(streams, count=count, block=block)
+        wait.woken = bool(entries)
+        return entries
+
+    monkeypatch.setattr(redis, "xread", xread)
+    return waits
 
 
 async def lapse(redis: Redis, queue: Queue, *ids: str) -> None:
@@ -80,13 +105,16 @@ async def test_heartbeat_extends(redis_client: Redis, queue: Queue) -> None:
     assert await queue.claim("b", wait_s=0) is None
 
 
-async def test_lease_lapses_by_the_clock(redis_client: Redis) -> None:
+async def test_lease_lapses_by_the_clock(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = watched(redis_client, monkeypatch)
     queue = Queue(redis_client, "short", lease_s=0.15)
     await queue.add("j1", b"1")
     await claim(queue, "a")
-    started = time.monotonic()
     assert (await claim(queue, "b")).attempts == 2
-    assert time.monotonic() - started < 1.5, "a waiting consumer must wake for a lapsing lease"
+    # A waiting consumer wakes for a lapsing lease.
+    assert all(wait.block_ms <= 150 for wait in waits), waits
 
 
 async def test_fail_backs_off_and_then_dies(redis_client: Redis, queue: Queue) -> None:
@@ -194,14 +222,18 @@ async def test_bounds_and_bad_arguments(redis_client: Redis) -> None:
         Queue(redis_client, "a:b")
 
 
-async def test_waiting_claim_wakes_for_an_add(redis_client: Redis, queue: Queue) -> None:
-    waiting = asyncio.create_task(queue.claim("a", wait_s=20))
-    while not await redis_client.exists(queue._keys.stream):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    started = time.monotonic()
+async def test_waiting_claim_wakes_for_an_add(
+    redis_client: Redis, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_block_s", 4.0)  # it must not look again by itself before the add
+    waits = watched(redis_client, monkeypatch)
+    waiting = asyncio.create_task(queue.claim("a", wait_s=PATIENCE_S))
+    async with asyncio.timeout(PATIENCE_S):
+        while not waits:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     await queue.add("j1", b"1")
-    lease = await waiting
-    assert lease is not None and time.monotonic() - started < 0.9
+    assert await waiting is not None
+    assert waits[-1].woken, "found by looking again, not by waking"
 
 
 async def test_cancelled_claims_lose_nothing(redis_client: Redis, queue: Queue) -> None:
@@ -259,7 +291,7 @@ async def test_the_age_of_the_oldest_that_waits(redis_client: Redis, queue: Queu
     assert await oldest() == 0.0
     await queue.add("j1", b"1")
     began = await second()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while await second() < began + 2:  # the server's clock counts  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     await queue.add("j2", b"2")

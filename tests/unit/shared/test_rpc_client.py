@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from patience import PATIENCE_S
 from plinth.shared.errors import Unavailable
 from plinth.shared.identity import (
     SYSTEM,
@@ -118,14 +119,14 @@ async def test_a_call_carries_identity_and_a_default_deadline(settings) -> None:
             assert len(facts["request_id"]) == 32
             assert 0 < facts["remaining"] <= settings.rpc.default_deadline_s + 0.1
             user = Principal("acmé", "k1", frozenset({"tokenize"}))
-            with call_scope(request_id="r-1", principal=user, timeout_s=5):
+            with call_scope(request_id="r-1", principal=user, timeout_s=50):
                 facts = await ask(channel)
                 assert facts["tenant"] == "acmé"
                 assert facts["request_id"] == "r-1"
-                assert 0 < facts["remaining"] <= 5.1  # gRPC rounds up
+                assert 0 < facts["remaining"] <= 50.1  # gRPC rounds up
                 # The sooner of the two deadlines holds.
-                assert (await ask(channel, timeout=50))["remaining"] <= 5.1
-                assert (await ask(channel, timeout=1))["remaining"] <= 1.1
+                assert (await ask(channel, timeout=500))["remaining"] <= 50.1
+                assert (await ask(channel, timeout=20))["remaining"] <= 20.1
         async with opened(address, settings, user) as channel:
             assert (await ask(channel))["tenant"] == "acmé"
 
@@ -146,9 +147,9 @@ async def test_deadline_identity_and_errors_pass_through_a_middle_stage(settings
         opened(address, settings, user) as channel,
     ):
         middle.forward = forward
-        facts = await ask(channel, timeout=3, metadata=[("x-plinth-note", "a")])
+        facts = await ask(channel, timeout=30, metadata=[("x-plinth-note", "a")])
         assert facts["tenant"] == "acme"
-        assert 0 < facts["remaining"] <= 3.1
+        assert 0 < facts["remaining"] <= 30.1
         end.failures = 100
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask(channel)
@@ -266,7 +267,7 @@ async def test_a_replica_that_refused_is_left_out_for_a_moment(settings, monkeyp
         assert first.id == "1"
         with pytest.raises(grpc.aio.AioRpcError):
             await ask(pool.channel(first))
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE_S
         while (await pool.pick("inference")).id != "2":
             assert time.monotonic() < until
             await asyncio.sleep(0.01)

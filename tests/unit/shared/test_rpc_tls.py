@@ -9,6 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from certificates import DAY, NOW, Authority
+from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.rpc import tls
@@ -54,7 +55,9 @@ async def ask(port: int, settings: Settings, stage: str = "tokenizer") -> grpc.S
     """How one call ends. Retries of what can't be connected to are cut short."""
     async with open_channel(f"127.0.0.1:{port}", stage=stage, settings=settings, token=TOKEN) as c:
         try:
-            await tokenizer_pb2_grpc.TokenizerServiceStub(c).Encode(pb.EncodeRequest(), timeout=5)
+            await tokenizer_pb2_grpc.TokenizerServiceStub(c).Encode(
+                pb.EncodeRequest(), timeout=PATIENCE_S
+            )
         except grpc.aio.AioRpcError as error:
             return error.code()
     return grpc.StatusCode.OK

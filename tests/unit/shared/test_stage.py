@@ -12,6 +12,7 @@ import prometheus_client
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.shared.errors import FailedPrecondition, Internal, PlinthError
 from plinth.shared.registry import Registry
@@ -77,7 +78,7 @@ async def opened(settings: Settings, ttl_s: float = 0.6) -> StageContext:
     return context
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = PATIENCE_S) -> None:
     end = time.monotonic() + timeout_s
     while not await condition():
         assert time.monotonic() < end, "the condition did not come true"
@@ -124,7 +125,7 @@ async def test_a_stage_serves_is_found_and_ends_without_loss(context) -> None:
     await running.check()
     stub = await context.clients.tokenizer()
     accepted = asyncio.ensure_future(stub.Encode(pb.EncodeRequest(model="slow")))
-    await asyncio.wait_for(front.entered.wait(), 5)
+    await asyncio.wait_for(front.entered.wait(), PATIENCE_S)
     seen = {}
 
     async def look() -> None:
@@ -133,18 +134,18 @@ async def test_a_stage_serves_is_found_and_ends_without_loss(context) -> None:
         seen["listed"] = await listed(context)
 
     front.on_drain = look
-    stopping = asyncio.create_task(running.stop(20))
+    stopping = asyncio.create_task(running.stop(600))
     await until(lambda: _true(len(seen) == 3))
     assert seen == {"health": "NOT_SERVING", "alive": "SERVING", "listed": []}
     assert not stopping.done()
     front.release.set()
     await accepted  # accepted before: answered
-    await asyncio.wait_for(stopping, 5)
-    assert front.drained == [20]
+    await asyncio.wait_for(stopping, PATIENCE_S)
+    assert front.drained == [600]
     with pytest.raises(PlinthError):
         await running.check()
     await running.stop(1)  # a second time does nothing
-    assert front.drained == [20]
+    assert front.drained == [600]
 
 
 async def _true(value: bool) -> bool:
@@ -204,7 +205,7 @@ async def test_the_heartbeat_outlives_redis(tmp_path) -> None:
             return announcement()
 
         front.announcement = counted  # type: ignore[method-assign]
-        await until(lambda: _true(beats >= 2), 20)
+        await until(lambda: _true(beats >= 2), PATIENCE_S)
         assert vital("redis_reachable") == 0
         await running.check()  # Redis' absence does not make the stage unhealthy
         assert await health(running.address) == "SERVING"
@@ -214,7 +215,7 @@ async def test_the_heartbeat_outlives_redis(tmp_path) -> None:
         async def back() -> bool:
             return [r.address for r in await fresh.replicas("tokenizer")] == [running.address]
 
-        await until(back, 20)
+        await until(back, PATIENCE_S)
         await until(lambda: _true(vital("redis_reachable") == 1))
     finally:
         await running.stop(0)
