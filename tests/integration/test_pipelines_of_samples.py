@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from answer_text import answer_text
 from checkpoints import byte_tokenizer, random_llama
 from patience import PATIENCE_S
 from plinth.coordinator import service as coordinator
@@ -116,7 +117,7 @@ def sampled_here(model: Path, prompts: Path, seed: int) -> list[str]:
         ids = tuple(hf.encode(text, add_special_tokens=False))
         orders.append(Order(number, ids, 4, _seed(seed, number)))
     made = sampler.sample(orders, Sampling(0.8, max_tokens=10, stop_ids=frozenset({2})))
-    return [hf.decode(list(one.response), skip_special_tokens=True) for one in made]
+    return [answer_text(hf, one.response) for one in made]
 
 
 async def test_each_round_of_dpo_goes_on_from_the_newest_model(stack: StageContext) -> None:

@@ -16,6 +16,7 @@ import transformers
 from redis.asyncio import Redis
 
 import engines
+from answer_text import answer_text
 from checkpoints import byte_tokenizer, random_llama
 from patience import PATIENCE_S
 from plinth.coordinator import service as coordinator
@@ -75,7 +76,7 @@ def ids_of(folder: Path, text: str) -> list[int]:
 
 def text_of(folder: Path, ids: list[int]) -> str:
     hf = transformers.AutoTokenizer.from_pretrained(folder)
-    return str(hf.decode(ids, skip_special_tokens=True))
+    return answer_text(hf, ids)
 
 
 async def settled(stub: Any, count: int) -> None:

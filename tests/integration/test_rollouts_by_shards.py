@@ -243,9 +243,13 @@ async def test_people_who_chat_go_first(
         return sampler.sample(ORDERS, SAMPLING)
 
     async with shard(redis_client, served) as (consumer, client):
-        step, step_lent = client._engine.step, client._step_lent
-        client._engine.step = lambda: (turns.append("chat"), step())[1]
-        client._step_lent = lambda lent: (turns.append("policy"), step_lent(lent))[1]
+        timed = client._timed
+
+        def noted(engine, times):
+            turns.append("chat" if engine is client._engine else "policy")
+            return timed(engine, times)
+
+        client._timed = noted
         asked = engines.Request(
             "chat", (5, 6), engines.BINDING, Sampling(0.0, max_tokens=100, speculation="off")
         )
@@ -272,7 +276,7 @@ async def test_weights_that_nobody_asks_for_are_let_go(
     async with shard(redis_client, served, idle_s=0.01) as (_, client):
         await with_sampler(load_decoder(policy), tmp_path, redis_server, ask)
         async with asyncio.timeout(PATIENCE_S):
-            while client._lent is not None:  # noqa: ASYNC110
+            while client._lent.held:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import transformers
 
+from answer_text import answer_text
 from checkpoints import byte_tokenizer, random_llama
 from patience import PATIENCE_S
 from plinth.coordinator.respondent import _seed
@@ -104,7 +105,7 @@ async def test_samples_are_an_engines_and_become_pairs(tools: Tools, tmp_path: P
         ids = tuple(hf.encode(text, add_special_tokens=False))
         orders.append(Order(number, ids, 3, _seed(7, number)))
     here = sampler.sample(orders, Sampling(1.0, max_tokens=12, stop_ids=frozenset({2})))
-    texts = [hf.decode(list(one.response), skip_special_tokens=True) for one in here]
+    texts = [answer_text(hf, one.response) for one in here]
     assert [line["answer"] for line in lines] == texts
     # And the trainer makes pairs of them: one that passed against one that did not.
     rewards = {(line["prompt"], line["answer"]): line["reward"] for line in lines}

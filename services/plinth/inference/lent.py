@@ -39,6 +39,11 @@ class LentEngine:
         self._answers: dict[str, tuple[Answer, asyncio.Future[Answer]]] = {}
 
     @property
+    def held(self) -> bool:
+        """Whether there is an engine."""
+        return self._engine is not None
+
+    @property
     def busy(self) -> bool:
         """Whether a step would have something to do."""
         return self._engine is not None and self._engine.busy

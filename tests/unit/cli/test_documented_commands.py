@@ -62,10 +62,13 @@ def check(words: list[str]) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_and_options_exist(document: Path) -> None:
-    found = commands(document)
-    assert found, "no command was found: has the way of writing them changed?"
-    for words in found:
+    for words in commands(document):
         check(words)
+
+
+def test_commands_are_found() -> None:
+    """Or the way of writing them has changed. docs/benchmarks.md shows none."""
+    assert sum(bool(commands(document)) for document in DOCUMENTS) >= len(DOCUMENTS) - 1
 
 
 @pytest.mark.parametrize("wrong", [["backups", "x"], ["backup", "x", "--pause"], ["keys", "make"]])

@@ -245,7 +245,7 @@ def changes(x: Any, end: int | None) -> Iterator[tuple[str, Any]]:
         for value in (-1, 0.5, end, 2**40):
             yield f"bad value {value}", value
     if isinstance(x, np.ndarray) and x.dtype == np.float64 and len(x) == 3:
-        for number in (0.0, -1.0, np.nan, np.inf, 1e-39):
+        for number in (0.0, -1.0, np.nan, np.inf):
             yield f"bad value {number}", np.array([1.0, number, 1.0])
 
 
