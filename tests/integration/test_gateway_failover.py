@@ -188,6 +188,26 @@ async def test_a_request_that_kills_shards_does_not_go_round_for_ever(
         assert sum(len(shard.requests) for shard in stack.shards.values()) <= most
 
 
+async def test_several_answers_of_one_request_count_their_deaths_together(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    """Three at once on four shards: what the first two show is enough for all."""
+
+    class Cursed(Shard):
+        async def _generate(self, request: object) -> AsyncIterator[object]:
+            raise Unavailable("the engine died", reason="ENGINE_FAILED")
+            yield
+
+    async with running_stack(tmp_path, redis_server) as stack, opened(stack) as client:
+        await stack.replicas["shard-0"].stop()
+        for index in range(4):
+            await stack.add_shard(f"cursed-{index}", Cursed())
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(model="chat", messages=ASK, n=3)
+        assert caught.value.code == "shards_died"
+        assert sum(len(shard.requests) for shard in stack.shards.values()) <= 3
+
+
 async def test_a_request_under_which_two_processes_died_is_given_to_no_third(
     tmp_path: Path, redis_server: str, redis_client: object, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -276,8 +276,33 @@ async def test_weights_that_nobody_asks_for_are_let_go(
     async with shard(redis_client, served, idle_s=0.01) as (_, client):
         await with_sampler(load_decoder(policy), tmp_path, redis_server, ask)
         async with asyncio.timeout(PATIENCE_S):
-            while client._lent.held:  # noqa: ASYNC110
+            while client.lent is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_a_policy_whose_engine_broke_is_taken_anew(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path, served: Path
+) -> None:
+    """Its task is tried again on an engine that works; the shard lost none of its health."""
+
+    def ask(sampler: ShardSampler) -> list[Rollout]:
+        sampler.renew(0)
+        return sampler.sample(ORDERS[:1], SAMPLING)
+
+    async with shard(redis_client, served) as (_, client):
+        timed, broken = client._timed, []
+
+        def breaks_once(engine, times):
+            if engine is not client._engine and not broken:
+                broken.append(engine)
+                raise RuntimeError("the device is lost")
+            return timed(engine, times)
+
+        client._timed = breaks_once
+        rollouts = await with_sampler(load_decoder(policy), tmp_path, redis_server, ask)
+        client.check()
+        assert client.lent is not broken[0]
+    assert rollouts == [r for r in here(load_decoder(policy), 0) if r.group == ORDERS[0].group]
 
 
 async def test_a_message_that_is_no_task_is_buried(redis_client: Redis, served: Path) -> None:

@@ -36,7 +36,8 @@ class Drafting:
     def draft(self, scheduler: Scheduler, positions: int) -> None:
         """Ask the drafters on behalf of the sequences that are about to decode.
 
-        positions: the most that a sequence may take. Blocks for the drafts are reserved.
+        positions: the most that a sequence may take. Blocks for the drafts are reserved, of those
+        that nobody needs in this step.
         """
         for sequence in scheduler.running:
             sequence.drafts = []
@@ -53,7 +54,7 @@ class Drafting:
                 continue
             # One token comes from the target itself; drafts beyond the allowance are waste.
             count = min(sequence.draft_length, sequence.allowance(positions) - 1)
-            if count > 0 and scheduler.reserve(sequence, len(sequence.ids) + count):
+            if count > 0 and scheduler.reserve_spare(sequence, len(sequence.ids) + count):
                 wanted.setdefault(name, []).append((sequence, count))
         for name, sequences in wanted.items():
             proposals = self._drafters[name].propose(sequences)

@@ -8,6 +8,7 @@ threads, no transport and no text. It is driven by one thread; `add` and `abort`
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from plinth.engine.blocks import BlockPool
 from plinth.engine.drafting import Drafting
-from plinth.engine.isolation import NON_FINITE, Outcome, run_isolated, step_failed
+from plinth.engine.isolation import NON_FINITE, Outcome, run_alone, run_isolated, step_failed
 from plinth.engine.plan import Plan, Row
 from plinth.engine.request import (
     Event,
@@ -32,7 +33,16 @@ from plinth.engine.scheduler import Limits, Scheduler
 from plinth.engine.sequence import Sequence
 from plinth.engine.speculation import Drafter
 from plinth.engine.verification import first_tokens, verify
-from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
+from plinth.shared.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    PlinthError,
+    ResourceExhausted,
+)
+
+_log = logging.getLogger(__name__)
+_TELL_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ class Engine:
         self._by_number: dict[int, Sequence] = {}
         self._failed: list[Event] = []
         self._under_way = (0, clock())
+        self._tell_again = clock()
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -124,9 +135,13 @@ class Engine:
         )
         sequence = Sequence(next(self._numbers), request, list(request.ids), salt)
         sequence.usage.prompt = len(request.ids) - request.sampling.first_output_position
-        self.scheduler.add(sequence)
+        displaced = self.scheduler.add(sequence)
         self._by_id[request.id] = sequence
         self._by_number[sequence.number] = sequence
+        if displaced is not None:
+            full = "more urgent requests took the place of this one in the queue; try again later"
+            error = ResourceExhausted(full, reason="queue_full", retry_after_s=1.0)
+            self._failed.append(self._fail(displaced, error))
 
     def abort(self, request_id: str, reason: Finish = Finish.CANCELLED) -> Event | None:
         """End a request now; its blocks are free when this returns. None if it is not here."""
@@ -208,14 +223,13 @@ class Engine:
 
     def launch(self, plan: Plan) -> Launched:
         """Compute the plan's rows. Raises where all of them failed, and a trial row fails too."""
-        rows = run_isolated(self._run, plan.rows, self.runner.decoder.config.vocab_size)
-        errors = [
-            outcome
-            for _, outcome in rows
-            if isinstance(outcome, PlinthError) and outcome.reason != NON_FINITE
-        ]
+        vocab_size = self.runner.decoder.config.vocab_size
+        rows = run_isolated(self._run, plan.rows, vocab_size, self._repeated)
+        errors = [outcome for _, outcome in rows if isinstance(outcome, PlinthError)]
         if len(errors) == len(rows) and not self._works():
-            raise RuntimeError("the model computes nothing any more") from errors[0]
+            raise DataLoss(
+                f"the model computes nothing any more: {errors[0].message}", reason=errors[0].reason
+            ) from errors[0]
         return Launched(rows)
 
     def commit(self, launched: Launched) -> list[Event]:
@@ -256,13 +270,17 @@ class Engine:
         blocks = self.pool.allocate(1)
         if blocks is None:
             return True
-        try:
-            self._run([Row(0, 0, (0,), tuple(blocks), outputs=1)])
-        except Exception:  # noqa: BLE001 - it is the answer
-            return False
-        finally:
-            self.scheduler.release(blocks)
-        return True
+        trial = Row(0, 0, (0,), tuple(blocks), outputs=1)
+        outcome = run_alone(self._run, trial, self.runner.decoder.config.vocab_size)
+        self.scheduler.release(blocks)
+        return not isinstance(outcome, PlinthError)
+
+    def _repeated(self, error: Exception) -> None:
+        """A batch that always fails, though its rows do not, costs time and shows nowhere else."""
+        now = self.clock()
+        if now >= self._tell_again:
+            self._tell_again = now + _TELL_EVERY_S
+            _log.warning("a step failed and is computed row by row: %r", error, exc_info=error)
 
     def _first_tokens(self, launched: Launched) -> dict[int, SampledToken]:
         """The first token of every row that has one, sampled together; none where that fails:
@@ -314,9 +332,11 @@ class Engine:
         self._poison_emptied()
 
     def _fail(self, sequence: Sequence, error: Exception) -> Event:
-        """End a request that can't go on. What it computed may be what is wrong with it."""
-        self._forget(sequence, damaged=True)
-        return FailedEvent(sequence.request.id, step_failed(error))
+        """End a request that can't go on. Where its numbers are not finite, what it found in the
+        prefix cache may be why."""
+        told = step_failed(error)
+        self._forget(sequence, damaged=told.reason == NON_FINITE)
+        return FailedEvent(sequence.request.id, told)
 
     def _poison_emptied(self) -> None:
         emptied = self.scheduler.take_emptied()

@@ -23,25 +23,29 @@ Run = Callable[[Sequence[Row]], list[RowResult]]
 Outcome = RowResult | PlinthError
 
 
-def run_isolated(run: Run, rows: Sequence[Row], vocab_size: int) -> list[tuple[Row, Outcome]]:
+def run_isolated(
+    run: Run, rows: Sequence[Row], vocab_size: int, repeated: Callable[[Exception], None]
+) -> list[tuple[Row, Outcome]]:
     """Each row with its result, or with why it has none.
 
     A row that fails with its drafts is run without them, and comes back so: a wrong guess ends no
-    request.
+    request. repeated: hears why rows had to be run one by one.
     """
     try:
         outcomes = _finite(rows, _checked(run, rows, vocab_size))
-    except Exception:  # noqa: BLE001 - each row has a second try, and says there what is wrong
-        outcomes = [_alone(run, row, vocab_size) for row in rows]
+    except Exception as error:  # noqa: BLE001 - each row has a second try
+        repeated(error)
+        outcomes = [run_alone(run, row, vocab_size) for row in rows]
     return [
-        run_isolated(run, [_without_drafts(row)], vocab_size)[0]
+        run_isolated(run, [_without_drafts(row)], vocab_size, repeated)[0]
         if isinstance(outcome, PlinthError) and row.drafts
         else (row, outcome)
         for row, outcome in zip(rows, outcomes, strict=True)
     ]
 
 
-def _alone(run: Run, row: Row, vocab_size: int) -> Outcome:
+def run_alone(run: Run, row: Row, vocab_size: int) -> Outcome:
+    """The row's result, or why it has none."""
     try:
         return _finite([row], _checked(run, [row], vocab_size))[0]
     except Exception as error:  # noqa: BLE001 - whatever the model raises ends one request

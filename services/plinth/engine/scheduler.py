@@ -46,8 +46,10 @@ class Scheduler:
 
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
         self.pool, self.limits = pool, limits
-        # Each decodes in every step, so no more may run than a step has tokens.
-        self._places = min(limits.running, limits.batch_tokens)
+        # Each decodes in every step: half of its tokens are left to prompts.
+        self._places = min(limits.running, max(1, limits.batch_tokens // 2))
+        # Ranks that are so far apart are of different priority; nearer ones of different age.
+        self._level = max(1, limits.priority_aging)
         # A prompt this short is worth a step without long ones: see `_shares`.
         self._short = max(1, limits.batch_tokens // 8)
         self.running: list[Sequence] = []  # the most urgent first, as in `waiting`
@@ -59,20 +61,27 @@ class Scheduler:
         self.at: Sequence | None = None  # the one being planned, when `schedule` raised
         self._emptied: list[int] = []
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence) -> Sequence | None:
         """Queue a sequence. Raises ResourceExhausted when as many as may wait go before it: those
-        of lower priority don't keep it out."""
+        of lower priority don't keep it out.
+
+        Twice as many may wait in all; returns the least urgent, if it has to go for this one.
+        """
         aging, priority = self.limits.priority_aging, sequence.request.priority
         level = self._step - priority * aging if aging else -priority
         sequence.rank = (level, sequence.number)
         before = bisect.bisect(self.waiting, sequence.rank, key=_rank)
-        if before >= self.limits.waiting:
+        free = max(0, self._places - len(self.running))
+        if before >= self.limits.waiting + free:
             raise ResourceExhausted(
                 f"the queue is full: {before} requests wait; try again later",
                 reason="queue_full",
                 retry_after_s=1.0,
             )
         self.waiting.insert(before, sequence)
+        if len(self.waiting) <= 2 * self.limits.waiting + free:
+            return None
+        return next((s for s in reversed(self.waiting) if not s.admitted), None)
 
     def remove(self, sequence: Sequence, *, damaged: bool = False) -> None:
         """Forget a sequence, wherever it stands, and free its blocks at once.
@@ -160,7 +169,7 @@ class Scheduler:
         held: Counter[int] = Counter()
         freed = 0
         for victim in reversed(self.running):
-            if victim.rank[0] <= sequence.rank[0]:
+            if not self._outranks(sequence, victim):
                 return None
             victims.append(victim)
             for block in victim.blocks:
@@ -239,13 +248,19 @@ class Scheduler:
     def _hold(self, sequence: Sequence, take: int, rows: dict[int, Row]) -> int:
         """Find blocks for the next `take` tokens; how many of them there are blocks for.
 
-        Whoever is less urgent gives up its own for the first of them, and is in this step's plan
-        no more. What else a prompt takes leaves a block to each that is not of lower priority.
+        Whoever is less urgent gives up its own for the first of them, whoever is of lower priority
+        for all; it is in this step's plan no more. What a prompt takes beyond the first leaves a
+        block to each that is not of lower priority.
         """
         while not self.reserve(sequence, sequence.computed + 1):
             victim = self.running[-1]
             if victim is sequence:
                 return 0
+            self._preempt(victim, rows)
+        while self._missing(sequence, sequence.computed + take) > self.pool.available:
+            victim = self.running[-1]
+            if not self._outranks(sequence, victim):
+                break
             self._preempt(victim, rows)
         spare = self._peers(sequence) - 1
         blocks = len(sequence.blocks) + max(0, self.pool.available - spare)
@@ -255,11 +270,23 @@ class Scheduler:
 
     def _peers(self, sequence: Sequence) -> int:
         """Running sequences (itself among them, if it runs) that are not of lower priority."""
-        return sum(other.rank[0] <= sequence.rank[0] for other in self.running)
+        return bisect.bisect(self.running, (sequence.rank[0] + self._level, 0), key=_rank)
+
+    def _outranks(self, sequence: Sequence, other: Sequence) -> bool:
+        """Whether it is of higher priority, and not only older."""
+        return other.rank[0] - sequence.rank[0] >= self._level
+
+    def _missing(self, sequence: Sequence, positions: int) -> int:
+        return -(-positions // self.pool.block_size) - len(sequence.blocks)
+
+    def reserve_spare(self, sequence: Sequence, positions: int) -> bool:
+        """The same as `reserve`, where a block is left for each running sequence."""
+        spare = self.pool.available - len(self.running)
+        return self._missing(sequence, positions) <= spare and self.reserve(sequence, positions)
 
     def reserve(self, sequence: Sequence, positions: int) -> bool:
         """Make the block table reach `positions`; False (and no change) without enough blocks."""
-        missing = -(-positions // self.pool.block_size) - len(sequence.blocks)
+        missing = self._missing(sequence, positions)
         if missing > 0:
             blocks = self.pool.allocate(missing)
             if blocks is None:

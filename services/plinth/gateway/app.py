@@ -90,6 +90,7 @@ def build_app(desk: Desk) -> FastAPI:
         body.refuse_unsupported()
         sampling = body.sampling()
         sampling.max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+        deaths: set[str] = set()  # of shards, under any of the prompts
         asks = [
             TextRequest(
                 body.model,
@@ -99,6 +100,7 @@ def build_app(desk: Desk) -> FastAPI:
                 body.samples,
                 samples_field=body.samples_field,
                 user=body.who,
+                deaths=deaths,
             )
             for prompt in body.prompts
         ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -43,7 +43,8 @@ class Order:
     """One sample of one prompt. `sampling` has its seed and max_tokens set.
 
     deadline: on time.monotonic()'s clock. impatient: before the first token nobody is waited for,
-    since another revision can answer instead.
+    since another revision can answer instead. deaths: shards that died under the client's request,
+    shared by all its orders.
     """
 
     request_id: str
@@ -53,6 +54,7 @@ class Order:
     principal: Principal
     deadline: float
     impatient: bool = False
+    deaths: set[str] = field(default_factory=set)
 
     def request(self, made: list[int], attempt: int, held_as: str) -> inference_pb2.GenerateRequest:
         """What a shard, which calls the model `held_as`, is asked for once `made` ids have been
@@ -91,7 +93,7 @@ class Shards:
         """
         made: list[int] = []
         patience_s = 0.0 if order.impatient else self._patience_s
-        search = Search(order.request_id, patience_s, self._resume_s, order.deadline)
+        search = Search(order.request_id, patience_s, self._resume_s, order.deadline, order.deaths)
         while True:
             if len(made) >= order.sampling.max_tokens:  # lost between last token and its finish
                 yield inference_pb2.GenerateResponse(
@@ -144,6 +146,7 @@ class Shards:
             return held_as(replica, order.model) is not None
 
         while True:
+            search.check_deaths()
             try:
                 return await self._clients.pick(STAGE, fits=fits, exclude=search.avoided())
             except Unavailable as error:

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from plinth.gateway import limits, metrics
 from plinth.gateway.catalogue import Catalogue, ServedModel
@@ -41,6 +41,7 @@ class TextRequest:
     prompt_field: str = "prompt"
     samples_field: str = "n"
     user: str = ""  # who asks, in the client's words: stays with one revision
+    deaths: set[str] = field(default_factory=set)  # shards that died under it, so far
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Prepared:
     started: float
     deadline: float
     impatient: bool = False  # another revision answers where this one has no shard
+    deaths: set[str] = field(default_factory=set)  # the request's own, whatever answers it
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Generator:
             started,
             deadline,
             impatient,
+            request.deaths,
         )
 
     async def _ids(
@@ -235,6 +238,7 @@ def _order(prepared: Prepared, sample: int) -> Order:
         prepared.principal,
         prepared.deadline,
         prepared.impatient,
+        prepared.deaths,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import Catalogue, ServedModel
+from plinth.gateway.search import SHARDS_DIED
 from plinth.shared.canary import Canaries, answer_key
 from plinth.shared.errors import (
     DeadlineExceeded,
@@ -120,5 +121,6 @@ def at_fault(error: PlinthError) -> bool:
 
 def falls_back(error: PlinthError) -> bool:
     """Whether the stable revision is to answer what the canary could not begin to. That includes
-    what the canary refuses: it may suit the stable one, whose context may be longer."""
-    return not isinstance(error, DeadlineExceeded)
+    what the canary refuses: it may suit the stable one, whose context may be longer. A request that
+    shards died under goes nowhere else."""
+    return not isinstance(error, DeadlineExceeded) and error.reason != SHARDS_DIED

@@ -23,6 +23,7 @@ AVOID_S = 1.0  # a shard that just failed this answer
 MAX_LOSSES = 8  # shards lost by one answer, refused connections not counted
 MAX_LOSSES_WITHOUT_TOKEN = 4  # so that a shard that answers nothing is not asked for ever
 MAX_DEATHS = 2  # so that a request that kills shards doesn't kill them all
+SHARDS_DIED = "SHARDS_DIED"  # the reason of the error
 _log = get_logger("plinth.gateway")
 
 
@@ -30,10 +31,17 @@ class Search:
     """How much more is tried for one answer: patience, deadline, bounded losses."""
 
     def __init__(
-        self, request_id: str, patience_s: float, resume_s: float, deadline: float
+        self,
+        request_id: str,
+        patience_s: float,
+        resume_s: float,
+        deadline: float,
+        deaths: set[str],
     ) -> None:
-        """request_id: what an operator is told. The times are `Shards`' and `Order`'s."""
+        """request_id: what an operator is told. deaths: shards that died under the client's
+        request, whichever of its answers they made. The times are `Shards`' and `Order`'s."""
         self._request_id = request_id
+        self._deaths = deaths
         self._patience_s = patience_s
         self._resume_s = resume_s
         self._deadline = deadline
@@ -42,7 +50,6 @@ class Search:
         self._full: set[str] = set()
         self._losses = 0
         self._idle_losses = 0
-        self._died: list[str] = []
         self.spoke = False  # whether any message came
         self.attempts = 0
         self.cause: PlinthError | None = None
@@ -100,7 +107,7 @@ class Search:
             self._raise_when_out_of_patience(cause)
         elif _is_loss(error) or isinstance(cause, NotFound):
             if _died(error, cause):
-                self._dead(replica, cause)
+                self._dead(replica)
             self.lost(replica, cause)
         else:
             raise cause from error
@@ -117,19 +124,25 @@ class Search:
                 retry_after_s=5.0,
             ) from cause
 
-    def _dead(self, replica: Replica, cause: PlinthError) -> None:
-        """A shard died under the request, which may be why. Raises at the second."""
-        self._died.append(replica.id)
-        if len(self._died) < MAX_DEATHS:
+    def _dead(self, replica: Replica) -> None:
+        """A shard died under the request, which may be why."""
+        if replica.id in self._deaths:
             return
-        metrics.POISON.inc()
-        _log.error("request.poison", request=self._request_id, shards=self._died)
-        raise Internal(
-            f"{len(self._died)} shards died while they answered this request, so no other one is "
-            f"asked; an operator finds it as {self._request_id}",
-            reason="SHARDS_DIED",
-            metadata={"shards": ", ".join(self._died)},
-        ) from cause
+        self._deaths.add(replica.id)
+        if len(self._deaths) == MAX_DEATHS:
+            metrics.POISON.inc()
+            _log.error("request.poison", request=self._request_id, shards=sorted(self._deaths))
+        self.check_deaths()
+
+    def check_deaths(self) -> None:
+        """Raises when so many shards died under the request that none may be asked any more."""
+        if len(self._deaths) >= MAX_DEATHS:
+            raise Internal(
+                f"{len(self._deaths)} shards died while they answered this request, so no other "
+                f"one is asked; an operator finds it as {self._request_id}",
+                reason=SHARDS_DIED,
+                metadata={"shards": ", ".join(sorted(self._deaths))},
+            )
 
     def _avoid_for_a_moment(self, replica: Replica, cause: PlinthError) -> None:
         self._avoid[replica.id] = time.monotonic() + AVOID_S

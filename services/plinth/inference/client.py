@@ -30,7 +30,7 @@ from plinth.engine.request import (
 from plinth.inference import step_times
 from plinth.inference.lent import Answer, LentEngine, log_failure, settle
 from plinth.inference.step_times import StepTimes
-from plinth.shared.errors import PlinthError, Unavailable
+from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.inference.engine")
@@ -48,12 +48,14 @@ class EngineClient:
         self._served = 0  # steps of the first engine since the last one of the lent
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[Event | Exception]] = {}
+        self._unfinished: set[str] = set()  # streams whose last event has not come
         self._asked: set[asyncio.Future[Any]] = set()  # what else somebody waits for
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: PlinthError | None = None  # why nothing is answered any more
         self._moved = time.monotonic()
-        self._stepping: tuple[Engine, StepTimes] | None = None
+        # What is stepped now, and since when.
+        self._stepping: tuple[Engine, StepTimes, float] | None = None
         self.load = Load(0, 0, 0.0, 0)
         self.blocks = (engine.pool.free, engine.pool.cached)
 
@@ -68,24 +70,24 @@ class EngineClient:
         await asyncio.to_thread(self._thread.join)
 
     def check(self) -> None:
-        """Raise Unavailable when the engine died, or stands still with work: when a step takes
-        many times as long as those of its size that were measured."""
+        """Raise Unavailable when the engine died, or stands still: when a step takes many times as
+        long as those of its size that were measured, or none begins though work waits."""
         if self._ended is not None:
             raise self._ended
         if not self._thread.is_alive():
             raise Unavailable("the engine's thread ended", reason="ENGINE_ENDED")
-        if not (self._streams or self._asked):
-            return
         now, stepping = time.monotonic(), self._stepping
-        if stepping is None:
+        if stepping is not None:  # whether or not those who wait for it have patience left
+            engine, times, since = stepping
+            tokens, began = engine.under_way
+            still, limit = now - max(since, began), times.limit_s(tokens)
+        elif self._unfinished or self._asked:
             still, limit = now - self._moved, step_times.AT_LEAST_S
         else:
-            engine, times = stepping
-            tokens, began = engine.under_way
-            still, limit = now - max(self._moved, began), times.limit_s(tokens)
+            return
         if still > limit:
             raise Unavailable(
-                f"the engine has made no step for {still:.0f} s while work waits; "
+                f"the engine has made no step for {still:.0f} s though it has work; "
                 f"{limit:.0f} s are the most that it should take",
                 reason="ENGINE_STALLED",
             )
@@ -97,8 +99,11 @@ class EngineClient:
         with, and Unavailable when the engine died.
         """
         self._take_work()
+        if request.id in self._streams:
+            raise InvalidArgument(f"request id {request.id!r} is in use", field="request_id")
         events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._streams[request.id] = events
+        self._unfinished.add(request.id)
         self._commands.put(lambda: self._add(request))
         ended = False
         try:
@@ -107,12 +112,13 @@ class EngineClient:
                 if isinstance(event, Exception):
                     ended = True
                     raise event
-                ended = isinstance(event, ScoresEvent | FailedEvent) or event.finish is not None
+                ended = _last(event)
                 if isinstance(event, FailedEvent):
                     raise event.error
                 yield event
         finally:
             self._streams.pop(request.id, None)
+            self._unfinished.discard(request.id)
             if not ended:
                 self._commands.put(lambda: self._abort(request.id))
 
@@ -125,6 +131,11 @@ class EngineClient:
             self._lent = LentEngine(engine, self._settle)
 
         await self._ask(exchange)
+
+    @property
+    def lent(self) -> Engine | None:
+        """The engine that is lent to this one; None also where it broke."""
+        return self._lent.engine
 
     async def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """Whole answers of the lent engine, in the order of the requests; one hop for each.
@@ -166,7 +177,7 @@ class EngineClient:
         """Raises where there is nobody to do it; standing still is counted from the first."""
         if self._ended is not None:
             raise self._ended
-        if not (self._streams or self._asked):
+        if not (self._unfinished or self._asked):
             self._moved = time.monotonic()
 
     # -- on the engine's thread -------------------------------------------------------------
@@ -185,8 +196,8 @@ class EngineClient:
 
     def _timed(self, engine: Engine, times: StepTimes) -> list[Event]:
         """A step that `check` can watch."""
-        self._stepping = (engine, times)
         passes, began = engine.passes, time.monotonic()
+        self._stepping = (engine, times, began)
         try:
             events = engine.step()
         finally:
@@ -216,7 +227,7 @@ class EngineClient:
                 self._step()
                 self._tell()
             ended = Unavailable("the engine was stopped", reason="ENGINE_STOPPED")
-        except Exception as error:  # noqa: BLE001 - the thread's last words; `check` tells them
+        except BaseException as error:  # noqa: BLE001 - the thread's last words; `check` tells them
             _log.error("engine.failed", error=repr(error), exc_info=True)
             ended = Unavailable(
                 f"the engine failed ({type(error).__name__}); the request was not finished",
@@ -263,6 +274,8 @@ class EngineClient:
             stream = self._streams.get(event.request_id)
             if stream is not None:
                 stream.put_nowait(event)
+                if _last(event):
+                    self._unfinished.discard(event.request_id)
 
     def _refuse(self, request_id: str, refusal: PlinthError) -> None:
         stream = self._streams.get(request_id)
@@ -276,3 +289,8 @@ class EngineClient:
             stream.put_nowait(error)
         for asked in tuple(self._asked):
             settle(asked, error)
+
+
+def _last(event: Event) -> bool:
+    """Whether nothing comes after it."""
+    return isinstance(event, ScoresEvent | FailedEvent) or event.finish is not None

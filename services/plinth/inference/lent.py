@@ -29,31 +29,27 @@ class Answer:
 
 
 class LentEngine:
-    """Whole answers of one engine; or of none, which refuses everything."""
+    """Whole answers of one engine; or of none (it broke, or there never was one), which refuses
+    everything."""
 
     def __init__(
         self, engine: Engine | None, tell: Callable[[asyncio.Future[Any], Any], None]
     ) -> None:
         """tell: settles a future on the event loop, from this thread."""
-        self._engine, self._tell, self._times = engine, tell, StepTimes()
+        self.engine, self._tell, self._times = engine, tell, StepTimes()
         self._answers: dict[str, tuple[Answer, asyncio.Future[Answer]]] = {}
-
-    @property
-    def held(self) -> bool:
-        """Whether there is an engine."""
-        return self._engine is not None
 
     @property
     def busy(self) -> bool:
         """Whether a step would have something to do."""
-        return self._engine is not None and self._engine.busy
+        return self.engine is not None and self.engine.busy
 
     def add(self, request: Request, future: asyncio.Future[Answer]) -> None:
         """The future is told the answer, or why there is none."""
         try:
-            if self._engine is None:
+            if self.engine is None:
                 raise Unavailable("no policy is held here")
-            self._engine.add(request)
+            self.engine.add(request)
             self._answers[request.id] = (Answer(), future)
         except Exception as refusal:  # noqa: BLE001 - told to the request that it belongs to
             self._tell(future, step_failed(refusal))
@@ -61,17 +57,17 @@ class LentEngine:
     def abort(self, requests: Sequence[Request]) -> None:
         """End those of them that are still here; nobody is told."""
         for request in requests:
-            if self._answers.pop(request.id, None) and self._engine is not None:
-                self._engine.abort(request.id, Finish.CANCELLED)
+            if self._answers.pop(request.id, None) and self.engine is not None:
+                self.engine.abort(request.id, Finish.CANCELLED)
 
     def step(self, timed: Callable[[Engine, StepTimes], list[Event]]) -> None:
         """A step of the engine, made by `timed`. Its death is not the shard's."""
-        assert self._engine is not None
+        assert self.engine is not None
         try:
-            events = timed(self._engine, self._times)
+            events = timed(self.engine, self._times)
         except Exception as error:  # noqa: BLE001 - whoever waits for it is told
             _log.error("policy.engine.failed", error=repr(error), exc_info=True)
-            self._engine = None
+            self.engine = None
             self.fail(Unavailable("the policy's engine failed", reason="ENGINE_FAILED"))
             return
         for event in events:

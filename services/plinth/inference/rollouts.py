@@ -194,6 +194,8 @@ class _Policy:
     async def holding(self, wanted: pb.PolicyWeights) -> AsyncIterator[WeightSet]:
         """The weights named, which stay while the block runs."""
         async with self._exchange:  # those who come later, for whatever weights, wait their turn
+            if self._set is not None and self._engine.lent is not self._set.engine:
+                self._set, self._folder = None, ""  # it broke
             held = self._set
             if held is None or not self._is(wanted):
                 await self._quiet.wait()

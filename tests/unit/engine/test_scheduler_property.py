@@ -53,20 +53,24 @@ class World:
         sequence = Sequence(self.number, request, ids, salt=self.dice.choice("ab"))
         before = [s for s in self.scheduler.waiting if s.request.priority >= request.priority]
         try:
-            self.scheduler.add(sequence)
+            displaced = self.scheduler.add(sequence)
         except ResourceExhausted:
             # Those of lower priority keep nobody out (a level gained by waiting counts as one).
             assert len(before) >= self.limits.waiting or self.limits.priority_aging
             self.refused += 1
             return
         self.live[sequence.number] = sequence
+        if displaced is not None:
+            assert not displaced.admitted
+            assert displaced.request.priority <= request.priority or self.limits.priority_aging
+            self.end(displaced)
 
     def step(self) -> None:
         for sequence in self.scheduler.running:
             sequence.drafts = []
             if sequence.pending == 1 and not sequence.scoring and self.dice.random() < 0.3:
                 count = min(self.dice.randrange(4), sequence.allowance(self.limits.positions) - 1)
-                if count > 0 and self.scheduler.reserve(sequence, len(sequence.ids) + count):
+                if count > 0 and self.scheduler.reserve_spare(sequence, len(sequence.ids) + count):
                     sequence.drafts = [self.dice.randrange(2) for _ in range(count)]
         waited = {s.number: s for s in self.scheduler.waiting}
         plan = self.scheduler.schedule()
@@ -185,6 +189,7 @@ class Served:
         self.limits = Limits(**{"batch_tokens": 512, "positions": 16_384} | limits)
         self.scheduler = Scheduler(BlockPool(4096, 16), self.limits)
         self.number = 0
+        self.displaced: list[Sequence] = []
         self.made: dict[int, int] = {}
 
     def add(self, length: int, priority: int = 0, tokens: int = 10_000) -> Sequence:
@@ -197,7 +202,10 @@ class Served:
             priority=priority,
         )
         sequence = Sequence(self.number, request, list(request.ids), salt="")
-        self.scheduler.add(sequence)
+        gone = self.scheduler.add(sequence)
+        if gone is not None:
+            self.scheduler.remove(gone)
+            self.displaced.append(gone)
         self.made[sequence.number] = 0
         return sequence
 
@@ -289,12 +297,65 @@ def test_a_higher_priority_runs_within_one_step_of_its_arrival(kind: str) -> Non
 def test_a_full_queue_takes_who_is_more_urgent() -> None:
     """256 items that are scored wait; a chat is not refused, and is served before them."""
     served = Served(running=4, waiting=256)
-    for _ in range(256):
+    for _ in range(260):  # there are four places besides
         served.add(20, priority=-1)
-    with pytest.raises(ResourceExhausted, match="256 requests wait"):
+    with pytest.raises(ResourceExhausted, match="260 requests wait"):
         served.add(20, priority=-1)
     chat = served.add(5)
     assert served.planned(chat)
+
+
+def test_the_queue_is_bounded_whatever_priorities_come() -> None:
+    """Who is displaced is the least urgent, and has not begun."""
+    served = Served(running=4, waiting=16)
+    for priority in range(-100, 100):
+        for _ in range(16):
+            served.add(5, priority)
+            assert len(served.scheduler.waiting) <= 2 * 16 + 4
+    assert len(served.displaced) == 200 * 16 - (2 * 16 + 4)
+    assert {s.request.priority for s in served.scheduler.waiting} == {97, 98, 99}
+
+
+@pytest.mark.parametrize(("chats", "length", "prompt"), [(41, 90, 1_900), (64, 100, 4_000)])
+def test_an_urgent_prompt_takes_the_blocks_that_it_needs(
+    chats: int, length: int, prompt: int
+) -> None:
+    """Beside sequences of lower priority that hold them all, it is as fast as alone."""
+    served = Served()
+    served.scheduler.pool = BlockPool(chats * -(-(length + 10) // 16), 16)
+    for _ in range(chats):
+        served.add(length)
+    for _ in range(30):
+        served.step()
+    urgent, steps = served.add(prompt, priority=1), 0
+    while served.made[urgent.number] == 0:
+        served.step()
+        steps += 1
+    assert steps <= -(-prompt // (512 - chats)) + 1
+
+
+def test_prompts_have_half_of_each_step_however_many_decode() -> None:
+    served = Served(batch_tokens=64, running=64)
+    for _ in range(80):
+        served.add(3)
+    for _ in range(20):
+        served.step()
+    urgent, steps = served.add(500, priority=1), 0
+    while served.made[urgent.number] == 0:
+        served.step()
+        steps += 1
+    assert steps <= -(-500 // 32) + 1
+
+
+def test_drafts_take_no_block_that_a_neighbour_needs() -> None:
+    served = Served()
+    served.scheduler.pool = BlockPool(10, 1)
+    one, other = served.add(3), served.add(3)
+    served.step()
+    assert served.scheduler.pool.available == 4
+    assert not served.scheduler.reserve_spare(one, len(one.ids) + 3)
+    assert served.scheduler.reserve_spare(one, len(one.ids) + 1)
+    assert served.scheduler.reserve(other, len(other.ids))
 
 
 @pytest.mark.parametrize("aging", [0, 16])

@@ -143,3 +143,13 @@ def test_a_key_record_survives_its_json() -> None:
     assert KeyRecord.from_json(record.to_json()) == record
     with pytest.raises(DataLoss):
         KeyRecord.from_json(b"{}")
+
+
+def test_a_request_that_shards_died_under_falls_back_on_no_other_revision() -> None:
+    from plinth.gateway.revisions import falls_back
+    from plinth.gateway.search import SHARDS_DIED
+    from plinth.shared.errors import Internal, InvalidArgument
+
+    assert not falls_back(Internal("two shards died", reason=SHARDS_DIED))
+    assert falls_back(Internal("a fault"))
+    assert falls_back(InvalidArgument("too long"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,9 +134,9 @@ async def test_standing_still_with_work_is_unhealthy(
 async def test_a_step_that_is_long_for_its_model_is_no_hang(
     client: EngineClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Passes of 0.4 s each, and a limit of 0.05 s for a model of which nothing was measured: the
-    first is called a hang, those after it are not, and one that hangs is."""
-    monkeypatch.setattr(step_times, "FIRST_S", 0.05)
+    """Passes of 0.4 s each, where 0.05 s would be enough for a small model: they are no hang, and
+    one that hangs is, also when whoever waited for it has gone."""
+    monkeypatch.setattr(step_times, "FIRST_S", PATIENCE_S)
     monkeypatch.setattr(step_times, "AT_LEAST_S", 0.05)
     run, hang, go_on = engine.runner.run_rows, threading.Event(), threading.Event()
 
@@ -145,23 +146,22 @@ async def test_a_step_that_is_long_for_its_model_is_no_hang(
 
     engine.runner.run_rows = slow  # type: ignore[method-assign]
     short = Sampling(temperature=0.0, max_tokens=4)
-    first = asyncio.create_task(tokens(client, request("first", 3, sampling=short)))
-    await until_unhealthy(client)
-    await first
-    again = asyncio.create_task(tokens(client, request("again", 3, sampling=short)))
+    asking = asyncio.create_task(tokens(client, request("slow", 3, sampling=short)))
     looks = 0
-    while not again.done():
+    while not asking.done():
         client.check()
         looks += 1
         await asyncio.sleep(0.01)
     assert looks > 20
     hang.set()
     stuck = asyncio.create_task(tokens(client, request("stuck", 3, sampling=short)))
+    while client._stepping is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    stuck.cancel()
     try:
         assert "no step" in (await until_unhealthy(client)).message
     finally:
         go_on.set()
-    await stuck
 
 
 async def test_a_failed_request_takes_no_other_with_it(
@@ -235,13 +235,20 @@ async def test_a_broken_engine_fails_whoever_waits_and_its_health(
                 await late
 
 
+@pytest.mark.parametrize("how", ["raises", "NaN", "shape"])
 async def test_a_model_that_computes_nothing_any_more_ends_the_engine(
-    client: EngineClient, engine: Engine
+    client: EngineClient, engine: Engine, how: str
 ) -> None:
     """So that the shard is replaced, rather than refusing everything for ever in good health."""
+    run = engine.runner.run_rows
 
     def broken(rows):
-        raise RuntimeError("the device is lost")
+        if how == "raises":
+            raise RuntimeError("the device is lost")
+        good = run(rows)
+        if how == "shape":
+            return good[1:]
+        return [replace(result, logits_mv=result.logits_mv * float("nan")) for result in good]
 
     engine.runner.run_rows = broken  # type: ignore[method-assign]
     with pytest.raises(Unavailable) as caught:
@@ -249,6 +256,16 @@ async def test_a_model_that_computes_nothing_any_more_ends_the_engine(
     assert caught.value.reason == "ENGINE_FAILED"
     with pytest.raises(Unavailable):
         client.check()
+
+
+async def test_an_id_that_is_in_use_is_refused_and_its_owner_is_answered(
+    client: EngineClient,
+) -> None:
+    first = asyncio.create_task(tokens(client, request("twice", 3)))
+    await asyncio.sleep(0)
+    with pytest.raises(InvalidArgument, match="in use"):
+        await tokens(client, request("twice", 4))
+    assert len(await first) == 24
 
 
 def test_limits_follow_what_was_measured() -> None:
@@ -263,5 +280,10 @@ def test_limits_follow_what_was_measured() -> None:
     assert times.limit_s(300) == 8 * 50.0
     assert times.limit_s(40) == 8 * 50.0, "as the next larger one"
     small = step_times.StepTimes()
-    small.add(512, 0.3)
+    small.add(512, 10.0)
+    assert small.limit_s(512) == 80
+    small.add(512, 500.0)  # a stall that ended
+    assert small.limit_s(512) == 80
+    for _ in range(step_times.LAST):  # and what was slow once is forgotten
+        small.add(512, 0.3)
     assert small.limit_s(512) == 60
