@@ -28,15 +28,21 @@ def sample(
     (drafts do not need them).
     """
     free = [row for row, (sampling, _) in enumerate(choices) if _unfiltered(sampling)]
+    rest = sorted(set(range(len(choices))).difference(free))
     tokens: dict[int, SampledToken] = {}
     if free:
-        picked = logits_mv if len(free) == len(choices) else logits_mv[free]
-        raced = _race(picked, [choices[row] for row in free])
+        raced = _race(_rows(logits_mv, free), [choices[row] for row in free])
         tokens = dict(zip(free, raced, strict=True))
-    return [
-        tokens.get(row) or _one(logits_mv[row : row + 1], sampling, position, logprobs)
-        for row, (sampling, position) in enumerate(choices)
-    ]
+    if rest:
+        logits_rv = _rows(logits_mv, rest)
+        normalisers = log_normalisers(logits_rv).tolist() if logprobs else [None] * len(rest)
+        for row, logits_v, normaliser in zip(rest, logits_rv, normalisers, strict=True):
+            tokens[row] = _one(logits_v, *choices[row], normaliser)
+    return [tokens[row] for row in range(len(choices))]
+
+
+def _rows(logits_mv: Tensor, rows: list[int]) -> Tensor:
+    return logits_mv if len(rows) == logits_mv.shape[0] else logits_mv[rows]
 
 
 def _unfiltered(sampling: Sampling) -> bool:
@@ -61,18 +67,18 @@ def _race(logits_mv: Tensor, choices: Sequence[tuple[Sampling, int]]) -> list[Sa
     return [SampledToken(*token) for token in zip(*raced, strict=True)]
 
 
-def _one(logits_1v: Tensor, sampling: Sampling, position: int, logprobs: bool) -> SampledToken:
-    """A greedy or filtered row."""
-    normaliser = float(log_normalisers(logits_1v)) if logprobs else 0.0
-    logits_v = logits_1v[0]
+def _one(
+    logits_v: Tensor, sampling: Sampling, position: int, normaliser: float | None
+) -> SampledToken:
+    """A greedy or filtered row; no log-probabilities without its normaliser."""
     logprob = None
     if sampling.temperature > 0:
         chosen, logprob = draw(logits_v.cpu().numpy(), sampling, position)
     else:
         chosen = int(logits_v.argmax())
-    raw = float(logits_v[chosen]) - normaliser if logprobs else 0.0
+    raw = float(logits_v[chosen]) - normaliser if normaliser is not None else 0.0
     top: tuple[tuple[int, float], ...] = ()
-    if logprobs and sampling.top_logprobs:
+    if normaliser is not None and sampling.top_logprobs:
         values, ids = logits_v.topk(min(sampling.top_logprobs, len(logits_v)))
         top = tuple(
             (token, value - normaliser)

@@ -37,6 +37,20 @@ inline void philox16(const Stream& s, uint64_t first_block, uint64_t* out) {
   std::memcpy(out, c, sizeof c);
 }
 
+// The largest of a row, in 16 lanes: compilers keep the order of a loop over single floats.
+inline float largest(const float* row, long count) {
+  lanes best = lanes{} - INFINITY;
+  long i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const lanes x = *(const lanes*)(row + i);
+    best = x > best ? x : best;
+  }
+  float top = best[0];
+  for (int z = 1; z < 16; ++z) top = best[z] > top ? best[z] : top;
+  for (; i < count; ++i) top = row[i] > top ? row[i] : top;
+  return top;
+}
+
 // One number of the stream, in (0, 1), 52 bits.
 inline double uniform(const Stream& s, long at) {
   uint64_t four[16];
@@ -69,8 +83,7 @@ EXPORT(void race)(const float* logits, long ldl, long rows, long vocabulary,
       const Stream stream{seed[r], position[r], sample[r], purpose};
       const double heat = temperature[r];
       const float cold = (float)std::min(1.0 / heat, (double)FLT_MAX);  // no 0 * infinity
-      float top = row[0];
-      for (long i = 1; i < vocabulary; ++i) top = row[i] > top ? row[i] : top;
+      const float top = largest(row, vocabulary);
       dlanes weights = {}, plain = {};
       lanes best = lanes{} - INFINITY;
       again.clear();
@@ -131,8 +144,7 @@ EXPORT(void normalisers)(const float* logits, long ldl, long rows, long vocabula
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (long r = 0; r < rows; ++r) {
     const float* row = logits + r * ldl;
-    float top = row[0];
-    for (long i = 1; i < vocabulary; ++i) top = row[i] > top ? row[i] : top;
+    const float top = largest(row, vocabulary);
     dlanes sums = {};
     for (long i = 0; i < vocabulary; i += 16) {
       const long count = vocabulary - i;
