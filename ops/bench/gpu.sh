@@ -39,6 +39,8 @@ if [ -d "$PACK/kernels" ]; then # named by their source's digest: others are not
     [ -e "$NATIVE/${built##*/}" ] || cp "$built" "$NATIVE/"
   done
 fi
+# A trial beside other work: threads that spin at barriers would wait for one another for minutes.
+case " $* " in *" --device cpu "*) export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} ;; esac
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 if [ -d "$PACK/wheels" ] && ! "$PYTHON" -c 'import pytest' 2>/dev/null; then
