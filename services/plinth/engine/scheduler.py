@@ -5,7 +5,7 @@ Pure Python over integers. Knows no model and no clock; `schedule` gives a Plan.
 1. every running sequence that decodes gets its token (and drafts, where tokens are left);
 2. waiting sequences are admitted while places and blocks are left. One of higher priority than a
    running one takes that one's place and blocks if it must;
-3. prompts share the tokens that are left: `_shares` says how.
+3. prompts share the tokens that are left: `prompt_shares` says how.
 
 Where blocks run out, the least urgent sequence gives up its own and computes them again later:
 with kernels whose rows are exact, to the same bits. The least urgent one itself waits, and keeps
@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from plinth.engine.blocks import BlockPool
 from plinth.engine.plan import Plan, Row
+from plinth.engine.prompt_shares import PromptShares
 from plinth.engine.sequence import Sequence
 from plinth.shared.errors import ResourceExhausted
 
@@ -50,13 +51,11 @@ class Scheduler:
         self._places = min(limits.running, max(1, limits.batch_tokens // 2))
         # Ranks that are so far apart are of different priority; nearer ones of different age.
         self._level = max(1, limits.priority_aging)
-        # A prompt this short is worth a step without long ones: see `_shares`.
-        self._short = max(1, limits.batch_tokens // 8)
+        self._shares = PromptShares(limits.batch_tokens)
         self.running: list[Sequence] = []  # the most urgent first, as in `waiting`
         self.waiting: list[Sequence] = []
         self.preemptions = 0
         self._step = 0
-        self._long_waits = False  # long prompts stood back in the last step
         self._preempted: tuple[int, int] | None = None  # the most urgent of this step
         self.at: Sequence | None = None  # the one being planned, when `schedule` raised
         self._emptied: list[int] = []
@@ -120,7 +119,7 @@ class Scheduler:
         stalled = self._decode(rows)
         self._admit(rows)
         self._compute_prompts(rows, stalled)
-        if not rows and self._long_waits:  # there are no blocks for the short ones
+        if not rows and self._shares.long_waits:  # there are no blocks for the short ones
             self._compute_prompts(rows, stalled)
         return Plan(self._step, tuple(rows.values()))
 
@@ -183,38 +182,9 @@ class Scheduler:
         """Rows for the prompts that run, of the tokens that are left."""
         left = self.limits.batch_tokens - sum(len(row.tokens) for row in rows.values())
         prompts = [s for s in self.running if s.number not in rows and s.number not in stalled]
-        for sequence, take in zip(prompts, self._shares(prompts, left), strict=True):
+        for sequence, take in zip(prompts, self._shares.of(prompts, left), strict=True):
             if take and sequence in self.running:  # not preempted by one before it
                 self._plan(sequence, take, rows)
-
-    def _shares(self, prompts: list[Sequence], budget: int) -> list[int]:
-        """How many of `budget` tokens each prompt gets, in the order given (the most urgent first).
-
-        Half go to the most urgent, so that the oldest is never held up for long; the rest to those
-        with the least left to do, so that a short prompt does not wait behind a long one. And in
-        every other step long prompts stand back for short ones, whose first token then comes as
-        soon as if they were alone.
-        """
-        shares = [0] * len(prompts)
-        top = prompts[0].request.priority if prompts else 0
-        short = [
-            i
-            for i, s in enumerate(prompts)
-            if s.pending <= self._short and s.request.priority >= top
-        ]
-        self._long_waits = not self._long_waits and 0 < len(short) < len(prompts)
-        chosen = short if self._long_waits else range(len(prompts))
-        by_length = sorted(chosen, key=lambda i: (-prompts[i].request.priority, prompts[i].pending))
-
-        def give(order: Iterable[int], tokens: int) -> None:
-            for i in order:
-                more = min(prompts[i].pending - shares[i], tokens)
-                shares[i] += more
-                tokens -= more
-
-        give(chosen, -(-budget // 2))
-        give(by_length, budget - sum(shares))
-        return shares
 
     def _plan(
         self, sequence: Sequence, take: int, rows: dict[int, Row], drafts_left: int = 0
