@@ -45,7 +45,7 @@ down: setup ## Stop the platform
 # Each worker, and each process that a test starts, would compile every source anew without it.
 test test-slow: export PYTHONDONTWRITEBYTECODE :=
 test: setup $(BUCKETS_STAMP) ## All tests but the slow ones, side by side (WORKERS=4)
-	@$(BIN)/python -m pytest tests -m "not slow and not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest tests -m "not slow and not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci
 
 test-slow: setup $(BUCKETS_STAMP) ## The slow ones: kills, whole runs, many checkpoints
 	@$(BIN)/python -m pytest tests -m slow

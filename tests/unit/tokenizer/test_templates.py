@@ -61,7 +61,8 @@ conversations = st.lists(
     st.builds(
         lambda role, content: {"role": role, "content": content},
         st.sampled_from(["system", "user", "assistant"]),
-        st.text(max_size=40),
+        # Hypothesis tries words that stand in the code too.
+        st.text(max_size=40).filter(lambda text: not any(one in text for one in SPECIAL)),
     ),
     min_size=1,
     max_size=5,
