@@ -28,6 +28,7 @@ from plinth.models.lora import LoraConfig, adapters, attach
 from plinth.models.weights import load_decoder
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rollouts import StopAsked, rollout_queue
+from plinth.shared.tasks import cancel_and_wait
 from plinth.trainer.loop import Group
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, check_fresh
@@ -61,8 +62,7 @@ async def shard(redis: Redis, served: Path, name: str = "s1", **options: Any) ->
     try:
         yield consumer, client
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await cancel_and_wait(running)
         await client.stop()
 
 

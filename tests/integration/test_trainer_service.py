@@ -19,6 +19,7 @@ from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.settings import load_settings
 from plinth.shared.stage import StageContext, run_stage
+from plinth.shared.tasks import cancel_and_wait
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.data.shards import Split
 from plinth.trainer.service import build as build_trainer
@@ -314,9 +315,8 @@ async def test_a_job_outlives_its_replica(stack, tmp_path):
         await reached(TrainerServiceStub(channel), 120)
         # As if killed: nothing is said to the queue, and the workers die with their parent.
         front = second.front
-        front._consuming.cancel()
         front._consumer._current.stop("pause")
-        await asyncio.gather(front._consuming, return_exceptions=True)
+        await cancel_and_wait(front._consuming)
         front._consuming = None
     _, third = await stack.add("trainer", build_trainer, launcher="processes")
     async with stack.channel(third) as channel:

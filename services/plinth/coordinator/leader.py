@@ -90,8 +90,10 @@ class LeaderLease:
                 await self._keep(leadership, task)
             finally:
                 self.leadership = None
-                await cancel_and_wait(task)
-                await self._give_back(leadership)
+                try:
+                    await cancel_and_wait(task)
+                finally:  # also when the cancellation came twice
+                    await self._give_back(leadership)
             if not task.cancelled() and (error := task.exception()) is not None:
                 _log.error("the leader's work failed; it starts again", exc_info=error)
             await asyncio.sleep(self._ttl_s / 10)

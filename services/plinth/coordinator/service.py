@@ -126,12 +126,13 @@ class CoordinatorFront:
 
     async def drain(self, grace_s: float) -> None:
         """Gives the lead back; jobs in flight go on, and the next leader takes them up."""
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._preferences.stop()
-                await cancel_and_wait(*self._tasks)
-        except TimeoutError:
+        ending = asyncio.create_task(self._end_tasks())
+        if not (await asyncio.wait({ending}, timeout=grace_s))[0]:
             _log.warning("the coordinator's tasks did not end in time", grace_s=grace_s)
+
+    async def _end_tasks(self) -> None:
+        await self._preferences.stop()
+        await cancel_and_wait(*self._tasks)
 
 
 class Servicer(rpc.CoordinatorServiceServicer):

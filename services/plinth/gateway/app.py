@@ -35,6 +35,7 @@ from plinth.gateway.targets import targets
 from plinth.shared import tracing
 from plinth.shared.errors import Cancelled, PlinthError, to_openai_body
 from plinth.shared.identity import Principal, call_scope, current_call, new_request_id
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 
 T = TypeVar("T")
@@ -199,9 +200,7 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
             return task.result()
         raise Cancelled("the client hung up")
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await cancel_and_wait(task, gone)
 
 
 async def _hung_up(request: Request) -> None:

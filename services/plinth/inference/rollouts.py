@@ -146,9 +146,7 @@ class RolloutConsumer:
             retry = not isinstance(error, InvalidArgument | ResourceExhausted)
             await self._refuse(lease, error.message, retry=retry)
         finally:
-            answering.cancel()
-            await asyncio.gather(answering, return_exceptions=True)
-            await cancel_and_wait(heart)
+            await cancel_and_wait(answering, heart)
 
     async def _refuse(self, lease: Lease, reason: str, *, retry: bool) -> None:
         _TASKS.labels("refused").inc()

@@ -14,12 +14,23 @@ async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
     A cancellation can get lost on its way: up to Python 3.11 `asyncio.wait_for` (which redis-py
     awaits replies with) drops one that arrives together with the result (cpython#86296). So it
     is sent again until the task has ended.
+
+    CancelledError, when this call is cancelled itself, comes once all have ended too, and not
+    before: whoever ends the caller closes the connections that the tasks use right afterwards.
+    A time limit around this call therefore shortens nothing.
     """
     waiting = {task for task in tasks if not task.done()}
+    cancelled = False
     while waiting:
         for task in waiting:
             task.cancel()
-        _, waiting = await asyncio.wait(waiting, timeout=_AGAIN_S)
+        try:
+            await asyncio.wait(waiting, timeout=_AGAIN_S)
+        except asyncio.CancelledError:  # often from a call like this one, which sends again
+            cancelled = True
+        waiting = {task for task in waiting if not task.done()}
     for task in tasks:
         if not task.cancelled():
             task.exception()  # seen: asyncio need not complain that nobody looked
+    if cancelled:
+        raise asyncio.CancelledError

@@ -65,7 +65,7 @@ async def forker(redis_client: Redis, redis_server: str, tmp_path: Path) -> Asyn
         forker = Forker(world)
         await forker.front.start()
         yield forker
-        await forker.front.drain(5)
+        await forker.front.drain(PATIENCE_S)
         await forker.context.clients.close()
         await forker.context.redis.aclose()
 

@@ -94,7 +94,7 @@ async def bench(
     async with world:
         await bench.front.start()
         yield bench
-        await bench.front.drain(5)
+        await bench.front.drain(PATIENCE_S)
         await bench.context.clients.close()
         await bench.context.redis.aclose()
 

@@ -52,7 +52,7 @@ async def running(redis_client: Redis, redis_server: str, tmp_path: Path) -> Asy
         running = Running(world)
         await running.front.start()
         yield running
-        await running.front.drain(5)
+        await running.front.drain(PATIENCE_S)
         await running.front.check()
         await running.context.clients.close()
         await running.context.redis.aclose()

@@ -47,7 +47,7 @@ class Coordinator:
         await self.front.start()
 
     async def stop(self) -> None:
-        await self.front.drain(5)
+        await self.front.drain(PATIENCE_S)
         await self.front.check()
         await self._context.clients.close()
         await self._context.redis.aclose()
