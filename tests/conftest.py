@@ -5,17 +5,20 @@ Imports happen inside, so that a machine with nothing but torch can run the test
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+    from redis.asyncio.connection import AbstractConnection
 
     from buckets import ObjectServer
     from plinth.shared.store import ArtifactStore
@@ -85,8 +88,46 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from plinth.cluster.embedded_redis import EmbeddedRedis
 
     server = EmbeddedRedis(tmp_path_factory.mktemp("r"))
-    yield server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        _note_connections(patch)
+        yield server.start()
     server.stop()
+
+
+# Each connection to Redis that was ever made in a loop and still exists: that loop, and the task.
+_connections: WeakKeyDictionary[AbstractConnection, tuple[asyncio.AbstractEventLoop, str]]
+_connections = WeakKeyDictionary()
+
+
+def _note_connections(patch: pytest.MonkeyPatch) -> None:
+    from redis.asyncio.connection import AbstractConnection
+
+    make = AbstractConnection.__init__
+
+    def noting(self: AbstractConnection, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        if (task := asyncio.current_task()) is not None:
+            name = getattr(task.get_coro(), "__qualname__", task.get_name())
+            _connections[self] = (task.get_loop(), name)
+
+    patch.setattr(AbstractConnection, "__init__", noting)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """A connection that outlives its loop fails the test that left it: the garbage collector would
+    complain of it in a later one. A client was not closed, or a task used it afterwards."""
+    yield
+    left = [
+        (connection, name)
+        for connection, (loop, name) in list(_connections.items())
+        if loop.is_closed() and connection.is_connected
+    ]
+    for connection, _ in left:
+        del _connections[connection]
+    if left:
+        names = ", ".join(name for _, name in left)
+        pytest.fail(f"connections to Redis were left open, made in: {names}")
 
 
 @pytest.fixture

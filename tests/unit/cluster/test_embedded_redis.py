@@ -14,12 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+from redis.asyncio import Redis
 
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.queue import Queue
+from plinth.shared.tasks import cancel_and_wait
 
 
 @pytest.fixture
@@ -154,7 +156,10 @@ async def test_killed_in_mid_run_loses_nothing_accepted(server: EmbeddedRedis) -
         await client.aclose()
 
     async def consume(name: str) -> None:
-        client = connect(url)
+        async with contextlib.aclosing(connect(url)) as client:
+            await consume_by(client, name)
+
+    async def consume_by(client: Redis, name: str) -> None:
         queue = Queue(client, "jobs", lease_s=1, max_attempts=50)
         while producing or len(completed) < len(accepted):
             try:
@@ -168,7 +173,6 @@ async def test_killed_in_mid_run_loses_nothing_accepted(server: EmbeddedRedis) -
                 continue
             completed[lease.id] = completed.get(lease.id, 0) + 1
             assert await read(queue, lease.id) == name.encode()
-        await client.aclose()
 
     async def read(queue: Queue, item: str) -> bytes | None:
         while True:
@@ -195,8 +199,7 @@ async def test_killed_in_mid_run_loses_nothing_accepted(server: EmbeddedRedis) -
         while results < len(accepted):
             results = sum([await queue.result(item) is not None for item in accepted])
             await asyncio.sleep(0.1)
-    for task in consumers:
-        task.cancel()
+    await cancel_and_wait(*consumers)
     outcomes = await asyncio.gather(*consumers, return_exceptions=True)
     assert all(o is None or isinstance(o, asyncio.CancelledError) for o in outcomes), outcomes
     assert len(accepted) == 450 and set(completed.values()) <= {1}
