@@ -21,6 +21,7 @@ from plinth.gateway.stops import StopStrings
 from plinth.gateway.texts import Texts, TextStream
 from plinth.shared.errors import DeadlineExceeded, InvalidArgument
 from plinth.shared.identity import Principal, current_request_id, remaining_s
+from plinth.shared.tasks import cancel_for_certain
 from plinth.v1 import common_pb2, inference_pb2
 
 STOP = common_pb2.FINISH_REASON_STOP
@@ -155,7 +156,7 @@ class Generator:
                     raise batch[-1]
         finally:
             # No awaiting here: whoever closes this may be cancelled already.
-            reader.cancel()
+            cancel_for_certain(reader)
             stream.close()
 
     async def _collect(
@@ -269,8 +270,7 @@ async def merged(
             else:
                 yield index, item
     finally:
-        for task in tasks:
-            task.cancel()
+        cancel_for_certain(*tasks)
 
 
 def check_sampling(sampling: common_pb2.SamplingParams) -> None:

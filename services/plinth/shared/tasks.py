@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 _AGAIN_S = 0.5
+_ending: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
@@ -34,3 +35,10 @@ async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
             task.exception()  # seen: asyncio need not complain that nobody looked
     if cancelled:
         raise asyncio.CancelledError
+
+
+def cancel_for_certain(*tasks: asyncio.Future[Any]) -> None:
+    """The same without waiting, for whoever may be cancelled already: it goes on behind."""
+    ending = asyncio.create_task(cancel_and_wait(*tasks))
+    _ending.add(ending)
+    ending.add_done_callback(_ending.discard)

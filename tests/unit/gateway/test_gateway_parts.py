@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 
+from patience import PATIENCE_S
 from plinth.gateway import limits, metrics, sse
 from plinth.gateway.catalogue import Catalogue, ServedModel, served
-from plinth.gateway.generation import check_sampling
+from plinth.gateway.generation import TextEvent, check_sampling, merged
 from plinth.gateway.keys import KeyRecord
 from plinth.gateway.responses import LOWEST_LOGPROB, _finite, finish_word
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
@@ -153,3 +157,27 @@ def test_a_request_that_shards_died_under_falls_back_on_no_other_revision() -> N
     assert not falls_back(Internal("two shards died", reason=SHARDS_DIED))
     assert falls_back(Internal("a fault"))
     assert falls_back(InvalidArgument("too long"))
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+async def test_answers_end_with_their_request_though_a_cancellation_gets_lost(lost: int) -> None:
+    """As `asyncio.wait_for` may lose it, under whatever the answers wait for (cpython#86296)."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def answer() -> AsyncIterator[TextEvent]:
+        yield TextEvent("a")
+        try:
+            for _ in range(lost):
+                began.set()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    events = merged([answer()])
+    assert (await anext(events))[1].text == "a"
+    await began.wait()
+    await events.aclose()
+    await asyncio.wait_for(ended.wait(), PATIENCE_S)
