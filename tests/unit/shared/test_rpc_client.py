@@ -131,6 +131,33 @@ async def test_a_call_carries_identity_and_a_default_deadline(settings) -> None:
             assert (await ask(channel))["tenant"] == "acmé"
 
 
+async def test_a_server_that_is_slow_to_answer_a_connection_is_not_away(settings) -> None:
+    """As on a machine full of other work. A stream, which is not tried again, reaches it."""
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+        writer.close()
+
+    async with serving(settings) as (facts, address):
+        host, port = address.split(":")
+
+        async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.6)
+            there = await asyncio.open_connection(host, int(port))
+            await asyncio.gather(pipe(reader, there[1]), pipe(there[0], writer))
+
+        proxy = await asyncio.start_server(slowly, "127.0.0.1", 0)
+        async with proxy:
+            late = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+            async with opened(late, settings) as channel:
+                stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+                with pytest.raises(grpc.aio.AioRpcError, match="not now"):
+                    async for _ in stub.Train(pb.TrainTokenizerRequest()):
+                        pass
+    assert facts.calls == 1
+
+
 async def test_a_caller_cannot_smuggle_in_another_identity(settings) -> None:
     user = Principal("acme", "k1", frozenset({"tokenize"}))
     forged = json.dumps({"tenant": "root", "key_id": "x", "scopes": ["admin"]})

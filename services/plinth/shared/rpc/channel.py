@@ -87,8 +87,10 @@ def client_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         # A replica that comes back is found within a second.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
+        # In spite of its name the least time that one attempt to connect has: a lost SYN is sent
+        # again after a second, and a full machine may take as long to answer.
+        ("grpc.min_reconnect_backoff_ms", 3_000),
         # Each channel its own connection: a stuck one harms nobody else.
         ("grpc.use_local_subchannel_pool", 1),
         # Stages meet directly, whatever proxy the machine uses for the web.
