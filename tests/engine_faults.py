@@ -164,7 +164,6 @@ class World:
         self.ends: dict[str, Finish | FailedEvent | tuple[float, ...]] = {}
         self.victim = 0  # its number
         self.begins = dice.randrange(2, 30)
-        self.hung_at: set[str] = set()
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -315,7 +314,7 @@ class World:
                 if bad and self._due():
                     if what.startswith("raises"):
                         raise RuntimeError(what)
-                    self.model.damage(replace(bad[0], start=bad[0].start, tokens=bad[0].tokens))
+                    self.model.damage(bad[0])
             elif what in ("raises once", "hangs"):
                 if self._due():
                     if what == "raises once":
