@@ -15,7 +15,7 @@ from plinth.coordinator.preferences.collection import Collection
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import Outcome
-from plinth.gateway.keys import KeyStore
+from plinth.gateway.api_keys import KeyStore
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
 from plinth.shared.records import DeploymentRecords

@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from kube_api import NAMESPACE, KubeApi
-from kube_door import KEY
+from kube_gateway import KEY
 from plinth.cluster.finding import Finding
 from plinth.shared.errors import PlinthError
 

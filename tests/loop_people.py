@@ -163,7 +163,7 @@ def dislike(text: str) -> int:
 
 
 @dataclass
-class Desk:
+class AnnotatorTally:
     """Who holds what, as the two annotators themselves know it: each lease from its answer to the
     sending of its judgement, or to the moment at which it runs out."""
 
@@ -181,27 +181,27 @@ class Desk:
         self.held[lease.task_id] = (who, lease.expires_unix_ms)
 
 
-async def annotate(door: Door, desk: Desk, who: str) -> None:
+async def annotate(door: Door, tally: AnnotatorTally, who: str) -> None:
     """Until nothing is left to judge."""
     while True:
         try:
             lease = await lease_of(door, who)
         except grpc.aio.AioRpcError as error:
             assert error.code() is grpc.StatusCode.NOT_FOUND, error.details()
-            if not desk.held:
+            if not tally.held:
                 return
             await asyncio.sleep(0.2)  # what is held may come back
             continue
-        desk.take(lease, who)
+        tally.take(lease, who)
         other = "bob" if who == "ann" else "ann"
         with pytest.raises(grpc.aio.AioRpcError) as caught:  # not even by its name
             await lease_of(door, other, task_id=lease.task_id)
         assert caught.value.code() is grpc.StatusCode.ABORTED, caught.value.details()
         assert "another annotator holds" in str(caught.value.details())
-        del desk.held[lease.task_id]
+        del tally.held[lease.task_id]
         await judge(door, lease)
-        desk.judged[lease.task_id] += 1
-        desk.by[who] += 1
+        tally.judged[lease.task_id] += 1
+        tally.by[who] += 1
 
 
 async def lease_of(door: Door, who: str, **fields: Any) -> preferences_pb2.LeaseTaskResponse:
@@ -224,19 +224,19 @@ async def judge(door: Door, lease: preferences_pb2.LeaseTaskResponse) -> None:
     await door.preferences.SubmitJudgement(ask, metadata=door.metadata)
 
 
-async def judge_all(door: Door) -> Desk:
+async def judge_all(door: Door) -> AnnotatorTally:
     """Two annotators at once. A third one took a task and went away: one of the two gets it when
     that lease has run out, and what the third one says then is too late."""
-    desk = Desk()
+    tally = AnnotatorTally()
     left = await lease_of(door, "cyd", lease_seconds=10)
-    desk.take(left, "cyd")
+    tally.take(left, "cyd")
     async with asyncio.timeout(300):
-        await asyncio.gather(annotate(door, desk, "ann"), annotate(door, desk, "bob"))
+        await asyncio.gather(annotate(door, tally, "ann"), annotate(door, tally, "bob"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await judge(door, left)
     assert caught.value.code() is grpc.StatusCode.ABORTED, caught.value.details()
     assert "ran out" in str(caught.value.details())
-    return desk
+    return tally
 
 
 async def exported(door: Door) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import yaml
 import rendering
 import values_readme
 import values_schema
-from plinth.shared import keys
+from plinth.shared import redis_keys
 
 STATIC: dict[str, Any] = {"ray": {"mode": "static"}}
 WRONG_BY_SCHEMA = {
@@ -178,7 +178,7 @@ def _refusal(helm: rendering.Helm, values: dict[str, Any]) -> str:
 
 def test_what_the_chart_says_of_redis_keys_is_what_the_code_has() -> None:
     chart = yaml.safe_load((rendering.CHART / "Chart.yaml").read_text())
-    assert chart["annotations"]["plinth.dev/redis-schema"] == str(keys.SCHEMA)
+    assert chart["annotations"]["plinth.dev/redis-schema"] == str(redis_keys.SCHEMA)
 
 
 def test_generated_files_are_fresh() -> None:

@@ -125,11 +125,11 @@ async def test_from_live_answers_to_better_weights(bare: RealStack) -> None:
 
         answers = await live_tasks(door, TASKS)
         assert {answer.revision for answer in answers} == {"chat@1"}
-        desk = await judge_all(door)
-        assert len(desk.judged) == TASKS
-        assert set(desk.judged.values()) == {1}
-        assert set(desk.by) == {"ann", "bob"}
-        assert desk.together > 0  # they did work at the same time
+        tally = await judge_all(door)
+        assert len(tally.judged) == TASKS
+        assert set(tally.judged.values()) == {1}
+        assert set(tally.by) == {"ann", "bob"}
+        assert tally.together > 0  # they did work at the same time
         pairs = await exported(door)
         assert len(pairs) == TASKS
         assert all((dislike(good), good) < (dislike(bad), bad) for good, bad in pairs)

@@ -16,8 +16,8 @@ import pytest
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.coordinator.runs import RunRecords
-from plinth.gateway.keys import KeyStore
-from plinth.shared import keys
+from plinth.gateway.api_keys import KeyStore
+from plinth.shared import redis_keys
 from plinth.shared.errors import PlinthError
 from plinth.shared.queue import Queue
 from plinth.v1 import coordinator_pb2 as pb
@@ -173,7 +173,7 @@ async def _goes_on(data: Path, url: str, key: str, model: str) -> None:
         models = await asyncio.to_thread(world.store.list, "model")
         assert [model.ref for model in models] == ["better@1", "mini@1"]
         assert await asyncio.to_thread(world.store.aliases, "better") == {"prod": 1}
-        assert await world.redis.scard(keys.active_runs()) == 0
+        assert await world.redis.scard(redis_keys.active_runs()) == 0
 
 
 async def test_a_restore_over_a_running_platform_is_one_clear_line(tmp_path: Path) -> None:

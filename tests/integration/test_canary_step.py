@@ -358,7 +358,7 @@ async def test_who_may_judge_what(tmp_path: Path, redis_server: str, redis_clien
 
 
 async def a_key(made: Cluster, *scopes: str) -> str:
-    from plinth.gateway.keys import KeyStore
+    from plinth.gateway.api_keys import KeyStore
 
     return (await KeyStore(made.redis).create("another", scopes))[0]
 

@@ -19,9 +19,9 @@ from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
 from plinth.cluster.ports import free_port
-from plinth.gateway.keys import KeyStore
+from plinth.gateway.api_keys import KeyStore
 from plinth.gateway.quotas import Quotas
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import (
     InvalidArgument,
@@ -43,7 +43,7 @@ def bearer(key: str) -> dict[str, str]:
 async def test_only_the_hash_of_a_key_is_kept(redis_client: Redis) -> None:
     store = KeyStore(redis_client)
     plain, record = await store.create("acme", {"inference"}, "laptop")
-    raw = await redis_client.hgetall(keys.api_keys())
+    raw = await redis_client.hgetall(redis_keys.api_keys())
     assert list(raw) == [hash_api_key(plain).encode()]
     assert plain.encode() not in b"".join(raw.values())
     principal = await KeyStore(redis_client).principal(plain)
@@ -76,7 +76,7 @@ async def test_bad_keys_are_not_made(
 ) -> None:
     with pytest.raises(InvalidArgument):
         await KeyStore(redis_client).create(tenant, scopes, label)
-    assert await redis_client.hlen(keys.api_keys()) == 0
+    assert await redis_client.hlen(redis_keys.api_keys()) == 0
 
 
 async def test_known_keys_work_while_redis_is_away(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from gateway_stages import script_text, until
 from patience import PATIENCE_S
-from plinth.gateway.keys import KeyStore
+from plinth.gateway.api_keys import KeyStore
 from preference_stages import JudgingShard, PreferenceStack, running_preferences
 
 BASE = "/v1/preferences"

@@ -23,7 +23,7 @@ from plinth.shared.errors import (
     NotFound,
     Unavailable,
 )
-from plinth.shared.keys import QueueKeys
+from plinth.shared.redis_keys import QueueKeys
 from plinth.shared.rewards import QUEUE, RewardTasks, rewards_queue
 from plinth.shared.settings import load_settings
 from plinth.tokenizer.service import build as build_tokenizer

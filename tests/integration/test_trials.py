@@ -17,7 +17,7 @@ from gateway_stages import Stack, running_stack
 from plinth.cluster.trials import chaos, smoke
 from plinth.cluster.trials.pods import RIGHTS, Pods
 from plinth.cluster.trials.visitor import Doors, Visitor, visit
-from plinth.gateway.keys import KeyStore
+from plinth.gateway.api_keys import KeyStore
 from plinth.reward.service import build as build_reward
 from plinth.shared.errors import (
     FailedPrecondition,

@@ -88,7 +88,7 @@ def align(
 
 def _ask_while_on_trial(stack: Stack, model: str, over: threading.Event) -> None:
     """Requests of its own while a run of this stack has a canary out."""
-    from plinth.cli.chat import api_key, open_door, stack_address
+    from plinth.cli.chat import api_key, open_client, stack_address
     from plinth.cli.run_client import RunClient
     from plinth.shared.errors import PlinthError
 
@@ -100,7 +100,7 @@ def _ask_while_on_trial(stack: Stack, model: str, over: threading.Event) -> None
                 asks = _ASKS if _on_trial(client) else ()
             for question in asks:
                 messages = [{"role": "user", "content": question}]
-                list(open_door(settings, None).answer(model, messages, sampling))
+                list(open_client(settings, None).answer(model, messages, sampling))
         except PlinthError:
             continue  # the stack is busy, or goes down; the run says what matters
 

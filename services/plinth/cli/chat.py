@@ -1,6 +1,6 @@
 """`plinth chat`: talk to a served model on the terminal; the answer streams.
 
-It is a client like any other: by default through the gRPC door of the stack in the data
+It is a client like any other: by default through the gRPC API of the stack in the data
 directory, with `--url http://…` through REST. The key is PLINTH_API_KEY, or the stack's first.
 """
 
@@ -27,7 +27,7 @@ HELP = "/clear starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 Messages = list[dict[str, str]]
 
 
-class Door(Protocol):
+class ChatClient(Protocol):
     """One of the gateway's doors, as this client needs it."""
 
     def models(self) -> list[str]: ...
@@ -57,30 +57,30 @@ def chat(
     from plinth.shared.settings import load_settings
 
     settings = load_settings(**({} if data is None else {"data_dir": data}))
-    door = open_door(settings, url)
-    name = _choose(door.models(), model)
+    client = open_client(settings, url)
+    name = _choose(client.models(), model)
     sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     if seed is not None:
         sampling["seed"] = seed
     opening: Messages = [] if system is None else [{"role": "system", "content": system}]
     if question is not None:
-        _ask(door, name, [*opening, {"role": "user", "content": question}], sampling)
+        _ask(client, name, [*opening, {"role": "user", "content": question}], sampling)
         return
-    _converse(door, name, opening, sampling)
+    _converse(client, name, opening, sampling)
 
 
-def open_door(settings: Settings, url: str | None) -> Door:
-    """The door that `url` names, or the gRPC door of the stack in the data directory."""
+def open_client(settings: Settings, url: str | None) -> ChatClient:
+    """The client that `url` names, or the gRPC API of the stack in the data directory."""
     key = api_key(settings)
     if url is None:
-        return GrpcDoor(stack_address(settings), key)
+        return GrpcChatClient(stack_address(settings), key)
     if url.startswith(("http://", "https://")):
-        return RestDoor(url.rstrip("/").removesuffix("/v1"), key)
-    return GrpcDoor(url.removeprefix("grpc://"), key)
+        return RestChatClient(url.rstrip("/").removesuffix("/v1"), key)
+    return GrpcChatClient(url.removeprefix("grpc://"), key)
 
 
 def api_key(settings: Settings) -> str:
-    """The key to knock with; empty where the door asks for none."""
+    """The key to call with; empty where the gateway asks for none."""
     if key := os.environ.get("PLINTH_API_KEY"):
         return key
     path = settings.secrets_dir / "api-key"
@@ -96,7 +96,7 @@ def api_key(settings: Settings) -> str:
 
 
 def stack_address(settings: Settings) -> str:
-    """host:port of the gRPC door of the stack in the data directory."""
+    """host:port of the gRPC API of the stack in the data directory."""
     from plinth.cluster.layout import Layout, StackState
 
     state = StackState.read(Layout.of(settings).state_file)
@@ -116,7 +116,7 @@ def _choose(served: list[str], wanted: str | None) -> str:
     return wanted
 
 
-def _converse(door: Door, model: str, opening: Messages, sampling: dict[str, Any]) -> None:
+def _converse(client: ChatClient, model: str, opening: Messages, sampling: dict[str, Any]) -> None:
     terminal = sys.stdin.isatty()
     if terminal:
         typer.secho(f"{model}. {HELP}", dim=True, err=True)
@@ -133,7 +133,7 @@ def _converse(door: Door, model: str, opening: Messages, sampling: dict[str, Any
         elif line:
             messages.append({"role": "user", "content": line})
             try:
-                text = _ask(door, model, messages, sampling)
+                text = _ask(client, model, messages, sampling)
             except PlinthError as error:
                 typer.secho(str(error), fg="red", err=True)
                 messages.pop()
@@ -141,10 +141,10 @@ def _converse(door: Door, model: str, opening: Messages, sampling: dict[str, Any
                 messages.append({"role": "assistant", "content": text})
 
 
-def _ask(door: Door, model: str, messages: Messages, sampling: dict[str, Any]) -> str:
+def _ask(client: ChatClient, model: str, messages: Messages, sampling: dict[str, Any]) -> str:
     """Prints the answer as it comes; Ctrl-C ends it early. The whole of it."""
     parts: list[str] = []
-    pieces = door.answer(model, messages, sampling)
+    pieces = client.answer(model, messages, sampling)
     try:
         for piece in pieces:
             parts.append(piece)
@@ -167,7 +167,7 @@ def printable(text: str) -> str:
     )
 
 
-class GrpcDoor:
+class GrpcChatClient:
     """GatewayService."""
 
     def __init__(self, address: str, key: str) -> None:
@@ -214,7 +214,7 @@ class GrpcDoor:
             call.cancel()
 
 
-class RestDoor:
+class RestChatClient:
     """/v1/models and /v1/chat/completions, with the standard library alone."""
 
     def __init__(self, url: str, key: str) -> None:

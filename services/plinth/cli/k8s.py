@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from plinth.cli.k8s_place import Place, api_key
+from plinth.cli.k8s_target import ReleaseTarget, api_key
 from plinth.shared.errors import InvalidArgument, PlinthError
 
 if TYPE_CHECKING:
-    from plinth.cluster.kubernetes_ops.door import Door
+    from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
     from plinth.cluster.kubernetes_ops.outcome import Outcome
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 
-_place = Place()
+_target = ReleaseTarget()
 
 
 @app.callback()
@@ -43,17 +43,17 @@ def _where(
         str | None,
         typer.Option(
             envvar="PLINTH_URL",
-            help="host:port of the gateway's gRPC door; default: its port is forwarded. The key "
+            help="host:port of the gateway's gRPC API; default: its port is forwarded. The key "
             "is PLINTH_API_KEY",
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each call")] = 15.0,
 ) -> None:
     """A release on Kubernetes."""
-    global _place  # noqa: PLW0603  (of one command line)
+    global _target  # noqa: PLW0603  (of one command line)
     if url is not None and url.startswith(("http://", "https://")):
-        raise InvalidArgument(f"{url} is the REST door; give host:port of the gRPC one")
-    _place = Place(kubeconfig, context, namespace, release, url, timeout)
+        raise InvalidArgument(f"{url} is the REST API; give host:port of the gRPC one")
+    _target = ReleaseTarget(kubeconfig, context, namespace, release, url, timeout)
 
 
 @app.command()
@@ -64,8 +64,8 @@ def status(
     from plinth.cli.k8s_view import status_screen
     from plinth.cluster.kubernetes_ops.status import gather
 
-    with _place.found() as (api, release):
-        found = gather(api, release, lambda: _place.door(api, release))
+    with _target.found() as (api, release):
+        found = gather(api, release, lambda: _target.gateway(api, release))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -95,16 +95,16 @@ def scale(
     kind, slash, name = target.partition("/")
     if slash and kind != "model":
         raise InvalidArgument(f"{target!r}: a stage, or model/NAME", field="target")
-    with _place.found() as (api, release):
+    with _target.found() as (api, release):
         if slash:
-            with _place.door(api, release) as door:
-                _tell(scaling.scale_model(release, door, name, count))
+            with _target.gateway(api, release) as gateway:
+                _tell(scaling.scale_model(release, gateway, name, count))
             return
         wanted = []
         if target == room.STAGE and not force:
             release.check_component(target)
-            with _place.door(api, release) as door:
-                wanted = door.deployments()
+            with _target.gateway(api, release) as gateway:
+                wanted = gateway.deployments()
         _tell(scaling.scale_pods(api, release, target, count, replicas=replicas, wanted=wanted))
 
 
@@ -149,14 +149,16 @@ def rollout(
         ttft_ratio,
         good_below,
     )
-    with _place.found() as (api, release), _place.door(api, release) as door:
-        pipeline = rollouts.prepare(release, door, asked)
+    with _target.found() as (api, release), _target.gateway(api, release) as gateway:
+        pipeline = rollouts.prepare(release, gateway, asked)
         typer.echo(pipeline)
         _equivalents(rollouts.equivalents(release))
-        _rolled_out(door, asked.name, new_run_id(pipeline), pipeline, detach=detach)
+        _rolled_out(gateway, asked.name, new_run_id(pipeline), pipeline, detach=detach)
 
 
-def _rolled_out(door: Door, name: str, run_id: str, pipeline: str, *, detach: bool) -> None:
+def _rolled_out(
+    gateway: GatewayClient, name: str, run_id: str, pipeline: str, *, detach: bool
+) -> None:
     from plinth.cli.k8s_view import canary_table
     from plinth.cli.run_client import RunClient
     from plinth.cli.run_view import follow
@@ -164,7 +166,7 @@ def _rolled_out(door: Door, name: str, run_id: str, pipeline: str, *, detach: bo
     from plinth.v1 import coordinator_pb2 as pb
 
     console = Console()
-    with RunClient(door.address, api_key()) as client:
+    with RunClient(gateway.address, api_key()) as client:
         client.submit(run_id, pipeline, {})
         if detach:
             console.print(run_id, highlight=False)
@@ -174,8 +176,8 @@ def _rolled_out(door: Door, name: str, run_id: str, pipeline: str, *, detach: bo
         except KeyboardInterrupt:
             console.print(f"\nit goes on; `plinth runs cancel {run_id}` rolls it back")
             raise typer.Exit(130) from None
-    if (seen := figures(door.status(), name, run_id)) is not None:
-        console.print(canary_table(seen))
+    if (status := figures(gateway.status(), name, run_id)) is not None:
+        console.print(canary_table(status))
     if ended.state != pb.RUN_STATE_SUCCEEDED:
         console.print(ended.error, style="red", markup=False)
         raise typer.Exit(1)
@@ -195,13 +197,13 @@ def drain(
     kind, slash, name = target.partition("/")
     if slash and kind not in {"node", "pod"}:
         raise InvalidArgument(f"{target!r}: a pod's name, or node/NAME", field="target")
-    with _place.found() as (api, release), contextlib.ExitStack() as stack:
-        door: Door | None = None
+    with _target.found() as (api, release), contextlib.ExitStack() as stack:
+        gateway: GatewayClient | None = None
         try:
-            door = stack.enter_context(_place.door(api, release))
+            gateway = stack.enter_context(_target.gateway(api, release))
         except PlinthError as error:
             typer.echo(f"without the platform's figures, by Ray's word alone: {error.message}")
-        figures = door.status if door is not None else None
+        figures = gateway.status if gateway is not None else None
         how = draining.Drain(timeout_s=timeout, force=force, figures=figures, say=typer.echo)
         work = draining.drain_node if kind == "node" and slash else draining.drain_pod
         _tell(work(api, release, name if slash else target, how))
@@ -220,7 +222,7 @@ def logs(
 
     if follow and previous:
         raise InvalidArgument("--previous: what has ended can't be followed")
-    with _place.found() as (api, release):
+    with _target.found() as (api, release):
         picked = pod_logs.selector(release, stages or [])
         _equivalents(pod_logs.equivalents(release, stages or [], lines, follows=follow))
         read = (
@@ -254,16 +256,16 @@ def doctor(
 
     if mode not in {"rayservice", "static"}:
         raise InvalidArgument(f"--mode {mode!r}: rayservice or static", field="mode")
-    with _place.api() as api:
+    with _target.api() as api:
         if before or not releases(api):
-            name = _place.release or "plinth"
+            name = _target.release or "plinth"
             plan = doctor_before.Plan(mode=mode, gpus=gpus, cert_manager=cert_manager, release=name)
             findings = doctor_before.examine(api, plan)
             equivalents = doctor_before.equivalents(api)
         else:
-            release = find(api, _place.release)
-            door = lambda: _place.door(api, release)  # noqa: E731
-            findings = doctor_after.examine(api, release, door, model or [])
+            release = find(api, _target.release)
+            gateway = lambda: _target.gateway(api, release)  # noqa: E731
+            findings = doctor_after.examine(api, release, gateway, model or [])
             equivalents = doctor_after.equivalents(release)
     Console().print(doctor_screen(findings))
     _equivalents(equivalents)
@@ -272,7 +274,7 @@ def doctor(
 
 
 def _tell(outcome: Outcome) -> None:
-    for line in outcome.told:
+    for line in outcome.notes:
         typer.echo(line)
     _equivalents(outcome.equivalents)
 

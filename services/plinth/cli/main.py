@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "models": ("models", "app", "Import and list models"),
     "preferences": ("preferences", "app", "Judge responses; reports, pairs out and in"),
     "queue": ("queue", "app", "Inspect queues, requeue dead letters"),
-    "keys": ("keys", "app", "Create, list and revoke API keys"),
+    "keys": ("api_keys", "app", "Create, list and revoke API keys"),
     "backup": ("backup", "backup", "Back up Redis state and artifacts to a folder or a URL"),
     "restore": ("backup", "restore", "Put a backup back, onto a platform that does not run"),
     "config": ("config", "config", "Effective settings with their sources"),

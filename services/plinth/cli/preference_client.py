@@ -1,4 +1,4 @@
-"""A thin client of PreferenceService through the gateway's gRPC door: generated stubs, an address
+"""A thin client of PreferenceService through the gateway's gRPC API: generated stubs, an address
 and a key. Every call raises the PlinthError that the platform raised."""
 
 from __future__ import annotations

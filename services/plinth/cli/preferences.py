@@ -28,7 +28,7 @@ app = typer.Typer(
 Data = Annotated[Path | None, typer.Option("--data", help="Data directory of the stack.")]
 Address = Annotated[
     str | None,
-    typer.Option(envvar="PLINTH_URL", help="host:port of a gateway's gRPC door; default: --data's"),
+    typer.Option(envvar="PLINTH_URL", help="host:port of a gateway's gRPC API; default: --data's"),
 ]
 Collection = Annotated[
     str, typer.Option("--collection", "-c", help='Which tasks; "live" holds live answers.')
@@ -196,7 +196,7 @@ def _connect(data: Path | None, url: str | None, collection: str) -> PreferenceC
     from plinth.shared.settings import load_settings
 
     if url is not None and url.startswith(("http://", "https://")):
-        raise InvalidArgument(f"{url} is the REST door; this goes by gRPC: give host:port of that")
+        raise InvalidArgument(f"{url} is the REST API; this goes by gRPC: give host:port of that")
     settings = load_settings(**({} if data is None else {"data_dir": data}))
     address = stack_address(settings) if url is None else url.removeprefix("grpc://")
     return PreferenceClient(address, api_key(settings), collection)

@@ -83,12 +83,12 @@ def quickstart(
 def introduce(stack: Stack, console: Console, began: float) -> str:
     """Says what is served and how to reach it; the model's name. The key is shown by where it
     lies, never itself."""
-    from plinth.cli.chat import open_door
+    from plinth.cli.chat import open_client
     from plinth.shared.errors import Unavailable
 
-    door = open_door(stack.settings, None)
+    client = open_client(stack.settings, None)
     end = time.monotonic() + _SEEN_WITHIN_S
-    while not (served := door.models()):
+    while not (served := client.models()):
         if time.monotonic() > end:
             raise Unavailable("the stack is up, and the gateway sees no model; `plinth status`")
         time.sleep(0.2)
@@ -119,13 +119,13 @@ def curl(stack: Stack, model: str) -> str:
 
 def _ask(stack: Stack, console: Console, model: str, began: float) -> None:
     """One greedy answer, as it streams."""
-    from plinth.cli.chat import open_door, printable
+    from plinth.cli.chat import open_client, printable
 
     console.print(f"\n> {QUESTION}", markup=False, highlight=False)
     messages = [{"role": "user", "content": QUESTION}]
     sampling = {"temperature": 0.0, "max_tokens": 64}
     asked = time.monotonic()
-    for piece in open_door(stack.settings, None).answer(model, messages, sampling):
+    for piece in open_client(stack.settings, None).answer(model, messages, sampling):
         console.print(printable(piece), end="", markup=False, highlight=False, soft_wrap=True)
     now = time.monotonic()
     console.print(
@@ -184,9 +184,9 @@ def _run_id(client: RunClient, name: str, text: str, given: list[str]) -> str:
 
 def serve_on(stack: Stack, console: Console) -> None:
     """Until Ctrl-C, or until the stack ends by another's hand."""
-    from plinth.cli.chat import open_door
+    from plinth.cli.chat import open_client
 
-    served = ", ".join(open_door(stack.settings, None).models())
+    served = ", ".join(open_client(stack.settings, None).models())
     console.print(f"serving {served}; Ctrl-C stops", markup=False, highlight=False)
     while stack.running():
         time.sleep(0.2)

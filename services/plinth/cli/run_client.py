@@ -1,4 +1,4 @@
-"""A thin client of the coordinator through the gateway's gRPC door, as any other client would be:
+"""A thin client of the coordinator through the gateway's gRPC API, as any other client would be:
 generated stubs, an address and a key."""
 
 from __future__ import annotations

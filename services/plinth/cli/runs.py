@@ -24,7 +24,7 @@ DataOption = Annotated[
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option(envvar="PLINTH_URL", help="host:port of a gateway's gRPC door; default: --data's"),
+    typer.Option(envvar="PLINTH_URL", help="host:port of a gateway's gRPC API; default: --data's"),
 ]
 RunArgument = Annotated[str | None, typer.Argument(help="A run's id; without it, the newest")]
 
@@ -149,7 +149,7 @@ def connect(data: Path | None, url: str | None) -> RunClient:
     from plinth.shared.settings import load_settings
 
     if url is not None and url.startswith(("http://", "https://")):
-        raise InvalidArgument(f"{url} is the REST door; runs go by gRPC: give host:port of that")
+        raise InvalidArgument(f"{url} is the REST API; runs go by gRPC: give host:port of that")
     settings = load_settings(**({} if data is None else {"data_dir": data}))
     address = stack_address(settings) if url is None else url.removeprefix("grpc://")
     return RunClient(address, api_key(settings))

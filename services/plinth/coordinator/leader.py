@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.asyncio import Redis
 
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import Unavailable
 from plinth.shared.tasks import cancel_and_wait
@@ -104,7 +104,7 @@ class LeaderLease:
             try:
                 with redis_errors():
                     value = await self._acquire(
-                        keys=[keys.lease(LEASE), keys.fence(LEASE)],
+                        keys=[redis_keys.lease(LEASE), redis_keys.fence(LEASE)],
                         args=[self._owner, int(self._ttl_s * 1000)],
                     )
             except Unavailable:
@@ -121,7 +121,7 @@ class LeaderLease:
             try:
                 with redis_errors():
                     kept = await self._renew(
-                        keys=[keys.lease(LEASE)],
+                        keys=[redis_keys.lease(LEASE)],
                         args=[leadership.value, int(self._ttl_s * 1000)],
                     )
             except Unavailable:
@@ -136,6 +136,6 @@ class LeaderLease:
     async def _give_back(self, leadership: Leadership) -> None:
         try:
             with redis_errors():
-                await self._release(keys=[keys.lease(LEASE)], args=[leadership.value])
+                await self._release(keys=[redis_keys.lease(LEASE)], args=[leadership.value])
         except Unavailable:
             return  # it lapses by itself

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from plinth.coordinator.leader import LEASE, Leadership
 from plinth.coordinator.machine import ENDED, Wanted
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
     Aborted,
@@ -100,7 +100,12 @@ class RunRecords:
         run.revision = 1
         with redis_errors():
             record = await self._submit(
-                keys=[keys.run(run.run_id), keys.runs(), keys.active_runs(), keys.run_events()],
+                keys=[
+                    redis_keys.run(run.run_id),
+                    redis_keys.runs(),
+                    redis_keys.active_runs(),
+                    redis_keys.run_events(),
+                ],
                 args=[
                     run.run_id,
                     run.SerializeToString(),
@@ -108,7 +113,7 @@ class RunRecords:
                     MAX_ACTIVE,
                     MAX_KEPT,
                     _EVENTS,
-                    keys.run("x").removesuffix("x"),
+                    redis_keys.run("x").removesuffix("x"),
                 ],
             )
         if not record:
@@ -125,7 +130,7 @@ class RunRecords:
     async def load(self, run_id: str) -> tuple[pb.Run, Wanted]:
         """The run and what is wanted of it."""
         with redis_errors():
-            values: Any = await self._redis.hmget(keys.run(run_id), ["record", "wanted"])
+            values: Any = await self._redis.hmget(redis_keys.run(run_id), ["record", "wanted"])
         record, wanted = values
         if record is None or wanted is None:
             raise _unknown(run_id)
@@ -134,17 +139,17 @@ class RunRecords:
     async def newest(self, limit: int) -> list[pb.Run]:
         """Newest first."""
         with redis_errors():
-            ids: Any = await self._redis.zrevrange(keys.runs(), 0, limit - 1)
+            ids: Any = await self._redis.zrevrange(redis_keys.runs(), 0, limit - 1)
             async with self._redis.pipeline(transaction=False) as pipe:
                 for run_id in ids:
-                    pipe.hget(keys.run(run_id.decode()), "record")
+                    pipe.hget(redis_keys.run(run_id.decode()), "record")
                 records = await pipe.execute()
         return [pb.Run.FromString(record) for record in records if record is not None]
 
     async def active(self) -> list[str]:
         """Ids of the runs that have not ended."""
         with redis_errors():
-            ids: Any = await self._redis.smembers(keys.active_runs())
+            ids: Any = await self._redis.smembers(redis_keys.active_runs())
         return sorted(raw.decode() for raw in ids)
 
     async def want(self, run_id: str, wanted: Wanted) -> None:
@@ -152,7 +157,8 @@ class RunRecords:
         cancelling what has ended is no error, so that it can be asked twice."""
         with redis_errors():
             answer = await self._want(
-                keys=[keys.run(run_id), keys.run_events()], args=[run_id, wanted.value, _EVENTS]
+                keys=[redis_keys.run(run_id), redis_keys.run_events()],
+                args=[run_id, wanted.value, _EVENTS],
             )
         if answer == 0:
             raise _unknown(run_id)
@@ -173,10 +179,10 @@ class RunRecords:
             with redis_errors():
                 answer = await self._save(
                     keys=[
-                        keys.run(run.run_id),
-                        keys.active_runs(),
-                        keys.run_events(),
-                        keys.lease(LEASE),
+                        redis_keys.run(run.run_id),
+                        redis_keys.active_runs(),
+                        redis_keys.run_events(),
+                        redis_keys.lease(LEASE),
                     ],
                     args=[
                         run.run_id,
@@ -238,7 +244,7 @@ class RunFeed:
     async def open(self) -> None:
         """Finds the stream's end: changes from here on will be told."""
         with redis_errors():
-            newest: Any = await self._redis.xrevrange(keys.run_events(), count=1)
+            newest: Any = await self._redis.xrevrange(redis_keys.run_events(), count=1)
         self._last = newest[0][0] if newest else b"0-0"
 
     async def follow(self) -> None:
@@ -249,7 +255,7 @@ class RunFeed:
             try:
                 with redis_errors():
                     answer: Any = await self._redis.xread(
-                        {keys.run_events(): self._last}, count=500, block=2000
+                        {redis_keys.run_events(): self._last}, count=500, block=2000
                     )
             except Unavailable:
                 await asyncio.sleep(max(0.0, 0.5 - (time.monotonic() - began)))

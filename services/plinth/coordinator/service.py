@@ -29,9 +29,9 @@ from plinth.shared.errors import (
     Unavailable,
 )
 from plinth.shared.identity import current_principal
-from plinth.shared.keys import check_part
 from plinth.shared.manifest import check_name
 from plinth.shared.records import DeploymentRecords
+from plinth.shared.redis_keys import check_part
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger

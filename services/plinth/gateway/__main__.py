@@ -17,8 +17,8 @@ import uvicorn
 
 from plinth.gateway import metrics
 from plinth.gateway.app import build_app
-from plinth.gateway.desk import Desk
-from plinth.gateway.front_door import build_server
+from plinth.gateway.core import GatewayCore
+from plinth.gateway.grpc_api import build_server
 from plinth.shared import tracing, vital_signs
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.shared.settings import Settings, load_settings
@@ -57,14 +57,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Both doors, until `stop` is set and they have drained."""
-    desk = Desk(settings)
+    core = GatewayCore(settings)
     vital_signs.watch(settings)
-    grpc_door = build_server(desk)
+    grpc_door = build_server(core)
     gateway = settings.gateway
     sock = listen(gateway.host, gateway.port)
     rest = _Rest(
         uvicorn.Config(
-            build_app(desk),
+            build_app(core),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -73,10 +73,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
     )
     try:
-        await desk.open()
+        await core.open()
         grpc_port = await grpc_door.start()
         serving = asyncio.create_task(rest.serve(sockets=[sock]))
-        watching = asyncio.create_task(_watch_ready(desk, grpc_door.set_ready))
+        watching = asyncio.create_task(_watch_ready(core, grpc_door.set_ready))
         stopping = asyncio.create_task(stop.wait())
         port = sock.getsockname()[1]
         _log.info("gateway is up", host=gateway.host, rest_port=port, grpc_port=grpc_port)
@@ -89,22 +89,22 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await cancel_and_wait(watching, stopping)
     finally:
         sock.close()
-        await desk.close()
+        await core.close()
 
 
-async def _watch_ready(desk: Desk, tell: object) -> None:
+async def _watch_ready(core: GatewayCore, tell: object) -> None:
     """The gRPC door's health, and what Prometheus is told, follow what /readyz says."""
     assert callable(tell)
     while True:
         try:
-            await desk.check_ready()
+            await core.check_ready()
         except PlinthError:
             await tell(False)
             metrics.READY.set(0)
         else:
             await tell(True)
             metrics.READY.set(1)
-        vital_signs.REDIS_REACHABLE.labels("gateway").set(await desk.redis_answers())
+        vital_signs.REDIS_REACHABLE.labels("gateway").set(await core.redis_answers())
         await asyncio.sleep(READY_POLL_S)
 
 

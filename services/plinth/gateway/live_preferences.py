@@ -1,6 +1,6 @@
 """Live answers as preference tasks: with the client's consent, and a share of them only.
 
-A witness hears the pieces of an answer as the client gets them. When the answer is complete, its
+A recorder hears the pieces of an answer as the client gets them. When the answer is complete, its
 text and prompt go to a short queue, and a task beside the requests hands them to the coordinator,
 which asks for a second answer and lets somebody choose. An answer never waits for any of this:
 what does not fit, or meets a coordinator that is away, is dropped and counted.
@@ -61,7 +61,7 @@ def drawn(request_id: str, rate: float) -> bool:
     return int.from_bytes(digest[:8], "big") < rate * 2**64
 
 
-class Witness:
+class AnswerRecorder:
     """Hears one request's answers, exactly as they go to the client."""
 
     def __init__(self, to: LivePreferences, prompt: Sequence[common_pb2.ChatMessage]) -> None:
@@ -71,13 +71,13 @@ class Witness:
         self._texts: dict[int, list[str]] = defaultdict(list)
         self._size = 0
 
-    def hear(self, index: int, event: TextEvent) -> None:
+    def record(self, index: int, event: TextEvent) -> None:
         """A piece of one of the answers."""
         self._size += len(event.text)
         if self._size <= MAX_RESPONSES * MAX_BYTES:  # no more is kept than could be used
             self._texts[index].append(event.text)
 
-    def heard_all(self, prepared: Prepared) -> None:
+    def finish(self, prepared: Prepared) -> None:
         """The answers are complete: hands them on. Neither waits nor raises."""
         try:
             self._hand_on(prepared)
@@ -126,7 +126,7 @@ class LivePreferences:
         self._waiting: asyncio.Queue[tuple[pb.TaskSpec, Principal]] = asyncio.Queue(QUEUE_LENGTH)
         self._task: asyncio.Task[None] | None = None
 
-    def witness(self, consent: str | bytes | None, ask: TextRequest) -> Witness | None:
+    def recorder(self, consent: str | bytes | None, ask: TextRequest) -> AnswerRecorder | None:
         """For a chat that may be recorded and is drawn; None for any other, and for one with stop
         strings, which the second answer would not end at."""
         if not consents(consent) or not drawn(current_request_id(), self._rate) or ask.stop:
@@ -134,7 +134,7 @@ class LivePreferences:
         messages = [m for m in ask.prompt if isinstance(m, common_pb2.ChatMessage)]
         if not messages or messages[-1].role != "user":
             return None
-        return Witness(self, messages)
+        return AnswerRecorder(self, messages)
 
     def rival(self, prepared: Prepared) -> pb.SampleSpec:
         """How the second answer is made: by the same settings, with another seed. What was greedy

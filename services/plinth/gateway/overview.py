@@ -10,7 +10,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.canary import Canaries, Tally
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import PlinthError
@@ -71,7 +71,7 @@ class Overview:
         """Why Redis takes no writes; empty if it does. A replica and a full server still read."""
         try:
             with redis_errors():
-                await self._redis.set(keys.lease(_PROBE), b"1", px=_PROBE_MS)
+                await self._redis.set(redis_keys.lease(_PROBE), b"1", px=_PROBE_MS)
         except PlinthError as error:
             return error.message
         except ResponseError as error:  # one more word for the same, such as NOREPLICAS

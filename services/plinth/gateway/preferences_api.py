@@ -60,20 +60,20 @@ _log = get_logger("plinth.gateway")
 Enter = Callable[[Request], Awaitable[Principal]]
 
 
-class Behind(Protocol):
-    """What of the desk is needed here."""
+class PreferenceBackend(Protocol):
+    """What of the core is needed here."""
 
     settings: Settings
     clients: StageClients
 
 
-def add_preferences(app: FastAPI, desk: Behind, enter: Enter) -> None:
+def add_preferences(app: FastAPI, core: PreferenceBackend, enter: Enter) -> None:
     """Adds the routes. `enter` gives the principal of a request."""
-    limit = desk.settings.gateway.max_body_bytes
+    limit = core.settings.gateway.max_body_bytes
 
     async def stub(request: Request) -> Any:
         (await enter(request)).require(SCOPE)
-        channel = desk.clients.channel(await desk.clients.pick(_STAGE))
+        channel = core.clients.channel(await core.clients.pick(_STAGE))
         return rpc.PreferenceServiceStub(channel)
 
     _add_tasks(app, stub, limit)

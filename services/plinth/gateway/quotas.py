@@ -16,7 +16,7 @@ from collections import Counter
 
 from redis.asyncio import Redis
 
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import ResourceExhausted, Unavailable
 from plinth.shared.telemetry import get_logger
@@ -179,4 +179,4 @@ class Quotas:
 
 
 def _keys(tenant: str) -> list[str]:
-    return [keys.quota(tenant, "running"), keys.quota(tenant, "tokens")]
+    return [redis_keys.quota(tenant, "running"), redis_keys.quota(tenant, "tokens")]

@@ -9,10 +9,10 @@ from typing import Any
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from plinth.gateway.desk import Session
 from plinth.gateway.generation import TextEvent
-from plinth.gateway.responses import Rendering
+from plinth.gateway.rendering import Renderer
 from plinth.gateway.revisions import MODEL_HEADER
+from plinth.gateway.session import Session
 from plinth.shared.errors import PlinthError, to_openai_body
 from plinth.shared.telemetry import get_logger
 
@@ -31,19 +31,19 @@ def data(body: Any) -> bytes:
 
 
 async def stream(
-    session: Session, rendering: Rendering, *, include_usage: bool
+    session: Session, renderer: Renderer, *, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """The events of one answered request. What goes wrong after the first is an event too."""
     try:
-        for opening in rendering.opening():
-            yield data(rendering.chunk([opening], usage=include_usage))
+        for opening in renderer.opening():
+            yield data(renderer.chunk([opening], usage=include_usage))
         async for index, event in session.events():
-            rendering.count(event)
+            renderer.count(event)
             for part in _parts(event):
-                choice = await rendering.choice(index, part)
-                yield data(rendering.chunk([choice], usage=include_usage))
+                choice = await renderer.choice(index, part)
+                yield data(renderer.chunk([choice], usage=include_usage))
         if include_usage:
-            yield data(rendering.usage_chunk())
+            yield data(renderer.usage_chunk())
         yield _DONE
     except PlinthError as error:
         _log.warning("a stream ended in an error", reason=error.reason, error=error.message)

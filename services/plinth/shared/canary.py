@@ -20,7 +20,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from plinth.shared import canary_scripts as scripts
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 
@@ -100,7 +100,7 @@ class Canaries:
         has a canary of somebody else."""
         with redis_errors():
             state, detail = await self._open(
-                keys=[keys.canary(name)],
+                keys=[redis_keys.canary(name)],
                 args=[
                     id,
                     stable,
@@ -131,7 +131,7 @@ class Canaries:
     async def state(self, name: str) -> CanaryState | None:
         """None: `name` has had no canary for a long time."""
         with redis_errors():
-            raw: Any = await self._redis.hgetall(keys.canary(name))
+            raw: Any = await self._redis.hgetall(redis_keys.canary(name))
             seconds, micros = await self._redis.time()
         if not raw:
             return None
@@ -149,8 +149,8 @@ class Canaries:
         with redis_errors():
             chosen: Any = await self._choose(
                 keys=[
-                    keys.canary(name),
-                    keys.canary(name, f"choice-{uuid.uuid4().hex}"),
+                    redis_keys.canary(name),
+                    redis_keys.canary(name, f"choice-{uuid.uuid4().hex}"),
                     *_answers(name),
                 ],
                 args=[
@@ -181,8 +181,8 @@ class Canaries:
         with redis_errors():
             await self._settle(
                 keys=[
-                    keys.canary(name),
-                    keys.canary(name, f"once-{uuid.uuid4().hex}"),
+                    redis_keys.canary(name),
+                    redis_keys.canary(name, f"once-{uuid.uuid4().hex}"),
                     *_answers(name),
                 ],
                 args=[
@@ -203,7 +203,7 @@ class Canaries:
         FailedPrecondition when its canary is over."""
         with redis_errors():
             role = await self._report(
-                keys=[keys.canary(name), *_answers(name)],
+                keys=[redis_keys.canary(name), *_answers(name)],
                 args=["good" if good else "bad", answer, int(ANSWER_S * 1000)],
             )
         return _role(name, role.decode(), "answer of yours with that request_id", "request_id")
@@ -212,14 +212,14 @@ class Canaries:
         """Counts a verdict on a revision ("chat@8"); errors as in `report`."""
         with redis_errors():
             role = await self._report_revision(
-                keys=[keys.canary(name), keys.canary(name, f"once-{uuid.uuid4().hex}")],
+                keys=[redis_keys.canary(name), redis_keys.canary(name, f"once-{uuid.uuid4().hex}")],
                 args=["good" if good else "bad", revision, _ONCE_S],
             )
         return _role(name, role.decode(), f"revision {revision!r}", "revision")
 
     async def _moved(self, name: str, id: str, state: str) -> None:
         with redis_errors():
-            await self._move(keys=[keys.canary(name)], args=[id, state])
+            await self._move(keys=[redis_keys.canary(name)], args=[id, state])
 
 
 def bucket_of(seconds: float) -> int:
@@ -243,7 +243,7 @@ def canary_name(name: str) -> str:
 
 def _answers(name: str) -> list[str]:
     """The answers that can be judged, and when they came."""
-    return [keys.canary(name, "answers"), keys.canary(name, "answers-by-time")]
+    return [redis_keys.canary(name, "answers"), redis_keys.canary(name, "answers-by-time")]
 
 
 def _point(name: str, user: str) -> float:

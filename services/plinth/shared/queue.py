@@ -34,7 +34,7 @@ from plinth.shared.errors import (
     PlinthError,
     ResourceExhausted,
 )
-from plinth.shared.keys import QueueKeys, check_part, queues
+from plinth.shared.redis_keys import QueueKeys, check_part, queues
 
 MAX_PAYLOAD_BYTES = 4 << 20  # larger things go by artifact reference
 MAX_BACKOFF_S = 300.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import DataLoss, Unavailable
 
@@ -81,7 +81,7 @@ class Registry:
             pairs += [key, value]
         with redis_errors():
             await self._announce(
-                keys=[keys.replicas(stage), keys.replica(stage, id)],
+                keys=[redis_keys.replicas(stage), redis_keys.replica(stage, id)],
                 args=[id, self._ttl_ms, *pairs],
             )
 
@@ -89,8 +89,8 @@ class Registry:
         """Takes the replica off the list at once (it drains)."""
         with redis_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.zrem(keys.replicas(stage), id)
-                pipe.delete(keys.replica(stage, id))
+                pipe.zrem(redis_keys.replicas(stage), id)
+                pipe.delete(redis_keys.replica(stage, id))
                 await pipe.execute()
 
     async def replicas(self, stage: str) -> list[Replica]:
@@ -106,13 +106,13 @@ class Registry:
 
     async def _read(self, stage: str) -> list[Replica]:
         with redis_errors():
-            members: list[bytes] = await self._redis.zrange(keys.replicas(stage), 0, -1)  # type: ignore[assignment]  # (scores are not asked for)
+            members: list[bytes] = await self._redis.zrange(redis_keys.replicas(stage), 0, -1)  # type: ignore[assignment]  # (scores are not asked for)
             ids = [raw.decode() for raw in members]
             if not ids:
                 return []
             async with self._redis.pipeline(transaction=False) as pipe:
                 for replica_id in ids:
-                    pipe.hgetall(keys.replica(stage, replica_id))
+                    pipe.hgetall(redis_keys.replica(stage, replica_id))
                 answers = await pipe.execute()
         replicas = []
         for replica_id, raw in zip(ids, answers, strict=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
     ERROR_TYPES,
@@ -45,7 +45,7 @@ class RewardTasks:
     """One waiter. `name`: what its announcements are called (a run's id, say)."""
 
     def __init__(self, redis: Redis, name: str) -> None:
-        self._redis, self._name = redis, keys.check_part(name, "name")
+        self._redis, self._name = redis, redis_keys.check_part(name, "name")
         self._queue = rewards_queue(redis)
 
     async def submit(
@@ -102,7 +102,7 @@ class RewardTasks:
 
     async def _end_of_stream(self) -> bytes:
         with redis_errors():
-            newest: Any = await self._redis.xrevrange(keys.rewards_done(self._name), count=1)
+            newest: Any = await self._redis.xrevrange(redis_keys.rewards_done(self._name), count=1)
         return bytes(newest[0][0]) if newest else b"0"
 
     async def _next(self, last: bytes | str, wait_s: float) -> bytes | str:
@@ -110,14 +110,14 @@ class RewardTasks:
         block_ms = max(1, int(wait_s * 1000))
         with redis_errors():
             read: Any = await self._redis.xread(
-                {keys.rewards_done(self._name): last}, block=block_ms
+                {redis_keys.rewards_done(self._name): last}, block=block_ms
             )
         return bytes(read[0][1][-1][0]) if read else last
 
 
 async def announce(redis: Redis, name: str, id: str) -> None:
     """Tells who waits under `name` that a task has ended. Unavailable: they'll look by then."""
-    key = keys.rewards_done(name)
+    key = redis_keys.rewards_done(name)
     with redis_errors():
         async with redis.pipeline(transaction=True) as pipe:
             pipe.xadd(key, {"id": id}, maxlen=_ANNOUNCED, approximate=True)

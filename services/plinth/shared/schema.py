@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import FailedPrecondition, Unavailable
-from plinth.shared.keys import RESTORING_MARK, SCHEMA, SCHEMA_MARK
+from plinth.shared.redis_keys import RESTORING_MARK, SCHEMA, SCHEMA_MARK
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.schema")

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import NotFound, Unavailable
 from plinth.v1 import trainer_pb2 as pb
@@ -53,7 +53,7 @@ class JobRecords:
     async def create(self, job: pb.Job) -> bool:
         """False when a job of that id is there already."""
         with redis_errors():
-            await self._redis.zadd(keys.jobs(), {job.job_id: job.submitted_unix_ms}, nx=True)
+            await self._redis.zadd(redis_keys.jobs(), {job.job_id: job.submitted_unix_ms}, nx=True)
         return await self._put(job, "")
 
     async def write(self, job: pb.Job, fence: int) -> bool:
@@ -64,7 +64,7 @@ class JobRecords:
         """For a job that nobody holds: keeps the fence of its last holder."""
         with redis_errors():
             fence = await cast(
-                Awaitable[bytes | None], self._redis.hget(keys.job(job.job_id), "fence")
+                Awaitable[bytes | None], self._redis.hget(redis_keys.job(job.job_id), "fence")
             )
         await self._put(job, (fence or b"0").decode())
 
@@ -80,14 +80,16 @@ class JobRecords:
         ended = "1" if job.state in ENDED else "0"
         with redis_errors():
             answer: Any = await self._write(
-                keys=[keys.job(job.job_id), keys.job_events(job.job_id)],
+                keys=[redis_keys.job(job.job_id), redis_keys.job_events(job.job_id)],
                 args=[job.SerializeToString(), fence, ended, _EVENTS, _EVENTS_TTL_S],
             )
         return bool(answer)
 
     async def find(self, job_id: str) -> pb.Job | None:
         with redis_errors():
-            raw = await cast(Awaitable[bytes | None], self._redis.hget(keys.job(job_id), "job"))
+            raw = await cast(
+                Awaitable[bytes | None], self._redis.hget(redis_keys.job(job_id), "job")
+            )
         return None if raw is None else pb.Job.FromString(raw)
 
     async def get(self, job_id: str) -> pb.Job:
@@ -99,7 +101,9 @@ class JobRecords:
     async def latest(self, limit: int) -> list[pb.Job]:
         """Newest first."""
         with redis_errors():
-            ids = cast(list[bytes], await self._redis.zrange(keys.jobs(), 0, limit - 1, desc=True))
+            ids = cast(
+                list[bytes], await self._redis.zrange(redis_keys.jobs(), 0, limit - 1, desc=True)
+            )
         found = [await self.find(raw.decode()) for raw in ids]
         return [job for job in found if job is not None]
 
@@ -112,7 +116,7 @@ class JobRecords:
             try:
                 with redis_errors():
                     read: Any = await self._redis.xread(
-                        {keys.job_events(job_id): last}, block=_BLOCK_MS
+                        {redis_keys.job_events(job_id): last}, block=_BLOCK_MS
                     )
             except Unavailable:
                 last, job = await self._after_outage(job_id)
@@ -130,5 +134,5 @@ class JobRecords:
 
     async def _last_event(self, job_id: str) -> bytes:
         with redis_errors():
-            newest = await self._redis.xrevrange(keys.job_events(job_id), count=1)
+            newest = await self._redis.xrevrange(redis_keys.job_events(job_id), count=1)
         return cast(bytes, newest[0][0]) if newest else b"0"

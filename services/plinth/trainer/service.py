@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.errors import Internal, InvalidArgument
 from plinth.shared.identity import SYSTEM
 from plinth.shared.load import Load, queue_load
@@ -142,7 +142,7 @@ class TrainerStage(rpc.TrainerServiceServicer):
             raise InvalidArgument(
                 f"job_id: at most {MAX_JOB_ID} characters, without / and @", field="job_id"
             )
-        keys.check_part(job_id, "job_id")
+        redis_keys.check_part(job_id, "job_id")
         if (known := await self._records.find(job_id)) is None:
             check_spec(request.spec)
             await asyncio.to_thread(self._check_references, request.spec)

@@ -11,7 +11,7 @@ import pytest
 
 from kube_api import KubeApi
 from kube_cluster import Cluster, RealCluster, ScriptedCluster
-from kube_door import ScriptedDoor
+from kube_gateway import ScriptedGateway
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def kubeconfig(kube: KubeApi, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def door() -> Iterator[ScriptedDoor]:
-    with ScriptedDoor() as running:
+def gateway() -> Iterator[ScriptedGateway]:
+    with ScriptedGateway() as running:
         yield running
 
 

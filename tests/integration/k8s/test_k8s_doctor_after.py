@@ -10,12 +10,12 @@ import pytest
 from certificates import DAY, NOW, Authority
 from kube_api import NAMESPACE, KubeApi
 from kube_cluster import levels, of, plinth_k8s
-from kube_door import ScriptedDoor
+from kube_gateway import ScriptedGateway
 from kube_release import CORE, RAY, pod, ray_release, static_pods, static_release
 from plinth.cluster.finding import Finding
 from plinth.cluster.kubernetes_ops import doctor_after
 from plinth.cluster.kubernetes_ops.api import Api
-from plinth.cluster.kubernetes_ops.door import opened
+from plinth.cluster.kubernetes_ops.gateway_client import opened
 from plinth.cluster.kubernetes_ops.release import find
 from plinth.v1 import gateway_pb2
 
@@ -23,7 +23,7 @@ POD = f"{CORE}/pods/plinth-inference-0"
 
 
 @pytest.fixture
-def well(kube: KubeApi, door: ScriptedDoor) -> KubeApi:
+def well(kube: KubeApi, gateway: ScriptedGateway) -> KubeApi:
     """A static release in which nothing is wrong."""
     static_release(kube)
     static_pods(kube)
@@ -38,26 +38,28 @@ def well(kube: KubeApi, door: ScriptedDoor) -> KubeApi:
     kube.put(f"{CORE}/secrets/plinth-secrets", {"kind": "Secret", "metadata": {}, "data": data})
     claim = {"kind": "PersistentVolumeClaim", "metadata": {}, "status": {"phase": "Bound"}}
     kube.put(f"{CORE}/persistentvolumeclaims/plinth-store", claim)
-    door.serve("chat", "chat@7", 2)
-    door.store("chat", 7, "prod")
-    door.status.models.add(name="chat", artifact="chat@7", shards=2, ready_shards=2, state="ready")
+    gateway.serve("chat", "chat@7", 2)
+    gateway.store("chat", 7, "prod")
+    gateway.status.models.add(
+        name="chat", artifact="chat@7", shards=2, ready_shards=2, state="ready"
+    )
     return kube
 
 
-def after(kubeconfig: Path, door: ScriptedDoor, *models: str, key: str = "") -> list[Finding]:
-    from kube_door import KEY
+def after(kubeconfig: Path, gateway: ScriptedGateway, *models: str, key: str = "") -> list[Finding]:
+    from kube_gateway import KEY
 
     with Api.open(kubeconfig=kubeconfig) as api:
         release = find(api)
-        way = lambda: opened(api, release, address=door.address, key=key or KEY)  # noqa: E731
+        way = lambda: opened(api, release, address=gateway.address, key=key or KEY)  # noqa: E731
         return doctor_after.examine(api, release, way, list(models))
 
 
-def test_a_release_that_is_well(well: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
-    findings = after(kubeconfig, door, "chat:prod")
+def test_a_release_that_is_well(well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway) -> None:
+    findings = after(kubeconfig, gateway, "chat:prod")
     assert set(levels(findings).values()) == {"ok"}, findings
     assert of(findings, "secrets").found == "1 referred to, all there with their keys"
-    result = plinth_k8s(kubeconfig, "doctor", "--model", "chat:prod", url=door.address)
+    result = plinth_k8s(kubeconfig, "doctor", "--model", "chat:prod", url=gateway.address)
     assert result.exit_code == 0, result.output
     assert "a-secret-value" not in result.output
 
@@ -72,7 +74,7 @@ def test_a_release_that_is_well(well: KubeApi, kubeconfig: Path, door: ScriptedD
     ],
 )
 def test_pods_that_are_unwell(
-    well: KubeApi, kubeconfig: Path, door: ScriptedDoor, reason: str, advice: str
+    well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway, reason: str, advice: str
 ) -> None:
     unwell = pod("inference", "10.0.1.3", ready=False)
     state = {"waiting": {"reason": reason, "message": "why"}}
@@ -80,15 +82,17 @@ def test_pods_that_are_unwell(
         state = {"terminated": {"reason": reason, "exitCode": 137}}
     unwell["status"]["containerStatuses"][0] |= {"state": state, "restartCount": 6}
     well.put(POD, unwell)
-    findings = after(kubeconfig, door)
+    findings = after(kubeconfig, gateway)
     found = of(findings, "pods inference")
     assert (found.level, reason in found.found) == ("fail", True)
     assert advice in found.advice
     assert "6 restarts" in of(findings, "restarts inference").found
-    assert plinth_k8s(kubeconfig, "doctor", url=door.address).exit_code == 1
+    assert plinth_k8s(kubeconfig, "doctor", url=gateway.address).exit_code == 1
 
 
-def test_a_probe_that_failed_lately(well: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
+def test_a_probe_that_failed_lately(
+    well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
+) -> None:
     well.put(POD, pod("inference", "10.0.1.3", ready=False))
     for number, minutes in enumerate((1, 60)):
         when = (NOW - minutes / 1440 * DAY).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -100,20 +104,22 @@ def test_a_probe_that_failed_lately(well: KubeApi, kubeconfig: Path, door: Scrip
             "lastTimestamp": when,
         }
         well.put(f"{CORE}/events/e{number}", event)
-    probes = [f for f in after(kubeconfig, door) if f.check == "probes"]
+    probes = [f for f in after(kubeconfig, gateway) if f.check == "probes"]
     (found,) = probes
     assert found.level == "fail"
     assert found.found.startswith("plinth-inference-0: Readiness probe failed")
 
 
-def test_secrets_that_are_missing(well: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
+def test_secrets_that_are_missing(
+    well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
+) -> None:
     secret = well.objects[f"{CORE}/secrets/plinth-secrets"]
     secret["data"] = {"auth_token": "eA=="}
     well.put(f"{CORE}/secrets/plinth-secrets", secret)
-    found = of(after(kubeconfig, door), "secrets")
+    found = of(after(kubeconfig, gateway), "secrets")
     assert (found.level, "plinth-secrets lacks {'cluster-token'}" in found.found) == ("fail", True)
     well.delete(f"{CORE}/secrets/plinth-secrets")
-    assert "plinth-secrets does not exist" in of(after(kubeconfig, door), "secrets").found
+    assert "plinth-secrets does not exist" in of(after(kubeconfig, gateway), "secrets").found
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,7 @@ def test_secrets_that_are_missing(well: KubeApi, kubeconfig: Path, door: Scripte
 def test_certificates(
     well: KubeApi,
     kubeconfig: Path,
-    door: ScriptedDoor,
+    gateway: ScriptedGateway,
     tmp_path: Path,
     what: str,
     level: str,
@@ -152,53 +158,58 @@ def test_certificates(
     found = well.objects[POD]
     found["spec"]["volumes"] = [{"name": "tls", "secret": {"secretName": "tls"}}]
     well.put(POD, found)
-    (told,) = [f for f in after(kubeconfig, door) if f.check == "certificate tls"]
+    (told,) = [f for f in after(kubeconfig, gateway) if f.check == "certificate tls"]
     assert told.level == level
     assert words in told.found
 
 
-def test_a_redis_that_only_reads(well: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
-    door.status.redis_error = (
+def test_a_redis_that_only_reads(well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway) -> None:
+    gateway.status.redis_error = (
         "Redis takes no writes now: You can't write against a read only replica."
     )
-    found = of(after(kubeconfig, door), "redis")
+    found = of(after(kubeconfig, gateway), "redis")
     assert (found.level, "read only replica" in found.found) == ("fail", True)
     assert "primary" in found.advice
 
 
-def test_models_that_do_not_exist(well: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
-    door.serve("code", "code@3")
-    findings = after(kubeconfig, door, "chat:next")
+def test_models_that_do_not_exist(
+    well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
+) -> None:
+    gateway.serve("code", "code@3")
+    findings = after(kubeconfig, gateway, "chat:next")
     assert of(findings, "model chat:next").level == "fail"
     assert "no artifact is called chat:next" in of(findings, "model chat:next").found
     assert of(findings, "model code@3").level == "fail"  # its version is gone from the store
     assert of(findings, "model chat@7").level == "ok"
 
 
-def test_a_rival_that_is_not_served(well: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
+def test_a_rival_that_is_not_served(
+    well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
+) -> None:
     path = f"{CORE}/configmaps/plinth-config"
     config = well.objects[path]
     config["data"]["plinth.yaml"] = "gateway: {preference_rival: chat-next}\n"
     well.put(path, config)
     assert (
-        "preference_rival 'chat-next' isn't served" in of(after(kubeconfig, door), "settings").found
+        "preference_rival 'chat-next' isn't served"
+        in of(after(kubeconfig, gateway), "settings").found
     )
 
 
 def test_shards_dead_letters_volumes_and_budgets(
-    well: KubeApi, kubeconfig: Path, door: ScriptedDoor
+    well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
-    door.status.models[0].MergeFrom(
+    gateway.status.models[0].MergeFrom(
         gateway_pb2.ModelStatus(ready_shards=1, state="starting", detail="no node has room")
     )
-    door.status.queues.add(name="train", dead=2)
+    gateway.status.queues.add(name="train", dead=2)
     claim = {"kind": "PersistentVolumeClaim", "metadata": {}, "status": {"phase": "Pending"}}
     well.put(f"{CORE}/persistentvolumeclaims/data-plinth-redis-0", claim)
     labels = well.objects[POD]["metadata"]["labels"]
     budget = {"metadata": {"labels": labels}, "status": {"disruptionsAllowed": 0}}
     budgets = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
     well.put(f"{budgets}/plinth-inference", budget)
-    findings = after(kubeconfig, door)
+    findings = after(kubeconfig, gateway)
     assert of(findings, "serving chat").level == "warn"
     assert of(findings, "queues").found == "dead letters: train 2"
     assert "data-plinth-redis-0 not bound" in of(findings, "volumes").found
@@ -206,15 +217,15 @@ def test_shards_dead_letters_volumes_and_budgets(
 
 
 def test_without_a_key_the_rest_is_told(
-    well: KubeApi, kubeconfig: Path, door: ScriptedDoor
+    well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
-    findings = after(kubeconfig, door, key="plinth-wrong")
+    findings = after(kubeconfig, gateway, key="plinth-wrong")
     assert of(findings, "platform").found == "not answered"
     assert "Incorrect API key" in of(findings, "platform").advice
     assert of(findings, "pods inference").level == "ok"
 
 
-def test_ray_without_a_cluster(kube: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
+def test_ray_without_a_cluster(kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway) -> None:
     ray_release(kube)
     path = f"{RAY}/rayservices/plinth"
     found = kube.objects[path]
@@ -223,9 +234,10 @@ def test_ray_without_a_cluster(kube: KubeApi, kubeconfig: Path, door: ScriptedDo
         "message": "replica died",
     }
     kube.put(path, found)
-    assert "reward is UNHEALTHY: replica died" in of(after(kubeconfig, door), "serve").found
+    assert "reward is UNHEALTHY: replica died" in of(after(kubeconfig, gateway), "serve").found
     found["status"] = {"pendingServiceStatus": {"rayClusterName": "plinth-first"}}
     kube.put(path, found)
     assert (
-        "no active Ray cluster (pending: plinth-first)" in of(after(kubeconfig, door), "ray").found
+        "no active Ray cluster (pending: plinth-first)"
+        in of(after(kubeconfig, gateway), "ray").found
     )

@@ -8,7 +8,7 @@ import pytest
 
 from kube_api import Call, KubeApi, Reply
 from kube_cluster import error_of, plinth_k8s
-from kube_door import ScriptedDoor, shard
+from kube_gateway import ScriptedGateway, shard
 from kube_release import CORE, labels, pod, static_pods, static_release
 from plinth.cluster.kubernetes_ops import draining
 from plinth.v1 import gateway_pb2
@@ -39,25 +39,25 @@ def address(kube: KubeApi) -> str:
 
 
 def test_a_shard_is_marked_emptied_and_evicted_in_that_order(
-    kube: KubeApi, kubeconfig: Path, door: ScriptedDoor
+    kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
     own, other = address(kube), "10.0.2.1"
-    door.statuses = [
+    gateway.statuses = [
         status(shard(own, running=2), shard(other, running=5)),
         status(shard(own, running=1)),
     ]
-    door.status = status(shard(other, running=6))
+    gateway.status = status(shard(other, running=6))
     asked: list[int] = []
 
     def drains(name: str, command: list[str]) -> int:
         assert not kube.made("POST", "eviction")
-        asked.append(len(door.calls))
+        asked.append(len(gateway.calls))
         return 0
 
     kube.exec_code = drains
-    kube.on_evict = lambda path: (asked.append(len(door.calls)), kube.delete(path))
+    kube.on_evict = lambda path: (asked.append(len(gateway.calls)), kube.delete(path))
     result = plinth_k8s(
-        kubeconfig, "drain", "plinth-inference-0", "--timeout", "20", url=door.address
+        kubeconfig, "drain", "plinth-inference-0", "--timeout", "20", url=gateway.address
     )
     assert result.exit_code == 0, result.output
     marked = ["python", "-m", "plinth.cluster.node_drain", "--timeout", "20"]
@@ -105,10 +105,12 @@ def test_one_that_does_not_empty_is_not_evicted(kube: KubeApi, kubeconfig: Path)
     assert POD not in kube.objects
 
 
-def test_streams_that_stay_keep_it(kube: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
-    door.status = status(shard(address(kube), running=1))
+def test_streams_that_stay_keep_it(
+    kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
+) -> None:
+    gateway.status = status(shard(address(kube), running=1))
     result = plinth_k8s(
-        kubeconfig, "drain", "plinth-inference-0", "--timeout", "1", url=door.address
+        kubeconfig, "drain", "plinth-inference-0", "--timeout", "1", url=gateway.address
     )
     assert "still holds 1 streams after 1 s; nothing was evicted" in error_of(result)
     assert POD in kube.objects

@@ -12,7 +12,7 @@ import pytest
 
 from kube_api import KubeApi
 from kube_cluster import plinth_k8s
-from kube_door import ScriptedDoor
+from kube_gateway import ScriptedGateway
 from kube_release import CORE, ray_release, static_pods, static_release
 
 KUBECTL = shutil.which("kubectl")
@@ -44,7 +44,7 @@ def understood(said: str) -> bool:
 
 @pytest.mark.parametrize("mode", ["static", "rayservice"])
 def test_a_real_kubectl_takes_them(
-    kube: KubeApi, kubeconfig: Path, door: ScriptedDoor, tmp_path: Path, mode: str
+    kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway, tmp_path: Path, mode: str
 ) -> None:
     if mode == "static":
         static_release(kube)
@@ -53,8 +53,8 @@ def test_a_real_kubectl_takes_them(
     static_pods(kube)
     kube.put("/api/v1/nodes/node-2", {"kind": "Node", "spec": {}})
     kube.delete(f"{CORE}/pods/plinth-gateway-2")  # so that one pod is drained
-    door.serve("chat", "chat@7")
-    door.store("chat", 8)
+    gateway.serve("chat", "chat@7")
+    gateway.store("chat", 8)
     runs = (
         ("status",),
         ("scale", "reward", "2"),
@@ -66,7 +66,7 @@ def test_a_real_kubectl_takes_them(
     )
     lines: dict[str, None] = {}
     for arguments in runs:
-        told = plinth_k8s(kubeconfig, *arguments, url=door.address).stderr
+        told = plinth_k8s(kubeconfig, *arguments, url=gateway.address).stderr
         lines |= dict.fromkeys(re.findall(r"(?<=\$ )kubectl .*", told))
         lines |= dict.fromkeys(re.findall(r"(?<=\| )kubectl create --raw .*", told))
     verbs = {next(w for w in shlex.split(line)[1:] if w in VERBS) for line in lines}

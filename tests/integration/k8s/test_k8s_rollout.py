@@ -10,7 +10,7 @@ import yaml
 
 from kube_api import KubeApi
 from kube_cluster import error_of, plinth_k8s
-from kube_door import ScriptedDoor, canary_run
+from kube_gateway import ScriptedGateway, canary_run
 from kube_release import ray_release, static_pods, static_release
 from plinth.coordinator.pipeline import parse
 from plinth.v1 import coordinator_pb2 as pb
@@ -20,20 +20,20 @@ ARGUMENTS = ("rollout", "chat", "chat:next")
 
 
 @pytest.fixture(autouse=True)
-def served(kube: KubeApi, door: ScriptedDoor) -> None:
+def served(kube: KubeApi, gateway: ScriptedGateway) -> None:
     static_release(kube)
     static_pods(kube)
-    kube.ports[8081] = door.port
-    door.serve("chat", "chat@7")
-    door.store("chat", 7, "prod")
-    door.store("chat", 8, "next")
-    door.watched = [
+    kube.ports[8081] = gateway.port
+    gateway.serve("chat", "chat@7")
+    gateway.store("chat", 7, "prod")
+    gateway.store("chat", 8, "next")
+    gateway.watched = [
         canary_run(pb.RUN_STATE_RUNNING, "3 of 40 requests"),
         canary_run(pb.RUN_STATE_SUCCEEDED),
     ]
 
 
-class Tallied(ScriptedDoor):
+class Tallied(ScriptedGateway):
     """Tells the figures of whatever run was submitted."""
 
     def GetStatus(self, request: object, context: object) -> gateway_pb2.GetStatusResponse:
@@ -50,13 +50,13 @@ class Tallied(ScriptedDoor):
 
 
 @pytest.fixture
-def door() -> object:
+def gateway() -> object:
     with Tallied() as running:
         yield running
 
 
 def test_the_run_is_what_the_coordinator_takes(
-    kube: KubeApi, kubeconfig: Path, door: ScriptedDoor
+    kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
     result = plinth_k8s(
         kubeconfig,
@@ -64,7 +64,7 @@ def test_the_run_is_what_the_coordinator_takes(
         *("--share", "0.2", "--requests", "40", "--errors-above", "0.02", "--sticky"),
     )
     assert result.exit_code == 0, result.output
-    (sent,) = door.submitted
+    (sent,) = gateway.submitted
     pipeline = parse(sent.pipeline_yaml)  # the coordinator's own parser
     (step,) = pipeline.steps.values()
     assert (step.model, step.name, step.alias) == ("chat@8", "chat", "prod")
@@ -82,64 +82,64 @@ def test_the_run_is_what_the_coordinator_takes(
     assert yaml.safe_load(sent.pipeline_yaml)["steps"]["canary"]["seconds"] == 3600.0
 
 
-def test_one_that_is_rolled_back(kube: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
+def test_one_that_is_rolled_back(kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway) -> None:
     why = "chat@8 is rolled back, 'chat' stays chat@7: 9 of 40 requests of the canary failed"
-    door.watched = [canary_run(pb.RUN_STATE_FAILED, error=why)]
+    gateway.watched = [canary_run(pb.RUN_STATE_FAILED, error=why)]
     result = plinth_k8s(kubeconfig, *ARGUMENTS)
     assert result.exit_code == 1
     assert why in result.stdout
     assert re.search(r"canary +40 +9 ", result.stdout)
 
 
-def test_detached(kube: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
+def test_detached(kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway) -> None:
     result = plinth_k8s(kubeconfig, *ARGUMENTS, "--detach")
-    assert result.stdout.splitlines()[-1] == door.submitted[0].run_id
-    assert "WatchRun" not in door.calls
+    assert result.stdout.splitlines()[-1] == gateway.submitted[0].run_id
+    assert "WatchRun" not in gateway.calls
 
 
-def refusal(kubeconfig: Path, door: ScriptedDoor, *arguments: str) -> str:
+def refusal(kubeconfig: Path, gateway: ScriptedGateway, *arguments: str) -> str:
     said = error_of(plinth_k8s(kubeconfig, *(arguments or ARGUMENTS)))
-    assert not door.submitted
+    assert not gateway.submitted
     return said
 
 
-def test_an_alias_that_does_not_exist(kubeconfig: Path, door: ScriptedDoor) -> None:
-    said = refusal(kubeconfig, door, "rollout", "chat", "chat:nope")
+def test_an_alias_that_does_not_exist(kubeconfig: Path, gateway: ScriptedGateway) -> None:
+    said = refusal(kubeconfig, gateway, "rollout", "chat", "chat:nope")
     assert "no artifact is called chat:nope" in said
 
 
-def test_what_is_no_model(kubeconfig: Path, door: ScriptedDoor) -> None:
-    door.store("corpus", 1, kind="corpus")
-    assert "is a corpus" in refusal(kubeconfig, door, "rollout", "chat", "corpus@1")
+def test_what_is_no_model(kubeconfig: Path, gateway: ScriptedGateway) -> None:
+    gateway.store("corpus", 1, kind="corpus")
+    assert "is a corpus" in refusal(kubeconfig, gateway, "rollout", "chat", "corpus@1")
 
 
-def test_a_name_that_is_not_served(kubeconfig: Path, door: ScriptedDoor) -> None:
-    said = refusal(kubeconfig, door, "rollout", "code", "chat@8")
+def test_a_name_that_is_not_served(kubeconfig: Path, gateway: ScriptedGateway) -> None:
+    said = refusal(kubeconfig, gateway, "rollout", "code", "chat@8")
     assert "nothing is served as 'code'" in said
     assert "served are: chat" in said
 
 
-def test_a_second_canary(kubeconfig: Path, door: ScriptedDoor) -> None:
-    door.serve("chat.canary", "chat@6", canary_of="chat", owner="other.canary.1")
-    assert "chat has a canary already: chat@6, of other.canary.1" in refusal(kubeconfig, door)
+def test_a_second_canary(kubeconfig: Path, gateway: ScriptedGateway) -> None:
+    gateway.serve("chat.canary", "chat@6", canary_of="chat", owner="other.canary.1")
+    assert "chat has a canary already: chat@6, of other.canary.1" in refusal(kubeconfig, gateway)
 
 
-def test_no_room_for_a_second_revision(kubeconfig: Path, door: ScriptedDoor) -> None:
-    door.serve("chat", "chat@7", 2)
-    said = refusal(kubeconfig, door)
+def test_no_room_for_a_second_revision(kubeconfig: Path, gateway: ScriptedGateway) -> None:
+    gateway.serve("chat", "chat@7", 2)
+    said = refusal(kubeconfig, gateway)
     assert "4 shards (chat 2 and 2 more) need 4 inference pods, and plinth has room for 2" in said
     assert "first `plinth k8s scale inference 4`" in said
 
 
-def test_ray_may_start_more_pods(kube: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
+def test_ray_may_start_more_pods(kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway) -> None:
     for path in list(kube.objects):
         if "/statefulsets/" in path or "/deployments/" in path:
             kube.delete(path)
     ray_release(kube)
-    door.serve("chat", "chat@7", 2)
+    gateway.serve("chat", "chat@7", 2)
     assert plinth_k8s(kubeconfig, *ARGUMENTS, "--detach").exit_code == 0
 
 
-def test_what_is_rolled_out_already(kubeconfig: Path, door: ScriptedDoor) -> None:
-    said = refusal(kubeconfig, door, "rollout", "chat", "chat@7")
+def test_what_is_rolled_out_already(kubeconfig: Path, gateway: ScriptedGateway) -> None:
+    said = refusal(kubeconfig, gateway, "rollout", "chat", "chat@7")
     assert "chat is chat@7 already, and so is :prod" in said

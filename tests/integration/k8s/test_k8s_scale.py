@@ -12,7 +12,7 @@ import yaml
 
 from kube_api import KubeApi, Reply
 from kube_cluster import error_of, plinth_k8s
-from kube_door import ScriptedDoor
+from kube_gateway import ScriptedGateway
 from kube_release import APPS, CLUSTER, NAMESPACE, RAY, ray_release, static_release
 from plinth.cluster.kubernetes_ops.room import MAX_PODS
 
@@ -189,58 +189,58 @@ def test_who_may_read_but_not_scale(kube: KubeApi, kubeconfig: Path) -> None:
     assert "--verb=patch --resource=statefulsets.apps/scale" in said
 
 
-def test_shards_keep_their_room(kube: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
+def test_shards_keep_their_room(kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway) -> None:
     static_release(kube)
-    door.serve("chat", "chat@7", 2)
-    said = error_of(plinth_k8s(kubeconfig, "scale", "inference", "1", url=door.address))
+    gateway.serve("chat", "chat@7", 2)
+    said = error_of(plinth_k8s(kubeconfig, "scale", "inference", "1", url=gateway.address))
     assert "2 shards (chat 2) need 2 inference pods, and plinth has room for 1" in said
-    assert plinth_k8s(kubeconfig, "scale", "inference", "3", url=door.address).exit_code == 0
+    assert plinth_k8s(kubeconfig, "scale", "inference", "3", url=gateway.address).exit_code == 0
     assert plinth_k8s(kubeconfig, "scale", "inference", "1", "--force").exit_code == 0
 
 
 def test_shards_are_desired_state_on_the_store(
-    kube: KubeApi, kubeconfig: Path, door: ScriptedDoor
+    kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
     static_release(kube)
-    door.serve("chat", "chat@7", 1, speculation="lookup")
-    result = plinth_k8s(kubeconfig, "scale", "model/chat", "2", url=door.address)
+    gateway.serve("chat", "chat@7", 1, speculation="lookup")
+    result = plinth_k8s(kubeconfig, "scale", "model/chat", "2", url=gateway.address)
     assert "chat (chat@7) is to have 2 shards, had 1" in result.stdout
     assert "plinth models serve chat@7 --shards 2" in result.stderr
-    put = door.deployments["chat"]
+    put = gateway.deployments["chat"]
     assert (put.shards, put.artifact, put.speculation) == (2, "chat@7", "lookup")
-    said = error_of(plinth_k8s(kubeconfig, "scale", "model/chat", "3", url=door.address))
+    said = error_of(plinth_k8s(kubeconfig, "scale", "model/chat", "3", url=gateway.address))
     assert "first `plinth k8s scale inference 3`" in said
-    said = error_of(plinth_k8s(kubeconfig, "scale", "model/nope", "1", url=door.address))
+    said = error_of(plinth_k8s(kubeconfig, "scale", "model/nope", "1", url=gateway.address))
     assert "no model 'nope' is to be served; there are: chat" in said
-    said = error_of(plinth_k8s(kubeconfig, "scale", "model/chat", "65", url=door.address))
+    said = error_of(plinth_k8s(kubeconfig, "scale", "model/chat", "65", url=gateway.address))
     assert "65 shards: 1 to 64" in said
 
 
 def test_shards_may_go_where_ray_can_start_pods(
-    kube: KubeApi, kubeconfig: Path, door: ScriptedDoor
+    kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
     ray_release(kube)
-    door.serve("chat", "chat@7", 1)
-    result = plinth_k8s(kubeconfig, "scale", "model/chat", "4", url=door.address)
+    gateway.serve("chat", "chat@7", 1)
+    result = plinth_k8s(kubeconfig, "scale", "model/chat", "4", url=gateway.address)
     assert result.exit_code == 0, result.output
 
 
 def test_shards_may_go_where_the_stage_is_scaled(
-    kube: KubeApi, kubeconfig: Path, door: ScriptedDoor
+    kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
     static_release(kube)
     path = f"{APPS}/statefulsets/plinth-inference"
     found = kube.objects[path]
     found["metadata"]["annotations"] = {MAX_PODS: "4"}
     kube.put(path, found)
-    door.serve("chat", "chat@7", 1, max_shards=4)
-    result = plinth_k8s(kubeconfig, "scale", "model/chat", "3", url=door.address)
+    gateway.serve("chat", "chat@7", 1, max_shards=4)
+    result = plinth_k8s(kubeconfig, "scale", "model/chat", "3", url=gateway.address)
     assert "is to have 3 to 4 shards, had 1" in result.stdout
-    assert door.deployments["chat"].max_shards == 4
+    assert gateway.deployments["chat"].max_shards == 4
     # As many as it has now, beside those of the others, must find room.
-    door.deployments["chat"].ready_shards = 4
-    door.serve("code", "code@1", 1)
-    said = error_of(plinth_k8s(kubeconfig, "scale", "model/code", "2", url=door.address))
+    gateway.deployments["chat"].ready_shards = 4
+    gateway.serve("code", "code@1", 1)
+    said = error_of(plinth_k8s(kubeconfig, "scale", "model/code", "2", url=gateway.address))
     assert "6 shards (chat 4, code 2) need 6 inference pods" in said
 
 

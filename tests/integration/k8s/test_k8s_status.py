@@ -10,7 +10,7 @@ import pytest
 
 from kube_api import KubeApi, Reply
 from kube_cluster import plinth_k8s
-from kube_door import ScriptedDoor, canary_run, shard
+from kube_gateway import ScriptedGateway, canary_run, shard
 from kube_release import CORE, RAY, pod, ray_release, static_pods, static_release
 from plinth.v1 import coordinator_pb2 as pb
 from plinth.v1 import gateway_pb2
@@ -19,12 +19,12 @@ POD = f"{CORE}/pods/plinth-inference-0"
 
 
 @pytest.fixture
-def told(kube: KubeApi, door: ScriptedDoor) -> ScriptedDoor:
+def told(kube: KubeApi, gateway: ScriptedGateway) -> ScriptedGateway:
     """A static release whose platform has something to say of everything."""
     static_release(kube)
     static_pods(kube)
     address = kube.objects[POD]["status"]["podIP"]
-    door.status = gateway_pb2.GetStatusResponse(
+    gateway.status = gateway_pb2.GetStatusResponse(
         replicas=[shard(address, running=3, kv=0.625), shard("10.0.2.1", running=1, kv=0.25)],
         models=[
             gateway_pb2.ModelStatus(
@@ -48,18 +48,18 @@ def told(kube: KubeApi, door: ScriptedDoor) -> ScriptedDoor:
         ],
         redis_error="Redis takes no writes now: read only",
     )
-    door.runs = [canary_run(pb.RUN_STATE_FAILED, error="chat@8 is rolled back: 3 of 10 failed")]
-    door.runs[0].run_id = "rollout-1"
-    return door
+    gateway.runs = [canary_run(pb.RUN_STATE_FAILED, error="chat@8 is rolled back: 3 of 10 failed")]
+    gateway.runs[0].run_id = "rollout-1"
+    return gateway
 
 
-def status(kubeconfig: Path, door: ScriptedDoor, *more: str) -> Any:
-    result = plinth_k8s(kubeconfig, "status", "--json", *more, url=door.address)
+def status(kubeconfig: Path, gateway: ScriptedGateway, *more: str) -> Any:
+    result = plinth_k8s(kubeconfig, "status", "--json", *more, url=gateway.address)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
-def test_all_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedDoor) -> None:
+def test_all_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedGateway) -> None:
     found = status(kubeconfig, told)
     stage = next(one for one in found["stages"] if one["stage"] == "inference")
     assert (stage["wanted"], stage["pods"], stage["ready"], stage["replicas"]) == (2, 2, 2, 2)
@@ -83,7 +83,7 @@ def test_all_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedDoor) -> None:
     assert found["unknown"] == {}
 
 
-def test_one_screen_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedDoor) -> None:
+def test_one_screen_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedGateway) -> None:
     result = plinth_k8s(kubeconfig, "status", url=told.address)
     lines = result.stdout.splitlines()
     assert len(lines) < 50
@@ -97,7 +97,7 @@ def test_one_screen_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedDoor) -
 
 
 def test_how_pods_end_and_what_was_warned_of(
-    kube: KubeApi, kubeconfig: Path, told: ScriptedDoor
+    kube: KubeApi, kubeconfig: Path, told: ScriptedGateway
 ) -> None:
     unwell = pod("inference", "10.0.3.1", ready=False)
     ended = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
@@ -149,7 +149,7 @@ def test_how_pods_end_and_what_was_warned_of(
     assert warned == ["Unhealthy: probe failed in minute 2"]
 
 
-def test_a_ray_service(kube: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> None:
+def test_a_ray_service(kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway) -> None:
     ray_release(kube)
     path = f"{RAY}/rayservices/plinth"
     found = kube.objects[path]
@@ -158,7 +158,7 @@ def test_a_ray_service(kube: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> N
         "applicationStatuses": {"reward": {"status": "DEPLOY_FAILED", "message": "no module x"}},
     }
     kube.put(path, found)
-    seen = status(kubeconfig, door)
+    seen = status(kubeconfig, gateway)
     assert seen["release"]["ray"] == "Running, plinth-raycluster-abcde, upgrading to plinth-next"
     assert {"where": "serve/reward", "what": "no module x"} in seen["errors"]
     wanted = {one["stage"]: one["wanted"] for one in seen["stages"]}
@@ -167,7 +167,7 @@ def test_a_ray_service(kube: KubeApi, kubeconfig: Path, door: ScriptedDoor) -> N
 
 
 def test_the_gateway_is_reached_through_the_api_server(
-    kube: KubeApi, kubeconfig: Path, told: ScriptedDoor
+    kube: KubeApi, kubeconfig: Path, told: ScriptedGateway
 ) -> None:
     """Nothing but a kubeconfig and a key: real gRPC through a forwarded port."""
     kube.ports[8081] = told.port
@@ -192,7 +192,7 @@ def test_the_gateway_is_reached_through_the_api_server(
     ],
 )
 def test_what_keeps_from_the_gateway_is_named(
-    kube: KubeApi, kubeconfig: Path, told: ScriptedDoor, what: str, words: str
+    kube: KubeApi, kubeconfig: Path, told: ScriptedGateway, what: str, words: str
 ) -> None:
     kube.ports[8081] = told.port
     key = {}

@@ -18,7 +18,7 @@ from patience import PATIENCE_S
 from plinth.cluster.backup import freeze, redis_state
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.coordinator.leader import LeaderLease
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import connect, connect_blocking
 from plinth.shared.errors import (
     Aborted,
@@ -55,30 +55,31 @@ def put_back(client: redis.Redis, packed: io.BytesIO) -> None:
 
 
 def family_of(key: str) -> str:
-    parsed = keys.parse_key(key)
+    parsed = redis_keys.parse_key(key)
     assert parsed is not None, key
-    assert parsed[0] == keys.SCHEMA
+    assert parsed[0] == redis_keys.SCHEMA
     return parsed[1]
 
 
 def test_every_key_that_plinth_writes_has_a_family() -> None:
-    queue, preferences = keys.QueueKeys("q"), keys.PreferenceKeys("c")
+    queue, preferences = redis_keys.QueueKeys("q"), redis_keys.PreferenceKeys("c")
     written = [
-        keys.replica("s", "r"), keys.replicas("s"), keys.lease("l"), keys.fence("l"),
-        keys.run("r"), keys.runs(), keys.active_runs(), keys.run_events(), keys.job("j"),
-        keys.jobs(), keys.job_events("j"), keys.api_keys(), keys.quota("t", "w"),
-        keys.rewards_done("r"), keys.canary("c"), keys.canary("c", "answers"), keys.queues(),
-        queue.stream, queue.items, queue.payloads, queue.leases, queue.delayed, queue.dead,
-        queue.cancelled, queue.fence, queue.result("i"), keys.preference_collections(),
-        preferences.tasks, preferences.open, preferences.leases, preferences.held,
-        preferences.judgements, preferences.counters, preferences.snapshots,
-        preferences.task("t"), preferences.nonce("a"),
+        redis_keys.replica("s", "r"), redis_keys.replicas("s"), redis_keys.lease("l"),
+        redis_keys.fence("l"), redis_keys.run("r"), redis_keys.runs(), redis_keys.active_runs(),
+        redis_keys.run_events(), redis_keys.job("j"), redis_keys.jobs(),
+        redis_keys.job_events("j"), redis_keys.api_keys(), redis_keys.quota("t", "w"),
+        redis_keys.rewards_done("r"), redis_keys.canary("c"), redis_keys.canary("c", "answers"),
+        redis_keys.queues(), queue.stream, queue.items, queue.payloads, queue.leases,
+        queue.delayed, queue.dead, queue.cancelled, queue.fence, queue.result("i"),
+        redis_keys.preference_collections(), preferences.tasks, preferences.open,
+        preferences.leases, preferences.held, preferences.judgements, preferences.counters,
+        preferences.snapshots, preferences.task("t"), preferences.nonce("a"),
     ]  # fmt: skip
-    assert {family_of(key) for key in written} == set(keys.FAMILIES)
+    assert {family_of(key) for key in written} == set(redis_keys.FAMILIES)
     functions = {
         name
-        for name, value in vars(keys).items()
-        if callable(value) and getattr(value, "__module__", "") == keys.__name__
+        for name, value in vars(redis_keys).items()
+        if callable(value) and getattr(value, "__module__", "") == redis_keys.__name__
     }
     # A new function must be added above.
     assert functions == {
@@ -87,8 +88,8 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
         "rewards_done", "canary", "queues", "QueueKeys", "preference_collections",
         "PreferenceKeys",
     }  # fmt: skip
-    for mark in (keys.SCHEMA_MARK, keys.RESTORING_MARK, keys.BACKUP_MARK):
-        assert keys.parse_key(mark) is None
+    for mark in (redis_keys.SCHEMA_MARK, redis_keys.RESTORING_MARK, redis_keys.BACKUP_MARK):
+        assert redis_keys.parse_key(mark) is None
 
 
 async def test_a_queue_in_full_work_is_taken_at_one_instant(
@@ -141,7 +142,7 @@ async def test_a_queue_in_full_work_is_taken_at_one_instant(
     assert len(completed) == len(set(completed))
     assert not ended_before & set(completed)
     assert set(before) <= ended_before | set(completed)
-    assert (await working.hlen(keys.QueueKeys("work").payloads)) == 0
+    assert (await working.hlen(redis_keys.QueueKeys("work").payloads)) == 0
     await working.aclose()
 
 
@@ -187,21 +188,21 @@ async def test_more_leases_than_one_script_gives_back(
         await queue.add(f"i{number}", b"")
     for _ in range(230):
         assert await queue.claim("dead", wait_s=1)
-    before = int(client.get(keys.QueueKeys("many").fence) or 0)
+    before = int(client.get(redis_keys.QueueKeys("many").fence) or 0)
     await asyncio.to_thread(put_back, client, await asyncio.to_thread(taken, client))
     info = await queue.inspect()
     assert (info.length, info.pending) == (230, 0)
-    after = int(client.get(keys.QueueKeys("many").fence) or 0)
+    after = int(client.get(redis_keys.QueueKeys("many").fence) or 0)
     assert after - before == redis_state.FENCE_GAP
 
 
 async def test_the_next_leader_outranks_every_leader_of_before(
     redis_client: Redis, client: redis.Redis
 ) -> None:
-    client.set(keys.fence("runs"), 7)
-    client.set(keys.lease("runs"), "somebody|7", px=60_000)
+    client.set(redis_keys.fence("runs"), 7)
+    client.set(redis_keys.lease("runs"), "somebody|7", px=60_000)
     await asyncio.to_thread(put_back, client, await asyncio.to_thread(taken, client))
-    assert client.get(keys.lease("runs")) is None
+    assert client.get(redis_keys.lease("runs")) is None
     leading = asyncio.Event()
     lease = LeaderLease(redis_client, "me", ttl_s=5)
     fences = []
@@ -221,20 +222,20 @@ async def test_what_is_about_living_processes_stays_out(
     redis_client: Redis, client: redis.Redis
 ) -> None:
     await Registry(redis_client, ttl_s=PATIENCE_S).announce("trainer", "t1", "127.0.0.1:1", {})
-    client.set(keys.quota("acme", "running"), "1")
+    client.set(redis_keys.quota("acme", "running"), "1")
     client.set("somebody:else", "not ours")
-    client.hset(keys.api_keys(), "hash", "{}")
+    client.hset(redis_keys.api_keys(), "hash", "{}")
     packed = await asyncio.to_thread(taken, client)
     records = list(redis_state.unpack(packed))
-    assert {record["key"] for record in records} == {keys.api_keys()}
+    assert {record["key"] for record in records} == {redis_keys.api_keys()}
 
 
 def test_what_is_not_known_is_refused(client: redis.Redis) -> None:
-    client.set(f"{keys.PREFIX}:telepathy:{{x}}", "1")
+    client.set(f"{redis_keys.PREFIX}:telepathy:{{x}}", "1")
     with pytest.raises(FailedPrecondition, match="another version"):
         taken(client)
     client.flushall()
-    client.set(f"plinth:{keys.SCHEMA + 1}:runs:{{runs}}", "1")
+    client.set(f"plinth:{redis_keys.SCHEMA + 1}:runs:{{runs}}", "1")
     with pytest.raises(FailedPrecondition, match="newer Plinth") as caught:
         taken(client)
     assert "before the upgrade" in caught.value.message
@@ -246,26 +247,26 @@ def test_writers_go_on_when_it_is_over_and_when_it_failed(
     # A pause that is left on outlasts the client's patience.
     monkeypatch.setattr(freeze, "PAUSE_S", 10 * PATIENCE_S)
     for number in range(2000):
-        client.set(f"{keys.PREFIX}:job:{{j{number}}}", b"x" * 100)
+        client.set(f"{redis_keys.PREFIX}:job:{{j{number}}}", b"x" * 100)
     taken(client)
-    client.set(f"{keys.PREFIX}:odd:x", "1")
+    client.set(f"{redis_keys.PREFIX}:odd:x", "1")
     with pytest.raises(FailedPrecondition):
         taken(client)
     assert client.set("free", "1")
-    assert client.get(keys.BACKUP_MARK) is None
+    assert client.get(redis_keys.BACKUP_MARK) is None
 
 
 def test_a_pause_that_lapsed_is_not_trusted(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client.set(f"{keys.PREFIX}:job:{{j}}", "1")
+    client.set(f"{redis_keys.PREFIX}:job:{{j}}", "1")
     monkeypatch.setattr(freeze, "PAUSE_S", 0.0)
     with pytest.raises(Aborted, match="too slow"):
         taken(client)
 
 
 def test_writers_do_not_wait_for_ever(client: redis.Redis) -> None:
-    client.set(f"{keys.PREFIX}:job:{{j}}", "1")
+    client.set(f"{redis_keys.PREFIX}:job:{{j}}", "1")
     with pytest.raises(DeadlineExceeded, match="--max-pause"):
         taken(client, limit_s=0.0)
 
@@ -279,7 +280,7 @@ async def test_a_pause_that_is_refused(
     redis_server: str, redis_client: Redis, client: redis.Redis
 ) -> None:
     """Without a platform nobody writes; with one, it says what to allow."""
-    client.hset(keys.api_keys(), "hash", "{}")
+    client.hset(redis_keys.api_keys(), "hash", "{}")
     client.acl_setuser(
         "modest", enabled=True, passwords=["+secret"], keys=["*"],
         commands=["+@all", "-client|pause"],
@@ -329,7 +330,7 @@ def test_a_damaged_file_is_refused(client: redis.Redis, harm: str) -> None:
     import gzip
 
     for number in range(50):
-        client.set(f"{keys.PREFIX}:job:{{j{number}}}", b"x" * 100)
+        client.set(f"{redis_keys.PREFIX}:job:{{j{number}}}", b"x" * 100)
     data = taken(client).getvalue()
     lines = gzip.decompress(data).splitlines(keepends=True)
     header = json.loads(lines[0])
@@ -341,7 +342,7 @@ def test_a_damaged_file_is_refused(client: redis.Redis, harm: str) -> None:
     elif harm == "shortened":
         data = gzip.compress(b"".join(lines[:10] + lines[11:]))
     elif harm == "newer":
-        lines[0] = json.dumps({**header, "key_schema": keys.SCHEMA + 1}).encode() + b"\n"
+        lines[0] = json.dumps({**header, "key_schema": redis_keys.SCHEMA + 1}).encode() + b"\n"
         data, expected = gzip.compress(b"".join(lines)), FailedPrecondition
     else:
         lines[1] = json.dumps({"key": "session:1", "type": "string", "value": ""}).encode() + b"\n"

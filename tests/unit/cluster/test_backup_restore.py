@@ -25,8 +25,8 @@ from plinth.cluster.layout import Layout
 from plinth.cluster.supervisor import take_lock
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunRecords
-from plinth.gateway.keys import KeyStore
-from plinth.shared import keys, local_storage
+from plinth.gateway.api_keys import KeyStore
+from plinth.shared import local_storage, redis_keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import (
     AlreadyExists,
@@ -96,8 +96,8 @@ async def test_everything_is_lost_in_between(
     job = await JobRecords(redis_client).get("is-held")
     assert job.submitted_unix_ms == 5
     assert (await RunRecords(redis_client).get("r1")).pipeline_yaml == "name: x"
-    assert await redis_client.get(keys.SCHEMA_MARK) == b"1"
-    assert await redis_client.get(keys.RESTORING_MARK) is None
+    assert await redis_client.get(redis_keys.SCHEMA_MARK) == b"1"
+    assert await redis_client.get(redis_keys.RESTORING_MARK) is None
 
 
 async def test_the_next_backup_copies_what_is_new(
@@ -259,9 +259,9 @@ async def test_a_target_that_is_not_empty(
     error = await refused(backed_up, place)
     assert error.reason == "TARGET_NOT_EMPTY" and "--replace-redis" in error.message
     # The store holds just what the backup holds, which is no hindrance.
-    await redis_client.hset(keys.api_keys(), "later", "{}")
+    await redis_client.hset(redis_keys.api_keys(), "later", "{}")
     await asyncio.to_thread(put_back, backed_up, place, replace_redis=True)
-    assert not await redis_client.hexists(keys.api_keys(), "later")
+    assert not await redis_client.hexists(redis_keys.api_keys(), "later")
     # One artifact more is.
     store = ArtifactStore(backed_up.store())
     later = publish(store, tmp_path, "later", "x")
@@ -342,7 +342,7 @@ async def test_a_digest_that_does_not_match(
     error = await refused(lost, place)
     assert isinstance(error, DataLoss) and error.reason == "BACKUP_DAMAGED"
     # No state appears over a store that is not whole.
-    assert not [k for k in await redis_client.keys("*") if k != keys.RESTORING_MARK.encode()]
+    assert not [k for k in await redis_client.keys("*") if k != redis_keys.RESTORING_MARK.encode()]
     assert ArtifactStore(lost.store()).list() == []
 
 
@@ -399,7 +399,7 @@ async def test_a_backup_of_a_newer_schema(lost: Settings, place: Path, field: st
 async def test_a_redis_of_a_newer_schema_is_not_restored_over(
     lost: Settings, place: Path, redis_client: Redis
 ) -> None:
-    await redis_client.set(keys.SCHEMA_MARK, keys.SCHEMA + 1)
+    await redis_client.set(redis_keys.SCHEMA_MARK, redis_keys.SCHEMA + 1)
     error = await refused(lost, place, replace_redis=True)
     assert error.reason == "SCHEMA_TOO_NEW" and "Install that version again" in error.message
     with pytest.raises(FailedPrecondition, match="newer Plinth"):

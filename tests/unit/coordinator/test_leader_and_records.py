@@ -17,7 +17,7 @@ from plinth.coordinator.pipeline import parse
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import MAX_ACTIVE, RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Outcome
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
 from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
@@ -66,7 +66,7 @@ async def test_one_leads_and_the_next_has_a_higher_fence(redis_client: Redis) ->
 async def test_a_lost_lease_cancels_the_work(redis_client: Redis) -> None:
     candidate = Candidate(redis_client, "me")
     await asyncio.wait_for(candidate.leading.wait(), PATIENCE_S)
-    await redis_client.set(keys.lease("runs"), "other|99", px=int(TTL_S * 1000))
+    await redis_client.set(redis_keys.lease("runs"), "other|99", px=int(TTL_S * 1000))
     await asyncio.wait_for(candidate.stopped.wait(), PATIENCE_S)
     assert candidate.lease.leadership is None
     await asyncio.wait_for(
@@ -87,7 +87,7 @@ PIPELINE = parse("{name: p, steps: {a: {kind: data, builtin: stdlib}}}")
 
 async def _lead(redis: Redis, fence: int = 1) -> Leadership:
     value = f"me|{fence}"
-    await redis.set(keys.lease("runs"), value)
+    await redis.set(redis_keys.lease("runs"), value)
     return Leadership(value, 10, time.monotonic())
 
 
@@ -163,7 +163,7 @@ async def test_ended_runs_are_forgotten_and_active_ones_never(
     left = {run.run_id for run in await records.newest(10)}
     assert {"r0", "r2", "r4"} <= left
     assert "r1" not in left
-    assert not await redis_client.exists(keys.run("r1"))
+    assert not await redis_client.exists(redis_keys.run("r1"))
 
 
 async def test_the_feed_wakes_those_who_wait(

@@ -13,7 +13,7 @@ from plinth.coordinator.preferences.collection import collections
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import MAX_HELD, Grant, PreferenceRecords
 from plinth.coordinator.preferences.specs import make_task
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.errors import (
     Aborted,
     AlreadyExists,
@@ -57,7 +57,7 @@ def records(redis_client: Redis) -> PreferenceRecords:
 
 async def run_out(redis: Redis, task_id: str) -> None:
     """The lease's time is over, without waiting for it."""
-    await redis.zadd(keys.PreferenceKeys(COLLECTION).leases, {task_id: 1}, xx=True)
+    await redis.zadd(redis_keys.PreferenceKeys(COLLECTION).leases, {task_id: 1}, xx=True)
 
 
 async def leased(records: PreferenceRecords, annotator: str, task_id: str = "") -> Grant:
@@ -191,7 +191,7 @@ async def test_an_annotator_who_has_judged_a_thousand_finds_the_next(
         await records.create(task(f"t{i}", wanted=2))
     async with redis_client.pipeline() as pipe:
         for i in range(1001):
-            pipe.hset(keys.PreferenceKeys(COLLECTION).task(f"t{i}"), "by:human:ann", "skip")
+            pipe.hset(redis_keys.PreferenceKeys(COLLECTION).task(f"t{i}"), "by:human:ann", "skip")
         await pipe.execute()
     assert (await leased(records, "ann")).task.task_id == "t1001"
     assert await records.lease("ann", lease_s=60) is None
@@ -268,7 +268,7 @@ async def test_a_collection_has_limits(redis_client: Redis) -> None:
         await small.create(task("a"))
     assert (await small.counts()).total == 0
     # Bytes are counted over all collections: the first one's leave no room in another.
-    held = int(await redis_client.hget(keys.PreferenceKeys(COLLECTION).counters, "bytes"))  # type: ignore[arg-type, misc]
+    held = int(await redis_client.hget(redis_keys.PreferenceKeys(COLLECTION).counters, "bytes"))  # type: ignore[arg-type, misc]
     with pytest.raises(ResourceExhausted):
         await PreferenceRecords(redis_client, "other", max_bytes=held).create(task("a"))
     await PreferenceRecords(redis_client, "other", max_bytes=3 * held).create(task("a"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patience import PATIENCE_S
-from plinth.shared import canary, keys
+from plinth.shared import canary, redis_keys
 from plinth.shared.canary import Canaries, Tally, answer_key, bucket_of, canary_name
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 
@@ -180,15 +180,15 @@ async def test_a_command_that_is_sent_twice_counts_once(redis_client: Any) -> No
     """As redis-py does when a connection breaks after the command was done."""
     canaries = Canaries(redis_client)
     await opened(canaries, 0.5)
-    hash_ = keys.canary("chat")
+    hash_ = redis_keys.canary("chat")
     for _ in range(4):
         answer = await canaries._choose(
-            keys=[hash_, keys.canary("chat", "choice-1"), *canary._answers("chat")],
+            keys=[hash_, redis_keys.canary("chat", "choice-1"), *canary._answers("chat")],
             args=["m@2", "", 0.02, 60, "a1", 60_000, 9],
         )
         assert answer[1] == b"stable"
         await canaries._settle(
-            keys=[hash_, keys.canary("chat", "once-1"), *canary._answers("chat")],
+            keys=[hash_, redis_keys.canary("chat", "once-1"), *canary._answers("chat")],
             args=["run-a", "stable", "ok", 1, "", 60, "a1", 60_000, 9],
         )
     state = await canaries.state("chat")

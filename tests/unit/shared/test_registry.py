@@ -7,7 +7,7 @@ import json
 import pytest
 from redis.asyncio import Redis
 
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import DataLoss, InvalidArgument, Unavailable
 from plinth.shared.registry import Registry, Replica
@@ -36,13 +36,13 @@ async def test_announce_replaces_and_withdraws(redis_client: Redis) -> None:
 async def test_entries_lapse(redis_client: Redis) -> None:
     registry = Registry(redis_client, ttl_s=30)
     await registry.announce("inference", "a", "x:1", {})
-    assert 25 < await redis_client.ttl(keys.replica("inference", "a")) <= 30
+    assert 25 < await redis_client.ttl(redis_keys.replica("inference", "a")) <= 30
     # The replica was silent for longer than that: its hash is gone, its place in the index due.
-    await redis_client.delete(keys.replica("inference", "a"))
-    await redis_client.zadd(keys.replicas("inference"), {"a": 1})
+    await redis_client.delete(redis_keys.replica("inference", "a"))
+    await redis_client.zadd(redis_keys.replicas("inference"), {"a": 1})
     assert await registry.replicas("inference") == []
     await registry.announce("inference", "b", "x:2", {})
-    assert await redis_client.zrange(keys.replicas("inference"), 0, -1) == [b"b"]
+    assert await redis_client.zrange(redis_keys.replicas("inference"), 0, -1) == [b"b"]
 
 
 async def test_last_answer_when_redis_is_gone(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from plinth.gateway.desk import Desk
-from plinth.gateway.keys import KeyStore, ensure_first_key
-from plinth.shared import keys
+from plinth.gateway.api_keys import KeyStore, ensure_first_key
+from plinth.gateway.core import GatewayCore
+from plinth.shared import redis_keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unauthenticated
 from plinth.shared.schema import check_schema
@@ -20,28 +20,32 @@ from plinth.shared.stage import StageContext
 async def test_the_first_to_come_marks_it(redis_client: Redis) -> None:
     for _ in range(2):
         await check_schema(redis_client)
-        assert await redis_client.get(keys.SCHEMA_MARK) == b"1"
+        assert await redis_client.get(redis_keys.SCHEMA_MARK) == b"1"
 
 
 async def test_a_downgrade_is_refused_at_every_door(
     redis_server: str, redis_client: Redis, tmp_path: Path
 ) -> None:
-    await redis_client.set(keys.SCHEMA_MARK, keys.SCHEMA + 1)
+    await redis_client.set(redis_keys.SCHEMA_MARK, redis_keys.SCHEMA + 1)
     settings = load_settings(data_dir=tmp_path, redis_url=redis_server)
     with pytest.raises(FailedPrecondition) as caught:
         await StageContext.open(settings, stage="trainer")
-    for words in (f"key schema {keys.SCHEMA + 1}", "Install that version again", "plinth restore"):
+    for words in (
+        f"key schema {redis_keys.SCHEMA + 1}",
+        "Install that version again",
+        "plinth restore",
+    ):
         assert words in caught.value.message
-    desk = Desk(settings)
+    core = GatewayCore(settings)
     with pytest.raises(FailedPrecondition, match="newer Plinth"):
-        await desk.open()
-    await desk.close()
-    assert await redis_client.get(keys.SCHEMA_MARK) == b"2"
-    assert await redis_client.exists(keys.api_keys()) == 0
+        await core.open()
+    await core.close()
+    assert await redis_client.get(redis_keys.SCHEMA_MARK) == b"2"
+    assert await redis_client.exists(redis_keys.api_keys()) == 0
 
 
 async def test_a_half_restored_redis_is_refused(redis_client: Redis) -> None:
-    await redis_client.set(keys.RESTORING_MARK, "20260101T000000Z-aa")
+    await redis_client.set(redis_keys.RESTORING_MARK, "20260101T000000Z-aa")
     with pytest.raises(FailedPrecondition, match="20260101T000000Z-aa is being restored"):
         await check_schema(redis_client)
 

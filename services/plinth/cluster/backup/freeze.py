@@ -17,7 +17,7 @@ import redis.exceptions as failures
 
 from plinth.cluster.backup.values import Client
 from plinth.shared.errors import Aborted, DeadlineExceeded, FailedPrecondition
-from plinth.shared.keys import BACKUP_MARK, PREFIX
+from plinth.shared.redis_keys import BACKUP_MARK, PREFIX
 
 PAUSE_S = 3.0
 LIMIT_S = 20.0

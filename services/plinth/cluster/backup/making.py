@@ -21,7 +21,7 @@ from plinth.cluster.backup.marks import running
 from plinth.cluster.backup.place import source_redis
 from plinth.cluster.backup.pruning import Pruned, prune
 from plinth.cluster.backup.redis_state import Taken
-from plinth.shared import keys, manifest
+from plinth.shared import manifest, redis_keys
 from plinth.shared.errors import Aborted, InvalidArgument
 from plinth.shared.settings import Settings
 from plinth.shared.storage import open_storage
@@ -130,7 +130,7 @@ def _facts(
     return {
         "code_version": CODE_VERSION,
         "taken_unix_ms": taken.taken_unix_ms,
-        "key_schema": keys.SCHEMA,
+        "key_schema": redis_keys.SCHEMA,
         "store_schema": manifest.SCHEMA,
         "redis_version": taken.server,
         "redis_keys": dict(taken.families),

@@ -12,7 +12,7 @@ from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import Layout
 from plinth.cluster.stack import Stack, leftovers, running_state
 from plinth.cluster.supervisor import take_lock
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import connect_blocking, redis_errors
 from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.settings import Settings
@@ -67,7 +67,9 @@ def target_redis(settings: Settings) -> Iterator[Client]:
 def check_nobody(client: Client) -> None:
     """FailedPrecondition when stages use this Redis."""
     live = live_replicas(client)
-    leases = [raw.decode() for raw in client.scan_iter(match=f"{keys.PREFIX}:lease:*", count=1000)]
+    leases = [
+        raw.decode() for raw in client.scan_iter(match=f"{redis_keys.PREFIX}:lease:*", count=1000)
+    ]
     if live or leases:
         raise FailedPrecondition(
             f"a platform runs on this Redis ({', '.join([*live, *leases][:5])}): stop its stages "

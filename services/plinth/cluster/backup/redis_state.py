@@ -1,7 +1,7 @@
 """Plinth's state in Redis as one file of records, and back.
 
 The file is gzipped JSON lines: a header, the records of `values.py`, and a last line that says
-how many they were. Only families that a backup keeps (`keys.FAMILIES`) are in it.
+how many they were. Only families that a backup keeps (`redis_keys.FAMILIES`) are in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, Any
 from plinth.cluster.backup import values
 from plinth.cluster.backup.freeze import Freeze, PauseLapsed, alone, check_primary, freeze
 from plinth.cluster.backup.values import Client, Record
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import DataLoss, FailedPrecondition
 from plinth.shared.queue_scripts import ADOPT, PRELUDE
@@ -88,14 +88,14 @@ def _take(client: Client, spool: IO[bytes], frozen: Freeze, told: Told) -> Taken
 
 
 def _check_marks(client: Client) -> None:
-    if (restoring := client.get(keys.RESTORING_MARK)) is not None:
+    if (restoring := client.get(redis_keys.RESTORING_MARK)) is not None:
         raise FailedPrecondition(
             f"backup {restoring.decode()} is half restored here: finish that first, by the same "
             "`plinth restore` again",
             reason="RESTORE_UNFINISHED",
         )
-    mark: Any = client.get(keys.SCHEMA_MARK)
-    if mark is not None and int(mark) > keys.SCHEMA:
+    mark: Any = client.get(redis_keys.SCHEMA_MARK)
+    if mark is not None and int(mark) > redis_keys.SCHEMA:
         raise too_new(int(mark))
 
 
@@ -104,7 +104,7 @@ def _kept_keys(client: Client, taken: Taken) -> Iterator[list[str]]:
     seen: set[str] = set()
     some: list[str] = []
     for name, family in owned(client):
-        if not keys.FAMILIES[family] or name in seen:
+        if not redis_keys.FAMILIES[family] or name in seen:
             continue
         seen.add(name)
         taken.families[family] += 1
@@ -121,13 +121,13 @@ def owned(client: Client) -> Iterator[tuple[str, str]]:
     keys of another schema, or of a family that this code does not know."""
     for raw in client.scan_iter(match="plinth:*", count=1000):
         name = raw.decode("utf-8", "replace")
-        parsed = keys.parse_key(name)
+        parsed = redis_keys.parse_key(name)
         if parsed is None:
             continue
         schema, family = parsed
-        if schema > keys.SCHEMA:
+        if schema > redis_keys.SCHEMA:
             raise too_new(schema)
-        if family not in keys.FAMILIES or schema < keys.SCHEMA:
+        if family not in redis_keys.FAMILIES or schema < redis_keys.SCHEMA:
             raise FailedPrecondition(
                 f"Redis holds {name!r}, which this Plinth does not know: it was written by another "
                 "version; use that one",
@@ -143,7 +143,7 @@ def pack(spool: IO[bytes], into: IO[bytes], taken: Taken) -> None:
     """Compresses what was taken into the file that the archive keeps."""
     header = {
         "plinth_schema": FORMAT,
-        "key_schema": keys.SCHEMA,
+        "key_schema": redis_keys.SCHEMA,
         "redis_version": taken.server,
         "taken_unix_ms": taken.taken_unix_ms,
     }
@@ -164,7 +164,7 @@ def unpack(file: IO[bytes]) -> Iterator[Record]:
     try:
         with gzip.GzipFile(fileobj=file, mode="rb") as lines:
             header = json.loads(lines.readline(MAX_LINE_BYTES))
-            if header["plinth_schema"] > FORMAT or header["key_schema"] > keys.SCHEMA:
+            if header["plinth_schema"] > FORMAT or header["key_schema"] > redis_keys.SCHEMA:
                 raise backup_too_new(f"key schema {header['key_schema']}")
             count = 0
             while line := lines.readline(MAX_LINE_BYTES):
@@ -184,8 +184,8 @@ def unpack(file: IO[bytes]) -> Iterator[Record]:
 
 
 def _checked(record: Record) -> Record:
-    parsed = keys.parse_key(record["key"])
-    if parsed is None or parsed[0] != keys.SCHEMA or not keys.FAMILIES.get(parsed[1]):
+    parsed = redis_keys.parse_key(record["key"])
+    if parsed is None or parsed[0] != redis_keys.SCHEMA or not redis_keys.FAMILIES.get(parsed[1]):
         raise backup_too_new(f"the key {record['key'][:100]!r}")
     return record
 
@@ -203,7 +203,7 @@ def backup_too_new(what: str) -> FailedPrecondition:
 
 def is_empty(client: Client) -> bool:
     """Whether it holds nothing that a backup would keep."""
-    return not any(keys.FAMILIES[family] for _, family in owned(client))
+    return not any(redis_keys.FAMILIES[family] for _, family in owned(client))
 
 
 def clear(client: Client) -> None:
@@ -239,15 +239,15 @@ def adopt(client: Client) -> None:
     """Makes the state one that nobody works on: leases are given back without costing an attempt,
     and every fence moves beyond what a worker of before can hold."""
     give_back = client.register_script(PRELUDE + ADOPT)
-    for raw in sorted(client.smembers(keys.queues())):
-        names = keys.QueueKeys(raw.decode())
+    for raw in sorted(client.smembers(redis_keys.queues())):
+        names = redis_keys.QueueKeys(raw.decode())
         base = [names.stream, names.items, names.payloads, names.leases, names.delayed]
         base += [names.dead, names.cancelled, names.fence]
         gap = FENCE_GAP
         while give_back(keys=base, args=[gap]):
             gap = 0
-    for raw in client.scan_iter(match=f"{keys.PREFIX}:fence:*", count=1000):
+    for raw in client.scan_iter(match=f"{redis_keys.PREFIX}:fence:*", count=1000):
         client.incrby(raw.decode(), FENCE_GAP)
-    for raw in client.smembers(keys.preference_collections()):
-        counters = keys.PreferenceKeys(raw.decode()).counters
+    for raw in client.smembers(redis_keys.preference_collections()):
+        counters = redis_keys.PreferenceKeys(raw.decode()).counters
         client.hincrby(counters, "fence", FENCE_GAP)

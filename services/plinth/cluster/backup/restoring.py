@@ -27,7 +27,7 @@ from plinth.cluster.backup.marks import running
 from plinth.cluster.backup.place import check_nobody, target_redis
 from plinth.cluster.backup.store_copy import StoreState
 from plinth.cluster.backup.values import Client
-from plinth.shared import keys, manifest
+from plinth.shared import manifest, redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.schema import too_new
@@ -94,7 +94,7 @@ def restore(
         # 2. Nobody starts from here on.
         if only != "store":
             with redis_errors():
-                client.set(keys.RESTORING_MARK, opened.backup.id)
+                client.set(redis_keys.RESTORING_MARK, opened.backup.id)
                 check_nobody(client)
         # 3. The store, then Redis.
         copied = size = records = 0
@@ -138,7 +138,7 @@ def _opened(archive: Archive, backup_id: str | None) -> Iterator[_Opened]:
     """Finds the backup, copies its small parts here and checks them."""
     backup = archive.find(backup_id)
     facts = backup.manifest
-    for what, known in (("key_schema", keys.SCHEMA), ("store_schema", manifest.SCHEMA)):
+    for what, known in (("key_schema", redis_keys.SCHEMA), ("store_schema", manifest.SCHEMA)):
         if int(facts[what]) > known:
             made = f"{what.replace('_', ' ')} {facts[what]} (of {facts['code_version']})"
             raise redis_state.backup_too_new(made)
@@ -153,10 +153,10 @@ def _opened(archive: Archive, backup_id: str | None) -> Iterator[_Opened]:
 
 
 def _check_redis(client: Client, backup: Backup, *, replace: bool) -> None:
-    mark: Any = client.get(keys.SCHEMA_MARK)
-    if mark is not None and int(mark) > keys.SCHEMA:
+    mark: Any = client.get(redis_keys.SCHEMA_MARK)
+    if mark is not None and int(mark) > redis_keys.SCHEMA:
         raise too_new(int(mark))
-    half: Any = client.get(keys.RESTORING_MARK)
+    half: Any = client.get(redis_keys.RESTORING_MARK)
     if not replace and half is not None and half.decode() != backup.id:
         raise FailedPrecondition(
             f"this Redis holds backup {half.decode()}, half restored: give that one again "
@@ -193,6 +193,6 @@ def _fill_redis(client: Client, opened: _Opened, tell: Tell) -> int:
             lambda done: tell("redis", done, total),
         )
         redis_state.adopt(client)
-        client.set(keys.SCHEMA_MARK, keys.SCHEMA)
-        client.delete(keys.RESTORING_MARK)
+        client.set(redis_keys.SCHEMA_MARK, redis_keys.SCHEMA)
+        client.delete(redis_keys.RESTORING_MARK)
     return records

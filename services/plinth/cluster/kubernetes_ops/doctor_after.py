@@ -18,7 +18,7 @@ from plinth.cluster.finding import Finding
 from plinth.cluster.kubernetes_ops.api import Api, Json
 from plinth.cluster.kubernetes_ops.certificates import examine as examine_certificate
 from plinth.cluster.kubernetes_ops.doctor_before import conflicts
-from plinth.cluster.kubernetes_ops.door import Door
+from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
 from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import (
     Release,
@@ -33,10 +33,12 @@ from plinth.v1 import gateway_pb2
 
 _MANY_RESTARTS = 5
 _RECENT = timedelta(minutes=15)
-Doorway = Callable[[], AbstractContextManager[Door]]
+OpenGateway = Callable[[], AbstractContextManager[GatewayClient]]
 
 
-def examine(api: Api, release: Release, door: Doorway, models: list[str]) -> list[Finding]:
+def examine(
+    api: Api, release: Release, open_gateway: OpenGateway, models: list[str]
+) -> list[Finding]:
     """Runs every check. models: references ("chat:prod") that must exist on the store."""
     pods = api.items("list pods", release.selector)
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
@@ -47,7 +49,7 @@ def examine(api: Api, release: Release, door: Doorway, models: list[str]) -> lis
         ("volumes", lambda: _volumes(api, release)),
         ("budgets", lambda: _budgets(api, release)),
         ("releases", lambda: conflicts(api, release.name)),
-        ("platform", lambda: _platform(api, release, door, models)),
+        ("platform", lambda: _platform(api, release, open_gateway, models)),
     )
     found: list[Finding] = []
     for name, check in checks:
@@ -215,9 +217,11 @@ def _budgets(api: Api, release: Release) -> Iterator[Finding]:
     )
 
 
-def _platform(api: Api, release: Release, doorway: Doorway, models: list[str]) -> Iterator[Finding]:
-    with doorway() as door:
-        status = door.status()
+def _platform(
+    api: Api, release: Release, open_gateway: OpenGateway, models: list[str]
+) -> Iterator[Finding]:
+    with open_gateway() as gateway:
+        status = gateway.status()
         yield Finding(
             "redis",
             "fail" if status.redis_error else "ok",
@@ -231,18 +235,18 @@ def _platform(api: Api, release: Release, doorway: Doorway, models: list[str]) -
         if dead:
             told = f"dead letters: {', '.join(dead)}"
             yield Finding("queues", "warn", told, "plinth queue dead NAME says why each died")
-        yield from _models(door, status, models)
+        yield from _models(gateway, status, models)
         yield from _rival(api, release, status)
 
 
 def _models(
-    door: Door, status: gateway_pb2.GetStatusResponse, models: list[str]
+    gateway: GatewayClient, status: gateway_pb2.GetStatusResponse, models: list[str]
 ) -> Iterator[Finding]:
-    deployments = door.deployments()
+    deployments = gateway.deployments()
     references = {one.artifact for one in deployments} | set(models)
     for reference in sorted(references):
         try:
-            door.artifact(reference)
+            gateway.artifact(reference)
         except NotFound as error:
             advice = (
                 "plinth models list shows what there is; plinth models alias NAME:ALIAS VERSION "

@@ -70,9 +70,9 @@ def drain_node(api: Api, release: Release, node: str, how: Drain) -> Outcome:
     outcome = Outcome(equivalents=[f"kubectl cordon {node}"])
     for pod in pods:
         one = _drained(api, pod, how)
-        outcome.told += one.told
+        outcome.notes += one.notes
         outcome.equivalents += one.equivalents
-    outcome.told.append(
+    outcome.notes.append(
         f"{node} holds nothing of {release.name} any more; `kubectl uncordon {node}` gives it back"
     )
     return outcome
@@ -115,7 +115,7 @@ def _drained(api: Api, pod: Json, how: Drain) -> Outcome:
         f"echo '{json.dumps(_eviction(api, name))}' | kubectl create --raw {eviction} -f -"
     )
     _until_gone(api, pod, how)
-    outcome.told.append(f"{name} is empty and gone")
+    outcome.notes.append(f"{name} is empty and gone")
     return outcome
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Outcome:
-    """told: what happened, a line each. equivalents: kubectl or helm commands, in order."""
+    """notes: what happened, a line each. equivalents: kubectl or helm commands, in order."""
 
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     equivalents: list[str] = field(default_factory=list)
 
 

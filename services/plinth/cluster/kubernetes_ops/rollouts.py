@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from plinth.cluster.kubernetes_ops.door import Door
+from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
 from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import Release
 from plinth.cluster.kubernetes_ops.room import check_room, most_shards, shards_now
@@ -68,17 +68,17 @@ class Rollout:
         return yaml.safe_dump(plan, sort_keys=False)
 
 
-def prepare(release: Release, door: Door, asked: Rollout) -> str:
+def prepare(release: Release, gateway: GatewayClient, asked: Rollout) -> str:
     """The pipeline to submit. Refuses what is sure to fail: NotFound (no such model, version or
     alias; not served), AlreadyExists (it is served), FailedPrecondition (no room for its shards,
     another canary)."""
-    artifact = door.artifact(asked.model)
+    artifact = gateway.artifact(asked.model)
     if artifact.kind != "model":
         raise InvalidArgument(
             f"{asked.model} is a {artifact.kind}; a model is rolled out", field="model"
         )
     candidate = f"{artifact.name}@{artifact.version}"
-    deployments = {one.name: one for one in door.deployments()}
+    deployments = {one.name: one for one in gateway.deployments()}
     served = {n: one for n, one in deployments.items() if not one.canary_of}
     if asked.name not in served:
         known = ", ".join(sorted(served)) or "none"

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from plinth.cluster.kubernetes_ops.api import Api, Json
-from plinth.cluster.kubernetes_ops.door import Door, in_coordinator
+from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient, in_coordinator
 from plinth.cluster.kubernetes_ops.outcome import Outcome, helm_set, kubectl
 from plinth.cluster.kubernetes_ops.release import Release
 from plinth.cluster.kubernetes_ops.room import STAGE, check_room, most_shards
@@ -61,19 +61,19 @@ def scale_pods(
         outcome = _scale(api, release, "statefulset", component, pods)
     else:
         outcome = _scale_group(api, release, component, pods, replicas)
-    outcome.told.append("the next helm upgrade sets what its values say; to keep this number:")
-    outcome.told.append(f"  {_keep(release, component, pods, replicas)}")
+    outcome.notes.append("the next helm upgrade sets what its values say; to keep this number:")
+    outcome.notes.append(f"  {_keep(release, component, pods, replicas)}")
     return outcome
 
 
-def scale_model(release: Release, door: Door, name: str, shards: int) -> Outcome:
+def scale_model(release: Release, gateway: GatewayClient, name: str, shards: int) -> Outcome:
     """Wants `shards` shards of a served model. NotFound names those that are served."""
     if not 1 <= shards <= MAX_SHARDS:
         raise InvalidArgument(
             f"{shards} shards: 1 to {MAX_SHARDS}; to serve it no more, delete its deployment",
             field="shards",
         )
-    deployments = {one.name: one for one in door.deployments()}
+    deployments = {one.name: one for one in gateway.deployments()}
     if name not in deployments:
         known = ", ".join(sorted(deployments)) or "none"
         raise NotFound(f"no model {name!r} is to be served; there are: {known}", field="model")
@@ -81,7 +81,7 @@ def scale_model(release: Release, door: Door, name: str, shards: int) -> Outcome
     deployments[name].shards = shards
     if shards > before:
         check_room(deployments.values(), release, pods=most_shards(release))
-    put = door.put_deployment(deployments[name])
+    put = gateway.put_deployment(deployments[name])
     most = f" to {put.max_shards}" if put.max_shards else ""
     outcome = Outcome(
         [f"{name} ({put.artifact}) is to have {put.shards}{most} shards, had {before}"]

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from plinth.cluster.kubernetes_ops.api import Api, Json
-from plinth.cluster.kubernetes_ops.door import Door
+from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
 from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import (
     Release,
@@ -29,7 +29,7 @@ EVENTS = 8
 
 
 def gather(
-    api: Api, release: Release, door: Callable[[], AbstractContextManager[Door]]
+    api: Api, release: Release, gateway: Callable[[], AbstractContextManager[GatewayClient]]
 ) -> dict[str, Any]:
     """{"release", "stages", "replicas", "models", "queues", "canaries", "runs", "errors",
     "unknown", "kubectl"}: JSON-ready, for one screen."""
@@ -41,7 +41,7 @@ def gather(
     )
     status, runs = gateway_pb2.GetStatusResponse(), list[pb.Run]()
     try:
-        with door() as opened:
+        with gateway() as opened:
             status = _ask("platform", opened.status, unknown, status)
             runs = _ask("runs", lambda: opened.runs(RUNS), unknown, runs)
     except PlinthError as error:

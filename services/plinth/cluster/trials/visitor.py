@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from redis.asyncio import Redis
 
-from plinth.gateway.keys import KeyStore
+from plinth.gateway.api_keys import KeyStore
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.settings import Settings

@@ -10,8 +10,8 @@ from plinth.coordinator.preferences.pairs import check_selection, check_shape, r
 from plinth.coordinator.preferences.ranking import MAX_REASON_CHARS
 from plinth.coordinator.preferences.specs import ORIGINS, annotator_of, collection_of, make_task
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.keys import check_part
 from plinth.shared.manifest import check_name
+from plinth.shared.redis_keys import check_part
 from plinth.v1 import preferences_pb2 as pb
 
 MAX_TASKS_PER_CALL = 100

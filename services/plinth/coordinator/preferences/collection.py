@@ -16,7 +16,7 @@ from redis.commands.core import AsyncScript
 from plinth.coordinator.preferences import scripts
 from plinth.coordinator.preferences.refusals import refuse
 from plinth.coordinator.preferences.specs import spec_digest
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import AlreadyExists, NotFound, ResourceExhausted
 from plinth.v1 import preferences_pb2 as pb
@@ -59,7 +59,7 @@ class Collection:
     ) -> None:
         self.collection = collection
         self._redis = redis
-        self._keys = keys.PreferenceKeys(collection)
+        self._keys = redis_keys.PreferenceKeys(collection)
         k = self._keys
         self._base = [k.tasks, k.open, k.leases, k.held, k.judgements, k.counters]
         self._prefix = k.task("x").removesuffix("x")
@@ -92,7 +92,7 @@ class Collection:
         with redis_errors():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
-                    pipe.hget(keys.PreferenceKeys(name).counters, "bytes")
+                    pipe.hget(redis_keys.PreferenceKeys(name).counters, "bytes")
                 if sum(int(held or 0) for held in await pipe.execute()) >= self._max_bytes:
                     raise self._full()
 
@@ -107,7 +107,7 @@ class Collection:
     async def delete(self) -> int:
         """Forgets the collection; how many tasks went. NotFound. May be done again after a
         failure in the middle."""
-        known = keys.preference_collections()
+        known = redis_keys.preference_collections()
         with redis_errors():
             if not await self._redis.sismember(known, self.collection):
                 raise NotFound(
@@ -134,7 +134,7 @@ class Collection:
 
     async def _list(self) -> None:
         """Makes the collection known. ResourceExhausted: there are too many."""
-        known = keys.preference_collections()
+        known = redis_keys.preference_collections()
         with redis_errors():
             if await self._redis.sismember(known, self.collection):
                 return
@@ -214,7 +214,9 @@ class Collection:
 async def collections(redis: Redis) -> list[str]:
     """Names of the collections that ever held a task."""
     with redis_errors():
-        names = await cast(Awaitable[set[bytes]], redis.smembers(keys.preference_collections()))
+        names = await cast(
+            Awaitable[set[bytes]], redis.smembers(redis_keys.preference_collections())
+        )
     return sorted(name.decode() for name in names)
 
 

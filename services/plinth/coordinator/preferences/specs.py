@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from plinth.coordinator.preferences.ranking import check_ranking
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.keys import check_part
+from plinth.shared.redis_keys import check_part
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from plinth.gateway.keys import KeyRecord, KeyStore
+    from plinth.gateway.api_keys import KeyRecord, KeyStore
 
 app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 
@@ -66,7 +66,7 @@ def revoke(
 
 def _with_keys(data: Path | None, work: Callable[[KeyStore], Awaitable[T]]) -> T:
     """Runs `work` on the keys of the stack in `data`."""
-    from plinth.gateway.keys import KeyStore
+    from plinth.gateway.api_keys import KeyStore
     from plinth.shared.connection import connect
     from plinth.shared.settings import load_settings
 

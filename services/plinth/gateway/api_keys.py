@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from plinth.shared import keys
+from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
     DataLoss,
@@ -86,13 +86,13 @@ class KeyStore:
                 f"choose from {', '.join(sorted(SCOPES))}",
                 field="scopes",
             )
-        keys.check_part(tenant, "tenant")
+        redis_keys.check_part(tenant, "tenant")
         if len(label) > 200 or not (label.isprintable() or not label):
             raise InvalidArgument("label: up to 200 printable characters", field="label")
         plain, digest = new_api_key()
         record = _record(uuid.uuid4().hex[:12], tenant, scopes, label)
         with redis_errors():
-            await self._redis.hset(keys.api_keys(), digest, record.to_json())
+            await self._redis.hset(redis_keys.api_keys(), digest, record.to_json())
         self._known[digest] = record
         return plain, record
 
@@ -110,7 +110,7 @@ class KeyStore:
             if record.key_id == key_id:
                 gone = KeyRecord(**{**record.__dict__, "revoked": True})
                 with redis_errors():
-                    await self._redis.hset(keys.api_keys(), digest, gone.to_json())
+                    await self._redis.hset(redis_keys.api_keys(), digest, gone.to_json())
                 self._known[digest] = gone
         if gone is None:
             raise NotFound(f"no API key has the id {key_id[:64]!r}", reason="KEY_NOT_FOUND")
@@ -119,13 +119,13 @@ class KeyStore:
     async def ensure(self, plain: str, record: KeyRecord) -> None:
         """Makes `plain` known unless it is, revoked ones included."""
         with redis_errors():
-            await self._redis.hsetnx(keys.api_keys(), hash_api_key(plain), record.to_json())
+            await self._redis.hsetnx(redis_keys.api_keys(), hash_api_key(plain), record.to_json())
         await self.refresh()
 
     async def refresh(self) -> None:
         """Reads all records. Unavailable while Redis is away; what was known stays known."""
         with redis_errors():
-            raw = await self._redis.hgetall(keys.api_keys())
+            raw = await self._redis.hgetall(redis_keys.api_keys())
         self._known = {_text(digest): KeyRecord.from_json(record) for digest, record in raw.items()}
 
     async def principal(self, plain: str) -> Principal:
@@ -144,7 +144,7 @@ class KeyStore:
         if now - self._misses.get(digest, -MISS_S) < MISS_S:
             return None
         with redis_errors():
-            raw = await self._redis.hget(keys.api_keys(), digest)
+            raw = await self._redis.hget(redis_keys.api_keys(), digest)
         if raw is not None:
             self._known[digest] = KeyRecord.from_json(raw)
             return self._known[digest]

@@ -1,4 +1,4 @@
-"""A gateway's gRPC door with scripted answers, on loopback."""
+"""A gateway's gRPC API with scripted answers, on loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plinth.v1 import coordinator_pb2 as pb
 KEY = "plinth-a-key-for-tests"
 
 
-class ScriptedDoor(
+class ScriptedGateway(
     gateway_pb2_grpc.GatewayServiceServicer, coordinator_pb2_grpc.CoordinatorServiceServicer
 ):
     """What a test says is there. Served models and artifacts are desired state, as on the store."""
@@ -39,7 +39,7 @@ class ScriptedDoor(
         for reference in (f"{name}@{version}", *(f"{name}:{alias}" for alias in aliases)):
             self.artifacts[reference] = one
 
-    def __enter__(self) -> ScriptedDoor:
+    def __enter__(self) -> ScriptedGateway:
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, self._server)
         coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(self, self._server)

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 
 from plinth.gateway import limits, metrics
-from plinth.gateway.desk import Desk
+from plinth.gateway.core import GatewayCore
 from plinth.gateway.generation import TextEvent, TextRequest, check_sampling
-from plinth.gateway.live_preferences import CONSENT, Witness
+from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.proxy import proxied_services
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared.errors import InvalidArgument, PlinthError
@@ -28,11 +28,11 @@ from plinth.v1 import gateway_pb2_grpc as rpc
 ROLES = ("system", "user", "assistant")
 
 
-def build_server(desk: Desk) -> GrpcServer:
+def build_server(core: GatewayCore) -> GrpcServer:
     """The front door's server; not started."""
 
     def add(server: grpc.aio.Server) -> None:
-        rpc.add_GatewayServiceServicer_to_server(FrontDoor(desk), server)
+        rpc.add_GatewayServiceServicer_to_server(GatewayServicer(core), server)
 
     own = GrpcService(
         "plinth.v1.GatewayService",
@@ -40,23 +40,23 @@ def build_server(desk: Desk) -> GrpcServer:
         {"GetStatus": "deployments", "*": "inference"},
         validators={"Chat": check_chat, "Complete": check_completion},
     )
-    gateway = desk.settings.gateway
+    gateway = core.settings.gateway
     return GrpcServer(
-        [own, *proxied_services(desk.clients)],
+        [own, *proxied_services(core.clients)],
         stage="gateway",
-        settings=desk.settings,
-        token=desk.token,
+        settings=core.settings,
+        token=core.token,
         host=gateway.host,
         port=gateway.grpc_port,
-        authenticator=desk.keyring,
+        authenticator=core.keyring,
     )
 
 
-class FrontDoor(rpc.GatewayServiceServicer):
+class GatewayServicer(rpc.GatewayServiceServicer):
     """Text in, text out."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, core: GatewayCore) -> None:
+        self._core = core
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Any
@@ -71,13 +71,13 @@ class FrontDoor(rpc.GatewayServiceServicer):
                     context_length=model.context_length,
                     ready_shards=model.ready_shards,
                 )
-                for model in await self._desk.catalogue.models()
+                for model in await self._core.catalogue.models()
             ]
         )
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """Replicas, models, queues, canaries. Unavailable while Redis is away."""
-        return await self._desk.overview.status()
+        return await self._core.overview.status()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
         """A chat completion, streamed."""
@@ -90,8 +90,8 @@ class FrontDoor(rpc.GatewayServiceServicer):
             user=request.user,
         )
         consent = dict(context.invocation_metadata() or ()).get(CONSENT)
-        witness = self._desk.preferences.witness(consent, ask)
-        answering = self._answer("Chat", ask, pb.ChatResponse, context, witness)
+        recorder = self._core.preferences.recorder(consent, ask)
+        answering = self._answer("Chat", ask, pb.ChatResponse, context, recorder)
         async with aclosing(answering) as answers:
             async for answer in answers:
                 yield answer
@@ -117,12 +117,12 @@ class FrontDoor(rpc.GatewayServiceServicer):
         ask: TextRequest,
         kind: type[Any],
         context: Any,
-        witness: Witness | None = None,
+        recorder: AnswerRecorder | None = None,
     ) -> Any:
         principal = current_principal()
         code = "CANCELLED"
         try:
-            session = await self._desk.session(principal, [ask], witness)
+            session = await self._core.session(principal, [ask], recorder)
             context.set_trailing_metadata(
                 ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
             )

@@ -1,7 +1,7 @@
-"""The platform's own figures, which Kubernetes doesn't know: through the gateway's gRPC door.
+"""The platform's own figures, which Kubernetes doesn't know: through the gateway's gRPC API.
 
-Without an address the door is found in the cluster and its port forwarded, so a kubeconfig and an
-API key (scopes "deployments", "runs", "artifacts"; or "admin") are all that it takes.
+Without an address the gateway is found in the cluster and its port forwarded, so that a kubeconfig
+and an API key (scopes "deployments", "runs", "artifacts"; or "admin") are all that it takes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CALL_S = 15.0
 SCOPES = ("deployments", "runs", "artifacts")
 
 
-class Door:
+class GatewayClient:
     """One key at one gateway. Every call raises the PlinthError that the platform raised."""
 
     def __init__(self, address: str, key: str) -> None:
@@ -81,15 +81,15 @@ class Door:
 
 
 @contextlib.contextmanager
-def opened(api: Api, release: Release, *, address: str | None, key: str) -> Iterator[Door]:
-    """A door for as long as the block lasts. FailedPrecondition without a key."""
+def opened(api: Api, release: Release, *, address: str | None, key: str) -> Iterator[GatewayClient]:
+    """A gateway for as long as the block lasts. FailedPrecondition without a key."""
     if not key:
         raise FailedPrecondition(no_key(release), reason="MISSING_API_KEY")
     with contextlib.ExitStack() as stack:
         where = address or stack.enter_context(forwarded(api, gateway_pod(api, release), GRPC_PORT))
-        door = Door(where, key)
-        stack.callback(door.close)
-        yield door
+        gateway = GatewayClient(where, key)
+        stack.callback(gateway.close)
+        yield gateway
 
 
 def gateway_pod(api: Api, release: Release) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from plinth.cluster.kubernetes_ops.api import Api
-    from plinth.cluster.kubernetes_ops.door import Door
+    from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
     from plinth.cluster.kubernetes_ops.release import Release
 
 
@@ -21,8 +21,8 @@ def api_key() -> str:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which cluster, which release, which door."""
+class ReleaseTarget:
+    """Which cluster, which release, which gateway."""
 
     kubeconfig: Path | None = None
     context: str | None = None
@@ -50,7 +50,9 @@ class Place:
         with self.api() as api:
             yield api, find(api, self.release)
 
-    def door(self, api: Api, release: Release) -> contextlib.AbstractContextManager[Door]:
-        from plinth.cluster.kubernetes_ops.door import opened
+    def gateway(
+        self, api: Api, release: Release
+    ) -> contextlib.AbstractContextManager[GatewayClient]:
+        from plinth.cluster.kubernetes_ops.gateway_client import opened
 
         return opened(api, release, address=self.url, key=api_key())

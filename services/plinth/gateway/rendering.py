@@ -15,8 +15,8 @@ from typing import Any
 
 from plinth.gateway.answer_scores import LOWEST_LOGPROB
 from plinth.gateway.chooser import Chosen
-from plinth.gateway.desk import Session
 from plinth.gateway.generation import STOP, Prepared, TextEvent
+from plinth.gateway.session import Session
 from plinth.gateway.texts import Texts
 from plinth.v1 import common_pb2
 
@@ -25,7 +25,7 @@ Json = dict[str, Any]
 Choose = Callable[[int, Prepared, Sequence[Sequence[TextEvent]]], Awaitable[list[Chosen]]]
 
 
-class Rendering:
+class Renderer:
     """One request's answers as JSON. `alternatives`: None for no log-probs."""
 
     prefix = ""
@@ -133,7 +133,7 @@ class Rendering:
         return await self._texts.token_bytes(first.principal, first.model.artifact, ids)
 
 
-class ChatRendering(Rendering):
+class ChatRenderer(Renderer):
     """/v1/chat/completions."""
 
     prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
@@ -179,7 +179,7 @@ class ChatRendering(Rendering):
         }
 
 
-class CompletionRendering(Rendering):
+class CompletionRenderer(Renderer):
     """/v1/completions."""
 
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
