@@ -194,6 +194,18 @@ SHARDS = (
             Query(f"sum(rate(plinth_poison_requests_total[{_RATE}]))", "given up"),
         ),
     ),
+    Panel(
+        "Requests with fields that had no effect",
+        "ops",
+        "Their answers name the fields in x-plinth-ignored. Unknown: nobody knows the field, so "
+        "it may be a slip of the client's; `gateway.unknown_fields: refuse` makes it an error.",
+        (
+            Query(
+                f"sum by (field) (rate(plinth_ignored_fields_total[{_RATE}]))",
+                "{{field}}",
+            ),
+        ),
+    ),
 )
 
 REVISIONS = (

@@ -98,6 +98,12 @@ class GatewayCore:
         await self._canary_redis.aclose()
         await self._redis.aclose()
 
+    async def check_may_generate(self, principal: Principal) -> None:
+        """Before anything is read for it: PermissionDenied without the scope, ResourceExhausted
+        where the tenant has nothing left to spend."""
+        principal.require("inference")
+        await self.quotas.check(principal.tenant)
+
     async def session(
         self,
         principal: Principal,

@@ -19,12 +19,13 @@ from plinth.gateway.catalogue import Catalogue, ServedModel
 from plinth.gateway.failover import Order, Shards
 from plinth.gateway.stops import StopStrings
 from plinth.gateway.texts import Texts, TextStream
-from plinth.shared.errors import DeadlineExceeded, InvalidArgument
+from plinth.shared.errors import DeadlineExceeded
 from plinth.shared.identity import Principal, current_request_id, remaining_s
 from plinth.shared.tasks import cancel_for_certain
 from plinth.v1 import common_pb2, inference_pb2
 
 STOP = common_pb2.FINISH_REASON_STOP
+MAX_AT_ONCE = 16  # answers of one request; a thousand prompts would fill every shard's queue
 SEED_BITS = 53  # what every JSON reader keeps exactly
 
 Prompt = str | Sequence[int] | Sequence[common_pb2.ChatMessage]
@@ -41,6 +42,7 @@ class TextRequest:
     samples: int = 1
     prompt_field: str = "prompt"
     samples_field: str = "n"
+    answers: int = 0  # to all prompts of one request, where this is one of several
     user: str = ""  # who asks, in the client's words: stays with one revision
     deaths: set[str] = field(default_factory=set)  # shards that died under it, so far
 
@@ -101,7 +103,10 @@ class Generator:
         sampling.max_tokens = limits.room(
             len(ids), asked, model.context_length, request.prompt_field
         )
-        limits.check_together(request.samples, sampling.max_tokens, request.samples_field)
+        answers = request.answers or request.samples
+        if asked is None:
+            sampling.max_tokens = min(sampling.max_tokens, limits.MAX_TOKENS_TOGETHER // answers)
+        limits.check_together(answers, sampling.max_tokens, request.samples_field)
         if not sampling.HasField("seed"):
             sampling.seed = secrets.randbits(SEED_BITS)
         return Prepared(
@@ -246,12 +251,14 @@ def _order(prepared: Prepared, sample: int) -> Order:
 async def merged(
     answers: Sequence[AsyncGenerator[TextEvent, None]],
 ) -> AsyncGenerator[tuple[int, TextEvent], None]:
-    """(index of the answer, its event), as they come. Closing it closes all answers."""
+    """(index of the answer, its event), as they come; MAX_AT_ONCE answers are made at a time.
+    Closing it closes all answers."""
     inbox: asyncio.Queue[tuple[int, TextEvent | BaseException | None]] = asyncio.Queue()
+    room = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def pump(index: int, answer: AsyncGenerator[TextEvent, None]) -> None:
         try:
-            async with aclosing(answer):
+            async with room, aclosing(answer):
                 async for event in answer:
                     inbox.put_nowait((index, event))
             inbox.put_nowait((index, None))
@@ -271,23 +278,3 @@ async def merged(
                 yield index, item
     finally:
         cancel_for_certain(*tasks)
-
-
-def check_sampling(sampling: common_pb2.SamplingParams) -> None:
-    """The bounds of common.proto, for requests that come as protobuf."""
-    checks = (
-        ("temperature", not sampling.HasField("temperature") or 0 <= sampling.temperature <= 2),
-        ("top_p", not sampling.HasField("top_p") or 0 < sampling.top_p <= 1),
-        ("top_logprobs", sampling.top_logprobs <= limits.MAX_TOP_LOGPROBS),
-        ("stop_token_ids", len(sampling.stop_token_ids) <= limits.MAX_STOP_TOKEN_IDS),
-        ("first_output_position", sampling.first_output_position == 0),
-        ("speculation", sampling.speculation in ("", "off", "lookup", "draft")),
-    )
-    for name, good in checks:
-        if not good:
-            raise InvalidArgument(
-                f"sampling.{name}: {getattr(sampling, name)!r} is out of range",
-                field=f"sampling.{name}",
-            )
-    if sampling.HasField("max_tokens"):
-        limits.check_max_tokens(sampling.max_tokens, "sampling.max_tokens")

@@ -13,8 +13,9 @@ from typing import Any
 import grpc
 
 from plinth.gateway import limits, metrics
+from plinth.gateway.chat_messages import check_messages, normalised
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.generation import TextEvent, TextRequest, check_sampling
+from plinth.gateway.generation import TextEvent, TextRequest
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.proxy import proxied_services
 from plinth.gateway.revisions import MODEL_HEADER
@@ -24,8 +25,6 @@ from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.rpc.status import REQUEST_ID_KEY
 from plinth.v1 import gateway_pb2 as pb
 from plinth.v1 import gateway_pb2_grpc as rpc
-
-ROLES = ("system", "user", "assistant")
 
 
 def build_server(core: GatewayCore) -> GrpcServer:
@@ -83,9 +82,9 @@ class GatewayServicer(rpc.GatewayServiceServicer):
         """A chat completion, streamed."""
         ask = TextRequest(
             request.model,
-            list(request.messages),
-            request.sampling,
-            tuple(request.stop),
+            normalised(request.messages),
+            limits.normalised(request.sampling),
+            tuple(filter(None, request.stop)),
             prompt_field="messages",
             user=request.user,
         )
@@ -103,8 +102,8 @@ class GatewayServicer(rpc.GatewayServiceServicer):
         ask = TextRequest(
             request.model,
             request.prompt,
-            request.sampling,
-            tuple(request.stop),
+            limits.normalised(request.sampling),
+            tuple(filter(None, request.stop)),
             user=request.user,
         )
         async with aclosing(self._answer("Complete", ask, pb.CompleteResponse, context)) as answers:
@@ -162,22 +161,22 @@ def _response(kind: type[Any], event: TextEvent, digest: str) -> Any:
 
 def check_chat(request: pb.ChatRequest) -> None:
     """InvalidArgument unless REST would take it too."""
-    limits.check_messages(len(request.messages))
-    for index, message in enumerate(request.messages):
-        if message.role not in ROLES:
-            raise InvalidArgument(
-                f"messages.{index}.role: {message.role[:64]!r} is none of {', '.join(ROLES)}",
-                field=f"messages.{index}.role",
-            )
-        limits.check_text(message.content, f"messages.{index}.content")
-    limits.check_text(request.user, "user")
-    check_sampling(request.sampling)
-    limits.check_stops(request.stop)
+    check_messages(request.messages)
+    _check_common(request)
 
 
 def check_completion(request: pb.CompleteRequest) -> None:
     """InvalidArgument unless REST would take it too."""
     limits.check_text(request.prompt, "prompt")
+    _check_common(request)
+
+
+def _check_common(request: pb.ChatRequest | pb.CompleteRequest) -> None:
+    if not 1 <= len(request.model) <= 256:
+        raise InvalidArgument(
+            f"model: its name has 1 to 256 characters, not {len(request.model)}", field="model"
+        )
+    limits.check_text(request.model, "model")
     limits.check_text(request.user, "user")
-    check_sampling(request.sampling)
+    limits.check_sampling(request.sampling, "sampling.")
     limits.check_stops(request.stop)

@@ -10,6 +10,11 @@ _tenants: set[str] = set()
 REQUESTS = counter(
     "requests_total", "Requests by door, path and code.", ["door", "path", "code", "tenant"]
 )
+IGNORED_FIELDS = counter(
+    "ignored_fields_total",
+    "Requests with a field that had no effect, by its name where Plinth knows it; else unknown.",
+    ["field"],
+)
 READY = gauge("gateway_ready", "1 while a model can be asked, 0 while not: what /readyz says.")
 RUNNING = gauge("gateway_requests_running", "Requests being answered.")
 TOKENS = counter("tokens_total", "Tokens of answered requests.", ["kind", "model", "tenant"])

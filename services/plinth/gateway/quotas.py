@@ -120,6 +120,10 @@ class Quotas:
             raise self._exhausted(tenant, verdict.decode(), int(wait_ms) / 1000)
         return admission
 
+    async def check(self, tenant: str) -> None:
+        """ResourceExhausted where `admit` would raise it now; takes nothing."""
+        (await self.admit(tenant)).close()
+
     def settle(self, admission: Admission) -> None:
         """Books what a request used: here at once, in Redis in the background."""
         if not self._limited:

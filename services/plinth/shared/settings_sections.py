@@ -27,7 +27,10 @@ class GatewaySettings(Section):
     grpc_port: int = Field(default=8081, ge=0, le=65535)
     # "off" lets everybody in as admin, so it is refused unless `host` is loopback.
     auth: Literal["keys", "off"] = "keys"
-    max_body_bytes: int = Field(default=4 * MIB, ge=1024)
+    # Of a body, packed or unpacked. As text it may take four times as much memory.
+    max_body_bytes: int = Field(default=2 * MIB, ge=1024)
+    # A field without effect, known or not: "ignore" says so by x-plinth-ignored, "refuse" is a 400.
+    unknown_fields: Literal["ignore", "refuse"] = "ignore"
     request_deadline_s: float = Field(default=600.0, gt=0)  # of one answer, from door to last token
     # How long a request that has no token yet waits for a living shard; and an answer that has
     # begun, for another one: longer than Ray takes to restart whole.

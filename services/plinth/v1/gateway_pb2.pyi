@@ -109,7 +109,9 @@ class ChatRequest(_message.Message):
     def sampling(self) -> _common_pb2.SamplingParams: ...
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the answer; at most 8, 256 characters each. Not part of the answer."""
+        """Strings that end the answer; at most 8, 256 characters each, empty ones are none. Not part of
+        the answer.
+        """
 
     def __init__(
         self,
