@@ -84,7 +84,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             request.model,
             normalised(request.messages),
             limits.normalised(request.sampling),
-            tuple(filter(None, request.stop)),
+            limits.meant_stops(request.stop),
             prompt_field="messages",
             user=request.user,
         )
@@ -103,7 +103,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             request.model,
             request.prompt,
             limits.normalised(request.sampling),
-            tuple(filter(None, request.stop)),
+            limits.meant_stops(request.stop),
             user=request.user,
         )
         async with aclosing(self._answer("Complete", ask, pb.CompleteResponse, context)) as answers:

@@ -68,16 +68,21 @@ def check_role(role: str, field: str) -> None:
         )
 
 
-def check_stops(stops: Sequence[str], field: str = "stop") -> None:
-    """At most MAX_STOPS stop strings of up to MAX_STOP_CHARS characters; an empty one is none."""
-    if len(stops) > MAX_STOPS:
+def meant_stops(stops: Sequence[str]) -> tuple[str, ...]:
+    """Stop strings without empty ones, by which some clients say that there are none."""
+    return tuple(stop for stop in stops if stop)
+
+
+def check_stops(stops: Sequence[str]) -> None:
+    """At most MAX_STOPS stop strings of at most MAX_STOP_CHARS characters; empty ones are none."""
+    if (count := len(meant_stops(stops))) > MAX_STOPS:
         raise InvalidArgument(
-            f"{field}: {len(stops)} stop strings given, at most {MAX_STOPS} are allowed",
+            f"stop: {count} stop strings given, at most {MAX_STOPS} are allowed",
             reason="TOO_MANY_STOPS",
-            field=field,
+            field="stop",
         )
     for index, stop in enumerate(stops):
-        where = f"{field}.{index}"
+        where = f"stop.{index}"
         if len(stop) > MAX_STOP_CHARS:
             raise InvalidArgument(
                 f"{where}: a stop string has at most {MAX_STOP_CHARS} characters, not {len(stop)}",

@@ -103,10 +103,13 @@ class _Body(BaseModel):
         return self._ignored
 
     @property
-    def stops(self) -> list[str]:
-        """Stop strings as a list; empty ones are none."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return [stop for stop in given if stop]
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings; empty ones are none."""
+        return limits.meant_stops(self._given_stops)
+
+    @property
+    def _given_stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
     def who(self) -> str:
@@ -165,7 +168,7 @@ class _Body(BaseModel):
                 reason="INVALID_STREAM_OPTIONS",
                 field="stream_options",
             )
-        limits.check_stops(self.stops)
+        limits.check_stops(self._given_stops)
         limits.check_text(self.model, "model")
         limits.check_text(self.who, "user")
         for token_id in self.stop_token_ids or ():
