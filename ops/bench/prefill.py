@@ -24,7 +24,7 @@ from pathlib import Path
 import openai
 from interference import figures, tell
 
-from plinth.cli.chat import api_key
+from plinth.cli.gateway_access import api_key
 from plinth.cluster.layout import StackPlan
 from plinth.cluster.serve_model import serve_model
 from plinth.cluster.stack import Stack

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from plinth.gateway.api_keys import KeyStore
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared.rpc.gateway_channel import GatewayAddress, open_async
 from plinth.shared.settings import Settings
 from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
@@ -89,9 +90,7 @@ async def visit(settings: Settings, doors: Doors) -> AsyncIterator[Visitor]:
     try:
         plain, record = await store.create(TENANT, {"inference"}, "helm test")
         try:
-            async with grpc.aio.insecure_channel(
-                doors.grpc, options=[("grpc.enable_http_proxy", 0)]
-            ) as channel:
+            async with open_async(GatewayAddress.parse(doors.grpc)) as channel:
                 yield Visitor(doors, plain, redis, channel)
         finally:
             await store.revoke(record.key_id)
