@@ -1,4 +1,4 @@
-"""How long a short prompt waits beside a long one: SmolLM2 behind the REST client, two clients.
+"""How long a short prompt waits beside a long one: SmolLM2 behind the REST API, two clients.
 
 1. A prompt of 5 tokens on an idle shard: time to first token.
 2. A prompt of 8,000 tokens alone: its time to first token, and so that of one step of its prefill.
