@@ -121,11 +121,10 @@ class GatewayServicer(rpc.GatewayServiceServicer):
         principal = current_principal()
         code = "CANCELLED"
         try:
-            session = await self._core.session(principal, [ask], recorder)
-            context.set_trailing_metadata(
-                ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
-            )
-            try:
+            async with self._core.session(principal, [ask], recorder) as session:
+                context.set_trailing_metadata(
+                    ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
+                )
                 prepared = session.prepared[0]
                 digest = prepared.model.weights_digest
                 first = True
@@ -136,8 +135,6 @@ class GatewayServicer(rpc.GatewayServiceServicer):
                             answer.seed = prepared.sampling.seed
                             first = False
                         yield answer
-            finally:
-                await session.close()
             code = "OK"
         except PlinthError as error:
             code = error.code

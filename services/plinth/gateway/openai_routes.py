@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, TypeVar
 
@@ -107,19 +108,17 @@ async def _answer(
     recorder: AnswerRecorder | None = None,
 ) -> Response:
     selection = body.selection
-    letting_in = core.session(principal, asks, recorder, selection)
-    session = await _while_connected(request, letting_in)
-    renderer = kind(session, core.texts, body.alternatives)
-    if body.stream:
-        include = bool(body.stream_options and body.stream_options.include_usage)
-        stream = sse.AnswerStream(session, sse.stream(session, renderer, include_usage=include))
-        return _told(stream, body)
-    choose = None if selection is None else _choosing(core, asks, selection)
-    try:
+    async with AsyncExitStack() as owned:
+        opening = owned.enter_async_context(core.session(principal, asks, recorder, selection))
+        session = await _while_connected(request, opening)
+        renderer = kind(session, core.texts, body.alternatives)
+        if body.stream:
+            include = bool(body.stream_options and body.stream_options.include_usage)
+            events = sse.stream(session, renderer, include_usage=include)
+            return _told(sse.AnswerStream(session.revision, events, owned.pop_all()), body)
+        choose = None if selection is None else _choosing(core, asks, selection)
         whole = await _while_connected(request, renderer.whole(session, choose))
         return _told(JSONResponse(whole, headers={MODEL_HEADER: session.revision}), body)
-    finally:
-        await session.close()
 
 
 def _told(response: Response, body: ChatBody | CompletionBody) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from sse_starlette import EventSourceResponse
@@ -64,15 +65,16 @@ def _parts(event: TextEvent) -> Sequence[TextEvent]:
 
 
 class AnswerStream(EventSourceResponse):
-    """Sends a stream, and closes its session however sending ends."""
+    """Sends a stream, and closes what it is made from however sending ends. `owned`: that, from
+    the moment on in which the response is made."""
 
-    def __init__(self, session: Session, events: AsyncGenerator[bytes, None]) -> None:
-        headers = {MODEL_HEADER: session.revision}
+    def __init__(
+        self, revision: str, events: AsyncGenerator[bytes, None], owned: AsyncExitStack
+    ) -> None:
+        headers = {MODEL_HEADER: revision}
         super().__init__(events, headers=headers, ping=15, sep="\n", send_timeout=SEND_TIMEOUT_S)
-        self._session = session
+        self._owned = owned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        async with self._owned:
             await super().__call__(scope, receive, send)
-        finally:
-            await self._session.close()
