@@ -68,7 +68,7 @@ async def test_a_body_is_not_read_for_a_key_that_may_not_generate(
     await redis.aclose()
     async with client(gateway, key) as connection:
         answer = await connection.post(path, content=NO_JSON)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "scope_missing")
 
 
 async def test_a_body_is_not_read_for_a_tenant_that_has_nothing_left(

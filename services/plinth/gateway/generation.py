@@ -254,19 +254,20 @@ async def merged(
     """(index of the answer, its event), as they come; MAX_AT_ONCE answers are made at a time.
     Closing it closes all answers."""
     inbox: asyncio.Queue[tuple[int, TextEvent | BaseException | None]] = asyncio.Queue()
-    room = asyncio.Semaphore(MAX_AT_ONCE)
+    waiting = iter(enumerate(answers))
 
-    async def pump(index: int, answer: AsyncGenerator[TextEvent, None]) -> None:
-        try:
-            async with room, aclosing(answer):
-                async for event in answer:
-                    inbox.put_nowait((index, event))
-            inbox.put_nowait((index, None))
-        except Exception as error:  # noqa: BLE001 - raised again below
-            inbox.put_nowait((index, error))
+    async def pump() -> None:
+        for index, answer in waiting:
+            try:
+                async with aclosing(answer):
+                    async for event in answer:
+                        inbox.put_nowait((index, event))
+                inbox.put_nowait((index, None))
+            except Exception as error:  # noqa: BLE001 - raised again below
+                inbox.put_nowait((index, error))
 
-    tasks = [asyncio.create_task(pump(index, answer)) for index, answer in enumerate(answers)]
-    running = len(tasks)
+    running = len(answers)
+    tasks = [asyncio.create_task(pump()) for _ in range(min(running, MAX_AT_ONCE))]
     try:
         while running:
             index, item = await inbox.get()
