@@ -71,9 +71,11 @@ class Detokenizer:
 
     def flush(self) -> str:
         """The end of the text: what is held back, without half a character at its end."""
+        held, _ = self._utf8.getstate()
         self._utf8.reset()
+        text = held[: complete_length(held)].decode(errors="replace")
         del self._run[complete_length(self._run) :]
-        return self._stripped(self._end_run())
+        return self._stripped(text + self._end_run())
 
     def _step(self, id_: int, token: bytes) -> str:
         if self._table.fallback is None:
@@ -101,7 +103,9 @@ def complete_length(text: bytes | bytearray) -> int:
     """Bytes of `text` without a character at its end that more bytes could complete."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     decoder.decode(bytes(text))
-    return len(text) - len(decoder.getstate()[0])
+    begun, _ = decoder.getstate()
+    # Python waits for the third byte of a surrogate, which is none of UTF-8's.
+    return len(text) if begun[:1] == b"\xed" and begun[1:] >= b"\xa0" else len(text) - len(begun)
 
 
 def token_table(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
@@ -172,6 +172,9 @@ BEGINNINGS = {
 }
 
 
+BYTES = tuple(byte_level_table().items())
+
+
 def complete(data: bytes) -> str:
     """`data` as text, without a character that has only begun."""
     begun = [n for n in (1, 2, 3) if n <= len(data) and data[-n:] in BEGINNINGS]
@@ -211,6 +214,9 @@ def test_bytes_come_back_and_emoji_come_whole(byte_folder: Path) -> None:
     assert [stream.add([i]) for i in ids] == ["a", "", "", "", "🙂", "", "é", "\x00"]
     cut = codec.detokenizer()
     assert (cut.add(ids[:3]), cut.flush(), cut.add(ids[:1])) == ("a", "", "a")
+    vocabulary = codec_vocabulary(byte_folder)
+    surrogate = [vocabulary[c] for byte in b"\xed\xa0" for c, b in BYTES if b == byte]
+    assert (cut.add(surrogate), cut.flush()) == ("", "\ufffd\ufffd")
 
 
 @settings(max_examples=400, deadline=None)
@@ -302,6 +308,7 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=st.lists(st.one_of(st.integers(0, 265), st.integers(3 + 0x80, 258)), max_size=30),
     skip=st.booleans(),
 )
+@example(ids=[3 + 0xED, 3 + 0xA0], skip=False)  # how a surrogate begins, and no character
 def test_byte_fallback_streams_as_it_decodes(
     sentencepiece_folder: Path, ids: list[int], skip: bool
 ) -> None:
