@@ -109,26 +109,34 @@ class Codec:
         model = _optional_object(folder / "config.json")
         limit = max(int(model.get("vocab_size") or 0), *(i + 1 for i in vocabulary.values()))
         self._table = token_table(vocabulary, description, limit)
-        # Ids that end a turn; found out by the first conversation (`turn_ends`).
+        # Ids that end a turn; found out by the first conversation (see `turn_ends`).
         self.stop_ids: tuple[int, ...] | None = None
 
-    def turn_ends(self, after_answer: str) -> tuple[int, ...]:
-        """End-of-sequence, and the special token that a template writes after an answer."""
-        ids = self.encode(after_answer, parse_special=True)[:1] if after_answer else []
-        ends = [id_ for id_ in ids if id_ in self.special_ids]
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokenizer's end-of-sequence: one id, or none."""
         eos = self._added.get(self.token_names.get("eos_token", ""))
-        return tuple(dict.fromkeys(ends if eos is None else [*ends, eos]))
+        return () if eos is None else (eos,)
 
     def encode(
         self, text: str, *, parse_special: bool = False, add_special: bool = False
     ) -> list[int]:
-        """Ids of `text`. `add_special` adds what the tokenizer adds by itself (a first token).
-        `parse_special`: special tokens spelled in it are meant as such."""
+        """Ids of `text`. `add_special` adds what the tokenizer adds by itself (a first token), if
+        the text doesn't begin with it. `parse_special`: special tokens spelled in it are meant as
+        such."""
         check_text(text)
         if not parse_special:
             return self._plain.encode(text, add_special=add_special)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
-        return ids
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special)
+        ids: list[int] = encoding.ids
+        added = list(encoding.special_tokens_mask)
+        first = added.index(0) if 0 in added else 0
+        # Nobody trains on a second first token: a text that begins with it has it already.
+        return ids[first:] if ids[first : 2 * first] == ids[:first] else ids
+
+    def has_special(self, ids: Sequence[int]) -> bool:
+        """Whether any of `ids` is a special token; an unknown character is none."""
+        return not (self.special_ids - {self._plain.unknown_id}).isdisjoint(ids)
 
     def stand_ins(self, texts: Iterable[str]) -> StandIns:
         """Characters for the special tokens, none of which is in `texts`."""

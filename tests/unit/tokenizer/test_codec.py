@@ -10,9 +10,9 @@ import pytest
 import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-from checkpoints import byte_tokenizer, smollm2_folder
+from checkpoints import SPECIAL_TOKENS, byte_tokenizer, smollm2_folder
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.tokenizer.codec import Codec, Prompt
 from plinth.tokenizer.detokenizer import byte_level_table
@@ -59,6 +59,37 @@ def test_a_user_cannot_spell_special_tokens() -> None:
     assert not codec.special_ids & set(ids)
     assert codec.decode(ids) == text
     assert codec.decode(ids, skip_special=True) == text
+
+
+def beginning_with(folder: Path, token: str) -> Path:
+    """A tokenizer that begins every text with `token`, as Llama's do."""
+    tokenizer = Tokenizer.from_file(str(byte_tokenizer(folder) / "tokenizer.json"))
+    id_ = tokenizer.token_to_id(token)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[token, "$A"], pair=[token, "$A", "$B"], special_tokens=[(token, id_)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.lists(st.sampled_from([*SPECIAL_TOKENS, "a", "<|", " ", "é"])).map("".join))
+def test_a_text_has_one_first_token_whoever_writes_it(beginning_folder: Path, text: str) -> None:
+    codec = opened(beginning_folder)
+    bos, written = "<|endoftext|>", codec.encode(text, parse_special=True)
+    ids = codec.encode(text, parse_special=True, add_special=True)
+    assert ids == codec.encode(text if text.startswith(bos) else bos + text, parse_special=True)
+    assert codec.decode(ids).removeprefix(bos) == text.removeprefix(bos)
+    # What is no special token begins no text.
+    plain = codec.encode(text, add_special=True)
+    assert plain == [codec.special_spans(bos)[0].id, *codec.encode(text)]
+    assert not codec.special_ids & set(plain[1:])
+    assert len(written) <= len(plain) - 1
+
+
+@pytest.fixture(scope="module")
+def beginning_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return beginning_with(tmp_path_factory.mktemp("begins"), "<|endoftext|>")
 
 
 def test_what_a_user_spells_stays_text_and_its_surroundings_stay_whole() -> None:
