@@ -72,7 +72,8 @@ def check_tokenizer(made: Path, config: ModelConfig, source: Path) -> list[str]:
             f"embedding ({token!r:.80}); the model has {config.vocab_size}"
         )
     if opened.chat_template is None:
-        return []
+        several = read_json(made / _CONFIG).get("chat_template")
+        return ["no chat template is named 'default'; chats will be refused"] if several else []
     wrong = syntax_error(opened.chat_template)
     told = f"the chat template is not valid Jinja ({wrong}); chats will be refused"
     return [] if wrong is None else [told]

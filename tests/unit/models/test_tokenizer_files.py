@@ -137,6 +137,22 @@ def test_what_takes_nothing_from_a_model_is_told(
     assert Codec(imported.folder).decode(Codec(folder).encode("x")) == "x"
 
 
+def test_templates_without_a_default_are_told(source: Path, tmp_path: Path) -> None:
+    folder = copy(source, tmp_path / "hf")
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    before = json.loads(path.read_text())
+    templates = [{"name": "tool_use", "template": "{{ tools }}"}]
+    path.write_text(json.dumps(before | {"chat_template": templates}))
+    (warning,) = import_source(str(folder), tmp_path / "told").warnings
+    assert "named 'default'" in warning
+    templates.append({"name": "default", "template": "{{ messages }}"})
+    path.write_text(json.dumps(before | {"chat_template": templates}))
+    imported = import_source(str(folder), tmp_path / "made")
+    assert not imported.warnings
+    assert Codec(imported.folder).chat_template == "{{ messages }}"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
