@@ -257,6 +257,8 @@ class CompletionBody(_Body):
     DEFAULT_TOKENS: ClassVar[int] = 16  # OpenAI's
 
     logprobs: int | None = Field(default=None, ge=0, le=limits.MAX_TOP_LOGPROBS)
+    # Our own: those that the prompt spells are meant as such, as in vLLM and llama.cpp; by default.
+    special_tokens: bool | None = None
 
     _prompts: list[str | list[int]] = PrivateAttr(default_factory=list)
 

@@ -80,6 +80,7 @@ def add_openai_routes(app: FastAPI, core: GatewayCore) -> None:
                 samples_field=body.samples_field,
                 answers=len(body.prompts) * body.samples,
                 user=body.who,
+                special_tokens=body.special_tokens is not False,
                 deaths=deaths,
             )
             for prompt in body.prompts
