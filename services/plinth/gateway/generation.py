@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import cast
 
 from plinth.gateway import limits, metrics
 from plinth.gateway.catalogue import Catalogue, ServedModel
@@ -129,7 +130,7 @@ class Generator:
         model: ServedModel,
         request: TextRequest,
         sampling: common_pb2.SamplingParams,
-    ) -> list[int]:
+    ) -> Sequence[int]:
         """The prompt's ids; what ends a turn is added to `sampling`."""
         prompt = request.prompt
         if isinstance(prompt, str):
@@ -137,9 +138,9 @@ class Generator:
                 principal, model.artifact, prompt, special_tokens=request.special_tokens
             )
         else:
-            messages = [item for item in prompt if isinstance(item, common_pb2.ChatMessage)]
-            if not messages:
-                return [item for item in prompt if isinstance(item, int)]
+            if not prompt or isinstance(prompt[0], int):
+                return cast("Sequence[int]", prompt)  # as they are: there may be 262,144
+            messages = cast("Sequence[common_pb2.ChatMessage]", prompt)
             ids, stop_ids = await self.texts.chat(principal, model.artifact, messages)
         if not sampling.ignore_eos:
             sampling.stop_token_ids.extend(
