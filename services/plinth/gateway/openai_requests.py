@@ -23,6 +23,7 @@ from plinth.gateway.field_rules import (
     UnknownFields,
     sift,
 )
+from plinth.gateway.prompts import read_prompts
 from plinth.gateway.selection import Select, Selection, selection_of
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import common_pb2
@@ -270,7 +271,7 @@ class CompletionBody(_Body):
     def _read(cls, known: dict[str, Any], ignored: Ignored) -> Self:
         if "prompt" not in known:
             raise InvalidArgument("prompt: is missing", reason="MISSING_PARAMETER", field="prompt")
-        prompts = _read_prompts(known.pop("prompt"))
+        prompts = read_prompts(known.pop("prompt"))
         body = validated(cls, known)
         body._prompts = prompts
         return body
@@ -298,38 +299,3 @@ class CompletionBody(_Body):
 
 def _open(max_tokens: int | None) -> int | None:
     return None if max_tokens == OPEN else max_tokens
-
-
-def _read_prompts(given: Any) -> list[str | list[int]]:
-    """Text, ids, or a list of texts or of lists of ids. InvalidArgument for the first mistake."""
-    if isinstance(given, str):
-        limits.check_text(given, "prompt")
-        return [given]
-    if not isinstance(given, list):
-        raise _wrong("prompt", "text, a list of texts, token ids, or a list of them is needed")
-    if given and type(given[0]) is int:
-        _check_ids(given, "prompt")
-        return [given]
-    limits.check_answers(len(given), 1)
-    for index, prompt in enumerate(given):
-        where = "prompt" if len(given) == 1 else f"prompt.{index}"
-        if isinstance(prompt, str):
-            limits.check_text(prompt, where)
-        elif isinstance(prompt, list):
-            _check_ids(prompt, where)
-        else:
-            raise _wrong(f"prompt.{index}", "text or a list of token ids is needed")
-    return given
-
-
-def _check_ids(ids: list[Any], where: str) -> None:
-    if any(kind is not int for kind in set(map(type, ids))):
-        index = next(index for index, one in enumerate(ids) if type(one) is not int)
-        raise _wrong(f"{where}.{index}", "a token id is needed, like its neighbours")
-    if ids and not (min(ids) >= 0 and max(ids) < 1 << 32):
-        index = next(index for index, one in enumerate(ids) if not 0 <= one < 1 << 32)
-        raise _wrong(f"{where}.{index}", f"{ids[index]} is no token id, which is 0 to 2^32 - 1")
-
-
-def _wrong(path: str, right: str) -> InvalidArgument:
-    return InvalidArgument(f"{path}: {right}", reason="INVALID_VALUE", field=path)
