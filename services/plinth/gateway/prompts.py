@@ -1,4 +1,4 @@
-"""The prompts of a completion as REST brings them: up to the first mistake, as `chat_messages.py`."""
+"""The prompts of a completion as REST brings them: read up to the first mistake."""
 
 from __future__ import annotations
 
