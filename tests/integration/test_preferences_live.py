@@ -257,10 +257,11 @@ async def test_a_full_queue_drops_and_counts() -> None:
     from plinth.gateway.live_preferences import QUEUE_LENGTH, LivePreferences
     from plinth.shared.identity import Principal
 
-    live = LivePreferences(None, rate=1.0, rival="")  # type: ignore[arg-type]  # never asked
+    never: Any = None  # asked
+    live = LivePreferences(never, never, rate=1.0, rival="")
     before = outcomes("queue full")
     for index in range(QUEUE_LENGTH + 3):
-        live.hand_over(pb.TaskSpec(task_id=str(index)), Principal("t", "k", frozenset()))
+        live.hand_over(pb.TaskSpec(task_id=str(index)), Principal("t", "k", frozenset()), 0)
     assert outcomes("queue full") == before + 3
     stopped = outcomes("gateway stopped")
     await live.close()
