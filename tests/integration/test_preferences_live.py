@@ -285,3 +285,29 @@ def test_consent_is_a_word_that_is_spelt_right() -> None:
     assert not consents("")
     with pytest.raises(InvalidArgument, match="'prefs' is not known"):
         consents("preferences, prefs")
+
+
+async def test_the_second_answer_is_paid_for_or_not_made(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    from plinth.shared import redis_keys
+
+    limits = {"tenant_tokens_per_minute": 100, "preference_sampling_rate": 1.0}
+    async with running_preferences(tmp_path, redis_server, **limits) as stack:
+        over = outcomes("over quota")
+        headers = {**CONSENT, "authorization": f"Bearer {stack.key}"}
+        async with httpx.AsyncClient(
+            base_url=stack.url, headers=headers, timeout=PATIENCE_S
+        ) as client:
+            prompt = len("<user>Sag es\n<assistant>")
+            answer = await client.post("/v1/chat/completions", json=body(max_tokens=10))
+            assert answer.status_code == 200
+            key = redis_keys.quota("default")
+            async with asyncio.timeout(PATIENCE_S):
+                while int(await redis_client.hget(key, "booked") or 0) < 2 * (prompt + 10):
+                    await asyncio.sleep(0.02)
+            answer = await client.post("/v1/chat/completions", json=body(max_tokens=200))
+            assert answer.status_code == 200  # into debt, so that nothing is left for another
+            async with asyncio.timeout(PATIENCE_S):
+                while outcomes("over quota") == over:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
