@@ -79,7 +79,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """Replicas, models, queues, canaries. Unavailable while Redis is away."""
-        return await self._core.overview.status()
+        return await self._core.status.read()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
         """A chat completion, streamed."""
