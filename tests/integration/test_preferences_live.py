@@ -295,16 +295,16 @@ async def test_the_second_answer_is_paid_for_or_not_made(
     limits = {"tenant_tokens_per_minute": 100, "preference_sampling_rate": 1.0}
     async with running_preferences(tmp_path, redis_server, **limits) as stack:
         over = outcomes("over quota")
-        headers = {**CONSENT, "authorization": f"Bearer {stack.key}"}
+        headers = {**CONSENT, "authorization": f"Bearer {stack.stack.key}"}
         async with httpx.AsyncClient(
-            base_url=stack.url, headers=headers, timeout=PATIENCE_S
+            base_url=stack.stack.url, headers=headers, timeout=PATIENCE_S
         ) as client:
             prompt = len("<user>Sag es\n<assistant>")
             answer = await client.post("/v1/chat/completions", json=body(max_tokens=10))
             assert answer.status_code == 200
             key = redis_keys.quota("default")
             async with asyncio.timeout(PATIENCE_S):
-                while int(await redis_client.hget(key, "booked") or 0) < 2 * (prompt + 10):
+                while int(await redis_client.hget(key, "booked") or 0) < 2 * (prompt + 10):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             answer = await client.post("/v1/chat/completions", json=body(max_tokens=200))
             assert answer.status_code == 200  # into debt, so that nothing is left for another
