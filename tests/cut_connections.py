@@ -16,7 +16,7 @@ class CuttingRelay:
         self._parts = urlsplit(redis_url)
         assert self._parts.scheme == "unix"
         self._serving: set[asyncio.Task[None]] = set()
-        self.lose = 0  # how many connections are cut at their next answer
+        self.lose = 0  # how many connections are cut at a script's answer, next
         self.lost = 0
         self.url = ""
 
@@ -44,8 +44,9 @@ class CuttingRelay:
             there, back = await asyncio.open_unix_connection(self._parts.path)
             try:
                 async with asyncio.TaskGroup() as both:
-                    both.create_task(self._forward(reader, back))
-                    both.create_task(self._answer(there, writer))
+                    applied = asyncio.Event()
+                    both.create_task(self._forward(reader, back, applied))
+                    both.create_task(self._answer(there, writer, applied))
             finally:
                 back.close()
         except* (OSError, _Cut):
@@ -56,16 +57,22 @@ class CuttingRelay:
             writer.close()
             self._serving.discard(task)
 
-    async def _forward(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _forward(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, applied: asyncio.Event
+    ) -> None:
         while data := await source.read(1 << 16):
+            if b"EVALSHA" in data:
+                applied.set()
             sink.write(data)
             with suppress(ConnectionError):
                 await sink.drain()
         raise _Cut
 
-    async def _answer(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, applied: asyncio.Event
+    ) -> None:
         while data := await source.read(1 << 16):
-            if self.lose:
+            if self.lose and applied.is_set():
                 self.lose -= 1
                 self.lost += 1
                 raise _Cut

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from gateway_stages import Stack, answering, running_stack, until
 from patience import PATIENCE_S
 from plinth.cluster.layout import settings_environment
+from plinth.gateway import quota_account
 from plinth.shared import redis_keys
 from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
@@ -121,22 +122,24 @@ def descriptors(process: psutil.Process) -> int:
 
 
 async def test_clients_that_hang_up_leave_nothing(
-    tmp_path: Path, redis_server: str, redis_client: Redis
+    tmp_path: Path, redis_server: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gateway and stages in this process, where tasks can be counted."""
+    monkeypatch.setattr(quota_account, "IDLE_S", 0.2)
     async with running_stack(tmp_path, redis_server, **LIMITS) as stack:
         stack.shard.delay_s = 0.005
         await hang_up(stack, 40, 40, seed=0)  # what is made once
         await nothing_is_held(stack, redis_client)
         me = psutil.Process()
         tasks, files = len(asyncio.all_tasks()), descriptors(me)
-        await hang_up(stack, 150, 150, seed=1)
+        await hang_up(stack, 80, 80, seed=1)
         await nothing_is_held(stack, redis_client)
         await until(lambda: len(asyncio.all_tasks()) <= tasks)
         await until(lambda: descriptors(me) <= files)
-        # All that was let in paid for its prompt at least; shards that never began, for nothing.
+        # Each prompt that a shard got is paid for, whenever its client went away.
         prompt = len("<user>" + "x" * 50 + "\n<assistant>")
-        assert int((await ledger(redis_client))["booked"]) >= 100 * prompt
+        assert stack.shard.cancelled > 10
+        assert int((await ledger(redis_client))["booked"]) >= len(stack.shard.requests) * prompt
 
 
 @asynccontextmanager

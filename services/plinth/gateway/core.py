@@ -69,6 +69,7 @@ class GatewayCore:
         )
         self.preferences = LivePreferences(
             self.clients,
+            self.quotas,
             rate=gateway.preference_sampling_rate,
             rival=gateway.preference_rival,
         )

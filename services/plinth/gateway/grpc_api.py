@@ -18,6 +18,7 @@ from plinth.gateway.core import GatewayCore
 from plinth.gateway.generation import TextEvent, TextRequest
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.proxy import proxied_services
+from plinth.gateway.quota_interceptor import QuotaInterceptor
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.identity import current_principal, current_request_id
@@ -48,6 +49,7 @@ def build_server(core: GatewayCore) -> GrpcServer:
         host=gateway.host,
         port=gateway.grpc_port,
         authenticator=core.keyring,
+        admitted=[QuotaInterceptor(core.quotas)],
     )
 
 

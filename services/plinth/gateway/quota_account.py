@@ -15,7 +15,7 @@ from plinth.gateway.quota_ledger import Exchange, Holding
 from plinth.shared.errors import ResourceExhausted
 
 _LAPSE_SHARE = 0.8  # of a lease, from when it was asked for: a clock may run a little faster here
-_IDLE_S = 5.0  # without a request until everything is given back
+IDLE_S = 5.0  # without a request until everything is given back
 _CHUNK = 16  # of a minute's tokens are leased at a time, at the most
 
 
@@ -211,7 +211,7 @@ class Account:
         )
 
     def _unused(self, now: float) -> bool:
-        return not any(self._waiting) and now - self._used_at > _IDLE_S
+        return not any(self._waiting) and now - self._used_at > IDLE_S
 
     def _end_settlement(self, answered: bool) -> None:
         if self._running_settlement is not None and not self._running_settlement.done():

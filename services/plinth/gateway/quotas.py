@@ -132,6 +132,10 @@ class Quotas:
         if self._limited:
             await self._wait_for(self._account(tenant), slots=1)
 
+    def background(self, tenant: str) -> Admission:
+        """Of work that is none of the tenant's requests at a time, and pays with tokens alone."""
+        return Admission(self, self._account(tenant) if self._limited else None)
+
     async def wait_for_tokens(self, account: Account) -> None:
         """Returns while the tenant has tokens. RateLimited."""
         await self._wait_for(account, slots=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,8 @@ from redis.asyncio import Redis
 from cut_connections import CuttingRelay
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
-from plinth.gateway.quota_account import RateLimited
+from plinth.gateway.quota_account import Account, RateLimited
+from plinth.gateway.quota_ledger import Holding
 from plinth.gateway.quotas import Quotas
 from plinth.shared import redis_keys
 from plinth.shared.connection import connect
@@ -276,3 +278,35 @@ async def test_a_request_within_its_lease_asks_nobody(
                 await admission.charge(1)
         after = (await redis_client.info("stats"))["total_commands_processed"]
         assert after - before < 10
+
+
+async def test_tokens_are_booked_once_though_redis_counts_as_away_between(
+    redis_server: str, redis_client: Redis
+) -> None:
+    """More answers get lost than a client asks for again: the gateway sends the same once more."""
+    async with CuttingRelay(redis_server) as relay:
+        async with gateways(relay.url, 1, settle_s=0.01, tokens_per_minute=10**9) as (quotas,):
+            for round_ in range(2):
+                async with quotas.admitted("acme") as admission:
+                    relay.lose = 6
+                    admission.spend(7)
+                    async with asyncio.timeout(PATIENCE_S):
+                        while relay.lose:  # noqa: ASYNC110
+                            await asyncio.sleep(0.005)
+                    admission.spend(5)
+                async with asyncio.timeout(PATIENCE_S):
+                    while await booked(redis_client) < 12 * (round_ + 1):  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+            assert relay.lost == 12
+        assert await booked(redis_client) == 24
+
+
+def test_what_is_being_given_back_is_not_used_meanwhile() -> None:
+    """From the moment on in which it is said: Redis may have given it to another gateway."""
+    account = Account("acme", 10, 0)
+    now = time.monotonic()
+    account.exchange(now)
+    account.answered(Holding(5, 0, 0, 0, 0, 0, 0.0, True), 60.0)
+    assert account.has_room(1)
+    assert account.exchange(now).keep_slots == 0
+    assert not account.has_room(1)

@@ -74,7 +74,8 @@ class GrpcServer:
     token: the cluster's; without it only health answers. `authenticator` takes its place where
     callers prove themselves in another way (the gateway's API keys). tls: the certificate that it
     shows, and the authority that callers' must come from. health_port: a second listener that
-    answers grpc.health.v1 and nothing else, without TLS; 0 for none.
+    answers grpc.health.v1 and nothing else, without TLS; 0 for none. admitted: more interceptors,
+    for calls that auth let through.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class GrpcServer:
         authenticator: Authenticator | None = None,
         tls: TlsSettings | None = None,
         health_port: int = 0,
+        admitted: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self.stage = stage
         self._tls = tls if tls is not None and tls.on else None
@@ -118,7 +120,7 @@ class GrpcServer:
                 },
                 authenticate=authenticator or TokenAuthenticator(token),
                 default_deadline_s=settings.rpc.default_deadline_s,
-                admitted=[TracingInterceptor(stage)] if tracing.on() else [],
+                admitted=[*([TracingInterceptor(stage)] if tracing.on() else []), *admitted],
             ),
         ]
         self._server: grpc.aio.Server | None = None
