@@ -13,8 +13,9 @@ from typing import Any
 import grpc
 
 from plinth.gateway import limits, metrics
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.generation import TextEvent, TextRequest, check_sampling
+from plinth.gateway.generation import TextRequest, check_sampling
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.proxy import proxied_services
 from plinth.gateway.revisions import MODEL_HEADER
@@ -49,6 +50,7 @@ def build_server(core: GatewayCore) -> GrpcServer:
         host=gateway.host,
         port=gateway.grpc_port,
         authenticator=core.keyring,
+        slow_reader_s=gateway.slow_client_s,
     )
 
 

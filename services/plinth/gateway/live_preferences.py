@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import grpc
 
 from plinth.gateway import metrics
-from plinth.gateway.generation import Prepared, TextEvent, TextRequest
+from plinth.gateway.answer_writer import TextEvent
+from plinth.gateway.generation import Prepared, TextRequest
 from plinth.gateway.limits import MAX_STOP_TOKEN_IDS
 from plinth.shared.errors import DeadlineExceeded, InvalidArgument, PlinthError, Unavailable
 from plinth.shared.identity import Principal, current_request_id

@@ -10,12 +10,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from plinth.gateway import sse
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.authentication import authenticate
 from plinth.gateway.bodies import read
 from plinth.gateway.catalogue import ServedModel
 from plinth.gateway.chooser import Chosen
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.generation import Prepared, TextEvent, TextRequest
+from plinth.gateway.generation import Prepared, TextRequest
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.openai_requests import ChatBody, CompletionBody
 from plinth.gateway.rendering import ChatRenderer, Choose, CompletionRenderer, Renderer
