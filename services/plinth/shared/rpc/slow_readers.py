@@ -22,6 +22,7 @@ SLOW_READER = "SLOW_READER"  # the reason of the error
 SLOW_READERS = counter(
     "rpc_slow_readers_total", "Streams cut off since their caller did not read them.", ["method"]
 )
+_CANCELLATION_S = 1.0
 _log = get_logger("plinth.rpc")
 
 
@@ -50,6 +51,10 @@ class SlowReadersInterceptor(grpc.aio.ServerInterceptor):
                             await context.write(response)
                     except TimeoutError:
                         raise self._slow(method, context) from None
+                    except grpc.aio.InternalError:
+                        # The caller hung up under the write; the cancellation is on its way.
+                        await asyncio.sleep(_CANCELLATION_S)
+                        return
 
         return build(handler, write)
 
