@@ -108,6 +108,7 @@ class Shard(shard_rpc.InferenceServiceServicer):
     fails: bool = False  # before any token
     first_token_s: float = 0.0
     says: list[Said] = field(default_factory=list)  # by sample index, in place of the script
+    tops: list[int] = field(default_factory=list)  # the alternatives, in place of A, B, …
     requests: list[Any] = field(default_factory=list)
     seen: list[tuple[str, str]] = field(default_factory=list)  # request id, tenant
     running: int = 0
@@ -158,7 +159,8 @@ class Shard(shard_rpc.InferenceServiceServicer):
             (id_,) = script_ids(sampling.seed, sampling.sample_index, 1, position)
             token = common_pb2.Token(id=id_, logprob=-0.5, raw_logprob=-0.25)
             for rank in range(sampling.top_logprobs):
-                token.top.add(id=65 + rank, logprob=-0.25 - rank)
+                id_ = self.tops[rank] if rank < len(self.tops) else 65 + rank
+                token.top.add(id=id_, logprob=-0.25 - rank)
             message = inference_pb2.GenerateResponse(tokens=[token], weights_digest=self.digest)
             if position == start:
                 message.seed = sampling.seed
