@@ -103,7 +103,7 @@ async def test_whoever_hangs_up_frees_blocks_within_one_step(
 async def test_a_reader_that_falls_behind_frees_its_blocks_and_can_have_the_rest(
     client: EngineClient, engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others go on meanwhile; the rest, asked for by position, is what the whole would have been."""
+    """Others go on meanwhile; the rest, asked for by position, is what the whole would be."""
     monkeypatch.setattr(outbox, "UNREAD_TOKENS", 40)
     asked = request("behind", 3, 4, 5, sampling=ENDLESS)
     stream = client.stream(asked)
@@ -111,7 +111,7 @@ async def test_a_reader_that_falls_behind_frees_its_blocks_and_can_have_the_rest
     other = await tokens(client, request("other", 8, 9, sampling=ENDLESS))
     assert len(other) == 200, "it was read"
     async with asyncio.timeout(PATIENCE_S):
-        while engine.busy:
+        while engine.busy:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert engine.pool.live == 0
     client.check()
