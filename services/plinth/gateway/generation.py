@@ -28,7 +28,7 @@ from plinth.shared.tasks import cancel_for_certain
 from plinth.v1 import common_pb2, inference_pb2
 
 SEED_BITS = 53  # what every JSON reader keeps exactly
-INBOX_MESSAGES = 32  # of one answer, not yet made into text
+INBOX_MESSAGES = 64  # of one answer, not yet made into text
 
 Prompt = str | Sequence[int] | Sequence[common_pb2.ChatMessage]
 
