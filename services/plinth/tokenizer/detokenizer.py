@@ -58,7 +58,7 @@ class Detokenizer:
             return 0 if continues else len(held.decode(errors="replace"))
         if id_ in self._table.fallback:
             return len(self._run[: complete_length(self._run)].decode(errors="replace"))
-        return len(self._run.decode(errors="replace"))
+        return len(_run_text(bytes(self._run)))
 
     def flush(self) -> str:
         """The end of the text: what is held back, without half a character at its end."""
@@ -78,16 +78,21 @@ class Detokenizer:
 
     def _end_run(self) -> str:
         run, self._run = bytes(self._run), bytearray()
-        try:
-            return run.decode("utf-8")
-        except UnicodeDecodeError:
-            return _REPLACEMENT * len(run)  # the tokenizers library's rule
+        return _run_text(run)
 
     def _stripped(self, text: str) -> str:
         if not self._at_start or not text:
             return text
         self._at_start = False
         return text.removeprefix(" ") if self._table.strips_first_space else text
+
+
+def _run_text(run: bytes) -> str:
+    """A whole run of byte tokens: text if all of it is, else the tokenizers library's rule."""
+    try:
+        return run.decode("utf-8")
+    except UnicodeDecodeError:
+        return _REPLACEMENT * len(run)
 
 
 def complete_length(text: bytes | bytearray) -> int:

@@ -169,3 +169,21 @@ async def test_what_another_call_pushes_out_of_the_cache_is_still_told() -> None
     assert await texts.token_bytes(ME, "m", [1, 2, 3]) == {1: b"\1", 2: b"\2", 3: b"\3"}
     many = range(70_000)
     assert len(await texts.token_bytes(ME, "m", many)) == len(many)
+
+
+FALLBACK = {id_: bytes([byte]) for id_, byte in enumerate([0xF0, 0x9F, 0x8E, 0x89, 0xC3, 0x41])}
+SPOKEN = {6: b" a", 7: "é".encode(), 8: b" "}
+SENTENCEPIECE = TokenTable(SPOKEN, FALLBACK, True, 9)
+
+
+@given(st.lists(st.integers(0, 8), max_size=16))
+def test_where_tokens_are_says_nothing_else_with_byte_fallback(ids: list[int]) -> None:
+    """The text is `add`'s, and a token that is whole text stands where it is said to."""
+    stream = Detokenizer(SENTENCEPIECE, ())
+    text, starts, ends = stream.add_located(ids)
+    assert text == Detokenizer(SENTENCEPIECE, ()).add(ids)
+    assert ends == sorted(ends)
+    assert not ids or ends[-1] == len(text)
+    for id_, start, end in zip(ids, starts, ends, strict=True):
+        if id_ in SPOKEN and start > 0:
+            assert text[start:end] == SPOKEN[id_].decode()
