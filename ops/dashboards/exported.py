@@ -25,6 +25,8 @@ APPEARS = {
     'queue!="trainer-jobs"': "a queue other than the trainer's has been used",
     "plinth_streams_resumed_total": "an answer lost its shard and went on at another",
     "plinth_ignored_fields_total": "a client sent a field that has no effect",
+    "plinth_streams_paused_total": "a client read more slowly than its shard made tokens",
+    "plinth_rpc_slow_readers_total": "a caller of a stream did not read it",
     "plinth_reward_tasks_total": "answers were scored through the reward stage's queue",
     "plinth_live_preferences_total": "live answers are sampled (gateway.preference_sampling_rate)",
     "plinth_tls_certificate_expiry_timestamp_seconds": "stages speak TLS",

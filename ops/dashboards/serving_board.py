@@ -206,6 +206,24 @@ SHARDS = (
             ),
         ),
     ),
+    Panel(
+        "Clients that don't read",
+        "ops",
+        "Paused: a shard stopped an answer whose client was behind, and goes on when it reads. Cut "
+        "off: the client took nothing for gateway.slow_client_s (by gRPC: or another caller of a "
+        "stage, for rpc.slow_reader_s).",
+        (
+            Query(
+                f'sum by (model) (rate(plinth_streams_paused_total{{model=~"$model"}}[{_RATE}]))',
+                "paused {{model}}",
+            ),
+            Query(f"sum(rate(plinth_slow_clients_total[{_RATE}]))", "cut off, REST"),
+            Query(
+                f"sum by (method) (rate(plinth_rpc_slow_readers_total[{_RATE}]))",
+                "cut off, {{method}}",
+            ),
+        ),
+    ),
 )
 
 REVISIONS = (

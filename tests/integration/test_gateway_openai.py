@@ -213,7 +213,7 @@ async def test_an_answer_cut_inside_a_character_ends_before_it_and_log_probs_tel
     assert choice.finish_reason == "length"
     assert answer.usage.completion_tokens == 3
     assert b"".join(bytes(one.bytes) for one in choice.logprobs.content) == b"Gr\xc3"
-    assert choice.logprobs.content[-1].token == "\ufffd"
+    assert choice.logprobs.content[-1].token == "bytes:\\xc3"
     stream = await client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
     chunks = [chunk async for chunk in stream]
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Gr"
@@ -235,6 +235,58 @@ async def test_logprobs_of_completions(client: openai.AsyncOpenAI) -> None:
     assert logprobs.token_logprobs == [-0.25, -0.25]
     assert logprobs.top_logprobs == [{"A": -0.25}, {"A": -0.25}]
     assert logprobs.text_offset == [0, 1]
+
+
+@pytest.mark.parametrize("stop", [None, "漢字 and"])
+async def test_log_probs_tell_tokens_that_are_no_text_apart_and_where_they_are(
+    client: openai.AsyncOpenAI, stack: Stack, stop: str | None
+) -> None:
+    """Each token is a byte; its two best alternatives are bytes of characters too."""
+    stack.shard.tops = [0xF0, 0x9F]
+    data = "Größe, naïve café — 漢字 and 🙂🎉 emoji".encode()
+    made = data.partition((stop or "nothing").encode())
+    sent = made[0].decode()
+    data = made[0] + made[1]
+    asked = {"model": "chat", "prompt": "x", "max_tokens": len(data), "seed": 0, "stop": stop}
+    whole = await client.completions.create(**asked, logprobs=2)  # type: ignore[call-overload]
+    stream = await client.completions.create(**asked, logprobs=2, stream=True)  # type: ignore[call-overload]
+    chunks = [chunk.choices[0] async for chunk in stream]
+    parts = [chunk.logprobs for chunk in chunks if chunk.logprobs]
+    choice = whole.choices[0]
+    assert choice.text == sent == "".join(chunk.text for chunk in chunks)
+    assert whole.usage.completion_tokens == len(data)
+    for tokens, offsets, tops in (
+        (choice.logprobs.tokens, choice.logprobs.text_offset, choice.logprobs.top_logprobs),
+        (
+            [token for part in parts for token in part.tokens],
+            [offset for part in parts for offset in part.text_offset],
+            [top for part in parts for top in part.top_logprobs],
+        ),
+    ):
+        assert [
+            bytes.fromhex(token[8:]) if token.startswith("bytes:") else token.encode()
+            for token in tokens
+        ] == [bytes([byte]) for byte in data]
+        # The character of the text that sent contains each byte.
+        at = [len(data[: n + 1].decode(errors="ignore")) for n in range(len(data))]
+        begun = [end - (not is_inside(data, n)) for n, end in enumerate(at)]
+        assert offsets == [min(one, len(sent)) for one in begun]
+        assert tops == [{"bytes:\\xf0": -0.25, "bytes:\\x9f": -1.25}] * len(data)
+    chat = await client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=3, seed=2, logprobs=True, top_logprobs=2
+    )
+    content = chat.choices[0].logprobs.content
+    assert [(one.token, one.bytes) for one in content] == [
+        ("bytes:\\xc3", [0xC3]),
+        ("bytes:\\xb6", [0xB6]),
+        ("bytes:\\xc3", [0xC3]),
+    ]
+    assert [top.bytes for top in content[0].top_logprobs] == [[0xF0], [0x9F]]
+
+
+def is_inside(data: bytes, n: int) -> bool:
+    """Whether the character that byte `n` belongs to goes on after it."""
+    return n + 1 < len(data) and data[n + 1] & 0xC0 == 0x80
 
 
 async def test_several_prompts_and_ids(client: openai.AsyncOpenAI, stack: Stack) -> None:

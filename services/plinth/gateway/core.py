@@ -63,7 +63,6 @@ class GatewayCore:
         self.generator = Generator(self.catalogue, self.texts, shards, gateway.request_deadline_s)
         self.chooser = Chooser(
             self.clients,
-            self.texts,
             patience_s=gateway.patience_s,
             pattern_s=gateway.pattern_s,
         )

@@ -1,8 +1,11 @@
 """From a text request to text events: tokenizer, shard, detokeniser, stop strings.
 
-Both doors ask here. One answer is one generator: a task collects the shard's tokens, and what has
+Both APIs ask here. One answer is one generator: a task collects the shard's tokens, and what has
 come by the time that the last piece is out is detokenised together, so that a slow step anywhere
 makes pieces larger and never the answer slower. Closing the generator frees the shard at once.
+
+Whoever reads slowly slows down no one else: the task holds a bounded number of messages, then stops
+reading, and flow control carries that to the shard, which makes no more than a bound either.
 """
 
 from __future__ import annotations
@@ -15,19 +18,19 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
 
-from plinth.gateway import limits, metrics
+from plinth.gateway import limits
+from plinth.gateway.answer_writer import AnswerWriter, TextEvent
 from plinth.gateway.catalogue import Catalogue, ServedModel
 from plinth.gateway.failover import Order, Shards
-from plinth.gateway.stops import StopStrings
-from plinth.gateway.texts import Texts, TextStream
+from plinth.gateway.texts import Texts
 from plinth.shared.errors import DeadlineExceeded
 from plinth.shared.identity import Principal, current_request_id, remaining_s
 from plinth.shared.tasks import cancel_for_certain
 from plinth.v1 import common_pb2, inference_pb2
 
-STOP = common_pb2.FINISH_REASON_STOP
 MAX_AT_ONCE = 16  # answers of one request; a thousand prompts would fill every shard's queue
 SEED_BITS = 53  # what every JSON reader keeps exactly
+INBOX_MESSAGES = 64  # of one answer, not yet made into text
 
 Prompt = str | Sequence[int] | Sequence[common_pb2.ChatMessage]
 
@@ -63,16 +66,6 @@ class Prepared:
     deadline: float
     impatient: bool = False  # another revision answers where this one has no shard
     deaths: set[str] = field(default_factory=set)  # the request's own, whatever answers it
-
-
-@dataclass(frozen=True)
-class TextEvent:
-    """A piece of one answer; `finish` (and `usage`) are set on the last one."""
-
-    text: str
-    tokens: tuple[common_pb2.Token, ...] = ()
-    finish: int = 0
-    usage: common_pb2.Usage | None = None
 
 
 class Generator:
@@ -151,10 +144,18 @@ class Generator:
     async def answer(self, prepared: Prepared, sample: int = 0) -> AsyncGenerator[TextEvent, None]:
         """Pieces of one sample's text as they become certain; the last has a finish reason."""
         stream = self.texts.stream(prepared.principal, prepared.model.artifact)
-        inbox: asyncio.Queue[inference_pb2.GenerateResponse | BaseException] = asyncio.Queue()
+        inbox: asyncio.Queue[inference_pb2.GenerateResponse | BaseException] = asyncio.Queue(
+            INBOX_MESSAGES
+        )
         reader = asyncio.create_task(self._collect(_order(prepared, sample), inbox))
         try:
-            writer = _Writer(prepared, stream)
+            writer = AnswerWriter(
+                stream,
+                prepared.stop,
+                model=prepared.model.name,
+                prompt_tokens=len(prepared.prompt_ids),
+                started=prepared.started,
+            )
             while not writer.finished:
                 batch = [await inbox.get()]
                 while not inbox.empty():
@@ -166,6 +167,8 @@ class Generator:
                     yield event
                 if isinstance(batch[-1], BaseException) and not writer.finished:
                     raise batch[-1]
+                if writer.late:
+                    raise DeadlineExceeded("the answer ran out of its time", reason="DEADLINE")
         finally:
             # No awaiting here: whoever closes this may be cancelled already.
             cancel_for_certain(reader)
@@ -179,64 +182,9 @@ class Generator:
         try:
             async with aclosing(self._shards.tokens(order)) as messages:
                 async for message in messages:
-                    inbox.put_nowait(message)
+                    await inbox.put(message)
         except Exception as error:  # noqa: BLE001 - raised again in `answer`
-            inbox.put_nowait(error)
-
-
-class _Writer:
-    """Turns a shard's messages into events: text, stop strings, usage, timing."""
-
-    def __init__(self, prepared: Prepared, stream: TextStream) -> None:
-        self._prepared = prepared
-        self._stream = stream
-        self._stops = StopStrings(prepared.stop)
-        self._made = 0
-        self._usage = common_pb2.Usage(prompt_tokens=len(prepared.prompt_ids))
-        self._last = 0.0
-        self.finished = False
-
-    async def write(self, batch: Sequence[inference_pb2.GenerateResponse]) -> TextEvent | None:
-        """The event that these messages make; None when nothing can be said yet."""
-        if not batch:
-            return None
-        tokens = tuple(token for message in batch for token in message.tokens)
-        for message in batch:
-            self._count(message)
-        finish = batch[-1].finish_reason
-        if finish == common_pb2.FINISH_REASON_DEADLINE:
-            raise DeadlineExceeded("the answer ran out of its time", reason="DEADLINE")
-        if tokens:
-            self._time()
-        self._made += len(tokens)
-        text = await self._stream.feed([token.id for token in tokens], flush=bool(finish))
-        out = self._stops.feed(text)
-        if finish:
-            out += self._stops.finish()
-        if self._stops.hit is not None:
-            finish = STOP
-        if not finish:
-            return TextEvent(out, tokens) if out or tokens else None
-        self.finished = True
-        self._usage.completion_tokens = self._made
-        return TextEvent(out, tokens, finish, self._usage)
-
-    def _count(self, message: inference_pb2.GenerateResponse) -> None:
-        if not message.HasField("usage"):
-            return
-        # After a resumption "cached" may include tokens of the answer.
-        self._usage.cached_tokens = min(message.usage.cached_tokens, self._usage.prompt_tokens)
-        self._usage.draft_proposed += message.usage.draft_proposed
-        self._usage.draft_accepted += message.usage.draft_accepted
-
-    def _time(self) -> None:
-        now = time.monotonic()
-        name = self._prepared.model.name
-        if self._last:
-            metrics.ITL.labels(name).observe(now - self._last)
-        else:
-            metrics.TTFT.labels(name).observe(now - self._prepared.started)
-        self._last = now
+            await inbox.put(error)
 
 
 def _order(prepared: Prepared, sample: int) -> Order:
@@ -258,9 +206,10 @@ def _order(prepared: Prepared, sample: int) -> Order:
 async def merged(
     answers: Sequence[AsyncGenerator[TextEvent, None]],
 ) -> AsyncGenerator[tuple[int, TextEvent], None]:
-    """(index of the answer, its event), as they come; MAX_AT_ONCE answers are made at a time.
-    Closing it closes all answers."""
-    inbox: asyncio.Queue[tuple[int, TextEvent | BaseException | None]] = asyncio.Queue()
+    """(index of the answer, its event), as they come; MAX_AT_ONCE answers are made at a time, of
+    each of which an event is held at most, and one that waits to be. Closing it closes all."""
+    at_once = min(len(answers), MAX_AT_ONCE)
+    inbox: asyncio.Queue[tuple[int, TextEvent | BaseException | None]] = asyncio.Queue(at_once)
     waiting = iter(enumerate(answers))
 
     async def pump() -> None:
@@ -268,10 +217,10 @@ async def merged(
             try:
                 async with aclosing(answer):
                     async for event in answer:
-                        inbox.put_nowait((index, event))
-                inbox.put_nowait((index, None))
+                        await inbox.put((index, event))
+                await inbox.put((index, None))
             except Exception as error:  # noqa: BLE001 - raised again below
-                inbox.put_nowait((index, error))
+                await inbox.put((index, error))
 
     running = len(answers)
     tasks = [asyncio.create_task(pump()) for _ in range(min(running, MAX_AT_ONCE))]

@@ -13,9 +13,10 @@ from typing import Any
 import grpc
 
 from plinth.gateway import limits, metrics
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.chat_messages import check_messages, normalised
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.generation import TextEvent, TextRequest
+from plinth.gateway.generation import TextRequest
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.proxy import proxied_services
 from plinth.gateway.quota_interceptor import QuotaInterceptor
@@ -50,6 +51,7 @@ def build_server(core: GatewayCore) -> GrpcServer:
         port=gateway.grpc_port,
         authenticator=core.keyring,
         admitted=[QuotaInterceptor(core.quotas)],
+        slow_reader_s=gateway.slow_client_s,
     )
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import grpc
 
 from plinth.gateway import metrics
-from plinth.gateway.generation import Prepared, TextEvent, TextRequest
+from plinth.gateway.answer_writer import TextEvent
+from plinth.gateway.generation import Prepared, TextRequest
 from plinth.gateway.limits import MAX_STOP_TOKEN_IDS
 from plinth.gateway.quota_account import RateLimited
 from plinth.gateway.quotas import Quotas

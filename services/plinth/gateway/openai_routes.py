@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from plinth.gateway import metrics, sse
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.authentication import authenticate
 from plinth.gateway.bodies import read
 from plinth.gateway.catalogue import ServedModel
@@ -19,7 +20,7 @@ from plinth.gateway.chat_messages import normalised
 from plinth.gateway.chooser import Chosen
 from plinth.gateway.core import GatewayCore
 from plinth.gateway.field_rules import KNOWN_WITHOUT_EFFECT
-from plinth.gateway.generation import Prepared, TextEvent, TextRequest
+from plinth.gateway.generation import Prepared, TextRequest
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.openai_requests import ChatBody, CompletionBody
 from plinth.gateway.rendering import ChatRenderer, Choose, CompletionRenderer, Renderer

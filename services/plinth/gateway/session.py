@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 
 from plinth.gateway import metrics
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.failover import Replaced
-from plinth.gateway.generation import Generator, Prepared, TextEvent, merged
+from plinth.gateway.generation import Generator, Prepared, merged
 from plinth.gateway.live_preferences import AnswerRecorder
 from plinth.gateway.quotas import Admission
 from plinth.gateway.revisions import Choice, Revisions, at_fault

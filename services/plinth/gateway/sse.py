@@ -10,14 +10,13 @@ from typing import Any
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from plinth.gateway.generation import TextEvent
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.rendering import Renderer
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.gateway.session import Session
 from plinth.shared.errors import PlinthError, to_openai_body
 from plinth.shared.telemetry import get_logger
 
-SEND_TIMEOUT_S = 60.0  # a client that reads nothing for so long is gone
 _DONE = b"data: [DONE]\n\n"
 _log = get_logger("plinth.gateway")
 
@@ -59,7 +58,7 @@ def _parts(event: TextEvent) -> Sequence[TextEvent]:
     if not event.finish or not (event.text or event.tokens):
         return (event,)
     return (
-        TextEvent(event.text, event.tokens),
+        TextEvent(event.text, event.tokens, offsets=event.offsets),
         TextEvent("", (), event.finish, event.usage),
     )
 
@@ -72,7 +71,7 @@ class AnswerStream(EventSourceResponse):
         self, revision: str, events: AsyncGenerator[bytes, None], owned: AsyncExitStack
     ) -> None:
         headers = {MODEL_HEADER: revision}
-        super().__init__(events, headers=headers, ping=15, sep="\n", send_timeout=SEND_TIMEOUT_S)
+        super().__init__(events, headers=headers, ping=15, sep="\n")
         self._owned = owned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -37,6 +37,9 @@ class GatewaySettings(Section):
     patience_s: float = Field(default=30.0, ge=0)
     resume_patience_s: float = Field(default=150.0, ge=0)
     drain_s: float = Field(default=30.0, ge=0)  # what running answers get when the gateway stops
+    # How long a part of an answer waits for its client to read it, by REST or gRPC; then the client
+    # is cut off. Shards make nothing for it meanwhile.
+    slow_client_s: float = Field(default=30.0, ge=0.1)
     # Per tenant; 0 is no limit.
     tenant_concurrent_requests: int = Field(default=0, ge=0)
     tenant_tokens_per_minute: int = Field(default=0, ge=0)
@@ -81,6 +84,8 @@ class RpcSettings(Section):
     max_connection_age_grace_s: float = Field(default=600.0, gt=0)
     keepalive_s: float = Field(default=30.0, ge=1)
     max_concurrent_streams: int = Field(default=1024, ge=1)  # per connection
+    # How long a stage lets a message of a stream wait for its caller to read it.
+    slow_reader_s: float = Field(default=60.0, ge=0.1)
 
 
 class TelemetrySettings(Section):

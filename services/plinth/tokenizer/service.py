@@ -158,11 +158,11 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
                 raise InvalidArgument(
                     "only a stream's first message names its model", field="model"
                 )
-            text = stream.add(request.ids)
+            text, starts, ends = stream.add_located(request.ids)
             if request.flush:
                 text += stream.flush()
             # One answer a message, empty ones too: the caller knows what belongs to which ids.
-            yield pb.DecodeStreamResponse(text=text)
+            yield pb.DecodeStreamResponse(text=text, starts=starts, ends=ends)
 
     async def Train(
         self, request: pb.TrainTokenizerRequest, context: Context

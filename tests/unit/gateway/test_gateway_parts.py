@@ -11,9 +11,10 @@ import pytest
 
 from patience import PATIENCE_S
 from plinth.gateway import limits, metrics, sse
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.api_keys import KeyRecord
 from plinth.gateway.catalogue import Catalogue, ServedModel, served
-from plinth.gateway.generation import TextEvent, merged
+from plinth.gateway.generation import merged
 from plinth.gateway.rendering import LOWEST_LOGPROB, _finite, finish_word
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 from plinth.shared.registry import Replica
