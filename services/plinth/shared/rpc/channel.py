@@ -8,7 +8,7 @@ UNAVAILABLE, on unary methods that are idempotent, and on no stream.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -84,7 +84,10 @@ def client_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", rpc.max_message_bytes),
         ("grpc.max_send_message_length", rpc.max_message_bytes),
         ("grpc.keepalive_time_ms", int(rpc.keepalive_s * 1000)),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", int(rpc.keepalive_timeout_s * 1000)),
+        # gRPC stops to ping after two pings without data, so that a watch over an idle network
+        # that has broken would wait for ever.
+        ("grpc.http2.max_pings_without_data", 0),
         # A replica that comes back is found within a second.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -143,8 +146,11 @@ class StageChannel(grpc.aio.Channel):
         settings: Settings,
         token: str,
         principal: Principal | None,
+        began: Callable[[Any], None] | None = None,
     ) -> None:
+        """began: told of each call that is made."""
         self.stage = stage
+        self.began = began
         self._transport = transport
         self._token = token
         self._principal = principal
@@ -234,9 +240,12 @@ class _Call:
         metadata: Iterable[tuple[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        return self._inner(
+        call = self._inner(
             request,
             timeout=self._channel.timeout_s(timeout, stream=self._stream),
             metadata=self._channel.call_metadata(metadata),
             **kwargs,
         )
+        if self._channel.began is not None:
+            self._channel.began(call)
+        return call
