@@ -85,8 +85,10 @@ def client_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", rpc.max_message_bytes),
         ("grpc.keepalive_time_ms", int(rpc.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(rpc.keepalive_timeout_s * 1000)),
-        # gRPC stops to ping after two pings without data, so that a watch over an idle network
-        # that has broken would wait for ever.
+        # Of each ping; gRPC takes the longer one, and this is a minute by itself.
+        ("grpc.http2.ping_timeout_ms", int(rpc.keepalive_timeout_s * 1000)),
+        # By its word gRPC sends two pings without data and no more, and a watch may have none for
+        # hours.
         ("grpc.http2.max_pings_without_data", 0),
         # A replica that comes back is found within a second.
         ("grpc.initial_reconnect_backoff_ms", 100),

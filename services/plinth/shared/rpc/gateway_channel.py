@@ -25,7 +25,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),  # gRPC would stop after two
+    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute by itself, and the longer one counts
+    ("grpc.http2.max_pings_without_data", 0),  # by its word gRPC stops after two
 ]
 ROOTS = "SSL_CERT_FILE"  # OpenSSL's, which curl, Python's ssl and others follow as well
 

@@ -264,6 +264,8 @@ def server_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_concurrent_streams", rpc.max_concurrent_streams),
         ("grpc.keepalive_time_ms", keepalive_ms),
         ("grpc.keepalive_timeout_ms", int(rpc.keepalive_timeout_s * 1000)),
+        # Of each ping; gRPC takes the longer one, and this is a minute by itself.
+        ("grpc.http2.ping_timeout_ms", int(rpc.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # Clients may ping as often as we do, and each half minute in any case; a server that
