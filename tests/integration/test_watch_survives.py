@@ -123,7 +123,7 @@ async def platform(
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

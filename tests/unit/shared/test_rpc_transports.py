@@ -153,7 +153,7 @@ async def test_a_forgotten_connection_is_closed_after_its_last_call(
             assert channel.get_state() is grpc.ChannelConnectivity.READY
             calls[1].cancel()
             async with asyncio.timeout(PATIENCE_S):
-                while channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN:
+                while channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         finally:
             await pool.close()
@@ -232,7 +232,7 @@ async def test_an_idle_network_that_lost_the_connection_is_noticed_by_both_sides
                 await next_of(call)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             async with asyncio.timeout(PATIENCE_S):
-                while beats.watchers:
+                while beats.watchers:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         finally:
             await pool.close()

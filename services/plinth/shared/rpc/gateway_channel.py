@@ -140,6 +140,7 @@ class GatewayConnection:
                     gap.mended()
                 for message in call:
                     asked.resume_token = message.resume_token or asked.resume_token
+                    gap.mended()
                     yield message
                 return
             except grpc.RpcError as raised:

@@ -60,6 +60,7 @@ async def watch(
                 async for message in call:
                     asked.resume_token = message.resume_token or asked.resume_token
                     begun = True
+                    gap.mended()
                     yield message
                 return
             finally:
