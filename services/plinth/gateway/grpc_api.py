@@ -106,6 +106,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             request.sampling,
             tuple(request.stop),
             user=request.user,
+            special_tokens=not request.HasField("special_tokens") or request.special_tokens,
         )
         async with aclosing(self._answer("Complete", ask, pb.CompleteResponse, context)) as answers:
             async for answer in answers:
