@@ -207,6 +207,18 @@ CALLS = (
         (Query("sum by (method) (plinth_rpc_in_flight)", "{{method}}"),),
         width=12,
     ),
+    Panel(
+        "Watches that went on elsewhere",
+        "short",
+        "Attempts to go on with a stream that broke, by the stage that told it. Some at each "
+        "restart; a line that stays up means that nobody can go on, or that a network drops them.",
+        (
+            Query(
+                f"sum by (stage) (increase(plinth_rpc_streams_resumed_total[{_RATE}]))",
+                "{{stage}}",
+            ),
+        ),
+    ),
 )
 
 PROCESSES = (

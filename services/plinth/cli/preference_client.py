@@ -83,9 +83,9 @@ class PreferenceClient(GatewayConnection):
         return answer
 
     def export(self, shape: str) -> Iterator[bytes]:
-        """Whole lines."""
+        """Whole lines; over as many connections as it takes."""
         ask = pb.ExportPairsRequest(collection=self._collection, shape=shape)
-        for chunk in self.stream(self._stub.ExportPairs, ask):
+        for chunk in self.watch_stream(self._stub.ExportPairs, ask):
             yield chunk.jsonl
 
     def import_file(self, path: Path, source: int, annotator: str) -> tuple[int, int]:

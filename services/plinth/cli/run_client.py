@@ -3,21 +3,14 @@ generated stubs, an address and a key."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import grpc
-
-from plinth.shared.errors import Cancelled, Unavailable
 from plinth.shared.rpc.gateway_channel import GatewayAddress, GatewayConnection
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.v1 import common_pb2, coordinator_pb2_grpc
 from plinth.v1 import coordinator_pb2 as pb
 
 _CALL_S = 30.0
-# How long the door may be shut (a gateway that restarts) before watching gives up.
-_PATIENCE_S = 120.0
 
 
 class RunClient(GatewayConnection):
@@ -46,28 +39,14 @@ class RunClient(GatewayConnection):
         return run
 
     def watch(self, run_id: str) -> Iterator[pb.Run]:
-        """The run, again after each change, until it ends. A door that is shut for a moment is
-        knocked at again."""
-        shut_since: float | None = None
+        """The run, again after each change, each of its states once, until it ends; over as many
+        connections as that takes."""
         revision = 0
-        while True:
-            request = pb.WatchRunRequest(run_id=run_id)
-            try:
-                for message in self._stub.WatchRun(request, metadata=self._metadata):
-                    shut_since = None
-                    if message.run.revision > revision:
-                        revision = message.run.revision
-                        yield message.run
-                return
-            except grpc.RpcError as raised:
-                error = from_rpc_error(raised)
-                shut_since = shut_since or time.monotonic()
-                # A gateway that drains cancels the streams that do not end by themselves.
-                if not isinstance(error, Unavailable | Cancelled) or (
-                    time.monotonic() - shut_since > _PATIENCE_S
-                ):
-                    raise error from raised
-            time.sleep(1.0)
+        for message in self.watch_stream(self._stub.WatchRun, pb.WatchRunRequest(run_id=run_id)):
+            # A coordinator of a version without resume tokens begins with the run as it is.
+            if message.run.revision > revision:
+                revision = message.run.revision
+                yield message.run
 
     def get(self, run_id: str) -> pb.Run:
         run: pb.Run = self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id)).run

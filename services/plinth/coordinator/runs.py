@@ -6,12 +6,15 @@
     ended     "1" when nothing will change any more
 
 Every change appends the run's id to one bounded stream, which each coordinator follows once
-(`RunFeed`) for all its watchers.
+(`RunFeed`) for all its watchers. What they are told is in the run's log, so that one who was away
+misses no state: an entry for each state of the run and its steps, by its newest revision, which is
+the entry's id. A save that changes no state (progress) takes the place of the last entry.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from typing import Any
@@ -34,6 +37,8 @@ from plinth.v1 import coordinator_pb2 as pb
 MAX_ACTIVE = 128
 MAX_KEPT = 1000
 _EVENTS = 10_000
+_LAST = (1 << 64) - 1  # the second half of a stream id
+_LOGGED = 1000  # states of one run; only somebody who pauses it again and again reaches that
 
 # KEYS: run, index, active, events. ARGV: id, record, now in ms, most active, most kept, most
 # events, prefix of the runs' keys. Gives the record that stands, "" when too many are active.
@@ -50,7 +55,7 @@ if extra > 0 then
   for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, extra - 1)) do
     if redis.call('SISMEMBER', KEYS[3], id) == 0 then
       redis.call('ZREM', KEYS[2], id)
-      redis.call('DEL', ARGV[7] .. id)
+      redis.call('DEL', ARGV[7] .. id, ARGV[7] .. id .. ':log')
     end
   end
 end
@@ -67,8 +72,9 @@ redis.call('HSET', KEYS[1], 'wanted', ARGV[2])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'run', ARGV[1])
 return 1
 """
-# KEYS: run, active, events, lease. ARGV: id, lease's value, revision before, record, "1" if ended,
-# most events. Gives 1 done, -1 not the leader, -2 another revision.
+# KEYS: run, active, events, lease, log. ARGV: id, lease's value, revision before, record, "1" if
+# ended, most events, entry of the log, the state in it, most of those. Gives 1 done, -1 not the
+# leader, -2 another revision.
 _SAVE = """
 if redis.call('GET', KEYS[4]) ~= ARGV[2] then return -1 end
 if redis.call('HGET', KEYS[1], 'revision') ~= ARGV[3] then
@@ -82,6 +88,10 @@ if ARGV[5] == '1' then
   redis.call('SREM', KEYS[2], ARGV[1])
 end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[6], '*', 'run', ARGV[1])
+local last = redis.call('XREVRANGE', KEYS[5], '+', '-', 'COUNT', 1)[1]
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[9], (ARGV[3] + 1) .. '-0',
+  'state', ARGV[8], 'run', ARGV[7])
+if last and last[2][2] == ARGV[8] then redis.call('XDEL', KEYS[5], last[1]) end
 return 1
 """
 
@@ -136,6 +146,27 @@ class RunRecords:
             raise _unknown(run_id)
         return pb.Run.FromString(record), Wanted(wanted.decode())
 
+    async def after(self, run_id: str, revision: int) -> list[pb.Run]:
+        """What the run became after that revision, each of its states in order; with one that it
+        has not reached (it was put back from a backup), the run as it is. NotFound."""
+        with redis_errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hget(redis_keys.run(run_id), "record")
+                pipe.xrange(redis_keys.run_log(run_id), min=f"({revision}-{_LAST}")
+                record, entries = await pipe.execute()
+        if record is None:
+            raise _unknown(run_id)
+        now = pb.Run.FromString(record)
+        if revision > now.revision:
+            return [now]
+        runs = [pb.Run.FromString(fields[b"run"]) for _, fields in entries]
+        for run in runs:
+            run.pipeline_yaml = now.pipeline_yaml
+        # A version that kept no log may have written since.
+        if (runs[-1].revision if runs else revision) < now.revision:
+            runs.append(now)
+        return runs
+
     async def newest(self, limit: int) -> list[pb.Run]:
         """Newest first."""
         with redis_errors():
@@ -183,6 +214,7 @@ class RunRecords:
                         redis_keys.active_runs(),
                         redis_keys.run_events(),
                         redis_keys.lease(LEASE),
+                        redis_keys.run_log(run.run_id),
                     ],
                     args=[
                         run.run_id,
@@ -191,6 +223,9 @@ class RunRecords:
                         run.SerializeToString(),
                         "1" if run.state in ENDED else "0",
                         _EVENTS,
+                        _entry(run),
+                        _state(run),
+                        _LOGGED,
                     ],
                 )
         except BaseException:
@@ -200,6 +235,20 @@ class RunRecords:
             run.revision = before
             what = "another coordinator leads" if answer == -1 else "its record changed meanwhile"
             raise Aborted(f"run {run.run_id} was not saved: {what}", reason="FENCE_STALE")
+
+
+def _entry(run: pb.Run) -> bytes:
+    """The run as its log keeps it: without the pipeline, which never changes."""
+    kept = pb.Run()
+    kept.CopyFrom(run)
+    kept.pipeline_yaml = ""
+    return kept.SerializeToString()
+
+
+def _state(run: pb.Run) -> str:
+    """A digest of all in it that is no progress."""
+    steps = [(step.name, step.state, step.job_id, step.error, step.output) for step in run.steps]
+    return hashlib.sha256(repr((run.state, run.error, steps)).encode()).hexdigest()[:16]
 
 
 def _unknown(run_id: str) -> NotFound:

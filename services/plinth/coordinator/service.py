@@ -179,15 +179,34 @@ class Servicer(rpc.CoordinatorServiceServicer):
     async def WatchRun(
         self, request: pb.WatchRunRequest, context: Any
     ) -> AsyncIterator[pb.WatchRunResponse]:
-        last = -1
-        run = await self._records.get(request.run_id)
+        last = _position(request.resume_token)
+        if last is None:
+            runs = [await self._records.get(request.run_id)]
+            last = runs[0].revision
+        else:
+            runs = await self._records.after(request.run_id, last)
+        await context.send_initial_metadata(())  # the caller knows now that somebody answers
+        run = runs[-1] if runs else await self._records.get(request.run_id)
         while True:
-            if run.revision != last:
-                yield pb.WatchRunResponse(run=run)
-                last = run.revision
+            for told in runs:
+                last = told.revision
+                yield pb.WatchRunResponse(run=told, resume_token=str(last))
             if machine.ended(run):
                 return
-            run = await self._next(run)
+            runs = await self._later(request.run_id, last)
+            run = runs[-1] if runs else run
+
+    async def _later(self, run_id: str, revision: int) -> list[pb.Run]:
+        """What became of the run, when it may have changed; nothing while Redis is gone."""
+        seen = self._feed.seen(run_id)
+        try:
+            if runs := await self._records.after(run_id, revision):
+                return runs
+            await self._feed.changed(run_id, seen)
+            return await self._records.after(run_id, revision)
+        except Unavailable:
+            await asyncio.sleep(0.5)
+            return []
 
     async def _next(self, run: pb.Run) -> pb.Run:
         """The run when it may have changed; as it was while Redis is gone."""
@@ -305,6 +324,19 @@ def _checked_id(run_id: str) -> str:
             f"run_id has at most {_RUN_ID_CHARS} characters and no '/'", field="run_id"
         )
     return run_id
+
+
+def _position(resume_token: str) -> int | None:
+    """The revision that a watch has come to; None at its start."""
+    if not resume_token:
+        return None
+    if not (resume_token.isascii() and resume_token.isdigit() and len(resume_token) < 20):
+        raise InvalidArgument(
+            f"resume_token {resume_token[:40]!r} is none of WatchRun's: give the last response's "
+            "as it was, or none to begin with the run as it is",
+            field="resume_token",
+        )
+    return int(resume_token)
 
 
 async def _within(waited: Awaitable[pb.Run], seconds: float) -> pb.Run | None:

@@ -1,13 +1,15 @@
 """The stages' own services behind the front door, passed through for keys with the right scopes.
 
 A call is forwarded message by message to a replica of its stage, with the key's principal; the
-stage's errors, deadline and cancellation pass through. Handlers are made from the protos, so a
-new method needs nothing but a scope.
+stage's errors, deadline and cancellation pass through. A stream that can be resumed goes on at
+another replica when its own is gone, and its client sees nothing of it. Handlers are made from the
+protos, so a new method needs nothing but a scope.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -15,7 +17,9 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from plinth.shared.rpc.client import StageClients
+from plinth.shared.rpc.resuming import is_resumable
 from plinth.shared.rpc.server import GrpcService
+from plinth.shared.rpc.watching import watch
 from plinth.v1 import coordinator_pb2, preferences_pb2, reward_pb2, tokenizer_pb2, trainer_pb2
 
 # (the service's file, its name, its stage, scope by method)
@@ -67,12 +71,13 @@ def _handler(clients: StageClients, stage: str, method: MethodDescriptor) -> Any
     path = f"/{method.containing_service.full_name}/{method.name}"
     kind = f"{_word(method.client_streaming)}_{_word(method.server_streaming)}"
 
-    async def open_call(request: Any) -> Any:
-        channel = clients.channel(await clients.pick(stage))
-        multicallable = getattr(channel, kind)(
+    def multicallable(channel: grpc.aio.Channel) -> Any:
+        return getattr(channel, kind)(
             path, request_serializer=takes.SerializeToString, response_deserializer=gives.FromString
         )
-        return multicallable(request)
+
+    async def open_call(request: Any) -> Any:
+        return multicallable(clients.channel(await clients.pick(stage)))(request)
 
     async def one(request: Any, _context: Any) -> Any:
         return await (await open_call(request))
@@ -85,9 +90,22 @@ def _handler(clients: StageClients, stage: str, method: MethodDescriptor) -> Any
         finally:
             call.cancel()
 
+    async def resumed(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def opened() -> None:
+            await context.send_initial_metadata(())  # the client learns that it is taken
+
+        stream = watch(clients, stage, multicallable, request, opened=opened)
+        async with aclosing(stream):
+            async for message in stream:
+                yield message
+
+    if is_resumable(method):
+        answer: Any = resumed
+    else:
+        answer = many if method.server_streaming else one
     make = getattr(grpc, f"{kind}_rpc_method_handler")
     return make(
-        many if method.server_streaming else one,
+        answer,
         request_deserializer=takes.FromString,
         response_serializer=gives.SerializeToString,
     )

@@ -22,8 +22,7 @@ import grpc
 from plinth.gateway.quotas import Quotas
 from plinth.shared.errors import PlinthError
 from plinth.shared.identity import current_principal
-from plinth.shared.rpc.handlers import Context, Handler, wrap
-from plinth.shared.rpc.interceptors import Continuation
+from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.status import fail
 
 OWN = "/plinth.v1.GatewayService/"

@@ -97,6 +97,11 @@ def run(run_id: str) -> str:
     return f"{PREFIX}:run:{{runs}}:{check_part(run_id, 'run')}"
 
 
+def run_log(run_id: str) -> str:
+    """Stream, bounded, its ids the run's revisions: each state of one run and of its steps."""
+    return f"{run(run_id)}:log"
+
+
 def runs() -> str:
     """Sorted set: run ids by time of submission."""
     return f"{PREFIX}:runs:{{runs}}"
@@ -123,7 +128,7 @@ def jobs() -> str:
 
 
 def job_events(job_id: str) -> str:
-    """Stream, bounded: metrics of one job as they appear."""
+    """Stream, bounded: each state of one job."""
     return f"{PREFIX}:job:{{{check_part(job_id, 'job')}}}:events"
 
 

@@ -79,10 +79,12 @@ class RpcSettings(Section):
     max_message_bytes: int = Field(default=16 * MIB, ge=64 * 1024)
     # What a unary call gets whose client set no deadline.
     default_deadline_s: float = Field(default=60.0, gt=0)
-    # Connections are renewed so that clients see new replicas; running calls get the grace.
+    # Connections are renewed so that clients see new replicas; calls in flight stay on the old one.
     max_connection_age_s: float = Field(default=1800.0, gt=0)
-    max_connection_age_grace_s: float = Field(default=600.0, gt=0)
+    # How often a quiet connection is pinged, and how long the answer may take: so late at the most
+    # is it noticed that the network lost it.
     keepalive_s: float = Field(default=30.0, ge=1)
+    keepalive_timeout_s: float = Field(default=10.0, gt=0)
     max_concurrent_streams: int = Field(default=1024, ge=1)  # per connection
     # How long a stage lets a message of a stream wait for its caller to read it.
     slow_reader_s: float = Field(default=60.0, ge=0.1)

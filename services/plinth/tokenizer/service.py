@@ -25,7 +25,7 @@ from plinth.tokenizer.templates import (
     check_messages,
     need_template,
 )
-from plinth.tokenizer.training import train_and_publish
+from plinth.tokenizer.training import train_and_publish, train_position
 from plinth.tokenizer.turn_ends import turn_ends
 from plinth.v1 import common_pb2
 from plinth.v1 import tokenizer_pb2 as pb
@@ -167,9 +167,13 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
     async def Train(
         self, request: pb.TrainTokenizerRequest, context: Context
     ) -> AsyncIterator[pb.TrainTokenizerResponse]:
+        told = train_position(request)
+        await context.send_initial_metadata(())  # the caller knows now that somebody answers
         async with self._training:
             async for progress in train_and_publish(self._store, request):
-                yield progress
+                if progress.HasField("artifact") or progress.bytes_read > told:
+                    progress.resume_token = str(progress.bytes_read)
+                    yield progress
 
     # -- pieces ----------------------------------------------------------------------------
 

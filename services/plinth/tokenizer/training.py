@@ -66,6 +66,18 @@ async def train_and_publish(
     yield pb.TrainTokenizerResponse(bytes_read=total, bytes_total=total, artifact=record.to_proto())
 
 
+def train_position(request: pb.TrainTokenizerRequest) -> int:
+    """Bytes of which the caller was told already; -1 at the start."""
+    token = request.resume_token
+    if token and not (token.isascii() and token.isdigit() and len(token) < 20):
+        raise InvalidArgument(
+            f"resume_token {token[:40]!r} is none of Train's: give the last response's as it was, "
+            "or none to begin",
+            field="resume_token",
+        )
+    return int(token) if token else -1
+
+
 def _outcome_of_no_use(work: asyncio.Task[ArtifactRecord]) -> None:
     """Nobody waits any more; asyncio would complain of an error that nobody took."""
     if not work.cancelled():

@@ -1,12 +1,16 @@
 """Job records in Redis: what was asked, where it stands, how it ended.
 
 A hash holds the job as protobuf with the fence of its last writer; each change also goes to a
-bounded stream that watchers block on. Writes carry the lease's fence, so that a consumer that
+bounded stream that watchers block on. That holds an entry for each state of the job, so that a
+watcher who was away misses none; what changes no state (progress) takes the place of the last
+entry. Writes carry the lease's fence, so that a consumer that
 lost its job cannot overwrite its successor's word. Knows nothing of how jobs run.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, cast
@@ -15,15 +19,18 @@ from redis.asyncio import Redis
 
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
-from plinth.shared.errors import NotFound, Unavailable
+from plinth.shared.errors import InvalidArgument, NotFound, Unavailable
 from plinth.v1 import trainer_pb2 as pb
 
 ENDED = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
-_EVENTS = 500  # kept per job
+_EVENTS = 500  # states kept per job; each attempt has two
 _EVENTS_TTL_S = 3600  # after the job's end
 _BLOCK_MS = 1000
+_OUTAGE_S = 0.5
+Position = tuple[int, int]  # of an entry in the stream of events: its id, as numbers
 
-# KEYS job, events; ARGV job bytes, fence ("" creates, and only where there is none), ended
+# KEYS job, events; ARGV job bytes, fence ("" creates, and only where there is none), ended, most
+# events, their life after the end, the state
 _WRITE = """
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if ARGV[2] == '' then
@@ -32,8 +39,12 @@ elseif not fence then
   fence = '0'
 end
 if ARGV[2] ~= '' and tonumber(ARGV[2]) < tonumber(fence) then return 0 end
-redis.call('HSET', KEYS[1], 'job', ARGV[1], 'fence', ARGV[2] == '' and '0' or ARGV[2])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'job', ARGV[1])
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+local event = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*',
+  'job', ARGV[1], 'state', ARGV[6])
+if last and last[2][4] == ARGV[6] then redis.call('XDEL', KEYS[2], last[1]) end
+redis.call('HSET', KEYS[1], 'job', ARGV[1], 'fence', ARGV[2] == '' and '0' or ARGV[2],
+  'event', event)
 if ARGV[3] == '1' then
   redis.call('EXPIRE', KEYS[2], ARGV[5])
 else
@@ -81,7 +92,7 @@ class JobRecords:
         with redis_errors():
             answer: Any = await self._write(
                 keys=[redis_keys.job(job.job_id), redis_keys.job_events(job.job_id)],
-                args=[job.SerializeToString(), fence, ended, _EVENTS, _EVENTS_TTL_S],
+                args=[job.SerializeToString(), fence, ended, _EVENTS, _EVENTS_TTL_S, _state(job)],
             )
         return bool(answer)
 
@@ -95,7 +106,7 @@ class JobRecords:
     async def get(self, job_id: str) -> pb.Job:
         """Raises NotFound."""
         if (job := await self.find(job_id)) is None:
-            raise NotFound(f"no job {job_id!r}", reason="JOB_NOT_FOUND", field="job_id")
+            raise _unknown(job_id)
         return job
 
     async def latest(self, limit: int) -> list[pb.Job]:
@@ -107,32 +118,80 @@ class JobRecords:
         found = [await self.find(raw.decode()) for raw in ids]
         return [job for job in found if job is not None]
 
-    async def watch(self, job_id: str) -> AsyncGenerator[pb.Job, None]:
-        """The job as it is, then each change, until it has ended; outlives a Redis that is gone."""
-        last = await self._last_event(job_id)
-        job = await self.get(job_id)
-        yield job
-        while job.state not in ENDED:
+    async def watch(self, job_id: str, after: str = "") -> AsyncGenerator[tuple[str, pb.Job], None]:
+        """(position, job): the job as it is, or with a position what it became after that; then
+        each change until it has ended. Outlives a Redis that is gone. NotFound; InvalidArgument
+        for what is no position."""
+        last = _position(after)
+        newest, job = await self._newest(job_id)
+        if last is None or last > newest:  # beyond it: the records were put back from a backup
+            last = newest
+            yield _written(last), job
+        while not (last >= newest and job.state in ENDED):
             try:
-                with redis_errors():
-                    read: Any = await self._redis.xread(
-                        {redis_keys.job_events(job_id): last}, block=_BLOCK_MS
-                    )
+                # Nothing came: look at the record, since a stream does not outlive it for long.
+                entries = await self._events(job_id, last)
+                newest, job = await self._newest(job_id)
             except Unavailable:
-                last, job = await self._after_outage(job_id)
-                yield job
+                await asyncio.sleep(_OUTAGE_S)
                 continue
-            # Only the newest matters to somebody who fell behind.
-            for entry, fields in read[0][1][-1:] if read else []:
-                last, job = entry, pb.Job.FromString(fields[b"job"])
-                yield job
+            for position, told in entries:
+                last = position
+                yield _written(position), told
+            if not entries and last < newest and not await self._events(job_id, last, block=False):
+                last = newest  # trimmed, or its time was over
+                yield _written(last), job
 
-    async def _after_outage(self, job_id: str) -> tuple[bytes, pb.Job]:
-        # The client retries with back-off; one more failure goes to the watcher.
-        last = await self._last_event(job_id)
-        return last, await self.get(job_id)
-
-    async def _last_event(self, job_id: str) -> bytes:
+    async def _events(
+        self, job_id: str, last: Position, *, block: bool = True
+    ) -> list[tuple[Position, pb.Job]]:
+        """Those after `last`; waits a moment for one."""
         with redis_errors():
-            newest = await self._redis.xrevrange(redis_keys.job_events(job_id), count=1)
-        return cast(bytes, newest[0][0]) if newest else b"0"
+            read: Any = await self._redis.xread(
+                {redis_keys.job_events(job_id): _written(last)},
+                block=_BLOCK_MS if block else None,
+            )
+        found = read[0][1] if read else []
+        return [(_read(entry), pb.Job.FromString(fields[b"job"])) for entry, fields in found]
+
+    async def _newest(self, job_id: str) -> tuple[Position, pb.Job]:
+        """The job and the event that made it so. NotFound."""
+        with redis_errors():
+            values: Any = await cast(
+                Awaitable[Any], self._redis.hmget(redis_keys.job(job_id), ["job", "event"])
+            )
+        raw, event = values
+        if raw is None:
+            raise _unknown(job_id)
+        return (0, 0) if event is None else _read(event), pb.Job.FromString(raw)
+
+
+def _state(job: pb.Job) -> str:
+    """All in it that is no progress."""
+    made = f"{job.artifact.name}@{job.artifact.version}"
+    return repr((job.state, job.attempts, job.error, made))
+
+
+def _position(token: str) -> Position | None:
+    if not token:
+        return None
+    if not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", token, re.ASCII):
+        raise InvalidArgument(
+            f"resume_token {token[:40]!r} is none of WatchJob's: give the last response's as it "
+            "was, or none to begin with the job as it is",
+            field="resume_token",
+        )
+    return _read(token.encode())
+
+
+def _read(event: bytes) -> Position:
+    milliseconds, _, number = event.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _written(position: Position) -> str:
+    return f"{position[0]}-{position[1]}"
+
+
+def _unknown(job_id: str) -> NotFound:
+    return NotFound(f"no job {job_id!r}", reason="JOB_NOT_FOUND", field="job_id")

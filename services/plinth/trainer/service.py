@@ -199,6 +199,9 @@ class TrainerStage(rpc.TrainerServiceServicer):
     async def WatchJob(
         self, request: pb.WatchJobRequest, context: Context
     ) -> AsyncIterator[pb.WatchJobResponse]:
-        async with aclosing(self._records.watch(request.job_id)) as jobs:
-            async for job in jobs:
-                yield pb.WatchJobResponse(job=job)
+        watched = self._records.watch(request.job_id, request.resume_token)
+        async with aclosing(watched) as jobs:
+            await self._records.get(request.job_id)
+            await context.send_initial_metadata(())  # the caller knows now that somebody answers
+            async for position, job in jobs:
+                yield pb.WatchJobResponse(job=job, resume_token=position)

@@ -129,7 +129,8 @@ class CoordinatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """The run as it is now, then again after each change, until it ends.
+        """The run as it is now, then after each change, until it ends. Each state of the run and of its
+        steps is told, in order; of progress in between the newest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1130,9 +1130,14 @@ class ExportPairsRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     shape: _builtins.str
     """"trl" (default): conversational prompt, chosen, rejected. "hh": Anthropic HH's dialogues."""
+    resume_token: _builtins.str
+    """Of the last response of an export that broke: the rest of the same lines, whatever was judged
+    meanwhile. Everything else in the request as it was.
+    """
     @_builtins.property
     def selection(self) -> Global___PairSelection: ...
     def __init__(
@@ -1141,10 +1146,11 @@ class ExportPairsRequest(_message.Message):
         collection: _builtins.str = ...,
         selection: Global___PairSelection | None = ...,
         shape: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "selection", b"selection", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "resume_token", b"resume_token", "selection", b"selection", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1155,16 +1161,19 @@ class ExportPairsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JSONL_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     jsonl: _builtins.bytes
     """Whole lines, UTF-8."""
+    resume_token: _builtins.str
     def __init__(
         self,
         *,
         jsonl: _builtins.bytes = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jsonl", b"jsonl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jsonl", b"jsonl", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -361,6 +361,7 @@ class TrainTokenizerRequest(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     corpus: _builtins.str
     """A corpus artifact, or a folder that the tokenizer's machine can read."""
     name: _builtins.str
@@ -369,6 +370,10 @@ class TrainTokenizerRequest(_message.Message):
     """260 to 200,000, special tokens and the 256 bytes included."""
     chat_template: _builtins.str
     """Jinja chat template; empty takes Plinth's default (ChatML)."""
+    resume_token: _builtins.str
+    """Of the last response of a call that broke: tells nothing again. The training itself may begin
+    anew.
+    """
     @_builtins.property
     def special_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -379,10 +384,11 @@ class TrainTokenizerRequest(_message.Message):
         vocab_size: _builtins.int = ...,
         special_tokens: _abc.Iterable[_builtins.str] | None = ...,
         chat_template: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "corpus", b"corpus", "name", b"name", "special_tokens", b"special_tokens", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "corpus", b"corpus", "name", b"name", "resume_token", b"resume_token", "special_tokens", b"special_tokens", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -395,8 +401,10 @@ class TrainTokenizerResponse(_message.Message):
     BYTES_READ_FIELD_NUMBER: _builtins.int
     BYTES_TOTAL_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     bytes_read: _builtins.int
     bytes_total: _builtins.int
+    resume_token: _builtins.str
     @_builtins.property
     def artifact(self) -> _common_pb2.Artifact:
         """Set on the last message."""
@@ -407,10 +415,11 @@ class TrainTokenizerResponse(_message.Message):
         bytes_read: _builtins.int = ...,
         bytes_total: _builtins.int = ...,
         artifact: _common_pb2.Artifact | None = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "bytes_read", b"bytes_read", "bytes_total", b"bytes_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "bytes_read", b"bytes_read", "bytes_total", b"bytes_total", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

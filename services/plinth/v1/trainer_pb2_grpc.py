@@ -91,7 +91,8 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Events from now on (with the last one first), until the job ends.
+        """The job as it is now, then after each change, until it ends. Each state is told, in order; of
+        progress in between the newest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class TrainerServiceStub:
     CancelJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.CancelJobResponse]
     """Idempotent. A running job stops at its next step and keeps its last checkpoint."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchJobRequest, _trainer_pb2.WatchJobResponse]
-    """Events from now on (with the last one first), until the job ends."""
+    """The job as it is now, then after each change, until it ends. Each state is told, in order; of
+    progress in between the newest.
+    """
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -50,7 +52,9 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Idempotent. A running job stops at its next step and keeps its last checkpoint."""
     WatchJob: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchJobRequest, _trainer_pb2.WatchJobResponse]  # type: ignore[assignment]
-    """Events from now on (with the last one first), until the job ends."""
+    """The job as it is now, then after each change, until it ends. Each state is told, in order; of
+    progress in between the newest.
+    """
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -89,6 +93,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.WatchJobResponse], _abc.AsyncIterator[_trainer_pb2.WatchJobResponse]]:
-        """Events from now on (with the last one first), until the job ends."""
+        """The job as it is now, then after each change, until it ends. Each state is told, in order; of
+        progress in between the newest.
+        """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

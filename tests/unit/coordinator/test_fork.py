@@ -15,7 +15,7 @@ from patience import PATIENCE_S
 from plinth.coordinator import service
 from plinth.shared.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from plinth.v1 import coordinator_pb2 as pb
-from scripted_stages import World
+from scripted_stages import Caller, World
 
 PIPELINE = """
 name: q
@@ -54,7 +54,7 @@ class Forker:
     async def end(self, run_id: str) -> pb.Run:
         run = pb.Run()
         async with asyncio.timeout(PATIENCE_S):
-            async for message in self.rpc.WatchRun(pb.WatchRunRequest(run_id=run_id), None):
+            async for message in self.rpc.WatchRun(pb.WatchRunRequest(run_id=run_id), Caller()):
                 run = message.run
         return run
 

@@ -20,7 +20,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import common_pb2, inference_pb2
 from plinth.v1 import coordinator_pb2 as pb
-from scripted_stages import World
+from scripted_stages import Caller, World
 
 PIPELINE = """
 name: q
@@ -75,7 +75,7 @@ class Bench:
         await self.rpc.SubmitRun(request, None)
         run = pb.Run()
         async with asyncio.timeout(PATIENCE_S):
-            async for message in self.rpc.WatchRun(pb.WatchRunRequest(run_id=run_id), None):
+            async for message in self.rpc.WatchRun(pb.WatchRunRequest(run_id=run_id), Caller()):
                 run = message.run
         assert await asyncio.to_thread(self.world.deployments.list) == []
         return run

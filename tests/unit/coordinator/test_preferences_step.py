@@ -18,7 +18,7 @@ from plinth.coordinator.preferences.specs import make_task
 from plinth.v1 import common_pb2
 from plinth.v1 import coordinator_pb2 as run_pb
 from plinth.v1 import preferences_pb2 as pb
-from scripted_stages import World
+from scripted_stages import Caller, World
 
 PIPELINES = Path(__file__).parents[3] / "ops" / "pipelines"
 PIPELINE = """
@@ -42,7 +42,7 @@ class Running:
         submit = run_pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=text)
         await self.rpc.SubmitRun(submit, None)
         async with asyncio.timeout(PATIENCE_S):
-            watched = self.rpc.WatchRun(run_pb.WatchRunRequest(run_id=run_id), None)
+            watched = self.rpc.WatchRun(run_pb.WatchRunRequest(run_id=run_id), Caller())
             return [message.run async for message in watched][-1]
 
 

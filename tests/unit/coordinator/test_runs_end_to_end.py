@@ -16,7 +16,7 @@ from plinth.coordinator import service
 from plinth.models.ngram import ByteNgram
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.v1 import coordinator_pb2 as pb
-from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, World
+from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, Caller, World
 
 PIPELINE = """
 name: q
@@ -65,7 +65,7 @@ class Coordinator:
 
     async def watch(self, run_id: str) -> list[pb.Run]:
         request = pb.WatchRunRequest(run_id=run_id)
-        return [message.run async for message in self.rpc.WatchRun(request, None)]
+        return [message.run async for message in self.rpc.WatchRun(request, Caller())]
 
     async def end(self, run_id: str) -> pb.Run:
         return (await asyncio.wait_for(self.watch(run_id), PATIENCE_S))[-1]

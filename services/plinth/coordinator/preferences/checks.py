@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -105,7 +106,22 @@ def _report(request: pb.GetPreferenceReportRequest) -> None:
     collection_of(request.collection)
 
 
+def export_position(request: pb.ExportPairsRequest) -> tuple[int | None, int]:
+    """(revision that the export is of, pairs that were sent); at its start None for now."""
+    if not request.resume_token:
+        return request.selection.up_to or None, 0
+    match = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", request.resume_token, re.ASCII)
+    if match is None:
+        raise InvalidArgument(
+            f"resume_token {request.resume_token[:40]!r} is none of ExportPairs': give the last "
+            "response's as it was, or none to begin",
+            field="resume_token",
+        )
+    return int(match[1]), int(match[2])
+
+
 def _export(request: pb.ExportPairsRequest) -> None:
+    export_position(request)
     collection_of(request.collection)
     check_shape(request.shape)
     check_selection(request.selection)

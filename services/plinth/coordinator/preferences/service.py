@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from plinth.coordinator.preferences.checks import lease_seconds
+from plinth.coordinator.preferences.checks import export_position, lease_seconds
 from plinth.coordinator.preferences.dataset import DEFAULT_FRACTION, publish_pairs
 from plinth.coordinator.preferences.model_judge import check_method, judge_name
 from plinth.coordinator.preferences.pairs import check_shape, judged_pairs, read_lines
@@ -208,16 +208,17 @@ class PreferenceServicer(rpc.PreferenceServiceServicer):
         self, request: pb.ExportPairsRequest, context: Any
     ) -> AsyncIterator[pb.ExportPairsResponse]:
         shape = check_shape(request.shape)
-        seen = await snapshot(self._records(request.collection), request.selection.up_to or None)
+        up_to, done = export_position(request)
+        seen = await snapshot(self._records(request.collection), up_to)
+        # The same judgements give the same pairs in the same order.
         pairs = await asyncio.to_thread(lambda: list(judged_pairs(seen, request.selection)))
         chunk = bytearray()
-        for pair in pairs:
+        for number, pair in enumerate(pairs[done:], done + 1):
             chunk += pair.line(shape).encode() + b"\n"
-            if len(chunk) >= _CHUNK_BYTES:
-                yield pb.ExportPairsResponse(jsonl=bytes(chunk))
+            if len(chunk) >= _CHUNK_BYTES or number == len(pairs):
+                token = f"{seen.revision}-{number}"
+                yield pb.ExportPairsResponse(jsonl=bytes(chunk), resume_token=token)
                 chunk.clear()
-        if chunk:
-            yield pb.ExportPairsResponse(jsonl=bytes(chunk))
 
     async def ImportPairs(
         self, request: pb.ImportPairsRequest, context: Any

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc
 
 from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
 from plinth.shared.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.rpc.watching import watch
 from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import trainer_pb2_grpc as rpc
 
 _ENDED = {
     pb.JOB_STATE_SUCCEEDED,
@@ -27,11 +30,18 @@ async def follow_job(
     submitted = await trainer.SubmitJob(pb.SubmitJobRequest(job_id=work.job_id, spec=spec))
     job = submitted.job
     if job.state not in _ENDED:
-        async for message in trainer.WatchJob(pb.WatchJobRequest(job_id=work.job_id)):
-            job = message.job
-            yield Progress(_fraction(job), describe(job))
-            if job.state in _ENDED:
-                break
+        stream = watch(
+            tools.clients,
+            "trainer",
+            lambda channel: rpc.TrainerServiceStub(channel).WatchJob,
+            pb.WatchJobRequest(job_id=work.job_id),
+        )
+        async with aclosing(stream) as messages:
+            async for message in messages:
+                job = message.job
+                yield Progress(_fraction(job), describe(job))
+                if job.state in _ENDED:
+                    break
     yield _outcome(job)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
 from plinth.shared.errors import Unavailable
+from plinth.shared.rpc.watching import watch
 from plinth.v1 import tokenizer_pb2 as pb
+from plinth.v1 import tokenizer_pb2_grpc as rpc
 
 
 class TokenizerSpec(StepSpec):
@@ -36,7 +39,6 @@ class TokenizerStep:
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
         spec = work.spec
         assert isinstance(spec, TokenizerSpec)
-        tokenizer = await tools.clients.tokenizer()
         request = pb.TrainTokenizerRequest(
             corpus=work.inputs["corpus"].ref,
             name=work.output_name,
@@ -44,14 +46,21 @@ class TokenizerStep:
             special_tokens=spec.special_tokens,
             chat_template=spec.chat_template,
         )
-        async for message in tokenizer.Train(request):
-            if message.HasField("artifact"):
-                made = message.artifact
-                yield Outcome(f"{made.name}@{made.version}", {"vocab_size": spec.vocab_size})
-                return
-            total = message.bytes_total
-            read = f"{message.bytes_read / 1e6:.1f} of {total / 1e6:.1f} MB read"
-            yield Progress(message.bytes_read / total if total else 0.0, read if total else "")
+        stream = watch(
+            tools.clients,
+            "tokenizer",
+            lambda channel: rpc.TokenizerServiceStub(channel).Train,
+            request,
+        )
+        async with aclosing(stream) as messages:
+            async for message in messages:
+                if message.HasField("artifact"):
+                    made = message.artifact
+                    yield Outcome(f"{made.name}@{made.version}", {"vocab_size": spec.vocab_size})
+                    return
+                total = message.bytes_total
+                read = f"{message.bytes_read / 1e6:.1f} of {total / 1e6:.1f} MB read"
+                yield Progress(message.bytes_read / total if total else 0.0, read if total else "")
         raise Unavailable("the tokenizer stage ended the training without a result")
 
     async def abandon(self, work: Work, tools: Tools) -> None:

@@ -8,7 +8,7 @@ UNAVAILABLE, on unary methods that are idempotent, and on no stream.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -85,7 +85,12 @@ def client_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", rpc.max_message_bytes),
         ("grpc.max_send_message_length", rpc.max_message_bytes),
         ("grpc.keepalive_time_ms", int(rpc.keepalive_s * 1000)),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", int(rpc.keepalive_timeout_s * 1000)),
+        # Of each ping; gRPC takes the longer one, and this is a minute by itself.
+        ("grpc.http2.ping_timeout_ms", int(rpc.keepalive_timeout_s * 1000)),
+        # By its word gRPC sends two pings without data and no more, and a watch may have none for
+        # hours.
+        ("grpc.http2.max_pings_without_data", 0),
         # What a stream may send ahead of its reader. Left alone, gRPC lets that grow to megabytes
         # for each stream of a fast connection.
         ("grpc.http2.bdp_probe", 0),
@@ -148,8 +153,11 @@ class StageChannel(grpc.aio.Channel):
         settings: Settings,
         token: str,
         principal: Principal | None,
+        began: Callable[[Any], None] | None = None,
     ) -> None:
+        """began: told of each call that is made."""
         self.stage = stage
+        self.began = began
         self._transport = transport
         self._token = token
         self._principal = principal
@@ -239,9 +247,12 @@ class _Call:
         metadata: Iterable[tuple[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        return self._inner(
+        call = self._inner(
             request,
             timeout=self._channel.timeout_s(timeout, stream=self._stream),
             metadata=self._channel.call_metadata(metadata),
             **kwargs,
         )
+        if self._channel.began is not None:
+            self._channel.began(call)
+        return call

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -33,20 +33,21 @@ if TYPE_CHECKING:
 __all__ = ["StageClients", "open_channel"]
 
 SKIP_REFUSED_S = 2.0
-# A replica that left the registry may still be draining streams of ours.
+# Longer than a replica's announcement may be late: its connection is then still there.
 FORGET_AFTER_S = 60.0
-DRAIN_S = 600.0
 _log = get_logger("plinth.rpc")
 _Load = tuple[int, int]  # waiting, running
 
 
-@dataclass
+@dataclass(eq=False)
 class _Transport:
-    """A connection to one address, and a task that notes when it is refused."""
+    """A connection to one replica, a task that notes when it is refused, and its calls."""
 
     channel: grpc.aio.Channel
     watcher: asyncio.Task[None]
     last_listed: float = field(default_factory=time.monotonic)
+    calls: int = 0  # in flight
+    forgotten: bool = False
 
 
 class StageClients:
@@ -56,9 +57,12 @@ class StageClients:
         self._registry = registry
         self._settings = settings
         self._token = token
-        self._transports: dict[str, _Transport] = {}
+        # By stage and address: an address may come back as another stage's.
+        self._transports: dict[tuple[str, str], _Transport] = {}
         self._refused: dict[str, float] = {}  # address → when, on the monotonic clock
-        self._picked: dict[str, tuple[str, int]] = {}  # replica → its last beat, picks since
+        # By stage: replica → its last beat, picks since.
+        self._picked: dict[str, dict[str, tuple[str, int]]] = {}
+        self._draining: set[_Transport] = set()  # forgotten, with calls in flight
         self._closing: set[asyncio.Task[None]] = set()
 
     async def pick(
@@ -77,7 +81,7 @@ class StageClients:
         Raises Unavailable when none is left; it says why.
         """
         listed = await self._registry.replicas(stage)
-        self._forget_gone(listed)
+        self._forget_gone(stage, listed)
         holding = [
             r for r in listed if (model is None or holds(r, model)) and (fits is None or fits(r))
         ]
@@ -85,18 +89,21 @@ class StageClients:
         if not fit:
             raise _none_left(stage, model, listed, holding)
         best = min(fit, key=lambda replica: (self._load(replica), random.random()))
-        beat, picks = self._picked[best.id]
-        self._picked[best.id] = (beat, picks + 1)
+        beat, picks = self._picked[stage][best.id]
+        self._picked[stage][best.id] = (beat, picks + 1)
         return best
 
     def channel(self, replica: Replica, principal: Principal | None = None) -> grpc.aio.Channel:
-        """A channel to `replica`; calls carry `principal` as in `open_channel`. Don't close it."""
+        """A channel to `replica`; calls carry `principal` as in `open_channel`. For the calls of
+        the moment: don't close it, and don't keep it."""
+        transport = self._transport(replica)
         return StageChannel(
-            self._transport(replica).channel,
+            transport.channel,
             stage=replica.stage,
             settings=self._settings,
             token=self._token,
             principal=principal,
+            began=lambda call: self._began(transport, call),
         )
 
     def refused(self, replica: Replica) -> None:
@@ -125,8 +132,9 @@ class StageClients:
 
     async def close(self) -> None:
         """Closes every channel; calls that still run on them are cancelled."""
-        transports = list(self._transports.values())
+        transports = [*self._transports.values(), *self._draining]
         self._transports.clear()
+        self._draining.clear()
         await cancel_and_wait(*self._closing, *(transport.watcher for transport in transports))
         for transport in transports:
             await transport.channel.close()
@@ -135,10 +143,11 @@ class StageClients:
         """As announced, plus what we sent there since: announcements come seconds apart, and a
         burst must not all go to the one that was idle in the last one."""
         now = replica.fields.get("beat", "")
-        beat, picks = self._picked.get(replica.id, (now, 0))
+        of_stage = self._picked.setdefault(replica.stage, {})
+        beat, picks = of_stage.get(replica.id, (now, 0))
         if beat != now:
             picks = 0
-        self._picked[replica.id] = (now, picks)
+        of_stage[replica.id] = (now, picks)
         waiting, running = announced_load(replica)
         return (waiting, running + picks)
 
@@ -152,13 +161,22 @@ class StageClients:
         return False
 
     def _transport(self, replica: Replica) -> _Transport:
-        address = replica.address
-        transport = self._transports.get(address)
+        key = (replica.stage, replica.address)
+        transport = self._transports.get(key)
         if transport is None:
-            channel = open_transport(address, self._settings, replica.stage)
-            watcher = asyncio.create_task(self._watch(address, channel))
-            transport = self._transports[address] = _Transport(channel, watcher)
+            channel = open_transport(replica.address, self._settings, replica.stage)
+            watcher = asyncio.create_task(self._watch(replica.address, channel))
+            transport = self._transports[key] = _Transport(channel, watcher)
         return transport
+
+    def _began(self, transport: _Transport, call: Any) -> None:
+        transport.calls += 1
+        call.add_done_callback(lambda _: self._ended(transport))
+
+    def _ended(self, transport: _Transport) -> None:
+        transport.calls -= 1
+        if transport.forgotten and not transport.calls:
+            self._close(transport)
 
     async def _watch(self, address: str, channel: grpc.aio.Channel) -> None:
         while True:
@@ -172,18 +190,35 @@ class StageClients:
                 self._refused.pop(address, None)
             await channel.wait_for_state_change(state)
 
-    def _forget_gone(self, listed: Iterable[Replica]) -> None:
+    def _forget_gone(self, stage: str, listed: Iterable[Replica]) -> None:
+        """Lets go of the connections to `stage` whose replicas have not been listed for a while.
+
+        A replica that left the registry may be draining calls of ours, or only be late: calls in
+        flight go on until they end, by themselves, by its drain, or since keepalive finds nobody
+        there. A listing says nothing of other stages.
+        """
         now = time.monotonic()
-        for replica in listed:
-            if replica.address in self._transports:
-                self._transports[replica.address].last_listed = now
-        for address, transport in list(self._transports.items()):
-            if now - transport.last_listed > FORGET_AFTER_S:
-                del self._transports[address]
+        replicas = list(listed)
+        for replica in replicas:
+            if (transport := self._transports.get((stage, replica.address))) is not None:
+                transport.last_listed = now
+        picked, ids = self._picked.get(stage, {}), {replica.id for replica in replicas}
+        self._picked[stage] = {one: picks for one, picks in picked.items() if one in ids}
+        for key, transport in list(self._transports.items()):
+            if key[0] == stage and now - transport.last_listed > FORGET_AFTER_S:
+                del self._transports[key]
                 transport.watcher.cancel()
-                task = asyncio.create_task(transport.channel.close(DRAIN_S))
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+                transport.forgotten = True
+                if transport.calls:
+                    self._draining.add(transport)
+                else:
+                    self._close(transport)
+
+    def _close(self, transport: _Transport) -> None:
+        self._draining.discard(transport)
+        task = asyncio.create_task(transport.channel.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
 
 def holds(replica: Replica, model: str) -> bool:

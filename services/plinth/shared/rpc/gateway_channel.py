@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Self
 import grpc
 
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
+from plinth.shared.rpc.resuming import PATIENCE_S, Break, broken
 from plinth.shared.rpc.status import from_rpc_error
 
 # A watch may say nothing for hours: pings tell a quiet connection from a dead one.
@@ -23,6 +25,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute by itself, and the longer one counts
+    ("grpc.http2.max_pings_without_data", 0),  # by its word gRPC stops after two
 ]
 ROOTS = "SSL_CERT_FILE"  # OpenSSL's, which curl, Python's ssl and others follow as well
 
@@ -120,6 +124,32 @@ class GatewayConnection:
             raise from_rpc_error(error) from error
         finally:
             call.cancel()
+
+    def watch_stream(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
+        """The answers of a streaming `method` that can be resumed, each once: it is asked for
+        again where the connection broke, or the gateway or the stage behind it was gone, for as
+        long as that is mended within PATIENCE_S."""
+        asked = type(request)()
+        asked.CopyFrom(request)
+        gap = Break(PATIENCE_S)
+        while True:
+            call = method(asked, metadata=self._metadata)
+            try:
+                call.initial_metadata()  # comes when a stage has taken the request
+                if call.is_active():
+                    gap.mended()
+                for message in call:
+                    asked.resume_token = message.resume_token or asked.resume_token
+                    gap.mended()
+                    yield message
+                return
+            except grpc.RpcError as raised:
+                error = broken(raised)
+                if error is None or (wait_s := gap.next_wait_s(error)) is None:
+                    raise from_rpc_error(raised) from raised
+            finally:
+                call.cancel()
+            time.sleep(wait_s)
 
 
 def _options(address: GatewayAddress) -> list[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -23,6 +24,7 @@ from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Validator, interceptors
+from plinth.shared.rpc.resuming import is_resumable
 from plinth.shared.rpc.spans import TracingInterceptor
 from plinth.shared.rpc.status import fail
 from plinth.shared.rpc.tls import server_credentials
@@ -33,6 +35,7 @@ from plinth.shared.telemetry import get_logger
 _log = get_logger("plinth.rpc")
 # Beyond the grace: calls that were cancelled still have to say so.
 _STOP_SLACK_S = 10.0
+_NEVER_MS = (1 << 31) - 1  # gRPC core's word for no limit
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,21 @@ class GrpcService:
 
     def methods(self) -> list[str]:
         """Method names, from the proto."""
+        return [method.name for method in self._descriptor().methods]
+
+    def resumable(self) -> list[str]:
+        """Full names of the methods whose streams can go on elsewhere."""
+        methods = [method for method in self._descriptor().methods if is_resumable(method)]
+        return [f"/{self.name}/{method.name}" for method in methods]
+
+    def _descriptor(self) -> ServiceDescriptor:
         try:
-            service = descriptor_pool.Default().FindServiceByName(self.name)
+            found: ServiceDescriptor = descriptor_pool.Default().FindServiceByName(self.name)
         except KeyError:
             raise FailedPrecondition(
                 f"no proto defines {self.name}; import its generated module first"
             ) from None
-        return [method.name for method in service.methods]
+        return found
 
     def scope(self, method: str) -> str:
         """What `method` needs. FailedPrecondition when nobody said: that is never "nothing"."""
@@ -102,7 +113,9 @@ class GrpcServer:
         self.port = port
         self._services = list(services)
         self._health = health.aio.HealthServicer()
-        self._idle_calls = _IdleCalls()
+        self._idle_calls = _IdleCalls(
+            frozenset(path for service in services for path in service.resumable())
+        )
         self._stopped = False
         paths = {
             f"/{service.name}/{method}": (service, method)
@@ -206,16 +219,21 @@ class GrpcServer:
 
 
 class _IdleCalls(grpc.aio.ServerInterceptor):
-    """Health watches and reflection streams: they never end by themselves, so that a drain which
-    waited for them would always take the whole grace."""
+    """Health watches, reflection streams and `resumable` ones (full method names): they need not
+    end by themselves, so that a drain which waited for them would always take the whole grace.
+    Who reads a stream that can be resumed goes on elsewhere at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, resumable: frozenset[str]) -> None:
+        self._resumable = resumable
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
-        if handler is None or not details.method.startswith((HEALTH, REFLECTION)):
+        endless = (
+            details.method.startswith((HEALTH, REFLECTION)) or details.method in self._resumable
+        )
+        if handler is None or not endless:
             return handler
 
         @asynccontextmanager
@@ -250,13 +268,19 @@ def server_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", rpc.max_message_bytes),
         ("grpc.max_concurrent_streams", rpc.max_concurrent_streams),
         ("grpc.keepalive_time_ms", keepalive_ms),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", int(rpc.keepalive_timeout_s * 1000)),
+        # Of each ping; gRPC takes the longer one, and this is a minute by itself.
+        ("grpc.http2.ping_timeout_ms", int(rpc.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
-        # Clients may ping as often as we do; less would make the server close on them.
-        ("grpc.http2.min_ping_interval_without_data_ms", keepalive_ms // 2),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", keepalive_ms // 2),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Clients may ping as often as we do, and each half minute in any case; a server that
+        # allowed less would close on them.
+        ("grpc.http2.min_ping_interval_without_data_ms", min(keepalive_ms // 2, 10_000)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", min(keepalive_ms // 2, 10_000)),
+        # New calls then take a new connection; those in flight stay, since gRPC would end them
+        # without a word of why. What bounds a call is its deadline, its end or the server's drain.
         ("grpc.max_connection_age_ms", int(rpc.max_connection_age_s * 1000)),
-        ("grpc.max_connection_age_grace_ms", int(rpc.max_connection_age_grace_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", _NEVER_MS),
         # Two processes on one port would share its calls silently.
         ("grpc.so_reuseport", 0),
     ]
