@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -33,6 +34,7 @@ from plinth.shared.connection import connect
 from plinth.shared.errors import DataLoss, FailedPrecondition, PlinthError
 from plinth.shared.schema import check_schema
 from plinth.shared.settings import Settings, load_settings
+from plinth.shared.settings_values import spelled, variable
 from plinth.shared.telemetry import configure_logging, get_logger
 
 POLL_S = 0.25
@@ -108,6 +110,7 @@ class Supervisor:
             "PLINTH_REDIS_URL": self._state.redis_url,
             "PLINTH_GATEWAY__PORT": str(rest),
             "PLINTH_GATEWAY__GRPC_PORT": str(grpc),
+            variable("source_roots"): spelled(source_roots(self._settings)),
         }
         self._start_head(environment)
         self._start_gateway(environment, (gateway.host, rest))
@@ -201,6 +204,17 @@ class Supervisor:
 
     def _on_signal(self, _: int, __: FrameType | None) -> None:
         self._stop = True
+
+
+def source_roots(settings: Settings) -> tuple[Path, ...]:
+    """What requests to this stack may name files in: as set; else, on a Ray of its own, the home
+    and the working directory of who started it, as long as neither is the root of all."""
+    if settings.source_roots is not None:
+        return settings.source_roots
+    if settings.ray_address is not None:
+        return ()
+    places = {Path(os.path.realpath(place)) for place in (Path.home(), Path.cwd())}
+    return tuple(sorted(places - {Path("/")}))
 
 
 async def _check_schema(redis_url: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from plinth.shared import tracing
 from plinth.shared.errors import Internal
 from plinth.shared.settings import Settings
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.launch import Launcher
@@ -77,6 +78,7 @@ class Execution:
                     self.folder,
                     self._renderer,
                     self._check_stop,
+                    SourceRoots.of(self._settings),
                 ).run()
             elif kind == "compare":
                 record = self._compare(self._spec.compare)
