@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+import psutil
+
 from plinth.cluster import ports, processes, ray_local
 from plinth.cluster.layout import (
     MARKER,
@@ -32,6 +34,7 @@ from plinth.cluster.parts import GatewayPart, HeadPart, RedisPart
 from plinth.cluster.processes import Identity
 from plinth.shared.connection import connect
 from plinth.shared.errors import DataLoss, FailedPrecondition, PlinthError
+from plinth.shared.private_folders import make_private
 from plinth.shared.schema import check_schema
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.settings_values import spelled, variable
@@ -71,16 +74,19 @@ class Supervisor:
             while not self._stop and (self._owner is None or self._owner.alive()):
                 try:
                     self._poll()
-                except OSError as error:
-                    # A full disk, no memory for a process: what runs goes on, the next poll tries
-                    # again. Logging may fail for the same reason.
+                except (OSError, psutil.Error) as error:
+                    # A process that ends while it is looked at, a full disk, no memory for one:
+                    # what runs goes on, the next poll tries again. Logging may fail as well.
                     with suppress(OSError):
                         self._log.warning("poll failed", error=str(error))
                 time.sleep(POLL_S)
-        except PlinthError as error:
-            self._log.error("the stack can't run", error=error.message)
+        except Exception as error:  # noqa: BLE001 - whatever it is, no process is left behind
+            known = isinstance(error, PlinthError)
+            told = error.message if isinstance(error, PlinthError) else f"{error!r}"
+            with suppress(OSError):
+                self._log.error("the stack can't run", error=told, exc_info=not known)
             self._shut_down()
-            self._state.phase, self._state.error = "failed", error.message
+            self._state.phase, self._state.error = "failed", told
             self._write()
             return 1
         self._shut_down()
@@ -246,7 +252,7 @@ def is_up(components: dict[str, ComponentState]) -> bool:
 
 def take_lock(layout: Layout) -> IO[bytes]:
     """The data directory's lock, held until the file is closed; FailedPrecondition if taken."""
-    layout.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(layout.data_dir)
     lock = layout.lock_file.open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
