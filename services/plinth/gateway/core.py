@@ -12,7 +12,6 @@ from plinth.gateway.failover import Replaced, Shards
 from plinth.gateway.generation import Generator, TextRequest
 from plinth.gateway.keyring import Keyring
 from plinth.gateway.live_preferences import AnswerRecorder, LivePreferences
-from plinth.gateway.overview import Overview
 from plinth.gateway.quotas import Admission, Quotas
 from plinth.gateway.revisions import Choice, Revisions, at_fault, falls_back
 from plinth.gateway.selection import Selection
@@ -22,6 +21,7 @@ from plinth.shared.canary import Canaries
 from plinth.shared.connection import connect, redis_errors
 from plinth.shared.errors import FailedPrecondition, PlinthError, Unavailable
 from plinth.shared.identity import Principal, cluster_token
+from plinth.shared.platform_status import PlatformStatus
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.schema import check_schema
@@ -78,7 +78,7 @@ class GatewayCore:
         self._canary_redis = connect(settings.redis_url.get_secret_value())
         canaries = Canaries(self._canary_redis)
         self.revisions = Revisions(self.catalogue, canaries)
-        self.overview = Overview(self._redis, registry, canaries)
+        self.status = PlatformStatus(self._redis, registry, canaries)
         self._fresh: asyncio.Task[None] | None = None
 
     async def open(self) -> None:

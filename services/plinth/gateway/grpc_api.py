@@ -77,7 +77,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """Replicas, models, queues, canaries. Unavailable while Redis is away."""
-        return await self._core.overview.status()
+        return await self._core.status.read()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
         """A chat completion, streamed."""
@@ -106,6 +106,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             request.sampling,
             tuple(request.stop),
             user=request.user,
+            special_tokens=not request.HasField("special_tokens") or request.special_tokens,
         )
         async with aclosing(self._answer("Complete", ask, pb.CompleteResponse, context)) as answers:
             async for answer in answers:

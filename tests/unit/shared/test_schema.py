@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from plinth.gateway.core import GatewayCore
 from plinth.shared import redis_keys
@@ -51,5 +52,8 @@ async def test_a_half_restored_redis_is_refused(redis_client: Redis) -> None:
 
 async def test_a_redis_that_is_away_is_no_error() -> None:
     client = connect("redis://127.0.0.1:1/0")
-    await check_schema(client)
+    with capture_logs() as logs:
+        await check_schema(client)
     await client.aclose()
+    (said,) = logs
+    assert (said["log_level"], said["event"]) == ("warning", "the schema of Redis was not checked")
