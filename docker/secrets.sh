@@ -6,7 +6,7 @@ folder=${1:-$(dirname "$0")/secrets}
 umask 077
 mkdir -p "$folder"
 chmod 700 "$folder"
-for name in cluster-token redis-password ray-token; do
+for name in cluster-token redis-password ray-token api-key; do
   [ -s "$folder/$name" ] || od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$folder/$name"
   chmod 444 "$folder/$name"
 done

@@ -212,7 +212,10 @@ class World:
 
     def __init__(self, folder: Path, redis_url: str) -> None:
         self.settings: Settings = load_settings(
-            data_dir=folder, redis_url=redis_url, coordinator={"lease_s": 4.0}
+            data_dir=folder,
+            redis_url=redis_url,
+            coordinator={"lease_s": 4.0},
+            source_roots=[folder],
         )
         self.store = ArtifactStore(self.settings.store())
         self.redis = connect(redis_url)

@@ -32,7 +32,7 @@ from kinds import NEWEST, OLDEST, OTHERS, Kinds
 from release import Release
 
 # What Helm makes anew each time it can't see the cluster.
-_RANDOM = re.compile(r"^(  (?:cluster-token|auth_token|redis-password): ).*$", re.MULTILINE)
+_RANDOM = re.compile(r"^(  (?:cluster-token|auth_token|redis-password|api-key): ).*$", re.MULTILINE)
 
 
 def check_case(

@@ -16,6 +16,7 @@ OWNED = frozenset(
         *("log_format", "log_to", "host", "advertise_host"),
         *("stage_port", "metrics_port", "health_port"),
         *("gateway.host", "gateway.port", "gateway.grpc_port", "gateway.auth", "gateway.drain_s"),
+        "gateway.first_key",
         "trainer.worker_resource",
     }
 )

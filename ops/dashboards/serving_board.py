@@ -91,6 +91,12 @@ CLIENTS = (
         "Grows without end: answers take longer than they come. Flat at a quota: see 429.",
         (Query("sum(plinth_gateway_requests_running)", "running"),),
     ),
+    Panel(
+        "API keys that can't be read",
+        "short",
+        "Not 0: these keys are refused (500), all others work. `plinth keys list` names them.",
+        (Query("max(plinth_gateway_unreadable_keys)", "unreadable"),),
+    ),
 )
 
 LATENCY = (

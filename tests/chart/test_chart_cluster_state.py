@@ -182,7 +182,7 @@ def test_an_upgrade_leaves_pods_to_their_autoscaler(there: int | None, kept: int
     assert stage["spec"].get("replicas") == kept
 
 
-SECRET_KEYS = ("cluster-token", "auth_token", "redis-password")
+SECRET_KEYS = ("cluster-token", "auth_token", "redis-password", "api-key")
 
 
 def secret_of(text: str) -> dict[str, str]:

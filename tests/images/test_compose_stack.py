@@ -111,7 +111,7 @@ def test_every_container_is_closed_and_well(stack: Compose):
             status = one["State"]["Health"]["Status"]
             assert status == "healthy", f"{service} is {status}"
             told = json.dumps(one["Config"])
-            for name in ("cluster-token", "redis-password", "ray-token"):
+            for name in ("cluster-token", "redis-password", "ray-token", "api-key"):
                 assert stack.secret(name) not in told, f"{service} shows {name}"
     inside = json.loads(docker("network", "inspect", f"{stack.project}_inside"))[0]
     assert inside["Internal"] is True

@@ -94,3 +94,18 @@ async def test_keys_are_made_listed_and_revoked(stack: Stack) -> None:
     await checking
     code, _, err = await plinth(stack, "keys", "create", "--scope", "root")
     assert (code, "root" in err) == (1, True)
+
+
+async def test_a_key_can_be_kept_for_the_other_commands(stack: Stack) -> None:
+    """As after a restore into a new data directory, which gets no first key."""
+    file = stack.settings.first_key_file
+    code, _, err = await plinth(stack, "keys", "create", "--save")
+    assert (code, "holds a key already" in err) == (1, True)
+    file.unlink()
+    code, _, err = await plinth(stack, "chat", "hi", *SAMPLING)
+    assert (code, "plinth keys create --scope admin --save" in err) == (1, True)
+    code, out, err = await plinth(stack, "keys", "create", "--scope", "admin", "--save")
+    assert code == 0, err
+    assert (file.read_text(), file.stat().st_mode & 0o777) == (out.strip(), 0o600)
+    code, _, err = await plinth(stack, "chat", "hi", *SAMPLING)
+    assert code == 0, err

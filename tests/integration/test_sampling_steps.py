@@ -30,6 +30,7 @@ from plinth.shared.errors import FailedPrecondition
 from plinth.shared.prompt_set import Prompt, read_prompts, write_prompts
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import load_settings
+from plinth.shared.source_roots import SourceRoots
 from plinth.tokenizer import service as tokenizer
 from plinth.trainer.data.selected import selected
 from plinth.trainer.policy.rollouts import EngineSampler, Order
@@ -63,7 +64,9 @@ async def tools(redis_server: str, redis_client: object, tmp_path: Path) -> Asyn
     records = DeploymentRecords(store)
     reconciling = asyncio.create_task(stages.serve(records))
     canaries = Canaries(context.redis)
-    yield Tools(store, records, context.registry, context.clients, context.redis, canaries)
+    yield Tools(
+        store, records, context.registry, context.clients, context.redis, canaries, SourceRoots(())
+    )
     stages.over.set()
     await reconciling
     await stages.stop()

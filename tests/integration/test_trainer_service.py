@@ -63,7 +63,11 @@ class Stack:
 
 @pytest.fixture
 async def stack(redis_client, redis_server, tmp_path):
-    made = Stack(load_settings(data_dir=tmp_path, redis_url=redis_server, trainer=TRAINER))
+    made = Stack(
+        load_settings(
+            data_dir=tmp_path, redis_url=redis_server, trainer=TRAINER, source_roots=[tmp_path]
+        )
+    )
     yield made
     await made.stop()
 

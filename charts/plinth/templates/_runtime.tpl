@@ -11,6 +11,11 @@
 - {name: PLINTH_DATA_DIR, value: /var/lib/plinth}
 - {name: PLINTH_ADVERTISE_HOST, value: $(POD_IP)}
 {{ include "plinth.credentials" $root }}
+{{- if eq $svc.kind "gateway" }}
+# The platform's first API key. Without it in a Secret of one's own, one gateway makes one.
+- name: PLINTH_GATEWAY__FIRST_KEY
+  valueFrom: {secretKeyRef: {name: {{ include "plinth.secretName" $root }}, key: api-key, optional: true}}
+{{- end }}
 {{- if eq $svc.kind "ray" }}
 - {name: RAY_AUTH_MODE, value: token}
 - name: RAY_AUTH_TOKEN

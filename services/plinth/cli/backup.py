@@ -145,6 +145,13 @@ def restore(
             "since: `plinth keys list`.",
             soft_wrap=True,
         )
+        if not settings.first_key_file.exists():
+            console.print(
+                "  A platform that has keys gets no first one: once it is up, `plinth keys create "
+                "--scope admin --save` makes one for this data directory.",
+                highlight=False,
+                soft_wrap=True,
+            )
         console.print("  Start the platform with `plinth up`.", highlight=False)
 
 

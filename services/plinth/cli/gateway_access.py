@@ -16,14 +16,15 @@ def api_key(settings: Settings) -> str:
     """The key to call with; empty where the gateway asks for none."""
     if key := os.environ.get("PLINTH_API_KEY"):
         return key
-    path = settings.secrets_dir / "api-key"
+    path = settings.first_key_file
     if path.exists():
         return path.read_text("ascii").strip()
     if settings.gateway.auth == "off":
         return ""
     raise FailedPrecondition(
         f"no API key: set PLINTH_API_KEY, or name the stack's data directory with --data "
-        f"({path} does not exist; is the stack up?)",
+        f"({path} does not exist; is the stack up? A platform that has keys already makes none: "
+        "`plinth keys create --scope admin --save`)",
         reason="MISSING_API_KEY",
     )
 

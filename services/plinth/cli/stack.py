@@ -237,7 +237,7 @@ def _greet(stack: Stack, console: Console, seconds: float, detached: bool) -> No
     console.print(f"\n[bold green]up[/] after {seconds:.0f} s", highlight=False)
     console.print(f"  REST    {url}/v1", highlight=False)
     console.print(f"  gRPC    {state.gateway_host}:{state.gateway_grpc_port}", highlight=False)
-    key = stack.settings.secrets_dir / "api-key"
+    key = stack.settings.first_key_file
     if key.exists():
         console.print(f"  key     {key}", highlight=False, soft_wrap=True)
     console.print("  try     plinth chat    plinth status    plinth logs -f", highlight=False)

@@ -16,6 +16,7 @@ import os
 import secrets
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -25,6 +26,7 @@ import redis
 
 from plinth.cluster.ports import free_port, taken
 from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared.private_folders import make_private
 
 UNIX_PATH_LIMIT = 107
 START_TIMEOUT_S = 60.0
@@ -129,8 +131,8 @@ class EmbeddedRedis:
         """
         if self.alive():
             return self.url
-        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self._dir)
+        make_private(self._secrets)
         self._take_lock()
         self._clear_leftovers()
         self._write_config()
@@ -160,7 +162,7 @@ class EmbeddedRedis:
     def stop(self) -> None:
         """Stops the server and removes its socket, pidfile and configuration; data stays."""
         if self._process is not None:
-            _end(psutil.Process(self._process.pid) if self._process.poll() is None else None)
+            _end(_child(self._process))
             self._process.wait()
             self._process = None
         for path in (self.pidfile, self.config, self._dir / "redis.sock"):
@@ -192,7 +194,7 @@ class EmbeddedRedis:
         """Ends a server that a killed supervisor left on this directory, and its traces."""
         if self._process is not None:
             # Our own child that died or hangs: reap it.
-            _end(psutil.Process(self._process.pid) if self._process.poll() is None else None)
+            _end(_child(self._process))
             self._process.wait()
             self._process = None
         _end(self._leftover())
@@ -266,6 +268,14 @@ class EmbeddedRedis:
             client.close()
 
 
+def _child(process: subprocess.Popen[bytes]) -> psutil.Process | None:
+    """The server that we started, unless it has ended."""
+    try:
+        return psutil.Process(process.pid) if process.poll() is None else None
+    except psutil.NoSuchProcess:
+        return None
+
+
 def _end(process: psutil.Process | None) -> None:
     """TERM, then KILL after `STOP_TIMEOUT_S`; returns when the process is gone."""
     if process is None:
@@ -274,8 +284,9 @@ def _end(process: psutil.Process | None) -> None:
         process.terminate()
         process.wait(STOP_TIMEOUT_S)
     except psutil.TimeoutExpired:
-        process.kill()
-        process.wait(STOP_TIMEOUT_S)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+            process.wait(STOP_TIMEOUT_S)
     except psutil.NoSuchProcess:
         return
 

@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
-
 from plinth.shared.errors import DataLoss
 from plinth.shared.settings import Settings
+from plinth.shared.settings_values import spelled, variable
 
 MARKER = "PLINTH_STACK"  # in the environment of every process of a stack
 STATE_SCHEMA = 1
@@ -210,6 +209,5 @@ def settings_environment(settings: Settings) -> dict[str, str]:
             value = getattr(value, part)
         if value is None:
             continue
-        text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-        variables["PLINTH_" + key.upper().replace(".", "__")] = text
+        variables[variable(key)] = spelled(value)
     return variables

@@ -22,6 +22,7 @@ from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import ComponentState
 from plinth.cluster.processes import Identity
 from plinth.shared.errors import PlinthError
+from plinth.shared.private_folders import make_private
 
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0)
 HEALTHY_AFTER_S = 30.0  # a part that lived this long has no failures in a row any more
@@ -138,7 +139,7 @@ class ChildPart:
     def start(self) -> None:
         self._backoff.started()
         self.started_at = time.monotonic()
-        self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self._log.parent)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -148,7 +149,7 @@ class ChildPart:
                 stderr=log,
                 start_new_session=True,
             )
-        self._identity = Identity.of(self._process.pid)
+        self._identity = Identity.of_child(self._process)
         self._started()
 
     def poll(self) -> bool:

@@ -6,6 +6,7 @@ import random
 import socket
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,7 +22,7 @@ _given: deque[int] = deque(maxlen=_TRIES // 2)
 
 def holder(port: int) -> str:
     """ "python (pid 123)", or "another user's process" where the system doesn't tell."""
-    for connection in psutil.net_connections("inet"):
+    for connection in _connections():
         if connection.status != psutil.CONN_LISTEN or not connection.laddr:
             continue
         if connection.laddr.port != port:
@@ -31,9 +32,16 @@ def holder(port: int) -> str:
         try:
             process = psutil.Process(connection.pid)
             return f"{process.name()} (pid {process.pid})"
-        except psutil.NoSuchProcess:
+        except (psutil.Error, OSError):
             break
     return "a process that the system does not name"
+
+
+def _connections() -> list[Any]:
+    try:
+        return list(psutil.net_connections("inet"))
+    except (psutil.Error, OSError):  # some systems show them to nobody but root
+        return []
 
 
 def taken(host: str, port: int) -> bool:

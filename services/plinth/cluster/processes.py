@@ -8,6 +8,7 @@ be read any more belongs as well if it lives in a session that the stack recorde
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -25,12 +26,28 @@ class Identity:
     created: float
 
     @classmethod
+    def of_child(cls, process: subprocess.Popen[bytes]) -> Identity:
+        """Of a process that we started and have not reaped, ended or not: its id is its own."""
+        try:
+            return cls.of(process.pid)
+        except (psutil.Error, OSError):  # it ended at once, or no descriptor is left to ask with
+            return cls(process.pid, time.time())
+
+    @classmethod
     def of(cls, pid: int) -> Identity:
+        """Raises what psutil raises when there is no such process."""
         return cls(pid, psutil.Process(pid).create_time())
 
     def alive(self) -> bool:
-        process = self.process()
-        return process is not None and process.status() != psutil.STATUS_ZOMBIE
+        """Whether it runs. Raises nothing: a process may end, or be closed to us, between any two
+        questions; of one that exists and tells nothing, it is taken that it runs."""
+        try:
+            process = self.process()
+            return process is not None and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+        except (psutil.Error, OSError):
+            return True
 
     def process(self) -> psutil.Process | None:
         """The process, or None when it is gone (or its id belongs to another by now)."""
@@ -43,7 +60,7 @@ class Identity:
 
 def of_stack(stack_id: str, sessions: Collection[int] = ()) -> list[psutil.Process]:
     """Living processes of the stack, without the caller and its ancestors."""
-    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    own = {os.getpid(), *_ancestors()}
     found = []
     for process in psutil.process_iter():
         if process.pid in own:
@@ -54,7 +71,7 @@ def of_stack(stack_id: str, sessions: Collection[int] = ()) -> list[psutil.Proce
             environment = process.environ()
             marked = environment.get(MARKER) == stack_id
             overwritten = not environment and os.getsid(process.pid) in sessions
-        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError, PermissionError):
+        except (psutil.Error, OSError):
             continue  # gone meanwhile, or another user's
         if marked or overwritten:
             found.append(process)
@@ -71,6 +88,18 @@ def end(processes: Iterable[psutil.Process], *, grace_s: float) -> int:
         _signal(process, hard=True)
     psutil.wait_procs(stubborn, timeout=5.0)
     return len(living)
+
+
+def _ancestors() -> list[int]:
+    """Ids of the processes above this one, as far as they can be seen."""
+    found, pid = [], os.getppid()
+    try:
+        while pid:
+            found.append(pid)
+            pid = psutil.Process(pid).ppid()
+    except (psutil.Error, OSError):
+        pass  # it ended while we looked: what is above it is not known
+    return found
 
 
 def end_stack(
@@ -91,5 +120,5 @@ def _signal(process: psutil.Process, *, hard: bool) -> None:
             process.kill()
         else:
             process.terminate()
-    except psutil.NoSuchProcess:
-        return
+    except (psutil.Error, OSError):
+        return  # gone, or not ours to end: others are still to be

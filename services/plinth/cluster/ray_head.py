@@ -54,7 +54,7 @@ class Head:
         from ray import serve  # noqa: PLC0415
 
         self._on_signals()
-        started = self._ray.start() if self._ray else ray_local.connect(self._address())
+        started = self._ray.start() if self._ray else ray_local.connect(self._settings)
         self._on_signals()  # Ray's driver brings handlers of its own
         self._tell("ray", "ready", address=started)
         self._last_status = time.monotonic()
@@ -69,10 +69,6 @@ class Head:
                 return RAY_DIED
         self._shut_down()
         return 0
-
-    def _address(self) -> str:
-        assert self._settings.ray_address is not None
-        return self._settings.ray_address
 
     def _specs(self) -> tuple[StageSpec, ...]:
         reconciling = StageSpec(

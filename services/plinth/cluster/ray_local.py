@@ -16,8 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plinth.cluster.layout import Layout
+from plinth.cluster.layout import Layout, settings_environment
 from plinth.shared.errors import FailedPrecondition
+from plinth.shared.private_folders import make_private
+from plinth.shared.secrets_file import VARIABLE as SECRETS_FILE
+from plinth.shared.secrets_file import write_secrets
+from plinth.shared.settings import OTHER_VARIABLES, Settings
+from plinth.shared.settings_values import is_secret, leaves, spelled, variable
 
 HOST = "127.0.0.1"
 NAMESPACE = "plinth"
@@ -25,6 +30,8 @@ OBJECT_STORE_BYTES = 100 << 20  # gradients and datasets of a laptop's runs; Ray
 # Logical: replicas and training workers must always find a place; the operating system shares
 # the real ones.
 LOGICAL_CPUS = 64
+# A person's key and address are no business of the stages.
+_NOT_HANDED = frozenset({"PLINTH_API_KEY", "PLINTH_URL", SECRETS_FILE})
 
 
 def environment(layout: Layout, base: Mapping[str, str]) -> dict[str, str]:
@@ -63,7 +70,7 @@ def ensure_token(layout: Layout) -> None:
     path = layout.ray_token
     if path.exists() and path.stat().st_size:
         return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
@@ -148,15 +155,38 @@ class LocalRay:
         shutil.rmtree(self._layout.ray_dir, ignore_errors=True)
 
 
-def connect(address: str) -> str:
-    """Joins a Ray that runs already (RAY_ADDRESS) as a driver."""
+def connect(settings: Settings) -> str:
+    """Joins the Ray of `settings.ray_address`, which runs already, as a driver.
+
+    What is started there loads the same settings. Ray shows the variables of a job to whoever sees
+    its dashboard or its logs, so secrets go by a file in the data directory: its name is shown.
+    """
     import ray  # noqa: PLC0415
 
-    variables = {k: v for k, v in os.environ.items() if k.startswith("PLINTH_")}
+    address = settings.ray_address
+    assert address is not None
     ray.init(
         address=address,
         namespace=NAMESPACE,
         log_to_driver=False,
-        runtime_env={"env_vars": {**variables, "PYTHONPATH": os.pathsep.join(sys.path)}},
+        runtime_env={
+            "env_vars": {**shown_environment(settings), "PYTHONPATH": os.pathsep.join(sys.path)}
+        },
     )
     return address
+
+
+def shown_environment(settings: Settings) -> dict[str, str]:
+    """Variables with which other processes load these settings, without any secret in them. Writes
+    the secrets' file."""
+    given = settings_environment(settings)
+    secret = {
+        key: spelled(value)
+        for key, value in leaves(settings)
+        if is_secret(value) and variable(key) in given
+    }
+    handed = settings.ensure_secrets_dir() / "handed.json"
+    write_secrets(handed, secret)
+    others = {k: v for k in sorted(OTHER_VARIABLES - _NOT_HANDED) if (v := os.environ.get(k))}
+    shown = {k: v for k, v in given.items() if k not in map(variable, secret)}
+    return {**others, **shown, SECRETS_FILE: str(handed)}

@@ -19,6 +19,7 @@ from plinth.cluster.layout import Layout, StageSpec
 from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.shared.load import LOAD, ReportsLoad
+from plinth.shared.private_folders import make_private
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.stage import RunningStage, StageContext, StageFront, run_stage
 from plinth.shared.telemetry import configure_logging, get_logger
@@ -187,7 +188,7 @@ def keep_serve_on_loopback() -> None:
 def write_to_log(settings: Settings, component: str) -> None:
     """Sends this process's output to <data>/logs/<component>.log: Ray's folder goes at a stop."""
     path = Layout.of(settings).log(component)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:
         path.replace(path.with_suffix(".log.1"))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -31,6 +31,7 @@ from plinth.cluster.supervisor import clear_leftovers
 from plinth.shared.connection import connect
 from plinth.shared.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
 from plinth.shared.identity import cluster_token
+from plinth.shared.private_folders import make_private
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.settings import Settings
@@ -125,18 +126,14 @@ class Stack:
         if state is not None and self.running():
             supervisor = Identity(state.pid, state.created).process()
             if supervisor is not None:
-                supervisor.terminate()
-                try:
-                    supervisor.wait(timeout_s)
-                except psutil.TimeoutExpired:
-                    supervisor.kill()
+                processes.end([supervisor], grace_s=timeout_s)
         if self._supervisor is not None:
             self._supervisor.kill()  # does nothing to one that has ended
             self._supervisor.wait()
         return clear_leftovers(self.layout)
 
     def _spawn(self, plan: StackPlan, owned: bool) -> subprocess.Popen[bytes]:
-        self.layout.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.layout.logs)
         command = [sys.executable, "-m", "plinth.cluster.supervisor", plan.to_json()]
         if owned:
             own = Identity.of(os.getpid())

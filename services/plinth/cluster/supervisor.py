@@ -15,8 +15,11 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO
+
+import psutil
 
 from plinth.cluster import ports, processes, ray_local
 from plinth.cluster.layout import (
@@ -31,8 +34,10 @@ from plinth.cluster.parts import GatewayPart, HeadPart, RedisPart
 from plinth.cluster.processes import Identity
 from plinth.shared.connection import connect
 from plinth.shared.errors import DataLoss, FailedPrecondition, PlinthError
+from plinth.shared.private_folders import make_private
 from plinth.shared.schema import check_schema
 from plinth.shared.settings import Settings, load_settings
+from plinth.shared.settings_values import spelled, variable
 from plinth.shared.telemetry import configure_logging, get_logger
 
 POLL_S = 0.25
@@ -69,16 +74,19 @@ class Supervisor:
             while not self._stop and (self._owner is None or self._owner.alive()):
                 try:
                     self._poll()
-                except OSError as error:
-                    # A full disk, no memory for a process: what runs goes on, the next poll tries
-                    # again. Logging may fail for the same reason.
+                except (OSError, psutil.Error) as error:
+                    # A process that ends while it is looked at, a full disk, no memory for one:
+                    # what runs goes on, the next poll tries again. Logging may fail as well.
                     with suppress(OSError):
                         self._log.warning("poll failed", error=str(error))
                 time.sleep(POLL_S)
-        except PlinthError as error:
-            self._log.error("the stack can't run", error=error.message)
+        except Exception as error:  # noqa: BLE001 - whatever it is, no process is left behind
+            known = isinstance(error, PlinthError)
+            told = error.message if isinstance(error, PlinthError) else f"{error!r}"
+            with suppress(OSError):
+                self._log.error("the stack can't run", error=told, exc_info=not known)
             self._shut_down()
-            self._state.phase, self._state.error = "failed", error.message
+            self._state.phase, self._state.error = "failed", told
             self._write()
             return 1
         self._shut_down()
@@ -108,6 +116,7 @@ class Supervisor:
             "PLINTH_REDIS_URL": self._state.redis_url,
             "PLINTH_GATEWAY__PORT": str(rest),
             "PLINTH_GATEWAY__GRPC_PORT": str(grpc),
+            variable("source_roots"): spelled(source_roots(self._settings)),
         }
         self._start_head(environment)
         self._start_gateway(environment, (gateway.host, rest))
@@ -203,6 +212,17 @@ class Supervisor:
         self._stop = True
 
 
+def source_roots(settings: Settings) -> tuple[Path, ...]:
+    """What requests to this stack may name files in: as set; else, on a Ray of its own, the home
+    and the working directory of who started it, as long as neither is the root of all."""
+    if settings.source_roots is not None:
+        return settings.source_roots
+    if settings.ray_address is not None:
+        return ()
+    places = {Path(os.path.realpath(place)) for place in (Path.home(), Path.cwd())}
+    return tuple(sorted(places - {Path("/")}))
+
+
 async def _check_schema(redis_url: str) -> None:
     redis = connect(redis_url)
     try:
@@ -232,7 +252,7 @@ def is_up(components: dict[str, ComponentState]) -> bool:
 
 def take_lock(layout: Layout) -> IO[bytes]:
     """The data directory's lock, held until the file is closed; FailedPrecondition if taken."""
-    layout.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(layout.data_dir)
     lock = layout.lock_file.open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -53,6 +53,7 @@ class Conductor:
             records=self._records,
             feed=self._feed,
             store=self._tools.store,
+            roots=self._tools.roots,
             performer=Performer(self._tools, self._results, leadership.fence),
             leadership=leadership,
         )

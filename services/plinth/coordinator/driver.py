@@ -22,6 +22,7 @@ from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Outcome, Progress, Work
 from plinth.shared import tracing
 from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
@@ -50,6 +51,7 @@ class RunDriver:
         records: RunRecords,
         feed: RunFeed,
         store: ArtifactStore,
+        roots: SourceRoots,
         performer: Performer,
         leadership: Leadership,
     ) -> None:
@@ -57,6 +59,7 @@ class RunDriver:
         self._records = records
         self._feed = feed
         self._store = store
+        self._roots = roots
         self._performer = performer
         self._leadership = leadership
         self._news: asyncio.Queue[_News] = asyncio.Queue()
@@ -146,6 +149,8 @@ class RunDriver:
     def _resolve(self, run: pb.Run, pipeline: Pipeline, name: str) -> Work:
         """The step with its inputs; in flight its recorded digest holds. Blocks on the store."""
         spec = pipeline.steps[name]
+        for field, path in spec.paths().items():  # also of runs from before the roots were changed
+            self._roots.check(path, field=field)
         inputs: dict[str, ArtifactRecord] = {}
         for field, reference in spec.inputs().items():
             source = reference.removeprefix("$")

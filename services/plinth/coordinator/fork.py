@@ -12,10 +12,11 @@ import graphlib
 from collections.abc import Mapping
 
 from plinth.coordinator import machine
-from plinth.coordinator.pipeline import Pipeline, parse, pinned
+from plinth.coordinator.pipeline import Pipeline, check_paths, parse, pinned
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2 as pb
 
@@ -27,14 +28,17 @@ def fork(
     from_step: str,
     overrides: Mapping[str, str],
     store: ArtifactStore,
+    roots: SourceRoots,
     now: int,
 ) -> pb.Run:
     """The new run; `now` in Unix milliseconds. InvalidArgument: no such step, or an override
-    of a step that `from_step` needs. FailedPrecondition: one of those is not finished, or what it
-    made is gone."""
+    of a step that `from_step` needs. PermissionDenied: a path outside of the roots.
+    FailedPrecondition: one of the needed steps is not finished, or what it made is gone."""
     before = parse(source.pipeline_yaml)
     _check_step(from_step, before)
-    after = pinned(parse(source.pipeline_yaml, overrides), store)
+    after = parse(source.pipeline_yaml, overrides)
+    check_paths(after, roots)
+    after = pinned(after, store)
     _check_step(from_step, after)
     needed = _ancestors(after, from_step)
     taken = _taken_over(source, before, after, from_step)

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Name, StepSpec
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
 
 MAX_BYTES = 256 << 10
@@ -90,6 +91,13 @@ def pinned(pipeline: Pipeline, store: ArtifactStore) -> Pipeline:
                 )
             versions[f"steps.{step}.{field}"] = record.ref
     return parse(pipeline.text, versions)
+
+
+def check_paths(pipeline: Pipeline, roots: SourceRoots) -> None:
+    """PermissionDenied for the first path of a step that lies outside of the roots."""
+    for step, spec in pipeline.steps.items():
+        for field, path in spec.paths().items():
+            roots.check(path, field=f"steps.{step}.{field}")
 
 
 def input_digest(

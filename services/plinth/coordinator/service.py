@@ -17,7 +17,7 @@ from plinth.coordinator.deployments import ready_shards
 from plinth.coordinator.fork import fork
 from plinth.coordinator.leader import LeaderLease
 from plinth.coordinator.machine import Wanted
-from plinth.coordinator.pipeline import parse, pinned
+from plinth.coordinator.pipeline import check_paths, parse, pinned
 from plinth.coordinator.preferences.stage import Preferences
 from plinth.coordinator.runs import RunFeed, RunRecords
 from plinth.coordinator.steps.contract import Tools
@@ -33,6 +33,7 @@ from plinth.shared.manifest import check_name
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.redis_keys import check_part
 from plinth.shared.rpc.server import GrpcService
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import coordinator_pb2 as pb
@@ -68,6 +69,7 @@ class CoordinatorFront:
             context.clients,
             context.redis,
             Canaries(context.redis),
+            SourceRoots.of(context.settings),
         )
         self._preferences = Preferences(
             context.redis, context.store, context.registry, context.clients, context.replica_id
@@ -146,6 +148,7 @@ class Servicer(rpc.CoordinatorServiceServicer):
     async def SubmitRun(self, request: pb.SubmitRunRequest, context: Any) -> pb.SubmitRunResponse:
         run_id = _checked_id(request.run_id)
         pipeline = await asyncio.to_thread(parse, request.pipeline_yaml, dict(request.overrides))
+        await asyncio.to_thread(check_paths, pipeline, self._tools.roots)
         pipeline = await asyncio.to_thread(pinned, pipeline, self._tools.store)
         run = machine.new_run(run_id, pipeline, time.time_ns() // 1_000_000)
         return pb.SubmitRunResponse(run=await self._records.submit(run))
@@ -160,6 +163,7 @@ class Servicer(rpc.CoordinatorServiceServicer):
             from_step=request.from_step,
             overrides=dict(request.overrides),
             store=self._tools.store,
+            roots=self._tools.roots,
             now=time.time_ns() // 1_000_000,
         )
         stands = await self._records.submit(run)

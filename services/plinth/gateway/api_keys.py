@@ -1,79 +1,82 @@
 """API keys: only their SHA-256 is kept, with tenant and scopes, in one Redis hash.
 
 All records are held in memory and read again every few seconds, so a known key costs no round
-trip and works while Redis is away; a revoked one stops within that time. Revoking leaves the
-record with a mark, so that nothing brings the key back by accident.
+trip, works through a short absence of Redis, and stops within seconds once it is revoked. What
+Redis has not confirmed for `gateway.keys_stale_s` is asked for again, key by key, and refused as
+unavailable while that can't be: however reading fails, a revoked key is not taken for longer.
+Revoking leaves the record with a mark, so that nothing brings the key back by accident.
+
+A record that can't be read admits nobody, and holds up no other one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 import time
 import uuid
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 from redis.asyncio import Redis
 
+from plinth.gateway import metrics
+from plinth.gateway.key_records import KeyRecord, new_record, revoked_json
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
     DataLoss,
     InvalidArgument,
     NotFound,
-    PlinthError,
     Unauthenticated,
     Unavailable,
 )
-from plinth.shared.identity import SCOPES, Principal, create_secret, hash_api_key, new_api_key
-from plinth.shared.settings import Settings
+from plinth.shared.identity import SCOPES, Principal, hash_api_key, new_api_key
+from plinth.shared.settings_sections import GatewaySettings
 from plinth.shared.telemetry import get_logger
 
 REFRESH_S = 5.0
+AGAIN_S = 1.0  # after a refresh or a look-up that failed
 MISS_S = 2.0  # an unknown key is not asked for again so soon
+LOOK_UP_S = 2.0  # of one key: a client waits for it
+LOOK_UPS = 16  # at the same time
 MAX_MISSES = 10_000
 MAX_KEY_CHARS = 512
-FIRST_KEY_FILE = "api-key"
-FIRST_KEY_ID = "first"
+UNREADABLE = "unreadable-"  # and the first digits of the hash: the id of a record without one
 
 _log = get_logger("plinth.gateway")
 
 
 @dataclass(frozen=True)
-class KeyRecord:
-    """What is kept of a key."""
+class _Known:
+    """A record as Redis gave it (None: it can't be read), and when that was asked for."""
 
-    key_id: str
-    tenant: str
-    scopes: frozenset[str]
-    label: str
-    created_unix_ms: int
-    revoked: bool = False
-
-    def principal(self) -> Principal:
-        return Principal(self.tenant, self.key_id, self.scopes)
-
-    def to_json(self) -> str:
-        fields = {**self.__dict__, "scopes": sorted(self.scopes)}
-        return json.dumps(fields, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: bytes | str) -> KeyRecord:
-        try:
-            fields = json.loads(text)
-            return cls(**{**fields, "scopes": frozenset(fields["scopes"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataLoss("an API key's record in Redis can't be read") from error
+    raw: bytes
+    record: KeyRecord | None
+    confirmed: float
 
 
 class KeyStore:
-    """Keys as the gateway checks them and the CLI manages them."""
+    """Keys as the gateway checks them and the CLI manages them.
 
-    def __init__(self, redis: Redis) -> None:
+    stale_s: for how long a record is trusted after Redis gave it. `clock`: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        stale_s: float = GatewaySettings().keys_stale_s,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._redis = redis
-        self._known: dict[str, KeyRecord] = {}
+        self._stale_s = stale_s
+        self._clock = clock
+        self._known: dict[str, _Known] = {}
         self._misses: dict[str, float] = {}
+        self._told: set[str] = set()  # hashes whose unreadable record was logged
+        self._look_ups = asyncio.Semaphore(LOOK_UPS)
+        self._away = -math.inf  # when a look-up last found that Redis does not answer
 
     async def create(
         self, tenant: str, scopes: Collection[str], label: str = ""
@@ -90,28 +93,42 @@ class KeyStore:
         if len(label) > 200 or not (label.isprintable() or not label):
             raise InvalidArgument("label: up to 200 printable characters", field="label")
         plain, digest = new_api_key()
-        record = _record(uuid.uuid4().hex[:12], tenant, scopes, label)
+        record = new_record(uuid.uuid4().hex[:12], tenant, scopes, label)
+        began, raw = self._clock(), record.to_json()
         with redis_errors():
-            await self._redis.hset(redis_keys.api_keys(), digest, record.to_json())
-        self._known[digest] = record
+            await self._redis.hset(redis_keys.api_keys(), digest, raw)
+        self._known[digest] = _Known(raw.encode(), record, began)
         return plain, record
 
     async def list(self) -> list[KeyRecord]:
         """All keys, oldest first, revoked ones too."""
         await self.refresh()
-        return sorted(self._known.values(), key=lambda record: record.created_unix_ms)
+        records = [known.record for known in self._known.values() if known.record is not None]
+        return sorted(records, key=lambda record: record.created_unix_ms)
+
+    def unreadable(self) -> tuple[str, ...]:
+        """Ids, for `revoke`, of the records that could not be read at the last refresh."""
+        bad = (digest for digest, known in self._known.items() if known.record is None)
+        return tuple(sorted(map(_id_of, bad)))
 
     async def revoke(self, key_id: str) -> KeyRecord:
-        """Takes a key away for good. NotFound when there is none of that id. Where a backup was
-        restored beside a new first key, both have its id, and both go."""
+        """Takes a key away for good. NotFound when there is none of that id; all of them go where
+        several have it. An unreadable record is replaced by one that is readable and revoked."""
         await self.refresh()
         gone: KeyRecord | None = None
-        for digest, record in list(self._known.items()):
-            if record.key_id == key_id:
-                gone = KeyRecord(**{**record.__dict__, "revoked": True})
-                with redis_errors():
-                    await self._redis.hset(redis_keys.api_keys(), digest, gone.to_json())
-                self._known[digest] = gone
+        for digest, known in list(self._known.items()):
+            if known.record is None:
+                if key_id != _id_of(digest):
+                    continue
+                gone = replace(new_record(key_id, "unknown", (), "was unreadable"), revoked=True)
+                raw = gone.to_json()
+            elif known.record.key_id == key_id:
+                gone, raw = replace(known.record, revoked=True), revoked_json(known.raw)
+            else:
+                continue
+            with redis_errors():
+                await self._redis.hset(redis_keys.api_keys(), digest, raw)
+            self._known[digest] = _Known(raw.encode(), gone, known.confirmed)
         if gone is None:
             raise NotFound(f"no API key has the id {key_id[:64]!r}", reason="KEY_NOT_FOUND")
         return gone
@@ -122,16 +139,38 @@ class KeyStore:
             await self._redis.hsetnx(redis_keys.api_keys(), hash_api_key(plain), record.to_json())
         await self.refresh()
 
+    async def claim_first(self, plain: str, record: KeyRecord) -> bool:
+        """Makes `plain` the first key of a platform that has none, not even a revoked one; of many
+        that claim at once, one does. Whether `plain` is a key of the platform now."""
+        with redis_errors():
+            known = await self._redis.register_script(_CLAIM)(
+                keys=[redis_keys.api_keys()], args=[hash_api_key(plain), record.to_json()]
+            )
+        await self.refresh()
+        return bool(known)
+
     async def refresh(self) -> None:
-        """Reads all records. Unavailable while Redis is away; what was known stays known."""
+        """Reads all records. Unavailable while Redis is away; what was known stays known, and is
+        trusted for as long as it would have been."""
+        began = self._clock()
         with redis_errors():
             raw = await self._redis.hgetall(redis_keys.api_keys())
-        self._known = {_text(digest): KeyRecord.from_json(record) for digest, record in raw.items()}
+        self._take(raw, began)
 
     async def principal(self, plain: str) -> Principal:
-        """Whose key this is. Unauthenticated when nobody's; Unavailable when that isn't known."""
+        """Whose key this is. Unauthenticated when nobody's; Unavailable when Redis can't confirm
+        it; DataLoss when its record can't be read."""
         digest = hash_api_key(plain[: MAX_KEY_CHARS + 1])
-        record = self._known.get(digest) or await self._look_up(digest)
+        known = self._known.get(digest)
+        if known is None or self._clock() - known.confirmed > self._stale_s:
+            known = await self._look_up(digest)
+        if known is not None and known.record is None:
+            raise DataLoss(
+                "the record of this API key can't be read, so it is not taken; an operator sees "
+                "it in `plinth keys list`, and `plinth keys create` makes another",
+                reason="KEY_RECORD_UNREADABLE",
+            )
+        record = None if known is None else known.record
         if record is None or record.revoked or len(plain) > MAX_KEY_CHARS:
             raise Unauthenticated(
                 "Incorrect API key provided. `plinth keys create` makes one.",
@@ -139,82 +178,80 @@ class KeyStore:
             )
         return record.principal()
 
-    async def _look_up(self, digest: str) -> KeyRecord | None:
-        now = time.monotonic()
-        if now - self._misses.get(digest, -MISS_S) < MISS_S:
-            return None
-        with redis_errors():
-            raw = await self._redis.hget(redis_keys.api_keys(), digest)
-        if raw is not None:
-            self._known[digest] = KeyRecord.from_json(raw)
-            return self._known[digest]
-        if len(self._misses) >= MAX_MISSES:
-            self._misses.clear()
-        self._misses[digest] = now
-        return None
-
-
-class Keyring:
-    """Turns the credentials of a call into a principal, at both doors."""
-
-    def __init__(self, store: KeyStore, settings: Settings) -> None:
-        self._store = store
-        self._settings = settings
-        self.off = settings.gateway.auth == "off"
-
-    async def bearer(self, header: str | None) -> Principal:
-        """`header`: the value of "authorization"."""
-        if self.off:
-            return Principal("local", "local", frozenset({"admin"}))
-        if not header:
-            raise Unauthenticated(
-                "You didn't provide an API key. Send it as `Authorization: Bearer <key>`.",
-                reason="MISSING_API_KEY",
-            )
-        kind, _, plain = header.partition(" ")
-        if kind.lower() != "bearer" or not plain.strip():
-            raise Unauthenticated(
-                "The authorization header must read `Bearer <key>`.", reason="INVALID_API_KEY"
-            )
-        return await self._store.principal(plain.strip())
-
-    async def __call__(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal:
-        """The gRPC server's Authenticator."""
-        values = [value for name, value in metadata if name.lower() == "authorization"]
-        if len(values) > 1:
-            raise Unauthenticated("authorization came more than once", reason="INVALID_API_KEY")
-        value = values[0] if values else None
-        return await self.bearer(value.decode("latin-1") if isinstance(value, bytes) else value)
-
-    async def keep_fresh(self) -> None:
-        """Until cancelled: the first key exists, and records are re-read."""
-        first_known = self.off
-        while True:
+    async def _look_up(self, digest: str) -> _Known | None:
+        """One record as Redis has it now. Unavailable at once while Redis was found away a moment
+        ago, so that a crowd of requests does not wait for it in turn."""
+        async with self._look_ups:
+            began = self._clock()
+            if began - self._misses.get(digest, -math.inf) < MISS_S:
+                return None
+            if began - self._away < AGAIN_S:
+                raise self._unconfirmed("it did not a moment ago")
             try:
-                if not first_known:
-                    await ensure_first_key(self._settings, self._store)
-                    first_known = True
-                await self._store.refresh()
+                with redis_errors():
+                    async with asyncio.timeout(LOOK_UP_S):
+                        raw = await self._redis.hget(redis_keys.api_keys(), digest)
             except Unavailable as error:
-                _log.warning("API keys can't be read; known ones still work", reason=str(error))
-            except PlinthError:
-                _log.exception("API keys can't be read")
-            await asyncio.sleep(REFRESH_S)
+                self._away = self._clock()
+                raise self._unconfirmed(error.message) from error
+        if raw is None:
+            self._known.pop(digest, None)
+            if len(self._misses) >= MAX_MISSES:
+                self._misses.clear()
+            self._misses[digest] = began
+            return None
+        known = self._known[digest] = self._read(digest, _bytes(raw), began)
+        return known
+
+    def _unconfirmed(self, why: str) -> Unavailable:
+        return Unavailable(
+            f"Redis can't confirm this API key ({why}); a key that it confirmed is trusted for "
+            f"{self._stale_s:g} s (gateway.keys_stale_s)",
+            reason="KEY_UNCONFIRMED",
+            retry_after_s=AGAIN_S,
+        )
+
+    def _take(self, found: Mapping[bytes | str, bytes | str], began: float) -> None:
+        read = {_text(digest): _bytes(raw) for digest, raw in found.items()}
+        self._known = {digest: self._read(digest, raw, began) for digest, raw in read.items()}
+        self._misses = {d: at for d, at in self._misses.items() if d not in read}
+        unreadable = {digest for digest, known in self._known.items() if known.record is None}
+        self._told &= unreadable
+        metrics.UNREADABLE_KEYS.set(len(unreadable))
+
+    def _read(self, digest: str, raw: bytes, began: float) -> _Known:
+        before = self._known.get(digest)
+        if before is not None and before.raw == raw:  # many keys are read often and change seldom
+            return replace(before, confirmed=began)
+        try:
+            return _Known(raw, KeyRecord.from_json(raw), began)
+        except DataLoss as error:
+            if digest not in self._told:
+                self._told.add(digest)
+                _log.error(
+                    "an API key's record can't be read; the key is refused, all others work",
+                    record=_id_of(digest),
+                    reason=error.message,
+                )
+            return _Known(raw, None, began)
 
 
-async def ensure_first_key(settings: Settings, store: KeyStore) -> str:
-    """The key in <data_dir>/secrets/api-key (0600), which is made at the first start: admin."""
-    path = settings.ensure_secrets_dir() / FIRST_KEY_FILE
-    if not path.exists():
-        create_secret(path, new_api_key()[0])
-    plain = path.read_text("ascii").strip()
-    await store.ensure(plain, _record(FIRST_KEY_ID, "default", {"admin"}, "made at first start"))
-    return plain
+# KEYS[1] the hash of all keys; ARGV: hash of the key, its record.
+_CLAIM = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 1 end
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
 
 
-def _record(key_id: str, tenant: str, scopes: Collection[str], label: str) -> KeyRecord:
-    return KeyRecord(key_id, tenant, frozenset(scopes), label, time.time_ns() // 1_000_000)
+def _id_of(digest: str) -> str:
+    return UNREADABLE + digest[:12]
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value.encode() if isinstance(value, str) else value
 
 
 def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

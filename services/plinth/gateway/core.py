@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from plinth.gateway.api_keys import Keyring, KeyStore
+from plinth.gateway.api_keys import KeyStore
 from plinth.gateway.catalogue import Catalogue
 from plinth.gateway.chooser import Chooser
 from plinth.gateway.failover import Replaced, Shards
 from plinth.gateway.generation import Generator, TextRequest
+from plinth.gateway.keyring import Keyring
 from plinth.gateway.live_preferences import AnswerRecorder, LivePreferences
 from plinth.gateway.quotas import Admission, Quotas
 from plinth.gateway.revisions import Choice, Revisions, at_fault, falls_back
@@ -51,7 +52,7 @@ class GatewayCore:
         self.registry = registry = Registry(self._redis)
         self.clients = StageClients(registry, settings, self.token)
         self.catalogue = Catalogue(registry)
-        self.keystore = KeyStore(self._redis)
+        self.keystore = KeyStore(self._redis, stale_s=gateway.keys_stale_s)
         self.keyring = Keyring(self.keystore, settings)
         self.quotas = Quotas(
             self._redis,
@@ -82,6 +83,7 @@ class GatewayCore:
     async def open(self) -> None:
         """Starts what runs beside the requests. FailedPrecondition: Redis is a newer Plinth's."""
         await check_schema(self._redis)
+        await self.keyring.open()
         self._fresh = asyncio.create_task(self.keyring.keep_fresh())
         self.quotas.open()
         self.preferences.open()

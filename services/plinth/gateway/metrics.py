@@ -16,6 +16,9 @@ IGNORED_FIELDS = counter(
     ["field"],
 )
 READY = gauge("gateway_ready", "1 while a model can be asked, 0 while not: what /readyz says.")
+UNREADABLE_KEYS = gauge(
+    "gateway_unreadable_keys", "API keys that are refused since their record can't be read."
+)
 RUNNING = gauge("gateway_requests_running", "Requests being answered.")
 TOKENS = counter("tokens_total", "Tokens of answered requests.", ["kind", "model", "tenant"])
 RESUMED = counter("streams_resumed_total", "Streams that went on at another shard.", ["model"])

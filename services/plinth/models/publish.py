@@ -15,6 +15,7 @@ from plinth.models import hf_config
 from plinth.models.sources import folder_digest, source_digest
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.manifest import check_name
+from plinth.shared.private_folders import make_private
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 
 # Part of every import's input digest: raise it when the same source gives other files.
@@ -44,7 +45,7 @@ def import_model(
     from plinth.models.hf import read_config  # noqa: PLC0415  (torch)
     from plinth.models.importer import import_source  # noqa: PLC0415
 
-    workspace.mkdir(parents=True, exist_ok=True)
+    make_private(workspace)
     with tempfile.TemporaryDirectory(prefix="import-", dir=workspace) as staging:
         imported = import_source(source, Path(staging) / "model", revision=revision, token=token)
         return store.publish(
@@ -93,7 +94,7 @@ def import_adapter(
     base_folder = store.fetch(record)
     decoder = load_decoder(base_folder)
     put_on(decoder, read_adapter(folder), str(folder))
-    workspace.mkdir(parents=True, exist_ok=True)
+    make_private(workspace)
     with tempfile.TemporaryDirectory(prefix="import-", dir=workspace) as staging:
         made = Path(staging) / "model"
         shutil.copytree(base_folder, made, ignore=shutil.ignore_patterns(*_REPLACED))

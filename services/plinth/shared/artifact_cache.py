@@ -10,6 +10,7 @@ from typing import Any
 
 from plinth.shared.errors import DataLoss
 from plinth.shared.manifest import MANIFEST, HashingReader, canonical_json, content_digest
+from plinth.shared.private_folders import make_private
 from plinth.shared.storage import Storage, check_path, storage_errors
 
 
@@ -43,7 +44,7 @@ class ArtifactCache:
         """Copies to a hidden folder, then renames: a copy is whole or not there."""
         _check_manifest(self._storage, path, manifest)
         with storage_errors(self._folder.as_uri()):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_private(self._folder)
             staged = Path(tempfile.mkdtemp(prefix=".copy-", dir=self._folder))
         try:
             with storage_errors(self._folder.as_uri()):

@@ -90,6 +90,12 @@ def _response_error(error: failures.ResponseError) -> Exception:
             reason="REDIS_MEMORY",
             retry_after_s=5.0,
         )
+    if text.startswith(("MOVED ", "ASK ", "CROSSSLOT")) or isinstance(error, failures.AskError):
+        return FailedPrecondition(
+            "this Redis is a node of a Redis Cluster, which Plinth does not speak to: point "
+            "redis_url at a single server (7.2 or later)",
+            reason="REDIS_CLUSTER",
+        )
     transient = ("MISCONF", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "LOADING")
     if isinstance(error, failures.ReadOnlyError | failures.ClusterDownError) or any(
         word in text for word in transient

@@ -96,6 +96,16 @@ def current_principal() -> Principal:
     return call.principal
 
 
+def may_list_artifacts() -> bool:
+    """Whether the call that is being served is a person's who may list artifacts. Not so for work
+    in the background and for stages that call each other: what goes wrong there is told to
+    somebody else later, as a run's or a job's error."""
+    principal = None if (call := _call.get()) is None else call.principal
+    if principal is None or principal == SYSTEM:
+        return False
+    return not principal.scopes.isdisjoint({"artifacts", "admin"})
+
+
 def current_request_id() -> str:
     """The request id of this call; empty outside of any."""
     call = _call.get()

@@ -21,6 +21,7 @@ from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from plinth.shared.errors import DataLoss, FailedPrecondition, InvalidArgument
+from plinth.shared.private_folders import make_private
 from plinth.shared.storage import Storage, Tree, check_path, storage_errors
 
 _STAGING = ".staging"
@@ -41,7 +42,8 @@ class LocalStorage(Storage):
         self._root = Path(os.path.normpath(path))
         self.url = self._root.as_uri()
         with storage_errors(self.url):
-            (self._root / _STAGING).mkdir(parents=True, exist_ok=True)
+            make_private(self._root)
+            (self._root / _STAGING).mkdir(exist_ok=True)
         self._real = self._root.resolve()
 
     def _at(self, path: str) -> Path:

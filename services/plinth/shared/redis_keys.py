@@ -2,8 +2,8 @@
 
 A key is ``plinth:<schema>:<family>:{<tag>}…``. The schema number changes when the meaning of a
 family changes, so that two versions of Plinth never read each other's data as their own. The
-part in braces is the hash tag: keys that one script touches together share it, so that the same
-scripts run on a Redis cluster.
+part in braces names what belongs together: keys that one script touches share it. Plinth speaks to
+one Redis server (`connection.py`), neither to a Redis Cluster nor through Sentinel.
 """
 
 from __future__ import annotations

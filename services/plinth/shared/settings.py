@@ -9,10 +9,9 @@ from. A section's fields are read by the stage that the section is named after, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -27,11 +26,15 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
+from plinth.shared.private_folders import make_private
+from plinth.shared.secrets_file import VARIABLE as SECRETS_FILE
+from plinth.shared.secrets_file import handed_secrets
 from plinth.shared.settings_sections import (
     CoordinatorSettings,
     EngineSettings,
@@ -44,14 +47,15 @@ from plinth.shared.settings_sections import (
     TokenizerSettings,
     TrainerSettings,
 )
+from plinth.shared.settings_values import PREFIX, leaves, masked
 from plinth.shared.sources import flatten, is_loopback, reject_unknown, reject_unknown_variables
 
-PREFIX = "PLINTH_"
-# Variables that are no settings but are read elsewhere: the file's place here, the key and the
+# Variables that are no settings but are read elsewhere: the files' places here, the key and the
 # address by the CLI's clients, the mark on a stack's processes by `plinth down`,
 # the choice of kernels by `plinth/kernels`.
 OTHER_VARIABLES = frozenset(
-    {"PLINTH_CONFIG", "PLINTH_API_KEY", "PLINTH_URL", "PLINTH_STACK", "PLINTH_KERNELS"}
+    {SECRETS_FILE, "PLINTH_CONFIG", "PLINTH_API_KEY", "PLINTH_URL", "PLINTH_STACK"}
+    | {"PLINTH_KERNELS"}
 )
 
 
@@ -84,6 +88,10 @@ class Settings(BaseSettings):
     # Where replicas write what they have to say: logs/ in the data directory, or standard error
     # for a cluster that collects it.
     log_to: Literal["file", "stderr"] = "file"
+    # Folders of a stage's own machine that a request may name something in (`source_roots.py`); in
+    # a variable with ":" between them. None: the home and the working directory of who starts a
+    # stack with a Ray of its own (`plinth up` on a laptop), no folder anywhere else.
+    source_roots: Annotated[tuple[Path, ...] | None, NoDecode] = None
     gateway: GatewaySettings = GatewaySettings()
     engine: EngineSettings = EngineSettings()
     rpc: RpcSettings = RpcSettings()
@@ -113,6 +121,17 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("source_roots", mode="before")
+    @classmethod
+    def _folders(cls, value: object) -> object:
+        parts = value.split(os.pathsep) if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            return value
+        roots = [Path(str(part)).expanduser() for part in parts if str(part).strip()]
+        if wrong := [str(root) for root in roots if not root.is_absolute()]:
+            raise ValueError(f"{wrong[0]!r} is no absolute path of a folder")
+        return tuple(roots)
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -149,9 +168,18 @@ class Settings(BaseSettings):
         """Folder of secrets; see `ensure_secrets_dir`."""
         return self.data_dir / "secrets"
 
+    @property
+    def first_key_file(self) -> Path:
+        """Where the gateway puts the platform's first API key, and the CLI looks for it."""
+        return self.secrets_dir / "api-key"
+
+    def ensure_data_dir(self) -> Path:
+        """Makes the data directory, for its owner only, unless it is there."""
+        return make_private(self.data_dir)
+
     def ensure_secrets_dir(self) -> Path:
         """Makes it, for its owner only. FailedPrecondition when others can look into it."""
-        self.secrets_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.secrets_dir)
         mode = self.secrets_dir.stat().st_mode & 0o777
         if mode & 0o077:
             raise FailedPrecondition(
@@ -169,11 +197,14 @@ def load_settings(**overrides: Any) -> Settings:
     environment = _environment()
     path = _config_path(given, environment)
     file = _read_yaml(path) if path is not None else {}
+    handed = _nest({k.replace(".", "__"): v for k, v in handed_secrets(environment).items()})
+    reject_unknown(handed, Settings, source=SECRETS_FILE)
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for values, source in (
         (file, f"file {path}"),
         (environment, "environment"),
+        (handed, f"file {os.environ.get(SECRETS_FILE)}"),
         (given, "override"),
     ):
         _merge(merged, values)
@@ -189,27 +220,9 @@ def load_settings(**overrides: Any) -> Settings:
 def effective(settings: Settings) -> list[tuple[str, str, str]]:
     """[(dotted key, value with secrets masked, source)] in the order of declaration."""
     return [
-        (key, _masked(value), settings.sources.get(key, "default"))
-        for key, value in _walk(settings, "")
+        (key, masked(value), settings.sources.get(key, "default"))
+        for key, value in leaves(settings)
     ]
-
-
-def _walk(model: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            yield from _walk(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _masked(value: object) -> str:
-    if isinstance(value, SecretStr):
-        return "********"
-    if isinstance(value, str) and "://" in value and urlsplit(value).password is not None:
-        parts = urlsplit(value)
-        return value.replace(f":{parts.password}@", ":********@", 1)
-    return "" if value is None else str(value)
 
 
 def _nest(overrides: Mapping[str, Any]) -> dict[str, Any]:

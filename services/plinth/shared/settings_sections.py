@@ -6,13 +6,15 @@ operator writes them.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 MIB = 1 << 20
+_KEY = re.compile(r"[!-~]{32,512}")
 
 
 class Section(BaseModel):
@@ -27,6 +29,13 @@ class GatewaySettings(Section):
     grpc_port: int = Field(default=8081, ge=0, le=65535)
     # "off" lets everybody in as admin, so it is refused unless `host` is loopback.
     auth: Literal["keys", "off"] = "keys"
+    # The platform's first key (admin), of an operator who keeps it elsewhere, such as in a Secret.
+    # None: on a platform without any key, the first gateway makes one in its data directory.
+    first_key: SecretStr | None = None
+    # For how long a key is trusted after Redis last confirmed it. While Redis can't be reached for
+    # longer, every request is refused as unavailable, since a key that was revoked meanwhile would
+    # be taken else: longer bears longer outages of Redis, shorter ends a revoked key sooner in one.
+    keys_stale_s: float = Field(default=60.0, ge=15, le=3600)
     # Of a body, packed or unpacked. As text it may take four times as much memory.
     max_body_bytes: int = Field(default=2 * MIB, ge=1024)
     # A field without effect, known or not: "ignore" says so by x-plinth-ignored, "refuse" is a 400.
@@ -49,6 +58,16 @@ class GatewaySettings(Section):
     preference_sampling_rate: float = Field(default=0.0, ge=0, le=1)
     # The served model that gives the second answer; empty: the same model, with another seed.
     preference_rival: str = Field(default="", max_length=256)
+
+    @field_validator("first_key")
+    @classmethod
+    def _strong(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        plain = value.get_secret_value()
+        if not _KEY.fullmatch(plain):
+            raise ValueError("a first key has 32 to 512 printable ASCII characters, without blanks")
+        return value
 
 
 class EngineSettings(Section):

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from plinth.shared import vital_signs
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, PlinthError, Unavailable
-from plinth.shared.identity import cluster_token
+from plinth.shared.identity import cluster_token, may_list_artifacts
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcServer, GrpcService
@@ -83,7 +83,10 @@ class StageContext:
             )
         token = cluster_token(settings)
         cache_dir = settings.data_dir / "cache" / "artifacts"
-        store = await asyncio.to_thread(ArtifactStore, settings.store(), cache_dir=cache_dir)
+        settings.ensure_data_dir()
+        store = await asyncio.to_thread(
+            ArtifactStore, settings.store(), cache_dir=cache_dir, may_list=may_list_artifacts
+        )
         redis = connect(settings.redis_url.get_secret_value())
         try:
             await check_schema(redis)

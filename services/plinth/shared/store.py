@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -74,8 +74,16 @@ Records: TypeAlias = list[ArtifactRecord]
 class ArtifactStore:
     """Artifacts at one URL. `cache_dir` holds copies of what lies on a remote store."""
 
-    def __init__(self, url: str, *, cache_dir: Path | None = None) -> None:
-        """FailedPrecondition: the backend at `url` can't create a file exclusively."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        cache_dir: Path | None = None,
+        may_list: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`may_list`: whether whoever is being served may see, in an error, what else there is.
+        FailedPrecondition: the backend at `url` can't create a file exclusively."""
+        self._may_list = may_list
         self.storage: Storage = open_storage(url)
         self.url = self.storage.url
         self._cache = ArtifactCache(self.storage, cache_dir)
@@ -184,9 +192,9 @@ class ArtifactStore:
         reference = Reference.parse(ref)
         numbers = self._versions(reference.name).numbers()
         if not numbers:
-            known = ", ".join(self.storage.names("artifacts")[:20]) or "none"
+            known = self._known(self.storage.names("artifacts")[:20])
             raise NotFound(
-                f"no artifact is called {reference.name!r}; there is: {known}",
+                f"no artifact is called {reference.name!r}{known}",
                 reason="ARTIFACT_NOT_FOUND",
                 field="reference",
             )
@@ -194,16 +202,17 @@ class ArtifactStore:
         if reference.alias is not None:
             aliases = self.aliases(reference.name)
             if reference.alias not in aliases:
-                known = ", ".join(aliases) or "none"
+                known = self._known(list(aliases))
                 raise NotFound(
-                    f"{reference.name} has no alias {reference.alias!r}; there is: {known}",
+                    f"{reference.name} has no alias {reference.alias!r}{known}",
                     reason="ALIAS_NOT_FOUND",
                     field="reference",
                 )
             version = aliases[reference.alias]
         if version not in numbers:
             raise NotFound(
-                f"{reference.name} has no version {version}; the latest is {numbers[-1]}",
+                f"{reference.name} has no version {version}"
+                + (f"; the latest is {numbers[-1]}" if self._may_list() else ""),
                 reason="VERSION_NOT_FOUND",
                 field="reference",
             )
@@ -233,6 +242,11 @@ class ArtifactStore:
         """Reads every file and compares digests. DataLoss names the first file that differs."""
         record = self.get(ref) if isinstance(ref, str) else ref
         verify_files(self.storage, record.path, record.manifest)
+
+    def _known(self, names: Sequence[str]) -> str:
+        if not self._may_list():
+            return " (a key with the scope 'artifacts' may list them)"
+        return f"; there is: {', '.join(names) or 'none'}"
 
     # -- aliases ---------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import grpc
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
+from plinth.shared.source_roots import SourceRoots
 from plinth.tokenizer.catalog import Catalog
 from plinth.tokenizer.codec import Codec, Prompt, StandIns
 from plinth.tokenizer.prompts import prompts
@@ -51,6 +52,7 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
 
     def __init__(self, context: StageContext) -> None:
         self._store = context.store
+        self._roots = SourceRoots.of(context.settings)
         self._max_bytes = context.settings.tokenizer.max_text_bytes
         self._catalog = Catalog(context.store)
         self._renderer = Renderer()
@@ -170,7 +172,7 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
         told = train_position(request)
         await context.send_initial_metadata(())  # the caller knows now that somebody answers
         async with self._training:
-            async for progress in train_and_publish(self._store, request):
+            async for progress in train_and_publish(self._store, self._roots, request):
                 if progress.HasField("artifact") or progress.bytes_read > told:
                     progress.resume_token = str(progress.bytes_read)
                     yield progress

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plinth.shared.errors import Cancelled, InvalidArgument, NotFound
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.tokenizer import vocabulary
 from plinth.tokenizer.vocabulary import VocabularySpec
@@ -36,7 +37,7 @@ class _Reading:
 
 
 async def train_and_publish(
-    store: ArtifactStore, request: pb.TrainTokenizerRequest
+    store: ArtifactStore, roots: SourceRoots, request: pb.TrainTokenizerRequest
 ) -> AsyncIterator[pb.TrainTokenizerResponse]:
     """Progress twice a second, then the artifact. Raises as `VocabularySpec` and `train` do."""
     spec = VocabularySpec(
@@ -44,7 +45,7 @@ async def train_and_publish(
         tuple(request.special_tokens) or vocabulary.SPECIAL_TOKENS,
         request.chat_template or vocabulary.CHATML,
     )
-    files, digest, parents = await asyncio.to_thread(_corpus, store, request.corpus)
+    files, digest, parents = await asyncio.to_thread(_corpus, store, roots, request.corpus)
     total = sum(path.stat().st_size for path in files)
     inputs = spec.digest(digest)
     record = await asyncio.to_thread(store.find_by_input, request.name, inputs)
@@ -84,15 +85,19 @@ def _outcome_of_no_use(work: asyncio.Task[ArtifactRecord]) -> None:
         work.exception()
 
 
-def _corpus(store: ArtifactStore, corpus: str) -> tuple[list[Path], str, tuple[str, ...]]:
-    """(files, digest, parents) of a corpus: a folder when it is written as a path."""
+def _corpus(
+    store: ArtifactStore, roots: SourceRoots, corpus: str
+) -> tuple[list[Path], str, tuple[str, ...]]:
+    """(files, digest, parents) of a corpus: a folder of the roots when it is written as a path."""
     if not corpus:
         raise InvalidArgument("corpus is empty; name an artifact or a folder", field="corpus")
     if "/" in corpus:
-        folder = Path(corpus).expanduser()
+        folder = roots.check(corpus, field="corpus")
         if not folder.is_dir():
             raise NotFound(f"{corpus}: no such folder", field="corpus")
         files = vocabulary.corpus_files(folder)
+        for file in files:
+            roots.check(file, field="corpus")
         return files, vocabulary.files_digest(files), ()
     record = store.get(corpus)
     if record.kind != "corpus":

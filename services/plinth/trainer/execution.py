@@ -14,7 +14,9 @@ from typing import Any
 
 from plinth.shared import tracing
 from plinth.shared.errors import Internal
+from plinth.shared.private_folders import make_private
 from plinth.shared.settings import Settings
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.launch import Launcher
@@ -63,7 +65,7 @@ class Execution:
     def run(self) -> ArtifactRecord:
         """Blocks. Raises Stopped, or a PlinthError that says what was wrong."""
         check_spec(self._spec)
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder.path)
         self.folder.begin()
         self._check_stop()
         finished = False
@@ -77,6 +79,7 @@ class Execution:
                     self.folder,
                     self._renderer,
                     self._check_stop,
+                    SourceRoots.of(self._settings),
                 ).run()
             elif kind == "compare":
                 record = self._compare(self._spec.compare)

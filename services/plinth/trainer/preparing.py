@@ -18,6 +18,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import SPLITS, CorpusCounts, write_corpus
@@ -42,6 +43,7 @@ class Preparation:
     folder: JobFolder
     renderer: Renderer
     check_stop: Callable[[], None]
+    roots: SourceRoots
 
     def run(self) -> ArtifactRecord:
         """Blocks. Raises a PlinthError that says what was wrong, and what `check_stop` raises."""
@@ -109,7 +111,8 @@ class Preparation:
             )
             source = spec.samples
         else:
-            documents, source = read_folder(Path(spec.corpus_dir)), spec.corpus_dir
+            folder = self.roots.check(spec.corpus_dir, field="corpus_dir")
+            documents, source = read_folder(folder, self._checked), spec.corpus_dir
         return write_corpus(
             documents,
             out,
@@ -118,6 +121,10 @@ class Preparation:
             max_bytes=spec.max_bytes,
             on_bytes=self._on_bytes("reading documents", spec.max_bytes),
         )
+
+    def _checked(self, file: Path) -> None:
+        """A link in the corpus' folder leads nowhere else than the folder itself may lie."""
+        self.roots.check(file, field="corpus_dir")
 
     def _tokenize(self, corpus: Path, tokenizer: ArtifactRecord, out: Path) -> DatasetInfo:
         value = json.loads((corpus / "corpus.json").read_text())

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from plinth.shared.load import Load, queue_load
 from plinth.shared.queue import Queue
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
+from plinth.shared.source_roots import SourceRoots
 from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
 from plinth.trainer.execution import Execution
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
@@ -59,6 +59,7 @@ class TrainerStage(rpc.TrainerServiceServicer):
 
     def __init__(self, context: StageContext, launcher: Launcher) -> None:
         self._context, self._launcher = context, launcher
+        self._roots = SourceRoots.of(context.settings)
         lease_s = context.settings.trainer.lease_s
         self._queue = Queue(context.redis, QUEUE, lease_s=lease_s, max_attempts=MAX_ATTEMPTS)
         self._records = JobRecords(context.redis)
@@ -171,10 +172,11 @@ class TrainerStage(rpc.TrainerServiceServicer):
         )
         for reference in filter(None, named):
             self._context.store.get(reference)
-        if prepare.corpus_dir and not Path(prepare.corpus_dir).is_dir():
+        field = "spec.prepare.corpus_dir"
+        if prepare.corpus_dir and not self._roots.check(prepare.corpus_dir, field=field).is_dir():
             raise InvalidArgument(
                 f"corpus folder {prepare.corpus_dir} does not exist on the trainer's machine",
-                field="spec.prepare.corpus_dir",
+                field=field,
             )
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:

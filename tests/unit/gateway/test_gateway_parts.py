@@ -12,11 +12,10 @@ import pytest
 from patience import PATIENCE_S
 from plinth.gateway import limits, metrics, sse
 from plinth.gateway.answer_writer import TextEvent
-from plinth.gateway.api_keys import KeyRecord
 from plinth.gateway.catalogue import Catalogue, ServedModel, served
 from plinth.gateway.generation import merged
 from plinth.gateway.rendering import LOWEST_LOGPROB, _finite, finish_word
-from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
+from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.registry import Replica
 from plinth.v1 import common_pb2
 
@@ -143,13 +142,6 @@ def test_sampling_that_is_not_a_number() -> None:
     with pytest.raises(InvalidArgument) as caught:
         limits.check_sampling(common_pb2.SamplingParams(top_p=float("nan")), "sampling.")
     assert caught.value.field == "sampling.top_p"
-
-
-def test_a_key_record_survives_its_json() -> None:
-    record = KeyRecord("id", "acme", frozenset({"jobs"}), "note", 5, True)
-    assert KeyRecord.from_json(record.to_json()) == record
-    with pytest.raises(DataLoss):
-        KeyRecord.from_json(b"{}")
 
 
 def test_a_request_that_shards_died_under_falls_back_on_no_other_revision() -> None:

@@ -8,11 +8,10 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from plinth.gateway.api_keys import KeyStore, ensure_first_key
 from plinth.gateway.core import GatewayCore
 from plinth.shared import redis_keys
 from plinth.shared.connection import connect
-from plinth.shared.errors import FailedPrecondition, Unauthenticated
+from plinth.shared.errors import FailedPrecondition
 from plinth.shared.schema import check_schema
 from plinth.shared.settings import load_settings
 from plinth.shared.stage import StageContext
@@ -58,21 +57,3 @@ async def test_a_redis_that_is_away_is_no_error() -> None:
     await client.aclose()
     (said,) = logs
     assert (said["log_level"], said["event"]) == ("warning", "the schema of Redis was not checked")
-
-
-async def test_revoking_the_first_key_takes_all_of_that_name(
-    redis_server: str, redis_client: Redis, tmp_path: Path
-) -> None:
-    """After a restore beside a new data directory there are two."""
-    store = KeyStore(redis_client)
-    plain = [
-        await ensure_first_key(
-            load_settings(data_dir=tmp_path / one, redis_url=redis_server), store
-        )
-        for one in ("a", "b")
-    ]
-    assert plain[0] != plain[1]
-    await store.revoke("first")
-    for key in plain:
-        with pytest.raises(Unauthenticated):
-            await store.principal(key)

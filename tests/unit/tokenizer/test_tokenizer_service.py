@@ -59,7 +59,9 @@ class Served:
 
 @pytest.fixture
 async def served(store: ArtifactStore, tmp_path: Path) -> AsyncIterator[Served]:
-    settings = load_settings(data_dir=tmp_path, tokenizer={"max_text_bytes": 1000})
+    settings = load_settings(
+        data_dir=tmp_path, tokenizer={"max_text_bytes": 1000}, source_roots=[tmp_path]
+    )
     store.publish("bytes", "tokenizer", byte_tokenizer(tmp_path / "bytes"))
     stage = build(SimpleNamespace(settings=settings, store=store))
     served = Served(stage, settings, store)
@@ -395,7 +397,9 @@ async def test_training_from_a_folder_and_with_bad_input(
     for words, request in bad.items():
         await refused(trained(stub, **request), InvalidArgument, words)
     await refused(
-        trained(stub, corpus="/nowhere", name="x", vocab_size=300), NotFound, "no such folder"
+        trained(stub, corpus=str(tmp_path / "none"), name="x", vocab_size=300),
+        NotFound,
+        "no such folder",
     )
     assert [r.name for r in served.store.list("tokenizer")] == ["bytes", "mine"]
 

@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 
 from plinth.shared.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.manifest import CHUNK_BYTES, HashingReader, canonical_json, parse_json
+from plinth.shared.private_folders import make_private
 from plinth.shared.storage import Storage, open_storage, storage_errors
 
 SCHEMA = 1
@@ -273,7 +274,7 @@ def url_of(place: str) -> str:
     if path is None:
         return place
     with storage_errors(path.as_uri()), suppress(FileExistsError):
-        path.mkdir(mode=0o700, parents=True)
+        make_private(path)
     return path.as_uri()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from plinth.cluster.backup.archive import Archive, chunks_of
 from plinth.shared.errors import DataLoss
+from plinth.shared.private_folders import make_private
 from plinth.shared.storage import check_path, storage_errors
 
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -77,7 +78,7 @@ def copy_back(found: list[Checkpoint], archive: Archive, data_dir: Path) -> int:
         content = archive.content(one.content)
         with storage_errors(folder.as_uri()):
             shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir(parents=True)
+            make_private(writing)
             for file in content.files:
                 to = writing / check_path(file)
                 with to.open("xb") as out:

@@ -20,6 +20,7 @@ from plinth.shared.canary import Canaries
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,39}$"
@@ -52,6 +53,10 @@ class StepSpec(BaseModel):
         """Field → reference, for the inputs that are given."""
         given = {name: getattr(self, name) for name in self.INPUTS}
         return {name: reference for name, reference in given.items() if reference}
+
+    def paths(self) -> dict[str, str]:
+        """Field → path, for what the step reads from a stage's own machine (`source_roots`)."""
+        return {}
 
     def conflicts(self, steps: Mapping[str, StepSpec]) -> Iterator[tuple[str, str]]:
         """(field, what is wrong) where this does not go with the pipeline's other steps."""
@@ -95,6 +100,7 @@ class Tools:
     clients: StageClients
     redis: Redis
     canaries: Canaries
+    roots: SourceRoots
 
 
 @dataclass(frozen=True)

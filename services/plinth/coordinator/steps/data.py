@@ -66,6 +66,9 @@ class DataSpec(StepSpec):
             raise ValueError("selection, margin and ties are for samples")
         return self
 
+    def paths(self) -> dict[str, str]:
+        return {} if self.corpus_dir is None else {"corpus_dir": self.corpus_dir}
+
     def produces(self) -> str:
         return "dataset" if self.tokenizer else "corpus"
 

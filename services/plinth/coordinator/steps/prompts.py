@@ -69,6 +69,9 @@ class PromptsSpec(StepSpec):
             raise ValueError(f"held_out must leave some of the {len(set(self.topics))} topics")
         return self
 
+    def paths(self) -> dict[str, str]:
+        return {} if self.file is None else {"file": self.file}
+
     def produces(self) -> str:
         return "prompts"
 

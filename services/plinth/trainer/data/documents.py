@@ -12,7 +12,7 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -135,9 +135,12 @@ def _suffix(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
-def read_folder(folder: Path) -> Iterator[Document]:
-    """All documents of a folder, file by file in path order."""
+def read_folder(folder: Path, check: Callable[[Path], None] | None = None) -> Iterator[Document]:
+    """All documents of a folder, file by file in path order. `check` raises for a file that must
+    not be read."""
     for path in corpus_files(folder):
+        if check is not None:
+            check(path)
         yield from read_file(path)
 
 
