@@ -176,8 +176,7 @@ class _Watch:
         )
         while line := await reader.readline():
             if line == b"begin\n":
-                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-                self._memory = _peak_bytes()
+                self._memory = _new_peak_bytes()
                 self._loop_s = self._blocked_s = 0.0
                 print("ok", flush=True)
             else:
@@ -187,6 +186,11 @@ class _Watch:
                     "memory_bytes": _peak_bytes() - self._memory,
                 }
                 print(json.dumps(found), flush=True)
+
+
+def _new_peak_bytes() -> int:
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    return _peak_bytes()
 
 
 def _peak_bytes() -> int:

@@ -7,20 +7,16 @@ settings.gateway.drain_s, then what is left is cancelled.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-import socket
 import sys
-from collections.abc import Iterator
-
-import uvicorn
 
 from plinth.gateway import metrics
 from plinth.gateway.app import build_app
 from plinth.gateway.core import GatewayCore
 from plinth.gateway.grpc_api import build_server
+from plinth.gateway.http_server import HttpServer, listen
 from plinth.shared import tracing, vital_signs
-from plinth.shared.errors import FailedPrecondition, PlinthError
+from plinth.shared.errors import PlinthError
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import configure_logging, get_logger
@@ -29,54 +25,20 @@ READY_POLL_S = 1.0
 _log = get_logger("plinth.gateway")
 
 
-class _Rest(uvicorn.Server):
-    """Leaves signals to `serve`, which drains both doors."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; FailedPrecondition that names the setting when the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise FailedPrecondition(
-            f"the gateway can't listen on {host}:{port}: {error.strerror}; choose another with "
-            "PLINTH_GATEWAY__PORT, or 0 for any free one",
-            reason="PORT_IN_USE",
-            field="gateway.port",
-        ) from error
-    return sock
-
-
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Both doors, until `stop` is set and they have drained."""
     core = GatewayCore(settings)
-    vital_signs.watch(settings)
+    vital_signs.watch(settings, settings.gateway.tls.certificate)
     grpc_door = build_server(core)
     gateway = settings.gateway
     sock = listen(gateway.host, gateway.port)
-    rest = _Rest(
-        uvicorn.Config(
-            build_app(core),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=max(1, round(gateway.drain_s)),
-            server_header=False,
-        )
-    )
+    rest = HttpServer(build_app(core), gateway)
     try:
         await core.open()
         grpc_port = await grpc_door.start()
         serving = asyncio.create_task(rest.serve(sockets=[sock]))
         watching = asyncio.create_task(_watch_ready(core, grpc_door.set_ready))
+        renewing = asyncio.create_task(rest.keep_certificate())
         stopping = asyncio.create_task(stop.wait())
         port = sock.getsockname()[1]
         _log.info("gateway is up", host=gateway.host, rest_port=port, grpc_port=grpc_port)
@@ -84,9 +46,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _log.info("gateway drains")
         watching.cancel()
         stopping.cancel()
+        renewing.cancel()
         rest.should_exit = True
         await asyncio.gather(serving, grpc_door.stop(gateway.drain_s))
-        await cancel_and_wait(watching, stopping)
+        await cancel_and_wait(watching, stopping, renewing)
     finally:
         sock.close()
         await core.close()

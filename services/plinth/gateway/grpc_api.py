@@ -49,6 +49,15 @@ def build_server(core: GatewayCore) -> GrpcServer:
         host=gateway.host,
         port=gateway.grpc_port,
         authenticator=core.keyring,
+        tls=gateway.tls,
+        options=[
+            # A connection that is one too many is closed at once; one that doesn't come to speak
+            # HTTP/2, after this; calls carry a key and little else.
+            ("grpc.max_allowed_incoming_connections", gateway.max_connections),
+            ("grpc.server_handshake_timeout_ms", round(gateway.head_timeout_s * 1000)),
+            ("grpc.max_metadata_size", gateway.max_header_bytes),
+            ("grpc.absolute_max_metadata_size", gateway.max_header_bytes),
+        ],
     )
 
 

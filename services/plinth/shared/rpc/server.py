@@ -27,7 +27,7 @@ from plinth.shared.rpc.spans import TracingInterceptor
 from plinth.shared.rpc.status import fail
 from plinth.shared.rpc.tls import server_credentials
 from plinth.shared.settings import Settings
-from plinth.shared.settings_sections import RpcSettings, TlsSettings
+from plinth.shared.settings_sections import RpcSettings, ServerTlsSettings, TlsSettings
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.rpc")
@@ -73,8 +73,9 @@ class GrpcServer:
 
     token: the cluster's; without it only health answers. `authenticator` takes its place where
     callers prove themselves in another way (the gateway's API keys). tls: the certificate that it
-    shows, and the authority that callers' must come from. health_port: a second listener that
-    answers grpc.health.v1 and nothing else, without TLS; 0 for none.
+    shows; of TlsSettings also the authority that callers' must come from. health_port: a second listener that
+    answers grpc.health.v1 and nothing else, without TLS; 0 for none. options: of gRPC's core,
+    stronger than those of every server.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class GrpcServer:
         host: str | None = None,
         port: int = 0,
         authenticator: Authenticator | None = None,
-        tls: TlsSettings | None = None,
+        tls: TlsSettings | ServerTlsSettings | None = None,
         health_port: int = 0,
+        options: Sequence[tuple[str, Any]] = (),
     ) -> None:
         self.stage = stage
         self._tls = tls if tls is not None and tls.on else None
@@ -105,7 +107,7 @@ class GrpcServer:
             for service in services
             for method in service.methods()
         }
-        self._options = server_options(settings.rpc)
+        self._options = [*server_options(settings.rpc), *options]
         self._interceptors = [
             self._idle_calls,
             *interceptors(
@@ -147,7 +149,10 @@ class GrpcServer:
         return port
 
     async def _listen(
-        self, server: grpc.aio.Server, where: str, tls: TlsSettings | None = None
+        self,
+        server: grpc.aio.Server,
+        where: str,
+        tls: TlsSettings | ServerTlsSettings | None = None,
     ) -> int:
         try:
             if tls is None:
