@@ -1,7 +1,7 @@
 """What a hostile client costs: a gateway in a process of its own that measures itself.
 
     async with watched_gateway(tmp_path, redis_url) as gateway:
-        cost = await gateway.cost(attack)  # attack: () -> Awaitable, run beside a neighbour's stream
+        cost = await gateway.cost(attack)  # () -> Awaitable, run beside a neighbour's stream
         cost.check()
 
 The loop is measured in processor time of its own thread between two turns, so that what else runs

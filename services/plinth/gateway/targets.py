@@ -16,7 +16,8 @@ _WITH_SPARES = frozenset({"inference"})
 
 async def targets(registry: Registry, gateway: str, *, https: bool = False) -> list[dict[str, Any]]:
     """[{"targets": ["host:port"], "labels": {"job": "plinth-<stage>", "replica", "spares"}}]: the
-    gateway at `gateway`, by TLS with `https`, then each stage's replicas. Unavailable when Redis never answered."""
+    gateway at `gateway`, by TLS with `https`, then each stage's replicas. Unavailable when Redis
+    never answered."""
     own = _target(gateway, "gateway", "")
     if https:
         own["labels"]["__scheme__"] = "https"  # which Prometheus scrapes by

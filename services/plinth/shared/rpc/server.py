@@ -73,9 +73,9 @@ class GrpcServer:
 
     token: the cluster's; without it only health answers. `authenticator` takes its place where
     callers prove themselves in another way (the gateway's API keys). tls: the certificate that it
-    shows; of TlsSettings also the authority that callers' must come from. health_port: a second listener that
-    answers grpc.health.v1 and nothing else, without TLS; 0 for none. options: of gRPC's core,
-    stronger than those of every server.
+    shows; of TlsSettings also the authority that callers' must come from. health_port: a second
+    listener that answers grpc.health.v1 and nothing else, without TLS; 0 for none. options: of
+    gRPC's core, stronger than those of every server. counting: as `interceptors` takes them.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class GrpcServer:
         tls: TlsSettings | ServerTlsSettings | None = None,
         health_port: int = 0,
         options: Sequence[tuple[str, Any]] = (),
+        counting: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self.stage = stage
         self._tls = tls if tls is not None and tls.on else None
@@ -120,6 +121,7 @@ class GrpcServer:
                 },
                 authenticate=authenticator or TokenAuthenticator(token),
                 default_deadline_s=settings.rpc.default_deadline_s,
+                counting=counting,
                 admitted=[TracingInterceptor(stage)] if tracing.on() else [],
             ),
         ]

@@ -63,8 +63,9 @@ def check(tls: TlsSettings | ServerTlsSettings, stage: str = "") -> None:
 
 
 def server_credentials(tls: TlsSettings | ServerTlsSettings, stage: str) -> grpc.ServerCredentials:
-    """Shows the certificate and, between stages, asks callers for one of the same authority. Reads the files anew
-    when they change; a renewed certificate that is wrong is logged, and the last good one stays.
+    """Shows the certificate and, between stages, asks callers for one of the same authority. Reads
+    the files anew when they change; a renewed certificate that is wrong is logged, and the last
+    good one stays.
     FailedPrecondition as `check`."""
     mutual = isinstance(tls, TlsSettings)
     name = stage if mutual else ""
