@@ -112,8 +112,8 @@ class Certificate:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(["http/1.1"])
-        self._seen = tls.stamp(files)
         self._load()
+        self._seen = tls.stamp(files)
 
     def refresh(self) -> None:
         """Reads files that changed. A certificate that is wrong is logged, and the last stays."""
