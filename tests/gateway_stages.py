@@ -53,11 +53,18 @@ def without_half(data: bytes) -> str:
 
 
 class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
-    """Ids 0 to 255 are bytes, 256 ends a turn."""
+    """Ids 0 to 255 are bytes, 256 ends a turn and is spelled `<eos>`."""
 
     async def Encode(self, request: Any, context: Any) -> Any:
+        parts = [text.encode().split(b"<eos>") for text in request.texts]
+        if not request.parse_special:
+            parts = [[text.encode()] for text in request.texts]
         return tokenizer_pb2.EncodeResponse(
-            sequences=[tokenizer_pb2.TokenIds(ids=text.encode()) for text in request.texts]
+            sequences=[
+                tokenizer_pb2.TokenIds(ids=[*first, *(i for part in rest for i in (EOS, *part))])
+                for first, *rest in parts
+            ],
+            stop_token_ids=[EOS] if any(len(one) > 1 for one in parts) else [],
         )
 
     async def Decode(self, request: Any, context: Any) -> Any:

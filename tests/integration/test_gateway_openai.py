@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import openai
 import pytest
 
-from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
+from gateway_stages import DIGEST, EOS, Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
+from plinth.v1.gateway_pb2 import CompleteRequest
+from plinth.v1.gateway_pb2_grpc import GatewayServiceStub
 
 ASK = [{"role": "user", "content": "Say it"}]
 
@@ -124,6 +127,43 @@ async def test_the_model_may_end_by_itself(client: openai.AsyncOpenAI, stack: St
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].message.content == script_text(0, 0, 7)
     assert list(stack.shard.requests[0].sampling.stop_token_ids) == [256]
+
+
+async def test_a_completion_s_special_tokens_are_tokens_unless_switched_off(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    def given() -> tuple[list[int], list[int]]:
+        request = stack.shard.requests.pop()
+        ids = [id_ for span in request.input for id_ in span.tokens.ids]
+        return ids, list(request.sampling.stop_token_ids)
+
+    async def complete(prompt: object, **extra: object) -> tuple[list[int], list[int]]:
+        await client.completions.create(
+            model="chat", prompt=prompt, max_tokens=3, seed=1, extra_body=extra
+        )
+        return given()
+
+    hi, plain = [*b"hi", EOS, *b"x"], list(b"hi<eos>x")
+    assert await complete("hi<eos>x") == await complete("hi<eos>x", special_tokens=True)
+    assert await complete("hi<eos>x") == (hi, [EOS])
+    assert await complete("hi<eos>x", stop_token_ids=[7]) == (hi, [7, EOS])
+    assert await complete("hi<eos>x", ignore_eos=True) == (hi, [])
+    assert await complete("hi<eos>x", special_tokens=False) == (plain, [])
+    assert await complete("hi x") == (list(b"hi x"), [])
+    assert await complete(plain) == (plain, [])  # ids are what they are
+    async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
+        stub = GatewayServiceStub(channel)
+        for told, expected in (({}, (hi, [EOS])), ({"special_tokens": False}, (plain, []))):
+            ask = CompleteRequest(model="chat", prompt="hi<eos>x", **told)
+            ask.sampling.max_tokens = 3
+            call = stub.Complete(ask, metadata=[("authorization", f"Bearer {stack.key}")])
+            assert [answer async for answer in call]
+            assert given() == expected
+    messages = [{"role": "user", "content": "hi<eos>x"}]
+    await client.chat.completions.create(model="chat", messages=messages, max_tokens=3)
+    assert EOS not in given()[0]
+    with pytest.raises(openai.BadRequestError, match="special_tokens"):
+        await complete("x", special_tokens="no")
 
 
 async def test_several_samples_have_one_seed_and_their_own_index(

@@ -42,6 +42,7 @@ class TextRequest:
     prompt_field: str = "prompt"
     samples_field: str = "n"
     user: str = ""  # who asks, in the client's words: stays with one revision
+    special_tokens: bool = True  # those that a prompt of text spells are meant; a chat's never are
     deaths: set[str] = field(default_factory=set)  # shards that died under it, so far
 
 
@@ -96,7 +97,7 @@ class Generator:
         deadline = started + min(self._deadline_s, left_s if left_s is not None else 1e9)
         sampling = common_pb2.SamplingParams()
         sampling.CopyFrom(request.sampling)
-        ids = await self._ids(principal, model, request.prompt, sampling)
+        ids = await self._ids(principal, model, request, sampling)
         asked = sampling.max_tokens if sampling.HasField("max_tokens") else None
         sampling.max_tokens = limits.room(
             len(ids), asked, model.context_length, request.prompt_field
@@ -121,15 +122,20 @@ class Generator:
         self,
         principal: Principal,
         model: ServedModel,
-        prompt: Prompt,
+        request: TextRequest,
         sampling: common_pb2.SamplingParams,
     ) -> list[int]:
+        """The prompt's ids; what ends a turn is added to `sampling`."""
+        prompt = request.prompt
         if isinstance(prompt, str):
-            return await self.texts.encode(principal, model.artifact, prompt)
-        messages = [item for item in prompt if isinstance(item, common_pb2.ChatMessage)]
-        if not messages:
-            return [item for item in prompt if isinstance(item, int)]
-        ids, stop_ids = await self.texts.chat(principal, model.artifact, messages)
+            ids, stop_ids = await self.texts.encode(
+                principal, model.artifact, prompt, special_tokens=request.special_tokens
+            )
+        else:
+            messages = [item for item in prompt if isinstance(item, common_pb2.ChatMessage)]
+            if not messages:
+                return [item for item in prompt if isinstance(item, int)]
+            ids, stop_ids = await self.texts.chat(principal, model.artifact, messages)
         if not sampling.ignore_eos:
             sampling.stop_token_ids.extend(
                 id_ for id_ in stop_ids if id_ not in sampling.stop_token_ids

@@ -119,6 +119,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             request.sampling,
             tuple(request.stop),
             user=request.user,
+            special_tokens=not request.HasField("special_tokens") or request.special_tokens,
         )
         async with aclosing(self._answer(ask, pb.CompleteResponse, context)) as answers:
             async for answer in answers:

@@ -245,6 +245,8 @@ class CompletionBody(_Common):
     logprobs: int | None = Field(default=None, ge=0, le=limits.MAX_TOP_LOGPROBS)
     echo: bool | None = None
     suffix: str | None = None
+    # Our own: those that the prompt spells are meant as such, as in vLLM and llama.cpp; by default.
+    special_tokens: bool | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -74,6 +74,7 @@ def add_openai_routes(app: FastAPI, core: GatewayCore) -> None:
                 body.samples,
                 samples_field=body.samples_field,
                 user=body.who,
+                special_tokens=body.special_tokens is not False,
                 deaths=deaths,
             )
             for prompt in body.prompts

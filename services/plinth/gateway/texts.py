@@ -46,11 +46,16 @@ class Texts:
         answer = await self._ask(principal, lambda stub: stub.ApplyChatTemplate(request))
         return list(answer.ids), list(answer.stop_token_ids)
 
-    async def encode(self, principal: Principal, model: str, text: str) -> list[int]:
-        """Ids of `text`; what it spells like a special token is text."""
-        request = tokenizer_pb2.EncodeRequest(model=model, texts=[text], add_special=True)
+    async def encode(
+        self, principal: Principal, model: str, text: str, *, special_tokens: bool
+    ) -> tuple[list[int], list[int]]:
+        """(ids of `text`, ids that end a turn where it holds special tokens). Without
+        `special_tokens` what it spells like one is text."""
+        request = tokenizer_pb2.EncodeRequest(
+            model=model, texts=[text], parse_special=special_tokens, add_special=True
+        )
         answer = await self._ask(principal, lambda stub: stub.Encode(request))
-        return list(answer.sequences[0].ids)
+        return list(answer.sequences[0].ids), list(answer.stop_token_ids)
 
     async def decode(self, principal: Principal, model: str, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out, as a stream of them would give it."""
