@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
+import grpc
 import pytest
 import pytest_asyncio
 
@@ -18,17 +19,15 @@ from patience import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-HEAD_S = 2.0
-BODY_S = 3.0
-MAX_CONNECTIONS = 60
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(
     redis_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[WatchedGateway]:
     folder = tmp_path_factory.mktemp("hostile")
-    async with watched_gateway(folder, redis_server) as gateway:
+    async with watched_gateway(
+        folder, redis_server, max_connections=100, head_timeout_s=2
+    ) as gateway:
         yield gateway
 
 
@@ -65,12 +64,47 @@ def many_headers(gateway: WatchedGateway) -> Awaitable[bytes]:
     return said(gateway, b"GET /healthz HTTP/1.1\r\nhost: a\r\n", *[lines] * 100)
 
 
-ATTACKS = [endless_header, many_headers]
+async def half_heads(gateway: WatchedGateway) -> None:
+    """A thousand connections that each say half a request, and then nothing."""
+    opened = []
+    try:
+        for _ in range(1000):
+            opened.append(await connect(gateway))
+            with suppress(ConnectionError):
+                opened[-1][1].write(b"GET /healthz HTTP/1.1\r\nhost: ")
+    finally:
+        for _reader, writer in opened:
+            writer.close()
+
+
+async def tiny_chunks(gateway: WatchedGateway) -> None:
+    """A body of a million chunks of one byte."""
+    head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n"
+    key = f"authorization: Bearer {gateway.stack.key}\r\nconnection: close\r\n\r\n"
+    await said(gateway, (head + key).encode(), *[b"1\r\na\r\n" * 50_000] * 20, b"0\r\n\r\n")
+
+
+async def many_at_once(gateway: WatchedGateway) -> None:
+    """Twenty thousand requests on one connection, before the first is answered."""
+    await said(gateway, *[b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n" * 2000] * 10)
+
+
+async def large_metadata(gateway: WatchedGateway) -> None:
+    """gRPC's headers: a megabyte in each of forty calls."""
+    async with grpc.aio.insecure_channel(gateway.stack.grpc_address) as channel:
+        method = channel.unary_unary("/plinth.v1.GatewayService/ListModels")
+        large = tuple((f"x-{number}", "a" * 100_000) for number in range(10))
+        calls = [method(b"", metadata=large, timeout=PATIENCE_S) for _ in range(40)]
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(end, grpc.aio.AioRpcError) for end in ends)
+
+
+ATTACKS = [endless_header, many_headers, half_heads, tiny_chunks, many_at_once, large_metadata]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 async def test_an_attack_costs_little(
-    gateway: WatchedGateway, attack: Callable[[WatchedGateway], Awaitable[bytes]]
+    gateway: WatchedGateway, attack: Callable[[WatchedGateway], Awaitable[object]]
 ) -> None:
     cost = await gateway.cost(lambda: attack(gateway))
     cost.check()
