@@ -19,6 +19,7 @@ from typing import Any
 
 from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
+from plinth.inference.messages import engine_request
 from plinth.shared.connection import connect
 from plinth.shared.errors import Internal, InvalidArgument, ResourceExhausted, Unavailable
 from plinth.shared.identity import current_principal, current_request_id
@@ -144,6 +145,7 @@ class Shard(shard_rpc.InferenceServiceServicer):
             self.changed.set()
 
     async def _generate(self, request: Any) -> AsyncIterator[Any]:
+        engine_request(request, tenant="", remaining_s=None, eos_ids=(EOS,), positions=4096)
         sampling = request.sampling
         ids = [id_ for span in request.input for id_ in span.tokens.ids]
         start = sampling.first_output_position

@@ -1,7 +1,7 @@
 """What a hostile client costs: a gateway in a process of its own that measures itself.
 
     async with watched_gateway(tmp_path, redis_url) as gateway:
-        cost = await gateway.cost(attack)  # attack: () -> Awaitable, run beside a neighbour's stream
+        cost = await gateway.cost(attack)  # () -> Awaitable, run beside a neighbour's stream
         cost.check()
 
 The loop is measured in processor time of its own thread between two turns, so that what else runs
@@ -176,8 +176,7 @@ class _Watch:
         )
         while line := await reader.readline():
             if line == b"begin\n":
-                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-                self._memory = _peak_bytes()
+                self._memory = _new_peak_bytes()
                 self._loop_s = self._blocked_s = 0.0
                 print("ok", flush=True)
             else:
@@ -187,6 +186,11 @@ class _Watch:
                     "memory_bytes": _peak_bytes() - self._memory,
                 }
                 print(json.dumps(found), flush=True)
+
+
+def _new_peak_bytes() -> int:
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    return _peak_bytes()
 
 
 def _peak_bytes() -> int:

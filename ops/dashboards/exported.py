@@ -21,7 +21,7 @@ _POLICY = "a policy run (PPO, GRPO, RLOO) is on"
 # Series that are not there from the start, by what a query holds that asks for them: what must have
 # happened.
 APPEARS = {
-    'code=~"5..|INTERNAL': "a request has failed",
+    'code=~"5..|(STREAM_)?(INTERNAL': "a request has failed",
     'queue!="trainer-jobs"': "a queue other than the trainer's has been used",
     "plinth_streams_resumed_total": "an answer lost its shard and went on at another",
     "plinth_ignored_fields_total": "a client sent a field that has no effect",

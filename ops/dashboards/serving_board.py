@@ -6,7 +6,7 @@ from grafana import Board, Choice, Panel, Query
 
 _RATE = "$__rate_interval"
 _ASKED = 'path!~"/healthz|/readyz|/metrics"'
-_FAULT = 'code=~"5..|INTERNAL|UNKNOWN|UNAVAILABLE|DATA_LOSS|DEADLINE_EXCEEDED"'
+_FAULT = 'code=~"5..|(STREAM_)?(INTERNAL|UNKNOWN|UNAVAILABLE|DATA_LOSS|DEADLINE_EXCEEDED)"'
 
 
 def _quantile(share: float, metric: str, by: str = "model") -> str:
@@ -75,8 +75,9 @@ CLIENTS = (
     Panel(
         "Answers other than success, by code",
         "reqps",
-        "5xx and INTERNAL are ours; 429 says that a quota or a queue is full; 499 that clients "
-        "hung up, often because they waited too long.",
+        "5xx and INTERNAL are ours; STREAM_… is an answer that broke after its first byte, at "
+        "status 200; 429 says that a quota or a queue is full; 499 that clients hung up, often "
+        "because they waited too long.",
         (
             Query(
                 f'sum by (code) (rate(plinth_requests_total{{{_ASKED}, code!~"2..|OK"}}[{_RATE}]))',
@@ -96,6 +97,19 @@ CLIENTS = (
         "short",
         "Not 0: these keys are refused (500), all others work. `plinth keys list` names them.",
         (Query("max(plinth_gateway_unreadable_keys)", "unreadable"),),
+    ),
+    Panel(
+        "Connections of REST clients",
+        "short",
+        "Refused: gateway.max_connections is reached. Evicted ones only waited for their client; "
+        "full says that all were answering.",
+        (
+            Query("sum by (instance) (plinth_gateway_connections)", "open {{instance}}"),
+            Query(
+                f"sum by (reason) (rate(plinth_gateway_connections_refused_total[{_RATE}]))",
+                "refused per second: {{reason}}",
+            ),
+        ),
     ),
 )
 

@@ -21,7 +21,7 @@ from plinth.gateway.catalogue import STAGE, Catalogue, ServedModel, held_as
 from plinth.gateway.search import Search
 from plinth.shared import tracing
 from plinth.shared.errors import Unavailable
-from plinth.shared.identity import Principal
+from plinth.shared.identity import Principal, part_id
 from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.slow_readers import SLOW_READER
@@ -68,7 +68,7 @@ class Order:
         sampling.first_output_position = self.sampling.first_output_position + len(made)
         tokens = inference_pb2.TokenSpan(ids=[*self.prompt_ids, *made])
         return inference_pb2.GenerateRequest(
-            request_id=f"{self.request_id}.{self.sampling.sample_index}.{attempt}",
+            request_id=part_id(self.request_id, self.sampling.sample_index, attempt),
             binding=common_pb2.Binding(model=held_as, weights_digest=self.model.weights_digest),
             input=[inference_pb2.Span(tokens=tokens)],
             sampling=sampling,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -21,12 +21,16 @@ from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.proxy import proxied_services
 from plinth.gateway.quota_interceptor import QuotaInterceptor
 from plinth.gateway.revisions import MODEL_HEADER
-from plinth.shared.errors import InvalidArgument, PlinthError
-from plinth.shared.identity import current_principal, current_request_id
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.identity import current_call, current_principal, current_request_id
+from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
+from plinth.shared.rpc.interceptors import code_of
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.rpc.status import REQUEST_ID_KEY
 from plinth.v1 import gateway_pb2 as pb
 from plinth.v1 import gateway_pb2_grpc as rpc
+
+_SERVICE = "plinth.v1.GatewayService"
 
 
 def build_server(core: GatewayCore) -> GrpcServer:
@@ -36,7 +40,7 @@ def build_server(core: GatewayCore) -> GrpcServer:
         rpc.add_GatewayServiceServicer_to_server(GatewayServicer(core), server)
 
     own = GrpcService(
-        "plinth.v1.GatewayService",
+        _SERVICE,
         add,
         {"GetStatus": "deployments", "*": "inference"},
         validators={"Chat": check_chat, "Complete": check_completion},
@@ -52,6 +56,16 @@ def build_server(core: GatewayCore) -> GrpcServer:
         authenticator=core.keyring,
         admitted=[QuotaInterceptor(core.quotas)],
         slow_reader_s=gateway.slow_client_s,
+        tls=gateway.tls,
+        counting=[RequestsInterceptor()],
+        options=[
+            # A connection that is one too many is closed at once; one that doesn't come to speak
+            # HTTP/2, after this; calls carry a key and little else.
+            ("grpc.max_allowed_incoming_connections", gateway.max_connections),
+            ("grpc.server_handshake_timeout_ms", round(gateway.head_timeout_s * 1000)),
+            ("grpc.max_metadata_size", gateway.max_header_bytes),
+            ("grpc.absolute_max_metadata_size", gateway.max_header_bytes),
+        ],
     )
 
 
@@ -94,7 +108,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
         )
         consent = dict(context.invocation_metadata() or ()).get(CONSENT)
         recorder = self._core.preferences.recorder(consent, ask)
-        answering = self._answer("Chat", ask, pb.ChatResponse, context, recorder)
+        answering = self._answer(ask, pb.ChatResponse, context, recorder)
         async with aclosing(answering) as answers:
             async for answer in answers:
                 yield answer
@@ -111,44 +125,62 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             user=request.user,
             special_tokens=not request.HasField("special_tokens") or request.special_tokens,
         )
-        async with aclosing(self._answer("Complete", ask, pb.CompleteResponse, context)) as answers:
+        async with aclosing(self._answer(ask, pb.CompleteResponse, context)) as answers:
             async for answer in answers:
                 yield answer
 
     async def _answer(
         self,
-        path: str,
         ask: TextRequest,
         kind: type[Any],
         context: Any,
         recorder: AnswerRecorder | None = None,
     ) -> Any:
         principal = current_principal()
-        code = "CANCELLED"
-        try:
-            async with self._core.session(principal, [ask], recorder) as session:
-                context.set_trailing_metadata(
-                    ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
-                )
-                prepared = session.prepared[0]
-                digest = prepared.model.weights_digest
-                first = True
-                async with aclosing(session.events()) as events:
-                    async for _index, event in events:
-                        answer = _response(kind, event, digest)
-                        if first or event.finish:
-                            answer.seed = prepared.sampling.seed
-                            first = False
-                        yield answer
-            code = "OK"
-        except PlinthError as error:
-            code = error.code
-            raise
-        except asyncio.CancelledError:
-            raise
-        finally:
-            tenant = metrics.tenant_label(principal.tenant)
-            metrics.REQUESTS.labels("grpc", path, code, tenant).inc()
+        async with self._core.session(principal, [ask], recorder) as session:
+            context.set_trailing_metadata(
+                ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
+            )
+            prepared = session.prepared[0]
+            digest = prepared.model.weights_digest
+            first = True
+            async with aclosing(session.events()) as events:
+                async for _index, event in events:
+                    answer = _response(kind, event, digest)
+                    if first or event.finish:
+                        answer.seed = prepared.sampling.seed
+                        first = False
+                    yield answer
+
+
+class RequestsInterceptor(grpc.aio.ServerInterceptor):
+    """Counts calls of the gateway's own service as the REST API's requests are counted."""
+
+    async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
+        handler = await continuation(details)
+        service, _, method = details.method.lstrip("/").partition("/")
+        if handler is None or service != _SERVICE:
+            return handler
+
+        @asynccontextmanager
+        async def layer(context: Context) -> AsyncIterator[None]:
+            cancelled = False
+            try:
+                yield
+            except asyncio.CancelledError:
+                cancelled = True
+                raise
+            finally:
+                code = code_of(context, cancelled)
+                remaining = context.time_remaining()
+                if code == "DEADLINE_EXCEEDED" and remaining is not None and remaining <= 0:
+                    code = "CANCELLED"  # a client that gives up by its own clock hangs up
+                call = current_call()
+                principal = None if call is None else call.principal
+                tenant = "" if principal is None else metrics.tenant_label(principal.tenant)
+                metrics.REQUESTS.labels("grpc", method, code, tenant).inc()
+
+        return wrap(handler, layer)
 
 
 def _response(kind: type[Any], event: TextEvent, digest: str) -> Any:

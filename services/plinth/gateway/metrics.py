@@ -19,6 +19,13 @@ READY = gauge("gateway_ready", "1 while a model can be asked, 0 while not: what 
 UNREADABLE_KEYS = gauge(
     "gateway_unreadable_keys", "API keys that are refused since their record can't be read."
 )
+CONNECTIONS = gauge("gateway_connections", "Connections of REST clients.")
+CONNECTIONS_REFUSED = counter(
+    "gateway_connections_refused_total",
+    "REST connections that were one too many, by what became of it: evicted (one that waited for "
+    "its client was closed) or full (the new one was).",
+    ["reason"],
+)
 RUNNING = gauge("gateway_requests_running", "Requests being answered.")
 TOKENS = counter("tokens_total", "Tokens of answered requests.", ["kind", "model", "tenant"])
 RESUMED = counter("streams_resumed_total", "Streams that went on at another shard.", ["model"])

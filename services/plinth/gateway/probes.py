@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -12,23 +13,34 @@ from plinth.gateway.core import GatewayCore
 from plinth.gateway.targets import targets
 
 TARGETS = "/v1/metrics/targets"
+# What others call the same: vLLM and its clients, SageMaker.
+ALIASES = {"/health": "/readyz", "/ping": "/readyz"}
+_PROBE = ["GET", "HEAD"]
 
 
 def add_probes(app: FastAPI, core: GatewayCore) -> None:
     """Adds the routes."""
 
-    @app.get("/healthz", response_model=None)
+    scraping = asyncio.Lock()
+
+    @app.api_route("/healthz", methods=_PROBE, response_model=None)
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", response_model=None)
+    @app.api_route("/readyz", methods=_PROBE, response_model=None)
+    @app.api_route("/health", methods=_PROBE, response_model=None)
+    @app.api_route("/ping", methods=_PROBE, response_model=None)
     async def readyz() -> dict[str, str]:
         await core.check_ready()
         return {"status": "ready"}
 
-    @app.get("/metrics", response_model=None)
+    @app.api_route("/metrics", methods=_PROBE, response_model=None)
     async def metrics_page() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        # Collectors look at files, which a slow disk makes wait for; one thread at a time, since
+        # nobody needs a key for this.
+        async with scraping:
+            page = await asyncio.to_thread(generate_latest)
+        return Response(page, media_type=CONTENT_TYPE_LATEST)
 
     @app.get(TARGETS, response_model=None)
     async def scraped(request: Request) -> list[dict[str, Any]]:
@@ -36,4 +48,5 @@ def add_probes(app: FastAPI, core: GatewayCore) -> None:
         if "metrics" not in principal.scopes:  # which is all that a key for Prometheus should have
             principal.require("deployments")
         host, port = request.scope["server"]
-        return await targets(core.registry, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        own = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return await targets(core.registry, own, https=core.settings.gateway.tls.on)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from plinth.gateway import metrics
+from plinth.gateway import metrics, outcome
 from plinth.gateway.sse import data
 from plinth.shared.errors import ResourceExhausted, to_openai_body
 from plinth.shared.telemetry import get_logger
@@ -59,6 +59,8 @@ class SlowClients:
 
     async def _cut_off(self, scope: Scope, send: Send, *, streams: bool) -> None:
         metrics.SLOW_CLIENTS.inc()
+        if (ends := outcome.current.get()) is not None:
+            ends.code = "499"  # it was the client that left its answer
         error = ResourceExhausted(
             f"the answer was cut off: for {self._limit_s:g} s the client did not read it",
             reason=SLOW_CLIENT,

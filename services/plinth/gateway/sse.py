@@ -11,10 +11,12 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from plinth.gateway.answer_writer import TextEvent
+from plinth.gateway.error_handlers import body_of
+from plinth.gateway.outcome import stream_failed
 from plinth.gateway.rendering import Renderer
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.gateway.session import Session
-from plinth.shared.errors import PlinthError, to_openai_body
+from plinth.shared.errors import PlinthError
 from plinth.shared.telemetry import get_logger
 
 _DONE = b"data: [DONE]\n\n"
@@ -47,10 +49,12 @@ async def stream(
         yield _DONE
     except PlinthError as error:
         _log.warning("a stream ended in an error", reason=error.reason, error=error.message)
-        yield data(to_openai_body(error))
+        stream_failed(error)
+        yield data(body_of(error))
     except Exception as error:  # noqa: BLE001 - logged; the client learns no more
         _log.exception("unexpected error in a stream")
-        yield data(to_openai_body(error))
+        stream_failed(error)
+        yield data(body_of(error))
 
 
 def _parts(event: TextEvent) -> Sequence[TextEvent]:

@@ -14,10 +14,14 @@ from plinth.shared.registry import STAGES, Registry
 _WITH_SPARES = frozenset({"inference"})
 
 
-async def targets(registry: Registry, gateway: str) -> list[dict[str, Any]]:
+async def targets(registry: Registry, gateway: str, *, https: bool = False) -> list[dict[str, Any]]:
     """[{"targets": ["host:port"], "labels": {"job": "plinth-<stage>", "replica", "spares"}}]: the
-    gateway at `gateway`, then each stage's replicas. Unavailable when Redis never answered."""
-    found = [_target(gateway, "gateway", "")]
+    gateway at `gateway`, by TLS with `https`, then each stage's replicas. Unavailable when Redis
+    never answered."""
+    own = _target(gateway, "gateway", "")
+    if https:
+        own["labels"]["__scheme__"] = "https"  # which Prometheus scrapes by
+    found = [own]
     for stage in STAGES:
         for replica in await registry.replicas(stage):
             if address := replica.fields.get("metrics"):

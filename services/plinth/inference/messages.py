@@ -9,9 +9,9 @@ from collections.abc import Collection
 from plinth.engine.request import Binding, Finish, Request, SampledToken, Sampling, TokensEvent
 from plinth.inference.outbox import ReaderBehind
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.identity import MAX_PART_ID_CHARS
 from plinth.v1 import common_pb2, inference_pb2
 
-MAX_REQUEST_ID = 128
 PRIORITIES = 100  # to either side of 0
 SCORE_PRIORITY = -1  # interactive answers go first
 _FINISH = {
@@ -34,9 +34,9 @@ def engine_request(
 
     eos_ids: the model's; positions: its context in tokens, for a request without `max_tokens`.
     """
-    if len(message.request_id) > MAX_REQUEST_ID:
+    if len(message.request_id) > MAX_PART_ID_CHARS:
         raise InvalidArgument(
-            f"request_id is longer than {MAX_REQUEST_ID} characters", field="request_id"
+            f"request_id is longer than {MAX_PART_ID_CHARS} characters", field="request_id"
         )
     ids = tuple(id_ for span in message.input for id_ in span.tokens.ids)
     return Request(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import time
 import uuid
@@ -59,6 +60,11 @@ class Principal:
             metadata={"scope": scope},
         )
 
+
+# A client's own; and what follows it in the id of one part of its request, which a shard sees.
+MAX_REQUEST_ID_CHARS = 128
+MAX_PART_ID_CHARS = MAX_REQUEST_ID_CHARS + 32
+REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_REQUEST_ID_CHARS}}}")
 
 SYSTEM = Principal("system", "system", frozenset({"admin"}))
 
@@ -138,6 +144,13 @@ def call_scope(
 def new_request_id() -> str:
     """32 hexadecimal digits."""
     return uuid.uuid4().hex
+
+
+def part_id(request_id: str, sample: int, attempt: int) -> str:
+    """The id of one sample's attempt at a shard; at most MAX_PART_ID_CHARS."""
+    part = f"{request_id}.{sample}.{attempt}"
+    assert len(part) <= MAX_PART_ID_CHARS, part
+    return part
 
 
 def new_api_key() -> tuple[str, str]:

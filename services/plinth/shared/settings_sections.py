@@ -21,6 +21,26 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+class ServerTlsSettings(Section):
+    """TLS of what clients connect to: PEM files, both or none; `certificate` with its chain. A
+    renewed file is taken up by itself."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ServerTlsSettings:
+        if (self.certificate is None) != (self.key is None):
+            missing = "certificate" if self.certificate is None else "key"
+            raise ValueError(f"{missing}: missing; set certificate and key for TLS, or none")
+        return self
+
+    @property
+    def on(self) -> bool:
+        """Whether clients speak TLS."""
+        return self.certificate is not None
+
+
 class GatewaySettings(Section):
     """The front door. Ports of 0 take any free one."""
 
@@ -40,6 +60,23 @@ class GatewaySettings(Section):
     max_body_bytes: int = Field(default=2 * MIB, ge=1024)
     # A field without effect, known or not: "ignore" says so by x-plinth-ignored, "refuse" is a 400.
     unknown_fields: Literal["ignore", "refuse"] = "ignore"
+    tls: ServerTlsSettings = ServerTlsSettings()  # of both ports
+    # Proxies (addresses or networks) whose X-Forwarded-For and -Proto are believed.
+    trusted_proxies: tuple[str, ...] = ()
+    # Web origins ("https://app.example.com") whose pages may call the REST API; "*" is all. Unset:
+    # all where clients need keys, which a browser never sends by itself; none with auth off, where
+    # any page that somebody looks at would be admin.
+    cors_origins: tuple[str, ...] | None = None
+    # Of one REST request: its headers, together and each line; and how long its client may take.
+    max_header_bytes: int = Field(default=32 * 1024, ge=4096)
+    max_headers: int = Field(default=100, ge=16)
+    head_timeout_s: float = Field(default=10.0, gt=0)  # also of a TLS or HTTP/2 handshake
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    # Connections that REST clients may hold, and gRPC clients: each. A full REST port closes the
+    # connection that has waited longest for its client's next request.
+    max_connections: int = Field(default=4096, ge=16)
+    # An idle connection stays open for longer than clients' pools and balancers keep theirs.
+    keep_alive_s: float = Field(default=75.0, ge=1)
     request_deadline_s: float = Field(default=600.0, gt=0)  # of one answer, from door to last token
     # How long a request that has no token yet waits for a living shard; and an answer that has
     # begun, for another one: longer than Ray takes to restart whole.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 from plinth.shared.errors import PlinthError
@@ -32,11 +33,13 @@ _STORE_FREE = gauge(
 )
 
 
-def watch(settings: Settings) -> None:
-    """From now on each scrape looks at the certificate and at the disk of the store, if any."""
+def watch(settings: Settings, *certificates: Path | None) -> None:
+    """From now on each scrape looks at the stages' certificate, at `certificates`, and at the disk
+    of the store, where there are any."""
     _BUILD.labels(VERSION).set(1)
-    if (certificate := settings.tls.certificate) is not None:
-        _CERTIFICATE.labels(str(certificate)).set_function(lambda: _expiry(certificate))
+    for certificate in (settings.tls.certificate, *certificates):
+        if certificate is not None:
+            _CERTIFICATE.labels(str(certificate)).set_function(partial(_expiry, certificate))
     store = settings.store()
     if store.startswith("file://"):
         folder = Path(store.removeprefix("file://"))

@@ -357,7 +357,7 @@ async def test_what_a_handler_awaits_may_be_cancelled(settings) -> None:
     async with serving(settings) as (_server, _echo, _channel, stub):
         call = stub.Encode(pb.EncodeRequest(model="cancelled"), metadata=metadata())
         error = await asyncio.wait_for(failing(call), PATIENCE_S)
-        assert error.code() is grpc.StatusCode.CANCELLED
+        assert error.code() is grpc.StatusCode.INTERNAL  # CANCELLED would be the caller's word
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_half_of_tls_is_an_error_that_names_the_other_half(authority, tmp_path) 
 def test_an_exchanged_link_counts_as_a_change(authority, tmp_path) -> None:
     """A mounted Secret changes by the link to its folder, not by its files."""
     settings = settings_of(tmp_path, authority.issue("plinth-tokenizer", to="a"))
-    before = tls._stamp(settings.tls)
+    before = tls.stamp(settings.tls)
     other = authority.issue("plinth-tokenizer", to="b")
     other["certificate"].replace(settings.tls.certificate)
-    assert tls._stamp(settings.tls) != before
+    assert tls.stamp(settings.tls) != before

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import hmac
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from plinth.shared.errors import Unauthenticated
-from plinth.shared.identity import Principal
+from plinth.shared.identity import MAX_REQUEST_ID_CHARS, REQUEST_ID, Principal
 
 TOKEN_KEY = "x-plinth-token"  # noqa: S105 - the name of a metadata key
 PRINCIPAL_KEY = "x-plinth-principal"
 MAX_VALUE_BYTES = 4096
 MAX_NAME_CHARS = 256
 MAX_SCOPES = 32
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -83,9 +81,10 @@ def single_value(metadata: Metadata, key: str) -> str | None:
 def valid_request_id(metadata: Metadata, key: str) -> str | None:
     """The caller's request id; None without one. Unauthenticated when it is malformed."""
     value = single_value(metadata, key)
-    if value is not None and not _REQUEST_ID.fullmatch(value):
+    if value is not None and not REQUEST_ID.fullmatch(value):
         raise Unauthenticated(
-            f"{key} must be 1 to 128 letters, digits, '.', '_', ':' or '-'", reason="METADATA"
+            f"{key} must be 1 to {MAX_REQUEST_ID_CHARS} letters, digits, '.', '_', ':' or '-'",
+            reason="METADATA",
         )
     return value
 

@@ -57,7 +57,10 @@ def wrap(handler: Handler, layer: Layer, check: Check | None = None) -> Handler:
 
 
 def build(
-    handler: Handler, run: Behaviour, deserializer: Callable[[bytes], Any] | None = None
+    handler: Handler,
+    run: Behaviour,
+    deserializer: Callable[[bytes], Any] | None = None,
+    serializer: Callable[[Any], bytes] | None = None,
 ) -> Handler:
     """A handler of the same kind and serialisers around `run`."""
     make: Any = {
@@ -69,7 +72,7 @@ def build(
     built: Handler = make(
         run,
         request_deserializer=deserializer or handler.request_deserializer,
-        response_serializer=handler.response_serializer,
+        response_serializer=serializer or handler.response_serializer,
     )
     return built
 

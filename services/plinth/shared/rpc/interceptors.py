@@ -1,9 +1,9 @@
-"""What every call passes, outermost first: request id → metrics → auth → validation → errors →
-slow readers.
+"""What every call passes, outermost first: request id → metrics → crashes → auth → validation →
+errors → slow readers.
 
 Auth decides on the metadata alone, before a byte of the request is read. A layer that refuses a
-call ends it itself; what the handler raises is mapped in the innermost layer but one. Knows no
-method.
+call ends it itself; what the handler raises is mapped in the innermost layer but one, and what goes
+wrong in any other in the one for crashes. Knows no method.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import grpc
 
 from plinth.shared.errors import (
-    Cancelled,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -146,6 +145,41 @@ def code_of(context: Context, cancelled: bool) -> str:
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
+class CrashInterceptor(grpc.aio.ServerInterceptor):
+    """What the interceptors below raise by mistake, before the call or in its course, ends it with
+    INTERNAL: gRPC itself would answer UNKNOWN with the exception's text, which nobody counts."""
+
+    async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
+        method: str = details.method
+        try:
+            handler = await continuation(details)
+        except Exception as error:  # noqa: BLE001 - logged; the caller learns no more
+            return _crashed(error, method)
+        if handler is None:
+            return None
+
+        @asynccontextmanager
+        async def layer(context: Context) -> AsyncIterator[None]:
+            try:
+                yield
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - logged; the caller learns no more
+                _log.error("an interceptor crashed", method=method, exc_info=error)
+                await fail(context, _internal())
+
+        return wrap(handler, layer)
+
+
+def _crashed(error: Exception, method: str) -> Handler:
+    async def end(_requests: Any, context: Context) -> None:
+        _log.error("an interceptor crashed", method=method, exc_info=error)
+        await fail(context, _internal())  # here, where the request id is known
+
+    handler: Handler = grpc.stream_stream_rpc_method_handler(end)
+    return handler
+
+
 class AuthInterceptor(grpc.aio.ServerInterceptor):
     """Lets nothing but health through without a credential.
 
@@ -165,9 +199,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             principal = await self._admit(method, details.invocation_metadata or ())
         except PlinthError as error:
             return _refusal(error, method)
-        except Exception:  # noqa: BLE001 - logged, and nobody gets in
-            _log.exception("the authenticator failed", method=method)
-            return _refusal(_internal(), method)
+        except Exception as error:  # noqa: BLE001 - logged, and nobody gets in
+            return _crashed(error, method)
         handler = await continuation(details)
         if handler is None:
             return None
@@ -297,8 +330,9 @@ class ErrorsInterceptor(grpc.aio.ServerInterceptor):
                 if task is not None and task.cancelling():
                     raise  # the caller hung up, or the server ends
                 # Something that the handler awaited was cancelled. gRPC would send no status, and
-                # the caller would wait for ever.
-                await fail(context, Cancelled(f"{method} was cancelled by the server"))
+                # the caller would wait for ever. It did not cancel, so this is a fault of ours.
+                _log.exception("something in the call was cancelled", method=method)
+                await fail(context, _internal())
             except PlinthError as error:
                 await fail(context, error)
             except grpc.aio.AioRpcError as error:
@@ -310,7 +344,21 @@ class ErrorsInterceptor(grpc.aio.ServerInterceptor):
                 _log.exception("unexpected error", method=method)
                 await fail(context, _internal())
 
-        return wrap(handler, layer)
+        return wrap(_serialising(handler), layer)
+
+
+def _serialising(handler: Handler) -> Handler:
+    """`handler` with a unary response in bytes, so that one that is no message is its fault too.
+    What a stream writes, gRPC serialises while the handler runs."""
+    serialise = handler.response_serializer
+    if handler.response_streaming or serialise is None:
+        return handler
+    inner = behaviour_of(handler)
+
+    async def run(request: Any, context: Context) -> bytes:
+        return bytes(serialise(await inner(request, context)))
+
+    return build(handler, run, serializer=bytes)
 
 
 def _internal() -> Internal:
@@ -327,12 +375,16 @@ def interceptors(
     authenticate: Authenticator,
     default_deadline_s: float,
     slow_reader_s: float,
+    counting: Sequence[grpc.aio.ServerInterceptor] = (),
     admitted: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> list[grpc.aio.ServerInterceptor]:
-    """All six, in the order in which a call passes them; `admitted`: more of them, behind auth."""
+    """All seven, in the order in which a call passes them. More of them: `counting`, which see how
+    every call ends, and `admitted`, behind auth."""
     return [
         RequestIdInterceptor(default_deadline_s),
         MetricsInterceptor(methods),
+        *counting,
+        CrashInterceptor(),
         AuthInterceptor(authenticate, scopes),
         *admitted,
         ValidationInterceptor(validators),

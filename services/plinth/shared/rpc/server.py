@@ -29,7 +29,7 @@ from plinth.shared.rpc.spans import TracingInterceptor
 from plinth.shared.rpc.status import fail
 from plinth.shared.rpc.tls import server_credentials
 from plinth.shared.settings import Settings
-from plinth.shared.settings_sections import RpcSettings, TlsSettings
+from plinth.shared.settings_sections import RpcSettings, ServerTlsSettings, TlsSettings
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.rpc")
@@ -84,10 +84,10 @@ class GrpcServer:
 
     token: the cluster's; without it only health answers. `authenticator` takes its place where
     callers prove themselves in another way (the gateway's API keys). tls: the certificate that it
-    shows, and the authority that callers' must come from. health_port: a second listener that
-    answers grpc.health.v1 and nothing else, without TLS; 0 for none. admitted: more interceptors,
-    for calls that auth let through. slow_reader_s: how long a message of a stream waits to be read;
-    0 for settings.rpc's.
+    shows; of TlsSettings also the authority that callers' must come from. health_port: a second
+    listener that answers grpc.health.v1 and nothing else, without TLS; 0 for none. options: of
+    gRPC's core, stronger than those of every server. counting, admitted: as `interceptors` takes
+    them. slow_reader_s: how long a message of a stream waits to be read; 0 for settings.rpc's.
     """
 
     def __init__(
@@ -100,8 +100,10 @@ class GrpcServer:
         host: str | None = None,
         port: int = 0,
         authenticator: Authenticator | None = None,
-        tls: TlsSettings | None = None,
+        tls: TlsSettings | ServerTlsSettings | None = None,
         health_port: int = 0,
+        options: Sequence[tuple[str, Any]] = (),
+        counting: Sequence[grpc.aio.ServerInterceptor] = (),
         admitted: Sequence[grpc.aio.ServerInterceptor] = (),
         slow_reader_s: float = 0.0,
     ) -> None:
@@ -122,7 +124,7 @@ class GrpcServer:
             for service in services
             for method in service.methods()
         }
-        self._options = server_options(settings.rpc)
+        self._options = [*server_options(settings.rpc), *options]
         self._interceptors = [
             self._idle_calls,
             *interceptors(
@@ -136,6 +138,7 @@ class GrpcServer:
                 authenticate=authenticator or TokenAuthenticator(token),
                 default_deadline_s=settings.rpc.default_deadline_s,
                 slow_reader_s=slow_reader_s or settings.rpc.slow_reader_s,
+                counting=counting,
                 admitted=[*([TracingInterceptor(stage)] if tracing.on() else []), *admitted],
             ),
         ]
@@ -165,7 +168,10 @@ class GrpcServer:
         return port
 
     async def _listen(
-        self, server: grpc.aio.Server, where: str, tls: TlsSettings | None = None
+        self,
+        server: grpc.aio.Server,
+        where: str,
+        tls: TlsSettings | ServerTlsSettings | None = None,
     ) -> int:
         try:
             if tls is None:

@@ -1,4 +1,4 @@
-"""Mutual TLS between the stages: what a certificate must be, and gRPC's credentials of it.
+"""TLS: what a certificate must be, and gRPC's credentials of it. Mutual between the stages.
 
 A replica's address is a pod's and changes, so a certificate names the stage instead:
 `plinth-<stage>`. It proves which stage answers; who calls is still said by the cluster's token.
@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from plinth.shared.errors import FailedPrecondition
-from plinth.shared.settings_sections import TlsSettings
+from plinth.shared.settings_sections import ServerTlsSettings, TlsSettings
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.tls")
@@ -25,7 +25,7 @@ def server_name(stage: str) -> str:
     return f"plinth-{stage}"
 
 
-def check(tls: TlsSettings, stage: str = "") -> None:
+def check(tls: TlsSettings | ServerTlsSettings, stage: str = "") -> None:
     """FailedPrecondition, saying what to do, unless the certificate is valid now, belongs to the
     key and, with `stage`, names it."""
     assert tls.certificate is not None
@@ -62,20 +62,23 @@ def check(tls: TlsSettings, stage: str = "") -> None:
         )
 
 
-def server_credentials(tls: TlsSettings, stage: str) -> grpc.ServerCredentials:
-    """Shows the certificate and asks callers for one of the same authority. Reads the files anew
-    when they change; a renewed certificate that is wrong is logged, and the last good one stays.
+def server_credentials(tls: TlsSettings | ServerTlsSettings, stage: str) -> grpc.ServerCredentials:
+    """Shows the certificate and, between stages, asks callers for one of the same authority. Reads
+    the files anew when they change; a renewed certificate that is wrong is logged, and the last
+    good one stays.
     FailedPrecondition as `check`."""
-    check(tls, stage)
-    seen = _stamp(tls)
+    mutual = isinstance(tls, TlsSettings)
+    name = stage if mutual else ""
+    check(tls, name)
+    seen = stamp(tls)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         nonlocal seen
         try:
-            if (now := _stamp(tls)) == seen:
+            if (now := stamp(tls)) == seen:
                 return None
             seen = now
-            check(tls, stage)
+            check(tls, name)
             return _configuration(tls)
         except (FailedPrecondition, OSError) as error:
             _log.error("the renewed certificate is not taken", error=str(error))
@@ -84,7 +87,7 @@ def server_credentials(tls: TlsSettings, stage: str) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(
         _configuration(tls),
         fetch,  # type: ignore[arg-type]  # (None is "no change"; the stubs don't know)
-        require_client_authentication=True,
+        require_client_authentication=mutual,
     )
 
 
@@ -102,17 +105,22 @@ def expiry_unix_s(certificate: Path) -> float:
     return _certificate(certificate).not_valid_after_utc.timestamp()
 
 
-def _configuration(tls: TlsSettings) -> grpc.ServerCertificateConfiguration:
-    assert tls.ca is not None
+def _configuration(
+    tls: TlsSettings | ServerTlsSettings,
+) -> grpc.ServerCertificateConfiguration:
     assert tls.key is not None
     assert tls.certificate is not None
     pair = (_read(tls.key), _read(tls.certificate))
-    return grpc.ssl_server_certificate_configuration([pair], root_certificates=_read(tls.ca))
+    ca = tls.ca if isinstance(tls, TlsSettings) else None
+    roots = None if ca is None else _read(ca)
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
 
 
-def _stamp(tls: TlsSettings) -> tuple[tuple[int, int], ...]:
+def stamp(tls: TlsSettings | ServerTlsSettings) -> tuple[tuple[int, int], ...]:
+    """What changes when a file does. OSError when one can't be looked at."""
     # A Secret's files are links that are exchanged, so the file behind is looked at.
-    found = [path.stat() for path in (tls.certificate, tls.key, tls.ca) if path is not None]
+    files = [tls.certificate, tls.key, tls.ca if isinstance(tls, TlsSettings) else None]
+    found = [path.stat() for path in files if path is not None]
     return tuple((status.st_mtime_ns, status.st_ino) for status in found)
 
 

@@ -1,0 +1,110 @@
+"""Hostile clients cost the gateway little at a time, little memory, and its other clients nothing.
+
+Each attack runs beside a neighbour's stream; what an attack may cost stands in `hostile.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from hostile import WatchedGateway, watched_gateway
+from patience import PATIENCE_S
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(
+    redis_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[WatchedGateway]:
+    folder = tmp_path_factory.mktemp("hostile")
+    async with watched_gateway(
+        folder, redis_server, max_connections=100, head_timeout_s=2
+    ) as gateway:
+        yield gateway
+
+
+async def connect(gateway: WatchedGateway) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    parts = urlsplit(gateway.stack.url)
+    return await asyncio.open_connection(parts.hostname, parts.port)
+
+
+async def said(gateway: WatchedGateway, *pieces: bytes) -> bytes:
+    """All that the gateway answers to `pieces`, until it closes."""
+    reader, writer = await connect(gateway)
+    try:
+        with suppress(ConnectionError):  # it may close before all was sent
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+        answer = b""
+        with suppress(ConnectionError):
+            answer = await asyncio.wait_for(reader.read(), PATIENCE_S)
+        return answer
+    finally:
+        writer.close()
+
+
+def endless_header(gateway: WatchedGateway) -> Awaitable[bytes]:
+    """40 MB of one header that never ends."""
+    start = b"GET /healthz HTTP/1.1\r\nhost: a\r\nx-long: "
+    return said(gateway, start, *[b"a" * 400_000] * 100)
+
+
+def many_headers(gateway: WatchedGateway) -> Awaitable[bytes]:
+    """40 MB of small ones."""
+    lines = b"".join(b"x-%d: a\r\n" % number for number in range(40_000))
+    return said(gateway, b"GET /healthz HTTP/1.1\r\nhost: a\r\n", *[lines] * 100)
+
+
+async def half_heads(gateway: WatchedGateway) -> None:
+    """A thousand connections that each say half a request, and then nothing."""
+    opened = []
+    try:
+        for _ in range(1000):
+            opened.append(await connect(gateway))
+            with suppress(ConnectionError):
+                opened[-1][1].write(b"GET /healthz HTTP/1.1\r\nhost: ")
+    finally:
+        for _reader, writer in opened:
+            writer.close()
+
+
+async def tiny_chunks(gateway: WatchedGateway) -> None:
+    """A body of a million chunks of one byte."""
+    head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n"
+    key = f"authorization: Bearer {gateway.stack.key}\r\nconnection: close\r\n\r\n"
+    await said(gateway, (head + key).encode(), *[b"1\r\na\r\n" * 50_000] * 20, b"0\r\n\r\n")
+
+
+async def many_at_once(gateway: WatchedGateway) -> None:
+    """Twenty thousand requests on one connection, before the first is answered."""
+    await said(gateway, *[b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n" * 2000] * 10)
+
+
+async def large_metadata(gateway: WatchedGateway) -> None:
+    """gRPC's headers: a megabyte in each of forty calls."""
+    async with grpc.aio.insecure_channel(gateway.stack.grpc_address) as channel:
+        method = channel.unary_unary("/plinth.v1.GatewayService/ListModels")
+        large = tuple((f"x-{number}", "a" * 100_000) for number in range(10))
+        calls = [method(b"", metadata=large, timeout=PATIENCE_S) for _ in range(40)]
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(end, grpc.aio.AioRpcError) for end in ends)
+
+
+ATTACKS = [endless_header, many_headers, half_heads, tiny_chunks, many_at_once, large_metadata]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+async def test_an_attack_costs_little(
+    gateway: WatchedGateway, attack: Callable[[WatchedGateway], Awaitable[object]]
+) -> None:
+    cost = await gateway.cost(lambda: attack(gateway))
+    cost.check()
