@@ -16,8 +16,8 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 
 said = []
 for endpoint, further in (
-    ("chat", ()),
-    ("completions", ("--use-server-token-count", "--per-chunk-usage")),
+    ("chat", ("--per-chunk-usage",)),
+    ("completions", ()),
 ):
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
@@ -25,6 +25,7 @@ for endpoint, further in (
                 *(Path(sys.executable).with_name("aiperf"), "profile", "--model", MODEL),
                 *("--url", BASE.removesuffix("/v1"), "--api-key", KEY, "--tokenizer", TOKENIZER),
                 *("--endpoint-type", endpoint, "--streaming", *further),
+                "--use-server-token-count",
                 *("--request-count", str(REQUESTS), "--concurrency", "2"),
                 *("--prompt-input-tokens-mean", "32"),
                 *("--prompt-output-tokens-mean", str(OUTPUT_TOKENS)),
