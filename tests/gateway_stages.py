@@ -26,6 +26,7 @@ from plinth.shared.registry import Registry
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.tasks import cancel_and_wait
+from plinth.tokenizer.detokenizer import Detokenizer, TokenTable
 from plinth.v1 import common_pb2, inference_pb2, tokenizer_pb2
 from plinth.v1 import inference_pb2_grpc as shard_rpc
 from plinth.v1 import tokenizer_pb2_grpc as tokenizer_rpc
@@ -52,12 +53,22 @@ def without_half(data: bytes) -> str:
     return codecs.getincrementaldecoder("utf-8")("replace").decode(data)
 
 
+BYTES = TokenTable({id_: bytes([id_]) for id_ in range(256)}, None, False, 257)
+
+
 class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
-    """Ids 0 to 255 are bytes, 256 ends a turn."""
+    """Ids 0 to 255 are bytes, 256 ends a turn and is spelled `<eos>`."""
 
     async def Encode(self, request: Any, context: Any) -> Any:
+        parts = [text.encode().split(b"<eos>") for text in request.texts]
+        if not request.parse_special:
+            parts = [[text.encode()] for text in request.texts]
         return tokenizer_pb2.EncodeResponse(
-            sequences=[tokenizer_pb2.TokenIds(ids=text.encode()) for text in request.texts]
+            sequences=[
+                tokenizer_pb2.TokenIds(ids=[*first, *(i for part in rest for i in (EOS, *part))])
+                for first, *rest in parts
+            ],
+            stop_token_ids=[EOS] if any(len(one) > 1 for one in parts) else [],
         )
 
     async def Decode(self, request: Any, context: Any) -> Any:
@@ -73,10 +84,10 @@ class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
         )
 
     async def DecodeStream(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        stream = Detokenizer(BYTES, skipped=())
         async for request in request_iterator:
-            text = decoder.decode(bytes(request.ids))
-            yield tokenizer_pb2.DecodeStreamResponse(text=text)
+            text, starts, ends = stream.add_located(request.ids)
+            yield tokenizer_pb2.DecodeStreamResponse(text=text, starts=starts, ends=ends)
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,7 @@ class Shard(shard_rpc.InferenceServiceServicer):
     fails: bool = False  # before any token
     first_token_s: float = 0.0
     says: list[Said] = field(default_factory=list)  # by sample index, in place of the script
+    tops: list[int] = field(default_factory=list)  # the alternatives, in place of A, B, …
     requests: list[Any] = field(default_factory=list)
     seen: list[tuple[str, str]] = field(default_factory=list)  # request id, tenant
     running: int = 0
@@ -154,12 +166,13 @@ class Shard(shard_rpc.InferenceServiceServicer):
             (id_,) = script_ids(sampling.seed, sampling.sample_index, 1, position)
             token = common_pb2.Token(id=id_, logprob=-0.5, raw_logprob=-0.25)
             for rank in range(sampling.top_logprobs):
-                token.top.add(id=65 + rank, logprob=-0.25 - rank)
-            yield inference_pb2.GenerateResponse(
-                tokens=[token],
-                weights_digest=self.digest,
-                seed=sampling.seed if position == start else None,
-            )
+                id_ = self.tops[rank] if rank < len(self.tops) else 65 + rank
+                token.top.add(id=id_, logprob=-0.25 - rank)
+            message = inference_pb2.GenerateResponse(tokens=[token], weights_digest=self.digest)
+            if position == start:
+                message.seed = sampling.seed
+                message.usage.CopyFrom(_prompt_usage(prompt))
+            yield message
             await asyncio.sleep(self.delay_s)
         yield self._last(common_pb2.FINISH_REASON_LENGTH, prompt, start + sampling.max_tokens)
 
@@ -175,10 +188,13 @@ class Shard(shard_rpc.InferenceServiceServicer):
         yield self._last(reason, prompt, min(len(made), request.sampling.max_tokens))
 
     def _last(self, reason: int, prompt: int, made: int) -> Any:
-        usage = common_pb2.Usage(
-            prompt_tokens=prompt, completion_tokens=made, cached_tokens=prompt // 16 * 16
-        )
+        usage = _prompt_usage(prompt)
+        usage.completion_tokens = made
         return inference_pb2.GenerateResponse(finish_reason=reason, usage=usage)
+
+
+def _prompt_usage(prompt: int) -> common_pb2.Usage:
+    return common_pb2.Usage(prompt_tokens=prompt, cached_tokens=prompt // 16 * 16)
 
 
 def shard_service(shard: Shard) -> GrpcService:

@@ -21,7 +21,8 @@ class ScriptedGateway(
 ):
     """What a test says is there. Served models and artifacts are desired state, as on the store."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+        self._credentials = credentials
         self.status = gateway_pb2.GetStatusResponse()
         self.statuses: list[gateway_pb2.GetStatusResponse] = []  # before `status`, one a call
         self.runs: list[pb.Run] = []
@@ -43,7 +44,10 @@ class ScriptedGateway(
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, self._server)
         coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self._server.add_secure_port("127.0.0.1:0", self._credentials)
         self._server.start()
         return self
 

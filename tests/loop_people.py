@@ -1,4 +1,4 @@
-"""The people of a feedback loop, as clients of the gRPC door: those who ask, those who judge, and
+"""The people of a feedback loop, as clients of the gRPC API: those who ask, those who judge, and
 those who say whether they liked what they got. Generated stubs and a key; nothing else.
 """
 
@@ -53,7 +53,7 @@ class Answer:
     request_id: str
 
 
-class Door:
+class PlatformClient:
     """A client with a key: generated stubs and nothing else."""
 
     def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
@@ -117,9 +117,9 @@ class Door:
 
 
 @asynccontextmanager
-async def door_of(stack: RealStack) -> AsyncIterator[Door]:
+async def client_of(stack: RealStack) -> AsyncIterator[PlatformClient]:
     async with grpc.aio.insecure_channel(stack.grpc) as channel:
-        yield Door(channel, stack.key)
+        yield PlatformClient(channel, stack.key)
 
 
 def steps(run: coordinator_pb2.Run) -> dict[str, coordinator_pb2.Step]:
@@ -133,25 +133,25 @@ def seconds_of(run: coordinator_pb2.Run) -> dict[str, float]:
 # -- live answers -------------------------------------------------------------------------------
 
 
-async def live_tasks(door: Door, count: int) -> list[Answer]:
+async def live_tasks(client: PlatformClient, count: int) -> list[Answer]:
     """`count` chats with consent, as their clients saw them, once all of them can be judged. One
     that says nothing is no task: another one takes its place."""
     seen: list[Answer] = []
     seed = 0
     while len(seen) < count:
-        answer = await door.ask(QUESTIONS[seed % len(QUESTIONS)], seed, CONSENT)
+        answer = await client.ask(QUESTIONS[seed % len(QUESTIONS)], seed, CONSENT)
         seed += 1
         if answer.text.strip():
             seen.append(answer)
     async with asyncio.timeout(120):
-        while await _open(door) < count:  # noqa: ASYNC110 - second answers are on their way
+        while await _open(client) < count:  # noqa: ASYNC110 - second answers are on their way
             await asyncio.sleep(0.1)
     return seen
 
 
-async def _open(door: Door) -> int:
+async def _open(client: PlatformClient) -> int:
     ask = preferences_pb2.ListPreferenceTasksRequest(collection=LIVE)
-    return int((await door.preferences.ListPreferenceTasks(ask, metadata=door.metadata)).open)
+    return int((await client.preferences.ListPreferenceTasks(ask, metadata=client.metadata)).open)
 
 
 # -- two annotators -----------------------------------------------------------------------------
@@ -181,11 +181,11 @@ class AnnotatorTally:
         self.held[lease.task_id] = (who, lease.expires_unix_ms)
 
 
-async def annotate(door: Door, tally: AnnotatorTally, who: str) -> None:
+async def annotate(client: PlatformClient, tally: AnnotatorTally, who: str) -> None:
     """Until nothing is left to judge."""
     while True:
         try:
-            lease = await lease_of(door, who)
+            lease = await lease_of(client, who)
         except grpc.aio.AioRpcError as error:
             assert error.code() is grpc.StatusCode.NOT_FOUND, error.details()
             if not tally.held:
@@ -195,24 +195,26 @@ async def annotate(door: Door, tally: AnnotatorTally, who: str) -> None:
         tally.take(lease, who)
         other = "bob" if who == "ann" else "ann"
         with pytest.raises(grpc.aio.AioRpcError) as caught:  # not even by its name
-            await lease_of(door, other, task_id=lease.task_id)
+            await lease_of(client, other, task_id=lease.task_id)
         assert caught.value.code() is grpc.StatusCode.ABORTED, caught.value.details()
         assert "another annotator holds" in str(caught.value.details())
         del tally.held[lease.task_id]
-        await judge(door, lease)
+        await judge(client, lease)
         tally.judged[lease.task_id] += 1
         tally.by[who] += 1
 
 
-async def lease_of(door: Door, who: str, **fields: Any) -> preferences_pb2.LeaseTaskResponse:
+async def lease_of(
+    client: PlatformClient, who: str, **fields: Any
+) -> preferences_pb2.LeaseTaskResponse:
     ask = preferences_pb2.LeaseTaskRequest(collection=LIVE, annotator=who, **fields)
-    lease: preferences_pb2.LeaseTaskResponse = await door.preferences.LeaseTask(
-        ask, metadata=door.metadata
+    lease: preferences_pb2.LeaseTaskResponse = await client.preferences.LeaseTask(
+        ask, metadata=client.metadata
     )
     return lease
 
 
-async def judge(door: Door, lease: preferences_pb2.LeaseTaskResponse) -> None:
+async def judge(client: PlatformClient, lease: preferences_pb2.LeaseTaskResponse) -> None:
     order = sorted(lease.responses, key=lambda one: (dislike(one.text), one.text))
     ask = preferences_pb2.SubmitJudgementRequest(
         collection=LIVE,
@@ -221,28 +223,30 @@ async def judge(door: Door, lease: preferences_pb2.LeaseTaskResponse) -> None:
         fence=lease.fence,
         ranking=[preferences_pb2.Tier(response_ids=[one.response_id]) for one in order],
     )
-    await door.preferences.SubmitJudgement(ask, metadata=door.metadata)
+    await client.preferences.SubmitJudgement(ask, metadata=client.metadata)
 
 
-async def judge_all(door: Door) -> AnnotatorTally:
+async def judge_all(client: PlatformClient) -> AnnotatorTally:
     """Two annotators at once. A third one took a task and went away: one of the two gets it when
     that lease has run out, and what the third one says then is too late."""
     tally = AnnotatorTally()
-    left = await lease_of(door, "cyd", lease_seconds=10)
+    left = await lease_of(client, "cyd", lease_seconds=10)
     tally.take(left, "cyd")
     async with asyncio.timeout(300):
-        await asyncio.gather(annotate(door, tally, "ann"), annotate(door, tally, "bob"))
+        await asyncio.gather(annotate(client, tally, "ann"), annotate(client, tally, "bob"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await judge(door, left)
+        await judge(client, left)
     assert caught.value.code() is grpc.StatusCode.ABORTED, caught.value.details()
     assert "ran out" in str(caught.value.details())
     return tally
 
 
-async def exported(door: Door) -> list[tuple[str, str]]:
+async def exported(client: PlatformClient) -> list[tuple[str, str]]:
     """(chosen, rejected) of every pair."""
     ask = preferences_pb2.ExportPairsRequest(collection=LIVE)
-    parts = [part.jsonl async for part in door.preferences.ExportPairs(ask, metadata=door.metadata)]
+    parts = [
+        part.jsonl async for part in client.preferences.ExportPairs(ask, metadata=client.metadata)
+    ]
     pairs = [json.loads(line) for line in b"".join(parts).splitlines()]
     return [(one["chosen"][-1]["content"], one["rejected"][-1]["content"]) for one in pairs]
 
@@ -253,8 +257,8 @@ async def exported(door: Door) -> list[tuple[str, str]]:
 class Traffic:
     """Users who ask and say whether they liked it: answers and liked ones, by revision."""
 
-    def __init__(self, door: Door, bar: float) -> None:
-        self._door = door
+    def __init__(self, client: PlatformClient, bar: float) -> None:
+        self._door = client
         self._bar = bar  # an answer with fewer of the letter is liked
         self.answers: Counter[str] = Counter()
         self.good: Counter[str] = Counter()
@@ -283,11 +287,13 @@ class Traffic:
             assert error.code() in told, error.details()
 
 
-async def with_traffic(door: Door, run_id: str, traffic: Traffic) -> coordinator_pb2.Run:
+async def with_traffic(
+    client: PlatformClient, run_id: str, traffic: Traffic
+) -> coordinator_pb2.Run:
     """The run at its end; users ask from the moment at which its canary step begins."""
     flowing: asyncio.Task[None] | None = None
     async with asyncio.TaskGroup() as group:
-        async for run in door.watch(run_id):
+        async for run in client.watch(run_id):
             trial = steps(run).get("trial")
             if flowing is None and trial and trial.state == coordinator_pb2.STEP_STATE_RUNNING:
                 flowing = group.create_task(traffic.flow())

@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import psutil
 
-from plinth.cli.chat import api_key
+from plinth.cli.gateway_access import api_key
 from plinth.cli.run_client import RunClient
 from plinth.cluster import processes
 from plinth.cluster.layout import StackPlan

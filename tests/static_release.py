@@ -16,7 +16,7 @@ import yaml
 import rendering
 from chart_pods import Cluster
 from container_stack import VERSION, docker, image, skip_unless_built, slow_model
-from plinth.cluster.trials.visitor import Doors, Visitor, visit
+from plinth.cluster.trials.visitor import GatewayUrls, Visitor, visit
 from plinth.shared.registry import Registry, Replica
 from plinth.shared.settings import Settings, load_settings
 from release import Document, Release
@@ -124,8 +124,8 @@ def settings(cluster: Cluster) -> Settings:
 async def visitor(cluster: Cluster) -> AsyncIterator[Visitor]:
     """Of the gateway's newest pod."""
     address = cluster.of("gateway")[-1].address
-    doors = Doors(f"http://{address}:8080", f"{address}:8081")
-    async with visit(settings(cluster), doors) as one:
+    urls = GatewayUrls(f"http://{address}:8080", f"{address}:8081")
+    async with visit(settings(cluster), urls) as one:
         yield one
 
 

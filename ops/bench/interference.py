@@ -25,7 +25,7 @@ from pathlib import Path
 
 import openai
 
-from plinth.cli.chat import api_key, stack_address
+from plinth.cli.gateway_access import api_key, stack_address
 from plinth.cli.run_client import RunClient
 from plinth.cluster.layout import StackPlan
 from plinth.cluster.serve_model import serve_model

@@ -1,4 +1,4 @@
-"""How long a short prompt waits beside a long one: SmolLM2 behind the REST door, two clients.
+"""How long a short prompt waits beside a long one: SmolLM2 behind the REST API, two clients.
 
 1. A prompt of 5 tokens on an idle shard: time to first token.
 2. A prompt of 8,000 tokens alone: its time to first token, and so that of one step of its prefill.
@@ -24,7 +24,7 @@ from pathlib import Path
 import openai
 from interference import figures, tell
 
-from plinth.cli.chat import api_key
+from plinth.cli.gateway_access import api_key
 from plinth.cluster.layout import StackPlan
 from plinth.cluster.serve_model import serve_model
 from plinth.cluster.stack import Stack
@@ -38,8 +38,8 @@ IDS = range(1_000, 40_000)  # ordinary tokens
 START_S = 180.0
 
 
-class Door:
-    """The REST door of a stack, asked with token ids."""
+class RestClient:
+    """The REST API of a stack, asked with token ids."""
 
     def __init__(self, stack: Stack, model: str, seed: int) -> None:
         state = stack.state()
@@ -105,20 +105,20 @@ def main() -> None:
         try:
             wanted = serve_model(stack.settings, "default")
             DeploymentRecords(ArtifactStore(stack.settings.store())).put(wanted)
-            asyncio.run(measure(Door(stack, wanted.name, options.seed), options, settings))
+            asyncio.run(measure(RestClient(stack, wanted.name, options.seed), options, settings))
         finally:
             stack.down()
 
 
-async def measure(door: Door, options: argparse.Namespace, settings: Settings) -> None:
-    await door.until_served()
-    idle = [await door.first_token(SHORT) for _ in range(options.requests)]
+async def measure(client: RestClient, options: argparse.Namespace, settings: Settings) -> None:
+    await client.until_served()
+    idle = [await client.first_token(SHORT) for _ in range(options.requests)]
     tell("short prompts on an idle shard", **figures(idle))
-    alone = [await door.first_token(LONG) for _ in range(3)]
+    alone = [await client.first_token(LONG) for _ in range(3)]
     steps = math.ceil(LONG / settings.engine.max_batch_tokens)
     step = statistics.median(alone) / steps
     tell("a long prompt alone", ttft_median_s=statistics.median(alone), steps=steps, step_s=step)
-    beside = await door.beside(options.requests)
+    beside = await client.beside(options.requests)
     tell("short prompts beside long ones", **figures(beside))
     bar = 1.5 * statistics.median(idle) + step
     tell("ratios", bar_s=bar, of_bar=statistics.median(beside) / bar)

@@ -14,7 +14,7 @@ from plinth.engine.runner import Runner
 from plinth.engine.scheduler import Limits
 from plinth.engine.speculation import LookupDrafter
 from plinth.kernels.paged import KvCache
-from plinth.models.config import ModelConfig
+from plinth.models import hf_config
 from plinth.models.decoder import Decoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -65,7 +65,7 @@ def random_pair(
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="sdpa"
         ).eval()
-        shape = ModelConfig.from_hf(config.to_diff_dict())  # what its config.json would hold
+        shape = hf_config.from_hf(config.to_diff_dict())  # what its config.json would hold
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # a fp32 copy of 8B would be 32 GB for nothing
         try:

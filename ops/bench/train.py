@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.trainer.data.shards import DatasetInfo, SplitWriter, write_info
 from plinth.trainer.loop import Group, TrainConfig
@@ -122,7 +123,7 @@ def transformers_loop(
     """`LlamaForCausalLM` in the same plain loop."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    hf = shape.to_hf()
+    hf = hf_config.to_hf(shape)
     hf.pop("architectures")
     model = LlamaForCausalLM(LlamaConfig(**hf, attn_implementation="sdpa")).to(config.device)
 

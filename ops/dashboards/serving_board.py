@@ -194,6 +194,36 @@ SHARDS = (
             Query(f"sum(rate(plinth_poison_requests_total[{_RATE}]))", "given up"),
         ),
     ),
+    Panel(
+        "Requests with fields that had no effect",
+        "ops",
+        "Their answers name the fields in x-plinth-ignored. Unknown: nobody knows the field, so "
+        "it may be a slip of the client's; `gateway.unknown_fields: refuse` makes it an error.",
+        (
+            Query(
+                f"sum by (field) (rate(plinth_ignored_fields_total[{_RATE}]))",
+                "{{field}}",
+            ),
+        ),
+    ),
+    Panel(
+        "Clients that don't read",
+        "ops",
+        "Paused: a shard stopped an answer whose client was behind, and goes on when it reads. Cut "
+        "off: the client took nothing for gateway.slow_client_s (by gRPC: or another caller of a "
+        "stage, for rpc.slow_reader_s).",
+        (
+            Query(
+                f'sum by (model) (rate(plinth_streams_paused_total{{model=~"$model"}}[{_RATE}]))',
+                "paused {{model}}",
+            ),
+            Query(f"sum(rate(plinth_slow_clients_total[{_RATE}]))", "cut off, REST"),
+            Query(
+                f"sum by (method) (rate(plinth_rpc_slow_readers_total[{_RATE}]))",
+                "cut off, {{method}}",
+            ),
+        ),
+    ),
 )
 
 REVISIONS = (

@@ -12,8 +12,10 @@ import grpc
 import httpx
 import openai
 import pytest
+import transformers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from plinth.shared.store import ArtifactStore
 from plinth.v1 import (
     coordinator_pb2,
     gateway_pb2,
@@ -57,6 +59,34 @@ def test_twenty_lines_of_grpc_say_what_the_openai_client_says(real: RealStack) -
     said = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
     assert said == "The capital of France is Paris."
     assert asked.stdout == said + "\n"
+
+
+async def test_a_completion_that_writes_its_turns_says_what_the_chat_says(real: RealStack) -> None:
+    """The template written by the caller: transformers' number of tokens, and the chat's end."""
+    written = (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        f"<|im_end|>\n<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    store = ArtifactStore(
+        real.stack.settings.store(), cache_dir=real.stack.settings.data_dir / "read"
+    )
+    reference = transformers.AutoTokenizer.from_pretrained(store.fetch(real.model))
+    greedy = {"model": real.model, "temperature": 0, "max_tokens": 64}
+    async with real.openai() as client:
+        chat = await client.chat.completions.create(
+            messages=[{"role": "user", "content": CAPITAL}], **greedy
+        )
+        complete = await client.completions.create(prompt=written, **greedy)
+        plain = await client.completions.create(
+            prompt=written, extra_body={"special_tokens": False}, **greedy
+        )
+    assert complete.choices[0].text == chat.choices[0].message.content
+    assert complete.choices[0].finish_reason == "stop"
+    assert complete.usage == chat.usage
+    assert complete.usage is not None
+    assert complete.usage.prompt_tokens == len(reference(written).input_ids) == 37
+    assert plain.usage is not None
+    assert plain.usage.prompt_tokens > 60
 
 
 async def test_twenty_streams_outlive_one_of_two_shards(real: RealStack) -> None:

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from checkpoints import byte_tokenizer, random_llama
-from plinth.cli.chat import api_key
+from plinth.cli.gateway_access import api_key
 from plinth.cluster.serve_model import serve_model
 from plinth.models.publish import import_model
 from plinth.shared.store import ArtifactStore

@@ -1,8 +1,8 @@
-"""The whole loop through the gRPC door: live answers → two annotators → pairs → DPO → gate →
+"""The whole loop through the gRPC API: live answers → two annotators → pairs → DPO → gate →
 canary → promotion → another answer, whose weights lead back to the pairs.
 
 The model is tiny and talks nonsense; what its users dislike is the letter e. The way is real: every
-stage, every weight, every request. Nothing here looks behind the door.
+stage, every weight, every request. Nothing here looks behind it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import pytest
 from loop_people import (
     LIVE,
     Answer,
-    Door,
+    PlatformClient,
     Traffic,
+    client_of,
     dislike,
-    door_of,
     exported,
     judge_all,
     live_tasks,
@@ -117,35 +117,35 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
 
 
 async def test_from_live_answers_to_better_weights(bare: RealStack) -> None:
-    async with door_of(bare) as door:
-        await door.submit("first", FIRST_MODEL)
-        first = await door.end("first")
+    async with client_of(bare) as client:
+        await client.submit("first", FIRST_MODEL)
+        first = await client.end("first")
         assert first.state == pb.RUN_STATE_SUCCEEDED, first.error
-        assert (await door.artifact("chat:prod")).version == 1
+        assert (await client.artifact("chat:prod")).version == 1
 
-        answers = await live_tasks(door, TASKS)
+        answers = await live_tasks(client, TASKS)
         assert {answer.revision for answer in answers} == {"chat@1"}
-        tally = await judge_all(door)
+        tally = await judge_all(client)
         assert len(tally.judged) == TASKS
         assert set(tally.judged.values()) == {1}
         assert set(tally.by) == {"ann", "bob"}
         assert tally.together > 0  # they did work at the same time
-        pairs = await exported(door)
+        pairs = await exported(client)
         assert len(pairs) == TASKS
         assert all((dislike(good), good) < (dislike(bad), bad) for good, bad in pairs)
         seen = {answer.text for answer in answers}
         assert all(seen & set(pair) for pair in pairs)
 
-        before = await door.said()
-        assert texts(before) == texts(await door.said())
-        traffic = Traffic(door, bar=statistics.median(dislikes(before)))
-        await door.submit("loop", BETTER_MODEL)
-        run = await with_traffic(door, "loop", traffic)
+        before = await client.said()
+        assert texts(before) == texts(await client.said())
+        traffic = Traffic(client, bar=statistics.median(dislikes(before)))
+        await client.submit("loop", BETTER_MODEL)
+        run = await with_traffic(client, "loop", traffic)
         print(f"first: {seconds_of(first)}\nloop: {seconds_of(run)}")
         assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
-        await promoted(door, run, before, traffic)
-        await leads_back(door, run)
-        await refused(door)
+        await promoted(client, run, before, traffic)
+        await leads_back(client, run)
+        await refused(client)
 
 
 def texts(answers: list[Answer]) -> list[str]:
@@ -156,7 +156,9 @@ def dislikes(answers: list[Answer]) -> list[int]:
     return [dislike(answer.text) for answer in answers]
 
 
-async def promoted(door: Door, run: pb.Run, before: list[Answer], traffic: Traffic) -> None:
+async def promoted(
+    client: PlatformClient, run: pb.Run, before: list[Answer], traffic: Traffic
+) -> None:
     """Old and new weights shared the traffic; now the new ones answer under the old name, and
     what they say is another thing, and liked more."""
     figures = json.loads(steps(run)["trial"].metrics_json)
@@ -166,9 +168,9 @@ async def promoted(door: Door, run: pb.Run, before: list[Answer], traffic: Traff
     shares = {revision: traffic.good[revision] / n for revision, n in traffic.answers.items()}
     print(f"liked: {shares}, of {traffic.answers}")
     assert steps(run)["trial"].output == "chat@2"
-    assert (await door.artifact("chat:prod")).version == 2
-    assert await door.served() == {"chat": "chat@2"}
-    after = await door.said()
+    assert (await client.artifact("chat:prod")).version == 2
+    assert await client.served() == {"chat": "chat@2"}
+    after = await client.said()
     assert {answer.revision for answer in before} == {"chat@1"}
     assert {answer.revision for answer in after} == {"chat@2"}
     assert after[0].text != before[0].text
@@ -177,9 +179,9 @@ async def promoted(door: Door, run: pb.Run, before: list[Answer], traffic: Traff
     assert statistics.mean(dislikes(after)) < statistics.mean(dislikes(before))
 
 
-async def leads_back(door: Door, run: pb.Run) -> None:
+async def leads_back(client: PlatformClient, run: pb.Run) -> None:
     """From the weights that answer, by their parents, to what people preferred."""
-    lineage = await door.lineage("chat@2")
+    lineage = await client.lineage("chat@2")
     judged = lineage[steps(run)["pairs"].output]
     assert judged.kind == "corpus"
     manifest = json.loads(judged.manifest_json)
@@ -190,7 +192,7 @@ async def leads_back(door: Door, run: pb.Run) -> None:
     assert {"chat@1", "first-vocabulary@1", "first-text@1"} <= set(lineage)
 
 
-async def refused(door: Door) -> None:
+async def refused(client: PlatformClient) -> None:
     """The same loop with a learning rate that ruins the weights stops at its gate."""
     ask = pb.ForkRunRequest(
         run_id="ruined",
@@ -198,15 +200,15 @@ async def refused(door: Door) -> None:
         from_step="aligned",
         overrides={"steps.aligned.learning_rate": "1.0"},
     )
-    await door.runs.ForkRun(ask, metadata=door.metadata)
-    run = await door.end("ruined")
+    await client.runs.ForkRun(ask, metadata=client.metadata)
+    run = await client.end("ruined")
     print(f"ruined: {seconds_of(run)} {run.error}")
     assert run.state == pb.RUN_STATE_FAILED
     assert "at most 1.25 is required" in run.error
     assert steps(run)["aligned"].output == "chat@3"
     trial = steps(run)["trial"]
     assert (trial.state, trial.started_unix_ms) == (pb.STEP_STATE_CANCELLED, 0)
-    assert (await door.artifact("chat:prod")).version == 2
-    assert list((await door.artifact("chat@3")).aliases) == []
-    assert await door.served() == {"chat": "chat@2"}
-    assert {answer.revision for answer in await door.said()} == {"chat@2"}
+    assert (await client.artifact("chat:prod")).version == 2
+    assert list((await client.artifact("chat@3")).aliases) == []
+    assert await client.served() == {"chat": "chat@2"}
+    assert {answer.revision for answer in await client.said()} == {"chat@2"}

@@ -16,7 +16,7 @@ import pytest
 
 from container_stack import Compose, docker, resumed, skip_unless_built, slow_model, until
 from plinth.cluster.trials import chaos, smoke
-from plinth.cluster.trials.visitor import Doors, Visitor, visit
+from plinth.cluster.trials.visitor import GatewayUrls, Visitor, visit
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import holds
 from plinth.shared.settings import load_settings
@@ -55,7 +55,7 @@ async def visitor(compose: Compose) -> AsyncIterator[Visitor]:
     gateway = compose.address(compose.containers("gateway")[0])
     url = f"redis://:{compose.secret('redis-password')}@{redis}:6379/1"
     async with visit(
-        load_settings(redis_url=url), Doors(f"http://{gateway}:8080", f"{gateway}:8081")
+        load_settings(redis_url=url), GatewayUrls(f"http://{gateway}:8080", f"{gateway}:8081")
     ) as one:
         yield one
 

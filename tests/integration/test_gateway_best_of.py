@@ -332,7 +332,7 @@ async def test_tokens_together_count_every_answer(client: openai.AsyncOpenAI, st
     call = client.chat.completions.create(
         model="long", messages=ASK, max_tokens=100_000, extra_body={"best_of": 3}
     )
-    await refused(call, 400, "too_many_tokens", "best_of", "3 samples")
+    await refused(call, 400, "too_many_tokens", "best_of", "3 answers")
 
 
 async def test_hanging_up_frees_every_shard(stack: Stack) -> None:

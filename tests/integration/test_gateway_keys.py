@@ -1,4 +1,4 @@
-"""Keys, scopes and quotas against a real Redis, and the gateway as a process of its own."""
+"""Keys and scopes against a real Redis, and the gateway as a process of its own."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
 from plinth.cluster.ports import free_port
 from plinth.gateway.api_keys import KeyStore
-from plinth.gateway.quotas import Quotas
 from plinth.shared import redis_keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import (
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
     Unauthenticated,
     Unavailable,
 )
@@ -93,55 +91,6 @@ async def test_known_keys_work_while_redis_is_away(tmp_path: Path) -> None:
             await store.principal("plinth-never-seen")
     finally:
         server.stop()
-        await redis.aclose()
-
-
-async def test_requests_at_a_time_are_counted_across_gateways(redis_client: Redis) -> None:
-    here, there = (
-        Quotas(redis_client, concurrent=2, tokens_per_minute=0, lease_s=60) for _ in range(2)
-    )
-    first, second = await here.admit("acme"), await there.admit("acme")
-    for quotas in (here, there):
-        with pytest.raises(ResourceExhausted) as caught:
-            await quotas.admit("acme")
-        assert caught.value.retry_after_s == 1
-    await here.admit("another")
-    first.close()
-    first.close()
-    await here.drain()
-    third = await there.admit("acme")
-    second.close()
-    third.close()
-    await there.drain()
-
-
-async def test_tokens_per_minute_are_paid_after_the_fact(redis_client: Redis) -> None:
-    here, there = (
-        Quotas(redis_client, concurrent=0, tokens_per_minute=600, lease_s=60) for _ in range(2)
-    )
-    admission = await here.admit("acme")
-    admission.spend(900)
-    admission.close()
-    await here.drain()
-    for quotas in (here, there):
-        with pytest.raises(ResourceExhausted) as caught:
-            await quotas.admit("acme")
-        assert caught.value.retry_after_s == pytest.approx(30, abs=2)  # 300 in debt, 10 a second
-
-
-async def test_quotas_without_redis_are_this_gateways_own(tmp_path: Path) -> None:
-    server = EmbeddedRedis(tmp_path / "redis")
-    redis = connect(server.start())
-    server.stop()
-    try:
-        quotas = Quotas(redis, concurrent=1, tokens_per_minute=0, lease_s=60)
-        admission = await quotas.admit("acme")
-        with pytest.raises(ResourceExhausted):
-            await quotas.admit("acme")
-        admission.close()
-        (await quotas.admit("acme")).close()
-        await quotas.drain()
-    finally:
         await redis.aclose()
 
 

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import openai
 import pytest
 
-from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
+from gateway_stages import DIGEST, EOS, Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
+from plinth.v1.gateway_pb2 import CompleteRequest
+from plinth.v1.gateway_pb2_grpc import GatewayServiceStub
 
 ASK = [{"role": "user", "content": "Say it"}]
 
@@ -126,6 +129,43 @@ async def test_the_model_may_end_by_itself(client: openai.AsyncOpenAI, stack: St
     assert list(stack.shard.requests[0].sampling.stop_token_ids) == [256]
 
 
+async def test_a_completion_s_special_tokens_are_tokens_unless_switched_off(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    def given() -> tuple[list[int], list[int]]:
+        request = stack.shard.requests.pop()
+        ids = [id_ for span in request.input for id_ in span.tokens.ids]
+        return ids, list(request.sampling.stop_token_ids)
+
+    async def complete(prompt: object, **extra: object) -> tuple[list[int], list[int]]:
+        await client.completions.create(
+            model="chat", prompt=prompt, max_tokens=3, seed=1, extra_body=extra
+        )
+        return given()
+
+    hi, plain = [*b"hi", EOS, *b"x"], list(b"hi<eos>x")
+    assert await complete("hi<eos>x") == await complete("hi<eos>x", special_tokens=True)
+    assert await complete("hi<eos>x") == (hi, [EOS])
+    assert await complete("hi<eos>x", stop_token_ids=[7]) == (hi, [7, EOS])
+    assert await complete("hi<eos>x", ignore_eos=True) == (hi, [])
+    assert await complete("hi<eos>x", special_tokens=False) == (plain, [])
+    assert await complete("hi x") == (list(b"hi x"), [])
+    assert await complete(plain) == (plain, [])  # ids are what they are
+    async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
+        stub = GatewayServiceStub(channel)
+        for told, expected in (({}, (hi, [EOS])), ({"special_tokens": False}, (plain, []))):
+            ask = CompleteRequest(model="chat", prompt="hi<eos>x", **told)
+            ask.sampling.max_tokens = 3
+            call = stub.Complete(ask, metadata=[("authorization", f"Bearer {stack.key}")])
+            assert [answer async for answer in call]
+            assert given() == expected
+    messages = [{"role": "user", "content": "hi<eos>x"}]
+    await client.chat.completions.create(model="chat", messages=messages, max_tokens=3)
+    assert EOS not in given()[0]
+    with pytest.raises(openai.BadRequestError, match="special_tokens"):
+        await complete("x", special_tokens="no")
+
+
 async def test_several_samples_have_one_seed_and_their_own_index(
     client: openai.AsyncOpenAI, stack: Stack
 ) -> None:
@@ -173,7 +213,7 @@ async def test_an_answer_cut_inside_a_character_ends_before_it_and_log_probs_tel
     assert choice.finish_reason == "length"
     assert answer.usage.completion_tokens == 3
     assert b"".join(bytes(one.bytes) for one in choice.logprobs.content) == b"Gr\xc3"
-    assert choice.logprobs.content[-1].token == "\ufffd"
+    assert choice.logprobs.content[-1].token == "bytes:\\xc3"
     stream = await client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
     chunks = [chunk async for chunk in stream]
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Gr"
@@ -195,6 +235,58 @@ async def test_logprobs_of_completions(client: openai.AsyncOpenAI) -> None:
     assert logprobs.token_logprobs == [-0.25, -0.25]
     assert logprobs.top_logprobs == [{"A": -0.25}, {"A": -0.25}]
     assert logprobs.text_offset == [0, 1]
+
+
+@pytest.mark.parametrize("stop", [None, "漢字 and"])
+async def test_log_probs_tell_tokens_that_are_no_text_apart_and_where_they_are(
+    client: openai.AsyncOpenAI, stack: Stack, stop: str | None
+) -> None:
+    """Each token is a byte; its two best alternatives are bytes of characters too."""
+    stack.shard.tops = [0xF0, 0x9F]
+    data = "Größe, naïve café — 漢字 and 🙂🎉 emoji".encode()
+    made = data.partition((stop or "nothing").encode())
+    sent = made[0].decode()
+    data = made[0] + made[1]
+    asked = {"model": "chat", "prompt": "x", "max_tokens": len(data), "seed": 0, "stop": stop}
+    whole = await client.completions.create(**asked, logprobs=2)  # type: ignore[call-overload]
+    stream = await client.completions.create(**asked, logprobs=2, stream=True)  # type: ignore[call-overload]
+    chunks = [chunk.choices[0] async for chunk in stream]
+    parts = [chunk.logprobs for chunk in chunks if chunk.logprobs]
+    choice = whole.choices[0]
+    assert choice.text == sent == "".join(chunk.text for chunk in chunks)
+    assert whole.usage.completion_tokens == len(data)
+    for tokens, offsets, tops in (
+        (choice.logprobs.tokens, choice.logprobs.text_offset, choice.logprobs.top_logprobs),
+        (
+            [token for part in parts for token in part.tokens],
+            [offset for part in parts for offset in part.text_offset],
+            [top for part in parts for top in part.top_logprobs],
+        ),
+    ):
+        assert [
+            bytes.fromhex(token[8:]) if token.startswith("bytes:") else token.encode()
+            for token in tokens
+        ] == [bytes([byte]) for byte in data]
+        # The character of the text that sent contains each byte.
+        at = [len(data[: n + 1].decode(errors="ignore")) for n in range(len(data))]
+        begun = [end - (not is_inside(data, n)) for n, end in enumerate(at)]
+        assert offsets == [min(one, len(sent)) for one in begun]
+        assert tops == [{"bytes:\\xf0": -0.25, "bytes:\\x9f": -1.25}] * len(data)
+    chat = await client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=3, seed=2, logprobs=True, top_logprobs=2
+    )
+    content = chat.choices[0].logprobs.content
+    assert [(one.token, one.bytes) for one in content] == [
+        ("bytes:\\xc3", [0xC3]),
+        ("bytes:\\xb6", [0xB6]),
+        ("bytes:\\xc3", [0xC3]),
+    ]
+    assert [top.bytes for top in content[0].top_logprobs] == [[0xF0], [0x9F]]
+
+
+def is_inside(data: bytes, n: int) -> bool:
+    """Whether the character that byte `n` belongs to goes on after it."""
+    return n + 1 < len(data) and data[n + 1] & 0xC0 == 0x80
 
 
 async def test_several_prompts_and_ids(client: openai.AsyncOpenAI, stack: Stack) -> None:

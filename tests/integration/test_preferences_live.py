@@ -257,10 +257,11 @@ async def test_a_full_queue_drops_and_counts() -> None:
     from plinth.gateway.live_preferences import QUEUE_LENGTH, LivePreferences
     from plinth.shared.identity import Principal
 
-    live = LivePreferences(None, rate=1.0, rival="")  # type: ignore[arg-type]  # never asked
+    never: Any = None  # asked
+    live = LivePreferences(never, never, rate=1.0, rival="")
     before = outcomes("queue full")
     for index in range(QUEUE_LENGTH + 3):
-        live.hand_over(pb.TaskSpec(task_id=str(index)), Principal("t", "k", frozenset()))
+        live.hand_over(pb.TaskSpec(task_id=str(index)), Principal("t", "k", frozenset()), 0)
     assert outcomes("queue full") == before + 3
     stopped = outcomes("gateway stopped")
     await live.close()
@@ -284,3 +285,29 @@ def test_consent_is_a_word_that_is_spelt_right() -> None:
     assert not consents("")
     with pytest.raises(InvalidArgument, match="'prefs' is not known"):
         consents("preferences, prefs")
+
+
+async def test_the_second_answer_is_paid_for_or_not_made(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    from plinth.shared import redis_keys
+
+    limits = {"tenant_tokens_per_minute": 100, "preference_sampling_rate": 1.0}
+    async with running_preferences(tmp_path, redis_server, **limits) as stack:
+        over = outcomes("over quota")
+        headers = {**CONSENT, "authorization": f"Bearer {stack.stack.key}"}
+        async with httpx.AsyncClient(
+            base_url=stack.stack.url, headers=headers, timeout=PATIENCE_S
+        ) as client:
+            prompt = len("<user>Sag es\n<assistant>")
+            answer = await client.post("/v1/chat/completions", json=body(max_tokens=10))
+            assert answer.status_code == 200
+            key = redis_keys.quota("default")
+            async with asyncio.timeout(PATIENCE_S):
+                while int(await redis_client.hget(key, "booked") or 0) < 2 * (prompt + 10):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            answer = await client.post("/v1/chat/completions", json=body(max_tokens=200))
+            assert answer.status_code == 200  # into debt, so that nothing is left for another
+            async with asyncio.timeout(PATIENCE_S):
+                while outcomes("over quota") == over:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)

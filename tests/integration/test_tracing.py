@@ -217,7 +217,7 @@ async def test_off_there_are_no_spans(redis_client: Redis) -> None:
     lease = await queue.claim("me", wait_s=1)
     assert lease is not None and lease.trace == ""
     assert len(interceptors(methods=frozenset(), scopes={}, validators={}, authenticate=_nobody,
-                            default_deadline_s=1)) == 5  # fmt: skip
+                            default_deadline_s=1, slow_reader_s=60)) == 6  # fmt: skip
 
 
 async def _nobody(_metadata: object) -> None:

@@ -16,7 +16,7 @@ import pytest
 from gateway_stages import Stack, running_stack
 from plinth.cluster.trials import chaos, smoke
 from plinth.cluster.trials.pods import RIGHTS, Pods
-from plinth.cluster.trials.visitor import Doors, Visitor, visit
+from plinth.cluster.trials.visitor import GatewayUrls, Visitor, visit
 from plinth.gateway.api_keys import KeyStore
 from plinth.reward.service import build as build_reward
 from plinth.shared.errors import (
@@ -93,7 +93,7 @@ def account(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def visiting(stack: Stack) -> AsyncIterator[Visitor]:
     settings = stack.settings.model_copy()
-    async with visit(settings, Doors(stack.url, stack.grpc_address)) as visitor:
+    async with visit(settings, GatewayUrls(stack.url, stack.grpc_address)) as visitor:
         yield visitor
 
 

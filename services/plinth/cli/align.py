@@ -88,7 +88,8 @@ def align(
 
 def _ask_while_on_trial(stack: Stack, model: str, over: threading.Event) -> None:
     """Requests of its own while a run of this stack has a canary out."""
-    from plinth.cli.chat import api_key, open_client, stack_address
+    from plinth.cli.chat import open_client
+    from plinth.cli.gateway_access import api_key, stack_address
     from plinth.cli.run_client import RunClient
     from plinth.shared.errors import PlinthError
 

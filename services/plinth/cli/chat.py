@@ -7,7 +7,6 @@ directory, with `--url http://…` through REST. The key is PLINTH_API_KEY, or t
 from __future__ import annotations
 
 import json
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ import typer
 from plinth.shared.errors import FailedPrecondition, NotFound, PlinthError, Unavailable
 
 if TYPE_CHECKING:
+    from plinth.shared.rpc.gateway_channel import GatewayAddress
     from plinth.shared.settings import Settings
 
 TIMEOUT_S = 600.0
@@ -28,7 +28,7 @@ Messages = list[dict[str, str]]
 
 
 class ChatClient(Protocol):
-    """One of the gateway's doors, as this client needs it."""
+    """What the chat needs of a gateway, by REST or gRPC."""
 
     def models(self) -> list[str]: ...
 
@@ -71,39 +71,12 @@ def chat(
 
 def open_client(settings: Settings, url: str | None) -> ChatClient:
     """The client that `url` names, or the gRPC API of the stack in the data directory."""
+    from plinth.cli.gateway_access import api_key, gateway_address
+
     key = api_key(settings)
-    if url is None:
-        return GrpcChatClient(stack_address(settings), key)
-    if url.startswith(("http://", "https://")):
+    if url is not None and url.startswith(("http://", "https://")):
         return RestChatClient(url.rstrip("/").removesuffix("/v1"), key)
-    return GrpcChatClient(url.removeprefix("grpc://"), key)
-
-
-def api_key(settings: Settings) -> str:
-    """The key to call with; empty where the gateway asks for none."""
-    if key := os.environ.get("PLINTH_API_KEY"):
-        return key
-    path = settings.secrets_dir / "api-key"
-    if path.exists():
-        return path.read_text("ascii").strip()
-    if settings.gateway.auth == "off":
-        return ""
-    raise FailedPrecondition(
-        f"no API key: set PLINTH_API_KEY, or name the stack's data directory with --data "
-        f"({path} does not exist; is the stack up?)",
-        reason="MISSING_API_KEY",
-    )
-
-
-def stack_address(settings: Settings) -> str:
-    """host:port of the gRPC API of the stack in the data directory."""
-    from plinth.cluster.layout import Layout, StackState
-
-    state = StackState.read(Layout.of(settings).state_file)
-    host, port = settings.gateway.host, settings.gateway.grpc_port
-    if state is not None and state.gateway_grpc_port:
-        host, port = state.gateway_host, state.gateway_grpc_port
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return GrpcChatClient(gateway_address(settings, url), key)
 
 
 def _choose(served: list[str], wanted: str | None) -> str:
@@ -170,33 +143,21 @@ def printable(text: str) -> str:
 class GrpcChatClient:
     """GatewayService."""
 
-    def __init__(self, address: str, key: str) -> None:
-        import grpc
-
+    def __init__(self, address: GatewayAddress, key: str) -> None:
+        from plinth.shared.rpc.gateway_channel import GatewayConnection
         from plinth.v1 import gateway_pb2_grpc
 
-        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
-        self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        self._gateway = GatewayConnection(address, key)
+        self._stub = gateway_pb2_grpc.GatewayServiceStub(self._gateway.channel)
 
     def models(self) -> list[str]:
-        import grpc
-
-        from plinth.shared.rpc.status import from_rpc_error
         from plinth.v1 import gateway_pb2
 
-        try:
-            answer = self._stub.ListModels(
-                gateway_pb2.ListModelsRequest(), metadata=self._metadata, timeout=30
-            )
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        request = gateway_pb2.ListModelsRequest()
+        answer = self._gateway.call(self._stub.ListModels, request, timeout_s=30)
         return [model.name for model in answer.models]
 
     def answer(self, model: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]:
-        import grpc
-
-        from plinth.shared.rpc.status import from_rpc_error
         from plinth.v1 import common_pb2, gateway_pb2
 
         request = gateway_pb2.ChatRequest(
@@ -204,14 +165,8 @@ class GrpcChatClient:
             messages=[common_pb2.ChatMessage(**message) for message in messages],
             sampling=common_pb2.SamplingParams(**sampling),
         )
-        call = self._stub.Chat(request, metadata=self._metadata, timeout=TIMEOUT_S)
-        try:
-            for piece in call:
-                yield piece.text
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
+        for piece in self._gateway.stream(self._stub.Chat, request, TIMEOUT_S):
+            yield piece.text
 
 
 class RestChatClient:

@@ -78,6 +78,8 @@ def import_command(
         console.print(f"[bold]{record.ref}[/]  {extra.get('weights_digest', record.digest)}")
         console.print(f"from {escape(str(extra.get('source', source)))}", highlight=False)
         console.print(f"licence: {escape(record.manifest['license'] or 'not stated')}")
+        for warning in extra.get("warnings", ()):
+            console.print(f"[yellow]warning:[/] {escape(str(warning))}", highlight=False)
 
 
 def _check_base(source: str, base: str | None, *, adapter: bool) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import grpc
-
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.rpc.gateway_channel import GatewayAddress, GatewayConnection
 from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
 
@@ -20,25 +17,13 @@ _IMPORT_LINES = 500
 _IMPORT_BYTES = 2 << 20
 
 
-class PreferenceClient:
+class PreferenceClient(GatewayConnection):
     """One collection of tasks."""
 
-    def __init__(self, address: str, key: str, collection: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
-        self._stub: Any = rpc.PreferenceServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+    def __init__(self, address: GatewayAddress | str, key: str, collection: str) -> None:
+        super().__init__(address, key)
+        self._stub: Any = rpc.PreferenceServiceStub(self.channel)
         self._collection = collection
-
-    def __enter__(self) -> PreferenceClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._channel.close()
 
     def add(self, tasks: list[pb.TaskSpec]) -> int:
         """How many; those that are there already count too."""
@@ -100,11 +85,8 @@ class PreferenceClient:
     def export(self, shape: str) -> Iterator[bytes]:
         """Whole lines."""
         ask = pb.ExportPairsRequest(collection=self._collection, shape=shape)
-        try:
-            for chunk in self._stub.ExportPairs(ask, metadata=self._metadata):
-                yield chunk.jsonl
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        for chunk in self.stream(self._stub.ExportPairs, ask):
+            yield chunk.jsonl
 
     def import_file(self, path: Path, source: int, annotator: str) -> tuple[int, int]:
         """(lines that are new, lines that were there already)."""
@@ -119,10 +101,7 @@ class PreferenceClient:
         return imported, known
 
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
-        try:
-            return method(request, metadata=self._metadata, timeout=_CALL_S)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        return self.call(method, request, _CALL_S)
 
 
 def _parts(path: Path) -> Iterator[bytes]:

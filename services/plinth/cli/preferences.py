@@ -191,15 +191,12 @@ def import_pairs(
 
 
 def _connect(data: Path | None, url: str | None, collection: str) -> PreferenceClient:
-    from plinth.cli.chat import api_key, stack_address
+    from plinth.cli.gateway_access import api_key, gateway_address
     from plinth.cli.preference_client import PreferenceClient
     from plinth.shared.settings import load_settings
 
-    if url is not None and url.startswith(("http://", "https://")):
-        raise InvalidArgument(f"{url} is the REST API; this goes by gRPC: give host:port of that")
     settings = load_settings(**({} if data is None else {"data_dir": data}))
-    address = stack_address(settings) if url is None else url.removeprefix("grpc://")
-    return PreferenceClient(address, api_key(settings), collection)
+    return PreferenceClient(gateway_address(settings, url), api_key(settings), collection)
 
 
 def read_tasks(path: Path) -> list[pb.TaskSpec]:

@@ -143,7 +143,7 @@ def _train(stack: Stack, console: Console, pipeline: Path, given: list[str]) -> 
 def run_to_its_end(stack: Stack, console: Console, pipeline: Path, given: list[str]) -> bool:
     """Runs a pipeline, or goes on with the run that was stopped, and shows it; whether it
     succeeded."""
-    from plinth.cli.chat import api_key, stack_address
+    from plinth.cli.gateway_access import api_key, stack_address
     from plinth.cli.run_client import RunClient
     from plinth.cli.run_view import follow, summary
     from plinth.cli.runs import parse_overrides

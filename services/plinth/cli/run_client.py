@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import grpc
 
 from plinth.shared.errors import Cancelled, Unavailable
+from plinth.shared.rpc.gateway_channel import GatewayAddress, GatewayConnection
 from plinth.shared.rpc.status import from_rpc_error
 from plinth.v1 import common_pb2, coordinator_pb2_grpc
 from plinth.v1 import coordinator_pb2 as pb
@@ -20,24 +20,12 @@ _CALL_S = 30.0
 _PATIENCE_S = 120.0
 
 
-class RunClient:
-    """Runs and artifacts. Every call raises the PlinthError that the platform raised."""
+class RunClient(GatewayConnection):
+    """Runs and artifacts."""
 
-    def __init__(self, address: str, key: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
-        self._stub: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
-
-    def __enter__(self) -> RunClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._channel.close()
+    def __init__(self, address: GatewayAddress | str, key: str) -> None:
+        super().__init__(address, key)
+        self._stub: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self.channel)
 
     def submit(self, run_id: str, pipeline_yaml: str, overrides: Mapping[str, str]) -> pb.Run:
         """Idempotent by `run_id`."""
@@ -107,7 +95,4 @@ class RunClient:
         return artifact
 
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
-        try:
-            return method(request, metadata=self._metadata, timeout=_CALL_S)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        return self.call(method, request, _CALL_S)

@@ -143,16 +143,13 @@ def fork(
 
 
 def connect(data: Path | None, url: str | None) -> RunClient:
-    """A client of the door that `url` names, or of the stack in the data directory."""
-    from plinth.cli.chat import api_key, stack_address
+    """A client of the gateway that `url` names, or of the stack in the data directory."""
+    from plinth.cli.gateway_access import api_key, gateway_address
     from plinth.cli.run_client import RunClient
     from plinth.shared.settings import load_settings
 
-    if url is not None and url.startswith(("http://", "https://")):
-        raise InvalidArgument(f"{url} is the REST API; runs go by gRPC: give host:port of that")
     settings = load_settings(**({} if data is None else {"data_dir": data}))
-    address = stack_address(settings) if url is None else url.removeprefix("grpc://")
-    return RunClient(address, api_key(settings))
+    return RunClient(gateway_address(settings, url), api_key(settings))
 
 
 def parse_overrides(given: list[str]) -> dict[str, str]:

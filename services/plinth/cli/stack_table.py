@@ -12,11 +12,14 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from plinth.cli.chat import printable
+
 if TYPE_CHECKING:
     from plinth.cluster.finding import Finding
     from plinth.cluster.stack import StackEvent
 
 MIB = 1 << 20
+ERROR_CHARS = 160
 _MARKS = {"ready": "[green]●[/]", "failed": "[red]✗[/]", "restarting": "[yellow]↻[/]"}
 _LEVELS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
 
@@ -61,18 +64,29 @@ def status_screen(found: dict[str, Any]) -> RenderableType:
         f"{memory / MIB / 1024:.2f} GiB   {escape(stack['data_dir'])}"
     )
     parts: list[RenderableType] = [head, _components(found["components"])]
-    parts += section("replicas", ("stage", "address", "running", "waiting", "id"), _replicas(found))
-    parts += section(
+    columns = ("stage", "address", "running", "waiting", "KV", "revision", "id")
+    parts += section("replicas", columns, map(_replica, found["replicas"]))
+    return Group(*parts, *platform_sections(found))
+
+
+def platform_sections(found: dict[str, Any]) -> list[RenderableType]:
+    """What a stack and a release on Kubernetes have alike."""
+    parts = section(
         "models",
-        ("name", "artifact", "shards", "state"),
+        ("name", "revision", "shards", "state"),
         ((m["name"], m["artifact"], shards_of(m), m["state"]) for m in found["models"]),
+    )
+    parts += section(
+        "canaries",
+        ("name", "state", "run", "requests", "errors", "TTFT p95"),
+        ((c["name"], c["state"], c["owner"], *_versus(c)) for c in found["canaries"]),
     )
     parts += section(
         "queues",
         ("queue", "waiting", "claimed", "delayed", "dead"),
         (
-            (name, *(str(info[k]) for k in ("length", "pending", "delayed", "dead")))
-            for name, info in found["queues"].items()
+            (q["name"], *(str(q[k]) for k in ("waiting", "claimed", "delayed", "dead")))
+            for q in found["queues"]
         ),
     )
     parts += section(
@@ -83,11 +97,15 @@ def status_screen(found: dict[str, Any]) -> RenderableType:
             for r in found["runs"]
         ),
     )
-    parts += [
+    parts += section(
+        "last errors",
+        ("where", "what"),
+        ((e["where"], printable(e["what"])[:ERROR_CHARS]) for e in found["errors"]),
+    )
+    return parts + [
         Text.from_markup(f"[yellow]{what} not known:[/] {escape(why)}")
         for what, why in found["unknown"].items()
     ]
-    return Group(*parts)
 
 
 def doctor_screen(findings: Iterable[Finding]) -> RenderableType:
@@ -117,15 +135,16 @@ def _components(components: dict[str, dict[str, Any]]) -> RenderableType:
     return table
 
 
-def _replicas(found: dict[str, Any]) -> Iterable[Sequence[str]]:
-    for replica in found["replicas"]:
-        yield (
-            replica["stage"],
-            replica["address"],
-            replica.get("running", ""),
-            replica.get("waiting", ""),
-            replica["id"],
-        )
+def _replica(replica: dict[str, Any]) -> Sequence[str]:
+    return (
+        replica["stage"],
+        replica["address"],
+        str(replica["running"]),
+        str(replica["waiting"]),
+        percent(replica["kv_use"]),
+        " ".join(replica["revisions"]),
+        replica["id"],
+    )
 
 
 def section(
@@ -140,12 +159,31 @@ def section(
 
 def shards_of(model: dict[str, Any]) -> str:
     """Ready ones of those wanted now; between which numbers, where load decides."""
-    told = f"{model['ready']}/{model['shards']}"
+    ready = f"{model['ready']}/{model['shards']}"
     # A platform of an older version does not tell of them.
     least, most = model.get("min_shards", 0), model.get("max_shards", 0)
-    return f"{told} ({least}-{most})" if most > least else told
+    return f"{ready} ({least}-{most})" if most > least else ready
 
 
 def _duration(seconds: int) -> str:
     hours, rest = divmod(seconds, 3600)
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _versus(canary: dict[str, Any]) -> tuple[str, str, str]:
+    stable, new = canary["stable"], canary["canary"]
+    return (
+        f"{new['requests']} beside {stable['requests']}",
+        f"{new['errors']} beside {stable['errors']}",
+        f"{seconds(new['ttft_p95_s'])} beside {seconds(stable['ttft_p95_s'])}",
+    )
+
+
+def percent(share: float | None) -> str:
+    """Empty for None."""
+    return "" if share is None else f"{share:.0%}"
+
+
+def seconds(value: float | None) -> str:
+    """To the millisecond; a question mark for None."""
+    return "?" if value is None else f"{value:.3f} s"

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import grpc
 import psutil
-from redis.asyncio import Redis
 
 from plinth.cluster import processes
 from plinth.cluster.layout import Layout, StackState
 from plinth.cluster.stack import connect_clients, running_state
+from plinth.shared import status_views as views
+from plinth.shared.canary import Canaries
 from plinth.shared.errors import PlinthError
 from plinth.shared.identity import SYSTEM
-from plinth.shared.queue import Queue, queue_names
-from plinth.shared.registry import Registry
+from plinth.shared.platform_status import PlatformStatus
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.settings import Settings
-from plinth.v1 import coordinator_pb2
+from plinth.v1 import coordinator_pb2, gateway_pb2
 
-STAGES = ("tokenizer", "trainer", "reward", "coordinator", "reconciler", "inference")
-RUNS_SHOWN = 5
 ANSWER_S = 3.0
 
 T = TypeVar("T")
 
 
 async def gather(settings: Settings) -> dict[str, Any]:
-    """{"stack", "components", "processes", "replicas", "models", "queues", "runs", "unknown"}.
+    """{"stack", "components", "processes", "replicas", "models", "queues", "canaries", "runs",
+    "errors", "unknown"}, whose parts look as those of `plinth k8s status`.
 
     What could not be asked (Redis away, coordinator restarting) is left empty and named, with the
     reason, in "unknown". NotFound when no stack runs.
@@ -39,16 +37,27 @@ async def gather(settings: Settings) -> dict[str, Any]:
     state = running_state(settings)
     unknown: dict[str, str] = {}
     redis, _, registry, clients = connect_clients(settings)
+    status = PlatformStatus(redis, registry, Canaries(redis))
     try:
-        replicas = await _ask("replicas", _replicas(registry), unknown, [])
+        known = await _ask(
+            "replicas", status.replicas_and_models(), unknown, gateway_pb2.GetStatusResponse()
+        )
+        error = await _ask("redis", status.write_error(), unknown, "")
         return {
             "stack": _stack(settings, state),
             "components": {name: vars(part) for name, part in state.components.items()},
             "processes": await asyncio.to_thread(_processes, state),
-            "replicas": replicas,
-            "models": _models(replicas),
-            "queues": await _ask("queues", _queues(redis), unknown, {}),
-            "runs": await _ask("runs", _runs(clients), unknown, []),
+            "replicas": [views.replica(one) for one in known.replicas],
+            "models": [views.model(one) for one in known.models],
+            "queues": [
+                views.queue(one) for one in await _ask("queues", status.queues(), unknown, [])
+            ],
+            "canaries": [
+                views.canary(one)
+                for one in await _ask("canaries", status.canaries(known.models), unknown, [])
+            ],
+            "runs": [views.run(one) for one in await _ask("runs", _runs(clients), unknown, [])],
+            "errors": [{"where": "redis", "what": error}] if error else [],
             "unknown": unknown,
         }
     finally:
@@ -111,41 +120,7 @@ def _title(process: psutil.Process) -> str:
     return command[0].rpartition("/")[2] if command else process.name()
 
 
-async def _replicas(registry: Registry) -> list[dict[str, Any]]:
-    return [
-        {"stage": r.stage, "id": r.id, "address": r.address, "load": r.load, **r.fields}
-        for stage in STAGES
-        for r in await registry.replicas(stage)
-    ]
-
-
-def _models(replicas: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As the reconciler announces them."""
-    for replica in replicas:
-        if replica["stage"] == "reconciler":
-            models: list[dict[str, Any]] = json.loads(replica.get("models", "[]"))
-            return models
-    return []
-
-
-async def _queues(redis: Redis) -> dict[str, dict[str, int]]:
-    return {name: vars(await Queue(redis, name).inspect()) for name in await queue_names(redis)}
-
-
-async def _runs(clients: StageClients) -> list[dict[str, Any]]:
+async def _runs(clients: StageClients) -> list[coordinator_pb2.Run]:
     stub = await clients.coordinator(SYSTEM)
-    request = coordinator_pb2.ListRunsRequest(limit=RUNS_SHOWN)
-    answer = await stub.ListRuns(request, timeout=ANSWER_S)
-    return [
-        {
-            "run_id": run.run_id,
-            "name": run.name,
-            "state": coordinator_pb2.RunState.Name(run.state).removeprefix("RUN_STATE_").lower(),
-            "steps_done": sum(step.state in _DONE for step in run.steps),
-            "steps": len(run.steps),
-        }
-        for run in answer.runs
-    ]
-
-
-_DONE = (coordinator_pb2.STEP_STATE_SUCCEEDED, coordinator_pb2.STEP_STATE_REUSED)
+    request = coordinator_pb2.ListRunsRequest(limit=views.RUNS_SHOWN)
+    return list((await stub.ListRuns(request, timeout=ANSWER_S)).runs)

@@ -19,6 +19,7 @@ from plinth.gateway import metrics
 from plinth.gateway.app import build_app
 from plinth.gateway.core import GatewayCore
 from plinth.gateway.grpc_api import build_server
+from plinth.gateway.slow_clients import FAREWELL_S, SlowClients
 from plinth.shared import tracing, vital_signs
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.shared.settings import Settings, load_settings
@@ -26,6 +27,7 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import configure_logging, get_logger
 
 READY_POLL_S = 1.0
+SEND_BUFFER_BYTES = 256 << 10  # of a connection: at 100 ms from its client, 5 MB/s
 _log = get_logger("plinth.gateway")
 
 
@@ -37,11 +39,20 @@ class _Rest(uvicorn.Server):
         yield
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; FailedPrecondition that names the setting when the port is taken."""
+def listen(host: str, port: int, slow_client_s: float) -> socket.socket:
+    """A bound socket; FailedPrecondition that names the setting when the port is taken.
+
+    slow_client_s: how long what was sent may wait for a client to take it, also where nobody
+    waits any more: behind an answer's end, and on a connection that is being closed.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Left alone, the kernel takes megabytes for a client that doesn't read.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have it from their listener
+        waits_ms = int((slow_client_s + FAREWELL_S) * 2000)  # who waits has the first word
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, waits_ms)
     try:
         sock.bind((host, port))
     except OSError as error:
@@ -61,10 +72,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     vital_signs.watch(settings)
     grpc_door = build_server(core)
     gateway = settings.gateway
-    sock = listen(gateway.host, gateway.port)
+    sock = listen(gateway.host, gateway.port, gateway.slow_client_s)
     rest = _Rest(
         uvicorn.Config(
-            build_app(core),
+            SlowClients(build_app(core), gateway.slow_client_s),
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -14,11 +14,10 @@ from typing import Any
 import grpc
 
 from plinth.algos.selection import softmax, top_k
-from plinth.gateway.generation import STOP, Prepared, Prompt, TextEvent
+from plinth.gateway.answer_writer import TextEvent
+from plinth.gateway.generation import Prepared, Prompt
 from plinth.gateway.patience import patiently
 from plinth.gateway.selection import Select
-from plinth.gateway.stops import StopStrings
-from plinth.gateway.texts import Texts
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound, PlinthError
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.client import StageClients
@@ -64,41 +63,9 @@ class Scores:
         return value
 
 
-class Likelihoods:
-    """Mean log-probability per token: the model's own, before temperature."""
-
-    def __init__(self, texts: Texts) -> None:
-        self._texts = texts
-
-    async def scores(self, prepared: Prepared, answers: Sequence[Answer]) -> Scores:
-        """One for each answer of one prompt."""
-        return Scores([await self._mean(prepared, one) for one in answers], [{} for _ in answers])
-
-    async def _mean(self, prepared: Prepared, events: Answer) -> float | None:
-        """None of no tokens."""
-        tokens = [token for event in events for token in event.tokens]
-        if prepared.stop and events[-1].finish == STOP:
-            tokens = tokens[: await self._until_stop(prepared, tokens, len(events[-1].tokens))]
-        values = [max(token.raw_logprob, LOWEST_LOGPROB) for token in tokens]
-        return math.fsum(values) / len(values) if values else None
-
-    async def _until_stop(
-        self, prepared: Prepared, tokens: Sequence[common_pb2.Token], last: int
-    ) -> int:
-        """How many tokens it took to a stop string. How many more a shard made before it was told
-        depends on the clock, and the choice must not; all of them came in the `last` ones."""
-        low, high = max(1, len(tokens) - last + 1), len(tokens)
-        while low < high:
-            middle = (low + high) // 2
-            ids = [token.id for token in tokens[:middle]]
-            text = await self._texts.decode(prepared.principal, prepared.model.artifact, ids)
-            stops = StopStrings(prepared.stop)
-            stops.feed(text)
-            if stops.hit is None:
-                low = middle + 1
-            else:
-                high = middle
-        return high
+def likelihoods(answers: Sequence[Answer]) -> Scores:
+    """Mean log-probability per token (the model's own, before temperature); None of no tokens."""
+    return Scores([_mean_logprob(one) for one in answers], [{} for _ in answers])
 
 
 class Rewards:
@@ -153,6 +120,11 @@ class Rewards:
                 field="select",
             )
         return Scores(values, [_parts(reward) for reward in scored.rewards])
+
+
+def _mean_logprob(events: Answer) -> float | None:
+    values = [max(token.raw_logprob, LOWEST_LOGPROB) for event in events for token in event.tokens]
+    return math.fsum(values) / len(values) if values else None
 
 
 def text_of(events: Answer) -> str:

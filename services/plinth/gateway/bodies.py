@@ -1,20 +1,34 @@
-"""From the bytes of a request to a checked model of it, or an error that names what is wrong."""
+"""From the bytes of a request to a checked model of it, or an error that names what is wrong.
+
+A small body is read where it is. A larger one is unpacked, parsed and checked in a thread, whose
+steps are short enough that streams go on meanwhile; one thread, so that many large bodies take
+turns with each other rather than with the streams.
+"""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from plinth.gateway import bounded_json, content_encoding
 from plinth.gateway.limits import check_unicode
 from plinth.shared.errors import InvalidArgument, PlinthError
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
-_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+INLINE_BYTES = 8 * 1024  # a millisecond or two to parse
+MAX_QUERY_BYTES = 8 * 1024
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_BOM = b"\xef\xbb\xbf"
+_parser = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 
 
 class BodyTooLarge(PlinthError):
@@ -25,63 +39,112 @@ class BodyTooLarge(PlinthError):
     openai_type = "invalid_request_error"
 
 
-async def read(request: Request, kind: type[T], limit: int) -> T:
-    """The body of `request` as a `kind`; at most `limit` bytes are ever held."""
-    return parse(await read_bytes(request, limit), kind)
-
-
-def query(request: Request, kind: type[T]) -> T:
-    """The query string as a `kind`, whose lists are separated by commas."""
-    given = dict(request.query_params)
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        raise _explain(error, given) from None
+async def read(request: Request, make: Callable[[dict[str, Any]], T], limit: int) -> T:
+    """What `make` makes of the JSON object in the body, of which at most `limit` bytes are ever
+    held, packed or not."""
+    encoding = content_encoding.encoding_of(request.headers.get("content-encoding"))
+    raw = await _received(request, limit)
+    # The list is emptied by whoever reads it: the bytes are gone before the values are made.
+    held, raw = [raw], bytearray()
+    if len(held[0]) <= INLINE_BYTES and not encoding:
+        return _made(held, encoding, limit, make)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_parser, partial(_made, held, encoding, limit, make))
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:
-    """The body as it is; at most `limit` bytes are ever held."""
+    """The body as it is, unpacked; at most `limit` bytes are ever held."""
+    encoding = content_encoding.encoding_of(request.headers.get("content-encoding"))
+    raw = await _received(request, limit)
+    if not encoding:
+        return bytes(raw)
+    loop = asyncio.get_running_loop()
+    return bytes(await loop.run_in_executor(_parser, partial(_unpacked, raw, encoding, limit)))
+
+
+def query(request: Request, kind: type[M]) -> M:
+    """The query string as a `kind`, whose lists are separated by commas."""
+    if len(request.scope["query_string"]) > MAX_QUERY_BYTES:
+        raise InvalidArgument(
+            f"the query string has more than {MAX_QUERY_BYTES:,} bytes", reason="QUERY_TOO_LONG"
+        )
+    given = dict(request.query_params)
+    return validated(kind, given)
+
+
+def validated(kind: type[M], value: dict[str, Any]) -> M:
+    """`value` as a `kind`. InvalidArgument for the first thing that is wrong."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _explain(error, value) from None
+
+
+def parse(raw: bytes | bytearray) -> dict[str, Any]:
+    """InvalidArgument for bytes that are no UTF-8, no JSON object, or over a bound."""
+    return _parsed([bytearray(raw)])
+
+
+async def _received(request: Request, limit: int) -> bytearray:
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         _too_large(limit)
-    parts, size = [], 0
+    whole = bytearray()
     async for part in request.stream():
-        size += len(part)
-        if size > limit:
+        whole += part
+        if len(whole) > limit:
             _too_large(limit)
-        parts.append(part)
-    return b"".join(parts)
+    return whole
 
 
 def _too_large(limit: int) -> NoReturn:
     raise BodyTooLarge(
-        f"the request's body is larger than {limit:,} bytes", reason="BODY_TOO_LARGE"
+        f"the request's body is larger than {limit:,} bytes (gateway.max_body_bytes)",
+        reason="BODY_TOO_LARGE",
     )
 
 
-def parse(raw: bytes, kind: type[T]) -> T:
-    """InvalidArgument for bytes that are no UTF-8, no JSON, or not what `kind` takes."""
+def _made(
+    held: list[bytearray], encoding: str, limit: int, make: Callable[[dict[str, Any]], T]
+) -> T:
+    if encoding:
+        held.append(_unpacked(held.pop(), encoding, limit))
+    return make(_parsed(held))
+
+
+def _unpacked(packed: bytearray, encoding: str, limit: int) -> bytearray:
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(
-            f"the body is not valid UTF-8: {error.reason} at byte {error.start}",
-            reason="INVALID_UTF8",
-        ) from None
-    except RecursionError:
-        raise InvalidArgument("the JSON is nested too deeply", reason="INVALID_JSON") from None
-    except ValueError as error:
+        return content_encoding.unpacked(packed, encoding, limit)
+    except content_encoding.TooLarge:
+        _too_large(limit)
+
+
+def _parsed(held: list[bytearray]) -> dict[str, Any]:
+    """The object in `held`, which is empty then."""
+    text = _text(held.pop())
+    try:
+        value = bounded_json.loads(text)
+    except bounded_json.JsonError as error:
         raise InvalidArgument(
             f"the body is not valid JSON: {error}", reason="INVALID_JSON"
         ) from None
     if not isinstance(value, dict):
         raise InvalidArgument("the body must be a JSON object", reason="INVALID_JSON")
-    if _ESCAPED_SURROGATE.search(raw):
+    if _ESCAPED_SURROGATE.search(text):
         _refuse_surrogates(value, "")
+    return value
+
+
+def _text(raw: bytearray) -> str:
+    if raw.startswith(_BOM):  # what some editors and shells put before UTF-8
+        del raw[: len(_BOM)]
     try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise _explain(error, value) from None
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"the body is not valid UTF-8: {error.reason} at byte {error.start}",
+            reason="INVALID_UTF8",
+        ) from None
 
 
 def _refuse_surrogates(value: Any, path: str) -> None:
@@ -90,25 +153,22 @@ def _refuse_surrogates(value: Any, path: str) -> None:
         check_unicode(value, path)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _refuse_surrogates(item, f"{path}.{index}".lstrip("."))
+            if not isinstance(item, int):
+                _refuse_surrogates(item, f"{path}.{index}".lstrip("."))
     elif isinstance(value, dict):
         for key, item in value.items():
             check_unicode(key, path)
             _refuse_surrogates(item, f"{path}.{key}".lstrip("."))
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _explain(error: ValidationError, body: dict[str, Any]) -> InvalidArgument:
     """The first complaint, with its place; of a union's complaints, the one that got furthest."""
-    items = error.errors(include_url=False, include_context=False)
+    items = error.errors(include_url=False, include_context=False, include_input=False)
     item = max(items, key=lambda one: len(_path(one["loc"], body)))
     first = items[0]
     if first["loc"][0] != item["loc"][0]:
         item = first
-    path = ".".join(map(str, _path(item["loc"], body))) or "body"
+    path = ".".join(map(str, _path(item["loc"], body)))[:256] or "body"
     message = item["msg"]
     if item["type"] == "extra_forbidden":
         message = "this parameter is not known"

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from plinth.algos.selection import Vote, votes
-from plinth.gateway.answer_scores import Answer, Likelihoods, Rewards, Scores, text_of
+from plinth.gateway.answer_scores import Answer, Rewards, Scores, likelihoods, text_of
 from plinth.gateway.generation import Prepared, Prompt
 from plinth.gateway.selection import Select, Selection
-from plinth.gateway.texts import Texts
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.identity import Principal
 from plinth.shared.matching import Matcher
@@ -35,11 +34,8 @@ class Chosen:
 class Chooser:
     """One per gateway."""
 
-    def __init__(
-        self, clients: StageClients, texts: Texts, *, patience_s: float, pattern_s: float
-    ) -> None:
+    def __init__(self, clients: StageClients, *, patience_s: float, pattern_s: float) -> None:
         """patience_s: how long to wait for the reward stage; pattern_s: of processor time."""
-        self._likelihoods = Likelihoods(texts)
         self._rewards = Rewards(clients, patience_s)
         self._matcher = Matcher(pattern_s)
 
@@ -87,7 +83,7 @@ class Chooser:
     ) -> Scores:
         if select.scored:
             return await self._rewards.scores(prepared, prompt, select, answers)
-        return await self._likelihoods.scores(prepared, answers)
+        return likelihoods(answers)
 
     # -- a vote --------------------------------------------------------------------------------
 

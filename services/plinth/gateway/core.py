@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from plinth.gateway.api_keys import Keyring, KeyStore
 from plinth.gateway.catalogue import Catalogue
@@ -11,7 +12,6 @@ from plinth.gateway.chooser import Chooser
 from plinth.gateway.failover import Replaced, Shards
 from plinth.gateway.generation import Generator, TextRequest
 from plinth.gateway.live_preferences import AnswerRecorder, LivePreferences
-from plinth.gateway.overview import Overview
 from plinth.gateway.quotas import Admission, Quotas
 from plinth.gateway.revisions import Choice, Revisions, at_fault, falls_back
 from plinth.gateway.selection import Selection
@@ -21,6 +21,7 @@ from plinth.shared.canary import Canaries
 from plinth.shared.connection import connect, redis_errors
 from plinth.shared.errors import FailedPrecondition, PlinthError, Unavailable
 from plinth.shared.identity import Principal, cluster_token
+from plinth.shared.platform_status import PlatformStatus
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.schema import check_schema
@@ -29,7 +30,6 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.gateway")
-LEASE_SLACK_S = 60.0
 PING_S = 2.0
 MAX_REPLACED = 4  # revisions that may go before one request's first token
 
@@ -57,19 +57,18 @@ class GatewayCore:
             self._redis,
             concurrent=gateway.tenant_concurrent_requests,
             tokens_per_minute=gateway.tenant_tokens_per_minute,
-            lease_s=gateway.request_deadline_s + LEASE_SLACK_S,
         )
         self.texts = Texts(self.clients, gateway.patience_s, gateway.resume_patience_s)
         shards = Shards(self.clients, self.catalogue, gateway.patience_s, gateway.resume_patience_s)
         self.generator = Generator(self.catalogue, self.texts, shards, gateway.request_deadline_s)
         self.chooser = Chooser(
             self.clients,
-            self.texts,
             patience_s=gateway.patience_s,
             pattern_s=gateway.pattern_s,
         )
         self.preferences = LivePreferences(
             self.clients,
+            self.quotas,
             rate=gateway.preference_sampling_rate,
             rival=gateway.preference_rival,
         )
@@ -77,13 +76,14 @@ class GatewayCore:
         self._canary_redis = connect(settings.redis_url.get_secret_value())
         canaries = Canaries(self._canary_redis)
         self.revisions = Revisions(self.catalogue, canaries)
-        self.overview = Overview(self._redis, registry, canaries)
+        self.status = PlatformStatus(self._redis, registry, canaries)
         self._fresh: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Starts what runs beside the requests. FailedPrecondition: Redis is a newer Plinth's."""
         await check_schema(self._redis)
         self._fresh = asyncio.create_task(self.keyring.keep_fresh())
+        self.quotas.open()
         self.preferences.open()
 
     async def close(self) -> None:
@@ -92,78 +92,74 @@ class GatewayCore:
             await cancel_and_wait(self._fresh)
         await self.preferences.close()
         await self.chooser.close()
-        await self.quotas.drain()
+        await self.quotas.close()
         await self.revisions.drain()
         await self.clients.close()
         await self._canary_redis.aclose()
         await self._redis.aclose()
 
+    async def check_may_generate(self, principal: Principal) -> None:
+        """Before anything is read for it: PermissionDenied without the scope, RateLimited where
+        the tenant has nothing left to spend."""
+        principal.require("inference")
+        await self.quotas.check(principal.tenant)
+
+    @asynccontextmanager
     async def session(
         self,
         principal: Principal,
         requests: Sequence[TextRequest],
         recorder: AnswerRecorder | None = None,
         selection: Selection | None = None,
-    ) -> Session:
-        """Lets the requests in and waits for their first piece. Raises what is wrong with them."""
-        session = await self._let_in(principal, requests, selection)
-        session.recorder = recorder
-        return session
-
-    async def _let_in(
-        self,
-        principal: Principal,
-        requests: Sequence[TextRequest],
-        selection: Selection | None,
-    ) -> Session:
+    ) -> AsyncIterator[Session]:
+        """Lets the requests in; the block begins with their first piece, and however it ends, or
+        does not begin, shards and quota are free then. Raises what is wrong with the requests."""
         principal.require("inference")
-        admission = await self.quotas.admit(principal.tenant)
-        asked = requests[0]
-        try:
+        async with self.quotas.admitted(principal.tenant) as admission, AsyncExitStack() as stack:
             if selection is not None:
                 await self.chooser.check(principal, selection)
-            for left in reversed(range(MAX_REPLACED)):
-                choice = await self.revisions.choose(asked.model, principal, asked.user)
-                try:
-                    return await self._begun_or_instead(principal, requests, admission, choice)
-                except Replaced as error:
-                    if not left:
-                        raise
-                    _log.info("a request chooses its revision again", reason=error.message)
-            raise AssertionError("the last turn returns or raises")
-        except BaseException:
-            admission.close()
-            raise
-
-    async def _begun_or_instead(
-        self,
-        principal: Principal,
-        requests: Sequence[TextRequest],
-        admission: Admission,
-        choice: Choice,
-    ) -> Session:
-        """As `_begun`, with the stable revision where a canary can't begin."""
-        try:
-            return await self._begun(principal, requests, admission, choice)
-        except PlinthError as error:
-            if choice.otherwise is None or not falls_back(error):
-                raise
-            _log.warning(
-                "the canary can't answer; the stable revision does",
-                canary=choice.model.artifact,
-                reason=error.message,
-            )
-            instead = Choice(choice.otherwise, choice.canary, "stable")
-            return await self._begun(principal, requests, admission, instead)
+            session = await self._begun(stack, principal, requests, admission)
+            session.recorder = recorder
+            yield session
 
     async def _begun(
         self,
+        stack: AsyncExitStack,
+        principal: Principal,
+        requests: Sequence[TextRequest],
+        admission: Admission,
+    ) -> Session:
+        """A session of the first revision that gives a first piece; `stack` leaves it."""
+        model, user = requests[0].model, requests[0].user
+        choice = await self.revisions.choose(model, principal, user)
+        left = MAX_REPLACED
+        while True:
+            try:
+                session = await self._prepared(principal, requests, admission, choice)
+                return await stack.enter_async_context(session)
+            except PlinthError as error:
+                if choice.otherwise is not None and falls_back(error):
+                    _log.warning(
+                        "the canary can't answer; the stable revision does",
+                        canary=choice.model.artifact,
+                        reason=error.message,
+                    )
+                    choice = Choice(choice.otherwise, choice.canary, "stable")
+                    continue
+                left -= 1
+                if not isinstance(error, Replaced) or not left:
+                    raise
+                _log.info("a request chooses its revision again", reason=error.message)
+            choice = await self.revisions.choose(model, principal, user)
+
+    async def _prepared(
+        self,
         principal: Principal,
         requests: Sequence[TextRequest],
         admission: Admission,
         choice: Choice,
     ) -> Session:
-        """A session whose first piece is there. Leaves the admission open when it raises."""
+        """A session of that revision, to be entered."""
         impatient = choice.otherwise is not None
         try:
             prepared = [
@@ -174,13 +170,7 @@ class GatewayCore:
             if at_fault(error):  # its tokenizer, for one
                 self.revisions.book(choice, principal, "error")
             raise
-        session = Session(self.generator, prepared, admission, self.revisions, choice)
-        try:
-            await session.start()
-        except BaseException:
-            await session.close(leave=False)
-            raise
-        return session
+        return Session(self.generator, prepared, admission, self.revisions, choice)
 
     async def redis_answers(self) -> bool:
         """Whether Redis takes a word within two seconds."""

@@ -4,7 +4,8 @@ When a shard dies or drains in mid-stream, the next one gets the prompt with the
 passed on, the same seed, and the output position at which to go on. Since noise is keyed on
 (seed, sample, position), the client sees neither a gap nor a repeat. Nothing is ever sent twice:
 before the first token a request starts anew, after it only by resuming. A request under which two
-shards died is given to no third. Knows ids, no text.
+shards died is given to no third. A shard that stopped because nobody read what it made is asked for
+the rest in the same way, once somebody has. Knows ids, no text.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from plinth.shared.errors import Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients
+from plinth.shared.rpc.slow_readers import SLOW_READER
+from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
@@ -109,21 +112,30 @@ class Shards:
                 ),
                 timeout=search.left_s(),
             )
+            behind = False
             try:
                 async for message in call:
                     if message.finish_reason == _CANCELLED:
-                        break  # not by us: the shard drains
+                        behind = message.reader_behind
+                        break  # not by us: the shard drains, or waits for us no longer
                     made.extend(token.id for token in message.tokens)
                     search.progress(len(message.tokens))
                     yield message
                     if message.finish_reason:
                         return
-                search.lost(replica, Unavailable("the shard ended its stream early"))
+                if not behind:
+                    search.lost(replica, Unavailable("the shard ended its stream early"))
             except grpc.aio.AioRpcError as error:
-                self._note(replica, error)
-                search.failed(replica, error, started=bool(made))
+                behind = from_rpc_error(error).reason == SLOW_READER
+                if not behind:
+                    self._note(replica, error)
+                    search.failed(replica, error, started=bool(made))
             finally:
                 call.cancel()
+            if behind:  # whatever was sent has been read by now, so there is room for more
+                metrics.PAUSED.labels(order.model.name).inc()
+                search.again()
+                continue
             if made:
                 metrics.RESUMED.labels(order.model.name).inc()
             tracing.event("shard lost", shard=replica.id, position=len(made))

@@ -13,10 +13,13 @@ from typing import Any
 import grpc
 
 from plinth.gateway import limits, metrics
+from plinth.gateway.answer_writer import TextEvent
+from plinth.gateway.chat_messages import check_messages, normalised
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.generation import TextEvent, TextRequest, check_sampling
+from plinth.gateway.generation import TextRequest
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.proxy import proxied_services
+from plinth.gateway.quota_interceptor import QuotaInterceptor
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.identity import current_principal, current_request_id
@@ -24,8 +27,6 @@ from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.rpc.status import REQUEST_ID_KEY
 from plinth.v1 import gateway_pb2 as pb
 from plinth.v1 import gateway_pb2_grpc as rpc
-
-ROLES = ("system", "user", "assistant")
 
 
 def build_server(core: GatewayCore) -> GrpcServer:
@@ -49,6 +50,8 @@ def build_server(core: GatewayCore) -> GrpcServer:
         host=gateway.host,
         port=gateway.grpc_port,
         authenticator=core.keyring,
+        admitted=[QuotaInterceptor(core.quotas)],
+        slow_reader_s=gateway.slow_client_s,
     )
 
 
@@ -77,15 +80,15 @@ class GatewayServicer(rpc.GatewayServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """Replicas, models, queues, canaries. Unavailable while Redis is away."""
-        return await self._core.overview.status()
+        return await self._core.status.read()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
         """A chat completion, streamed."""
         ask = TextRequest(
             request.model,
-            list(request.messages),
-            request.sampling,
-            tuple(request.stop),
+            normalised(request.messages),
+            limits.normalised(request.sampling),
+            limits.meant_stops(request.stop),
             prompt_field="messages",
             user=request.user,
         )
@@ -103,9 +106,10 @@ class GatewayServicer(rpc.GatewayServiceServicer):
         ask = TextRequest(
             request.model,
             request.prompt,
-            request.sampling,
-            tuple(request.stop),
+            limits.normalised(request.sampling),
+            limits.meant_stops(request.stop),
             user=request.user,
+            special_tokens=not request.HasField("special_tokens") or request.special_tokens,
         )
         async with aclosing(self._answer("Complete", ask, pb.CompleteResponse, context)) as answers:
             async for answer in answers:
@@ -122,11 +126,10 @@ class GatewayServicer(rpc.GatewayServiceServicer):
         principal = current_principal()
         code = "CANCELLED"
         try:
-            session = await self._core.session(principal, [ask], recorder)
-            context.set_trailing_metadata(
-                ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
-            )
-            try:
+            async with self._core.session(principal, [ask], recorder) as session:
+                context.set_trailing_metadata(
+                    ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
+                )
                 prepared = session.prepared[0]
                 digest = prepared.model.weights_digest
                 first = True
@@ -137,8 +140,6 @@ class GatewayServicer(rpc.GatewayServiceServicer):
                             answer.seed = prepared.sampling.seed
                             first = False
                         yield answer
-            finally:
-                await session.close()
             code = "OK"
         except PlinthError as error:
             code = error.code
@@ -162,22 +163,22 @@ def _response(kind: type[Any], event: TextEvent, digest: str) -> Any:
 
 def check_chat(request: pb.ChatRequest) -> None:
     """InvalidArgument unless REST would take it too."""
-    limits.check_messages(len(request.messages))
-    for index, message in enumerate(request.messages):
-        if message.role not in ROLES:
-            raise InvalidArgument(
-                f"messages.{index}.role: {message.role[:64]!r} is none of {', '.join(ROLES)}",
-                field=f"messages.{index}.role",
-            )
-        limits.check_text(message.content, f"messages.{index}.content")
-    limits.check_text(request.user, "user")
-    check_sampling(request.sampling)
-    limits.check_stops(request.stop)
+    check_messages(request.messages)
+    _check_common(request)
 
 
 def check_completion(request: pb.CompleteRequest) -> None:
     """InvalidArgument unless REST would take it too."""
     limits.check_text(request.prompt, "prompt")
+    _check_common(request)
+
+
+def _check_common(request: pb.ChatRequest | pb.CompleteRequest) -> None:
+    if not 1 <= len(request.model) <= 256:
+        raise InvalidArgument(
+            f"model: its name has 1 to 256 characters, not {len(request.model)}", field="model"
+        )
+    limits.check_text(request.model, "model")
     limits.check_text(request.user, "user")
-    check_sampling(request.sampling)
+    limits.check_sampling(request.sampling, "sampling.")
     limits.check_stops(request.stop)

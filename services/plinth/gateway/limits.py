@@ -1,4 +1,4 @@
-"""Bounds on what a client can ask for, the same at both doors.
+"""Bounds on what a client can ask for, the same for REST and gRPC.
 
 Every size that a client controls has one (huge `n`, log-probs, stop lists and bodies have taken
 servers down elsewhere). The body's size is a setting; these are part of the interface.
@@ -6,14 +6,16 @@ servers down elsewhere). The body's size is a setting; these are part of the int
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from plinth.shared.errors import InvalidArgument
+from plinth.v1 import common_pb2
 
-MAX_SAMPLES = 8  # n or best_of, and that times the number of prompts
+MAX_SAMPLES = 8  # n or best_of, of one prompt
+MAX_PROMPTS = 2_048  # of one request
+MAX_ANSWERS = 2_048  # of one request: prompts times samples
 MAX_TOKENS = 131_072  # of one answer
-MAX_TOKENS_TOGETHER = 262_144  # of all samples of a request
+MAX_TOKENS_TOGETHER = 262_144  # of all answers of a request
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
 MAX_TOP_LOGPROBS = 20
@@ -21,22 +23,23 @@ MAX_MESSAGES = 1_024
 MAX_STOP_TOKEN_IDS = 64
 MAX_PATTERN_CHARS = 1_000
 MAX_SELECT_RULES = 15
+ROLES = ("system", "developer", "user", "assistant")
+SPECULATIONS = ("", "off", "lookup", "draft")
 
-# NUL and other control characters, without the white space that text and code are made of.
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+MIN_TEMPERATURE = 1e-5  # below it the answer is greedy
+MIN_TOP_P = 1e-6  # what is likelier than any other token has more
 
 
 def check_text(text: str, field: str) -> None:
-    """InvalidArgument unless `text` is Unicode without control characters other than white space.
+    """InvalidArgument for NUL, which ends a text in much software behind, and lone surrogates.
 
-    They have no meaning in a prompt, and they hide in logs and on terminals what was asked.
+    Other control characters are part of what people ask about: a log's colours, a form feed in a
+    source file. Whatever shows a text on a terminal takes them out there.
     """
     check_unicode(text, field)
-    if found := _CONTROL.search(text):
+    if (at := text.find("\0")) >= 0:
         raise InvalidArgument(
-            f"{field}: control character U+{ord(found[0]):04X} at character {found.start()}; "
-            "of these only tab, line feed, vertical tab, form feed, carriage return are allowed",
+            f"{field}: the character U+0000 (NUL) at character {at} is no text; leave it out",
             reason="CONTROL_CHARACTER",
             field=field,
         )
@@ -44,28 +47,45 @@ def check_text(text: str, field: str) -> None:
 
 def check_unicode(text: str, field: str) -> None:
     """InvalidArgument for a lone surrogate, which is no character."""
-    if found := _SURROGATE.search(text):
+    try:
+        _ = text.isascii() or text.encode()  # some twenty times faster than to search
+    except UnicodeEncodeError as error:
         raise InvalidArgument(
-            f"{field}: lone surrogate U+{ord(found[0]):04X} at character {found.start()} is not "
-            "valid Unicode",
+            f"{field}: lone surrogate U+{ord(text[error.start]):04X} at character {error.start} is "
+            "not valid Unicode; send the whole pair, or the character itself",
             reason="INVALID_UNICODE",
             field=field,
-        )
+        ) from None
 
 
-def check_stops(stops: Sequence[str], field: str = "stop") -> None:
-    """At most MAX_STOPS stop strings of 1 to MAX_STOP_CHARS characters."""
-    if len(stops) > MAX_STOPS:
+def check_role(role: str, field: str) -> None:
+    """InvalidArgument for a role that no template here knows."""
+    if role not in ROLES:
         raise InvalidArgument(
-            f"{field}: {len(stops)} stop strings given, at most {MAX_STOPS} are allowed",
-            reason="TOO_MANY_STOPS",
+            f"{field}: {role[:64]!r} is none of {', '.join(ROLES)}",
+            reason="INVALID_VALUE",
             field=field,
         )
+
+
+def meant_stops(stops: Sequence[str]) -> tuple[str, ...]:
+    """Stop strings without empty ones, by which some clients say that there are none."""
+    return tuple(stop for stop in stops if stop)
+
+
+def check_stops(stops: Sequence[str]) -> None:
+    """At most MAX_STOPS stop strings of at most MAX_STOP_CHARS characters; empty ones are none."""
+    if (count := len(meant_stops(stops))) > MAX_STOPS:
+        raise InvalidArgument(
+            f"stop: {count} stop strings given, at most {MAX_STOPS} are allowed",
+            reason="TOO_MANY_STOPS",
+            field="stop",
+        )
     for index, stop in enumerate(stops):
-        where = f"{field}.{index}"
-        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+        where = f"stop.{index}"
+        if len(stop) > MAX_STOP_CHARS:
             raise InvalidArgument(
-                f"{where}: a stop string has 1 to {MAX_STOP_CHARS} characters, not {len(stop)}",
+                f"{where}: a stop string has at most {MAX_STOP_CHARS} characters, not {len(stop)}",
                 reason="STOP_LENGTH",
                 field=where,
             )
@@ -83,35 +103,113 @@ def check_messages(count: int) -> None:
 
 
 def check_max_tokens(value: int | None, field: str) -> None:
-    """None, or 1 to MAX_TOKENS."""
-    if value is not None and not 1 <= value <= MAX_TOKENS:
+    """None, or at least 1. There is no upper bound: an answer has at most what was asked for, what
+    the context leaves and MAX_TOKENS (see `room`)."""
+    if value is not None and value < 1:
         raise InvalidArgument(
-            f"{field}: {value} is not between 1 and {MAX_TOKENS}",
+            f"{field}: {value} is not at least 1; leave it out for as many as the context leaves",
             reason="INVALID_MAX_TOKENS",
             field=field,
         )
 
 
-def check_together(samples: int, max_tokens: int, field: str = "n") -> None:
-    """Samples, and samples times tokens, of one request."""
-    if samples > MAX_SAMPLES:
+def check_sampling(sampling: common_pb2.SamplingParams, prefix: str = "") -> None:
+    """InvalidArgument for what is outside the bounds of common.proto, by `prefix` and name."""
+    number = "a number from"
+    checks = (
+        (
+            "temperature",
+            not sampling.HasField("temperature") or 0 <= sampling.temperature <= 2,
+            f"{number} 0 (greedy) to 2",
+        ),
+        (
+            "top_p",
+            not sampling.HasField("top_p") or 0 <= sampling.top_p <= 1,
+            f"{number} 0 (the likeliest token alone) to 1 (off)",
+        ),
+        (
+            "top_logprobs",
+            sampling.top_logprobs <= MAX_TOP_LOGPROBS,
+            f"{number} 0 to {MAX_TOP_LOGPROBS}",
+        ),
+        (
+            "first_output_position",
+            sampling.first_output_position == 0,
+            "0: only the gateway itself goes on with an answer elsewhere",
+        ),
+        (
+            "speculation",
+            sampling.speculation in SPECULATIONS,
+            'one of "" (as served), "off", "lookup", "draft"',
+        ),
+    )
+    for name, good, right in checks:
+        if not good:
+            given = getattr(sampling, name)
+            shown = repr(given[:64]) if isinstance(given, str) else f"{given:g}"
+            raise InvalidArgument(
+                f"{prefix}{name}: {shown} is out of range; it is {right}",
+                reason="INVALID_VALUE",
+                field=f"{prefix}{name}",
+            )
+    if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise InvalidArgument(
-            f"{field}: {samples} samples asked for ({field} times the prompts), at most "
-            f"{MAX_SAMPLES} are allowed",
-            reason="TOO_MANY_SAMPLES",
-            field=field,
+            f"{prefix}stop_token_ids: {len(sampling.stop_token_ids)} ids, at most "
+            f"{MAX_STOP_TOKEN_IDS} are allowed",
+            reason="INVALID_VALUE",
+            field=f"{prefix}stop_token_ids",
         )
-    if samples * max_tokens > MAX_TOKENS_TOGETHER:
+    if sampling.HasField("max_tokens"):
+        check_max_tokens(sampling.max_tokens, f"{prefix}max_tokens")
+
+
+def normalised(sampling: common_pb2.SamplingParams) -> common_pb2.SamplingParams:
+    """Checked parameters as the engine takes them.
+
+    Its top_p is above 0; a nucleus of no mass is the likeliest token, as OpenAI has it. A
+    temperature next to 0 means 0, as in vLLM.
+    """
+    meant = common_pb2.SamplingParams()
+    meant.CopyFrom(sampling)
+    if meant.HasField("top_p"):
+        meant.top_p = max(meant.top_p, MIN_TOP_P)
+    if meant.HasField("temperature") and meant.temperature < MIN_TEMPERATURE:
+        meant.temperature = 0
+    return meant
+
+
+def check_answers(prompts: int, samples: int, field: str = "n") -> None:
+    """Prompts, samples of each, and both together; `field` is the name of the samples."""
+    if not 1 <= prompts <= MAX_PROMPTS:
         raise InvalidArgument(
-            f"{field}: {samples} samples of up to {max_tokens} tokens are more than "
-            f"{MAX_TOKENS_TOGETHER} together",
+            f"prompt: {prompts} prompts given, 1 to {MAX_PROMPTS} are allowed in one request",
+            reason="PROMPT_COUNT" if prompts else "EMPTY_PROMPT",
+            field="prompt",
+        )
+    if prompts * samples > MAX_ANSWERS:
+        raise InvalidArgument(
+            f"prompt: {prompts} prompts times {field}={samples} are {prompts * samples} answers, "
+            f"at most {MAX_ANSWERS} are allowed in one request",
+            reason="TOO_MANY_SAMPLES",
+            field="prompt",
+        )
+
+
+def check_together(answers: int, max_tokens: int, field: str) -> None:
+    """The tokens that all answers of one request may have; `field` names their number."""
+    if answers * max_tokens > MAX_TOKENS_TOGETHER:
+        raise InvalidArgument(
+            f"{field}: {answers} answers of up to {max_tokens} tokens are more than "
+            f"{MAX_TOKENS_TOGETHER} together, which one request may have; ask for fewer, or for "
+            f"max_tokens of at most {MAX_TOKENS_TOGETHER // answers}",
             reason="TOO_MANY_TOKENS",
             field=field,
         )
 
 
 def room(prompt_tokens: int, max_tokens: int | None, context_length: int, field: str) -> int:
-    """Tokens that an answer may have: what was asked for, cut to what the context leaves."""
+    """Tokens that an answer may have: what was asked for, cut to what the context leaves and to
+    MAX_TOKENS. It is an upper bound, so that a large one is no mistake."""
     left = context_length - prompt_tokens
     if left < 1:
         raise InvalidArgument(
@@ -131,4 +229,4 @@ def room(prompt_tokens: int, max_tokens: int | None, context_length: int, field:
             reason="EMPTY_PROMPT",
             field=field,
         )
-    return min(left, max_tokens or MAX_TOKENS)
+    return min(left, max_tokens or MAX_TOKENS, MAX_TOKENS)

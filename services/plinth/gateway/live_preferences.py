@@ -3,7 +3,8 @@
 A recorder hears the pieces of an answer as the client gets them. When the answer is complete, its
 text and prompt go to a short queue, and a task beside the requests hands them to the coordinator,
 which asks for a second answer and lets somebody choose. An answer never waits for any of this:
-what does not fit, or meets a coordinator that is away, is dropped and counted.
+what does not fit, or meets a coordinator that is away, is dropped and counted. The second answer
+is paid for out of the tenant's quota, and dropped where there is none left.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import grpc
 
 from plinth.gateway import metrics
-from plinth.gateway.generation import Prepared, TextEvent, TextRequest
+from plinth.gateway.answer_writer import TextEvent
+from plinth.gateway.generation import Prepared, TextRequest
 from plinth.gateway.limits import MAX_STOP_TOKEN_IDS
+from plinth.gateway.quota_account import RateLimited
+from plinth.gateway.quotas import Quotas
 from plinth.shared.errors import DeadlineExceeded, InvalidArgument, PlinthError, Unavailable
 from plinth.shared.identity import Principal, current_request_id
 from plinth.shared.rpc.client import StageClients
@@ -70,10 +75,12 @@ class AnswerRecorder:
         self._request_id = current_request_id()
         self._texts: dict[int, list[str]] = defaultdict(list)
         self._size = 0
+        self._tokens = 0
 
     def record(self, index: int, event: TextEvent) -> None:
         """A piece of one of the answers."""
         self._size += len(event.text)
+        self._tokens += len(event.tokens)
         if self._size <= MAX_RESPONSES * MAX_BYTES:  # no more is kept than could be used
             self._texts[index].append(event.text)
 
@@ -111,19 +118,32 @@ class AnswerRecorder:
                 sampling=prepared.sampling,
             )
             response.sampling.sample_index += index
+        price = 0
         if len(texts) == 1:
             spec.samples.append(self._to.rival(prepared))
-        self._to.hand_over(spec, prepared.principal)
+            price = len(prepared.prompt_ids) + self._tokens
+        self._to.hand_over(spec, prepared.principal, price)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """price: tokens of the second answer, which is made later and elsewhere. It is taken to be as
+    long as the first one, by whose settings it is made."""
+
+    spec: pb.TaskSpec
+    principal: Principal
+    price: int
 
 
 class LivePreferences:
     """The way from answers to the coordinator; one per gateway."""
 
-    def __init__(self, clients: StageClients, *, rate: float, rival: str) -> None:
+    def __init__(self, clients: StageClients, quotas: Quotas, *, rate: float, rival: str) -> None:
         self._clients = clients
+        self._quotas = quotas
         self._rate = rate
         self._rival = rival
-        self._waiting: asyncio.Queue[tuple[pb.TaskSpec, Principal]] = asyncio.Queue(QUEUE_LENGTH)
+        self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue(QUEUE_LENGTH)
         self._task: asyncio.Task[None] | None = None
 
     def recorder(self, consent: str | bytes | None, ask: TextRequest) -> AnswerRecorder | None:
@@ -152,10 +172,10 @@ class LivePreferences:
                 setattr(sampling, name, getattr(prepared.sampling, name))
         return pb.SampleSpec(model=self._rival or prepared.model.name, sampling=sampling, count=1)
 
-    def hand_over(self, spec: pb.TaskSpec, principal: Principal) -> None:
-        """Never waits; a full queue drops it."""
+    def hand_over(self, spec: pb.TaskSpec, principal: Principal, price: int) -> None:
+        """Never waits; a full queue drops it. price: in tokens of the second answer."""
         try:
-            self._waiting.put_nowait((spec, principal))
+            self._waiting.put_nowait(_Waiting(spec, principal, price))
         except asyncio.QueueFull:
             self.drop("queue full")
 
@@ -179,10 +199,13 @@ class LivePreferences:
 
     async def _hand_over(self) -> None:
         while True:
-            spec, principal = await self._waiting.get()
+            one = await self._waiting.get()
             try:
-                await self._create(spec, principal)
+                await self._create(one)
                 metrics.PREFERENCES.labels("recorded").inc()
+            except RateLimited as limited:
+                _log.info("a live answer was not recorded", reason=limited.message)
+                self.drop("over quota")
             except (PlinthError, grpc.aio.AioRpcError) as raised:
                 error = raised if isinstance(raised, PlinthError) else from_rpc_error(raised)
                 away = isinstance(error, Unavailable | DeadlineExceeded)
@@ -195,7 +218,18 @@ class LivePreferences:
                 _log.exception("a live answer was not recorded")
                 self.drop("error")
 
-    async def _create(self, spec: pb.TaskSpec, principal: Principal) -> None:
+    async def _create(self, one: _Waiting) -> None:
+        """RateLimited where the tenant has no quota left for the second answer. What the
+        coordinator does not take costs nothing."""
+        admission = self._quotas.background(one.principal.tenant)
+        await admission.charge(one.price)
+        try:
+            await self._create_task(one.spec, one.principal)
+        except (PlinthError, grpc.aio.AioRpcError):
+            admission.spend(-one.price)
+            raise
+
+    async def _create_task(self, spec: pb.TaskSpec, principal: Principal) -> None:
         # A key that may ask for answers needs no scope of its own for agreeing to this.
         caller = Principal(principal.tenant, principal.key_id, frozenset({"preferences"}))
         channel = self._clients.channel(await self._clients.pick("coordinator"), caller)

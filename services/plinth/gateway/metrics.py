@@ -10,10 +10,23 @@ _tenants: set[str] = set()
 REQUESTS = counter(
     "requests_total", "Requests by door, path and code.", ["door", "path", "code", "tenant"]
 )
+IGNORED_FIELDS = counter(
+    "ignored_fields_total",
+    "Requests with a field that had no effect, by its name where Plinth knows it; else unknown.",
+    ["field"],
+)
 READY = gauge("gateway_ready", "1 while a model can be asked, 0 while not: what /readyz says.")
 RUNNING = gauge("gateway_requests_running", "Requests being answered.")
 TOKENS = counter("tokens_total", "Tokens of answered requests.", ["kind", "model", "tenant"])
 RESUMED = counter("streams_resumed_total", "Streams that went on at another shard.", ["model"])
+PAUSED = counter(
+    "streams_paused_total",
+    "Times that a shard stopped an answer whose reader was behind, to go on later.",
+    ["model"],
+)
+SLOW_CLIENTS = counter(
+    "slow_clients_total", "REST answers cut off since their client did not read them."
+)
 POISON = counter("poison_requests_total", "Requests given up after two shards died under them.")
 PREFERENCES = counter(
     "live_preferences_total",

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from plinth.gateway import sse
+from plinth.gateway import metrics, sse
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.authentication import authenticate
 from plinth.gateway.bodies import read
 from plinth.gateway.catalogue import ServedModel
+from plinth.gateway.chat_messages import normalised
 from plinth.gateway.chooser import Chosen
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.generation import Prepared, TextEvent, TextRequest
+from plinth.gateway.field_rules import KNOWN_WITHOUT_EFFECT
+from plinth.gateway.generation import Prepared, TextRequest
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.openai_requests import ChatBody, CompletionBody
 from plinth.gateway.rendering import ChatRenderer, Choose, CompletionRenderer, Renderer
@@ -24,33 +29,38 @@ from plinth.gateway.selection import Selection
 from plinth.shared.errors import Cancelled
 from plinth.shared.identity import Principal
 from plinth.shared.tasks import cancel_and_wait
+from plinth.shared.telemetry import get_logger
 
 T = TypeVar("T")
+B = TypeVar("B", ChatBody, CompletionBody)
 
-DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
+_log = get_logger("plinth.gateway")
+IGNORED_HEADER = "x-plinth-ignored"  # names of the fields that had no effect
 
 
 def add_openai_routes(app: FastAPI, core: GatewayCore) -> None:
     """Adds chat completions, completions and models."""
-    limit = core.settings.gateway.max_body_bytes
+    gateway = core.settings.gateway
+
+    async def enter(request: Request, kind: type[B]) -> tuple[Principal, B]:
+        """Who asks, and for what. The body is read for those alone who may have an answer now."""
+        principal = await authenticate(core, request)
+        await core.check_may_generate(principal)
+        of = partial(kind.of, unknown=gateway.unknown_fields)
+        return principal, await read(request, of, gateway.max_body_bytes)
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: Request) -> Response:
-        principal = await authenticate(core, request)
-        body = await read(request, ChatBody, limit)
-        body.refuse_unsupported()
-        sampling = body.sampling()
-        if body.asked_tokens is not None:
-            sampling.max_tokens = body.asked_tokens
+        principal, body = await enter(request, ChatBody)
         ask = TextRequest(
             body.model,
-            [message.to_proto() for message in body.messages],
-            sampling,
-            tuple(body.stops),
+            normalised(body.messages),
+            body.sampling(),
+            body.stops,
             body.samples,
             "messages",
             body.samples_field,
-            body.who,
+            user=body.who,
         )
         recorder = core.preferences.recorder(request.headers.get(CONSENT), ask)
         if body.selection is not None:
@@ -59,21 +69,19 @@ def add_openai_routes(app: FastAPI, core: GatewayCore) -> None:
 
     @app.post("/v1/completions", response_model=None)
     async def complete(request: Request) -> Response:
-        principal = await authenticate(core, request)
-        body = await read(request, CompletionBody, limit)
-        body.refuse_unsupported()
-        sampling = body.sampling()
-        sampling.max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+        principal, body = await enter(request, CompletionBody)
         deaths: set[str] = set()  # of shards, under any of the prompts
         asks = [
             TextRequest(
                 body.model,
                 prompt,
-                sampling,
-                tuple(body.stops),
+                body.sampling(),
+                body.stops,
                 body.samples,
                 samples_field=body.samples_field,
+                answers=len(body.prompts) * body.samples,
                 user=body.who,
+                special_tokens=body.special_tokens is not False,
                 deaths=deaths,
             )
             for prompt in body.prompts
@@ -102,18 +110,28 @@ async def _answer(
     recorder: AnswerRecorder | None = None,
 ) -> Response:
     selection = body.selection
-    letting_in = core.session(principal, asks, recorder, selection)
-    session = await _while_connected(request, letting_in)
-    renderer = kind(session, core.texts, body.alternatives)
-    if body.stream:
-        include = body.stream_options is not None and body.stream_options.include_usage
-        return sse.AnswerStream(session, sse.stream(session, renderer, include_usage=include))
-    choose = None if selection is None else _choosing(core, asks, selection)
-    try:
+    async with AsyncExitStack() as owned:
+        opening = owned.enter_async_context(core.session(principal, asks, recorder, selection))
+        session = await _while_connected(request, opening)
+        renderer = kind(session, core.texts, body.alternatives)
+        if body.stream:
+            include = bool(body.stream_options and body.stream_options.include_usage)
+            events = sse.stream(session, renderer, include_usage=include)
+            return _told(sse.AnswerStream(session.revision, events, owned.pop_all()), body)
+        choose = None if selection is None else _choosing(core, asks, selection)
         whole = await _while_connected(request, renderer.whole(session, choose))
-        return JSONResponse(whole, headers={MODEL_HEADER: session.revision})
-    finally:
-        await session.close()
+        return _told(JSONResponse(whole, headers={MODEL_HEADER: session.revision}), body)
+
+
+def _told(response: Response, body: ChatBody | CompletionBody) -> Response:
+    """`response`, which says what of the body had no effect."""
+    names = body.ignored.names
+    if names:
+        response.headers[IGNORED_HEADER] = body.ignored.header
+        for label in {name if name in KNOWN_WITHOUT_EFFECT else "unknown" for name in names}:
+            metrics.IGNORED_FIELDS.labels(label).inc()
+        _log.debug("a request's fields had no effect", fields=names)
+    return response
 
 
 def _choosing(core: GatewayCore, asks: list[TextRequest], selection: Selection) -> Choose:

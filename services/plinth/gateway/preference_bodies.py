@@ -12,6 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as Proto
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from plinth.gateway.limits import MAX_MESSAGES
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
 
@@ -23,7 +24,8 @@ SOURCES = {
 Source = Literal["human", "rule", "model"]
 Name = Annotated[str, Field(max_length=128)]
 Ranking = Annotated[
-    list[Annotated[list[Name], Field(max_length=8)]], Field(default_factory=list, max_length=8)
+    list[Annotated[list[Name], Field(max_length=8, fail_fast=True)]],
+    Field(default_factory=list, max_length=8, fail_fast=True),
 ]
 # In a query string: "human,model".
 _Sources = Annotated[
@@ -71,9 +73,9 @@ class SampleBody(_Body):
 class TaskBody(_Body):
     """A prompt (text, or a conversation that ends with the user) and its responses."""
 
-    prompt: str | list[PromptMessage]
-    responses: list[str | ResponseBody] = Field(default_factory=list, max_length=8)
-    samples: list[SampleBody] = Field(default_factory=list, max_length=8)
+    prompt: str | Annotated[list[PromptMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+    responses: list[str | ResponseBody] = Field(default_factory=list, max_length=8, fail_fast=True)
+    samples: list[SampleBody] = Field(default_factory=list, max_length=8, fail_fast=True)
     task_id: Name = ""
     wanted: int | None = Field(default=None, ge=0, le=1000)
     gold: Ranking
@@ -104,7 +106,7 @@ class CreateBody(_Body):
     """POST /v1/preferences/tasks."""
 
     collection: Name = ""
-    tasks: list[TaskBody] = Field(min_length=1, max_length=100)
+    tasks: list[TaskBody] = Field(min_length=1, max_length=100, fail_fast=True)
 
     def to_proto(self) -> pb.CreateTasksRequest:
         tasks = [task.to_proto() for task in self.tasks]
@@ -160,7 +162,7 @@ class JudgementBody(_Body):
     all_bad: bool = False
     reason: str = ""
     source: Source = "human"
-    shown: list[Name] = Field(default_factory=list, max_length=8)
+    shown: list[Name] = Field(default_factory=list, max_length=8, fail_fast=True)
 
     def to_proto(self) -> pb.SubmitJudgementRequest | pb.AddJudgementRequest:
         fields: dict[str, Any] = self.model_dump(
@@ -178,7 +180,7 @@ class ModelJudgementsBody(_Body):
     model: str = Field(min_length=1, max_length=256)
     method: str = Field(default="", max_length=40)
     criteria: str = ""
-    task_ids: list[Name] = Field(default_factory=list, max_length=1000)
+    task_ids: list[Name] = Field(default_factory=list, max_length=1000, fail_fast=True)
     limit: int = Field(default=0, ge=0, le=1000)
 
     def to_proto(self) -> pb.RequestModelJudgementsRequest:
@@ -186,7 +188,7 @@ class ModelJudgementsBody(_Body):
 
 
 class _Selecting(BaseModel):
-    sources: _Sources = Field(default_factory=list, max_length=3)
+    sources: _Sources = Field(default_factory=list, max_length=3, fail_fast=True)
     min_agreement: float = Field(default=0, ge=0, le=1)
     up_to: int = Field(default=0, ge=0, lt=1 << 63)
 

@@ -20,15 +20,17 @@ Each is one call of PreferenceService, whose errors come through with the same w
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from google.protobuf.message import Message as Proto
 
 from plinth.gateway import preference_bodies as bodies
-from plinth.gateway.bodies import query, read, read_bytes
+from plinth.gateway.bodies import query, read, read_bytes, validated
+from plinth.gateway.quotas import Quotas
 from plinth.shared.errors import PlinthError, Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.client import StageClients
@@ -65,30 +67,39 @@ class PreferenceBackend(Protocol):
 
     settings: Settings
     clients: StageClients
+    quotas: Quotas
 
 
 def add_preferences(app: FastAPI, core: PreferenceBackend, enter: Enter) -> None:
     """Adds the routes. `enter` gives the principal of a request."""
     limit = core.settings.gateway.max_body_bytes
 
-    async def stub(request: Request) -> Any:
-        (await enter(request)).require(SCOPE)
+    async def admitted(request: Request) -> AsyncIterator[None]:
+        """One of its tenant's requests at a time until the answer is sent, as by gRPC."""
+        principal = await enter(request)
+        principal.require(SCOPE)
+        async with core.quotas.admitted(principal.tenant):
+            yield
+
+    async def stub(_request: Request) -> Any:
         channel = core.clients.channel(await core.clients.pick(_STAGE))
         return rpc.PreferenceServiceStub(channel)
 
-    _add_tasks(app, stub, limit)
-    _add_judging(app, stub, limit)
-    _add_results(app, stub, limit)
+    router = APIRouter(dependencies=[Depends(admitted)])
+    _add_tasks(router, stub, limit)
+    _add_judging(router, stub, limit)
+    _add_results(router, stub, limit)
+    app.include_router(router)
 
 
 Stub = Callable[[Request], Awaitable[Any]]
 
 
-def _add_tasks(app: FastAPI, stub: Stub, limit: int) -> None:
+def _add_tasks(app: APIRouter, stub: Stub, limit: int) -> None:
     @app.post(f"{BASE}/tasks", response_model=None)
     async def create(request: Request) -> Response:
         service = await stub(request)
-        body = await read(request, bodies.CreateBody, limit)
+        body = await read(request, partial(validated, bodies.CreateBody), limit)
         return await _answer(service.CreateTasks(body.to_proto()))
 
     @app.get(f"{BASE}/tasks", response_model=None)
@@ -113,29 +124,29 @@ def _add_tasks(app: FastAPI, stub: Stub, limit: int) -> None:
         return await _answer(service.CloseTask(ask))
 
 
-def _add_judging(app: FastAPI, stub: Stub, limit: int) -> None:
+def _add_judging(app: APIRouter, stub: Stub, limit: int) -> None:
     @app.post(f"{BASE}/leases", response_model=None)
     async def lease(request: Request) -> Response:
         service = await stub(request)
-        body = await read(request, bodies.LeaseBody, limit)
+        body = await read(request, partial(validated, bodies.LeaseBody), limit)
         return await _answer(service.LeaseTask(body.to_proto()))
 
     @app.post(f"{BASE}/leases/renew", response_model=None)
     async def renew(request: Request) -> Response:
         service = await stub(request)
-        body = await read(request, bodies.RenewBody, limit)
+        body = await read(request, partial(validated, bodies.RenewBody), limit)
         return await _answer(service.RenewLease(body.to_proto()))
 
     @app.post(f"{BASE}/leases/release", response_model=None)
     async def release(request: Request) -> Response:
         service = await stub(request)
-        body = await read(request, bodies.ReleaseBody, limit)
+        body = await read(request, partial(validated, bodies.ReleaseBody), limit)
         return await _answer(service.ReleaseLease(body.to_proto()))
 
     @app.post(f"{BASE}/judgements", response_model=None)
     async def judge(request: Request) -> Response:
         service = await stub(request)
-        message = (await read(request, bodies.JudgementBody, limit)).to_proto()
+        message = (await read(request, partial(validated, bodies.JudgementBody), limit)).to_proto()
         if isinstance(message, pb.SubmitJudgementRequest):
             return await _answer(service.SubmitJudgement(message))
         return await _answer(service.AddJudgement(message))
@@ -143,11 +154,11 @@ def _add_judging(app: FastAPI, stub: Stub, limit: int) -> None:
     @app.post(f"{BASE}/model-judgements", response_model=None)
     async def ask_model(request: Request) -> Response:
         service = await stub(request)
-        body = await read(request, bodies.ModelJudgementsBody, limit)
+        body = await read(request, partial(validated, bodies.ModelJudgementsBody), limit)
         return await _answer(service.RequestModelJudgements(body.to_proto()))
 
 
-def _add_results(app: FastAPI, stub: Stub, limit: int) -> None:
+def _add_results(app: APIRouter, stub: Stub, limit: int) -> None:
     @app.get(f"{BASE}/report", response_model=None)
     async def report(request: Request) -> Response:
         service = await stub(request)
@@ -187,7 +198,7 @@ def _add_results(app: FastAPI, stub: Stub, limit: int) -> None:
     @app.post(f"{BASE}/datasets", response_model=None)
     async def publish(request: Request) -> Response:
         service = await stub(request)
-        body = await read(request, bodies.DatasetBody, limit)
+        body = await read(request, partial(validated, bodies.DatasetBody), limit)
         return await _answer(service.PublishPairs(body.to_proto()))
 
     @app.delete(f"{BASE}/collections/{{name:path}}", response_model=None)

@@ -1,182 +1,236 @@
 """Per-tenant quotas: requests at a time, and tokens per minute.
 
-Counted in Redis, so that several gateways share one budget, and here as well: this gateway's own
-count decides alone while Redis is away. A minute's tokens are a bucket that refills steadily; a
-request is admitted while anything is in it and pays for what it really used when it ends (the
-bucket may go into debt, which later requests wait out), so nothing has to be reserved.
+They hold over all gateways together. A gateway leases slots and tokens of a tenant out of the
+tenant's ledger in Redis (`quota_ledger.py`), lets requests in against what it holds without asking
+anybody, and settles beside them: one pipeline for all tenants, sent again under the same numbers
+until it is answered. What it leases gets smaller as less is left, and what lies idle is given back,
+at once where another gateway is in want; so nobody is refused for what nobody uses. The lease of a
+gateway that died lapses. While Redis is away a gateway decides alone, by the same limits.
+
+A minute's tokens are a bucket that refills steadily. A request is let in while anything is in it,
+pays for its prompt before work on it begins, and for its answer as it is made; the bucket may go
+into debt, which later requests wait out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 import uuid
-from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import Context
 
 from redis.asyncio import Redis
 
-from plinth.shared import redis_keys
-from plinth.shared.connection import redis_errors
-from plinth.shared.errors import ResourceExhausted, Unavailable
+from plinth.gateway.quota_account import Account
+from plinth.gateway.quota_ledger import Exchange, QuotaLedger
+from plinth.shared.errors import PlinthError, Unavailable
+from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.gateway")
 
-# KEYS: running (sorted set: request by the time it lapses), bucket (hash: level, at).
-# ARGV: request, requests at a time, tokens per minute, lease in ms. Answers {verdict, wait in ms}.
-_LEVEL = """
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local rate = tonumber(ARGV[3])
-local bucket = redis.call('HMGET', KEYS[2], 'level', 'at')
-local level = tonumber(bucket[1] or rate)
-if bucket[2] then level = math.min(rate, level + (now - tonumber(bucket[2])) * rate / 60000) end
-"""
-_ADMIT = (
-    _LEVEL
-    + """
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local most = tonumber(ARGV[2])
-if most > 0 and not redis.call('ZSCORE', KEYS[1], ARGV[1])
-   and redis.call('ZCARD', KEYS[1]) >= most then return {'requests', 1000} end
-if rate > 0 and level <= 0 then return {'tokens', math.ceil((1 - level) * 60000 / rate)} end
-redis.call('ZADD', KEYS[1], now + ARGV[4], ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return {'ok', 0}
-"""
-)
-# ARGV as above, but the fourth is tokens used. Safe to send twice: only the first one removes.
-_SETTLE = (
-    _LEVEL
-    + """
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 or rate == 0 then return 0 end
-level = level - tonumber(ARGV[4])
-redis.call('HSET', KEYS[2], 'level', tostring(level), 'at', now)
-redis.call('PEXPIRE', KEYS[2], math.max(120000, math.ceil((rate - level) * 60000 / rate)))
-return 1
-"""
-)
+LEASE_S = 15.0  # how long a dead gateway's slots stay taken
+SETTLE_S = 0.5  # between settlements of one tenant
+_ANSWER_S = 2.0  # what a pipeline may take; Redis counts as away beyond it
+_AWAY_S = 1.0  # for how long it does
+_IDLE_WAITS = 4  # settlements that a request waits for what other gateways hold idle
 
 
 class Admission:
-    """One request that was let in; `spend` what it used, then `close` it."""
+    """What one request that was let in pays with."""
 
-    def __init__(self, quotas: Quotas, tenant: str) -> None:
-        self.id = uuid.uuid4().hex
-        self.tenant = tenant
-        self.used = 0
+    def __init__(self, quotas: Quotas, account: Account | None) -> None:
         self._quotas = quotas
-        self._open = True
+        self._account = account
+
+    async def charge(self, tokens: int) -> None:
+        """Takes what is to be paid before work begins. RateLimited when the tenant's tokens were
+        used up meanwhile."""
+        if self._account is not None:
+            await self._quotas.wait_for_tokens(self._account)
+            self._account.spend(tokens)
 
     def spend(self, tokens: int) -> None:
-        """Adds to what is paid for at the end."""
-        self.used += tokens
-
-    def close(self) -> None:
-        """Idempotent, and never waits: whoever closes may be cancelled already."""
-        if self._open:
-            self._open = False
-            self._quotas.settle(self)
+        """Takes what was used already. Negative: gives back what was charged for nothing."""
+        if self._account is not None:
+            self._account.spend(tokens)
 
 
 class Quotas:
-    """Limits of 0 are none; without any, nothing is counted and Redis is not asked."""
+    """Limits of 0 are none; without any, nothing is counted and Redis is not asked.
+
+    One per process. `open` it before the first request, `close` it after the last one.
+    """
 
     def __init__(
-        self, redis: Redis, *, concurrent: int, tokens_per_minute: int, lease_s: float
+        self,
+        redis: Redis,
+        *,
+        concurrent: int,
+        tokens_per_minute: int,
+        lease_s: float = LEASE_S,
+        settle_s: float = SETTLE_S,
     ) -> None:
-        self._concurrent = concurrent
-        self._rate = tokens_per_minute
-        self._lease_ms = int(lease_s * 1000)
-        self._limited = bool(concurrent or tokens_per_minute)
-        self._admit = redis.register_script(_ADMIT)
-        self._settle = redis.register_script(_SETTLE)
-        self._running: Counter[str] = Counter()
-        self._buckets: dict[str, tuple[float, float]] = {}  # tenant → level, when
-        self._settling: set[asyncio.Task[None]] = set()
+        self._limits = (concurrent, tokens_per_minute)
+        self._limited = any(self._limits)
+        self._lease_s, self._settle_s = lease_s, settle_s
+        self._ledger = QuotaLedger(
+            redis,
+            uuid.uuid4().hex,
+            concurrent=concurrent,
+            tokens_per_minute=tokens_per_minute,
+            lease_s=lease_s,
+        )
+        self._accounts: dict[str, Account] = {}
+        self._wanted = asyncio.Event()  # somebody waits for a settlement
+        self._away_until = 0.0
+        self._task: asyncio.Task[None] | None = None
 
-    async def admit(self, tenant: str) -> Admission:
-        """ResourceExhausted with a time to wait when the tenant has used up what it has."""
-        admission = Admission(self, tenant)
-        if not self._limited:
-            return admission
-        self._admit_here(tenant)
-        self._running[tenant] += 1
-        try:
-            with redis_errors():
-                verdict, wait_ms = await self._admit(
-                    keys=_keys(tenant),
-                    args=[admission.id, self._concurrent, self._rate, self._lease_ms],
-                )
-        except Unavailable as error:
-            _log.warning("quotas are counted by this gateway alone", reason=str(error))
-            return admission
-        except BaseException:
-            self._leave(tenant)
-            raise
-        if verdict != b"ok":
-            self._leave(tenant)
-            raise self._exhausted(tenant, verdict.decode(), int(wait_ms) / 1000)
-        return admission
+    def open(self) -> None:
+        """Begins to settle."""
+        if self._limited:
+            # In a context of its own: it works for no request.
+            self._task = asyncio.create_task(self._settle_for_ever(), context=Context())
 
-    def settle(self, admission: Admission) -> None:
-        """Books what a request used: here at once, in Redis in the background."""
-        if not self._limited:
+    async def close(self) -> None:
+        """Books what is left and gives everything back, if Redis answers now."""
+        if self._task is None:
             return
-        self._leave(admission.tenant)
-        if self._rate:
-            level = self._level(admission.tenant) - admission.used
-            self._buckets[admission.tenant] = (level, time.monotonic())
-        task = asyncio.create_task(self._settle_in_redis(admission))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-
-    async def drain(self) -> None:
-        """Waits for what is still being booked."""
-        await asyncio.gather(*self._settling)
-
-    async def _settle_in_redis(self, admission: Admission) -> None:
+        await cancel_and_wait(self._task)
+        self._task = None
         try:
-            with redis_errors():
-                await self._settle(
-                    keys=_keys(admission.tenant),
-                    args=[admission.id, self._concurrent, self._rate, admission.used],
-                )
+            # The first round may only repeat what was on its way.
+            for _ in range(2):
+                await self._round(list(self._accounts.values()), leaving=True)
         except Unavailable as error:
-            _log.warning("a request's use was not booked", reason=str(error))
+            _log.warning("quotas were not settled at the end", reason=error.message)
+        for account in self._accounts.values():
+            account.unanswered()  # whoever still waits decides alone
 
-    def _leave(self, tenant: str) -> None:
-        self._running[tenant] -= 1
-        if self._running[tenant] <= 0:
-            del self._running[tenant]
+    @asynccontextmanager
+    async def admitted(self, tenant: str) -> AsyncIterator[Admission]:
+        """A request of `tenant`, which is one of its requests at a time until the block ends.
 
-    def _admit_here(self, tenant: str) -> None:
-        if self._concurrent and self._running[tenant] >= self._concurrent:
-            raise self._exhausted(tenant, "requests", 1.0)
-        level = self._level(tenant)
-        if self._rate and level <= 0:
-            raise self._exhausted(tenant, "tokens", (1 - level) * 60 / self._rate)
+        RateLimited, with a time to wait, when the tenant has used up what it has.
+        """
+        if not self._limited:
+            yield Admission(self, None)
+            return
+        account = self._account(tenant)
+        await self._wait_for(account, slots=1)
+        account.enter()  # nothing is awaited since there was room, nor until the block begins
+        try:
+            yield Admission(self, account)
+        finally:
+            if account.leave():
+                self._wanted.set()
 
-    def _level(self, tenant: str) -> float:
+    async def check(self, tenant: str) -> None:
+        """RateLimited where a request of `tenant` would not be let in now. Takes nothing."""
+        if self._limited:
+            await self._wait_for(self._account(tenant), slots=1)
+
+    def background(self, tenant: str) -> Admission:
+        """Of work that is none of the tenant's requests at a time, and pays with tokens alone."""
+        return Admission(self, self._account(tenant) if self._limited else None)
+
+    async def wait_for_tokens(self, account: Account) -> None:
+        """Returns while the tenant has tokens. RateLimited."""
+        await self._wait_for(account, slots=0)
+
+    async def settled(self) -> None:
+        """Returns when everything that was spent until now is booked. Unavailable."""
+        for account in list(self._accounts.values()):
+            while account.unsettled:
+                if not await self._settlement(account):
+                    raise Unavailable("Redis is away; quotas are settled when it is back")
+
+    # -- one request ---------------------------------------------------------------------------
+
+    def _account(self, tenant: str) -> Account:
+        account = self._accounts.get(tenant)
+        if account is None:
+            account = self._accounts[tenant] = Account(tenant, *self._limits)
+        account.touch()
+        return account
+
+    async def _wait_for(self, account: Account, slots: int) -> None:
+        """Returns when a request may go on: with `slots` of 1 if there is one, with 0 if there are
+        tokens alone. Whoever asks takes it before anything else runs."""
+        idle_waits = 0
+        while not account.has_room(slots):
+            with account.waiting(slots):
+                answered = await self._settlement(account)
+            if not answered:
+                account.check_alone(slots)
+                return
+            refusal = account.refusal(slots)
+            if refusal is None:
+                continue
+            if not account.idle_elsewhere(slots) or idle_waits == _IDLE_WAITS:
+                raise refusal
+            idle_waits += 1
+            await asyncio.sleep(self._settle_s / 2)  # those who hold it are told meanwhile
+
+    async def _settlement(self, account: Account) -> bool:
+        """Waits for the account's next settlement. False: Redis is away."""
+        if time.monotonic() < self._away_until:
+            return False
+        assert self._task is not None, "Quotas must be open"
+        settlement = account.next_settlement()
+        self._wanted.set()
+        return await asyncio.shield(settlement)
+
+    # -- beside the requests -------------------------------------------------------------------
+
+    async def _settle_for_ever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._settle_s):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+            self._wanted.clear()
+            now = time.monotonic()
+            for account in [a for a in self._accounts.values() if a.forgettable(now)]:
+                del self._accounts[account.tenant]
+            due = [a for a in self._accounts.values() if a.due(now, self._settle_s)]
+            if not due:
+                continue
+            try:
+                await self._round(due)
+            except Exception as error:  # noqa: BLE001 - requests go on, and it is tried again
+                self._away(error, due)
+
+    def _away(self, error: Exception, due: list[Account]) -> None:
+        if isinstance(error, Unavailable):
+            _log.warning("quotas are counted by this gateway alone", reason=error.message)
+        else:
+            _log.exception("quotas can't be settled; this gateway counts alone")
+        self._away_until = time.monotonic() + _AWAY_S
+        for account in due:
+            account.unanswered()
+
+    async def _round(self, due: list[Account], *, leaving: bool = False) -> None:
+        """One pipeline for all of `due`. Unavailable: to be repeated as it is."""
         now = time.monotonic()
-        level, at = self._buckets.get(tenant, (float(self._rate), now))
-        return min(float(self._rate), level + (now - at) * self._rate / 60)
-
-    def _exhausted(self, tenant: str, what: str, wait_s: float) -> ResourceExhausted:
-        limit = (
-            f"{self._concurrent} requests at a time"
-            if what == "requests"
-            else f"{self._rate} tokens per minute"
-        )
-        return ResourceExhausted(
-            f"Rate limit reached for tenant {tenant!r}: {limit}. "
-            f"Try again in {math.ceil(wait_s)} s.",
-            reason="RATE_LIMIT_EXCEEDED",
-            retry_after_s=wait_s,
-            metadata={"subject": f"tenant:{tenant}"},
-        )
-
-
-def _keys(tenant: str) -> list[str]:
-    return [redis_keys.quota(tenant, "running"), redis_keys.quota(tenant, "tokens")]
+        batch: list[Exchange] = [account.exchange(now, leaving=leaving) for account in due]
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                answers = await self._ledger.exchange(batch)
+        except TimeoutError as error:
+            raise Unavailable(f"Redis did not answer within {_ANSWER_S:g} s") from error
+        for account, answer in zip(due, answers, strict=True):
+            if isinstance(answer, PlinthError):
+                _log.warning(
+                    "a tenant's quota is counted by this gateway alone",
+                    tenant=account.tenant,
+                    reason=answer.message,
+                )
+                account.unanswered()
+            else:
+                account.answered(answer, self._lease_s)
+                if account.must_return or account.asked:
+                    self._wanted.set()

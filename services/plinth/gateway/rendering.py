@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from plinth.gateway.answer_scores import LOWEST_LOGPROB
+from plinth.gateway.answer_writer import STOP, TextEvent
 from plinth.gateway.chooser import Chosen
-from plinth.gateway.generation import STOP, Prepared, TextEvent
+from plinth.gateway.generation import Prepared
 from plinth.gateway.session import Session
 from plinth.gateway.texts import Texts
 from plinth.v1 import common_pb2
@@ -39,8 +40,7 @@ class Renderer:
         self._id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._usages: list[common_pb2.Usage] = []
-        count = sum(one.samples for one in self._prepared)
-        self._offsets = [0] * count
+        self._count = sum(one.samples for one in self._prepared)
 
     # -- what differs between chat and completions ---------------------------------------------
 
@@ -73,7 +73,7 @@ class Renderer:
     async def whole(self, session: Session, choose: Choose | None = None) -> Json:
         """The answer that is not streamed: all samples of each prompt, or those of `choose`.
         `usage` counts what was made either way."""
-        events: list[list[TextEvent]] = [[] for _ in self._offsets]
+        events: list[list[TextEvent]] = [[] for _ in range(self._count)]
         async for index, event in session.events():
             events[index].append(event)
             self.count(event)
@@ -139,7 +139,7 @@ class ChatRenderer(Renderer):
     prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def opening(self) -> Iterable[Json]:
-        for index in range(len(self._offsets)):
+        for index in range(self._count):
             delta = {"role": "assistant", "content": "", "refusal": None}
             yield {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
@@ -185,40 +185,33 @@ class CompletionRenderer(Renderer):
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
     async def choice(self, index: int, event: TextEvent) -> Json:
-        return await self._choice(index, event.text, event.tokens, event.finish)
+        return {
+            "index": index,
+            "text": event.text,
+            "logprobs": await self._logprobs(event.tokens, event.offsets),
+            "finish_reason": finish_word(event.finish),
+        }
 
     async def whole_choice(self, index: int, events: Sequence[TextEvent]) -> Json:
         text = "".join(event.text for event in events)
-        tokens = [token for event in events for token in event.tokens]
-        return await self._choice(index, text, tokens, events[-1].finish)
+        tokens = tuple(token for event in events for token in event.tokens)
+        offsets = tuple(offset for event in events for offset in event.offsets)
+        return await self.choice(index, TextEvent(text, tokens, events[-1].finish, None, offsets))
 
-    async def _choice(
-        self, index: int, text: str, tokens: Sequence[common_pb2.Token], finish: int
-    ) -> Json:
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": await self._logprobs(index, tokens),
-            "finish_reason": finish_word(finish),
-        }
-
-    async def _logprobs(self, index: int, tokens: Sequence[common_pb2.Token]) -> Json | None:
+    async def _logprobs(
+        self, tokens: Sequence[common_pb2.Token], offsets: Sequence[int]
+    ) -> Json | None:
         if self._alternatives is None:
             return None
         raw = await self._token_bytes(tokens)
-        texts = {id_: _shown(one) for id_, one in raw.items()}
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(texts[token.id])
+        texts = {id_: token_text(one) for id_, one in raw.items()}
         return {
             "tokens": [texts[token.id] for token in tokens],
             "token_logprobs": [_finite(token.raw_logprob) for token in tokens],
             "top_logprobs": [
-                {texts[top.id]: _finite(top.logprob) for top in token.top[: self._alternatives]}
-                for token in tokens
+                _by_text(token.top[: self._alternatives], texts, token.id) for token in tokens
             ],
-            "text_offset": offsets,
+            "text_offset": list(offsets),
         }
 
 
@@ -230,12 +223,32 @@ def finish_word(finish: int) -> str | None:
 
 
 def _entry(raw: bytes, logprob: float) -> Json:
-    return {"token": _shown(raw), "logprob": _finite(logprob), "bytes": list(raw)}
+    return {"token": token_text(raw), "logprob": _finite(logprob), "bytes": list(raw)}
 
 
-def _shown(raw: bytes) -> str:
-    """A token by itself: half a character has bytes and no text, so it is U+FFFD."""
-    return raw.decode(errors="replace")
+def token_text(raw: bytes) -> str:
+    """A token by itself. One that ends inside a character is no text; as at OpenAI it is then
+    `bytes:` with its bytes, those that are ASCII and printable as themselves."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        shown = (chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in raw)
+        return "bytes:" + "".join(shown)
+
+
+def _by_text(
+    tops: Sequence[common_pb2.TopLogprob], texts: Mapping[int, str], sampled: int
+) -> dict[str, float]:
+    """Alternatives by what they say. Where two say the same, the sampled one has the name (or else
+    the likelier), and the other is told by its id."""
+    named: dict[str, float] = {}
+    owner = {texts[top.id]: top.id for top in reversed(tops)}
+    owner |= {texts[top.id]: top.id for top in tops if top.id == sampled}
+    for top in tops:
+        text = texts[top.id]
+        name = text if owner[text] == top.id else f"token_id:{top.id}"
+        named[name] = _finite(top.logprob)
+    return named
 
 
 def _finite(logprob: float) -> float:

@@ -75,6 +75,12 @@ class Search:
             self._patience_s = self._resume_s
             self._give_up = time.monotonic() + self._patience_s
 
+    def again(self) -> None:
+        """The answer goes on after a pause that was its reader's."""
+        self.left_s()
+        self.attempts += 1
+        self._give_up = time.monotonic() + self._patience_s
+
     def check(self, nobody: Unavailable) -> None:
         """Called while no shard can be had. Raises when it is time to give up."""
         self.left_s()

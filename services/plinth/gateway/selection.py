@@ -50,7 +50,7 @@ class Select(_Strict):
     by: Literal["likelihood", "reward", "vote"]
     reward: str | None = Field(default=None, min_length=1, max_length=256)
     rules: list[WeightedRule] | None = Field(
-        default=None, min_length=1, max_length=limits.MAX_SELECT_RULES
+        default=None, min_length=1, max_length=limits.MAX_SELECT_RULES, fail_fast=True
     )
     pattern: str | None = Field(default=None, min_length=1, max_length=limits.MAX_PATTERN_CHARS)
     weights: Literal["equal", "likelihood", "reward"] | None = None

@@ -1,4 +1,4 @@
-"""One request that was let in: its answers, what they cost, and what came of it."""
+"""The answers to one request that was let in, what they cost, and what came of them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 
 from plinth.gateway import metrics
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.failover import Replaced
-from plinth.gateway.generation import Generator, Prepared, TextEvent, merged
+from plinth.gateway.generation import Generator, Prepared, merged
 from plinth.gateway.live_preferences import AnswerRecorder
 from plinth.gateway.quotas import Admission
 from plinth.gateway.revisions import Choice, Revisions, at_fault
-from plinth.shared.errors import PlinthError
+from plinth.gateway.search import SHARDS_DIED
+from plinth.shared.errors import DeadlineExceeded, PlinthError
 
 
 class Session:
-    """One request that was let in: its answers, and what they cost. Close it."""
+    """One request's answers by one revision, and what they cost. An async context manager: it is
+    entered when the first piece is there, and when it is left the shards are free.
+
+    The admission that it pays with is its opener's.
+    """
 
     def __init__(
         self,
@@ -27,30 +33,49 @@ class Session:
         choice: Choice,
     ) -> None:
         self.prepared = prepared
-        self.recorder: AnswerRecorder | None = (
-            None  # of what the client is told, from the first piece on
-        )
+        # Of what the client is told, from the first piece on.
+        self.recorder: AnswerRecorder | None = None
+        self._generator = generator
         self._admission = admission
         self._revisions = revisions
         self._choice = choice
+        self._prompt_tokens = sum(len(one.prompt_ids) for one in prepared)
         self._outcome = "cancelled"
         self._tokens = 0
         self._ttft_s: float | None = None
-        self._closed = False
-        self._made: list[TextEvent] = []
-        self._answers = merged(
-            [generator.answer(one, sample) for one in prepared for sample in range(one.samples)]
-        )
+        self._answers: AsyncGenerator[tuple[int, TextEvent], None] | None = None
         self._first: tuple[int, TextEvent] | None = None
-        metrics.RUNNING.inc()
 
-    async def start(self) -> None:
-        """Waits for the first piece, so that what goes wrong until then has a status of its own."""
+    async def __aenter__(self) -> Session:
+        """Pays for the prompts and waits for the first piece, so that what goes wrong until then
+        has a status of its own. RateLimited; what shards and tokenizer raise."""
+        await self._admission.charge(self._prompt_tokens)
+        try:
+            await self._start()
+        except BaseException as error:
+            if not _worked_on(error):
+                self._admission.spend(-self._prompt_tokens)
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    async def _start(self) -> None:
+        self._answers = merged(
+            [
+                self._generator.answer(one, sample)
+                for one in self.prepared
+                for sample in range(one.samples)
+            ]
+        )
+        metrics.RUNNING.inc()
         with self._judged():
             self._first = await anext(self._answers)
         self._ttft_s = time.monotonic() - self.prepared[0].started
         # Once, however many revisions were tried before one began.
-        self._spend("prompt", sum(len(one.prompt_ids) for one in self.prepared))
+        self._count("prompt", self._prompt_tokens)
 
     @property
     def revision(self) -> str:
@@ -59,8 +84,8 @@ class Session:
 
     async def events(self) -> AsyncGenerator[tuple[int, TextEvent], None]:
         """(index of the answer, its next piece): samples of the first prompt, then the next's."""
-        if self._first is not None:
-            yield self._counted(self._first)
+        assert self._answers is not None and self._first is not None, "enter it first"
+        yield self._counted(self._first)
         with self._judged():
             async with aclosing(self._answers):
                 async for item in self._answers:
@@ -69,25 +94,21 @@ class Session:
         if self.recorder is not None:
             self.recorder.finish(self.prepared[0])
 
-    async def close(self, *, leave: bool = True) -> None:
-        """Frees the shards, books the outcome and, unless the request goes on elsewhere, settles
-        the bill. Idempotent."""
-        if self._closed:
+    async def _end(self) -> None:
+        """Books the outcome and frees the shards."""
+        if self._answers is None:
             return
-        self._closed = True
+        answers, self._answers = self._answers, None
         metrics.RUNNING.dec()
-        if leave:
-            self._admission.close()
-        principal = self.prepared[0].principal
         if self._outcome != "refused":
             self._revisions.book(
                 self._choice,
-                principal,
+                self.prepared[0].principal,
                 self._outcome,
                 tokens=self._tokens,
                 ttft_s=self._ttft_s,
             )
-        await self._answers.aclose()
+        await answers.aclose()
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -106,13 +127,22 @@ class Session:
 
     def _counted(self, item: tuple[int, TextEvent]) -> tuple[int, TextEvent]:
         self._tokens += len(item[1].tokens)
-        self._spend("completion", len(item[1].tokens))
+        self._admission.spend(len(item[1].tokens))
+        self._count("completion", len(item[1].tokens))
         if self.recorder is not None:
             self.recorder.record(*item)
         return item
 
-    def _spend(self, kind: str, tokens: int) -> None:
+    def _count(self, kind: str, tokens: int) -> None:
         if tokens:
-            self._admission.spend(tokens)
-            tenant = metrics.tenant_label(self._admission.tenant)
+            tenant = metrics.tenant_label(self.prepared[0].principal.tenant)
             metrics.TOKENS.labels(kind, self.prepared[0].model.name, tenant).inc(tokens)
+
+
+def _worked_on(error: BaseException) -> bool:
+    """Whether prompts that have no answer are paid for all the same: where shards worked on them
+    until the client hung up or its time was over, or died of them. What the platform refuses or
+    can't do is not: whoever asks again pays then."""
+    if isinstance(error, PlinthError):
+        return isinstance(error, DeadlineExceeded) or error.reason == SHARDS_DIED
+    return not isinstance(error, Exception)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from plinth.gateway.generation import TextEvent
+from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.rendering import Renderer
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.gateway.session import Session
 from plinth.shared.errors import PlinthError, to_openai_body
 from plinth.shared.telemetry import get_logger
 
-SEND_TIMEOUT_S = 60.0  # a client that reads nothing for so long is gone
 _DONE = b"data: [DONE]\n\n"
 _log = get_logger("plinth.gateway")
 
@@ -58,21 +58,22 @@ def _parts(event: TextEvent) -> Sequence[TextEvent]:
     if not event.finish or not (event.text or event.tokens):
         return (event,)
     return (
-        TextEvent(event.text, event.tokens),
+        TextEvent(event.text, event.tokens, offsets=event.offsets),
         TextEvent("", (), event.finish, event.usage),
     )
 
 
 class AnswerStream(EventSourceResponse):
-    """Sends a stream, and closes its session however sending ends."""
+    """Sends a stream, and closes what it is made from however sending ends. `owned`: that, from
+    the moment on in which the response is made."""
 
-    def __init__(self, session: Session, events: AsyncGenerator[bytes, None]) -> None:
-        headers = {MODEL_HEADER: session.revision}
-        super().__init__(events, headers=headers, ping=15, sep="\n", send_timeout=SEND_TIMEOUT_S)
-        self._session = session
+    def __init__(
+        self, revision: str, events: AsyncGenerator[bytes, None], owned: AsyncExitStack
+    ) -> None:
+        headers = {MODEL_HEADER: revision}
+        super().__init__(events, headers=headers, ping=15, sep="\n")
+        self._owned = owned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        async with self._owned:
             await super().__call__(scope, receive, send)
-        finally:
-            await self._session.close()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plinth.gateway.overview import STAGES
-from plinth.shared.registry import Registry
+from plinth.shared.registry import STAGES, Registry
 
 # Stages that may have pods without a replica, as the chart marks them: such a one is no fault.
 _WITH_SPARES = frozenset({"inference"})

@@ -8,8 +8,11 @@ all ids again, and the text that it has passed on already is left out.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -22,6 +25,7 @@ from plinth.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 
 STAGE = "tokenizer"
 KEPT_TOKENS = 65_536
+ASKED_TOKENS = 2048  # in one call; the tokenizer takes 4096 sequences
 
 T = TypeVar("T")
 
@@ -38,46 +42,52 @@ class Texts:
 
     async def chat(
         self, principal: Principal, model: str, messages: Sequence[common_pb2.ChatMessage]
-    ) -> tuple[list[int], list[int]]:
+    ) -> tuple[Sequence[int], list[int]]:
         """(prompt ids with the assistant's turn opened, ids that end a turn)."""
         request = tokenizer_pb2.ApplyChatTemplateRequest(
             model=model, messages=messages, add_generation_prompt=True
         )
         answer = await self._ask(principal, lambda stub: stub.ApplyChatTemplate(request))
-        return list(answer.ids), list(answer.stop_token_ids)
+        return answer.ids, list(answer.stop_token_ids)
 
-    async def encode(self, principal: Principal, model: str, text: str) -> list[int]:
-        """Ids of `text`; what it spells like a special token is text."""
-        request = tokenizer_pb2.EncodeRequest(model=model, texts=[text], add_special=True)
-        answer = await self._ask(principal, lambda stub: stub.Encode(request))
-        return list(answer.sequences[0].ids)
-
-    async def decode(self, principal: Principal, model: str, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens left out, as a stream of them would give it."""
-        request = tokenizer_pb2.DecodeRequest(
-            model=model, sequences=[tokenizer_pb2.TokenIds(ids=ids)], skip_special=True
+    async def encode(
+        self, principal: Principal, model: str, text: str, *, special_tokens: bool
+    ) -> tuple[Sequence[int], list[int]]:
+        """(ids of `text`, ids that end a turn where it holds special tokens). Without
+        `special_tokens` what it spells like one is text."""
+        request = tokenizer_pb2.EncodeRequest(
+            model=model, texts=[text], parse_special=special_tokens, add_special=True
         )
-        answer = await self._ask(principal, lambda stub: stub.Decode(request))
-        return str(answer.texts[0])
+        answer = await self._ask(principal, lambda stub: stub.Encode(request))
+        return answer.sequences[0].ids, list(answer.stop_token_ids)
 
     async def token_bytes(
         self, principal: Principal, model: str, ids: Sequence[int]
     ) -> dict[int, bytes]:
         """Each token's bytes, which may be half a character."""
-        missing = sorted({id_ for id_ in ids if (model, id_) not in self._token_bytes})
-        if missing:
-            request = tokenizer_pb2.DecodeRequest(
-                model=model,
-                sequences=[tokenizer_pb2.TokenIds(ids=[id_]) for id_ in missing],
-                raw=True,
-            )
-            answer = await self._ask(principal, lambda stub: stub.Decode(request))
-            for id_, raw in zip(missing, answer.raw, strict=True):
-                self._token_bytes[(model, id_)] = raw
-        found = {id_: self._token_bytes[(model, id_)] for id_ in ids}
-        while len(self._token_bytes) > KEPT_TOKENS:
-            self._token_bytes.popitem(last=False)
+        # Copied before anything is awaited: other calls put in theirs, and push these out.
+        cache = self._token_bytes
+        found = {id_: cache[model, id_] for id_ in ids if (model, id_) in cache}
+        missing = sorted(set(ids) - found.keys())
+        for first in range(0, len(missing), ASKED_TOKENS):
+            asked = missing[first : first + ASKED_TOKENS]
+            sequences = [tokenizer_pb2.TokenIds(ids=[id_]) for id_ in asked]
+            request = tokenizer_pb2.DecodeRequest(model=model, sequences=sequences, raw=True)
+            answer = await self._decoded(principal, request)
+            fetched = dict(zip(asked, answer.raw, strict=True))
+            found |= fetched
+            cache.update(((model, id_), raw) for id_, raw in fetched.items())
+            while len(cache) > KEPT_TOKENS:
+                cache.popitem(last=False)
         return found
+
+    async def _decoded(
+        self, principal: Principal, request: tokenizer_pb2.DecodeRequest
+    ) -> tokenizer_pb2.DecodeResponse:
+        answer: tokenizer_pb2.DecodeResponse = await self._ask(
+            principal, lambda stub: stub.Decode(request)
+        )
+        return answer
 
     def stream(self, principal: Principal, model: str) -> TextStream:
         """A detokeniser for one answer. Close it."""
@@ -102,6 +112,17 @@ class Texts:
         return await self.patiently(principal, work, self.patience_s)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What ids have completed of a text. For each id, in characters from the text's start: where
+    its own text starts, and how much text there was once it had come (the rest of `text` belongs
+    to the end of the whole)."""
+
+    text: str
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
 class TextStream:
     """Ids of one answer in, its text out, never half a character."""
 
@@ -109,26 +130,30 @@ class TextStream:
         self._texts = texts
         self._principal = principal
         self._model = model
-        self._ids: list[int] = []
-        self._emitted = ""
+        self._ids = array("I")  # all of them: another tokenizer would begin anew
+        # What was passed on, so that another tokenizer's text can be compared with it.
+        self._length = 0
+        self._digest = hashlib.blake2b()
         self._call: Any = None
 
-    async def feed(self, ids: Sequence[int], *, flush: bool = False) -> str:
-        """Text that `ids` complete; with `flush`, up to the end, without half a character."""
+    async def feed(self, ids: Sequence[int], *, flush: bool = False) -> Piece:
+        """What `ids` complete; with `flush`, up to the end, without half a character."""
         self._ids.extend(ids)
-        text = ""
+        answer = None
         if self._call is not None:
             message = tokenizer_pb2.DecodeStreamRequest(ids=ids, flush=flush)
             try:
-                text = await self._exchange(self._call, message)
+                answer = await self._exchange(self._call, message)
             except (grpc.aio.AioRpcError, Unavailable, asyncio.InvalidStateError):
                 self.close()
-        if self._call is None:
-            text = await self._texts.patiently(
+        if answer is None:
+            answer = await self._texts.patiently(
                 self._principal, lambda stub: self._start(stub, flush), self._texts.resume_s
             )
-        self._emitted += text
-        return text
+        piece = self._piece(answer, len(ids))
+        self._length += len(piece.text)
+        self._digest.update(piece.text.encode())
+        return piece
 
     def close(self) -> None:
         """Ends the stream; idempotent."""
@@ -136,26 +161,39 @@ class TextStream:
             self._call.cancel()
             self._call = None
 
-    async def _start(self, stub: Any, flush: bool) -> str:
-        """Opens a stream with all ids so far; the text that is new in it."""
+    def _piece(self, answer: tokenizer_pb2.DecodeStreamResponse, count: int) -> Piece:
+        if (
+            len(answer.ends) < count
+        ):  # a tokenizer of the release before: all belongs to the last id
+            begin, end = self._length, self._length + len(answer.text)
+            return Piece(answer.text, (begin,) * count, ((begin,) * count + (end,))[1:])
+        new = len(answer.ends) - count  # all before was passed on already
+        return Piece(answer.text, tuple(answer.starts[new:]), tuple(answer.ends[new:]))
+
+    async def _start(self, stub: Any, flush: bool) -> tokenizer_pb2.DecodeStreamResponse:
+        """Opens a stream with all ids so far; what is new in it."""
         call = stub.DecodeStream()
         try:
             first = tokenizer_pb2.DecodeStreamRequest(
                 model=self._model, skip_special=True, ids=self._ids, flush=flush
             )
-            whole = await self._exchange(call, first)
-            if not whole.startswith(self._emitted):
+            answer = await self._exchange(call, first)
+            passed_on, answer.text = answer.text[: self._length], answer.text[self._length :]
+            if hashlib.blake2b(passed_on.encode()).digest() != self._digest.digest():
                 raise Internal("two tokenizers give different text for the same ids")
             self._call = call
         finally:
             if self._call is not call:
                 call.cancel()
-        return whole[len(self._emitted) :]
+        return answer
 
     @staticmethod
-    async def _exchange(call: Any, message: tokenizer_pb2.DecodeStreamRequest) -> str:
+    async def _exchange(
+        call: Any, message: tokenizer_pb2.DecodeStreamRequest
+    ) -> tokenizer_pb2.DecodeStreamResponse:
         await call.write(message)
         answer = await call.read()
         if answer is grpc.aio.EOF:
             raise Unavailable("the tokenizer ended the stream")
-        return str(answer.text)
+        assert isinstance(answer, tokenizer_pb2.DecodeStreamResponse)
+        return answer

@@ -26,9 +26,11 @@ from plinth.engine.request import (
     Finish,
     Request,
     ScoresEvent,
+    TokensEvent,
 )
 from plinth.inference import step_times
 from plinth.inference.lent import Answer, LentEngine, log_failure, settle
+from plinth.inference.outbox import Outbox, ReaderBehind
 from plinth.inference.step_times import StepTimes
 from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
 from plinth.shared.telemetry import get_logger
@@ -47,7 +49,7 @@ class EngineClient:
         self._lent = LentEngine(None, self._settle)
         self._served = 0  # steps of the first engine since the last one of the lent
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._streams: dict[str, asyncio.Queue[Event | Exception]] = {}
+        self._streams: dict[str, Outbox] = {}
         self._unfinished: set[str] = set()  # streams whose last event has not come
         self._asked: set[asyncio.Future[Any]] = set()  # what else somebody waits for
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -95,14 +97,14 @@ class EngineClient:
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         """Events of one request, the last with `finish` (or the scores).
 
-        Leaving early aborts the request. Raises what `Engine.add` raises, what the request failed
-        with, and Unavailable when the engine died.
+        Leaving early aborts the request; so does falling far behind, by a last `ReaderBehind`.
+        Raises what `Engine.add` raises, what the request failed with, and Unavailable when the
+        engine died.
         """
         self._take_work()
         if request.id in self._streams:
             raise InvalidArgument(f"request id {request.id!r} is in use", field="request_id")
-        events: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        self._streams[request.id] = events
+        events = self._streams[request.id] = Outbox()
         self._unfinished.add(request.id)
         self._commands.put(lambda: self._add(request))
         ended = False
@@ -272,21 +274,32 @@ class EngineClient:
     def _hand_out(self, events: list[Event]) -> None:
         for event in events:
             stream = self._streams.get(event.request_id)
-            if stream is not None:
-                stream.put_nowait(event)
-                if _last(event):
-                    self._unfinished.discard(event.request_id)
+            if stream is None:
+                continue
+            stream.put(event)
+            if _last(event):
+                self._unfinished.discard(event.request_id)
+            elif isinstance(event, TokensEvent) and stream.full:
+                self._leave_behind(stream, event)
+
+    def _leave_behind(self, stream: Outbox, event: TokensEvent) -> None:
+        """End a request whose reader doesn't keep up. What still comes of it is nobody's."""
+        id_ = event.request_id
+        stream.put(ReaderBehind(id_, (), Finish.CANCELLED, event.usage))
+        del self._streams[id_]
+        self._unfinished.discard(id_)
+        self._commands.put(lambda: self._abort(id_))
 
     def _refuse(self, request_id: str, refusal: PlinthError) -> None:
         stream = self._streams.get(request_id)
         if stream is not None:
-            stream.put_nowait(refusal)
+            stream.put(refusal)
 
     def _end(self, error: PlinthError) -> None:
         """Nothing is answered any more: tell whoever waits, and from now on whoever asks."""
         self._ended = error
         for stream in self._streams.values():
-            stream.put_nowait(error)
+            stream.put(error)
         for asked in tuple(self._asked):
             settle(asked, error)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection
 
 from plinth.engine.request import Binding, Finish, Request, SampledToken, Sampling, TokensEvent
+from plinth.inference.outbox import ReaderBehind
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import common_pb2, inference_pb2
 
@@ -71,15 +72,19 @@ def score_request(
 def response(
     event: TokensEvent, weights_digest: str, seed: int | None
 ) -> inference_pb2.GenerateResponse:
-    """One message of the stream. `seed` goes into the first; finish and usage into the last."""
+    """One message of the stream. `seed` goes into the first, with what is known of the usage then;
+    finish and all of the usage into the last."""
     message = inference_pb2.GenerateResponse(
         tokens=[_token(token) for token in event.tokens], weights_digest=weights_digest
     )
     if seed is not None:
         message.seed = seed
+        message.usage.prompt_tokens = event.usage.prompt
+        message.usage.cached_tokens = event.usage.cached
     if event.finish is not None:
         usage = event.usage
         message.finish_reason = _FINISH[event.finish]
+        message.reader_behind = isinstance(event, ReaderBehind)
         message.usage.CopyFrom(
             common_pb2.Usage(
                 prompt_tokens=usage.prompt,

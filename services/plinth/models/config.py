@@ -7,11 +7,9 @@ Needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from plinth.models import hf_config
 from plinth.models.limits import MAX_PARAMETERS, MAX_ROTARY, flag, real, shown, token_id, whole
 from plinth.models.rope_scaling import RopeScaling
 from plinth.shared.errors import InvalidArgument
@@ -149,24 +147,3 @@ class ModelConfig:
                 f"tables of {self.context * self.head_dim:,} numbers, more than {MAX_ROTARY:,}",
                 field="context",
             )
-
-    @classmethod
-    def from_hf(
-        cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
-    ) -> ModelConfig:
-        """Read `config.json` (and `generation_config.json` for the end-of-sequence ids).
-
-        Raises InvalidArgument for an unknown architecture, code that would have to be run
-        (`auto_map`), quantised weights, a number that cannot be right, or a key that is unknown or
-        asks for a variant that this decoder does not compute.
-        """
-        fields = hf_config.fields(config, generation or {})
-        try:
-            return cls(**fields)
-        except InvalidArgument as error:
-            key = hf_config.KEYS[fields["family"]].get(error.field, error.field)
-            raise InvalidArgument(f"config.json: {key}: {error.message}", field=key) from error
-
-    def to_hf(self) -> dict[str, Any]:
-        """The `config.json` that transformers opens."""
-        return hf_config.written(self)

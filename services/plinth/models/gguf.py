@@ -51,6 +51,7 @@ _GPT2 = {
 }
 _FAMILIES = {"llama": (_LLAMA, "model.layers"), "gpt2": (_GPT2, "transformer.h")}
 _ROPE_FACTORS = "rope_freqs.weight"
+PADDING = "tokenizer.ggml.padding_token_id"
 # Field of ModelConfig → metadata key under the architecture's name.
 _KEYS = {
     "layers": "block_count",
@@ -110,7 +111,7 @@ class GgufModel:
             "tie_embeddings": self._is_tied(),
             "bos_id": self.value("tokenizer.ggml.bos_token_id", int, None),
             "eos_ids": self._ends(int(table[1])),
-            "pad_id": self.value("tokenizer.ggml.padding_token_id", int, None),
+            "pad_id": self._padding(int(table[1])),
         }
         fields = self._reader.fields
         check_keys(
@@ -125,6 +126,10 @@ class GgufModel:
         except InvalidArgument as error:
             key = self._named(error.field)
             raise InvalidArgument(f"{self.path}: {key}: {error.message}", field=key) from error
+
+    def _padding(self, vocab_size: int) -> int | None:
+        value = self.value(PADDING, int, None)
+        return value if value is not None and 0 <= value < vocab_size else None
 
     def _ends(self, vocab_size: int) -> tuple[int, ...]:
         found = []

@@ -12,7 +12,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 
-from plinth.models.gguf import GgufModel
+from plinth.models.config import ModelConfig
+from plinth.models.gguf import PADDING, GgufModel
 from plinth.shared.errors import InvalidArgument
 
 _CONTROL, _USER_DEFINED = 3, 4
@@ -134,7 +135,7 @@ def _check(model: GgufModel, tokens: list[Any], types: list[Any], merges: list[A
     for merge in merges:
         if len(merge) != 2 or not {merge[0], merge[1], "".join(merge)} <= known:
             raise InvalidArgument(f"{model.path}: merge {merge!r} names a token that is not there")
-    for name in ("bos", "eos", "eot", "unknown", "padding"):
+    for name in ("bos", "eos", "eot", "unknown"):
         value = model.value(f"tokenizer.ggml.{name}_token_id", int, None)
         if value is not None and not 0 <= value < len(tokens):
             raise InvalidArgument(f"{model.path}: {name} id {value} is outside the vocabulary")
@@ -151,7 +152,16 @@ def tokenizer_config(model: GgufModel, context: int) -> dict[str, Any]:
     names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     for name, short in names.items():
         value = model.value(f"tokenizer.ggml.{name}_token_id", int, None)
-        if value is not None:
+        # The padding's may name no token: see `padding_warnings`.
+        if value is not None and 0 <= value < len(tokens):
             config[f"{short}_token"] = tokens[value]
     template = model.value("tokenizer.chat_template", str, None)
     return config if template is None else config | {"chat_template": template}
+
+
+def padding_warnings(model: GgufModel, config: ModelConfig) -> list[str]:
+    """What there is to tell about the id of padding: a decoder of packed rows needs none."""
+    value = model.value(PADDING, int, None)
+    if value is None or value == config.pad_id:
+        return []
+    return [f"{PADDING} is {value}, outside the vocabulary of {config.vocab_size}; left out"]

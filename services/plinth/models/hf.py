@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 
@@ -52,7 +53,7 @@ def read_config(folder: Path) -> ModelConfig:
     generation_file = folder / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else None
     refuse_code(folder)
-    return ModelConfig.from_hf(config, generation)
+    return hf_config.from_hf(config, generation)
 
 
 def refuse_code(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A Hugging Face `config.json` read into the fields of a ModelConfig, and written from one.
+"""A Hugging Face `config.json` read into a ModelConfig, and written from one.
 
 Each key is read with its type and its range, or known not to matter (`hf_keys`); anything else is
 an error, never a guess. Where a file may say one thing twice (rope_theta, rope_scaling and
@@ -8,15 +8,13 @@ rope_parameters; n_embd and hidden_size), both must agree. Needs no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from plinth.models.config import ModelConfig
 from plinth.models.hf_keys import check_keys
 from plinth.models.hf_rope import agree, rope_of, written_rope
 from plinth.models.limits import flag, from_json, real, shown, token_id, whole
 from plinth.shared.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from plinth.models.config import ModelConfig
 
 _WHERE, _GENERATION = "config.json", "generation_config.json"
 # Field of ModelConfig → key, for both directions.
@@ -38,7 +36,7 @@ _GPT2_SIZES = {
     "intermediate": "n_inner",
     "context": "n_positions",
 }
-KEYS: Mapping[str, Mapping[str, str]] = {
+_KEYS: Mapping[str, Mapping[str, str]] = {
     "llama": _LLAMA_SIZES | {"norm_eps": "rms_norm_eps", "rope_theta": "rope_theta"},
     "gpt2": _GPT2_SIZES | {"norm_eps": "layer_norm_epsilon", "kv_heads": "n_head"},
 }
@@ -58,7 +56,22 @@ _ACTIVATIONS = {
 # -- reading -------------------------------------------------------------------------------------
 
 
-def fields(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
+def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Read `config.json` (and `generation_config.json` for the end-of-sequence ids).
+
+    Raises InvalidArgument for an unknown architecture, code that would have to be run
+    (`auto_map`), quantised weights, a number that cannot be right, or a key that is unknown or
+    asks for a variant that this decoder does not compute.
+    """
+    fields = _fields(config, generation or {})
+    try:
+        return ModelConfig(**fields)
+    except InvalidArgument as error:
+        key = _KEYS[fields["family"]].get(error.field, error.field)
+        raise InvalidArgument(f"{_WHERE}: {key}: {error.message}", field=key) from error
+
+
+def _fields(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a ModelConfig.
 
     Ids outside the vocabulary are left out: no token could ever be met that they name (older
@@ -199,7 +212,7 @@ def _special_ids(
 # -- writing -------------------------------------------------------------------------------------
 
 
-def written(config: ModelConfig) -> dict[str, Any]:
+def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` that transformers opens."""
     return _to_llama(config) if config.family == "llama" else _to_gpt2(config)
 

@@ -7,7 +7,6 @@ appears at once and whole, by one rename; after an error there is nothing. Knows
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from plinth.models.config import ModelConfig
 from plinth.models.gguf import GgufModel
-from plinth.models.gguf_vocabulary import build_tokenizer, tokenizer_config
+from plinth.models.gguf_vocabulary import build_tokenizer, padding_warnings, tokenizer_config
 from plinth.models.hf import Checkpoint, read_json
 from plinth.models.hub import Snapshot, download, parse_hub_name
 from plinth.models.sources import DEFAULT_SOURCE, file_digest, folder_digest, locate
+from plinth.models.tokenizer_files import check_tokenizer, import_tokenizer
 from plinth.models.weights import check_tensors, save_tensors, weights_digest, write_json
-from plinth.shared.errors import AlreadyExists, InvalidArgument, NotFound
+from plinth.shared.errors import AlreadyExists
+
+_CARD_CHARACTERS = 1 << 20  # a header is at its top
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class ImportedModel:
     weights_digest: Merkle root of the weights as they now lie in `folder`.
     license: as the source states it, such as "apache-2.0"; empty if it states none.
     revision: the hub's commit; empty for local sources.
+    warnings: what was wrong with the source and did not matter, or was left out; without its path.
     """
 
     folder: Path
@@ -45,8 +46,9 @@ class ImportedModel:
     weights_digest: str
     license: str = ""
     revision: str = ""
+    warnings: tuple[str, ...] = ()
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, Any]:
         """For a manifest. The source's path stays out: it says nothing on another machine."""
         return {
             "source": self.source,
@@ -55,6 +57,7 @@ class ImportedModel:
             "weights_digest": self.weights_digest,
             "license": self.license,
             "revision": self.revision,
+            "warnings": list(self.warnings),
         }
 
 
@@ -88,33 +91,28 @@ def import_source(
     return ImportedModel(folder=out, source=label, weights_digest=digest, **facts)
 
 
-def _import_gguf(path: Path, made: Path) -> dict[str, str]:
+def _import_gguf(path: Path, made: Path) -> dict[str, Any]:
     model = GgufModel(path)
     config = model.config()
     tokenizer = build_tokenizer(model)
-    _check_vocabulary(tokenizer, config, path)
     tensors = model.tensors(config)
     check_tensors(config, tensors, str(path))
     save_tensors(config, tensors, made)
     tokenizer.save(str(made / "tokenizer.json"))
     write_json(made / "tokenizer_config.json", tokenizer_config(model, config.context))
+    warnings = check_tokenizer(made, config, path)
     return {
         "format": "gguf",
         "original_digest": f"sha256:{file_digest(path)}",
         "license": model.value("general.license", str, ""),
+        "warnings": (*padding_warnings(model, config), *warnings),
     }
 
 
-def _import_folder(folder: Path, made: Path) -> dict[str, str]:
+def _import_folder(folder: Path, made: Path) -> dict[str, Any]:
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
-    tokenizer_file = folder / "tokenizer.json"
-    if not tokenizer_file.is_file():
-        raise NotFound(
-            f"{tokenizer_file}: no such file; a model needs its tokenizer (transformers writes "
-            "the file with AutoTokenizer.from_pretrained(…).save_pretrained(…))"
-        )
-    _check_vocabulary(_open_tokenizer(tokenizer_file), config, tokenizer_file)
+    warnings = import_tokenizer(folder, made, config)
     tensors: Mapping[str, Tensor] = dict(checkpoint.tensors())
     check_tensors(config, tensors, str(folder))
     if config.tie_embeddings:
@@ -124,58 +122,38 @@ def _import_folder(folder: Path, made: Path) -> dict[str, str]:
     if generation.is_file():
         kept = read_json(generation) | read_json(made / generation.name)
         write_json(made / generation.name, kept)
-    shutil.copyfile(tokenizer_file, made / tokenizer_file.name)
-    write_json(made / "tokenizer_config.json", _tokenizer_config(folder))
+    license_, told = _card_license(folder)
     return {
         "format": "safetensors",
         "original_digest": folder_digest(folder),
-        "license": _card_license(folder),
+        "license": license_,
+        "warnings": (*warnings, *told),
     }
 
 
-def _hub_facts(snapshot: Snapshot) -> dict[str, str]:
+def _hub_facts(snapshot: Snapshot) -> dict[str, Any]:
     facts = {"revision": snapshot.commit}
     return facts | {"license": snapshot.license} if snapshot.license else facts
 
 
-def _open_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise InvalidArgument(f"{path}: not a tokenizer that can be read ({error})") from error
+def _card_license(folder: Path) -> tuple[str, list[str]]:
+    """The licence that a model card's header names, empty without one; and what is wrong with it.
 
-
-def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None:
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if largest >= config.vocab_size:
-        raise InvalidArgument(
-            f"{where}: token id {largest} has no embedding; the model has {config.vocab_size}"
-        )
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    """The tokenizer's configuration in one file: newer folders hold the template beside it."""
-    merged: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for name in ("special_tokens_map.json", "tokenizer_config.json", "chat_template.json"):
-        path = folder / name
-        if path.is_file():
-            merged |= read_json(path)
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        merged["chat_template"] = template.read_text(encoding="utf-8")
-    return merged
-
-
-def _card_license(folder: Path) -> str:
-    """The licence that a model card's header names; empty without one."""
+    A card is for people, and nothing else is read of it: a header that can't be read costs the
+    licence's name. Values stay text: a date that there can't be is no error here.
+    """
     card = folder / "README.md"
     if not card.is_file():
-        return ""
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+        return "", []
+    with card.open(encoding="utf-8", errors="replace") as file:
+        parts = file.read(_CARD_CHARACTERS).split("---", 2)
     if len(parts) < 3 or parts[0].strip():
-        return ""
+        return "", []
     try:
-        header = yaml.safe_load(parts[1])
-    except yaml.YAMLError as error:
-        raise InvalidArgument(f"{card}: its header is not YAML ({error})") from error
-    return str(header.get("license", "")) if isinstance(header, dict) else ""
+        header = yaml.load(parts[1], Loader=yaml.BaseLoader)  # noqa: S506 - text, lists, mappings
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        return "", [f"{card.name}: its header is not YAML ({why}), so the licence is not known"]
+    found = header.get("license", "") if isinstance(header, dict) else ""
+    names = found if isinstance(found, list) else [found]
+    return ", ".join(name for name in names if isinstance(name, str)), []

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from plinth.models import hf_config
 from plinth.models.sources import folder_digest, source_digest
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.manifest import check_name
@@ -50,7 +51,7 @@ def import_model(
             name,
             "model",
             imported.folder,
-            config=read_config(imported.folder).to_hf(),
+            config=hf_config.to_hf(read_config(imported.folder)),
             data_digests={"original": imported.original_digest},
             input_digest=input_digest(imported.original_digest),
             license=imported.license or None,
@@ -105,7 +106,7 @@ def import_adapter(
             "model",
             made,
             parents=[record.ref],
-            config=decoder.config.to_hf(),
+            config=hf_config.to_hf(decoder.config),
             data_digests={"original": original, record.ref: record.digest},
             input_digest=known,
             license=record.manifest.get("license"),

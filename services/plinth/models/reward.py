@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from plinth.kernels.backend import Backend
+from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.hf import WEIGHTS, Checkpoint, read_json
@@ -64,7 +65,7 @@ def is_reward_model(folder: Path) -> bool:
 def save_reward_model(model: RewardModel, folder: Path, pad_id: int) -> None:
     """config.json and model.safetensors. pad_id: transformers finds last tokens by it."""
     folder.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = model.config.to_hf() | {
+    content: dict[str, Any] = hf_config.to_hf(model.config) | {
         "architectures": [_ARCHITECTURES[model.config.family]],
         "dtype": "float32",
         "id2label": {"0": "reward"},

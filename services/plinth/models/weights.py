@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.hf import WEIGHTS, Checkpoint, is_map
@@ -93,7 +94,7 @@ def save_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Pat
     """The same from canonical tensors. Each file appears whole: written beside, then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
-    content = config.to_hf() | {"dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
+    content = hf_config.to_hf(config) | {"dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
     write_json(folder / "config.json", content)
     write_json(folder / "generation_config.json", generation_config(config))
     partial = folder / f"{WEIGHTS}.partial"
@@ -116,7 +117,7 @@ def stored_layout(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[st
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:
     """What `generation_config.json` says about this model: its special ids."""
-    ids = config.to_hf()
+    ids = hf_config.to_hf(config)
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {key: ids[key] for key in keys if ids[key] is not None}
 

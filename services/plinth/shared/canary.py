@@ -175,14 +175,16 @@ class Canaries:
         tokens: int,
         ttft_s: float | None,
         answer: str,
+        once: str = "",
     ) -> None:
-        """Books one request. outcome: "ok", "error" or "cancelled". answer: see `answer_key`."""
+        """Books one request. outcome: "ok", "error" or "cancelled". answer: see `answer_key`.
+        once: names this call for a minute, in which it may be made again without counting twice."""
         bucket = "" if ttft_s is None else bucket_of(ttft_s)
         with redis_errors():
             await self._settle(
                 keys=[
                     redis_keys.canary(name),
-                    redis_keys.canary(name, f"once-{uuid.uuid4().hex}"),
+                    redis_keys.canary(name, f"once-{once or uuid.uuid4().hex}"),
                     *_answers(name),
                 ],
                 args=[

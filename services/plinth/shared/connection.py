@@ -1,7 +1,8 @@
 """Connections to Redis, and what its failures mean to the rest of Plinth.
 
-Callers above never see redis-py's exceptions: a server that is gone is `Unavailable` (try again,
-nothing is lost), a full one is `ResourceExhausted`, a refused password is `FailedPrecondition`.
+Callers above never see redis-py's exceptions: a server that is gone, or that is full and takes no
+writes, is `Unavailable` (try again, nothing is lost), a refused password is `FailedPrecondition`.
+A full Redis is nobody's quota: `ResourceExhausted` would tell clients that they asked too much.
 """
 
 from __future__ import annotations
@@ -11,42 +12,51 @@ from contextlib import contextmanager
 
 import redis
 import redis.exceptions as failures
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from plinth.shared.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from plinth.shared.errors import FailedPrecondition, Unavailable
 
 SOCKET_TIMEOUT_S = 5.0
+# Per client. A command that finds all of them taken waits for its turn; a blocking read holds one
+# for a second at the most (`queue.py`).
+MAX_CONNECTIONS = 64
+TURN_S = 10.0
 
 
 def connect(url: str) -> Redis:
     """A client for `url` (redis://, rediss:// or unix://); connects at its first command.
 
-    Answers are bytes. A command that meets a broken connection is tried again three times within
-    about half a second, so every command that Plinth sends must be safe to send twice.
+    Answers are bytes. At most MAX_CONNECTIONS commands are on their way at a time; others wait for
+    TURN_S at the most (Unavailable). A command that meets a broken connection is tried again three
+    times within about half a second, so every command that Plinth sends must be safe to send twice.
     """
-    client: Redis = Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=TURN_S,
         decode_responses=False,
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=2.0,
         health_check_interval=15,
         retry=Retry(ExponentialBackoff(cap=0.3, base=0.05), 3),
     )
-    return client
+    return Redis.from_pool(pool)
 
 
 def connect_blocking(url: str) -> redis.Redis:
     """A blocking client that sends every command once: what meets a broken connection raises."""
-    client: redis.Redis = redis.Redis.from_url(
+    pool = redis.BlockingConnectionPool.from_url(
         url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=int(TURN_S),
         decode_responses=False,
         socket_timeout=4 * SOCKET_TIMEOUT_S,  # its commands are larger than a stage's
         socket_connect_timeout=2.0,
         retry=None,
     )
-    return client
+    return redis.Redis.from_pool(pool)
 
 
 @contextmanager
@@ -75,7 +85,7 @@ def redis_errors() -> Iterator[None]:
 def _response_error(error: failures.ResponseError) -> Exception:
     text = str(error)
     if isinstance(error, failures.OutOfMemoryError) or "OOM command not allowed" in text:
-        return ResourceExhausted(
+        return Unavailable(
             "Redis is at its memory limit: raise maxmemory, or let queued work finish",
             reason="REDIS_MEMORY",
             retry_after_s=5.0,

@@ -27,7 +27,8 @@ class LineProcess:
         self._process: asyncio.subprocess.Process | None = None
 
     async def ask(self, question: object) -> dict[str, Any]:
-        """What the child said, or {"error": why it was ended}. Internal: its pipes broke."""
+        """What the child said, or {"error": why it was ended, "ended": True}. Internal: its pipes
+        broke."""
         line = json.dumps(question).encode() + b"\n"
         async with self._lock:
             return await self._ask(line)
@@ -48,7 +49,8 @@ class LineProcess:
                 answer = await process.stdout.readline()
         except TimeoutError:
             await self._end()
-            return {"error": f"it ran for more than {self._seconds:g} s and was ended"}
+            error = f"it ran for more than {self._seconds:g} s and was ended"
+            return {"error": error, "ended": True}
         except (ConnectionError, ValueError) as error:  # its pipe broke; its line is too long
             await self._end()
             raise Internal(f"{self._module} broke: {error}") from error
@@ -57,7 +59,7 @@ class LineProcess:
             raise
         if not answer.endswith(b"\n"):
             code = await self._end()
-            return {"error": f"it ended its sandbox (exit {code})"}
+            return {"error": f"it ended its sandbox (exit {code})", "ended": True}
         content: dict[str, Any] = json.loads(answer)
         return content
 

@@ -33,14 +33,23 @@ _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 
 def read_description(folder: Path, also_special: Iterable[str] = ()) -> Json:
     """tokenizer.json as JSON, each token marked as special that a file of `folder` calls so, or
-    that is one of `also_special`. InvalidArgument: a file is no JSON object."""
-    description = read_object(folder / "tokenizer.json")
+    that is one of `also_special`. InvalidArgument: a file is no JSON object, or what it has is not
+    what its name says."""
+    path = folder / "tokenizer.json"
+    description = read_object(path)
+    if not isinstance(description.get("model"), dict):
+        raise InvalidArgument(f"{path}: not a tokenizer: it has no model")
+    tokens = description.get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(
+        isinstance(token, dict) and token_content(token) is not None for token in tokens
+    ):
+        raise InvalidArgument(f"{path}: added_tokens must be a list of tokens with their content")
     named = dict.fromkeys(also_special, "")
     for config in _configs(folder):
         named |= dict(_named(config))
     added = [
         {**token, "special": bool(token.get("special")) or token["content"] in named}
-        for token in description.get("added_tokens") or []
+        for token in tokens
     ]
     known = {token["content"] for token in added}
     vocabulary = _entries(description)
@@ -141,7 +150,7 @@ def read_object(path: Path) -> Json:
     """The JSON object in a file. InvalidArgument where it holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise InvalidArgument(f"{path}: must hold a JSON object")
@@ -167,6 +176,11 @@ def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield content, role
     for key in _LISTS:
         tokens = config.get(key) or []
+        if not isinstance(tokens, list | dict):
+            raise InvalidArgument(
+                f"tokenizer_config.json: {key} is {tokens!r:.80}, must be a list of tokens",
+                field=key,
+            )
         for token in tokens.values() if isinstance(tokens, dict) else tokens:
             if (content := token_content(token)) is not None:
                 yield content, key

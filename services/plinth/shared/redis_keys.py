@@ -132,9 +132,9 @@ def api_keys() -> str:
     return f"{PREFIX}:api-keys"
 
 
-def quota(tenant: str, window: str) -> str:
-    """Counter with a TTL: what a tenant used in one window."""
-    return f"{PREFIX}:quota:{{{check_part(tenant, 'tenant')}}}:{check_part(window, 'window')}"
+def quota(tenant: str) -> str:
+    """Hash with a TTL: what a tenant's limits hold, and what each gateway has leased of them."""
+    return f"{PREFIX}:quota:{{{check_part(tenant, 'tenant')}}}:ledger"
 
 
 def rewards_done(name: str) -> str:

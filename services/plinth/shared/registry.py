@@ -18,6 +18,9 @@ from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import DataLoss, Unavailable
 
+# Stages whose replicas announce themselves, in the order in which they are shown.
+STAGES = ("tokenizer", "trainer", "reward", "coordinator", "reconciler", "inference")
+
 # KEYS: index, hash. ARGV: id, ttl in ms, then field, value, …
 _ANNOUNCE = """
 local t = redis.call('TIME')

@@ -27,13 +27,19 @@ class GatewaySettings(Section):
     grpc_port: int = Field(default=8081, ge=0, le=65535)
     # "off" lets everybody in as admin, so it is refused unless `host` is loopback.
     auth: Literal["keys", "off"] = "keys"
-    max_body_bytes: int = Field(default=4 * MIB, ge=1024)
+    # Of a body, packed or unpacked. As text it may take four times as much memory.
+    max_body_bytes: int = Field(default=2 * MIB, ge=1024)
+    # A field without effect, known or not: "ignore" says so by x-plinth-ignored, "refuse" is a 400.
+    unknown_fields: Literal["ignore", "refuse"] = "ignore"
     request_deadline_s: float = Field(default=600.0, gt=0)  # of one answer, from door to last token
     # How long a request that has no token yet waits for a living shard; and an answer that has
     # begun, for another one: longer than Ray takes to restart whole.
     patience_s: float = Field(default=30.0, ge=0)
     resume_patience_s: float = Field(default=150.0, ge=0)
     drain_s: float = Field(default=30.0, ge=0)  # what running answers get when the gateway stops
+    # How long a part of an answer waits for its client to read it, by REST or gRPC; then the client
+    # is cut off. Shards make nothing for it meanwhile.
+    slow_client_s: float = Field(default=30.0, ge=0.1)
     # Per tenant; 0 is no limit.
     tenant_concurrent_requests: int = Field(default=0, ge=0)
     tenant_tokens_per_minute: int = Field(default=0, ge=0)
@@ -78,6 +84,8 @@ class RpcSettings(Section):
     max_connection_age_grace_s: float = Field(default=600.0, gt=0)
     keepalive_s: float = Field(default=30.0, ge=1)
     max_concurrent_streams: int = Field(default=1024, ge=1)  # per connection
+    # How long a stage lets a message of a stream wait for its caller to read it.
+    slow_reader_s: float = Field(default=60.0, ge=0.1)
 
 
 class TelemetrySettings(Section):

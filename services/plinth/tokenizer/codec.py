@@ -1,8 +1,7 @@
 """Text to ids and back for one tokenizer, and a tokenizer's own facts.
 
 Text from users never turns into special tokens: it is encoded by a twin of the tokenizer that knows
-none. Blocking and thread-safe; knows neither gRPC nor artifacts. Only the decoders in `detokenizer`
-are known, since streaming must equal decoding at once.
+none. Blocking and thread-safe; knows neither gRPC nor artifacts.
 """
 
 from __future__ import annotations
@@ -13,22 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
 
-from plinth.shared.errors import InvalidArgument, NotFound
-from plinth.shared.plain_text import (
-    MarkedText,
-    PlainText,
-    open_tokenizer,
-    read_description,
-    read_object,
-    token_content,
-)
-from plinth.tokenizer.detokenizer import Detokenizer, token_table
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.plain_text import MarkedText
+from plinth.shared.tokenizer_folder import open_tokenizer_folder
+from plinth.tokenizer.detokenizer import Detokenizer
 
-_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Unicode's private planes: no normalizer changes them, and nothing else is written in them.
 _PRIVATE = re.compile("[\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
 _PRIVATE_POINTS = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
@@ -82,53 +73,46 @@ class Codec:
 
     def __init__(self, folder: Path) -> None:
         """Raises NotFound (no tokenizer.json) and InvalidArgument (cannot be used)."""
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise NotFound(f"{path}: no such file")
-        description = read_description(folder)
-        kind = (description.get("model") or {}).get("type", "BPE")
-        if kind != "BPE":
-            raise InvalidArgument(f"{path}: a {kind} vocabulary; only BPE can be used")
-        self._description: dict[str, Any] = description
-        self._tokenizer = open_tokenizer(description, str(path))
-        self._plain = PlainText(description, folder)
+        opened = open_tokenizer_folder(folder)
+        self._description = opened.description
+        self._tokenizer = opened.tokenizer
+        self._plain = opened.plain
+        self._table = opened.table
+        self.chat_template = opened.chat_template
+        self.token_names = opened.token_names
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token.content: id_ for id_, token in added.items()}
         self.special_contents = {id_: t.content for id_, t in added.items() if t.special}
         self.special_ids = frozenset(self.special_contents)
-        config = _optional_object(folder / "tokenizer_config.json")
-        self.chat_template = _template(config, folder)
-        self.token_names = {
-            name: text
-            for name in _TOKEN_NAMES
-            if (text := token_content(config.get(name))) is not None
-        }
         self._stand_ins = self._new_stand_ins()
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        # A model may have more embeddings than its tokenizer has tokens, and could sample them.
-        model = _optional_object(folder / "config.json")
-        limit = max(int(model.get("vocab_size") or 0), *(i + 1 for i in vocabulary.values()))
-        self._table = token_table(vocabulary, description, limit)
-        # Ids that end a turn; found out by the first conversation (`turn_ends`).
+        # Ids that end a turn; found out by the first conversation (see `turn_ends`).
         self.stop_ids: tuple[int, ...] | None = None
 
-    def turn_ends(self, after_answer: str) -> tuple[int, ...]:
-        """End-of-sequence, and the special token that a template writes after an answer."""
-        ids = self.encode(after_answer, parse_special=True)[:1] if after_answer else []
-        ends = [id_ for id_ in ids if id_ in self.special_ids]
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokenizer's end-of-sequence: one id, or none."""
         eos = self._added.get(self.token_names.get("eos_token", ""))
-        return tuple(dict.fromkeys(ends if eos is None else [*ends, eos]))
+        return () if eos is None else (eos,)
 
     def encode(
         self, text: str, *, parse_special: bool = False, add_special: bool = False
     ) -> list[int]:
-        """Ids of `text`. `add_special` adds what the tokenizer adds by itself (a first token).
-        `parse_special`: special tokens spelled in it are meant as such."""
+        """Ids of `text`. `add_special` adds what the tokenizer adds by itself (a first token), if
+        the text doesn't begin with it. `parse_special`: special tokens spelled in it are meant as
+        such."""
         check_text(text)
         if not parse_special:
             return self._plain.encode(text, add_special=add_special)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
-        return ids
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special)
+        ids: list[int] = encoding.ids
+        added = list(encoding.special_tokens_mask)
+        first = added.index(0) if 0 in added else 0
+        # Nobody trains on a second first token: a text that begins with it has it already.
+        return ids[first:] if ids[first : 2 * first] == ids[:first] else ids
+
+    def has_special(self, ids: Sequence[int]) -> bool:
+        """Whether any of `ids` is a special token; an unknown character is none."""
+        return not (self.special_ids - {self._plain.unknown_id}).isdisjoint(ids)
 
     def stand_ins(self, texts: Iterable[str]) -> StandIns:
         """Characters for the special tokens, none of which is in `texts`."""
@@ -215,19 +199,3 @@ def check_text(text: str) -> None:
             reason="INVALID_TEXT",
             field="texts",
         ) from error
-
-
-def _optional_object(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}
-
-
-def _template(config: Mapping[str, Any], folder: Path) -> str | None:
-    """The chat template: text, the one named "default" of several, or the file beside."""
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {t["name"]: t["template"] for t in template}
-        template = named.get("default")
-    beside = folder / "chat_template.jinja"
-    if template is None and beside.is_file():
-        return beside.read_text(encoding="utf-8")
-    return template if isinstance(template, str) else None

@@ -3,8 +3,7 @@
 A template comes with a checkpoint, so it is a stranger's program. Jinja's sandbox keeps it from
 Python's objects; this process keeps it from the machine: its memory is capped by the kernel, its
 owner ends it when it takes too long, and it ends by itself when its owner is gone. One JSON object
-a line in, one out. Filters, globals and options are those of transformers, so that a template
-renders to the same text.
+a line in, one out.
 
 Each conversation is rendered twice: as it is, and with the special tokens that the template's own
 literals and variables spell written as stand-ins, one character each that no message holds. What
@@ -19,91 +18,17 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from plinth.shared.chat_template import environment
 
 MEMORY_BYTES = 512 * 2**20
 # Above any time that the owner allows.
 LAST_RESORT_SECONDS = 30
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; here its body stays as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
-
-    def parse(self, parser: Any) -> nodes.CallBlock:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        block = nodes.CallBlock(self.call_method("_as_it_is"), [], [], body)
-        block.set_lineno(line)
-        return block
-
-    def _as_it_is(self, caller: Any) -> Any:
-        return caller()
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """Refuses names with an underscore in front, the way into CPython's internals."""
-
-    # Jinja's own signature: it lets a template say namespace(self=…).
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, *rest = args
-        values = dict(*rest, **kwargs)
-        for name in values:
-            _Namespace._check(name)
-        jinja2.utils.Namespace.__init__(self, values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _Namespace._check(name)
-        super().__setitem__(name, value)
-
-    @staticmethod
-    def _check(name: object) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)  # local time, as transformers has it
-
-
-@lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["namespace"] = _Namespace
-    return environment
 
 
 # Methods and filters that look for their (first) argument in a text, and never write it.
@@ -151,15 +76,13 @@ def _sought(template: nodes.Template) -> Iterator[nodes.Node]:
 
 @lru_cache(maxsize=64)
 def _compiled(template: str, stand_ins: tuple[tuple[str, str], ...] = ()) -> jinja2.Template:
-    environment = _environment()
+    jinja = environment()
     if not stand_ins:
-        return environment.from_string(template)
-    tree = environment.parse(template)
+        return jinja.from_string(template)
+    tree = jinja.parse(template)
     _StandIns(stand_ins).rewrite(tree)
-    code = environment.compile(tree)
-    return environment.template_class.from_code(
-        environment, code, environment.make_globals(None), None
-    )
+    code = jinja.compile(tree)
+    return jinja.template_class.from_code(jinja, code, jinja.make_globals(None), None)
 
 
 def render(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.shared.errors import InvalidArgument
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
 from plinth.tokenizer.catalog import Catalog
@@ -26,6 +26,7 @@ from plinth.tokenizer.templates import (
     need_template,
 )
 from plinth.tokenizer.training import train_and_publish
+from plinth.tokenizer.turn_ends import turn_ends
 from plinth.v1 import common_pb2
 from plinth.v1 import tokenizer_pb2 as pb
 from plinth.v1 import tokenizer_pb2_grpc as rpc
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 MAX_SEQUENCES = 4096
 MAX_CONVERSATIONS = 512
 MAX_DECODE_IDS = 4_000_000
-_PROBE = "plinth probe"
 
 
 def build(context: StageContext) -> TokenizerStage:
@@ -84,21 +84,21 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
         self._check_texts(request.texts)
         codec = await self._codec(request.model)
 
-        def encode() -> pb.EncodeResponse:
-            return pb.EncodeResponse(
-                sequences=[
-                    pb.TokenIds(
-                        ids=codec.encode(
-                            text,
-                            parse_special=request.parse_special,
-                            add_special=request.add_special,
-                        )
-                    )
-                    for text in request.texts
-                ]
-            )
+        def encode() -> list[list[int]]:
+            return [
+                codec.encode(
+                    text, parse_special=request.parse_special, add_special=request.add_special
+                )
+                for text in request.texts
+            ]
 
-        return await asyncio.to_thread(encode)
+        sequences = await asyncio.to_thread(encode)
+        answer = pb.EncodeResponse(sequences=[pb.TokenIds(ids=ids) for ids in sequences])
+        if request.parse_special:
+            added = len(codec.encode("", add_special=request.add_special))
+            if any(codec.has_special(ids[added:]) for ids in sequences):
+                answer.stop_token_ids.extend(await self._stop_ids(codec))
+        return answer
 
     async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
         if len(request.sequences) > MAX_SEQUENCES:
@@ -125,7 +125,7 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
         ids = await asyncio.to_thread(codec.encode_prompt, prompt)
         return pb.ApplyChatTemplateResponse(
             ids=ids,
-            stop_token_ids=await self._stop_ids(codec, need_template(codec.chat_template, "")),
+            stop_token_ids=await self._stop_ids(codec),
             text=prompt.text,
         )
 
@@ -158,11 +158,11 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
                 raise InvalidArgument(
                     "only a stream's first message names its model", field="model"
                 )
-            text = stream.add(request.ids)
+            text, starts, ends = stream.add_located(request.ids)
             if request.flush:
                 text += stream.flush()
             # One answer a message, empty ones too: the caller knows what belongs to which ids.
-            yield pb.DecodeStreamResponse(text=text)
+            yield pb.DecodeStreamResponse(text=text, starts=starts, ends=ends)
 
     async def Train(
         self, request: pb.TrainTokenizerRequest, context: Context
@@ -213,20 +213,17 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
                 field="texts",
             )
 
-    async def _stop_ids(self, codec: Codec, template: str) -> list[int]:
-        """Ids that end a turn: what the template writes after an assistant's words, and eos."""
+    async def _stop_ids(self, codec: Codec) -> tuple[int, ...]:
+        """Ids that end a turn: what the model's template writes after an assistant's words, and
+        end-of-sequence. Raises where the sandbox was ended: what it would have said is not known,
+        and an answer without its end would go on and on."""
         if codec.stop_ids is None:
-            after = await self._after_answer(codec, template)
-            codec.stop_ids = codec.turn_ends(after)
-        return list(codec.stop_ids)
+            template = codec.chat_template
+            if template is None:
+                return codec.eos_ids
 
-    async def _after_answer(self, codec: Codec, template: str) -> str:
-        try:
-            probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-            (rendered,) = await self._renderer.render(
-                template, [Conversation(probe, False)], variables=codec.token_names
-            )
-        except PlinthError:
-            # A template may refuse this little conversation; then only eos ends an answer.
-            return ""
-        return rendered.text.rpartition(_PROBE)[2]
+            async def render(asked: Sequence[Conversation]) -> list[Rendered]:
+                return await self._renderer.render(template, asked, variables=codec.token_names)
+
+            codec.stop_ids = await turn_ends(codec, render)
+        return codec.stop_ids

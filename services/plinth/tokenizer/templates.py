@@ -16,6 +16,8 @@ MAX_MESSAGES = 2048
 # A template adds markers and a system prompt; it does not write books.
 MAX_ADDED_CHARS = 256 * 1024
 RENDER_SECONDS = 5.0
+# Reasons: the template itself refuses or fails; it took too long, or its process was killed.
+FAILED, ENDED = "CHAT_TEMPLATE", "CHAT_TEMPLATE_ENDED"
 
 Message = Mapping[str, str]
 
@@ -79,7 +81,7 @@ class Renderer:
         stand_ins: Sequence[tuple[str, str]] = (),
     ) -> list[Rendered]:
         """The prompts as texts, all or none. `stand_ins`: (special token, its character).
-        InvalidArgument: the template refuses, fails or takes too long."""
+        InvalidArgument: the template refuses or fails (FAILED), or takes too long (ENDED)."""
         request = {
             "template": template,
             "variables": dict(variables),
@@ -97,7 +99,7 @@ class Renderer:
         if "error" in answer:
             raise InvalidArgument(
                 f"the chat template: {answer['error'][:500]}",
-                reason="CHAT_TEMPLATE",
+                reason=ENDED if answer.get("ended") else FAILED,
                 field="messages",
             )
         return [Rendered(one["text"], one["marked"]) for one in answer["texts"]]

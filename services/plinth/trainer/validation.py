@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plinth.algos.schedules import KINDS
+from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
@@ -255,7 +256,7 @@ def fields_of(config: ModelConfig) -> dict[str, Any]:
 
 def existing_model(folder: Path, dataset: Path, info: DatasetInfo) -> ModelConfig:
     """The config of the model to start from, once its tokenizer is known to be the dataset's."""
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = hf_config.from_hf(json.loads((folder / "config.json").read_text()))
     mine, theirs = folder / "tokenizer.json", dataset / "tokenizer" / "tokenizer.json"
     if mine.is_file() and json.loads(mine.read_text()) != json.loads(theirs.read_text()):
         refuse("dataset", f"was tokenised by {info.tokenizer}, which is not the model's tokenizer")

@@ -98,15 +98,17 @@ class SamplingParams(_message.Message):
     FIRST_OUTPUT_POSITION_FIELD_NUMBER: _builtins.int
     SAMPLE_INDEX_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0 is greedy. Default 1.0; range 0 to 2."""
+    """0 is greedy, and so is what is below 0.00001. Default 1.0; range 0 to 2."""
     top_p: _builtins.float
-    """Nucleus mass in (0, 1]; default 1 (off)."""
+    """Nucleus mass in [0, 1]; default 1 (off). 0 is the likeliest token alone."""
     top_k: _builtins.int
     """Keep the k most likely tokens; 0 (default) is off."""
     seed: _builtins.int
     """Counter-based noise is keyed on it; a request without one gets one, and it is reported."""
     max_tokens: _builtins.int
-    """Most tokens to make, at least 1. Unset: up to the model's context."""
+    """Most tokens to make, at least 1: an upper bound, cut to what the model's context leaves and to
+    131072. Unset: that.
+    """
     ignore_eos: _builtins.bool
     top_logprobs: _builtins.int
     """Number of alternatives to report per token, 0 to 20. Log-probs of the chosen tokens are
@@ -263,7 +265,7 @@ class ChatMessage(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """"system", "user" or "assistant"."""
+    """"system" ("developer" is the same), "user" or "assistant"."""
     content: _builtins.str
     def __init__(
         self,

@@ -109,7 +109,9 @@ class ChatRequest(_message.Message):
     def sampling(self) -> _common_pb2.SamplingParams: ...
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the answer; at most 8, 256 characters each. Not part of the answer."""
+        """Strings that end the answer; at most 8, 256 characters each, empty ones are none. Not part of
+        the answer.
+        """
 
     def __init__(
         self,
@@ -175,9 +177,14 @@ class CompleteRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     prompt: _builtins.str
+    special_tokens: _builtins.bool
+    """What the prompt spells like special tokens ("<|im_start|>") is meant as such, and a prompt with
+    some of them is answered up to the end of a turn. Unset: true. False: the prompt is plain text.
+    """
     user: _builtins.str
     """Who asks, in the client's own words: a user stays with one revision while a canary is on."""
     @_builtins.property
@@ -191,13 +198,16 @@ class CompleteRequest(_message.Message):
         prompt: _builtins.str = ...,
         sampling: _common_pb2.SamplingParams | None = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
+        special_tokens: _builtins.bool | None = ...,
         user: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_special_tokens", b"_special_tokens", "sampling", b"sampling", "special_tokens", b"special_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_special_tokens", b"_special_tokens", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "special_tokens", b"special_tokens", "stop", b"stop", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__special_tokens: _TypeAlias = _typing.Literal["special_tokens"]  # noqa: Y015
+    _WhichOneofArgType__special_tokens: _TypeAlias = _typing.Literal["_special_tokens", b"_special_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__special_tokens) -> _WhichOneofReturnType__special_tokens | None: ...
 
 Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
 

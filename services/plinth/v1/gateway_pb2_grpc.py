@@ -67,8 +67,9 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Chat(self, request, context):
-        """A chat completion, streamed. Survives the death of the shard that makes it. Trailing metadata
-        x-plinth-model: the revision that answered ("chat@8").
+        """A chat completion, streamed: one answer. Several (n, best_of, select) come by REST alone.
+        Survives the death of the shard that makes it. Trailing metadata x-plinth-model: the revision
+        that answered ("chat@8").
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

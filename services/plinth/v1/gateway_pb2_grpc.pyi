@@ -40,8 +40,9 @@ class GatewayServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]
     """Models that are served now. Idempotent."""
     Chat: _grpc.UnaryStreamMultiCallable[_gateway_pb2.ChatRequest, _gateway_pb2.ChatResponse]
-    """A chat completion, streamed. Survives the death of the shard that makes it. Trailing metadata
-    x-plinth-model: the revision that answered ("chat@8").
+    """A chat completion, streamed: one answer. Several (n, best_of, select) come by REST alone.
+    Survives the death of the shard that makes it. Trailing metadata x-plinth-model: the revision
+    that answered ("chat@8").
     """
     Complete: _grpc.UnaryStreamMultiCallable[_gateway_pb2.CompleteRequest, _gateway_pb2.CompleteResponse]
     """A text completion, streamed."""
@@ -56,8 +57,9 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Models that are served now. Idempotent."""
     Chat: _aio.UnaryStreamMultiCallable[_gateway_pb2.ChatRequest, _gateway_pb2.ChatResponse]  # type: ignore[assignment]
-    """A chat completion, streamed. Survives the death of the shard that makes it. Trailing metadata
-    x-plinth-model: the revision that answered ("chat@8").
+    """A chat completion, streamed: one answer. Several (n, best_of, select) come by REST alone.
+    Survives the death of the shard that makes it. Trailing metadata x-plinth-model: the revision
+    that answered ("chat@8").
     """
     Complete: _aio.UnaryStreamMultiCallable[_gateway_pb2.CompleteRequest, _gateway_pb2.CompleteResponse]  # type: ignore[assignment]
     """A text completion, streamed."""
@@ -81,8 +83,9 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.ChatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.ChatResponse], _abc.AsyncIterator[_gateway_pb2.ChatResponse]]:
-        """A chat completion, streamed. Survives the death of the shard that makes it. Trailing metadata
-        x-plinth-model: the revision that answered ("chat@8").
+        """A chat completion, streamed: one answer. Several (n, best_of, select) come by REST alone.
+        Survives the death of the shard that makes it. Trailing metadata x-plinth-model: the revision
+        that answered ("chat@8").
         """
 
     @_abc_1.abstractmethod

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from plinth.v1 import common_pb2 as plinth_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plinth/v1/inference.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"9\n\x04Span\x12&\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.plinth.v1.TokenSpanH\x00\x42\t\n\x07\x63ontent\"\x18\n\tTokenSpan\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xa9\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07\x62inding\x18\x02 \x01(\x0b\x32\x12.plinth.v1.Binding\x12\x1e\n\x05input\x18\x03 \x03(\x0b\x32\x0f.plinth.v1.Span\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\"\xb9\x01\n\x10GenerateResponse\x12 \n\x06tokens\x18\x01 \x03(\x0b\x32\x10.plinth.v1.Token\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"X\n\x0cScoreRequest\x12#\n\x07\x62inding\x18\x01 \x01(\x0b\x32\x12.plinth.v1.Binding\x12#\n\x05items\x18\x02 \x03(\x0b\x32\x14.plinth.v1.ScoreItem\"/\n\tScoreItem\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rfrom_position\x18\x02 \x01(\r\"P\n\rScoreResponse\x12\'\n\x07results\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ScoreResult\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\"\x1f\n\x0bScoreResult\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"\x11\n\x0fGetShardRequest\"\xe7\x01\n\x10GetShardResponse\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12$\n\x08\x62indings\x18\x02 \x03(\x0b\x32\x12.plinth.v1.Binding\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x10\n\x08kv_usage\x18\x05 \x01(\x01\x12\r\n\x05steps\x18\x06 \x01(\x04\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x14\n\x0c\x62locks_total\x18\x08 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\t \x01(\r\x12\x15\n\rblocks_cached\x18\n \x01(\r2\xda\x01\n\x10InferenceService\x12\x45\n\x08Generate\x12\x1a.plinth.v1.GenerateRequest\x1a\x1b.plinth.v1.GenerateResponse0\x01\x12:\n\x05Score\x12\x17.plinth.v1.ScoreRequest\x1a\x18.plinth.v1.ScoreResponse\x12\x43\n\x08GetShard\x12\x1a.plinth.v1.GetShardRequest\x1a\x1b.plinth.v1.GetShardResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plinth/v1/inference.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"9\n\x04Span\x12&\n\x06tokens\x18\x01 \x01(\x0b\x32\x14.plinth.v1.TokenSpanH\x00\x42\t\n\x07\x63ontent\"\x18\n\tTokenSpan\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xa9\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07\x62inding\x18\x02 \x01(\x0b\x32\x12.plinth.v1.Binding\x12\x1e\n\x05input\x18\x03 \x03(\x0b\x32\x0f.plinth.v1.Span\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\"\xd0\x01\n\x10GenerateResponse\x12 \n\x06tokens\x18\x01 \x03(\x0b\x32\x10.plinth.v1.Token\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rreader_behind\x18\x06 \x01(\x08\x42\x07\n\x05_seed\"X\n\x0cScoreRequest\x12#\n\x07\x62inding\x18\x01 \x01(\x0b\x32\x12.plinth.v1.Binding\x12#\n\x05items\x18\x02 \x03(\x0b\x32\x14.plinth.v1.ScoreItem\"/\n\tScoreItem\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rfrom_position\x18\x02 \x01(\r\"P\n\rScoreResponse\x12\'\n\x07results\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ScoreResult\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\"\x1f\n\x0bScoreResult\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"\x11\n\x0fGetShardRequest\"\xe7\x01\n\x10GetShardResponse\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12$\n\x08\x62indings\x18\x02 \x03(\x0b\x32\x12.plinth.v1.Binding\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x10\n\x08kv_usage\x18\x05 \x01(\x01\x12\r\n\x05steps\x18\x06 \x01(\x04\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x14\n\x0c\x62locks_total\x18\x08 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\t \x01(\r\x12\x15\n\rblocks_cached\x18\n \x01(\r2\xda\x01\n\x10InferenceService\x12\x45\n\x08Generate\x12\x1a.plinth.v1.GenerateRequest\x1a\x1b.plinth.v1.GenerateResponse0\x01\x12:\n\x05Score\x12\x17.plinth.v1.ScoreRequest\x1a\x18.plinth.v1.ScoreResponse\x12\x43\n\x08GetShard\x12\x1a.plinth.v1.GetShardRequest\x1a\x1b.plinth.v1.GetShardResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,19 +39,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=150
   _globals['_GENERATEREQUEST']._serialized_end=319
   _globals['_GENERATERESPONSE']._serialized_start=322
-  _globals['_GENERATERESPONSE']._serialized_end=507
-  _globals['_SCOREREQUEST']._serialized_start=509
-  _globals['_SCOREREQUEST']._serialized_end=597
-  _globals['_SCOREITEM']._serialized_start=599
-  _globals['_SCOREITEM']._serialized_end=646
-  _globals['_SCORERESPONSE']._serialized_start=648
-  _globals['_SCORERESPONSE']._serialized_end=728
-  _globals['_SCORERESULT']._serialized_start=730
-  _globals['_SCORERESULT']._serialized_end=761
-  _globals['_GETSHARDREQUEST']._serialized_start=763
-  _globals['_GETSHARDREQUEST']._serialized_end=780
-  _globals['_GETSHARDRESPONSE']._serialized_start=783
-  _globals['_GETSHARDRESPONSE']._serialized_end=1014
-  _globals['_INFERENCESERVICE']._serialized_start=1017
-  _globals['_INFERENCESERVICE']._serialized_end=1235
+  _globals['_GENERATERESPONSE']._serialized_end=530
+  _globals['_SCOREREQUEST']._serialized_start=532
+  _globals['_SCOREREQUEST']._serialized_end=620
+  _globals['_SCOREITEM']._serialized_start=622
+  _globals['_SCOREITEM']._serialized_end=669
+  _globals['_SCORERESPONSE']._serialized_start=671
+  _globals['_SCORERESPONSE']._serialized_end=751
+  _globals['_SCORERESULT']._serialized_start=753
+  _globals['_SCORERESULT']._serialized_end=784
+  _globals['_GETSHARDREQUEST']._serialized_start=786
+  _globals['_GETSHARDREQUEST']._serialized_end=803
+  _globals['_GETSHARDRESPONSE']._serialized_start=806
+  _globals['_GETSHARDRESPONSE']._serialized_end=1037
+  _globals['_INFERENCESERVICE']._serialized_start=1040
+  _globals['_INFERENCESERVICE']._serialized_end=1258
 # @@protoc_insertion_point(module_scope)

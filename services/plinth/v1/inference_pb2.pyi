@@ -108,16 +108,23 @@ class GenerateResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    READER_BEHIND_FIELD_NUMBER: _builtins.int
     weights_digest: _builtins.str
     """Digest of the weights that made these tokens."""
     finish_reason: _common_pb2.FinishReason.ValueType
     """Set on the last message."""
     seed: _builtins.int
     """The seed in force; set on the first message."""
+    reader_behind: _builtins.bool
+    """With FINISH_REASON_CANCELLED: the reader was so far behind that the shard stopped. What it made
+    has been sent; the answer goes on by another request, with first_output_position.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Token]: ...
     @_builtins.property
-    def usage(self) -> _common_pb2.Usage: ...
+    def usage(self) -> _common_pb2.Usage:
+        """On the first message what is known then (prompt and cached tokens), on the last one all."""
+
     def __init__(
         self,
         *,
@@ -126,10 +133,11 @@ class GenerateResponse(_message.Message):
         finish_reason: _common_pb2.FinishReason.ValueType = ...,
         usage: _common_pb2.Usage | None = ...,
         seed: _builtins.int | None = ...,
+        reader_behind: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "finish_reason", b"finish_reason", "seed", b"seed", "tokens", b"tokens", "usage", b"usage", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "finish_reason", b"finish_reason", "reader_behind", b"reader_behind", "seed", b"seed", "tokens", b"tokens", "usage", b"usage", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

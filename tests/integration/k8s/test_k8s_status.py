@@ -74,7 +74,13 @@ def test_all_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedGateway) -> No
     assert found["canaries"][0]["stable"]["ttft_p95_s"] == 0.2
     assert found["canaries"][0]["canary"]["ttft_p95_s"] is None
     assert found["runs"] == [
-        {"run_id": "rollout-1", "state": "failed", "steps_done": 0, "steps": 1}
+        {
+            "run_id": "rollout-1",
+            "name": "rollout-chat",
+            "state": "failed",
+            "steps_done": 0,
+            "steps": 1,
+        }
     ]
     errors = {one["where"]: one["what"] for one in found["errors"]}
     assert errors["redis"].endswith("read only")

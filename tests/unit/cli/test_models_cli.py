@@ -48,6 +48,13 @@ def test_import_list_show_alias(source: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "data" / "work").iterdir()) == []
 
 
+def test_import_tells_what_it_left_out(source: Path, tmp_path: Path) -> None:
+    (source / "README.md").write_text("---\nlicense: [mit\n---\n")
+    done = plinth(tmp_path, "import", str(source), "--name", "chat")
+    assert done.exit_code == 0, done.output
+    assert "warning: README.md: its header is not YAML" in " ".join(done.output.split())
+
+
 def test_serve_writes_what_is_wanted_and_keeps_its_shards(source: Path, tmp_path: Path) -> None:
     assert plinth(tmp_path, "import", str(source), "--name", "chat").exit_code == 0
     records = DeploymentRecords(ArtifactStore((tmp_path / "data" / "store").as_uri()))

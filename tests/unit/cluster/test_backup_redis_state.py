@@ -67,7 +67,7 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
         redis_keys.replica("s", "r"), redis_keys.replicas("s"), redis_keys.lease("l"),
         redis_keys.fence("l"), redis_keys.run("r"), redis_keys.runs(), redis_keys.active_runs(),
         redis_keys.run_events(), redis_keys.job("j"), redis_keys.jobs(),
-        redis_keys.job_events("j"), redis_keys.api_keys(), redis_keys.quota("t", "w"),
+        redis_keys.job_events("j"), redis_keys.api_keys(), redis_keys.quota("t"),
         redis_keys.rewards_done("r"), redis_keys.canary("c"), redis_keys.canary("c", "answers"),
         redis_keys.queues(), queue.stream, queue.items, queue.payloads, queue.leases,
         queue.delayed, queue.dead, queue.cancelled, queue.fence, queue.result("i"),
@@ -222,7 +222,7 @@ async def test_what_is_about_living_processes_stays_out(
     redis_client: Redis, client: redis.Redis
 ) -> None:
     await Registry(redis_client, ttl_s=PATIENCE_S).announce("trainer", "t1", "127.0.0.1:1", {})
-    client.set(redis_keys.quota("acme", "running"), "1")
+    client.hset(redis_keys.quota("acme"), "level", "1")
     client.set("somebody:else", "not ours")
     client.hset(redis_keys.api_keys(), "hash", "{}")
     packed = await asyncio.to_thread(taken, client)

@@ -15,10 +15,12 @@ from plinth.cluster import doctor, ports, serve_model
 from plinth.cluster.layout import ComponentState, Layout
 from plinth.cluster.logs import follow_logs, log_files, tail
 from plinth.cluster.stack import Stack, StackEvent, connect_clients, running_state
+from plinth.shared import status_views
 from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
+from plinth.v1 import gateway_pb2
 
 
 def _rendered(what: RenderableType) -> str:
@@ -107,7 +109,12 @@ def test_the_up_table_shows_each_part_once() -> None:
 
 
 def test_the_status_screen_names_what_it_could_not_learn() -> None:
-    model = {"artifact": "chat@1", "shards": 2, "ready": 1, "state": "x"}
+    model = gateway_pb2.ModelStatus(artifact="chat@1", shards=2, ready_shards=1, state="x")
+    code = gateway_pb2.ModelStatus(name="code", min_shards=1, max_shards=4)
+    code.MergeFrom(model)
+    model.name = "chat"
+    queue = gateway_pb2.QueueStatus(name="trainer-jobs", waiting=7, claimed=1)
+    canary = gateway_pb2.CanaryStatus(name="chat", state="open", owner="run-7")
     found = {
         "stack": {
             "phase": "ready",
@@ -118,13 +125,18 @@ def test_the_status_screen_names_what_it_could_not_learn() -> None:
         },
         "components": {"redis": vars(ComponentState("ready", pid=4))},
         "processes": [{"memory_bytes": 1 << 30}],
-        "replicas": [{"stage": "echo", "address": "a:1", "id": "echo-1", "running": "3"}],
-        "models": [
-            {**model, "name": "chat"},
-            {**model, "name": "code", "min_shards": 1, "max_shards": 4},
+        "replicas": [
+            status_views.replica(
+                gateway_pb2.ReplicaStatus(
+                    stage="echo", address="a:1", id="echo-1", running=3, kv_use=0.25
+                )
+            )
         ],
-        "queues": {"trainer-jobs": {"length": 7, "pending": 1, "delayed": 0, "dead": 0}},
+        "models": [status_views.model(model), status_views.model(code)],
+        "queues": [status_views.queue(queue)],
+        "canaries": [status_views.canary(canary)],
         "runs": [],
+        "errors": [{"where": "redis", "what": "takes no writes"}],
         "unknown": {"runs": "no coordinator"},
     }
     shown = _rendered(status_screen(found))
@@ -136,6 +148,9 @@ def test_the_status_screen_names_what_it_could_not_learn() -> None:
         "1/2 (1-4)",
         "trainer-jobs",
         "no coordinator",
+        "25%",
+        "run-7",
+        "takes no writes",
     ):
         assert word in shown
 

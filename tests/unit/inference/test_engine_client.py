@@ -15,7 +15,7 @@ from checkpoints import random_llama
 from patience import PATIENCE_S
 from plinth.engine.engine import Engine
 from plinth.engine.request import Request, Sampling
-from plinth.inference import step_times
+from plinth.inference import outbox, step_times
 from plinth.inference.client import EngineClient
 from plinth.shared.errors import Internal, InvalidArgument, Unavailable
 
@@ -98,6 +98,31 @@ async def test_whoever_hangs_up_frees_blocks_within_one_step(
     assert freed_at is not None
     # One step may be under way when the client leaves; the loop's hop can cost one more.
     assert freed_at - left_at <= 2
+
+
+async def test_a_reader_that_falls_behind_frees_its_blocks_and_can_have_the_rest(
+    client: EngineClient, engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others go on meanwhile; the rest, asked for by position, is what the whole would be."""
+    monkeypatch.setattr(outbox, "UNREAD_TOKENS", 40)
+    asked = request("behind", 3, 4, 5, sampling=ENDLESS)
+    stream = client.stream(asked)
+    first = await anext(stream)
+    other = await tokens(client, request("other", 8, 9, sampling=ENDLESS))
+    assert len(other) == 200, "it was read"
+    async with asyncio.timeout(PATIENCE_S):
+        while engine.busy:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert engine.pool.live == 0
+    client.check()
+    events = [first, *[event async for event in stream]]
+    assert isinstance(events[-1], outbox.ReaderBehind)
+    got = [token.id for event in events for token in event.tokens]
+    assert 40 < len(got) < 60
+    rest = Sampling(temperature=0.0, max_tokens=200 - len(got), first_output_position=len(got))
+    got += await tokens(client, request("rest", 3, 4, 5, *got, sampling=rest))
+    alone, _ = engines.complete(engines.engine(folder), [(3, 4, 5)], ENDLESS)
+    assert got == [token.id for token in alone[0]]
 
 
 async def until_unhealthy(client: EngineClient) -> Unavailable:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from plinth.kernels.training import SdpaBackend
+from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.limits import REAL, WHOLE
@@ -104,23 +105,23 @@ def in_json(value: Any) -> bool:
 
 @pytest.mark.parametrize("base", BASES)
 def test_any_value_of_any_key_of_a_file(base: str) -> None:
-    whole = BASES[base].to_hf()
+    whole = hf_config.to_hf(BASES[base])
     rope = whole.pop("rope_parameters", {})
     whole.pop("rope_theta", None)  # the same as in rope_parameters: one at a time
     hostile = [value for value in HOSTILE if in_json(value)]
     for value in hostile:
         for key in whole:
             changed = whole | ({"rope_parameters": rope} if rope else {}) | {key: value}
-            outcome(lambda given=changed: ModelConfig.from_hf(given), key)
+            outcome(lambda given=changed: hf_config.from_hf(given), key)
             if "token_id" in key:
-                outcome(lambda given={key: value}: ModelConfig.from_hf(whole, given), key)
+                outcome(lambda given={key: value}: hf_config.from_hf(whole, given), key)
         for key in rope:
             for name in ("rope_parameters", "rope_scaling"):
                 changed = whole | {name: rope | {key: value}}
-                outcome(lambda given=changed: ModelConfig.from_hf(given), name)
+                outcome(lambda given=changed: hf_config.from_hf(given), name)
         if rope:
             for key in ("rope_parameters", "rope_scaling", "rope_theta"):
-                outcome(lambda given=whole | {key: value}: ModelConfig.from_hf(given), key)
+                outcome(lambda given=whole | {key: value}: hf_config.from_hf(given), key)
 
 
 def test_the_bounds_themselves_can_be_computed() -> None:
@@ -154,8 +155,8 @@ def test_products_of_sizes_are_bounded_too(sizes: dict[str, int], says: str) -> 
 
 def test_ids_outside_the_vocabulary_are_left_out_of_a_file() -> None:
     """No token could be met that they name; older files have pad_token_id -1."""
-    config = BASES["llama"].to_hf() | {"pad_token_id": -1, "eos_token_id": [2, 64, 128009]}
-    read = ModelConfig.from_hf(config, {"eos_token_id": [3, 2, 9999]})
+    config = hf_config.to_hf(BASES["llama"]) | {"pad_token_id": -1, "eos_token_id": [2, 64, 128009]}
+    read = hf_config.from_hf(config, {"eos_token_id": [3, 2, 9999]})
     assert (read.pad_id, read.eos_ids) == (None, (3, 2))
     with pytest.raises(InvalidArgument, match="eos_ids 64 is outside the vocabulary"):
         ModelConfig(**{**vars(BASES["llama"]), "eos_ids": (2, 64)})
@@ -164,6 +165,6 @@ def test_ids_outside_the_vocabulary_are_left_out_of_a_file() -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_what_is_written_is_read_back(base: str) -> None:
     config = BASES[base]
-    again = ModelConfig.from_hf(json.loads(json.dumps(config.to_hf())))
+    again = hf_config.from_hf(json.loads(json.dumps(hf_config.to_hf(config))))
     changed = {"attention_bias": True, "mlp_bias": True} if config.family == "gpt2" else {}
     assert vars(again) == {**vars(config), **changed}

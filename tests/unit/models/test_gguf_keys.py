@@ -5,6 +5,7 @@ The defaults are llama.cpp's: src/llama-model.cpp (load_hparams), src/llama-voca
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from test_gguf import write_gguf
 from checkpoints import random_gpt2, random_llama
 from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer
+from plinth.models.hf import read_config
+from plinth.models.importer import import_source
 from plinth.models.rope_scaling import RopeScaling
 from plinth.shared.errors import InvalidArgument
 
@@ -188,3 +191,13 @@ def test_a_table_of_one_axis_and_names_cut_short_are_typed_errors(tmp_path: Path
         model = GgufModel(tmp_path / "bad.gguf")
         with pytest.raises(InvalidArgument, match=new.decode()):
             model.tensors(model.config())
+
+
+def test_a_padding_of_no_token_is_told_and_left_out(llama: Path, tmp_path: Path) -> None:
+    key = "tokenizer.ggml.padding_token_id"
+    path = opened(llama, tmp_path, {key: 99_999}).path
+    imported = import_source(str(path), tmp_path / "made")
+    assert imported.warnings == (f"{key} is 99999, outside the vocabulary of 260; left out",)
+    assert "pad_token" not in json.loads((imported.folder / "tokenizer_config.json").read_text())
+    assert read_config(imported.folder).pad_id is None
+    assert opened(llama, tmp_path, {key: 2}).config().pad_id == 2

@@ -16,7 +16,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from plinth.kernels.training import SdpaBackend
-from plinth.models.config import ModelConfig
+from plinth.models import hf_config
 from plinth.models.decoder import Decoder
 from plinth.models.hf import canonical_name, is_map
 from plinth.models.weights import check_tensors
@@ -134,7 +134,7 @@ def theirs(family: str, change: dict[str, Any]) -> tuple[dict[str, Any], Any] | 
 
 
 def plinth_logits(written: dict[str, Any], model: Any) -> torch.Tensor:
-    config = ModelConfig.from_hf(written)
+    config = hf_config.from_hf(written)
     tensors = {}
     for stored, tensor in model.state_dict().items():
         name = canonical_name(config, stored)
@@ -188,7 +188,7 @@ def test_all_options_written_out_are_accepted(family: str) -> None:
     for options in ({}, SMALL[family], {"tie_word_embeddings": True, "use_cache": False}):
         config = CONFIGS[family](**options, architectures=[MODELS[family].__name__])
         for diff in (True, False):
-            ModelConfig.from_hf(json.loads(config.to_json_string(use_diff=diff)))
+            hf_config.from_hf(json.loads(config.to_json_string(use_diff=diff)))
 
 
 # Decoders that are Llama's or GPT-2's but for a few keys: what those keys are called.
@@ -221,7 +221,7 @@ def test_the_keys_of_other_families_are_refused_by_name(family: str) -> None:
             asked.add(field.name)
             for value in (7, 0.3, [7], "something"):
                 with pytest.raises(InvalidArgument, match=field.name):
-                    ModelConfig.from_hf(base | {field.name: value})
+                    hf_config.from_hf(base | {field.name: value})
     assert {"embedding_multiplier", "logits_scaling", "sliding_window", "layer_types"} <= asked
     assert len(asked) > 100
 
@@ -289,9 +289,9 @@ FULL4 = """{"return_dict": true, "output_hidden_states": false, "output_attentio
 
 @pytest.mark.parametrize("text", [SMOLLM2, LLAMA32, LLAMA1, GPT2, DISTILGPT2])
 def test_well_known_files_open(text: str) -> None:
-    config = ModelConfig.from_hf(json.loads(text))
-    assert ModelConfig.from_hf(json.loads(text) | json.loads(FULL4)).hidden == config.hidden
-    assert ModelConfig.from_hf(config.to_hf()) == config
+    config = hf_config.from_hf(json.loads(text))
+    assert hf_config.from_hf(json.loads(text) | json.loads(FULL4)).hidden == config.hidden
+    assert hf_config.from_hf(hf_config.to_hf(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -318,15 +318,15 @@ def test_well_known_files_open(text: str) -> None:
 )
 def test_what_a_message_says(change: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
-        ModelConfig.from_hf(json.loads(SMOLLM2) | change)
+        hf_config.from_hf(json.loads(SMOLLM2) | change)
 
 
 def test_the_two_names_of_a_gpt2_size_must_agree() -> None:
     config = json.loads(GPT2)
-    assert ModelConfig.from_hf(config | {"hidden_size": 768}).hidden == 768
+    assert hf_config.from_hf(config | {"hidden_size": 768}).hidden == 768
     with pytest.raises(InvalidArgument, match="hidden_size is 64 and n_embd 768"):
-        ModelConfig.from_hf(config | {"hidden_size": 64})
+        hf_config.from_hf(config | {"hidden_size": 64})
     only = {key: value for key, value in config.items() if key != "n_layer"}
-    assert ModelConfig.from_hf(only | {"num_hidden_layers": 12}).layers == 12
+    assert hf_config.from_hf(only | {"num_hidden_layers": 12}).layers == 12
     with pytest.raises(InvalidArgument, match="'n_layer' is missing"):
-        ModelConfig.from_hf(only)
+        hf_config.from_hf(only)

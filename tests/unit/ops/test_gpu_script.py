@@ -62,7 +62,7 @@ def test_every_step_can_be_started(gpu: ModuleType, device: str) -> None:
 def test_the_engines_shapes_are_known(gpu: ModuleType, device: str) -> None:
     import torch
 
-    from plinth.models.config import ModelConfig
+    from plinth.models import hf_config
     from plinth.models.decoder import Decoder
 
     shapes = importlib.import_module("shapes")
@@ -74,7 +74,7 @@ def test_the_engines_shapes_are_known(gpu: ModuleType, device: str) -> None:
     assert len(named) == 2
     for name in named:
         with torch.device("meta"):
-            decoder = Decoder(ModelConfig.from_hf(shapes.llama_config(name).to_diff_dict()))
+            decoder = Decoder(hf_config.from_hf(shapes.llama_config(name).to_diff_dict()))
         count = sum(parameter.numel() for parameter in decoder.parameters())
         assert count == PARAMETERS.get(name, count)
     assert device == "cpu" or set(named) == set(PARAMETERS)

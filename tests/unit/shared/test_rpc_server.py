@@ -399,6 +399,7 @@ async def test_stream_in_unary_out_passes_the_same_layers() -> None:
         validators={"/t.Up/Load": refuse_long},
         authenticate=TokenAuthenticator(TOKEN),
         default_deadline_s=5,
+        slow_reader_s=60,
     )
     server = grpc.aio.server(interceptors=layers)
     handler = grpc.stream_unary_rpc_method_handler(upload)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from plinth.gateway.api_keys import KeyStore, ensure_first_key
 from plinth.gateway.core import GatewayCore
@@ -52,8 +53,11 @@ async def test_a_half_restored_redis_is_refused(redis_client: Redis) -> None:
 
 async def test_a_redis_that_is_away_is_no_error() -> None:
     client = connect("redis://127.0.0.1:1/0")
-    await check_schema(client)
+    with capture_logs() as logs:
+        await check_schema(client)
     await client.aclose()
+    (said,) = logs
+    assert (said["log_level"], said["event"]) == ("warning", "the schema of Redis was not checked")
 
 
 async def test_revoking_the_first_key_takes_all_of_that_name(

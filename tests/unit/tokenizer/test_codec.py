@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-from checkpoints import byte_tokenizer, smollm2_folder
+from checkpoints import SPECIAL_TOKENS, byte_tokenizer, smollm2_folder
 from plinth.shared.errors import InvalidArgument, NotFound
+from plinth.shared.token_table import byte_level_table
 from plinth.tokenizer.codec import Codec, Prompt
-from plinth.tokenizer.detokenizer import byte_level_table
 
 TEXTS = [
     "",
@@ -59,6 +59,37 @@ def test_a_user_cannot_spell_special_tokens() -> None:
     assert not codec.special_ids & set(ids)
     assert codec.decode(ids) == text
     assert codec.decode(ids, skip_special=True) == text
+
+
+def beginning_with(folder: Path, token: str) -> Path:
+    """A tokenizer that begins every text with `token`, as Llama's do."""
+    tokenizer = Tokenizer.from_file(str(byte_tokenizer(folder) / "tokenizer.json"))
+    id_ = tokenizer.token_to_id(token)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[token, "$A"], pair=[token, "$A", "$B"], special_tokens=[(token, id_)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.lists(st.sampled_from([*SPECIAL_TOKENS, "a", "<|", " ", "é"])).map("".join))
+def test_a_text_has_one_first_token_whoever_writes_it(beginning_folder: Path, text: str) -> None:
+    codec = opened(beginning_folder)
+    bos, written = "<|endoftext|>", codec.encode(text, parse_special=True)
+    ids = codec.encode(text, parse_special=True, add_special=True)
+    assert ids == codec.encode(text if text.startswith(bos) else bos + text, parse_special=True)
+    assert codec.decode(ids).removeprefix(bos) == text.removeprefix(bos)
+    # What is no special token begins no text.
+    plain = codec.encode(text, add_special=True)
+    assert plain == [codec.special_spans(bos)[0].id, *codec.encode(text)]
+    assert not codec.special_ids & set(plain[1:])
+    assert len(written) <= len(plain) - 1
+
+
+@pytest.fixture(scope="module")
+def beginning_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return beginning_with(tmp_path_factory.mktemp("begins"), "<|endoftext|>")
 
 
 def test_what_a_user_spells_stays_text_and_its_surroundings_stay_whole() -> None:
@@ -172,6 +203,9 @@ BEGINNINGS = {
 }
 
 
+BYTES = tuple(byte_level_table().items())
+
+
 def complete(data: bytes) -> str:
     """`data` as text, without a character that has only begun."""
     begun = [n for n in (1, 2, 3) if n <= len(data) and data[-n:] in BEGINNINGS]
@@ -211,6 +245,9 @@ def test_bytes_come_back_and_emoji_come_whole(byte_folder: Path) -> None:
     assert [stream.add([i]) for i in ids] == ["a", "", "", "", "🙂", "", "é", "\x00"]
     cut = codec.detokenizer()
     assert (cut.add(ids[:3]), cut.flush(), cut.add(ids[:1])) == ("a", "", "a")
+    vocabulary = codec_vocabulary(byte_folder)
+    surrogate = [vocabulary[c] for byte in b"\xed\xa0" for c, b in BYTES if b == byte]
+    assert (cut.add(surrogate), cut.flush()) == ("", "\ufffd\ufffd")
 
 
 @settings(max_examples=400, deadline=None)
@@ -302,6 +339,7 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=st.lists(st.one_of(st.integers(0, 265), st.integers(3 + 0x80, 258)), max_size=30),
     skip=st.booleans(),
 )
+@example(ids=[3 + 0xED, 3 + 0xA0], skip=False)  # how a surrogate begins, and no character
 def test_byte_fallback_streams_as_it_decodes(
     sentencepiece_folder: Path, ids: list[int], skip: bool
 ) -> None:
@@ -332,7 +370,7 @@ def test_what_cannot_be_streamed_or_read_is_refused(tmp_path: Path) -> None:
     path = folder / "tokenizer.json"
     description = json.loads(path.read_text())
     path.write_text(json.dumps(description | {"decoder": {"type": "BPEDecoder", "suffix": "x"}}))
-    with pytest.raises(InvalidArgument, match="decoder 'BPEDecoder' is unknown"):
+    with pytest.raises(InvalidArgument, match=r"decoder \(BPEDecoder\) is unknown"):
         Codec(folder)
     path.write_text(json.dumps(description | {"model": {"type": "WordPiece"}}))
     with pytest.raises(InvalidArgument, match="only BPE"):

@@ -8,7 +8,6 @@ Jinja renders, which is what transformers does.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -20,11 +19,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+import chat_prompts
+from chat_prompts import MAX_CHARS, Messages
 from plinth.shared.errors import InvalidArgument
 from plinth.tokenizer import sandbox
-from plinth.tokenizer.codec import Codec, StandIns
-from plinth.tokenizer.prompts import prompts
-from plinth.tokenizer.templates import Conversation, Rendered
+from plinth.tokenizer.codec import Codec
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<s>", "<s>[x]")
 ORDINARY = ("<think>", "</think>")
@@ -66,39 +65,21 @@ def codec(normalizer: str, normalized: bool, trap: bool) -> Codec:
     return opened
 
 
-def ids_of(codec: Codec, template: str, messages: Sequence[dict[str, str]]) -> list[int]:
-    async def render(asked: Sequence[Conversation], stand_ins: StandIns) -> list[Rendered]:
-        return [
-            Rendered(
-                **sandbox.rendered(
-                    template,
-                    variables=codec.token_names,
-                    stand_ins=stand_ins.pairs,
-                    conversation={
-                        "messages": one.messages,
-                        "add_generation_prompt": one.open_turn,
-                        "max_chars": 10**6,
-                    },
-                )
-            )
-            for one in asked
-        ]
-
-    (prompt,) = asyncio.run(prompts(codec, [Conversation(messages, True)], render))
-    return codec.encode_prompt(prompt)
+def ids_of(codec: Codec, template: str, messages: Messages) -> list[int]:
+    return chat_prompts.ids_of(codec, messages, open_turn=True, template=template)
 
 
-def text_of(codec: Codec, template: str, messages: Sequence[dict[str, str]]) -> str:
+def text_of(codec: Codec, template: str, messages: Messages) -> str:
     return sandbox.render(
         template,
         messages,
         add_generation_prompt=True,
         variables=codec.token_names,
-        max_chars=10**6,
+        max_chars=MAX_CHARS,
     )
 
 
-def reference_ids(codec: Codec, template: str, messages: Sequence[dict[str, str]]) -> list[int]:
+def reference_ids(codec: Codec, template: str, messages: Messages) -> list[int]:
     """As transformers has them: the rendered text, special tokens parsed wherever they stand."""
     return codec.encode(text_of(codec, template, messages), parse_special=True)
 

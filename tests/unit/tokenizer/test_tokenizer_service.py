@@ -22,6 +22,7 @@ from plinth.shared.errors import (
     PlinthError,
 )
 from plinth.shared.identity import Principal
+from plinth.shared.line_process import LineProcess
 from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.server import GrpcServer
 from plinth.shared.rpc.status import from_rpc_error
@@ -100,6 +101,49 @@ async def test_encode_and_decode(stub: TokenizerServiceStub) -> None:
         pb.DecodeRequest(model="bytes", sequences=parsed.sequences, skip_special=True)
     )
     assert list(skipped.texts) == [""]
+
+
+async def test_a_text_with_special_tokens_tells_what_ends_a_turn(
+    served: Served, stub: TokenizerServiceStub, tmp_path: Path
+) -> None:
+    async def ends(text: str, model: str = "bytes", **how: bool) -> list[int]:
+        request = pb.EncodeRequest(model=model, texts=["x", text], **how)
+        return list((await stub.Encode(request)).stop_token_ids)
+
+    turn = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert await ends(turn, parse_special=True) == [2]
+    assert await ends(turn) == await ends("im_end", parse_special=True) == []
+    folder = byte_tokenizer(tmp_path / "other")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = "<|endoftext|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    served.store.publish("other", "tokenizer", folder)
+    assert await ends(turn, "other", parse_special=True, add_special=True) == [2, 0]
+    (folder / "chat_template.jinja").unlink()
+    served.store.publish("base", "tokenizer", folder)
+    assert await ends(turn, "base", parse_special=True) == [0]
+
+
+async def test_a_killed_sandbox_takes_no_end_from_later_answers(
+    served: Served, stub: TokenizerServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be found out once is asked again."""
+    request = pb.ApplyChatTemplateRequest(
+        model="bytes", messages=[{"role": "user", "content": "x"}], add_generation_prompt=True
+    )
+    ask = LineProcess.ask
+
+    async def killed(process: LineProcess, question: dict[str, list[object]]) -> object:
+        messages = question["conversations"][0]["messages"]  # type: ignore[index]
+        if len(messages) > 1:  # one that has an answer: no client's
+            return {"error": "it ended its sandbox (exit -9)", "ended": True}
+        return await ask(process, question)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LineProcess, "ask", killed)
+        error = await refused(stub.ApplyChatTemplate(request), InvalidArgument, "exit -9")
+        assert error.reason == "CHAT_TEMPLATE_ENDED"
+    assert list((await stub.ApplyChatTemplate(request)).stop_token_ids) == [2]
 
 
 async def test_chat_template_gives_transformers_ids_and_the_stop_token(

@@ -10,14 +10,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
-
 from plinth.cluster.kubernetes_ops.api import Api
 from plinth.cluster.kubernetes_ops.outcome import command, kubectl
 from plinth.cluster.kubernetes_ops.release import Release, is_ready
 from plinth.cluster.kubernetes_ops.sockets import forwarded
 from plinth.shared.errors import FailedPrecondition, Unavailable
-from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.rpc.gateway_channel import GatewayAddress, GatewayConnection
 from plinth.v1 import (
     common_pb2,
     coordinator_pb2,
@@ -31,18 +29,13 @@ CALL_S = 15.0
 SCOPES = ("deployments", "runs", "artifacts")
 
 
-class GatewayClient:
-    """One key at one gateway. Every call raises the PlinthError that the platform raised."""
+class GatewayClient(GatewayConnection):
+    """The calls that `plinth k8s` makes."""
 
-    def __init__(self, address: str, key: str) -> None:
-        self.address = address
-        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
-        self._gateway: Any = gateway_pb2_grpc.GatewayServiceStub(self._channel)
-        self._coordinator: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {key}"),)
-
-    def close(self) -> None:
-        self._channel.close()
+    def __init__(self, address: GatewayAddress | str, key: str) -> None:
+        super().__init__(address, key)
+        self._gateway: Any = gateway_pb2_grpc.GatewayServiceStub(self.channel)
+        self._coordinator: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self.channel)
 
     def status(self) -> gateway_pb2.GetStatusResponse:
         found: gateway_pb2.GetStatusResponse = self._call(
@@ -74,10 +67,7 @@ class GatewayClient:
         return found
 
     def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return method(request, metadata=self._metadata, timeout=CALL_S)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        return self.call(method, request, CALL_S)
 
 
 @contextlib.contextmanager
@@ -87,9 +77,7 @@ def opened(api: Api, release: Release, *, address: str | None, key: str) -> Iter
         raise FailedPrecondition(no_key(release), reason="MISSING_API_KEY")
     with contextlib.ExitStack() as stack:
         where = address or stack.enter_context(forwarded(api, gateway_pod(api, release), GRPC_PORT))
-        gateway = GatewayClient(where, key)
-        stack.callback(gateway.close)
-        yield gateway
+        yield stack.enter_context(GatewayClient(where, key))
 
 
 def gateway_pod(api: Api, release: Release) -> str:

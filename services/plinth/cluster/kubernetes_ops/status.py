@@ -19,12 +19,12 @@ from plinth.cluster.kubernetes_ops.release import (
     restarts,
     trouble,
 )
+from plinth.shared import status_views as views
 from plinth.shared.errors import PlinthError
 from plinth.v1 import coordinator_pb2 as pb
 from plinth.v1 import gateway_pb2
 
 T = TypeVar("T")
-RUNS = 5
 EVENTS = 8
 
 
@@ -43,7 +43,7 @@ def gather(
     try:
         with gateway() as opened:
             status = _ask("platform", opened.status, unknown, status)
-            runs = _ask("runs", lambda: opened.runs(RUNS), unknown, runs)
+            runs = _ask("runs", lambda: opened.runs(views.RUNS_SHOWN), unknown, runs)
     except PlinthError as error:
         unknown["platform"] = error.message
     return {
@@ -56,10 +56,10 @@ def gather(
         },
         "stages": [_stage(release, one, pods, status) for one in release.components],
         "replicas": [_replica(replica, pods) for replica in status.replicas],
-        "models": [_model(model) for model in status.models],
-        "queues": [_queue(queue) for queue in status.queues],
-        "canaries": [_canary(canary) for canary in status.canaries],
-        "runs": [_run(run) for run in runs],
+        "models": [views.model(model) for model in status.models],
+        "queues": [views.queue(queue) for queue in status.queues],
+        "canaries": [views.canary(canary) for canary in status.canaries],
+        "runs": [views.run(run) for run in runs],
         "errors": _errors(release, pods, events, status, runs),
         "unknown": unknown,
         "kubectl": equivalents(release),
@@ -138,69 +138,9 @@ def _replica(replica: gateway_pb2.ReplicaStatus, pods: list[Json]) -> Json:
     host = replica.address.rpartition(":")[0].strip("[]")
     pod = next((p for p in pods if p.get("status", {}).get("podIP") == host), None)
     return {
-        "stage": replica.stage,
-        "id": replica.id,
-        "address": replica.address,
+        **views.replica(replica),
         "pod": pod["metadata"]["name"] if pod else "",
         "node": pod["spec"].get("nodeName", "") if pod else "",
-        "running": replica.running,
-        "waiting": replica.waiting,
-        "kv_use": replica.kv_use if replica.HasField("kv_use") else None,
-        "revisions": list(replica.revisions),
-    }
-
-
-def _model(model: gateway_pb2.ModelStatus) -> Json:
-    return {
-        "name": model.name,
-        "artifact": model.artifact,
-        "shards": model.shards,
-        "min_shards": model.min_shards,
-        "max_shards": model.max_shards,
-        "ready": model.ready_shards,
-        "state": model.state,
-        "detail": model.detail,
-    }
-
-
-def _queue(queue: gateway_pb2.QueueStatus) -> Json:
-    return {
-        "name": queue.name,
-        "waiting": queue.waiting,
-        "claimed": queue.claimed,
-        "delayed": queue.delayed,
-        "dead": queue.dead,
-    }
-
-
-def _canary(canary: gateway_pb2.CanaryStatus) -> Json:
-    return {
-        "name": canary.name,
-        "state": canary.state,
-        "owner": canary.owner,
-        "age_s": canary.age_s,
-        "stable": _tally(canary.stable),
-        "canary": _tally(canary.canary),
-    }
-
-
-def _tally(tally: gateway_pb2.RevisionTally) -> Json:
-    return {
-        "requests": tally.requests,
-        "errors": tally.errors,
-        "ttft_p95_s": tally.ttft_p95_s if tally.HasField("ttft_p95_s") else None,
-        "good": tally.good,
-        "bad": tally.bad,
-    }
-
-
-def _run(run: pb.Run) -> Json:
-    done = {pb.STEP_STATE_SUCCEEDED, pb.STEP_STATE_REUSED}
-    return {
-        "run_id": run.run_id,
-        "state": pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower(),
-        "steps_done": sum(step.state in done for step in run.steps),
-        "steps": len(run.steps),
     }
 
 
@@ -231,21 +171,21 @@ def _errors(
         for run in runs
         if run.state == pb.RUN_STATE_FAILED and run.error
     ]
-    return found + _told(release, events)
+    return found + _warnings(release, events)
 
 
-def _told(release: Release, events: list[Json]) -> list[Json]:
+def _warnings(release: Release, events: list[Json]) -> list[Json]:
     """The release's newest warnings, one per object and reason."""
     own = [e for e in events if _involved(e).startswith(release.fullname)]
     own.sort(key=_when, reverse=True)
-    told: dict[tuple[str, str], Json] = {}
+    newest: dict[tuple[str, str], Json] = {}
     for event in own:
         name = _involved(event)
-        told.setdefault(
+        newest.setdefault(
             (name, event.get("reason", "")),
             {"where": name, "what": f"{event.get('reason', '')}: {event.get('message', '')}"[:300]},
         )
-    return list(told.values())[:EVENTS]
+    return list(newest.values())[:EVENTS]
 
 
 def _involved(event: Json) -> str:

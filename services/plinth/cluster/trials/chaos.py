@@ -14,7 +14,7 @@ import asyncio
 import sys
 
 from plinth.cluster.trials.pods import Pods
-from plinth.cluster.trials.visitor import Doors, Visitor, visit
+from plinth.cluster.trials.visitor import GatewayUrls, Visitor, visit
 from plinth.shared.errors import FailedPrecondition, Internal, PlinthError
 from plinth.shared.registry import Registry, Replica
 from plinth.shared.rpc.client import announced_load, holds
@@ -83,7 +83,7 @@ async def _busiest(registry: Registry, model: str) -> Replica:
 
 
 async def _main(selector: str, model: str, count: int) -> int:
-    async with visit(load_settings(), Doors.of_environment()) as visitor:
+    async with visit(load_settings(), GatewayUrls.of_environment()) as visitor:
         await run(visitor, Pods(), selector, model, count)
     return 0
 

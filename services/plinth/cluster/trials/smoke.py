@@ -12,7 +12,7 @@ import asyncio
 import sys
 import uuid
 
-from plinth.cluster.trials.visitor import Doors, Visitor, visit
+from plinth.cluster.trials.visitor import GatewayUrls, Visitor, visit
 from plinth.shared.errors import FailedPrecondition, Internal, PlinthError
 from plinth.shared.rewards import RewardTasks
 from plinth.shared.settings import load_settings
@@ -65,7 +65,7 @@ def _say(line: str) -> None:
 
 
 async def _main(model: str) -> int:
-    async with visit(load_settings(), Doors.of_environment()) as visitor:
+    async with visit(load_settings(), GatewayUrls.of_environment()) as visitor:
         await run(visitor, model)
     return 0
 

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from plinth.gateway.api_keys import KeyStore
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared.rpc.gateway_channel import GatewayAddress, open_async
 from plinth.shared.settings import Settings
 from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
@@ -25,14 +26,14 @@ TENANT = "helm-test"
 
 
 @dataclass(frozen=True)
-class Doors:
+class GatewayUrls:
     """Where the gateway is: "http://host:8080" and "host:8081"."""
 
     rest: str
     grpc: str
 
     @classmethod
-    def of_environment(cls) -> Doors:
+    def of_environment(cls) -> GatewayUrls:
         """From PLINTH_URL and TRIAL_GRPC, which the chart's hooks set."""
         try:
             return cls(os.environ["PLINTH_URL"].rstrip("/"), os.environ["TRIAL_GRPC"])
@@ -41,17 +42,19 @@ class Doors:
 
 
 class Visitor:
-    """One key at both doors."""
+    """One key at both APIs."""
 
-    def __init__(self, doors: Doors, key: str, redis: Redis, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self, urls: GatewayUrls, key: str, redis: Redis, channel: grpc.aio.Channel
+    ) -> None:
         self.redis = redis
-        self._doors, self._key = doors, key
+        self._urls, self._key = urls, key
         self._stub = gateway_pb2_grpc.GatewayServiceStub(channel)
 
     def rest(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON that `path` answers. Unavailable with the status and what it said."""
         request = urllib.request.Request(  # noqa: S310 - the chart's own gateway
-            self._doors.rest + path,
+            self._urls.rest + path,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
         )
@@ -62,7 +65,7 @@ class Visitor:
             said = error.read(500).decode(errors="replace")
             raise Unavailable(f"{path} answered {error.code}: {said}") from error
         except OSError as error:
-            raise Unavailable(f"{self._doors.rest} does not answer: {error}") from error
+            raise Unavailable(f"{self._urls.rest} does not answer: {error}") from error
 
     async def tokens(self, model: str, prompt: str, count: int, seed: int) -> AsyncIterator[int]:
         """Ids of a seeded completion of exactly `count` tokens, as they come."""
@@ -80,7 +83,7 @@ class Visitor:
 
 
 @asynccontextmanager
-async def visit(settings: Settings, doors: Doors) -> AsyncIterator[Visitor]:
+async def visit(settings: Settings, urls: GatewayUrls) -> AsyncIterator[Visitor]:
     """A visitor whose key is revoked at the end, however that comes."""
     if settings.redis_url is None:
         raise FailedPrecondition("PLINTH_REDIS_URL is not set; run this by `helm test`")
@@ -89,10 +92,8 @@ async def visit(settings: Settings, doors: Doors) -> AsyncIterator[Visitor]:
     try:
         plain, record = await store.create(TENANT, {"inference"}, "helm test")
         try:
-            async with grpc.aio.insecure_channel(
-                doors.grpc, options=[("grpc.enable_http_proxy", 0)]
-            ) as channel:
-                yield Visitor(doors, plain, redis, channel)
+            async with open_async(GatewayAddress.parse(urls.grpc)) as channel:
+                yield Visitor(urls, plain, redis, channel)
         finally:
             await store.revoke(record.key_id)
     finally:

@@ -57,6 +57,7 @@ IDEMPOTENT: dict[str, tuple[str, ...]] = {
     "plinth.v1.GatewayService": ("ListModels",),
     "grpc.health.v1.Health": ("Check",),
 }
+STREAM_WINDOW_BYTES = 128 << 10
 
 
 def service_config() -> str:
@@ -85,6 +86,10 @@ def client_options(rpc: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", rpc.max_message_bytes),
         ("grpc.keepalive_time_ms", int(rpc.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # What a stream may send ahead of its reader. Left alone, gRPC lets that grow to megabytes
+        # for each stream of a fast connection.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
         # A replica that comes back is found within a second.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),

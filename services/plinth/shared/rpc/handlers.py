@@ -17,6 +17,7 @@ import grpc
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 Layer = Callable[[Context], AbstractAsyncContextManager[None]]
 Check = Callable[[Any, Context], Awaitable[Any]]
 Behaviour = Callable[[Any, Context], Any]

@@ -1,17 +1,19 @@
-"""What every call passes, outermost first: request id → metrics → auth → validation → errors.
+"""What every call passes, outermost first: request id → metrics → auth → validation → errors →
+slow readers.
 
 Auth decides on the metadata alone, before a byte of the request is read. A layer that refuses a
-call ends it itself; what the handler raises is mapped in the innermost layer. Knows no method.
+call ends it itself; what the handler raises is mapped in the innermost layer but one. Knows no
+method.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 
@@ -33,14 +35,14 @@ from plinth.shared.identity import (
     new_request_id,
 )
 from plinth.shared.rpc.auth import Authenticator, valid_request_id
-from plinth.shared.rpc.handlers import Context, Handler, behaviour_of, build, wrap
+from plinth.shared.rpc.handlers import Context, Continuation, Handler, behaviour_of, build, wrap
+from plinth.shared.rpc.slow_readers import SlowReadersInterceptor
 from plinth.shared.rpc.status import REQUEST_ID_KEY, fail, from_rpc_error
 from plinth.shared.telemetry import counter, gauge, get_logger, histogram
 
 HEALTH = "/grpc.health.v1.Health/"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/"
 
-Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 Validator = Callable[[Any], None]
 
 _log = get_logger("plinth.rpc")
@@ -324,9 +326,10 @@ def interceptors(
     validators: Mapping[str, Validator],
     authenticate: Authenticator,
     default_deadline_s: float,
+    slow_reader_s: float,
     admitted: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> list[grpc.aio.ServerInterceptor]:
-    """All five, in the order in which a call passes them; `admitted`: more of them, behind auth."""
+    """All six, in the order in which a call passes them; `admitted`: more of them, behind auth."""
     return [
         RequestIdInterceptor(default_deadline_s),
         MetricsInterceptor(methods),
@@ -334,4 +337,5 @@ def interceptors(
         *admitted,
         ValidationInterceptor(validators),
         ErrorsInterceptor(),
+        SlowReadersInterceptor(slow_reader_s),
     ]

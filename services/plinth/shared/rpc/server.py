@@ -21,8 +21,8 @@ from grpc_reflection.v1alpha import reflection
 from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
-from plinth.shared.rpc.handlers import Context, Handler, wrap
-from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Continuation, Validator, interceptors
+from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
+from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Validator, interceptors
 from plinth.shared.rpc.spans import TracingInterceptor
 from plinth.shared.rpc.status import fail
 from plinth.shared.rpc.tls import server_credentials
@@ -74,7 +74,9 @@ class GrpcServer:
     token: the cluster's; without it only health answers. `authenticator` takes its place where
     callers prove themselves in another way (the gateway's API keys). tls: the certificate that it
     shows, and the authority that callers' must come from. health_port: a second listener that
-    answers grpc.health.v1 and nothing else, without TLS; 0 for none.
+    answers grpc.health.v1 and nothing else, without TLS; 0 for none. admitted: more interceptors,
+    for calls that auth let through. slow_reader_s: how long a message of a stream waits to be read;
+    0 for settings.rpc's.
     """
 
     def __init__(
@@ -89,6 +91,8 @@ class GrpcServer:
         authenticator: Authenticator | None = None,
         tls: TlsSettings | None = None,
         health_port: int = 0,
+        admitted: Sequence[grpc.aio.ServerInterceptor] = (),
+        slow_reader_s: float = 0.0,
     ) -> None:
         self.stage = stage
         self._tls = tls if tls is not None and tls.on else None
@@ -118,7 +122,8 @@ class GrpcServer:
                 },
                 authenticate=authenticator or TokenAuthenticator(token),
                 default_deadline_s=settings.rpc.default_deadline_s,
-                admitted=[TracingInterceptor(stage)] if tracing.on() else [],
+                slow_reader_s=slow_reader_s or settings.rpc.slow_reader_s,
+                admitted=[*([TracingInterceptor(stage)] if tracing.on() else []), *admitted],
             ),
         ]
         self._server: grpc.aio.Server | None = None

@@ -11,8 +11,8 @@ import grpc
 
 from plinth.shared import tracing
 from plinth.shared.identity import current_request_id
-from plinth.shared.rpc.handlers import Context, Handler, wrap
-from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Continuation, code_of, metadata_of
+from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
+from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, code_of, metadata_of
 
 # Of the server, not of the caller: what OpenTelemetry's conventions count as a span's error.
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})

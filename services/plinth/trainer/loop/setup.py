@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.lora import LoraConfig, attach
@@ -258,4 +259,4 @@ def _decide(config: TrainConfig, digest: str, group: Group) -> TrainState:
 
 def _hidden(config: TrainConfig) -> int:
     value = json.loads((Path(config.init_from) / "config.json").read_text())
-    return ModelConfig.from_hf(value).hidden
+    return hf_config.from_hf(value).hidden

@@ -15,34 +15,48 @@ from plinth.shared.canary import Canaries, Tally
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import PlinthError
 from plinth.shared.queue import Queue, queue_names
-from plinth.shared.registry import Registry, Replica
+from plinth.shared.registry import STAGES, Registry, Replica
 from plinth.v1 import gateway_pb2 as pb
 
-STAGES = ("tokenizer", "trainer", "reward", "coordinator", "reconciler", "inference")
 _PROBE, _PROBE_MS = "write-probe", 1000  # a lease that nobody holds
 _TAIL = 0.95
 
 
-class Overview:
-    """Answers GetStatus. One per gateway; every look asks Redis anew."""
+class PlatformStatus:
+    """Each method asks Redis anew and raises Unavailable while it is away. The gateway answers
+    GetStatus by it, and the stack on this machine `plinth status`."""
 
     def __init__(self, redis: Redis, registry: Registry, canaries: Canaries) -> None:
         self._redis = redis
         self._registry = registry
         self._canaries = canaries
 
-    async def status(self) -> pb.GetStatusResponse:
-        """Unavailable while Redis is away."""
-        replicas = [r for stage in STAGES for r in await self._registry.replicas(stage)]
-        wanted = _models(replicas)
-        names = sorted({model.name for model in wanted})
+    async def read(self) -> pb.GetStatusResponse:
+        """All of it."""
+        status = await self.replicas_and_models()
         return pb.GetStatusResponse(
-            replicas=[_replica(replica) for replica in replicas],
-            models=wanted,
-            queues=[await self._queue(name) for name in await queue_names(self._redis)],
-            canaries=[c for name in names if (c := await self._canary(name)) is not None],
-            redis_error=await self._writable(),
+            replicas=status.replicas,
+            models=status.models,
+            queues=await self.queues(),
+            canaries=await self.canaries(status.models),
+            redis_error=await self.write_error(),
         )
+
+    async def replicas_and_models(self) -> pb.GetStatusResponse:
+        """Replicas by stage, and models as the reconciler announces them."""
+        replicas = [r for stage in STAGES for r in await self._registry.replicas(stage)]
+        return pb.GetStatusResponse(
+            replicas=[_replica(replica) for replica in replicas], models=_models(replicas)
+        )
+
+    async def queues(self) -> list[pb.QueueStatus]:
+        """What waits, by queue."""
+        return [await self._queue(name) for name in await queue_names(self._redis)]
+
+    async def canaries(self, models: Iterable[pb.ModelStatus]) -> list[pb.CanaryStatus]:
+        """Of those models that have one."""
+        names = sorted({model.name for model in models})
+        return [c for name in names if (c := await self._canary(name)) is not None]
 
     async def _queue(self, name: str) -> pb.QueueStatus:
         info = await Queue(self._redis, name).inspect()
@@ -67,7 +81,7 @@ class Overview:
             canary=_tally(state.tallies["canary"]),
         )
 
-    async def _writable(self) -> str:
+    async def write_error(self) -> str:
         """Why Redis takes no writes; empty if it does. A replica and a full server still read."""
         try:
             with redis_errors():
@@ -96,7 +110,7 @@ def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
     """As the reconciler announces them."""
     for replica in replicas:
         if replica.stage == "reconciler":
-            told: list[dict[str, Any]] = json.loads(replica.fields.get("models", "[]"))
+            announced: list[dict[str, Any]] = json.loads(replica.fields.get("models", "[]"))
             return [
                 pb.ModelStatus(
                     name=model["name"],
@@ -109,7 +123,7 @@ def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
                     min_shards=model.get("min_shards", model["shards"]),
                     max_shards=model.get("max_shards", model["shards"]),
                 )
-                for model in told
+                for model in announced
             ]
     return []
 

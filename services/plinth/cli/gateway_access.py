@@ -1,0 +1,48 @@
+"""Where the gateway is that a command talks to, and with which key."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from plinth.shared.errors import FailedPrecondition
+
+if TYPE_CHECKING:
+    from plinth.shared.rpc.gateway_channel import GatewayAddress
+    from plinth.shared.settings import Settings
+
+
+def api_key(settings: Settings) -> str:
+    """The key to call with; empty where the gateway asks for none."""
+    if key := os.environ.get("PLINTH_API_KEY"):
+        return key
+    path = settings.secrets_dir / "api-key"
+    if path.exists():
+        return path.read_text("ascii").strip()
+    if settings.gateway.auth == "off":
+        return ""
+    raise FailedPrecondition(
+        f"no API key: set PLINTH_API_KEY, or name the stack's data directory with --data "
+        f"({path} does not exist; is the stack up?)",
+        reason="MISSING_API_KEY",
+    )
+
+
+def gateway_address(settings: Settings, url: str | None) -> GatewayAddress:
+    """The gRPC API that `url` names (InvalidArgument when it names none), or that of the stack in
+    the data directory."""
+    from plinth.shared.rpc.gateway_channel import GatewayAddress
+
+    return stack_address(settings) if url is None else GatewayAddress.parse(url)
+
+
+def stack_address(settings: Settings) -> GatewayAddress:
+    """The gRPC API of the stack in the data directory."""
+    from plinth.cluster.layout import Layout, StackState
+    from plinth.shared.rpc.gateway_channel import GatewayAddress
+
+    state = StackState.read(Layout.of(settings).state_file)
+    host, port = settings.gateway.host, settings.gateway.grpc_port
+    if state is not None and state.gateway_grpc_port:
+        host, port = state.gateway_host, state.gateway_grpc_port
+    return GatewayAddress(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

@@ -1,0 +1,83 @@
+"""The platform's status as JSON, the same for a stack on this machine and for a release on
+Kubernetes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plinth.v1 import coordinator_pb2, gateway_pb2
+
+Json = dict[str, Any]
+RUNS_SHOWN = 5
+_DONE = frozenset({coordinator_pb2.STEP_STATE_SUCCEEDED, coordinator_pb2.STEP_STATE_REUSED})
+
+
+def replica(one: gateway_pb2.ReplicaStatus) -> Json:
+    """kv_use: share of the KV cache in use; None where a stage has none."""
+    return {
+        "stage": one.stage,
+        "id": one.id,
+        "address": one.address,
+        "running": one.running,
+        "waiting": one.waiting,
+        "kv_use": one.kv_use if one.HasField("kv_use") else None,
+        "revisions": list(one.revisions),
+    }
+
+
+def model(one: gateway_pb2.ModelStatus) -> Json:
+    """shards: wanted now, which load moves between min_shards and max_shards; ready: of them."""
+    return {
+        "name": one.name,
+        "artifact": one.artifact,
+        "shards": one.shards,
+        "min_shards": one.min_shards,
+        "max_shards": one.max_shards,
+        "ready": one.ready_shards,
+        "state": one.state,
+        "detail": one.detail,
+    }
+
+
+def queue(one: gateway_pb2.QueueStatus) -> Json:
+    """Items of one queue by what they wait for."""
+    return {
+        "name": one.name,
+        "waiting": one.waiting,
+        "claimed": one.claimed,
+        "delayed": one.delayed,
+        "dead": one.dead,
+    }
+
+
+def canary(one: gateway_pb2.CanaryStatus) -> Json:
+    """Both revisions' figures, side by side."""
+    return {
+        "name": one.name,
+        "state": one.state,
+        "owner": one.owner,
+        "age_s": one.age_s,
+        "stable": _tally(one.stable),
+        "canary": _tally(one.canary),
+    }
+
+
+def run(one: coordinator_pb2.Run) -> Json:
+    """How far it is."""
+    return {
+        "run_id": one.run_id,
+        "name": one.name,
+        "state": coordinator_pb2.RunState.Name(one.state).removeprefix("RUN_STATE_").lower(),
+        "steps_done": sum(step.state in _DONE for step in one.steps),
+        "steps": len(one.steps),
+    }
+
+
+def _tally(one: gateway_pb2.RevisionTally) -> Json:
+    return {
+        "requests": one.requests,
+        "errors": one.errors,
+        "ttft_p95_s": one.ttft_p95_s if one.HasField("ttft_p95_s") else None,
+        "good": one.good,
+        "bad": one.bad,
+    }

@@ -1,0 +1,58 @@
+"""The status as JSON leaves out nothing of what the platform says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from plinth.shared import status_views
+from plinth.v1 import gateway_pb2
+
+NAMES = {"ready_shards": "ready"}  # of a model: "3 of 4 ready"
+
+
+def filled(message: Message) -> Message:
+    """Each field with a value of its own."""
+    for number, field in enumerate(message.DESCRIPTOR.fields, 1):
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            filled(getattr(message, field.name))
+        elif field.is_repeated:
+            getattr(message, field.name).append(f"{field.name}-{number}")
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            setattr(message, field.name, f"{field.name}-{number}")
+        else:
+            setattr(message, field.name, number)
+    return message
+
+
+def as_json(message: Message) -> Any:
+    found = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            value = as_json(value)
+        found[NAMES.get(field.name, field.name)] = list(value) if field.is_repeated else value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (status_views.replica, gateway_pb2.ReplicaStatus()),
+        (status_views.model, gateway_pb2.ModelStatus()),
+        (status_views.queue, gateway_pb2.QueueStatus()),
+        (status_views.canary, gateway_pb2.CanaryStatus()),
+    ],
+    ids=["replica", "model", "queue", "canary"],
+)
+def test_a_view_shows_every_field(view: Callable[[Any], Any], message: Message) -> None:
+    assert view(filled(message)) == as_json(message)
+
+
+def test_what_is_not_known_is_none() -> None:
+    assert status_views.replica(gateway_pb2.ReplicaStatus())["kv_use"] is None
+    assert status_views.canary(gateway_pb2.CanaryStatus())["stable"]["ttft_p95_s"] is None
