@@ -28,7 +28,7 @@ further = asyncio.run(chat.ainvoke([*asked, answer, HumanMessage("And of Italy?"
 assert "Rome" in further.content, further
 
 parts = [chunk.text for chunk in chat.stream("What is the capital of France?")]
-assert "".join(parts) == PARIS and len(parts) > 5
+assert "".join(parts) == PARIS and len(parts) > 1
 
 chain = ChatPromptTemplate.from_messages([("user", "What is the capital of {country}?")]) | chat
 capitals = chain.batch([{"country": "France"}] * 12)
