@@ -19,6 +19,7 @@ from typing import Any
 
 from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
+from plinth.gateway.api_keys import KeyStore
 from plinth.inference.messages import engine_request
 from plinth.shared.connection import connect
 from plinth.shared.errors import Internal, InvalidArgument, ResourceExhausted, Unavailable
@@ -335,8 +336,23 @@ async def running_stack(
         ending.callback(stop.set)
         await answering(f"{stack.url}/readyz", serving)
         if stack.settings.gateway.auth == "keys":
-            stack.key = (stack.settings.secrets_dir / "api-key").read_text().strip()
+            stack.key = await admin_key(stack.settings)
         yield stack
+
+
+async def admin_key(settings: Settings) -> str:
+    """The key that the platform's first gateway made; a gateway beside others makes none, so then
+    one more is made, as an operator would, and kept where the first one is."""
+    path = settings.first_key_file
+    if not path.exists():
+        assert settings.redis_url is not None
+        redis = connect(settings.redis_url.get_secret_value())
+        try:
+            plain, _ = await KeyStore(redis).create("default", {"admin"})
+        finally:
+            await redis.aclose()
+        path.write_text(plain)
+    return path.read_text().strip()
 
 
 async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:

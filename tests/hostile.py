@@ -24,7 +24,16 @@ from typing import Any
 
 import httpx
 
-from gateway_stages import TOKEN, Shard, Stack, answering, gateway_settings, script_text, until
+from gateway_stages import (
+    TOKEN,
+    Shard,
+    Stack,
+    admin_key,
+    answering,
+    gateway_settings,
+    script_text,
+    until,
+)
 from patience import PATIENCE_S
 from plinth.shared.settings import load_settings
 
@@ -150,7 +159,7 @@ async def watched_gateway(
         ending.push_async_callback(process.wait)
         ending.callback(process.kill)
         await answering(f"{stack.url}/readyz")
-        stack.key = (settings.secrets_dir / "api-key").read_text().strip()
+        stack.key = await admin_key(settings)
         yield WatchedGateway(stack, process)
 
 

@@ -95,10 +95,10 @@ def errors(logs: list[Any]) -> list[Any]:
 WHOLE = {
     "in middleware": (CORSMiddleware, "__call__", crash_later),
     "in authentication": (openai_routes, "authenticate", crash_later),
-    "in the handler": (GatewayCore, "session", crash_later),
-    "cancelled inside": (GatewayCore, "session", cancel),
+    "in the handler": (GatewayCore, "_prepared", crash_later),
+    "cancelled inside": (GatewayCore, "_prepared", cancel),
     "in rendering": (ChatRenderer, "whole", crash_later),
-    "in closing": (Session, "close", None),
+    "in closing": (Session, "_end", None),
 }
 
 
@@ -108,7 +108,7 @@ async def test_before_the_head_a_crash_is_a_500(
 ) -> None:
     owner, name, breaking = WHOLE[where]
     if breaking is None:  # it still closes, so that nothing is left of it
-        real = Session.close
+        real = Session._end
 
         async def breaking(session: Session) -> None:
             await real(session)
@@ -202,8 +202,8 @@ async def test_a_hang_up_is_none(gateway: Stack, http: httpx.AsyncClient) -> Non
 
 
 GRPC = {
-    "in the handler": (GatewayCore, "session", crash_later),
-    "cancelled inside": (GatewayCore, "session", cancel),
+    "in the handler": (GatewayCore, "_prepared", crash_later),
+    "cancelled inside": (GatewayCore, "_prepared", cancel),
     "in the stream": (Session, "events", crash),
 }
 

@@ -191,7 +191,8 @@ async def test_a_request_that_kills_shards_does_not_go_round_for_ever(
 async def test_several_answers_of_one_request_count_their_deaths_together(
     tmp_path: Path, redis_server: str, redis_client: object
 ) -> None:
-    """Three at once on four shards: what the first two show is enough for all."""
+    """Three at once on four shards: what the first two show is enough for all. Between the first
+    death and the second, one of them may have gone on to another shard."""
 
     class Cursed(Shard):
         async def _generate(self, request: object) -> AsyncIterator[object]:
@@ -205,7 +206,7 @@ async def test_several_answers_of_one_request_count_their_deaths_together(
         with pytest.raises(openai.InternalServerError) as caught:
             await client.chat.completions.create(model="chat", messages=ASK, n=3)
         assert caught.value.code == "shards_died"
-        assert sum(len(shard.requests) for shard in stack.shards.values()) <= 3
+        assert sum(len(shard.requests) for shard in stack.shards.values()) <= 4
 
 
 async def test_a_request_under_which_two_processes_died_is_given_to_no_third(

@@ -65,7 +65,8 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
     queue, preferences = redis_keys.QueueKeys("q"), redis_keys.PreferenceKeys("c")
     written = [
         redis_keys.replica("s", "r"), redis_keys.replicas("s"), redis_keys.lease("l"),
-        redis_keys.fence("l"), redis_keys.run("r"), redis_keys.runs(), redis_keys.active_runs(),
+        redis_keys.fence("l"), redis_keys.run("r"), redis_keys.run_log("r"),
+        redis_keys.runs(), redis_keys.active_runs(),
         redis_keys.run_events(), redis_keys.job("j"), redis_keys.jobs(),
         redis_keys.job_events("j"), redis_keys.api_keys(), redis_keys.quota("t"),
         redis_keys.rewards_done("r"), redis_keys.canary("c"), redis_keys.canary("c", "answers"),

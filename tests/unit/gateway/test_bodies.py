@@ -133,7 +133,7 @@ async def test_no_shape_of_a_body_costs_twenty_megabytes(name: str) -> None:
             {"tasks": [{"prompt": [{"x": 1}] * 1_000, "gold": [], "responses": [{}] * 8}] * 100},
         ),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=["messages", "parts", "stops", "prompts", "ids", "tasks", "task-parts"],
 )
 def test_validation_ends_after_a_bounded_number_of_mistakes(
     monkeypatch: pytest.MonkeyPatch, make: Any, value: dict[str, Any]
