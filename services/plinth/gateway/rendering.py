@@ -263,7 +263,7 @@ class CompletionRenderer(Renderer):
 
     async def _columns(
         self, tokens: Sequence[common_pb2.Token]
-    ) -> AsyncGenerator[tuple[list[str], list[float], list[dict[str, float]]], None]:
+    ) -> AsyncGenerator[tuple[list[Any], list[Any], list[Any]], None]:
         for step in _steps(tokens):
             raw = await self._token_bytes(step)
             texts = {id_: token_text(one) for id_, one in raw.items()}
