@@ -114,6 +114,7 @@ class Shard(shard_rpc.InferenceServiceServicer):
     end_after: int = 0  # tokens until it ends by itself; 0: never
     die_after: int = 0  # tokens after which the process exits, as if killed
     digest: str = DIGEST  # of its weights
+    positions: int = 4096  # of its context
     fails: bool = False  # before any token
     first_token_s: float = 0.0
     says: list[Said] = field(default_factory=list)  # by sample index, in place of the script
@@ -146,7 +147,9 @@ class Shard(shard_rpc.InferenceServiceServicer):
             self.changed.set()
 
     async def _generate(self, request: Any) -> AsyncIterator[Any]:
-        engine_request(request, tenant="", remaining_s=None, eos_ids=(EOS,), positions=4096)
+        engine_request(
+            request, tenant="", remaining_s=None, eos_ids=(EOS,), positions=self.positions
+        )
         sampling = request.sampling
         ids = [id_ for span in request.input for id_ in span.tokens.ids]
         start = sampling.first_output_position

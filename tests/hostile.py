@@ -39,6 +39,8 @@ from plinth.shared.settings import load_settings
 
 MAX_LOOP_S = 0.020  # of the loop, at a time
 MAX_MEMORY_BYTES = 20_000_000
+LONG = "long"  # a model of a long context, whose shard doesn't dawdle: nobody but attackers use it
+LONG_CONTEXT = 300_000
 NEIGHBOUR_TOKENS = 4000  # more than an attack lasts
 NEIGHBOUR_SEED = 5
 
@@ -143,6 +145,8 @@ async def watched_gateway(
         ending.push_async_callback(stack.stop_replicas)
         await stack.add_tokenizer("tokenizer-0")
         await stack.add_shard("shard-0", shard or Shard(delay_s=0.01))
+        patient = Shard(positions=LONG_CONTEXT)
+        await stack.add_shard("shard-1", patient, model=LONG, context=LONG_CONTEXT)
         given = {
             "data_dir": str(data_dir),
             "redis_url": redis_url,

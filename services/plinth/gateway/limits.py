@@ -18,6 +18,7 @@ MAX_TOKENS = 131_072  # of one answer
 MAX_TOKENS_TOGETHER = 262_144  # of all answers of a request
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
+MAX_GIVEN_STOPS = 1_024  # with the empty ones, which are none
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 1_024
 MAX_STOP_TOKEN_IDS = 64
@@ -75,7 +76,10 @@ def meant_stops(stops: Sequence[str]) -> tuple[str, ...]:
 
 def check_stops(stops: Sequence[str]) -> None:
     """At most MAX_STOPS stop strings of at most MAX_STOP_CHARS characters; empty ones are none."""
-    if (count := len(meant_stops(stops))) > MAX_STOPS:
+    count = len(stops)
+    if count <= MAX_GIVEN_STOPS:  # more are not looked at
+        count = len(meant_stops(stops))
+    if count > MAX_STOPS:
         raise InvalidArgument(
             f"stop: {count} stop strings given, at most {MAX_STOPS} are allowed",
             reason="TOO_MANY_STOPS",

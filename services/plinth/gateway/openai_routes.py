@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 
 from plinth.gateway import metrics, sse
+from plinth.gateway.answer_body import WholeAnswer
 from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.authentication import authenticate
 from plinth.gateway.bodies import read
@@ -120,7 +120,7 @@ async def _answer(
             return _told(sse.AnswerStream(session.revision, events, owned.pop_all()), body)
         choose = None if selection is None else _choosing(core, asks, selection)
         whole = await _while_connected(request, renderer.whole(session, choose))
-        return _told(JSONResponse(whole, headers={MODEL_HEADER: session.revision}), body)
+        return _told(WholeAnswer(whole, {MODEL_HEADER: session.revision}), body)
 
 
 def _told(response: Response, body: ChatBody | CompletionBody) -> Response:

@@ -10,18 +10,23 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
+from plinth.gateway.answer_body import AnswerBody, EncodedList, encoded
 from plinth.gateway.answer_scores import LOWEST_LOGPROB
 from plinth.gateway.answer_writer import STOP, TextEvent
 from plinth.gateway.chooser import Chosen
 from plinth.gateway.generation import Prepared
 from plinth.gateway.session import Session
 from plinth.gateway.texts import Texts
+from plinth.shared.tasks import next_turn
 from plinth.v1 import common_pb2
 
 Json = dict[str, Any]
+STEP_TOKENS = 32  # with their alternatives, rendered in one turn of the loop
+STEP_CHOICES = 32  # the same, where there is no more to them than a text
 # (number of the prompt, the prompt, all answers to it) → those that the client gets.
 Choose = Callable[[int, Prepared, Sequence[Sequence[TextEvent]]], Awaitable[list[Chosen]]]
 
@@ -70,33 +75,47 @@ class Renderer:
         """The last chunk of a stream that was asked for usage."""
         return {**self.chunk([]), "usage": self.usage()}
 
-    async def whole(self, session: Session, choose: Choose | None = None) -> Json:
-        """The answer that is not streamed: all samples of each prompt, or those of `choose`.
-        `usage` counts what was made either way."""
+    async def whole(self, session: Session, choose: Choose | None = None) -> list[bytes]:
+        """The answer that is not streamed, as pieces of JSON: all samples of each prompt, or those
+        of `choose`. `usage` counts what was made either way."""
         events: list[list[TextEvent]] = [[] for _ in range(self._count)]
         async for index, event in session.events():
             events[index].append(event)
             self.count(event)
-        body = self._head(self.kind)
-        if choose is None:
-            body["choices"] = [await self.whole_choice(i, parts) for i, parts in enumerate(events)]
-        else:
-            body["choices"] = await self._chosen(events, choose)
-        body["usage"] = self.usage()
-        return body
+        body = AnswerBody()
+        body.add(encoded(self._head(self.kind))[:-1] + b',"choices":[')
+        choices = self._all(events) if choose is None else self._chosen(events, choose)
+        number = 0
+        async with aclosing(choices):
+            async for choice in choices:
+                if number:
+                    body.add(b",")
+                body.add_value(choice)
+                number += 1
+                if not number % STEP_CHOICES:
+                    await next_turn()
+        body.add(b'],"usage":' + encoded(self.usage()) + b"}")
+        body.end()
+        return body.pieces
 
-    async def _chosen(self, events: Sequence[Sequence[TextEvent]], choose: Choose) -> list[Json]:
-        choices: list[Json] = []
-        first = 0
+    async def _all(self, events: Sequence[list[TextEvent]]) -> AsyncGenerator[Json, None]:
+        for index, parts in enumerate(events):
+            yield await self.whole_choice(index, parts)
+            parts.clear()  # its JSON takes its place
+
+    async def _chosen(
+        self, events: Sequence[Sequence[TextEvent]], choose: Choose
+    ) -> AsyncGenerator[Json, None]:
+        first = made = 0
         for number, one in enumerate(self._prepared):
             answers = events[first : first + one.samples]
             for chosen in await choose(number, one, answers):
                 choice = await self.whole_choice(first + chosen.sample, answers[chosen.sample])
-                choice["index"] = len(choices)
+                choice["index"] = made
                 choice["plinth"] = {"sample": chosen.sample, **chosen.note}
-                choices.append(choice)
+                yield choice
+                made += 1
             first += one.samples
-        return choices
 
     def count(self, event: TextEvent) -> None:
         """Takes note of an answer's end."""
@@ -157,26 +176,42 @@ class ChatRenderer(Renderer):
         return {
             "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": await self._logprobs(tokens),
+            "logprobs": await self._whole_logprobs(tokens),
             "finish_reason": finish_word(events[-1].finish),
         }
 
     async def _logprobs(self, tokens: Sequence[common_pb2.Token]) -> Json | None:
+        """As a chunk of a stream has them."""
         if self._alternatives is None or not tokens:
             return None
-        raw = await self._token_bytes(tokens)
-        return {
-            "content": [
+        content: list[Json] = []
+        async for entries in self._entries(tokens):
+            content += entries
+        return {"content": content, "refusal": None}
+
+    async def _whole_logprobs(self, tokens: Sequence[common_pb2.Token]) -> Json | None:
+        if self._alternatives is None or not tokens:
+            return None
+        content = EncodedList()
+        async for entries in self._entries(tokens):
+            content.extend(entries)
+        return {"content": content, "refusal": None}
+
+    async def _entries(
+        self, tokens: Sequence[common_pb2.Token]
+    ) -> AsyncGenerator[list[Json], None]:
+        for step in _steps(tokens):
+            raw = await self._token_bytes(step)
+            yield [
                 {
                     **_entry(raw[token.id], token.raw_logprob),
                     "top_logprobs": [
                         _entry(raw[top.id], top.logprob) for top in token.top[: self._alternatives]
                     ],
                 }
-                for token in tokens
-            ],
-            "refusal": None,
-        }
+                for token in step
+            ]
+            await next_turn()
 
 
 class CompletionRenderer(Renderer):
@@ -194,25 +229,57 @@ class CompletionRenderer(Renderer):
 
     async def whole_choice(self, index: int, events: Sequence[TextEvent]) -> Json:
         text = "".join(event.text for event in events)
-        tokens = tuple(token for event in events for token in event.tokens)
-        offsets = tuple(offset for event in events for offset in event.offsets)
-        return await self.choice(index, TextEvent(text, tokens, events[-1].finish, None, offsets))
+        tokens = [token for event in events for token in event.tokens]
+        offsets = [offset for event in events for offset in event.offsets]
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": await self._whole_logprobs(tokens, offsets),
+            "finish_reason": finish_word(events[-1].finish),
+        }
 
     async def _logprobs(
         self, tokens: Sequence[common_pb2.Token], offsets: Sequence[int]
     ) -> Json | None:
+        """As a chunk of a stream has them."""
         if self._alternatives is None:
             return None
-        raw = await self._token_bytes(tokens)
-        texts = {id_: token_text(one) for id_, one in raw.items()}
-        return {
-            "tokens": [texts[token.id] for token in tokens],
-            "token_logprobs": [_finite(token.raw_logprob) for token in tokens],
-            "top_logprobs": [
-                _by_text(token.top[: self._alternatives], texts, token.id) for token in tokens
-            ],
-            "text_offset": list(offsets),
-        }
+        columns: list[list[Any]] = [[], [], []]
+        async for step in self._columns(tokens):
+            for column, values in zip(columns, step, strict=True):
+                column.extend(values)
+        return dict(zip(_COLUMNS, [*columns, list(offsets)], strict=True))
+
+    async def _whole_logprobs(
+        self, tokens: Sequence[common_pb2.Token], offsets: Sequence[int]
+    ) -> Json | None:
+        if self._alternatives is None:
+            return None
+        columns = [EncodedList(), EncodedList(), EncodedList()]
+        async for step in self._columns(tokens):
+            for column, values in zip(columns, step, strict=True):
+                column.extend(values)
+        return dict(zip(_COLUMNS, [*columns, list(offsets)], strict=True))
+
+    async def _columns(
+        self, tokens: Sequence[common_pb2.Token]
+    ) -> AsyncGenerator[tuple[list[Any], list[Any], list[Any]], None]:
+        for step in _steps(tokens):
+            raw = await self._token_bytes(step)
+            texts = {id_: token_text(one) for id_, one in raw.items()}
+            yield (
+                [texts[token.id] for token in step],
+                [_finite(token.raw_logprob) for token in step],
+                [_by_text(token.top[: self._alternatives], texts, token.id) for token in step],
+            )
+            await next_turn()
+
+
+_COLUMNS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+
+
+def _steps(tokens: Sequence[common_pb2.Token]) -> Iterable[Sequence[common_pb2.Token]]:
+    return (tokens[at : at + STEP_TOKENS] for at in range(0, len(tokens), STEP_TOKENS))
 
 
 def finish_word(finish: int) -> str | None:

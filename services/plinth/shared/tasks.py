@@ -42,3 +42,8 @@ def cancel_for_certain(*tasks: asyncio.Future[Any]) -> None:
     ending = asyncio.create_task(cancel_and_wait(*tasks))
     _ending.add(ending)
     ending.add_done_callback(_ending.discard)
+
+
+async def next_turn() -> None:
+    """Lets all else that is ready run first: between the steps of what is long."""
+    await asyncio.sleep(0)
