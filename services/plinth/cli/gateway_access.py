@@ -38,12 +38,18 @@ def gateway_address(settings: Settings, url: str | None) -> GatewayAddress:
 
 
 def stack_address(settings: Settings) -> GatewayAddress:
-    """The gRPC API of the stack in the data directory."""
+    """The gRPC API of the stack in the data directory. Its certificate is at hand and trusted by
+    itself, since it names the host by which others know this machine."""
     from plinth.cluster.layout import Layout, StackState
+    from plinth.shared.rpc import tls
     from plinth.shared.rpc.gateway_channel import GatewayAddress
 
     state = StackState.read(Layout.of(settings).state_file)
     host, port = settings.gateway.host, settings.gateway.grpc_port
     if state is not None and state.gateway_grpc_port:
         host, port = state.gateway_host, state.gateway_grpc_port
-    return GatewayAddress(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    certificate = settings.gateway.tls.certificate
+    if certificate is None:
+        return GatewayAddress(target)
+    return GatewayAddress(target, True, *tls.trust(certificate))

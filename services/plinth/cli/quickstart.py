@@ -105,7 +105,7 @@ def introduce(stack: Stack, console: Console, began: float) -> str:
 def url(stack: Stack) -> str:
     state = stack.state()
     assert state is not None
-    return f"http://{state.gateway_host}:{state.gateway_port}"
+    return state.rest_url(tls=stack.settings.gateway.tls.on)
 
 
 def curl(stack: Stack, model: str) -> str:

@@ -233,7 +233,7 @@ def doctor(data: DataOption = None) -> None:
 def _greet(stack: Stack, console: Console, seconds: float, detached: bool) -> None:
     state = stack.state()
     assert state is not None
-    url = f"http://{state.gateway_host}:{state.gateway_port}"
+    url = state.rest_url(tls=stack.settings.gateway.tls.on)
     console.print(f"\n[bold green]up[/] after {seconds:.0f} s", highlight=False)
     console.print(f"  REST    {url}/v1", highlight=False)
     console.print(f"  gRPC    {state.gateway_host}:{state.gateway_grpc_port}", highlight=False)

@@ -171,6 +171,11 @@ class StackState:
     components: dict[str, ComponentState] = field(default_factory=dict)
     error: str = ""
 
+    def rest_url(self, *, tls: bool) -> str:
+        """Of the gateway's REST API, without a path."""
+        host = f"[{self.gateway_host}]" if ":" in self.gateway_host else self.gateway_host
+        return f"{'https' if tls else 'http'}://{host}:{self.gateway_port}"
+
     def write(self, path: Path) -> None:
         """Atomic, for its owner only."""
         raw = {"schema": STATE_SCHEMA, **asdict(self)}

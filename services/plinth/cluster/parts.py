@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -259,9 +260,12 @@ class GatewayPart(ChildPart):
         log: Path,
         report: Report,
         address: tuple[str, int],
+        *,
+        tls: bool = False,
     ) -> None:
         super().__init__("gateway", command, environment, log, report)
         self._address = address
+        self._tls = tls
         self._probed = 0.0
         self._ready = False
         self._misses = 0
@@ -278,7 +282,8 @@ class GatewayPart(ChildPart):
             self._misses = 0
             if not self._ready:
                 self._ready = True
-                self.tell("ready", address=f"http://{self._address[0]}:{self._address[1]}")
+                scheme = "https" if self._tls else "http"
+                self.tell("ready", address=f"{scheme}://{self._address[0]}:{self._address[1]}")
         elif self._ready:
             self._misses += 1
             if self._misses >= PROBE_MISSES:
@@ -289,6 +294,10 @@ class GatewayPart(ChildPart):
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection(*self._address, timeout=2.0)
+        if self._tls:  # our own child: whether it lives is asked, not who it is
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = http.client.HTTPSConnection(*self._address, timeout=2.0, context=context)
         try:
             connection.request("GET", "/healthz")
             return connection.getresponse().status < 500

@@ -83,7 +83,7 @@ def _stack(settings: Settings, state: StackState) -> dict[str, Any]:
         "phase": state.phase,
         "up_s": round(time.time() - state.started),
         "start_took_s": round(state.ready_s, 1),
-        "url": f"http://{state.gateway_host}:{state.gateway_port}",
+        "url": state.rest_url(tls=settings.gateway.tls.on),
         "grpc": f"{state.gateway_host}:{state.gateway_grpc_port}",
         "logs": str(Layout.of(settings).logs),
     }

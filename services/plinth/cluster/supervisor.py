@@ -145,6 +145,7 @@ class Supervisor:
             self._layout.log("gateway"),
             self._report,
             address,
+            tls=self._settings.gateway.tls.on,
         )
         self._gateway.start()
 

@@ -9,6 +9,7 @@ import pytest
 
 from certificates import Authority
 from kube_gateway import KEY, ScriptedGateway
+from plinth.cli.gateway_access import stack_address
 from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
 from plinth.shared.errors import (
     FailedPrecondition,
@@ -18,6 +19,7 @@ from plinth.shared.errors import (
     Unavailable,
 )
 from plinth.shared.rpc.gateway_channel import GatewayAddress
+from plinth.shared.settings import load_settings
 from plinth.v1 import gateway_pb2
 
 STATUS = gateway_pb2.GetStatusResponse(queues=[gateway_pb2.QueueStatus(name="q", waiting=3)])
@@ -79,8 +81,12 @@ def test_a_certificate_that_is_at_hand_is_trusted_by_itself(tmp_path: Path) -> N
     """The stack on this machine: its certificate names the host that others know it by."""
     gateway, files = secured(tmp_path, "plinth.example.com")
     with gateway:
-        roots = files["certificate"].read_bytes()
-        target = f"127.0.0.1:{gateway.port}"
-        assert status(GatewayAddress(target, True, roots, "plinth.example.com")) == STATUS
+        tls = {"certificate": files["certificate"], "key": files["key"]}
+        settings = load_settings(
+            data_dir=tmp_path / "data", gateway={"grpc_port": gateway.port, "tls": tls}
+        )
+        address = stack_address(settings)
+        assert address.target == f"127.0.0.1:{gateway.port}"
+        assert status(address) == STATUS
         with pytest.raises(PlinthError):  # which is not what it names
-            status(GatewayAddress(target, True, roots))
+            status(GatewayAddress(address.target, True, address.roots))

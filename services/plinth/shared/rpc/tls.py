@@ -100,6 +100,15 @@ def channel_credentials(tls: TlsSettings) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(_read(tls.ca), _read(tls.key), _read(tls.certificate))
 
 
+def trust(certificate: Path) -> tuple[bytes, str]:
+    """(PEM that trusts this certificate alone, a name that it carries). FailedPrecondition when it
+    can't be read or names no host."""
+    names = _names(_certificate(certificate))
+    if not names:
+        raise _refused(f"{certificate} names no host: add DNS names to it", "CERTIFICATE_NAME")
+    return _read(certificate), names[0]
+
+
 def expiry_unix_s(certificate: Path) -> float:
     """When the certificate expires, in Unix time. FailedPrecondition when it can't be read."""
     return _certificate(certificate).not_valid_after_utc.timestamp()
