@@ -87,7 +87,7 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
         "parse_key", "check_part", "replica", "replicas", "lease", "fence", "run", "runs",
         "active_runs", "run_events", "job", "jobs", "job_events", "api_keys", "quota",
         "rewards_done", "canary", "queues", "QueueKeys", "preference_collections",
-        "PreferenceKeys",
+        "PreferenceKeys", "run_log",
     }  # fmt: skip
     for mark in (redis_keys.SCHEMA_MARK, redis_keys.RESTORING_MARK, redis_keys.BACKUP_MARK):
         assert redis_keys.parse_key(mark) is None
