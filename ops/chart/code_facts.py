@@ -20,8 +20,14 @@ def grpc_services(stage: str) -> frozenset[str]:
 
 @cache
 def http_paths() -> frozenset[str]:
-    """Paths that the gateway's REST door answers to GET."""
-    found = {_text(call.args[0]) for call in _calls(ROOT / "gateway", "get") if call.args}
+    """Paths that the gateway's REST API answers to GET."""
+    routes = [
+        call
+        for name in ("get", "api_route")
+        for call in _calls(ROOT / "gateway", name)
+        if call.args
+    ]
+    found = {_text(call.args[0]) for call in routes}
     return frozenset(path for path in found if path and path.startswith("/"))
 
 

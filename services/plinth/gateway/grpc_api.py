@@ -30,7 +30,7 @@ from plinth.shared.rpc.status import REQUEST_ID_KEY
 from plinth.v1 import gateway_pb2 as pb
 from plinth.v1 import gateway_pb2_grpc as rpc
 
-_SERVICE = "plinth.v1.GatewayService"
+_SERVICE = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
 BESIDE_BYTES = 64 << 10  # names and parameters, next to a body of the full size
 
 
@@ -41,7 +41,7 @@ def build_server(core: GatewayCore) -> GrpcServer:
         rpc.add_GatewayServiceServicer_to_server(GatewayServicer(core), server)
 
     own = GrpcService(
-        _SERVICE,
+        "plinth.v1.GatewayService",
         add,
         {"GetStatus": "deployments", "*": "inference"},
         validators={"Chat": check_chat, "Complete": check_completion},
