@@ -124,7 +124,7 @@ MUTATIONS = {
         BOTH,
         "'plinth.v1.RewardsService', which is not served there",
     ),
-    "probe-path": ("_pod.tpl", '"/healthz"', '"/health"', BOTH, "asks for /health"),
+    "probe-path": ("_pod.tpl", '"/healthz"', '"/alive"', BOTH, "asks for /alive"),
     "no-probe": ("_pod.tpl", '"livenessProbe"', '"livenesProbe"', STATIC, "livenesProbe"),
     "verb-missing": (
         "tests/chaos-rights.yaml",
