@@ -24,6 +24,9 @@ class EncodedList:
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
 
+    def __bool__(self) -> bool:
+        return bool(self.pieces)
+
     def extend(self, items: Sequence[Any]) -> None:
         """Adds `items` at its end."""
         if items:

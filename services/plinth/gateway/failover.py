@@ -11,7 +11,7 @@ the rest in the same way, once somebody has. Knows ids, no text.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -26,10 +26,12 @@ from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.slow_readers import SLOW_READER
 from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.tasks import next_turn
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 POLL_S = 0.2  # for a shard to come (back)
+LARGE = 16_384  # ids
 
 
 class Replaced(Unavailable):
@@ -52,7 +54,7 @@ class Order:
 
     request_id: str
     model: ServedModel
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]
     sampling: common_pb2.SamplingParams
     principal: Principal
     deadline: float
@@ -66,7 +68,8 @@ class Order:
         sampling.CopyFrom(self.sampling)
         sampling.max_tokens = self.sampling.max_tokens - len(made)
         sampling.first_output_position = self.sampling.first_output_position + len(made)
-        tokens = inference_pb2.TokenSpan(ids=[*self.prompt_ids, *made])
+        tokens = inference_pb2.TokenSpan(ids=self.prompt_ids)
+        tokens.ids.extend(made)
         return inference_pb2.GenerateRequest(
             request_id=part_id(self.request_id, self.sampling.sample_index, attempt),
             binding=common_pb2.Binding(model=held_as, weights_digest=self.model.weights_digest),
@@ -86,6 +89,9 @@ class Shards:
         self._catalogue = catalogue
         self._patience_s = patience_s
         self._resume_s = resume_s
+        # A long prompt takes a millisecond or two to be written: each of a request's answers asks
+        # in a turn of the loop of its own.
+        self._writing = asyncio.Lock()
 
     async def tokens(self, order: Order) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Messages of the shards in order; the last one, and no other, has a finish reason.
@@ -105,6 +111,9 @@ class Shards:
                 )
                 return
             replica = await self._find(order, search)
+            if len(order.prompt_ids) > LARGE:
+                async with self._writing:
+                    await next_turn()
             channel = self._clients.channel(replica, order.principal)
             call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(
                 order.request(

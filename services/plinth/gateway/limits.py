@@ -16,6 +16,9 @@ MAX_PROMPTS = 2_048  # of one request
 MAX_ANSWERS = 2_048  # of one request: prompts times samples
 MAX_TOKENS = 131_072  # of one answer
 MAX_TOKENS_TOGETHER = 262_144  # of all answers of a request
+# Of a whole answer, which is held until it is complete: tokens with their alternatives, if any are
+# shown. Each is some 45 bytes of JSON. A stream has no such bound.
+MAX_LOGPROBS_TOGETHER = 262_144
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
 MAX_GIVEN_STOPS = 1_024  # with the empty ones, which are none
@@ -199,16 +202,34 @@ def check_answers(prompts: int, samples: int, field: str = "n") -> None:
         )
 
 
-def check_together(answers: int, max_tokens: int, field: str) -> None:
-    """The tokens that all answers of one request may have; `field` names their number."""
+def most_together(answers: int, shown: int) -> int:
+    """The most tokens that each of so many answers may have. shown: log-probs for a token that are
+    held until the answer is complete, itself and its alternatives; 0: none."""
+    held = MAX_LOGPROBS_TOGETHER // shown if shown else MAX_TOKENS_TOGETHER
+    return min(MAX_TOKENS_TOGETHER, held) // answers
+
+
+def check_together(answers: int, max_tokens: int, shown: int, field: str) -> None:
+    """The tokens that all answers of one request may have, and the log-probs that are held of
+    them; `field` names the number of answers."""
+    most = most_together(answers, shown)
+    if max_tokens <= most:
+        return
     if answers * max_tokens > MAX_TOKENS_TOGETHER:
         raise InvalidArgument(
             f"{field}: {answers} answers of up to {max_tokens} tokens are more than "
             f"{MAX_TOKENS_TOGETHER} together, which one request may have; ask for fewer, or for "
-            f"max_tokens of at most {MAX_TOKENS_TOGETHER // answers}",
+            f"max_tokens of at most {most}",
             reason="TOO_MANY_TOKENS",
             field=field,
         )
+    raise InvalidArgument(
+        f"max_tokens: up to {max_tokens} tokens in each of {answers} answers, with {shown - 1} "
+        f"alternatives to each, are more than {MAX_LOGPROBS_TOGETHER} log-probs, which an answer "
+        f"that is not streamed may have; stream it, or ask for max_tokens of at most {most}",
+        reason="TOO_MANY_TOKENS",
+        field="max_tokens",
+    )
 
 
 def room(prompt_tokens: int, max_tokens: int | None, context_length: int, field: str) -> int:
