@@ -18,9 +18,9 @@ from plinth.cluster import scaling
 from plinth.cluster.layout import Layout, StageSpec
 from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition, PlinthError
-from plinth.shared.garbage_collection import freeze_what_lives
 from plinth.shared.load import LOAD, ReportsLoad
 from plinth.shared.private_folders import make_private
+from plinth.shared.process_memory import freeze_what_lives
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.stage import RunningStage, StageContext, StageFront, run_stage
 from plinth.shared.telemetry import configure_logging, get_logger

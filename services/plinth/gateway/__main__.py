@@ -17,7 +17,7 @@ from plinth.gateway.grpc_api import build_server
 from plinth.gateway.http_server import HttpServer, listen
 from plinth.shared import tracing, vital_signs
 from plinth.shared.errors import PlinthError
-from plinth.shared.garbage_collection import freeze_what_lives
+from plinth.shared.process_memory import freeze_what_lives, give_back_large_blocks
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import configure_logging, get_logger
@@ -43,6 +43,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, alone: bool = False)
         stopping = asyncio.create_task(stop.wait())
         port = sock.getsockname()[1]
         if alone:
+            give_back_large_blocks()
             freeze_what_lives()
         _log.info("gateway is up", host=gateway.host, rest_port=port, grpc_port=grpc_port)
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)

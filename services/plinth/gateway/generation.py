@@ -138,10 +138,7 @@ class Generator:
         """Of a prompt that is a chat, or ids already."""
         prompt = request.prompt
         if not prompt or isinstance(prompt[0], int):
-            ids = cast("Sequence[int]", prompt)
-            if len(ids) >= model.context_length:  # that many alone are refused: not copied
-                return Encoded((), len(ids))
-            return Encoded(inference_pb2.TokenSpan(ids=ids).ids, len(ids))
+            return Encoded(cast("Sequence[int]", prompt), len(prompt))
         messages = cast("Sequence[common_pb2.ChatMessage]", prompt)
         return await self.texts.chat(
             principal, model.artifact, messages, max_ids=model.context_length

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -93,7 +94,7 @@ class Renderer:
         """The last chunk of a stream that was asked for usage."""
         return {**self.chunk([]), "usage": self.usage()}
 
-    async def whole(self, session: Session, choose: Choose | None = None) -> list[bytes]:
+    async def whole(self, session: Session, choose: Choose | None = None) -> deque[bytes]:
         """The answer that is not streamed, as pieces of JSON: all samples of each prompt, or those
         of `choose`. `usage` counts what was made either way."""
         lists = range(len(self._logprobs.names) if self._logprobs is not None else 0)
@@ -131,7 +132,6 @@ class Renderer:
     async def _all(self, answers: Sequence[Collected]) -> AsyncGenerator[Json, None]:
         for index, collected in enumerate(answers):
             yield self.whole_choice(index, collected)
-            collected.lists.clear()  # the body has them now
 
     async def _chosen(
         self, answers: Sequence[Collected], choose: Choose
