@@ -97,8 +97,8 @@ def _answered() -> dict[str, tuple[str, bytes]]:
     shown = f'{chat}"logprobs":true,"top_logprobs":20,'
     text = '{"model":"long","seed":3,"prompt":"x","logprobs":5,'
     return {
-        "one whole chat": (CHAT, f'{shown}"max_tokens":{262_144 // 21}}}'.encode()),
-        "eight whole chats": (CHAT, f'{shown}"n":8,"max_tokens":{262_144 // 21 // 8}}}'.encode()),
+        "one whole chat": (CHAT, f'{shown}"max_tokens":100000}}'.encode()),
+        "eight whole chats": (CHAT, f'{shown}"n":8,"max_tokens":4000}}'.encode()),
         "eight whole completions": (COMPLETIONS, f'{text}"n":8,"max_tokens":4000}}'.encode()),
         "eight streams": (CHAT, f'{shown}"n":8,"max_tokens":2000,"stream":true}}'.encode()),
     }

@@ -218,10 +218,11 @@ def _sampling(
     asked = sampling.max_tokens if sampling.HasField("max_tokens") else None
     room = limits.room(encoded.count, asked, model.context_length, request.prompt_field)
     answers = request.answers or request.samples
-    shown = 1 + sampling.top_logprobs if request.whole else 0
+    if request.whole and sampling.top_logprobs:
+        room = min(room, limits.held_tokens(answers, sampling.top_logprobs))
     if asked is None:
-        room = min(room, limits.most_together(answers, shown))
-    limits.check_together(answers, room, shown, request.samples_field)
+        room = min(room, limits.MAX_TOKENS_TOGETHER // answers)
+    limits.check_together(answers, room, request.samples_field)
     sampling.max_tokens = room
     if not sampling.ignore_eos:
         sampling.stop_token_ids.extend(

@@ -16,8 +16,8 @@ MAX_PROMPTS = 2_048  # of one request
 MAX_ANSWERS = 2_048  # of one request: prompts times samples
 MAX_TOKENS = 131_072  # of one answer
 MAX_TOKENS_TOGETHER = 262_144  # of all answers of a request
-# Of a whole answer, which is held until it is complete: tokens with their alternatives, if any are
-# shown. Each is some 45 bytes of JSON. A stream has no such bound.
+# Of whole answers, which are held until they are complete: tokens with their alternatives, each of
+# some 45 bytes of JSON. A stream has no such bound.
 MAX_LOGPROBS_TOGETHER = 262_144
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
@@ -202,34 +202,22 @@ def check_answers(prompts: int, samples: int, field: str = "n") -> None:
         )
 
 
-def most_together(answers: int, shown: int) -> int:
-    """The most tokens that each of so many answers may have. shown: log-probs for a token that are
-    held until the answer is complete, itself and its alternatives; 0: none."""
-    held = MAX_LOGPROBS_TOGETHER // shown if shown else MAX_TOKENS_TOGETHER
-    return min(MAX_TOKENS_TOGETHER, held) // answers
-
-
-def check_together(answers: int, max_tokens: int, shown: int, field: str) -> None:
-    """The tokens that all answers of one request may have, and the log-probs that are held of
-    them; `field` names the number of answers."""
-    most = most_together(answers, shown)
-    if max_tokens <= most:
-        return
+def check_together(answers: int, max_tokens: int, field: str) -> None:
+    """The tokens that all answers of one request may have; `field` names their number."""
     if answers * max_tokens > MAX_TOKENS_TOGETHER:
         raise InvalidArgument(
             f"{field}: {answers} answers of up to {max_tokens} tokens are more than "
             f"{MAX_TOKENS_TOGETHER} together, which one request may have; ask for fewer, or for "
-            f"max_tokens of at most {most}",
+            f"max_tokens of at most {MAX_TOKENS_TOGETHER // answers}",
             reason="TOO_MANY_TOKENS",
             field=field,
         )
-    raise InvalidArgument(
-        f"max_tokens: up to {max_tokens} tokens in each of {answers} answers, with {shown - 1} "
-        f"alternatives to each, are more than {MAX_LOGPROBS_TOGETHER} log-probs, which an answer "
-        f"that is not streamed may have; stream it, or ask for max_tokens of at most {most}",
-        reason="TOO_MANY_TOKENS",
-        field="max_tokens",
-    )
+
+
+def held_tokens(answers: int, top_logprobs: int) -> int:
+    """The most tokens of each of so many whole answers with log-probs: as with the context, a
+    max_tokens that is larger is no mistake. At least 1."""
+    return MAX_LOGPROBS_TOGETHER // (1 + top_logprobs) // answers
 
 
 def room(prompt_tokens: int, max_tokens: int | None, context_length: int, field: str) -> int:
