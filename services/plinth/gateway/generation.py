@@ -21,7 +21,7 @@ from typing import cast
 from plinth.gateway import limits
 from plinth.gateway.answer_writer import AnswerWriter, TextEvent
 from plinth.gateway.catalogue import Catalogue, ServedModel
-from plinth.gateway.failover import Order, Shards
+from plinth.gateway.failover import SampleRequest, Shards
 from plinth.gateway.texts import Encoded, Texts
 from plinth.shared.errors import DeadlineExceeded
 from plinth.shared.identity import Principal, current_request_id, remaining_s
@@ -150,7 +150,7 @@ class Generator:
         inbox: asyncio.Queue[inference_pb2.GenerateResponse | BaseException] = asyncio.Queue(
             INBOX_MESSAGES
         )
-        reader = asyncio.create_task(self._collect(_order(prepared, sample), inbox))
+        reader = asyncio.create_task(self._collect(_sample_request(prepared, sample), inbox))
         try:
             writer = AnswerWriter(
                 stream,
@@ -179,11 +179,11 @@ class Generator:
 
     async def _collect(
         self,
-        order: Order,
+        request: SampleRequest,
         inbox: asyncio.Queue[inference_pb2.GenerateResponse | BaseException],
     ) -> None:
         try:
-            async with aclosing(self._shards.tokens(order)) as messages:
+            async with aclosing(self._shards.tokens(request)) as messages:
                 async for message in messages:
                     await inbox.put(message)
         except Exception as error:  # noqa: BLE001 - raised again in `answer`
@@ -233,11 +233,11 @@ def _sampling(
     return sampling
 
 
-def _order(prepared: Prepared, sample: int) -> Order:
+def _sample_request(prepared: Prepared, sample: int) -> SampleRequest:
     sampling = common_pb2.SamplingParams()
     sampling.CopyFrom(prepared.sampling)
     sampling.sample_index += sample
-    return Order(
+    return SampleRequest(
         current_request_id(),
         prepared.model,
         prepared.prompt_ids,

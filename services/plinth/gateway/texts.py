@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from plinth.gateway.patience import patiently
+from plinth.gateway.retries import with_retries
 from plinth.shared.errors import Internal, Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.client import StageClients
@@ -133,19 +133,19 @@ class Texts:
         """Unavailable when no tokenizer is announced."""
         await self._clients.pick(STAGE)
 
-    async def patiently(
+    async def with_retries(
         self, principal: Principal, work: Callable[[Any], Awaitable[T]], patience_s: float
     ) -> T:
         """`work` with a stub, again with another while tokenizers are unavailable."""
         # A key that may ask for answers needs no scope of its own for the text in them.
         caller = Principal(principal.tenant, principal.key_id, frozenset({"tokenize"}))
         stub = tokenizer_pb2_grpc.TokenizerServiceStub
-        return await patiently(
+        return await with_retries(
             self._clients, STAGE, lambda channel: work(stub(channel)), caller, patience_s
         )
 
     async def _ask(self, principal: Principal, work: Callable[[Any], Awaitable[T]]) -> T:
-        return await self.patiently(principal, work, self.patience_s)
+        return await self.with_retries(principal, work, self.patience_s)
 
 
 def _encoded(
@@ -192,7 +192,7 @@ class TextStream:
             except (grpc.aio.AioRpcError, Unavailable, asyncio.InvalidStateError):
                 self.close()
         if answer is None:
-            answer = await self._texts.patiently(
+            answer = await self._texts.with_retries(
                 self._principal, lambda stub: self._start(stub, flush), self._texts.resume_s
             )
         piece = self._piece(answer, len(ids))
