@@ -27,6 +27,7 @@ _INTEGERS = re.compile(
     rf"(?:[ \t\n\r]*+-?(?:0|[1-9][0-9]{{0,17}}+)[ \t\n\r]*+,){{1,{_RUN}}}+", re.ASCII
 )
 _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*+))(\.[0-9]++)?([eE][-+]?[0-9]++)?", re.ASCII)
+_NO_JSON = re.compile(r"-?(?:NaN|Infinity|undefined|None|True|False|')")  # of other languages
 _WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -142,6 +143,8 @@ class _Reader:
                 self._at += len(word)
                 return meant
         number = _NUMBER.match(self._text, self._at)
+        if number is None and (other := _NO_JSON.match(self._text, self._at)):
+            raise self._wrong(f"{other[0]} is no JSON")
         if number is None:
             raise self._wrong("a value is missing")
         if len(number[0]) > MAX_DIGITS:
