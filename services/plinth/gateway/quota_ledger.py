@@ -32,8 +32,8 @@ HUNGRY_S = 2.0  # how long a gateway that had to do without is remembered
 
 # KEYS: ledger. ARGV: process, number, spent, owed, used, keep slots, need slots, want slots, keep
 # tokens, need tokens, want tokens, requests at a time, tokens per minute, lease in ms, kept in ms,
-# hungry in ms. Answers {slots, tokens, unmet slots, unmet tokens, idle slots, idle tokens, ms until there
-# is a token, 1 if they are scarce}.
+# hungry in ms. Answers {slots, tokens, unmet slots, unmet tokens, idle slots, idle tokens, ms until
+# there is a token, 1 if they are scarce}.
 _EXCHANGE = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -134,8 +134,9 @@ class Exchange:
     """What one gateway says of one tenant. Its holdings before were at least `keep_*`.
 
     number: one more than the last that was answered. spent: tokens since that one (refunds may make
-    it negative). owed: as many of them as the bucket has not been refilled by since. used: requests that run. keep: of what is held. need: what requests wait for, and
-    want: what would be good to have, `need` included; both beyond `keep`.
+    it negative); owed: those of them that the bucket has not been refilled by since. used: requests
+    that run. keep: of what is held. need: what requests wait for, and want: what would be good to
+    have, `need` included; both beyond `keep`.
     """
 
     tenant: str
