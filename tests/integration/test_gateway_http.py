@@ -288,6 +288,29 @@ async def test_without_keys_a_page_of_another_origin_does_nothing(
                 assert len(keyless.shard.requests) == asked
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8080", 200),
+        ("localhost:8080", 200),
+        ("LOCALHOST", 200),
+        ("[::1]:8080", 200),
+        ("plinth.localhost", 200),
+        ("app.example.com", 200),  # of an origin that may ask: behind its proxy
+        ("evil.example:8080", 403),  # whose address was made ours after the page was loaded
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("[::1", 403),
+    ],
+)
+async def test_without_keys_nobody_comes_under_a_name_of_their_own(
+    keyless: Stack, host: str, status: int
+) -> None:
+    async with httpx.AsyncClient(base_url=keyless.url) as client:
+        answer = await client.get("/v1/models", headers={"host": host}, timeout=PATIENCE_S)
+    assert answer.status_code == status, answer.text
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def keyless(
     redis_server: str, tmp_path_factory: pytest.TempPathFactory

@@ -2,12 +2,16 @@
 
 Where clients need keys a page has to bring one, so any may ask. Without keys whoever reaches the
 port is admin, a page that somebody merely looks at among them: it can't read the answers then, but
-what it sends as a form would be done all the same. https://fetch.spec.whatwg.org/#http-cors-protocol
+what it sends as a form would be done all the same. Nor may it come under a name of its own that it
+has made to mean this machine (DNS rebinding), by which the browser would take it for our page.
+https://fetch.spec.whatwg.org/#http-cors-protocol, https://crypto.stanford.edu/dns/dns-rebinding.pdf
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -42,14 +46,22 @@ def for_browsers(app: ASGIApp, settings: GatewaySettings) -> ASGIApp:
 
 
 class OtherOriginsRefused:
-    """403 for what a page of another origin sends; only browsers say where they come from."""
+    """403 for what a page of another origin sends, and for what is sent to a name that is none of
+    this machine's. Only browsers say where they come from."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         self._app = app
         self._origins = origins
+        self._hosts = {urlsplit(origin).hostname for origin in origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        origin = Headers(scope=scope).get("origin") if scope["type"] == "http" else None
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is None and not self._ours(host := headers.get("host", "")):
+            origin = f"http://{host}"
         if origin is None or origin in self._origins:
             await self._app(scope, receive, send)
             return
@@ -60,3 +72,18 @@ class OtherOriginsRefused:
             field="origin",
         )
         await answer_to(error)(scope, receive, send)
+
+    def _ours(self, host: str) -> bool:
+        """Whether a Host header names this machine, which an address always does, or an origin that
+        may ask. HTTP/1.0 has none."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name in ("", "localhost") or name.endswith(".localhost") or name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
