@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from gateway_stages import Shard, Stack, running_stack, script_text
 from patience import PATIENCE_S
+from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.gateway.api_keys import KeyStore
 from plinth.gateway.generation import MAX_AT_ONCE
 from plinth.shared.connection import connect
@@ -71,12 +72,21 @@ async def test_a_body_is_not_read_for_a_key_that_may_not_generate(
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "scope_missing")
 
 
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[str]:
+    """For a stack beside the module's: in one Redis both would announce a "shard-0", and a request
+    would go to either."""
+    server = EmbeddedRedis(tmp_path / "redis")
+    yield server.start()
+    server.stop()
+
+
 async def test_a_body_is_not_read_for_a_tenant_that_has_nothing_left(
-    redis_server: str, tmp_path: Path
+    own_redis: str, tmp_path: Path
 ) -> None:
     shard = Shard(first_token_s=PATIENCE_S)
     async with (
-        running_stack(tmp_path, redis_server, first=shard, tenant_concurrent_requests=1) as stack,
+        running_stack(tmp_path, own_redis, first=shard, tenant_concurrent_requests=1) as stack,
         client(stack) as connection,
     ):
         first = asyncio.create_task(connection.post("/v1/chat/completions", json=OK))

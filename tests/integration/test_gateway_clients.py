@@ -24,8 +24,6 @@ REQUESTS = [json.loads(line) for line in RECORDED.read_text().splitlines()]
 IGNORED = {
     "langchain-openai": {"messages.name"},
     "autogen": {"messages.name"},
-    "guidellm": {"stream_options.continuous_usage_stats"},
-    "aiperf": {"stream_options.continuous_usage_stats"},
     "lm-eval-0.4.9": {"messages.type"},
 }
 

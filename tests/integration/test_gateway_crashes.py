@@ -201,6 +201,29 @@ async def test_a_hang_up_is_none(gateway: Stack, http: httpx.AsyncClient) -> Non
     assert not errors(logs)
 
 
+@pytest.mark.parametrize(
+    "path", [CHAT, "/v1/completions", "/v1/preferences/import", "/v1/preferences/judgements"]
+)
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+async def test_a_hang_up_in_the_body_is_none(gateway: Stack, path: str, share: float) -> None:
+    """The whole of what was sent, or a part; never the body that was announced."""
+    body = json.dumps(BODY).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {gateway.key}\r\n"
+        f"content-length: {len(body) + 1}\r\n\r\n"
+    )
+    before = counted("rest", path)
+    with capture_logs() as logs:
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.settings.gateway.port)
+        writer.write(head.encode() + body[: int(share * len(body))])
+        await writer.drain()
+        writer.close()
+        await until(lambda: more(before, counted("rest", path)) != {})
+    # 503: without a coordinator, bodies for it are not read.
+    assert set(more(before, counted("rest", path))) <= {"499", "503"}
+    assert not errors(logs)
+
+
 GRPC = {
     "in the handler": (GatewayCore, "_prepared", crash_later),
     "cancelled inside": (GatewayCore, "_prepared", cancel),

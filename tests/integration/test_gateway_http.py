@@ -256,3 +256,66 @@ async def test_origins_are_as_set(
     ):
         answer = await client.get(f"{stack.url}/healthz", headers=ORIGIN)
         assert answer.headers.get("access-control-allow-origin") == allowed
+
+
+# What a browser sends without asking first: no JSON, and nothing but its origin to tell it by.
+SIMPLE = {"content-type": "text/plain"}
+ASKED = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", ""])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/preferences/judgements", "/v1/models", "/healthz"]
+)
+async def test_without_keys_a_page_of_another_origin_does_nothing(
+    keyless: Stack, path: str, origin: str
+) -> None:
+    """Not only can it not read the answer: nothing is done."""
+    method = "GET" if path in ("/v1/models", "/healthz") else "POST"
+    body = json.dumps(ASKED) if method == "POST" else None
+    asked = len(keyless.shard.requests)
+    async with httpx.AsyncClient(base_url=keyless.url) as client:
+        for given, status in (({"origin": origin}, 403), (ORIGIN, 200)):
+            if given == ORIGIN and "preferences" in path:
+                continue  # which has no stage here
+            answer = await client.request(
+                method, path, content=body, headers={**SIMPLE, **given}, timeout=PATIENCE_S
+            )
+            assert answer.status_code == status, answer.text
+            if status == 403:
+                assert answer.json()["error"]["code"] == "origin_refused"
+                assert "access-control-allow-origin" not in answer.headers
+                assert len(keyless.shard.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8080", 200),
+        ("localhost:8080", 200),
+        ("LOCALHOST", 200),
+        ("[::1]:8080", 200),
+        ("plinth.localhost", 200),
+        ("app.example.com", 200),  # of an origin that may ask: behind its proxy
+        ("evil.example:8080", 403),  # whose address was made ours after the page was loaded
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("[::1", 403),
+    ],
+)
+async def test_without_keys_nobody_comes_under_a_name_of_their_own(
+    keyless: Stack, host: str, status: int
+) -> None:
+    async with httpx.AsyncClient(base_url=keyless.url) as client:
+        answer = await client.get("/v1/models", headers={"host": host}, timeout=PATIENCE_S)
+    assert answer.status_code == status, answer.text
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def keyless(
+    redis_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stack]:
+    folder = tmp_path_factory.mktemp("keyless")
+    origins = [ORIGIN["origin"]]
+    async with running_stack(folder, redis_server, auth="off", cors_origins=origins) as stack:
+        yield stack

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import openai
@@ -75,6 +76,25 @@ async def test_a_stream_says_the_same_as_a_whole_answer(
     assert chunks[-1].usage.completion_tokens == 100
     assert all(c.usage is None for c in chunks[:-1])
     assert len({c.id for c in chunks}) == 1
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_each_chunk_tells_the_usage_so_far_if_asked(
+    client: openai.AsyncOpenAI, n: int
+) -> None:
+    """By vLLM's option: never less than in the chunk before, and all of it in the end."""
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    stream = await client.with_raw_response.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=40, seed=5, n=n, stream=True, stream_options=options
+    )
+    assert "x-plinth-ignored" not in stream.headers
+    chunks = [chunk async for chunk in stream.parse()]
+    usages = [chunk.usage for chunk in chunks]
+    assert all(usage is not None and usage.prompt_tokens > 0 for usage in usages)
+    made = [usage.completion_tokens for usage in usages]  # type: ignore[union-attr]
+    assert made == sorted(made) and made[0] == 0 and made[-1] == 40 * n
+    assert len(set(made)) > 2
+    assert chunks[-1].choices == []
 
 
 async def test_no_chunk_holds_half_a_character(client: openai.AsyncOpenAI) -> None:

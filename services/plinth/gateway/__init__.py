@@ -1,1 +1,1 @@
-"""Plinth's front door: OpenAI-compatible REST and gRPC, one set of keys and quotas."""
+"""Plinth's gateway: OpenAI-compatible REST and gRPC APIs, one set of keys and quotas."""

@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from plinth.gateway import bounded_json, content_encoding
 from plinth.gateway.limits import check_unicode
-from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.shared.errors import Cancelled, InvalidArgument, PlinthError
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -42,7 +42,7 @@ class BodyTooLarge(PlinthError):
 async def read(request: Request, make: Callable[[dict[str, Any]], T], limit: int) -> T:
     """What `make` makes of the JSON object in the body, of which at most `limit` bytes are ever
     held, packed or not."""
-    encoding = content_encoding.encoding_of(request.headers.get("content-encoding"))
+    encoding = content_encoding.encoding_of(request.headers.getlist("content-encoding"))
     raw = await _received(request, limit)
     # The list is emptied by whoever reads it: the bytes are gone before the values are made.
     held, raw = [raw], bytearray()
@@ -54,7 +54,7 @@ async def read(request: Request, make: Callable[[dict[str, Any]], T], limit: int
 
 async def read_bytes(request: Request, limit: int) -> bytes:
     """The body as it is, unpacked; at most `limit` bytes are ever held."""
-    encoding = content_encoding.encoding_of(request.headers.get("content-encoding"))
+    encoding = content_encoding.encoding_of(request.headers.getlist("content-encoding"))
     raw = await _received(request, limit)
     if not encoding:
         return bytes(raw)
@@ -90,10 +90,14 @@ async def _received(request: Request, limit: int) -> bytearray:
     if announced.isdigit() and int(announced) > limit:
         _too_large(limit)
     whole = bytearray()
-    async for part in request.stream():
-        whole += part
-        if len(whole) > limit:
-            _too_large(limit)
+    try:
+        async for part in request.stream():
+            whole += part
+            if len(whole) > limit:
+                _too_large(limit)
+    except ClientDisconnect as error:
+        # As itself it would reach Starlette's handler of crashes, and count as one.
+        raise Cancelled("the client hung up before its body was complete") from error
     return whole
 
 
@@ -153,7 +157,7 @@ def _refuse_surrogates(value: Any, path: str) -> None:
                 _refuse_surrogates(item, f"{path}.{index}".lstrip("."))
     elif isinstance(value, dict):
         for key, item in value.items():
-            check_unicode(key, path)
+            check_unicode(key, f"{path}: a key" if path else "a key")
             _refuse_surrogates(item, f"{path}.{key}".lstrip("."))
 
 

@@ -38,6 +38,7 @@ _PIECE = re.compile(
           |\\["\\/bfnrt]){1,64}+""",
     re.VERBOSE,
 )
+_NO_JSON = re.compile(rb"-?(?:NaN|Infinity|undefined|None|True|False|')")  # of other languages
 _WORDS = {b"true": True, b"false": False, b"null": None}
 
 
@@ -193,6 +194,8 @@ class _Reader:
                 self._at += len(word)
                 return meant
         number = _NUMBER.match(self._raw, self._at)
+        if number is None and (other := _NO_JSON.match(self._raw, self._at)):
+            raise self._wrong(f"{other[0].decode()} is no JSON")
         if number is None:
             raise self._wrong("a value is missing")
         if len(number[0]) > MAX_DIGITS:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from plinth.gateway import limits
-from plinth.gateway.field_rules import CONTENT_PART, MESSAGE, Ignored, sift, unsupported
+from plinth.gateway.field_rules import Ignored, sift, unsupported
+from plinth.gateway.known_fields import CONTENT_PART, MESSAGE
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import common_pb2
 

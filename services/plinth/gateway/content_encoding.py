@@ -6,6 +6,7 @@ https://www.rfc-editor.org/rfc/rfc9110#name-content-encoding
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 from plinth.shared.errors import InvalidArgument, PlinthError
 
@@ -27,16 +28,17 @@ class TooLarge(Exception):
     """More bytes come out than are allowed."""
 
 
-def encoding_of(header: str | None) -> str:
-    """The one encoding of a body: "", "gzip" or "deflate". UnsupportedEncoding for another one, and
-    for several on top of one another."""
-    named = [part.strip().lower() for part in (header or "").split(",")]
+def encoding_of(headers: Sequence[str]) -> str:
+    """The one encoding of a body, in all lines of its header: "", "gzip" or "deflate".
+    UnsupportedEncoding for another one, and for several on top of one another."""
+    header = ", ".join(headers)
+    named = [part.strip().lower() for part in header.split(",")]
     encodings = [one.removeprefix("x-") for one in named if one not in ("", "identity")]
     if not encodings:
         return ""
     if len(encodings) > 1 or encodings[0] not in ACCEPTED:
         raise UnsupportedEncoding(
-            f"content-encoding: {(header or '')[:64]!r} is not read; one of {', '.join(ACCEPTED)} "
+            f"content-encoding: {header[:64]!r} is not read; one of {', '.join(ACCEPTED)} "
             "is, or none",
             reason="UNSUPPORTED_CONTENT_ENCODING",
             field="content-encoding",

@@ -19,8 +19,8 @@ from plinth.gateway.catalogue import ServedModel
 from plinth.gateway.chat_messages import normalised
 from plinth.gateway.chooser import Chosen
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.field_rules import KNOWN_WITHOUT_EFFECT
 from plinth.gateway.generation import Prepared, TextRequest
+from plinth.gateway.known_fields import KNOWN_WITHOUT_EFFECT
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.openai_requests import ChatBody, CompletionBody
 from plinth.gateway.rendering import ChatRenderer, Choose, CompletionRenderer, Renderer
@@ -117,8 +117,7 @@ async def _answer(
         session = await _while_connected(request, opening)
         renderer = kind(session, core.texts, body.alternatives)
         if body.stream:
-            include = bool(body.stream_options and body.stream_options.include_usage)
-            events = sse.stream(session, renderer, include_usage=include)
+            events = sse.stream(session, renderer, body.usage)
             return _told(sse.AnswerStream(session.revision, events, owned.pop_all()), body)
         choose = None if selection is None else _choosing(core, asks, selection)
         whole = await _while_connected(request, renderer.whole(session, choose))

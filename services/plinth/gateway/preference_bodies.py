@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as Proto
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from plinth.gateway.limits import MAX_MESSAGES
+from plinth.gateway.limits import MAX_MESSAGES, MAX_TOKENS
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
 
@@ -66,7 +66,10 @@ class SampleBody(_Body):
     seed: int | None = Field(default=None, ge=0, lt=1 << 64)
 
     def to_proto(self) -> pb.SampleSpec:
-        sampling = common_pb2.SamplingParams(**self.model_dump(exclude={"model", "count"}))
+        fields = self.model_dump(exclude={"model", "count"})
+        if self.max_tokens is not None:  # an upper bound: too large is no mistake
+            fields["max_tokens"] = min(self.max_tokens, MAX_TOKENS)
+        sampling = common_pb2.SamplingParams(**fields)
         return pb.SampleSpec(model=self.model, count=self.count, sampling=sampling)
 
 

@@ -39,6 +39,9 @@ class Account:
         self._unanswered: Exchange | None = None
         self._asked_at = 0.0  # when that was first sent
         self._said = Holding(0, 0, 0, 0, 0, 0, 0.0, False)
+        # Since an exchange was not answered, until the next one is made: what is spent meanwhile is
+        # within this gateway's own bucket, and refilled as that is.
+        self.alone = False
         self._waiting = [0, 0]  # for tokens alone; for a slot as well
         self._settlement: asyncio.Future[bool] | None = None  # one that has not begun
         self._running_settlement: asyncio.Future[bool] | None = None
@@ -174,6 +177,7 @@ class Account:
             self.tenant,
             self._number,
             self._spent,
+            min(self._spent, self._lacking()) if self.alone else self._spent,
             self._running,
             slots,
             need_slots if self._limit else 0,
@@ -183,6 +187,7 @@ class Account:
             want_tokens if self._rate else 0,
         )
         self._slots, self._tokens, self._spent = slots, keep_tokens, 0
+        self.alone = False
         self._peak = self._running
         self._asked_at = now
         return self._unanswered
@@ -197,6 +202,7 @@ class Account:
 
     def unanswered(self) -> None:
         """Nobody knows whether it was: it goes out again as it is."""
+        self.alone = True
         self._end_settlement(False)
         self._running_settlement, self._settlement = self._settlement, None
         self._end_settlement(False)
@@ -226,6 +232,10 @@ class Account:
     def _level_now(self) -> float:
         since = time.monotonic() - self._level_at
         return min(float(self._rate), self._level + since * self._rate / 60)
+
+    def _lacking(self) -> int:
+        """Tokens that this gateway's own bucket has not been refilled by yet."""
+        return math.ceil(self._rate - self._level_now())
 
     def _limited(self, what: str, wait_s: float) -> RateLimited:
         limit = (

@@ -30,16 +30,17 @@ from plinth.shared.errors import DataLoss, PlinthError
 KEPT_S = 600.0  # how long an exchange is known again after its gateway was last heard of
 HUNGRY_S = 2.0  # how long a gateway that had to do without is remembered
 
-# KEYS: ledger. ARGV: process, number, spent, used, keep slots, need slots, want slots, keep tokens,
-# need tokens, want tokens, requests at a time, tokens per minute, lease in ms, kept in ms, hungry
-# in ms. Answers {slots, tokens, unmet slots, unmet tokens, idle slots, idle tokens, ms until there
-# is a token, 1 if they are scarce}.
+# KEYS: ledger. ARGV: process, number, spent, owed, used, keep slots, need slots, want slots, keep
+# tokens, need tokens, want tokens, requests at a time, tokens per minute, lease in ms, kept in ms,
+# hungry in ms. Answers {slots, tokens, unmet slots, unmet tokens, idle slots, idle tokens, ms until
+# there is a token, 1 if they are scarce}.
 _EXCHANGE = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local me = 'p:' .. ARGV[1]
-local number, spent, used = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local limit, rate = tonumber(ARGV[11]), tonumber(ARGV[12])
+local number, spent = tonumber(ARGV[2]), tonumber(ARGV[3])
+local owed, used = tonumber(ARGV[4]), tonumber(ARGV[5])
+local limit, rate, kept = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[15])
 local level, at, booked, hungry = rate, now, 0, ''
 local mine = {0, 0, 0, 0, 0, 0}
 local others = {}
@@ -56,7 +57,15 @@ for i = 1, #raw, 2 do
     if field == me then mine = r else others[field] = r end
   end
 end
-level = math.min(rate, level + (now - at) * rate / 60000)
+-- A clock that was set back takes no tokens, and lengthens no lease.
+local back = math.max(0, at - now)
+mine[6] = mine[6] - back
+for _, r in pairs(others) do r[6] = r[6] - back end
+if back > 0 then
+  redis.call('HDEL', KEYS[1], 'hungry')
+  hungry = ''
+end
+level = math.min(rate, level + math.max(0, now - at) * rate / 60000)
 local function write(field, r)
   for i = 1, 6 do r[i] = string.format('%.0f', r[i]) end
   redis.call('HSET', KEYS[1], field, table.concat(r, '|'))
@@ -73,8 +82,8 @@ for field, r in pairs(others) do
   local changed = lapse(r)
   leased, reserved, idle = leased + r[2], reserved + r[4], idle + math.max(0, r[2] - r[3])
   if r[6] > now then processes = processes + 1 end
-  if r[6] <= now - tonumber(ARGV[14]) then redis.call('HDEL', KEYS[1], field)
-  elseif changed then write(field, {unpack(r)}) end
+  if r[6] <= now - kept then redis.call('HDEL', KEYS[1], field)
+  elseif changed or back > 0 then write(field, {unpack(r)}) end
 end
 -- What is asked for first; beyond it a share that gets smaller as less is left.
 local function granted(free, need, want)
@@ -82,30 +91,30 @@ local function granted(free, need, want)
   local more = math.floor(math.max(0, free - first) / (2 * processes))
   return first + math.max(0, math.min(want - need, more))
 end
-local need_slots, need_tokens = tonumber(ARGV[6]), tonumber(ARGV[9])
+local need_slots, need_tokens = tonumber(ARGV[7]), tonumber(ARGV[10])
 local unmet_slots, unmet_tokens = 0, 0
 if number > mine[1] then
   local slots, tokens = 0, 0
   if limit > 0 then
-    slots = math.max(used, math.min(tonumber(ARGV[5]), mine[2]))
-    local more = granted(limit - leased - slots, need_slots, tonumber(ARGV[7]))
+    slots = math.max(used, math.min(tonumber(ARGV[6]), mine[2]))
+    local more = granted(limit - leased - slots, need_slots, tonumber(ARGV[8]))
     slots, unmet_slots = slots + more, math.max(0, need_slots - more)
   end
   if rate > 0 then
-    level = math.min(rate, level + mine[5] - spent)
-    tokens = math.min(tonumber(ARGV[8]), mine[4])
-    local more = granted(math.ceil(level - reserved - tokens), need_tokens, tonumber(ARGV[10]))
+    level = math.min(rate, level + mine[5] - owed)
+    tokens = math.min(tonumber(ARGV[9]), mine[4])
+    local more = granted(math.ceil(level - reserved - tokens), need_tokens, tonumber(ARGV[11]))
     tokens, unmet_tokens = tokens + more, math.max(0, need_tokens - more)
   end
   booked = booked + spent
-  mine = {number, slots, used + need_slots - unmet_slots, tokens, 0, now + tonumber(ARGV[13])}
+  mine = {number, slots, used + need_slots - unmet_slots, tokens, 0, now + tonumber(ARGV[14])}
 end
 local answer = {mine[2], mine[4], unmet_slots, unmet_tokens, idle, math.floor(reserved), 0, 0}
 if rate > 0 then
   answer[7] = math.max(0, math.ceil((1 - level + reserved) * 60000 / rate))
 end
 local since, who = string.match(hungry, '^(%d+)|(.*)$')
-if who and who ~= ARGV[1] and tonumber(since) > now - tonumber(ARGV[15]) then answer[8] = 1 end
+if who and who ~= ARGV[1] and tonumber(since) > now - tonumber(ARGV[16]) then answer[8] = 1 end
 if processes > 1 and ((limit > 0 and limit - leased - mine[2] <= 0)
     or (rate > 0 and level - reserved - mine[4] <= 0)) then answer[8] = 1 end
 if unmet_slots + unmet_tokens > 0 then
@@ -115,7 +124,7 @@ write(me, {unpack(mine)})
 redis.call('HSET', KEYS[1], 'level', string.format('%.17g', level),
   'at', string.format('%.0f', now), 'booked', string.format('%.0f', booked))
 local refilled = rate > 0 and math.ceil((rate - level) * 60000 / rate) or 0
-redis.call('PEXPIRE', KEYS[1], math.max(tonumber(ARGV[14]) + tonumber(ARGV[13]), refilled))
+redis.call('PEXPIRE', KEYS[1], math.max(kept + tonumber(ARGV[14]), refilled))
 return answer
 """
 
@@ -125,13 +134,15 @@ class Exchange:
     """What one gateway says of one tenant. Its holdings before were at least `keep_*`.
 
     number: one more than the last that was answered. spent: tokens since that one (refunds may make
-    it negative). used: requests that run. keep: of what is held. need: what requests wait for, and
-    want: what would be good to have, `need` included; both beyond `keep`.
+    it negative); owed: those of them that the bucket has not been refilled by since. used: requests
+    that run. keep: of what is held. need: what requests wait for, and want: what would be good to
+    have, `need` included; both beyond `keep`.
     """
 
     tenant: str
     number: int
     spent: int
+    owed: int
     used: int
     keep_slots: int
     need_slots: int

@@ -86,6 +86,7 @@ class Quotas:
         self._accounts: dict[str, Account] = {}
         self._wanted = asyncio.Event()  # somebody waits for a settlement
         self._away_until = 0.0
+        self._away_told = False
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -205,10 +206,11 @@ class Quotas:
                 self._away(error, due)
 
     def _away(self, error: Exception, due: list[Account]) -> None:
-        if isinstance(error, Unavailable):
-            _log.warning("quotas are counted by this gateway alone", reason=error.message)
-        else:
+        if not isinstance(error, Unavailable):
             _log.exception("quotas can't be settled; this gateway counts alone")
+        elif not self._away_told:
+            _log.warning("quotas are counted by this gateway alone", reason=error.message)
+        self._away_told = True
         self._away_until = time.monotonic() + _AWAY_S
         for account in due:
             account.unanswered()
@@ -222,13 +224,17 @@ class Quotas:
                 answers = await self._ledger.exchange(batch)
         except TimeoutError as error:
             raise Unavailable(f"Redis did not answer within {_ANSWER_S:g} s") from error
+        if self._away_told:
+            self._away_told = False
+            _log.info("quotas are settled with Redis again")
         for account, answer in zip(due, answers, strict=True):
             if isinstance(answer, PlinthError):
-                _log.warning(
-                    "a tenant's quota is counted by this gateway alone",
-                    tenant=account.tenant,
-                    reason=answer.message,
-                )
+                if not account.alone:
+                    _log.warning(
+                        "a tenant's quota is counted by this gateway alone",
+                        tenant=account.tenant,
+                        reason=answer.message,
+                    )
                 account.unanswered()
             else:
                 account.answered(answer, self._lease_s)

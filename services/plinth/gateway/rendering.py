@@ -20,6 +20,7 @@ from plinth.gateway.answer_writer import STOP, TextEvent
 from plinth.gateway.chooser import Chosen
 from plinth.gateway.generation import Prepared
 from plinth.gateway.logprobs import ChatLogprobs, CompletionLogprobs, Logprobs
+from plinth.gateway.request_body import Usage
 from plinth.gateway.session import Session
 from plinth.gateway.texts import Texts
 from plinth.shared.tasks import next_turn
@@ -63,7 +64,7 @@ class Renderer:
             self._logprobs = self.logprobs(texts, self._prepared[0], alternatives)
         self._id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._usages: list[common_pb2.Usage] = []
+        self._made = self._cached = 0  # tokens
         self._count = sum(one.samples for one in self._prepared)
 
     # -- what differs between chat and completions ---------------------------------------------
@@ -82,12 +83,12 @@ class Renderer:
 
     # -- what is the same ----------------------------------------------------------------------
 
-    def chunk(self, choices: list[Json], *, usage: bool = False) -> Json:
-        """A chunk of a stream; `usage`: the stream will end with one, so it is null here."""
+    def chunk(self, choices: list[Json], usage: Usage = "none") -> Json:
+        """A chunk of a stream, in which usage is null where the last one alone has it."""
         body = self._head(self.chunk_kind)
         body["choices"] = choices
-        if usage:
-            body["usage"] = None
+        if usage != "none":
+            body["usage"] = self.usage() if usage == "each" else None
         return body
 
     def usage_chunk(self) -> Json:
@@ -147,20 +148,20 @@ class Renderer:
             first += one.samples
 
     def count(self, event: TextEvent) -> None:
-        """Takes note of an answer's end."""
+        """Takes note of what a piece of an answer cost."""
+        self._made += len(event.tokens)
         if event.usage is not None:
-            self._usages.append(event.usage)
+            self._cached += event.usage.cached_tokens
 
     def usage(self) -> Json:
-        """Prompts counted once, however many samples were made of them."""
+        """Of what was counted so far. Prompts count once, however many samples were made of them;
+        what they had in a cache is known when their answers end."""
         prompt = sum(len(one.prompt_ids) for one in self._prepared)
-        made = sum(usage.completion_tokens for usage in self._usages)
-        cached = sum(usage.cached_tokens for usage in self._usages)
         return {
             "prompt_tokens": prompt,
-            "completion_tokens": made,
-            "total_tokens": prompt + made,
-            "prompt_tokens_details": {"cached_tokens": min(cached, prompt)},
+            "completion_tokens": self._made,
+            "total_tokens": prompt + self._made,
+            "prompt_tokens_details": {"cached_tokens": min(self._cached, prompt)},
         }
 
     def _head(self, kind: str) -> Json:

@@ -14,6 +14,7 @@ from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.error_handlers import body_of
 from plinth.gateway.outcome import stream_failed
 from plinth.gateway.rendering import Renderer
+from plinth.gateway.request_body import Usage
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.gateway.session import Session
 from plinth.shared.errors import PlinthError
@@ -32,19 +33,17 @@ def data(body: Any) -> bytes:
     return b"data: " + text.encode() + b"\n\n"
 
 
-async def stream(
-    session: Session, renderer: Renderer, *, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
+async def stream(session: Session, renderer: Renderer, usage: Usage) -> AsyncGenerator[bytes, None]:
     """The events of one answered request. What goes wrong after the first is an event too."""
     try:
         for opening in renderer.opening():
-            yield data(renderer.chunk([opening], usage=include_usage))
+            yield data(renderer.chunk([opening], usage))
         async for index, event in session.events():
             renderer.count(event)
             for part in _parts(event):
                 choice = await renderer.choice(index, part)
-                yield data(renderer.chunk([choice], usage=include_usage))
-        if include_usage:
+                yield data(renderer.chunk([choice], usage))
+        if usage != "none":
             yield data(renderer.usage_chunk())
         yield _DONE
     except PlinthError as error:

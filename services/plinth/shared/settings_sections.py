@@ -65,7 +65,7 @@ class GatewaySettings(Section):
     trusted_proxies: tuple[str, ...] = ()
     # Web origins ("https://app.example.com") whose pages may call the REST API; "*" is all. Unset:
     # all where clients need keys, which a browser never sends by itself; none with auth off, where
-    # any page that somebody looks at would be admin.
+    # any page that somebody looks at would be admin: what such a one sends is refused.
     cors_origins: tuple[str, ...] | None = None
     # Of one REST request: its headers, together and each line; and how long its client may take.
     max_header_bytes: int = Field(default=32 * 1024, ge=4096)

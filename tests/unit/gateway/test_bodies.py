@@ -170,6 +170,20 @@ async def test_the_mark_that_some_editors_put_before_utf8_is_passed_over() -> No
     assert await bodies.read(request(b'\xef\xbb\xbf{"a":1}'), dict, 100) == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (rb'{"\ud800": 1}', "a key: lone surrogate"),
+        (rb'{"a": {"\udfff": 1}}', "a: a key: lone surrogate"),
+        (rb'{"a": ["x", "\ud800"]}', "a.1: lone surrogate"),
+    ],
+)
+def test_half_a_pair_is_told_with_its_place(body: bytes, words: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        bodies.parse(body)
+    assert caught.value.message.startswith(words)
+
+
 def test_a_query_string_is_bounded() -> None:
     long = b"&".join(b"k%d=1" % number for number in range(2_000))
     with pytest.raises(InvalidArgument, match="query string"):

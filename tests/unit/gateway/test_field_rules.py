@@ -19,17 +19,17 @@ from openai.types.chat import (
 )
 from openai.types.chat import completion_create_params as openai_chat
 
-from plinth.gateway.field_rules import (
+from plinth.gateway.field_rules import MAX_TOLD, Ignored
+from plinth.gateway.known_fields import (
     CHAT,
     COMPLETION,
     CONTENT_PART,
     KNOWN_WITHOUT_EFFECT,
-    MAX_TOLD,
     MESSAGE,
     STREAM_OPTIONS,
-    Ignored,
 )
-from plinth.gateway.openai_requests import ChatBody, CompletionBody, StreamOptions
+from plinth.gateway.openai_requests import ChatBody, CompletionBody
+from plinth.gateway.request_body import StreamOptions
 from plinth.shared.errors import InvalidArgument
 
 USER = {"role": "user", "content": "hi"}
@@ -132,6 +132,73 @@ def test_all_that_the_official_client_can_send_is_known(openais: Any, known: set
     assert fields(openais) - known == set()
 
 
+# Of the fields that vLLM's and llama.cpp's servers take, those that change what comes back: each is
+# honoured, or refused by its name.
+# https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html,
+# https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
+ELSEWHERE = [
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "length_penalty",
+    "use_beam_search",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "truncate_prompt_tokens",
+    "prompt_logprobs",
+    "bad_words",
+    "allowed_token_ids",
+    "add_special_tokens",
+    "structured_outputs",
+    "documents",
+    "chat_template",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "add_generation_prompt",
+    "return_tokens_as_token_ids",
+    "return_token_ids",
+    "vllm_xargs",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "thinking_token_budget",
+    "repetition_detection",
+    "logprob_token_ids",
+    "watermarking",
+    "return_prompt_text",
+    "echo",
+    "dynatemp_range",
+    "typical_p",
+    "top_n_sigma",
+    "xtc_probability",
+    "repeat_penalty",
+    "dry_multiplier",
+    "mirostat",
+    "grammar",
+    "json_schema",
+    "n_predict",
+    "n_indent",
+    "n_cmpl",
+    "n_probs",
+    "min_keep",
+    "t_max_predict_ms",
+    "samplers",
+    "lora",
+    "post_sampling_probs",
+    "response_fields",
+    "return_tokens",
+    "adaptive_target",
+]
+
+
+def test_what_changes_an_answer_elsewhere_is_never_ignored_as_a_whole() -> None:
+    had = set(ChatBody.model_fields)
+    assert [f for f in ELSEWHERE if f not in had and not (f in CHAT and CHAT[f].refusal)] == []
+    assert COMPLETION["prompt_embeds"].refusal
+
+
 SAYS_NOTHING: list[dict[str, Any]] = [
     {"min_p": 0},
     {"min_p": 0.0, "repetition_penalty": 1.0, "top_k": -1, "seed": -1},
@@ -144,7 +211,10 @@ SAYS_NOTHING: list[dict[str, Any]] = [
     {"stream_options": None},
     {"stream_options": {}},
     {"stream_options": {"include_usage": False}},
+    {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     {"max_tokens": 5, "max_completion_tokens": 5},
+    {"top_n_sigma": -1, "adaptive_target": -1.0, "t_max_predict_ms": -1, "lora": [], "n_keep": 0},
+    {"watermarking": False, "session_id": "s", "truncation_side": "left"},
     {"messages": [{**USER, "cache_control": {"type": "ephemeral"}}]},
     {"messages": [{**USER, "tool_calls": [], "reasoning_content": None, "function_call": None}]},
     {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": []}, USER]},
@@ -171,7 +241,7 @@ TOLD: list[tuple[dict[str, Any], str]] = [
         "messages.content.x",
     ),
     (
-        {"stream": True, "stream_options": {"continuous_usage_stats": True, "include_usage": True}},
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
         "stream_options.continuous_usage_stats",
     ),
     (
@@ -194,6 +264,12 @@ def test_a_field_without_effect_is_told_and_can_be_refused(
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"min_p": 0.05}, "min_p"),
+    ({"top_n_sigma": 1.5}, "top_n_sigma"),
+    ({"samplers": ["top_k"]}, "samplers"),
+    ({"n_predict": 5}, "n_predict"),
+    ({"lora": [{"id": 0, "scale": 1}]}, "lora"),
+    ({"repetition_detection": {}}, "repetition_detection"),
+    ({"logprob_token_ids": [1]}, "logprob_token_ids"),
     ({"repetition_penalty": 1.1}, "repetition_penalty"),
     ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
     ({"reasoning_effort": "low"}, "reasoning_effort"),
@@ -232,3 +308,34 @@ def test_a_header_stays_short_however_much_is_ignored() -> None:
 def test_labels_of_the_metric_are_known_names() -> None:
     assert {"messages.name", "stream_options.continuous_usage_stats"} <= KNOWN_WITHOUT_EFFECT
     assert len(KNOWN_WITHOUT_EFFECT) < 32
+
+
+@pytest.mark.parametrize(
+    "field", ["max_tokens", "max_completion_tokens", "n", "seed", "top_k", "best_of"]
+)
+def test_an_integer_may_be_written_with_a_point(field: str) -> None:
+    """As JSON has one kind of number: 3.0 is 3, which some languages write so."""
+    assert getattr(ChatBody.of({**CHAT_OK, field: 3.0}), field) == 3
+    for wrong in (3.5, True, "3"):
+        with pytest.raises(InvalidArgument) as caught:
+            ChatBody.of({**CHAT_OK, field: wrong})
+        assert caught.value.field == field
+
+
+def test_open_tokens_leave_the_other_name_its_say() -> None:
+    for given_, asked in (((-1, 5), 5), ((5, -1), 5), ((-1, -1), None), ((-1, None), None)):
+        body = {"max_tokens": given_[0], "max_completion_tokens": given_[1]}
+        assert ChatBody.of({**CHAT_OK, **body}).asked_tokens == asked
+
+
+def test_no_logprobs_may_be_said_by_false() -> None:
+    assert CompletionBody.of({**COMPLETION_OK, "logprobs": False}).alternatives is None
+    with pytest.raises(InvalidArgument, match="logprobs"):
+        CompletionBody.of({**COMPLETION_OK, "logprobs": True})
+
+
+@pytest.mark.parametrize("field", ["user", "safety_identifier"])
+def test_what_is_no_text_is_told_by_the_name_it_came_under(field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        ChatBody.of({**CHAT_OK, field: "a\0b"})
+    assert caught.value.field == field

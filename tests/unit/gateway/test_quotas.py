@@ -16,13 +16,24 @@ from redis.asyncio import Redis
 from cut_connections import CuttingRelay
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
+from plinth.gateway import quota_account
 from plinth.gateway.quota_account import Account, RateLimited
-from plinth.gateway.quota_ledger import Holding
-from plinth.gateway.quotas import Quotas
+from plinth.gateway.quota_ledger import Holding, QuotaLedger
+from plinth.gateway.quotas import LEASE_S, Quotas
 from plinth.shared import redis_keys
 from plinth.shared.connection import connect
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
+
+
+class FakeClock:
+    """In place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 @asynccontextmanager
@@ -251,6 +262,71 @@ async def test_while_redis_is_away_a_gateway_decides_alone_and_books_later(tmp_p
     finally:
         await redis.aclose()
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("per_second", "debt"), [(0, 0), (90, 0), (100, 0), (101, 0), (200, 174_000)]
+)
+async def test_what_was_refilled_while_redis_was_away_is_not_owed_to_it(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch, per_second: int, debt: int
+) -> None:
+    """Half an hour without Redis at 100 tokens a second: whoever kept to that goes on, and is in
+    debt for what is beyond it."""
+    seconds = 30 * 60
+    clock = FakeClock()
+    monkeypatch.setattr(quota_account, "time", clock)
+    ledger = QuotaLedger(
+        redis_client, "here", concurrent=0, tokens_per_minute=6000, lease_s=LEASE_S
+    )
+    account = Account("acme", 0, 6000)
+    key = redis_keys.quota("acme")
+
+    async def exchange() -> None:
+        (answer,) = await ledger.exchange([account.exchange(clock.now)])
+        assert isinstance(answer, Holding)
+        account.answered(answer, LEASE_S)
+
+    await exchange()
+    account.exchange(clock.now)  # this one gets no answer
+    account.unanswered()
+    for _ in range(seconds):
+        clock.now += 1
+        account.spend(per_second)
+    at = int(await redis_client.hget(key, "at"))  # type: ignore[misc, arg-type]
+    await redis_client.hset(key, "at", str(at - seconds * 1000))  # type: ignore[misc]
+    for _ in range(2):  # the one from before, then what was spent meanwhile
+        await exchange()
+    level = float(await redis_client.hget(key, "level"))  # type: ignore[misc, arg-type]
+    assert await booked(redis_client) == per_second * seconds
+    assert max(0, -level) == pytest.approx(debt, abs=300)
+    clock.now += 1
+    account.spend(50)  # from here on it is as before: all of it is owed
+    await exchange()
+    after = float(await redis_client.hget(key, "level"))  # type: ignore[misc, arg-type]
+    assert after == pytest.approx(min(6000, level + 50) - 50, abs=60)
+
+
+async def test_a_clock_that_is_set_back_takes_no_tokens_and_lengthens_no_lease(
+    redis_server: str, redis_client: Redis
+) -> None:
+    """Of the server: by NTP, or since a replica with another clock took over."""
+    key, hour = redis_keys.quota("acme"), 3_600_000
+    limits = {"concurrent": 2, "tokens_per_minute": 6000}
+    async with gateways(redis_server, 1, **limits) as (quotas,), quotas.admitted("acme"):
+        pass
+    ledger = {k.decode(): v.decode() for k, v in (await redis_client.hgetall(key)).items()}  # type: ignore[misc]
+    now = int(ledger["at"])
+    then = {"at": str(now + hour), "hungry": f"{now + hour}|dead"}
+    then["p:dead"] = f"3|1|1|100|0|{now + hour + 10_000}"  # lapses in ten seconds
+    await redis_client.hset(key, mapping=then)  # type: ignore[misc]
+    async with gateways(redis_server, 1, **limits) as (quotas,), quotas.admitted("acme") as one:
+        await one.charge(1)
+        await quotas.settled()
+        raw = await redis_client.hgetall(key)  # type: ignore[misc]
+        assert float(raw[b"level"]) > 5000
+        assert b"hungry" not in raw
+        until = int(raw[b"p:dead"].split(b"|")[-1])
+        assert until - int(raw[b"at"]) <= 10_000
 
 
 async def test_one_damaged_ledger_stops_no_other(redis_server: str, redis_client: Redis) -> None:
