@@ -108,6 +108,11 @@ class KeyStore:
         records = [known.record for known in self._known.values() if known.record is not None]
         return sorted(records, key=lambda record: record.created_unix_ms)
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there was any at the last refresh, be it revoked or unreadable."""
+        return bool(self._known)
+
     def unreadable(self) -> tuple[str, ...]:
         """Ids, for `revoke`, of the records that could not be read at the last refresh."""
         bad = (digest for digest, known in self._known.items() if known.record is None)
