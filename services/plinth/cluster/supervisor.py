@@ -193,7 +193,7 @@ class Supervisor:
         processes.end(left, grace_s=0.0)
 
     def _shut_down(self) -> None:
-        """Doors first, then the stages, then Redis, which they need until their last moment."""
+        """The gateway first, then the stages, then Redis, which they need to the last."""
         self._state.phase = "stopping"
         self._write()
         self._layout.stopping.touch()

@@ -1,4 +1,4 @@
-"""Who calls, at both doors: credentials become a principal, by keys that are kept fresh here."""
+"""Who calls, by REST and gRPC: credentials become a principal, by keys that are kept fresh here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = get_logger("plinth.gateway")
 
 
 class Keyring:
-    """Turns the credentials of a call into a principal, at both doors."""
+    """Turns the credentials of a call into a principal, for REST and gRPC alike."""
 
     def __init__(self, store: KeyStore, settings: Settings) -> None:
         self._store = store
