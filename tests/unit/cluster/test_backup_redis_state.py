@@ -86,7 +86,7 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
     # A new function must be added above.
     assert functions == {
         "parse_key", "check_part", "replica", "replicas", "lease", "fence", "run", "runs",
-        "active_runs", "run_events", "job", "jobs", "job_events", "api_keys", "quota",
+        "active_runs", "run_events", "job", "jobs", "job_changes", "job_events", "api_keys", "quota",
         "rewards_done", "canary", "queues", "QueueKeys", "preference_collections",
         "PreferenceKeys", "run_log",
     }  # fmt: skip
