@@ -86,8 +86,8 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
     # A new function must be added above.
     assert functions == {
         "parse_key", "check_part", "replica", "replicas", "lease", "fence", "run", "runs",
-        "active_runs", "run_events", "job", "jobs", "job_changes", "job_events", "api_keys", "quota",
-        "rewards_done", "canary", "queues", "QueueKeys", "preference_collections",
+        "active_runs", "run_events", "job", "jobs", "job_changes", "job_events", "api_keys",
+        "quota", "rewards_done", "canary", "queues", "QueueKeys", "preference_collections",
         "PreferenceKeys", "run_log",
     }  # fmt: skip
     for mark in (redis_keys.SCHEMA_MARK, redis_keys.RESTORING_MARK, redis_keys.BACKUP_MARK):
