@@ -17,6 +17,9 @@ OWNED = frozenset(
         *("stage_port", "metrics_port", "health_port"),
         *("gateway.host", "gateway.port", "gateway.grpc_port", "gateway.auth", "gateway.drain_s"),
         "gateway.first_key",
+        # The kubelet's gRPC probes can't speak TLS: such a gateway would be killed again and again.
+        # In a cluster the ingress ends TLS (gateway.ingress.tlsSecret).
+        "gateway.tls",
         "trainer.worker_resource",
     }
 )

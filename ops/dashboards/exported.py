@@ -29,7 +29,7 @@ APPEARS = {
     "plinth_rpc_slow_readers_total": "a caller of a stream did not read it",
     "plinth_reward_tasks_total": "answers were scored through the reward stage's queue",
     "plinth_live_preferences_total": "live answers are sampled (gateway.preference_sampling_rate)",
-    "plinth_tls_certificate_expiry_timestamp_seconds": "stages speak TLS",
+    "plinth_tls_certificate_expiry_timestamp_seconds": "stages, or the gateway, speak TLS",
     'figure="reward"': _POLICY,
     'figure="kl"': _POLICY,
     'figure="gap': _POLICY,

@@ -21,7 +21,11 @@ WRONG_BY_SCHEMA = {
     "a setting": ({"config": {"engine": {"devize": "cpu"}}}, "devize"),
     "a setting's type": ({"config": {"engine": {"block_size": "16"}}}, "block_size"),
     "a setting that the chart makes": ({"config": {"stage_port": 1}}, "stage_port"),
-    "an open door": ({"config": {"gateway": {"auth": "off"}}}, "auth"),
+    "a gateway without keys": ({"config": {"gateway": {"auth": "off"}}}, "auth"),
+    "TLS that probes can't speak": (
+        {"config": {"gateway": {"tls": {"certificate": "/a", "key": "/b"}}}},
+        "tls",
+    ),
     "a mode": ({"ray": {"mode": "operator"}}, "mode"),
     "a digest": ({"images": {"cpu": {"digest": "latest"}}}, "digest"),
     "a store": ({"store": {"url": "file:///x"}}, "url"),

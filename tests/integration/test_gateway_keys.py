@@ -14,7 +14,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from gateway_stages import Stack, answering, gateway_settings, running_stack, until
+from gateway_stages import Replica, Stack, answering, gateway_settings, running_stack, until
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
@@ -29,7 +29,13 @@ from plinth.shared.errors import (
     Unavailable,
 )
 from plinth.shared.identity import hash_api_key
-from plinth.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from plinth.shared.rpc.server import GrpcService
+from plinth.v1 import (
+    coordinator_pb2,
+    coordinator_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
 
 OK = {"model": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
 
@@ -48,6 +54,67 @@ async def test_only_the_hash_of_a_key_is_kept(redis_client: Redis) -> None:
     assert principal.tenant == "acme"
     assert principal.key_id == record.key_id
     assert principal.scopes == {"inference"}
+
+
+class Runs(coordinator_pb2_grpc.CoordinatorServiceServicer):
+    """One run, which never ends; tells how many watch it."""
+
+    def __init__(self) -> None:
+        self.watchers = 0
+
+    async def WatchRun(self, request, context):
+        self.watchers += 1
+        try:
+            run = coordinator_pb2.Run(run_id=request.run_id)
+            yield coordinator_pb2.WatchRunResponse(run=run, resume_token="1")
+            await asyncio.Event().wait()
+        finally:
+            self.watchers -= 1
+
+
+async def test_a_watch_ends_when_its_key_is_revoked(
+    tmp_path: Path, redis_server: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with it what it holds at the stage; another key's watch goes on, also while Redis can't
+    confirm it."""
+    for module in ("keyring", "revocation"):
+        monkeypatch.setattr(f"plinth.gateway.{module}.REFRESH_S", 0.05)
+    runs = Runs()
+    async with running_stack(tmp_path, redis_server) as stack:
+        service = GrpcService(
+            "plinth.v1.CoordinatorService",
+            lambda server: coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(
+                runs, server
+            ),
+            {"*": "runs"},
+        )
+        replica = Replica(stack.settings, redis_server, "coordinator", "coordinator-0", service)
+        stack.replicas["coordinator-0"] = replica
+        await replica.start({})
+        store = KeyStore(redis_client)
+        made = [await store.create("acme", {"runs"}) for _ in range(2)]
+        async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
+            stub = coordinator_pb2_grpc.CoordinatorServiceStub(channel)
+            request = coordinator_pb2.WatchRunRequest(run_id="r")
+            calls = [stub.WatchRun(request, metadata=bearer(key).items()) for key, _ in made]
+            for call in calls:
+                assert (await call.read()).run.run_id == "r"
+            await store.revoke(made[0][1].key_id)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await asyncio.wait_for(calls[0].read(), PATIENCE_S)
+            assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            await until(lambda: runs.watchers == 1)
+            keyring = redis_keys.api_keys()
+            kept = await redis_client.hgetall(keyring)
+            await redis_client.delete(keyring)
+            await redis_client.set(keyring, "in the way")  # no key can be read now
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(calls[1].read()), 0.5)
+            assert runs.watchers == 1
+            await redis_client.delete(keyring)
+            await redis_client.hset(keyring, mapping=kept)
+            await store.revoke(made[1][1].key_id)
+            await until(lambda: runs.watchers == 0)
 
 
 async def test_a_revoked_key_is_refused_and_stays_revoked(redis_client: Redis) -> None:

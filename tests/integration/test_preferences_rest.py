@@ -11,9 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway_stages import script_text, until
+from gateway_stages import Replica, running_stack, script_text, until
 from patience import PATIENCE_S
 from plinth.gateway.api_keys import KeyStore
+from plinth.shared.errors import Unavailable
+from plinth.shared.identity import current_principal
+from plinth.shared.rpc.server import GrpcService
+from plinth.v1 import preferences_pb2, preferences_pb2_grpc
 from preference_stages import JudgingShard, PreferenceStack, running_preferences
 
 BASE = "/v1/preferences"
@@ -331,3 +335,48 @@ async def test_a_model_judges(client: httpx.AsyncClient, stack: PreferenceStack)
     two = next(p for p in map(json.loads, lines) if p["task_id"] == "two")
     assert two["agreement"] == pytest.approx(2 / 3, abs=1e-6)
     await until(lambda: shard.running == 0)
+
+
+class Exporting(preferences_pb2_grpc.PreferenceServiceServicer):
+    """A coordinator that exports three lines; one that dies says that it can't go on."""
+
+    def __init__(self, *, dies_after: int = 3) -> None:
+        self.dies_after = dies_after
+        self.asked: list[tuple[str, str]] = []  # the position to go on from, the tenant
+
+    async def ExportPairs(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.asked.append((request.resume_token, current_principal().tenant))
+        for line in range(int(request.resume_token or 0), 3):
+            if line >= self.dies_after:
+                raise Unavailable("this coordinator is stopping")
+            yield preferences_pb2.ExportPairsResponse(
+                jsonl=b"%d\n" % line, resume_token=str(line + 1)
+            )
+
+
+async def test_an_export_goes_on_at_another_coordinator(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    async with running_stack(tmp_path, redis_server) as stack:
+        dying, other = Exporting(dies_after=2), Exporting()
+
+        async def coordinator(number: int, servicer: Exporting) -> None:
+            service = GrpcService(
+                "plinth.v1.PreferenceService",
+                lambda server: preferences_pb2_grpc.add_PreferenceServiceServicer_to_server(
+                    servicer, server
+                ),
+                {"*": "preferences"},
+            )
+            id_ = f"coordinator-{number}"
+            replica = Replica(stack.settings, redis_server, "coordinator", id_, service)
+            stack.replicas[id_] = replica
+            await replica.start({"running": str(number)})  # the first is the less busy one
+
+        await coordinator(0, dying)
+        await coordinator(1, other)
+        headers = {"authorization": f"Bearer {stack.key}"}
+        async with httpx.AsyncClient(base_url=stack.url, headers=headers) as client:
+            answer = await client.get(f"{BASE}/export")
+        assert answer.text == "0\n1\n2\n"
+        assert (dying.asked, other.asked) == ([("", "default")], [("2", "default")])

@@ -6,11 +6,13 @@ directory, with `--url http://…` through REST. The key is PLINTH_API_KEY, or t
 
 from __future__ import annotations
 
+import http.client
 import json
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -179,12 +181,12 @@ class RestChatClient:
             self._headers["authorization"] = f"Bearer {key}"
 
     def models(self) -> list[str]:
-        with self._open("/v1/models", None) as answer:
+        with self._errors(), self._open("/v1/models", None) as answer:
             return [model["id"] for model in json.load(answer)["data"]]
 
     def answer(self, model: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]:
         body = {"model": model, "messages": messages, "stream": True, **sampling}
-        with self._open("/v1/chat/completions", body) as answer:
+        with self._errors(), self._open("/v1/chat/completions", body) as answer:
             for line in answer:
                 if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
                     continue
@@ -202,8 +204,19 @@ class RestChatClient:
         except urllib.error.HTTPError as error:
             with error:
                 raise FailedPrecondition(_message(error)) from error
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What a connection, or what answers on its other side, can raise at any point."""
+        try:
+            yield
         except urllib.error.URLError as error:
             raise Unavailable(f"{self._url} does not answer: {error.reason}") from error
+        except (OSError, http.client.HTTPException) as error:
+            what = str(error) or type(error).__name__
+            raise Unavailable(f"{self._url} does not answer as HTTP: {what}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise Unavailable(f"{self._url} does not answer as a gateway would") from error
 
 
 def _message(error: urllib.error.HTTPError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from plinth.shared.errors import FailedPrecondition
+from plinth.shared.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
     from plinth.shared.rpc.gateway_channel import GatewayAddress
@@ -13,12 +13,20 @@ if TYPE_CHECKING:
 
 
 def api_key(settings: Settings) -> str:
-    """The key to call with; empty where the gateway asks for none."""
-    if key := os.environ.get("PLINTH_API_KEY"):
-        return key
+    """The key to call with; empty where the gateway asks for none. InvalidArgument for what can be
+    no key, FailedPrecondition when there is none."""
+    if key := os.environ.get("PLINTH_API_KEY", "").strip():
+        return _checked(key, "PLINTH_API_KEY")
     path = settings.first_key_file
     if path.exists():
-        return path.read_text("ascii").strip()
+        try:
+            return _checked(path.read_text("utf-8", "replace").strip(), str(path))
+        except OSError as error:
+            raise FailedPrecondition(
+                f"no API key: {path} can't be read ({error.strerror}); it is of the user who "
+                "started the stack. Or set PLINTH_API_KEY",
+                reason="MISSING_API_KEY",
+            ) from error
     if settings.gateway.auth == "off":
         return ""
     raise FailedPrecondition(
@@ -27,6 +35,16 @@ def api_key(settings: Settings) -> str:
         "`plinth keys create --scope admin --save`)",
         reason="MISSING_API_KEY",
     )
+
+
+def _checked(key: str, source: str) -> str:
+    """It goes into a header, which takes printable ASCII and nothing else."""
+    if not key or not (key.isascii() and key.isprintable()):
+        raise InvalidArgument(
+            f"{source} holds no API key: one is printable ASCII, like plinth-…, on one line",
+            reason="INVALID_API_KEY",
+        )
+    return key
 
 
 def gateway_address(settings: Settings, url: str | None) -> GatewayAddress:

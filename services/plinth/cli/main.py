@@ -63,11 +63,17 @@ def _plinth() -> None:
 
 
 def app() -> None:
-    """Entry point: an error of ours is one line on stderr and exit code 1, never a traceback."""
+    """Entry point: an error of ours, or of a file, is one line on stderr and exit code 1, never a
+    traceback."""
     from plinth.shared.errors import PlinthError
 
     try:
         _typer()
     except PlinthError as error:
         typer.echo(f"plinth: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file: where it comes from is all that would tell what it means
+        typer.echo(f"plinth: {error.filename}: {error.strerror}", err=True)
         sys.exit(1)

@@ -187,13 +187,21 @@ def _data_dir(settings: Settings) -> Iterator[Finding]:
     there = path
     while not there.exists():
         there = there.parent
-    writable = os.access(there, os.W_OK)
+    writable = there.is_dir() and os.access(there, os.W_OK)
     yield Finding(
         "data",
         "ok" if writable else "fail",
         f"{path}{'' if path.exists() else ' (will be made)'}",
         "" if writable else f"{there} can't be written: choose another folder with --data",
     )
+    # `make_private` leaves what is there as it is: a folder of an older version, or of `mkdir`.
+    if path.is_dir() and (mode := path.stat().st_mode & 0o777) & 0o077:
+        yield Finding(
+            "privacy",
+            "warn",
+            f"{path} is open to others of this machine (mode {mode:o})",
+            f"chmod 700 {path}: logs, conversations and weights lie in it",
+        )
 
 
 def _store(settings: Settings) -> Iterator[Finding]:

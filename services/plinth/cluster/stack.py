@@ -213,7 +213,7 @@ def connect_clients(
     settings: Settings,
 ) -> tuple[Redis, ArtifactStore, Registry, StageClients]:
     """Redis, store, registry and stage clients of the running stack, for code that may bypass
-    the front door (status, tests). Close the clients, then Redis."""
+    the gateway (status, tests). Close the clients, then Redis."""
     if settings.redis_url is not None:
         url = settings.redis_url.get_secret_value()
     else:

@@ -193,7 +193,7 @@ class Supervisor:
         processes.end(left, grace_s=0.0)
 
     def _shut_down(self) -> None:
-        """Doors first, then the stages, then Redis, which they need until their last moment."""
+        """The gateway first, then the stages, then Redis, which they need to the last."""
         self._state.phase = "stopping"
         self._write()
         self._layout.stopping.touch()
@@ -215,13 +215,15 @@ class Supervisor:
 
 def source_roots(settings: Settings) -> tuple[Path, ...]:
     """What requests to this stack may name files in: as set; else, on a Ray of its own, the home
-    and the working directory of who started it, as long as neither is the root of all."""
+    and the working directory of who started it, but neither the root of all nor what lies in the
+    data directory, where the secrets are."""
     if settings.source_roots is not None:
         return settings.source_roots
     if settings.ray_address is not None:
         return ()
     places = {Path(os.path.realpath(place)) for place in (Path.home(), Path.cwd())}
-    return tuple(sorted(places - {Path("/")}))
+    data = Path(os.path.realpath(settings.data_dir))
+    return tuple(sorted(p for p in places if p != Path("/") and not p.is_relative_to(data)))
 
 
 async def _check_schema(redis_url: str) -> None:

@@ -10,8 +10,9 @@ from plinth.coordinator.driver import RunDriver
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.performer import Performer
 from plinth.coordinator.results import StepResults
-from plinth.coordinator.runs import RunFeed, RunRecords
+from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import Tools
+from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import Aborted, PlinthError, Unavailable
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
@@ -22,7 +23,7 @@ _log = get_logger("plinth.coordinator")
 class Conductor:
     """What a leader does: one driver for each run that has not ended."""
 
-    def __init__(self, records: RunRecords, feed: RunFeed, tools: Tools) -> None:
+    def __init__(self, records: RunRecords, feed: ChangeFeed, tools: Tools) -> None:
         self._records = records
         self._feed = feed
         self._tools = tools

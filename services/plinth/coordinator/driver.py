@@ -17,10 +17,11 @@ from plinth.coordinator.leader import Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import TRANSIENT, Performer
 from plinth.coordinator.pipeline import Pipeline, input_digest, parse
-from plinth.coordinator.runs import RunFeed, RunRecords
+from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Outcome, Progress, Work
 from plinth.shared import tracing
+from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
@@ -49,7 +50,7 @@ class RunDriver:
         run_id: str,
         *,
         records: RunRecords,
-        feed: RunFeed,
+        feed: ChangeFeed,
         store: ArtifactStore,
         roots: SourceRoots,
         performer: Performer,

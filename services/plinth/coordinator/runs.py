@@ -6,17 +6,14 @@
     ended     "1" when nothing will change any more
 
 Every change appends the run's id to one bounded stream, which each coordinator follows once
-(`RunFeed`) for all its watchers. What they are told is in the run's log, so that one who was away
-misses no state: an entry for each state of the run and its steps, by its newest revision, which is
-the entry's id. A save that changes no state (progress) takes the place of the last entry.
+(`change_feed.py`) for all its watchers. What they are told is in the run's log, so that one who was
+away misses no state: an entry for each state of the run and its steps, by its newest revision,
+which is the entry's id. A save that changes no state (progress) takes the place of the last entry.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import time
-from collections import OrderedDict
 from typing import Any
 
 from redis.asyncio import Redis
@@ -30,7 +27,6 @@ from plinth.shared.errors import (
     FailedPrecondition,
     NotFound,
     ResourceExhausted,
-    Unavailable,
 )
 from plinth.v1 import coordinator_pb2 as pb
 
@@ -253,72 +249,3 @@ def _state(run: pb.Run) -> str:
 
 def _unknown(run_id: str) -> NotFound:
     return NotFound(f"there is no run {run_id!r}", reason="RUN_NOT_FOUND", field="run_id")
-
-
-class RunFeed:
-    """Follows the stream of changes once for all waiters of this process."""
-
-    # A waiter looks again after this long even without news (the stream is bounded).
-    PATIENCE_S = 5.0
-    _KNOWN = 4096
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._news = asyncio.Condition()
-        self._changes: OrderedDict[str, int] = OrderedDict()
-        self._count = 0
-        self._last = b"0-0"
-
-    def seen(self, run_id: str) -> int:
-        """A mark to wait from; take it before reading the record."""
-        return self._changes.get(run_id, 0)
-
-    async def changed(self, run_id: str, seen: int) -> None:
-        """Returns when the run changed after `seen`, or after PATIENCE_S."""
-        try:
-            async with asyncio.timeout(self.PATIENCE_S), self._news:
-                await self._news.wait_for(lambda: self.seen(run_id) > seen)
-        except TimeoutError:
-            return
-
-    async def any_change(self, count: int) -> int:
-        """Waits for a change of any run after `count`, at most PATIENCE_S; the count now."""
-        try:
-            async with asyncio.timeout(self.PATIENCE_S), self._news:
-                await self._news.wait_for(lambda: self._count > count)
-        except TimeoutError:
-            pass
-        return self._count
-
-    async def open(self) -> None:
-        """Finds the stream's end: changes from here on will be told."""
-        with redis_errors():
-            newest: Any = await self._redis.xrevrange(redis_keys.run_events(), count=1)
-        self._last = newest[0][0] if newest else b"0-0"
-
-    async def follow(self) -> None:
-        """Reads the stream from where `open` found its end, until cancelled; waits while Redis
-        is gone."""
-        while True:
-            began = time.monotonic()
-            try:
-                with redis_errors():
-                    answer: Any = await self._redis.xread(
-                        {redis_keys.run_events(): self._last}, count=500, block=2000
-                    )
-            except Unavailable:
-                await asyncio.sleep(max(0.0, 0.5 - (time.monotonic() - began)))
-                continue
-            for _, entries in answer or ():
-                self._last = entries[-1][0]
-                await self._tell([fields[b"run"].decode() for _, fields in entries])
-
-    async def _tell(self, run_ids: list[str]) -> None:
-        async with self._news:
-            for run_id in run_ids:
-                self._count += 1
-                self._changes[run_id] = self._count
-                self._changes.move_to_end(run_id)
-            while len(self._changes) > self._KNOWN:
-                self._changes.popitem(last=False)
-            self._news.notify_all()

@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from plinth.coordinator import machine, metrics
@@ -19,19 +20,16 @@ from plinth.coordinator.leader import LeaderLease
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.pipeline import check_paths, parse, pinned
 from plinth.coordinator.preferences.stage import Preferences
-from plinth.coordinator.runs import RunFeed, RunRecords
+from plinth.coordinator.run_watch import next_revision, watch_position, watch_run
+from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import Tools
+from plinth.shared import redis_keys
 from plinth.shared.canary import Canaries, answer_key
-from plinth.shared.errors import (
-    AlreadyExists,
-    Internal,
-    InvalidArgument,
-    Unavailable,
-)
+from plinth.shared.change_feed import ChangeFeed
+from plinth.shared.errors import AlreadyExists, Internal, InvalidArgument
 from plinth.shared.identity import current_principal
 from plinth.shared.manifest import check_name
 from plinth.shared.records import DeploymentRecords
-from plinth.shared.redis_keys import check_part
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.tasks import cancel_and_wait
@@ -60,7 +58,7 @@ class CoordinatorFront:
     def __init__(self, context: StageContext) -> None:
         self._redis = context.redis
         self._records = RunRecords(context.redis)
-        self._feed = RunFeed(context.redis)
+        self._feed = ChangeFeed(context.redis, redis_keys.run_events())
         deployments = DeploymentRecords(context.store)
         self._tools = Tools(
             context.store,
@@ -140,7 +138,7 @@ class CoordinatorFront:
 class Servicer(rpc.CoordinatorServiceServicer):
     """The RPCs; see coordinator.proto."""
 
-    def __init__(self, records: RunRecords, feed: RunFeed, tools: Tools) -> None:
+    def __init__(self, records: RunRecords, feed: ChangeFeed, tools: Tools) -> None:
         self._records = records
         self._feed = feed
         self._tools = tools
@@ -183,47 +181,12 @@ class Servicer(rpc.CoordinatorServiceServicer):
     async def WatchRun(
         self, request: pb.WatchRunRequest, context: Any
     ) -> AsyncIterator[pb.WatchRunResponse]:
-        last = _position(request.resume_token)
-        if last is None:
-            runs = [await self._records.get(request.run_id)]
-            last = runs[0].revision
-        else:
-            runs = await self._records.after(request.run_id, last)
+        last = watch_position(request.resume_token)
+        await self._records.get(request.run_id)
         await context.send_initial_metadata(())  # the caller knows now that somebody answers
-        run = runs[-1] if runs else await self._records.get(request.run_id)
-        while True:
-            for told in runs:
-                last = told.revision
-                yield pb.WatchRunResponse(run=told, resume_token=str(last))
-            if machine.ended(run):
-                return
-            runs = await self._later(request.run_id, last)
-            run = runs[-1] if runs else run
-
-    async def _later(self, run_id: str, revision: int) -> list[pb.Run]:
-        """What became of the run, when it may have changed; nothing while Redis is gone."""
-        seen = self._feed.seen(run_id)
-        try:
-            if runs := await self._records.after(run_id, revision):
-                return runs
-            await self._feed.changed(run_id, seen)
-            return await self._records.after(run_id, revision)
-        except Unavailable:
-            await asyncio.sleep(0.5)
-            return []
-
-    async def _next(self, run: pb.Run) -> pb.Run:
-        """The run when it may have changed; as it was while Redis is gone."""
-        seen = self._feed.seen(run.run_id)
-        try:
-            now = await self._records.get(run.run_id)
-            if now.revision != run.revision:
-                return now
-            await self._feed.changed(run.run_id, seen)
-            return await self._records.get(run.run_id)
-        except Unavailable:
-            await asyncio.sleep(0.5)
-            return run
+        async with aclosing(watch_run(self._records, self._feed, request.run_id, last)) as runs:
+            async for position, run in runs:
+                yield pb.WatchRunResponse(run=run, resume_token=position)
 
     async def PauseRun(self, request: pb.PauseRunRequest, context: Any) -> pb.PauseRunResponse:
         paused = {pb.RUN_STATE_PAUSED}
@@ -247,7 +210,8 @@ class Servicer(rpc.CoordinatorServiceServicer):
         run = await self._records.get(run_id)
         deadline = time.monotonic() + _EFFECT_S
         while not effective(run) and not machine.ended(run) and time.monotonic() < deadline:
-            run = await _within(self._next(run), deadline - time.monotonic()) or run
+            later = next_revision(self._records, self._feed, run)
+            run = await _within(later, deadline - time.monotonic()) or run
         return run
 
     async def PutDeployment(
@@ -322,25 +286,12 @@ class Servicer(rpc.CoordinatorServiceServicer):
 
 def _checked_id(run_id: str) -> str:
     """A new run's id; InvalidArgument says what one looks like."""
-    check_part(run_id, "run_id")
+    redis_keys.check_part(run_id, "run_id")
     if len(run_id) > _RUN_ID_CHARS or "/" in run_id:
         raise InvalidArgument(
             f"run_id has at most {_RUN_ID_CHARS} characters and no '/'", field="run_id"
         )
     return run_id
-
-
-def _position(resume_token: str) -> int | None:
-    """The revision that a watch has come to; None at its start."""
-    if not resume_token:
-        return None
-    if not (resume_token.isascii() and resume_token.isdigit() and len(resume_token) < 20):
-        raise InvalidArgument(
-            f"resume_token {resume_token[:40]!r} is none of WatchRun's: give the last response's "
-            "as it was, or none to begin with the run as it is",
-            field="resume_token",
-        )
-    return int(resume_token)
 
 
 async def _within(waited: Awaitable[pb.Run], seconds: float) -> pb.Run | None:

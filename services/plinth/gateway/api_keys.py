@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from redis.asyncio import Redis
 
 from plinth.gateway import metrics
-from plinth.gateway.key_records import KeyRecord, new_record, revoked_json
+from plinth.gateway.key_records import MAX_LABEL_CHARS, KeyRecord, new_record, revoked_json
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
@@ -90,8 +90,10 @@ class KeyStore:
                 field="scopes",
             )
         redis_keys.check_part(tenant, "tenant")
-        if len(label) > 200 or not (label.isprintable() or not label):
-            raise InvalidArgument("label: up to 200 printable characters", field="label")
+        if len(label) > MAX_LABEL_CHARS or not label.isprintable():
+            raise InvalidArgument(
+                f"label: up to {MAX_LABEL_CHARS} printable characters", field="label"
+            )
         plain, digest = new_api_key()
         record = new_record(uuid.uuid4().hex[:12], tenant, scopes, label)
         began, raw = self._clock(), record.to_json()
@@ -105,6 +107,11 @@ class KeyStore:
         await self.refresh()
         records = [known.record for known in self._known.values() if known.record is not None]
         return sorted(records, key=lambda record: record.created_unix_ms)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there was any at the last refresh, be it revoked or unreadable."""
+        return bool(self._known)
 
     def unreadable(self) -> tuple[str, ...]:
         """Ids, for `revoke`, of the records that could not be read at the last refresh."""

@@ -2,7 +2,8 @@
 
 Given by the setting `gateway.first_key`, it is made known wherever it isn't. Otherwise the first
 gateway of a platform without any key makes one, into <data_dir>/secrets/api-key (0600): of several
-that start at once, exactly one, since Redis decides. A platform that has keys gets none.
+that start at once, exactly one, since Redis decides. A platform that has keys gets none; one
+whose Redis lost them all takes the same first key again.
 """
 
 from __future__ import annotations

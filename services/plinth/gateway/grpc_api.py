@@ -21,6 +21,7 @@ from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
 from plinth.gateway.proxy import proxied_services
 from plinth.gateway.quota_interceptor import QuotaInterceptor
 from plinth.gateway.revisions import MODEL_HEADER
+from plinth.gateway.revocation import RevocationInterceptor
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import current_call, current_principal, current_request_id
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
@@ -47,15 +48,17 @@ def build_server(core: GatewayCore) -> GrpcServer:
         validators={"Chat": check_chat, "Complete": check_completion},
     )
     gateway = core.settings.gateway
+    stages = proxied_services(core.clients)
+    watches = [method for service in stages for method in service.resumable()]
     return GrpcServer(
-        [own, *proxied_services(core.clients)],
+        [own, *stages],
         stage="gateway",
         settings=core.settings,
         token=core.token,
         host=gateway.host,
         port=gateway.grpc_port,
         authenticator=core.keyring,
-        admitted=[QuotaInterceptor(core.quotas)],
+        admitted=[RevocationInterceptor(core.keyring, watches), QuotaInterceptor(core.quotas)],
         slow_reader_s=gateway.slow_client_s,
         tls=gateway.tls,
         counting=[RequestsInterceptor()],

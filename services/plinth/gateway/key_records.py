@@ -2,7 +2,8 @@
 
 Written by this version, read by later and earlier ones too: fields that nobody here knows are
 passed over, and kept when a record is written again. A record without what decides (whose key it
-is, what it may do, whether it was revoked) admits nobody.
+is, what it may do, whether it was revoked) admits nobody. What decides nothing (label, time) is
+made such that every list can show it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,16 @@ from typing import Any
 from plinth.shared.errors import DataLoss, InvalidArgument
 from plinth.shared.identity import Principal
 from plinth.shared.redis_keys import check_part
-from plinth.shared.rpc.auth import MAX_NAME_CHARS, MAX_SCOPES
+from plinth.shared.rpc.auth import (
+    MAX_NAME_CHARS,
+    MAX_SCOPES,
+    MAX_VALUE_BYTES,
+    encode_principal,
+)
 
+MAX_LABEL_CHARS = 200
 _NAME = f"a printable string of 1 to {MAX_NAME_CHARS} characters"
+_LATEST_UNIX_MS = 253_402_300_799_999  # the end of the year 9999
 
 
 @dataclass(frozen=True)
@@ -59,15 +67,19 @@ class KeyRecord:
             raise DataLoss(f"scopes must be at most {MAX_SCOPES}")
         if not isinstance(revoked, bool):
             raise DataLoss("revoked must be true or false")
-        label, created = fields.get("label"), fields.get("created_unix_ms")
-        return cls(
+        record = cls(
             key_id=str(key_id),
             tenant=tenant,
             scopes=frozenset(scopes),
-            label=label if isinstance(label, str) else "",
-            created_unix_ms=created if isinstance(created, int) else 0,
+            label=_label(fields.get("label")),
+            created_unix_ms=_created(fields.get("created_unix_ms")),
             revoked=revoked,
         )
+        if (size := len(encode_principal(record.principal()))) > MAX_VALUE_BYTES:
+            raise DataLoss(
+                f"tenant, key_id and scopes have {size} bytes; stages take {MAX_VALUE_BYTES}"
+            )
+        return record
 
 
 def new_record(key_id: str, tenant: str, scopes: Collection[str], label: str) -> KeyRecord:
@@ -88,6 +100,17 @@ def _object(text: bytes | str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise DataLoss(f"a JSON {type(fields).__name__}, not an object")
     return fields
+
+
+def _label(value: object) -> str:
+    """Without what would act on a terminal, or can't be written to one."""
+    shown = value[:MAX_LABEL_CHARS] if isinstance(value, str) else ""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown)
+
+
+def _created(value: object) -> int:
+    whole = isinstance(value, int) and 0 <= value <= _LATEST_UNIX_MS
+    return int(value) if whole else 0  # type: ignore[call-overload]
 
 
 def _is_name(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Who calls, at both doors: credentials become a principal, by keys that are kept fresh here."""
+"""Who calls, by REST and gRPC: credentials become a principal, by keys that are kept fresh here."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _log = get_logger("plinth.gateway")
 
 
 class Keyring:
-    """Turns the credentials of a call into a principal, at both doors."""
+    """Turns the credentials of a call into a principal, for REST and gRPC alike."""
 
     def __init__(self, store: KeyStore, settings: Settings) -> None:
         self._store = store
         self._settings = settings
         self.off = settings.gateway.auth == "off"
         self._trouble = self._first_trouble = ""  # of the last turn
-        self._first_known = self.off
+        self._first_known = False
 
     async def bearer(self, header: str | None) -> Principal:
         """`header`: the value of "authorization"."""
@@ -72,7 +72,8 @@ class Keyring:
         elif self._trouble and not now:
             _log.info("API keys can be read again")
         self._trouble = now
-        if now or self._first_known:
+        # A Redis that lost everything has no key; without the first one again nobody could get in.
+        if now or self.off or (self._first_known and self._store.has_keys):
             return
         now = await _trouble(ensure_first_key(self._settings, self._store))
         if now and now != self._first_trouble:

@@ -19,7 +19,8 @@ Each is one call of PreferenceService, whose errors come through with the same w
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
 
@@ -31,10 +32,11 @@ from google.protobuf.message import Message as Proto
 from plinth.gateway import preference_bodies as bodies
 from plinth.gateway.bodies import query, read, read_bytes, validated
 from plinth.gateway.quotas import Quotas
-from plinth.shared.errors import PlinthError, Unavailable
+from plinth.shared.errors import Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.rpc.watching import watch
 from plinth.shared.settings import Settings
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import preferences_pb2 as pb
@@ -88,7 +90,7 @@ def add_preferences(app: FastAPI, core: PreferenceBackend, enter: Enter) -> None
     router = APIRouter(dependencies=[Depends(admitted)])
     _add_tasks(router, stub, limit)
     _add_judging(router, stub, limit)
-    _add_results(router, stub, limit)
+    _add_results(router, stub, limit, core.clients)
     app.include_router(router)
 
 
@@ -158,7 +160,7 @@ def _add_judging(app: APIRouter, stub: Stub, limit: int) -> None:
         return await _answer(service.RequestModelJudgements(body.to_proto()))
 
 
-def _add_results(app: APIRouter, stub: Stub, limit: int) -> None:
+def _add_results(app: APIRouter, stub: Stub, limit: int, clients: StageClients) -> None:
     @app.get(f"{BASE}/report", response_model=None)
     async def report(request: Request) -> Response:
         service = await stub(request)
@@ -169,18 +171,17 @@ def _add_results(app: APIRouter, stub: Stub, limit: int) -> None:
 
     @app.get(f"{BASE}/export", response_model=None)
     async def export(request: Request) -> Response:
-        service = await stub(request)
         asked = query(request, bodies.ExportQuery)
-        call = service.ExportPairs(
-            pb.ExportPairsRequest(
-                collection=asked.collection, selection=asked.selection(), shape=asked.shape
-            )
+        ask = pb.ExportPairsRequest(
+            collection=asked.collection, selection=asked.selection(), shape=asked.shape
         )
+        # Goes on at another coordinator, as by gRPC, when the first one is gone.
+        chunks = watch(clients, _STAGE, _export_pairs, ask)
         try:
-            first = await call.read()  # what is wrong with the request still has a status
+            first = await anext(chunks, None)  # what is wrong with the request still has a status
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
-        return StreamingResponse(_lines(call, first), media_type="application/x-ndjson")
+        return StreamingResponse(_lines(chunks, first), media_type="application/x-ndjson")
 
     @app.post(f"{BASE}/import", response_model=None)
     async def import_(request: Request) -> Response:
@@ -215,17 +216,22 @@ async def _answer(call: Awaitable[Proto]) -> Response:
         raise from_rpc_error(error) from error
 
 
-async def _lines(call: Any, first: Any) -> AsyncIterator[bytes]:
+def _export_pairs(channel: grpc.aio.Channel) -> Any:
+    return rpc.PreferenceServiceStub(channel).ExportPairs
+
+
+async def _lines(
+    chunks: AsyncGenerator[pb.ExportPairsResponse, None], first: pb.ExportPairsResponse | None
+) -> AsyncIterator[bytes]:
     """The export's chunks. One that breaks in the middle breaks the connection, so that half of
     the lines are not taken for all."""
-    try:
-        chunk = first
-        while chunk is not grpc.aio.EOF:
-            yield chunk.jsonl
-            chunk = await call.read()
-    except grpc.aio.AioRpcError as error:
-        cause: PlinthError = from_rpc_error(error)
-        _log.warning("an export ended in an error", error=cause.message)
-        raise Unavailable(cause.message) from error
-    finally:
-        call.cancel()
+    async with aclosing(chunks):
+        try:
+            if first is not None:
+                yield first.jsonl
+            async for chunk in chunks:
+                yield chunk.jsonl
+        except (grpc.aio.AioRpcError, Unavailable) as error:
+            cause = from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else error
+            _log.warning("an export ended in an error", error=cause.message)
+            raise Unavailable(cause.message) from error

@@ -16,7 +16,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, Unavailable
 
 SOCKET_TIMEOUT_S = 5.0
 # Per client. A command that finds all of them taken waits for its turn; a blocking read holds one
@@ -31,32 +31,50 @@ def connect(url: str) -> Redis:
     Answers are bytes. At most MAX_CONNECTIONS commands are on their way at a time; others wait for
     TURN_S at the most (Unavailable). A command that meets a broken connection is tried again three
     times within about half a second, so every command that Plinth sends must be safe to send twice.
+    InvalidArgument for what is no such URL.
     """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=MAX_CONNECTIONS,
-        timeout=TURN_S,
-        decode_responses=False,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=2.0,
-        health_check_interval=15,
-        retry=Retry(ExponentialBackoff(cap=0.3, base=0.05), 3),
-    )
+    with _url_errors():
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=TURN_S,
+            decode_responses=False,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=2.0,
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=0.3, base=0.05), 3),
+        )
     return Redis.from_pool(pool)
 
 
 def connect_blocking(url: str) -> redis.Redis:
-    """A blocking client that sends every command once: what meets a broken connection raises."""
-    pool = redis.BlockingConnectionPool.from_url(
-        url,
-        max_connections=MAX_CONNECTIONS,
-        timeout=int(TURN_S),
-        decode_responses=False,
-        socket_timeout=4 * SOCKET_TIMEOUT_S,  # its commands are larger than a stage's
-        socket_connect_timeout=2.0,
-        retry=None,
-    )
+    """A blocking client that sends every command once: what meets a broken connection raises.
+    InvalidArgument as `connect`."""
+    with _url_errors():
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=int(TURN_S),
+            decode_responses=False,
+            socket_timeout=4 * SOCKET_TIMEOUT_S,  # its commands are larger than a stage's
+            socket_connect_timeout=2.0,
+            retry=None,
+        )
     return redis.Redis.from_pool(pool)
+
+
+@contextmanager
+def _url_errors() -> Iterator[None]:
+    """Without the URL, which holds a password."""
+    try:
+        yield
+    except ValueError:
+        raise InvalidArgument(
+            "redis_url is no URL of a Redis: write redis://:password@host:6379/0, rediss://… for "
+            "TLS, or unix:///path/of/its.sock",
+            reason="REDIS_URL",
+            field="redis_url",
+        ) from None
 
 
 @contextmanager

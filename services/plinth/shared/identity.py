@@ -1,7 +1,7 @@
 """Who calls, under which request id, until when; and the secrets that prove it.
 
-A call's principal, request id and deadline live in one context variable, set at the door (the
-gRPC interceptors, or `call_scope` for REST and background work) and read by logs and clients.
+A call's principal, request id and deadline live in one context variable, set where a call comes in
+(the gRPC interceptors, or `call_scope` for REST and background work) and read by logs and clients.
 Knows neither gRPC nor HTTP.
 """
 

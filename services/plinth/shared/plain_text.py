@@ -39,6 +39,12 @@ def read_description(folder: Path, also_special: Iterable[str] = ()) -> Json:
     description = read_object(path)
     if not isinstance(description.get("model"), dict):
         raise InvalidArgument(f"{path}: not a tokenizer: it has no model")
+    if not _is_vocabulary(description["model"].get("vocab")):
+        raise InvalidArgument(
+            f"{path}: model.vocab must be a mapping of tokens to ids, or a list of [piece, score]"
+        )
+    if not isinstance(description.get("decoder"), dict | None):
+        raise InvalidArgument(f"{path}: decoder must be an object, or null")
     tokens = description.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(
         isinstance(token, dict) and token_content(token) is not None for token in tokens
@@ -188,6 +194,12 @@ def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for token in decoder.values() if isinstance(decoder, dict) else ():
         if isinstance(token, dict) and token.get("special") and token_content(token):
             yield token["content"], "added_tokens_decoder"
+
+
+def _is_vocabulary(value: object) -> bool:
+    if not isinstance(value, list):
+        return value is None or isinstance(value, dict)
+    return all(isinstance(pair, list) and len(pair) == 2 for pair in value)
 
 
 def _entries(description: Mapping[str, Any]) -> dict[str, int]:

@@ -37,6 +37,7 @@ FAMILIES: Final[Mapping[str, bool]] = {
     "run-events": True,
     "job": True,
     "jobs": True,
+    "job-changes": False,  # news for watchers; they look for themselves as well
     "api-keys": True,
     "quota": False,  # at most a minute's use
     "rewards-done": False,  # news for those who wait; they look for themselves as well
@@ -125,6 +126,11 @@ def job(job_id: str) -> str:
 def jobs() -> str:
     """Sorted set: job ids by time of submission."""
     return f"{PREFIX}:jobs"
+
+
+def job_changes() -> str:
+    """Stream, bounded: ids of jobs in the order in which they changed."""
+    return f"{PREFIX}:job-changes"
 
 
 def job_events(job_id: str) -> str:

@@ -8,6 +8,7 @@ directory stay closed unless a root lies in them.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from plinth.shared.errors import InvalidArgument, PermissionDenied
 if TYPE_CHECKING:
     from plinth.shared.settings import Settings
 
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the caller says so, in its own words
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -36,10 +38,15 @@ class SourceRoots:
 
     def check(self, path: str | Path, *, field: str) -> Path:
         """`path` with its links followed. InvalidArgument unless it is an absolute path;
-        PermissionDenied, whether it exists or not, unless it lies in a root."""
+        PermissionDenied, whether it exists or not, unless it lies in a root. InvalidArgument also
+        for what lies in one and can't be looked at: its name is too long, or it is another's."""
         text = str(path)
         if "\0" in text or not text.startswith("/"):
-            kind = "a URL" if _URL.match(text) else "relative"
+            kind = "relative"
+            if _URL.match(text):
+                kind = "a URL"
+            elif "\0" in text:
+                kind = "a text with NUL in it"
             raise InvalidArgument(
                 f"{field}: {text[:200]!r} is no absolute path but {kind}; write /folder/file, as "
                 "the stage that reads it sees it",
@@ -56,6 +63,15 @@ class SourceRoots:
                 reason="PATH_NOT_ALLOWED",
                 metadata={"field": field},
             )
+        try:
+            found.stat()
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise InvalidArgument(
+                    f"{field}: {text[:200]!r} can't be read: {error.strerror}",
+                    reason="PATH_UNREADABLE",
+                    field=field,
+                ) from error
         return found
 
     def _opens(self, root: Path, found: Path) -> bool:

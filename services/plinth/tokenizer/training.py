@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plinth.shared.errors import Cancelled, InvalidArgument, NotFound
+from plinth.shared.manifest import check_name
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.tokenizer import vocabulary
@@ -40,6 +41,7 @@ async def train_and_publish(
     store: ArtifactStore, roots: SourceRoots, request: pb.TrainTokenizerRequest
 ) -> AsyncIterator[pb.TrainTokenizerResponse]:
     """Progress twice a second, then the artifact. Raises as `VocabularySpec` and `train` do."""
+    check_name(request.name, "name")  # before a large folder is read for nothing
     spec = VocabularySpec(
         request.vocab_size,
         tuple(request.special_tokens) or vocabulary.SPECIAL_TOKENS,

@@ -1,10 +1,11 @@
 """Job records in Redis: what was asked, where it stands, how it ended.
 
 A hash holds the job as protobuf with the fence of its last writer; each change also goes to a
-bounded stream that watchers block on. That holds an entry for each state of the job, so that a
-watcher who was away misses none; what changes no state (progress) takes the place of the last
-entry. Writes carry the lease's fence, so that a consumer that
-lost its job cannot overwrite its successor's word. Knows nothing of how jobs run.
+bounded stream of the job's own. That holds an entry for each state of the job, so that a watcher
+who was away misses none; what changes no state (progress) takes the place of the last entry. The
+job's id goes to a stream of all jobs, which each trainer follows once for all its watchers
+(`change_feed.py`). Writes carry the lease's fence, so that a consumer that lost its job cannot
+overwrite its successor's word. Knows nothing of how jobs run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from plinth.shared import redis_keys
+from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import InvalidArgument, NotFound, Unavailable
 from plinth.v1 import trainer_pb2 as pb
@@ -25,7 +27,7 @@ from plinth.v1 import trainer_pb2 as pb
 ENDED = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
 _EVENTS = 500  # states kept per job; each attempt has two
 _EVENTS_TTL_S = 3600  # after the job's end
-_BLOCK_MS = 1000
+_CHANGES = 10_000  # of all jobs
 _OUTAGE_S = 0.5
 Position = tuple[int, int]  # of an entry in the stream of events: its id, as numbers
 
@@ -94,6 +96,9 @@ class JobRecords:
                 keys=[redis_keys.job(job.job_id), redis_keys.job_events(job.job_id)],
                 args=[job.SerializeToString(), fence, ended, _EVENTS, _EVENTS_TTL_S, _state(job)],
             )
+            if answer:
+                changes = redis_keys.job_changes()
+                await self._redis.xadd(changes, {"job": job.job_id}, maxlen=_CHANGES)
         return bool(answer)
 
     async def find(self, job_id: str) -> pb.Job | None:
@@ -118,19 +123,24 @@ class JobRecords:
         found = [await self.find(raw.decode()) for raw in ids]
         return [job for job in found if job is not None]
 
-    async def watch(self, job_id: str, after: str = "") -> AsyncGenerator[tuple[str, pb.Job], None]:
+    async def watch(
+        self, feed: ChangeFeed, job_id: str, after: str = ""
+    ) -> AsyncGenerator[tuple[str, pb.Job], None]:
         """(position, job): the job as it is, or with a position what it became after that; then
-        each change until it has ended. Outlives a Redis that is gone. NotFound; InvalidArgument
-        for what is no position."""
+        each change until it has ended; `feed` is that of job_changes. Outlives a Redis that is
+        gone. NotFound; InvalidArgument for what is no position."""
         last = _position(after)
         newest, job = await self._newest(job_id)
         if last is None or last > newest:  # beyond it: the records were put back from a backup
             last = newest
             yield _written(last), job
         while not (last >= newest and job.state in ENDED):
+            seen = feed.seen(job_id)
             try:
+                if not (entries := await self._events(job_id, last)):
+                    await feed.changed(job_id, seen)
+                    entries = await self._events(job_id, last)
                 # Nothing came: look at the record, since a stream does not outlive it for long.
-                entries = await self._events(job_id, last)
                 newest, job = await self._newest(job_id)
             except Unavailable:
                 await asyncio.sleep(_OUTAGE_S)
@@ -138,20 +148,15 @@ class JobRecords:
             for position, told in entries:
                 last = position
                 yield _written(position), told
-            if not entries and last < newest and not await self._events(job_id, last, block=False):
+            if not entries and last < newest and not await self._events(job_id, last):
                 last = newest  # trimmed, or its time was over
                 yield _written(last), job
 
-    async def _events(
-        self, job_id: str, last: Position, *, block: bool = True
-    ) -> list[tuple[Position, pb.Job]]:
-        """Those after `last`; waits a moment for one."""
+    async def _events(self, job_id: str, last: Position) -> list[tuple[Position, pb.Job]]:
+        """Those after `last`."""
         with redis_errors():
-            read: Any = await self._redis.xread(
-                {redis_keys.job_events(job_id): _written(last)},
-                block=_BLOCK_MS if block else None,
-            )
-        found = read[0][1] if read else []
+            events = redis_keys.job_events(job_id)
+            found: Any = await self._redis.xrange(events, min=f"({_written(last)}")
         return [(_read(entry), pb.Job.FromString(fields[b"job"])) for entry, fields in found]
 
     async def _newest(self, job_id: str) -> tuple[Position, pb.Job]:

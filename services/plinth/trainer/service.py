@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from plinth.shared import redis_keys
+from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import Internal, InvalidArgument
 from plinth.shared.identity import SYSTEM
 from plinth.shared.load import Load, queue_load
@@ -22,6 +23,7 @@ from plinth.shared.queue import Queue
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.source_roots import SourceRoots
+from plinth.shared.tasks import cancel_and_wait
 from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
 from plinth.trainer.execution import Execution
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
@@ -63,6 +65,8 @@ class TrainerStage(rpc.TrainerServiceServicer):
         lease_s = context.settings.trainer.lease_s
         self._queue = Queue(context.redis, QUEUE, lease_s=lease_s, max_attempts=MAX_ATTEMPTS)
         self._records = JobRecords(context.redis)
+        self._changes = ChangeFeed(context.redis, redis_keys.job_changes())
+        self._following: asyncio.Task[None] | None = None
         self._consumer = JobConsumer(
             context.replica_id, self._queue, self._records, self._execution, lease_s=lease_s
         )
@@ -77,14 +81,16 @@ class TrainerStage(rpc.TrainerServiceServicer):
         return [GrpcService("plinth.v1.TrainerService", add, {"*": "jobs"})]
 
     async def start(self) -> None:
-        """Begin to take jobs."""
+        """Begin to take jobs. Unavailable while Redis is gone."""
+        await self._changes.open()
+        self._following = asyncio.create_task(self._changes.follow())
         self._consuming = asyncio.create_task(self._consumer.run())
 
     async def check(self) -> None:
-        """Unhealthy when nobody takes jobs any more."""
-        task = self._consuming
-        if task is not None and task.done() and not task.cancelled():
-            raise Internal(f"the job consumer ended: {task.exception()}")
+        """Unhealthy when nobody takes jobs any more, or tells watchers of them."""
+        for task, what in ((self._consuming, "job consumer"), (self._following, "feed of changes")):
+            if task is not None and task.done() and not task.cancelled():
+                raise Internal(f"the {what} ended: {task.exception()}")
 
     def announcement(self) -> dict[str, str]:
         return {"running": str(self._consumer.running)}
@@ -98,15 +104,16 @@ class TrainerStage(rpc.TrainerServiceServicer):
 
     async def drain(self, grace_s: float) -> None:
         """Give the job in work back; what does not stop in time lapses with its lease."""
-        if self._consuming is None:
-            return
-        self._consumer.drain()
         try:
-            await asyncio.wait_for(self._consuming, grace_s)
+            if self._consuming is not None:
+                self._consumer.drain()
+                await asyncio.wait_for(self._consuming, grace_s)
         except TimeoutError:
             return
         finally:
-            self._consuming = None
+            if self._following is not None:
+                await cancel_and_wait(self._following)
+            self._consuming = self._following = None
 
     def _execution(self, job: pb.Job) -> Execution:
         return Execution(
@@ -201,7 +208,7 @@ class TrainerStage(rpc.TrainerServiceServicer):
     async def WatchJob(
         self, request: pb.WatchJobRequest, context: Context
     ) -> AsyncIterator[pb.WatchJobResponse]:
-        watched = self._records.watch(request.job_id, request.resume_token)
+        watched = self._records.watch(self._changes, request.job_id, request.resume_token)
         async with aclosing(watched) as jobs:
             await self._records.get(request.job_id)
             await context.send_initial_metadata(())  # the caller knows now that somebody answers

@@ -68,7 +68,8 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
         redis_keys.fence("l"), redis_keys.run("r"), redis_keys.run_log("r"),
         redis_keys.runs(), redis_keys.active_runs(),
         redis_keys.run_events(), redis_keys.job("j"), redis_keys.jobs(),
-        redis_keys.job_events("j"), redis_keys.api_keys(), redis_keys.quota("t"),
+        redis_keys.job_changes(), redis_keys.job_events("j"), redis_keys.api_keys(),
+        redis_keys.quota("t"),
         redis_keys.rewards_done("r"), redis_keys.canary("c"), redis_keys.canary("c", "answers"),
         redis_keys.queues(), queue.stream, queue.items, queue.payloads, queue.leases,
         queue.delayed, queue.dead, queue.cancelled, queue.fence, queue.result("i"),
@@ -85,8 +86,8 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
     # A new function must be added above.
     assert functions == {
         "parse_key", "check_part", "replica", "replicas", "lease", "fence", "run", "runs",
-        "active_runs", "run_events", "job", "jobs", "job_events", "api_keys", "quota",
-        "rewards_done", "canary", "queues", "QueueKeys", "preference_collections",
+        "active_runs", "run_events", "job", "jobs", "job_changes", "job_events", "api_keys",
+        "quota", "rewards_done", "canary", "queues", "QueueKeys", "preference_collections",
         "PreferenceKeys", "run_log",
     }  # fmt: skip
     for mark in (redis_keys.SCHEMA_MARK, redis_keys.RESTORING_MARK, redis_keys.BACKUP_MARK):

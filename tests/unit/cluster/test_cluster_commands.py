@@ -49,6 +49,17 @@ def test_doctor_finds_this_machine_fit_and_says_what_is_wrong(settings: Settings
     assert "PLINTH_GATEWAY__PORT" in _rendered(doctor_screen([found]))
 
 
+def test_doctor_tells_of_a_data_directory_that_others_can_look_into(settings: Settings) -> None:
+    def privacy() -> list[str]:
+        return [f.advice for f in doctor.examine(settings) if f.check == "privacy"]
+
+    assert privacy() == []  # none yet: it will be made for its owner
+    settings.data_dir.mkdir(mode=0o700)
+    assert privacy() == []
+    settings.data_dir.chmod(0o755)
+    assert privacy()[0].startswith(f"chmod 700 {settings.data_dir}")
+
+
 @pytest.mark.parametrize("object_server", ["s3"], indirect=True)
 def test_doctor_asks_the_bucket(
     bucket: str, settings: Settings, monkeypatch: pytest.MonkeyPatch

@@ -15,9 +15,10 @@ from plinth.coordinator.leader import LeaderLease, Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.results import StepResults
-from plinth.coordinator.runs import MAX_ACTIVE, RunFeed, RunRecords
+from plinth.coordinator.runs import MAX_ACTIVE, RunRecords
 from plinth.coordinator.steps.contract import Outcome
 from plinth.shared import redis_keys
+from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
 from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
@@ -169,8 +170,9 @@ async def test_ended_runs_are_forgotten_and_active_ones_never(
 async def test_the_feed_wakes_those_who_wait(
     redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RunFeed, "PATIENCE_S", 10 * PATIENCE_S)
-    records, feed = RunRecords(redis_client), RunFeed(redis_client)
+    monkeypatch.setattr(ChangeFeed, "PATIENCE_S", 10 * PATIENCE_S)
+    records = RunRecords(redis_client)
+    feed = ChangeFeed(redis_client, redis_keys.run_events())
     await feed.open()
     follower = asyncio.create_task(feed.follow())
     seen = feed.seen("r")

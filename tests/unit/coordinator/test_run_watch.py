@@ -12,9 +12,10 @@ from redis.asyncio import Redis
 
 from plinth.coordinator import machine
 from plinth.coordinator.leader import Leadership
-from plinth.coordinator.runs import RunFeed, RunRecords
+from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.service import Servicer
 from plinth.shared import redis_keys
+from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import coordinator_pb2 as pb
 from scripted_stages import Caller
@@ -68,7 +69,7 @@ class Run:
 
 async def watched(redis: Redis, rng: random.Random) -> list[pb.Run]:
     """What a client sees whose watch breaks after some messages, or in the middle of waiting."""
-    feed = RunFeed(redis)
+    feed = ChangeFeed(redis, redis_keys.run_events())
     tools: Any = SimpleNamespace()
     rpc = Servicer(RunRecords(redis), feed, tools)
     seen: list[pb.Run] = []
@@ -93,7 +94,7 @@ async def watched(redis: Redis, rng: random.Random) -> list[pb.Run]:
 async def test_each_state_is_told_once(
     redis_client: Redis, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RunFeed, "PATIENCE_S", 0.002)  # looks again by itself, without the feed
+    monkeypatch.setattr(ChangeFeed, "PATIENCE_S", 0.002)  # looks again by itself, without the feed
     run = Run(redis_client)
     await run.begin()
     watching = asyncio.create_task(watched(redis_client, random.Random(seed)))
@@ -125,6 +126,7 @@ async def test_the_log_holds_states_and_not_progress(redis_client: Redis) -> Non
 
 @pytest.mark.parametrize("token", ["x", "-1", "1" * 30, "1-0", "٣"])
 async def test_a_token_of_another_kind(redis_client: Redis, token: str) -> None:
-    rpc = Servicer(RunRecords(redis_client), RunFeed(redis_client), SimpleNamespace())  # type: ignore[arg-type]
+    feed = ChangeFeed(redis_client, redis_keys.run_events())
+    rpc = Servicer(RunRecords(redis_client), feed, SimpleNamespace())  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="none of WatchRun's"):
         await anext(rpc.WatchRun(pb.WatchRunRequest(run_id="r", resume_token=token), Caller()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from plinth.gateway.keyring import Keyring
 from plinth.shared import redis_keys
 from plinth.shared.errors import DataLoss, NotFound, PlinthError, Unauthenticated, Unavailable
 from plinth.shared.identity import hash_api_key
+from plinth.shared.rpc.auth import MAX_VALUE_BYTES, encode_principal, parse_principal
 from plinth.shared.settings import load_settings
 
 RECORD = new_record("id", "acme", {"inference"}, "")
@@ -76,6 +78,7 @@ UNREADABLE = [
     raw(tenant=["acme"]),
     raw(key_id=""),
     raw(key_id="x" * 257),
+    raw(scopes=[f"{number}{'s' * 200}" for number in range(32)]),  # no stage takes as much
     b"{}",
 ]
 
@@ -173,7 +176,8 @@ _DEEDS = st.lists(
 @given(_DEEDS)
 def test_no_key_is_trusted_longer_than_the_bound(deeds: list[tuple[str, Any]]) -> None:
     """Whoever is let in held a valid key in Redis within the bound, whatever failed since; and who
-    holds one that Redis can confirm now is let in, whatever else lies there."""
+    holds one that Redis can confirm now is let in, whatever else lies there (after the next refresh
+    where its record said something else before)."""
     asyncio.run(_live_through(deeds))
 
 
@@ -301,3 +305,30 @@ async def test_revoking_goes_on_after_whatever_went_wrong(
 def test_a_record_says_the_same_after_json() -> None:
     record = KeyRecord("id", "acme", frozenset({"jobs"}), "note", 5, True)
     assert KeyRecord.from_json(record.to_json()) == record
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    field=st.sampled_from(["label", "created_unix_ms", "key_id", "tenant", "scopes", "revoked"]),
+    value=JSON_VALUES
+    | st.integers(10**15, 10**40)
+    | st.sampled_from(["\x1b[2J", "\ud800", "a\nb"]),
+)
+def test_whatever_a_record_holds_a_list_can_show_it(field: str, value: Any) -> None:
+    """On a terminal, as a table and as JSON; one that can't be shown would hide all others."""
+    try:
+        record = KeyRecord.from_json(raw(**{field: value}))
+    except DataLoss:
+        return
+    time.localtime(record.created_unix_ms / 1000)
+    shown = [record.key_id, record.tenant, record.label, *record.scopes]
+    assert all(text.isprintable() for text in shown)
+    "".join(shown).encode()
+    assert parse_principal(encode_principal(record.principal())) == record.principal()
+    assert len(encode_principal(record.principal())) <= MAX_VALUE_BYTES

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from patience import PATIENCE_S
 from plinth.gateway.api_keys import KeyStore
 from plinth.gateway.first_key import ensure_first_key
+from plinth.gateway.keyring import Keyring
+from plinth.shared import redis_keys
 from plinth.shared.errors import InvalidArgument, Unauthenticated
 from plinth.shared.identity import create_secret, new_api_key
 from plinth.shared.settings import Settings, load_settings
+from plinth.shared.tasks import cancel_and_wait
 
 GIVEN = "given-" + "k" * 40
 
@@ -134,3 +138,32 @@ def test_a_weak_first_key_is_refused_and_not_printed(bad: str) -> None:
     with pytest.raises(InvalidArgument, match="first_key") as caught:
         load_settings(gateway={"first_key": bad})
     assert len(bad) < 6 or bad not in caught.value.message
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_redis_that_lost_all_keys_lets_its_operator_in_again(
+    tmp_path: Path, redis_client: Redis, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    """Without a restart of the gateway; a key that was revoked does not come back while others
+    are known."""
+    monkeypatch.setattr("plinth.gateway.keyring.REFRESH_S", 0.01)
+    gateway = {"first_key": GIVEN} if given else {}
+    settings = load_settings(data_dir=tmp_path, gateway=gateway)
+    store = KeyStore(redis_client)
+    keyring = Keyring(store, settings)
+    await keyring.open()
+    plain = GIVEN if given else settings.first_key_file.read_text()
+    fresh = asyncio.create_task(keyring.keep_fresh())
+    try:
+        await redis_client.flushall()
+        async with asyncio.timeout(PATIENCE_S):
+            while not await redis_client.exists(redis_keys.api_keys()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await keyring.bearer(f"Bearer {plain}")).key_id == "first"
+        other, _ = await KeyStore(redis_client).create("acme", {"inference"})
+        await store.revoke("first")
+        assert (await keyring.bearer(f"Bearer {other}")).tenant == "acme"
+        with pytest.raises(Unauthenticated):
+            await keyring.bearer(f"Bearer {plain}")
+    finally:
+        await cancel_and_wait(fresh)

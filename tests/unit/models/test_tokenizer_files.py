@@ -257,3 +257,39 @@ def test_a_padding_that_the_template_writes_needs_an_embedding(
     (folder / "chat_template.jinja").write_text("{{ '[PAD]' }}{{ messages[0].content }}")
     with pytest.raises(InvalidArgument, match="token id 259 has no embedding"):
         import_source(str(folder), tmp_path / "made")
+
+
+_ODD = [None, True, -1, "x", [], {}, [[]], ["x"], {"type": "X"}]
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where in a JSON value something else may stand, as far as there are few of a kind."""
+    within = [path] if path else []
+    if isinstance(value, dict):
+        for key in list(value) if len(value) < 20 else list(value)[:2]:
+            within += _places(value[key], (*path, key))
+    elif isinstance(value, list):
+        for index in range(min(len(value), 2)):
+            within += _places(value[index], (*path, index))
+    return within
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_whatever_a_file_holds_is_served_or_refused_in_words(name: str, tmp_path: Path) -> None:
+    """By the function that import asks as well; anything but a PlinthError is a crash of both."""
+    byte_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 300}))
+    whole = json.loads((tmp_path / name).read_text())
+    for *path, last in _places(whole):
+        for odd in _ODD:
+            changed = json.loads(json.dumps(whole))
+            at = changed
+            for key in path:
+                at = at[key]
+            at[last] = odd
+            (tmp_path / name).write_text(json.dumps(changed))
+            try:
+                codec = Codec(tmp_path)
+                codec.decode(codec.encode("a <|im_end|> b", parse_special=True), skip_special=True)
+            except PlinthError:
+                continue

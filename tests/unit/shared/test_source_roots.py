@@ -121,6 +121,13 @@ def test_a_laptops_stack_opens_the_home_and_the_working_directory(
     assert source_roots(load_settings(ray_address="10.0.0.1:6379")) == ()  # a cluster
     monkeypatch.chdir("/")
     assert source_roots(load_settings()) == (home,)
+    for data in (work, tmp_path / "link"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(work)
+        for inside in (work, work / "secrets"):  # "cd" there, then `plinth up --data .`
+            inside.mkdir(exist_ok=True)
+            monkeypatch.chdir(inside)
+            assert source_roots(load_settings(data_dir=data)) == (home,)
 
 
 def test_roots_come_from_a_variable_a_file_and_back(
@@ -139,3 +146,16 @@ def test_roots_come_from_a_variable_a_file_and_back(
     assert load_settings(data_dir=tmp_path).source_roots == (Path("/a"), Path("/b"))
     with pytest.raises(InvalidArgument, match=r"source_roots: 'texts' is no absolute path"):
         load_settings(source_roots=["texts"])
+
+
+@pytest.mark.parametrize("name", ["y" * 256, "é" * 200, f"a/{'z' * 300}/b"])
+def test_a_name_that_no_file_can_have_is_said_and_no_crash(host: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"f: .* can't be read: File name too long"):
+        roots(host).check(f"{host}/open/{name}", field="f")
+    with pytest.raises(PermissionDenied):
+        roots(host).check(f"{host}/closed/{name}", field="f")
+
+
+def test_nul_in_a_path_is_called_by_its_name(host: Path) -> None:
+    with pytest.raises(InvalidArgument, match="NUL"):
+        roots(host).check(f"{host}/open/a\0b", field="f")

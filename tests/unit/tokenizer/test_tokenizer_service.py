@@ -421,6 +421,7 @@ async def test_training_from_a_folder_and_with_bad_input(
     bad = {
         "supports": {"corpus": folder, "name": "x", "vocab_size": 100_000},
         "260 to": {"corpus": folder, "name": "x", "vocab_size": 10},
+        "use 1 to 64 of a-z": {"corpus": "/none/of/it", "name": "..", "vocab_size": 300},
         "corpus is empty": {"name": "x", "vocab_size": 300},
         "not a corpus": {"corpus": "bytes", "name": "x", "vocab_size": 300},
         "no train/documents": {"corpus": str(tmp_path / "bytes"), "name": "x", "vocab_size": 300},

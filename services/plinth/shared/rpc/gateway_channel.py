@@ -6,6 +6,7 @@ The command line's clients and `plinth k8s` go this way, as any other client wou
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,9 @@ from typing import Any, Self
 
 import grpc
 
-from plinth.shared.errors import FailedPrecondition, InvalidArgument
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError, Unavailable
 from plinth.shared.rpc.resuming import PATIENCE_S, Break, broken
-from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.rpc.status import from_rpc_error, said
 
 # A watch may say nothing for hours: pings tell a quiet connection from a dead one.
 _OPTIONS: list[tuple[str, Any]] = [
@@ -28,6 +29,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.ping_timeout_ms", 10_000),  # a minute by itself, and the longer one counts
     ("grpc.http2.max_pings_without_data", 0),  # by its word gRPC stops after two
 ]
+_TARGET = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 ROOTS = "SSL_CERT_FILE"  # OpenSSL's, which curl, Python's ssl and others follow as well
 
 
@@ -56,10 +58,11 @@ class GatewayAddress:
                 reason="GATEWAY_ADDRESS",
             )
         target = rest.rstrip("/")
-        host, colon, port = target.rpartition(":")
-        if scheme not in ("grpc", "grpcs") or not (host and colon and port.isdigit()):
+        match = _TARGET.fullmatch(target)
+        # gRPC itself would take port 65,537 for 1, and an IPv6 address without brackets for a name.
+        if scheme not in ("grpc", "grpcs") or not (match and 1 <= int(match["port"]) <= 65_535):
             raise InvalidArgument(
-                f"{url!r} is no address of a gRPC API; like 127.0.0.1:8081, or "
+                f"{url!r} is no address of a gRPC API; like 127.0.0.1:8081, [::1]:8081, or "
                 "grpcs://plinth.example.com:8081 for TLS",
                 reason="GATEWAY_ADDRESS",
             )
@@ -85,7 +88,8 @@ def open_async(address: GatewayAddress) -> grpc.aio.Channel:
 
 
 class GatewayConnection:
-    """A blocking channel with a key. Every call raises the PlinthError that the platform raised."""
+    """A blocking channel with a key. Every call raises the PlinthError that the platform raised, or
+    Unavailable that says what to look at where nobody answered at the address."""
 
     def __init__(self, address: GatewayAddress | str, key: str) -> None:
         self.address = GatewayAddress.parse(address) if isinstance(address, str) else address
@@ -111,7 +115,7 @@ class GatewayConnection:
         try:
             return method(request, metadata=self._metadata, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise _told(error, self.address) from error
 
     def stream(
         self, method: Callable[..., Any], request: Any, timeout_s: float | None = None
@@ -121,7 +125,7 @@ class GatewayConnection:
         try:
             yield from call
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise _told(error, self.address) from error
         finally:
             call.cancel()
 
@@ -146,10 +150,36 @@ class GatewayConnection:
             except grpc.RpcError as raised:
                 error = broken(raised)
                 if error is None or (wait_s := gap.next_wait_s(error)) is None:
-                    raise from_rpc_error(raised) from raised
+                    raise _told(raised, self.address) from raised
             finally:
                 call.cancel()
             time.sleep(wait_s)
+
+
+# What gRPC's core says of a handshake that failed, and what it comes from.
+_HANDSHAKES = (
+    ("WRONG_VERSION_NUMBER", "it does not speak TLS: leave grpcs:// out"),
+    ("Hostname Verification", "its certificate names another host: use a name that is in it"),
+    (
+        "handshake",
+        f"no authority that this machine trusts vouches for its certificate: {ROOTS} names a file "
+        "of such (PEM)",
+    ),
+)
+
+
+def _told(raised: grpc.RpcError, address: GatewayAddress) -> PlinthError:
+    error = from_rpc_error(raised)
+    if said(raised) or not isinstance(error, Unavailable):
+        return error
+    hints = [hint for words, hint in _HANDSHAKES if words in error.message] if address.tls else []
+    if not address.tls and "Socket closed" in error.message:
+        hints = ["it ended the connection: if it speaks TLS, write grpcs:// before the address"]
+    found = "".join(f"; {hint}" for hint in hints[:1])
+    return Unavailable(
+        f"the gateway at {address} can't be reached{found} ({error.message})",
+        reason="GATEWAY_UNREACHABLE",
+    )
 
 
 def _options(address: GatewayAddress) -> list[tuple[str, Any]]:
@@ -169,7 +199,12 @@ def machine_roots() -> bytes | None:
     if path is None:
         return None
     try:
-        return Path(path).read_bytes()
+        roots = Path(path).read_bytes()
+        if b"-----BEGIN CERTIFICATE-----" not in roots and named:
+            raise FailedPrecondition(
+                f"{path}, which {ROOTS} names, holds no certificate in PEM", reason="TLS_FILE"
+            )
+        return roots
     except OSError as error:
         raise FailedPrecondition(
             f"{path}, which {ROOTS} names, can't be read: {error.strerror}"
