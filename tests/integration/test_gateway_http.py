@@ -256,3 +256,27 @@ async def test_origins_are_as_set(
     ):
         answer = await client.get(f"{stack.url}/healthz", headers=ORIGIN)
         assert answer.headers.get("access-control-allow-origin") == allowed
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param({**ORIGIN, "content-type": "text/plain"}, id="a page of another origin"),
+        pytest.param({"host": "evil.example"}, id="a name that points here"),
+    ],
+)
+async def test_without_keys_a_page_gets_no_answer(
+    redis_server: str, tmp_path: Path, sent: dict[str, str]
+) -> None:
+    async with (
+        running_stack(tmp_path, redis_server, auth="off") as stack,
+        httpx.AsyncClient(timeout=PATIENCE_S) as client,
+    ):
+        url, content = f"{stack.url}{CHAT}", json.dumps({**BODY, "max_tokens": 1})
+        assert (await client.post(url, content=content)).status_code == 200
+        asked = len(stack.shard.requests)
+        answer = await client.post(url, content=content, headers=sent)
+        assert answer.status_code == 403
+        assert len(stack.shard.requests) == asked
+        counted = (await client.get(f"{stack.url}/metrics")).text
+        assert f'plinth_requests_total{{code="403",door="rest",path="{CHAT}"' in counted

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 
 from plinth.gateway.authentication import authenticate
 from plinth.gateway.core import GatewayCore
+from plinth.gateway.cross_site import CrossSiteProtection
 from plinth.gateway.error_handlers import add_error_handlers
 from plinth.gateway.middleware import RequestMiddleware
 from plinth.gateway.openai_routes import add_openai_routes
@@ -32,7 +33,11 @@ def build_app(core: GatewayCore) -> ASGIApp:
     add_preferences(app, core, lambda request: authenticate(core, request))
     add_probes(app, core)
     # Around Starlette's own handler of crashes, so that those are counted, and read by browsers.
-    return RequestMiddleware(_for_browsers(app, core.settings.gateway))
+    gateway = core.settings.gateway
+    inner = _for_browsers(app, gateway)
+    if gateway.auth == "off":
+        inner = CrossSiteProtection(inner, gateway)
+    return RequestMiddleware(inner)
 
 
 def _for_browsers(app: ASGIApp, settings: GatewaySettings) -> ASGIApp:
