@@ -139,6 +139,26 @@ async def test_connections_are_counted_whatever_becomes_of_them() -> None:
         await until(lambda: connections() == none)
 
 
+async def test_what_is_no_http_is_counted_and_fills_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    labels = {"door": "rest", "path": "other", "code": "400", "tenant": ""}
+
+    def counted() -> float:
+        return REGISTRY.get_sample_value("plinth_requests_total", labels) or 0.0
+
+    before = counted()
+    async with serving() as url:
+        for _ in range(20):
+            reader, writer = await opened(url)
+            writer.write(b"nonsense\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), PATIENCE_S)
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            writer.close()
+    assert counted() == before + 20
+    assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_gets_so_long_and_no_longer(
     redis_server: str, tmp_path: Path, stream: bool
