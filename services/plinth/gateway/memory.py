@@ -3,15 +3,13 @@
 What a burst leaves behind lies in free pieces between those still in use: glibc keeps them, since
 it gives back by itself only what is free at a heap's end. After 1,000 streams, 300 at once, these
 were 10 to 15 MB of 130, more or less by chance, whatever the number of its arenas; `malloc_trim`
-takes 2 ms to give them back. The collector's work is less since it skips what was made at the
-start: a whole collection held the loop for 75 ms.
+takes 2 ms to give them back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +20,6 @@ PERIOD_S = 5.0
 _GROWN_BYTES = 2 << 20  # since memory was last given back: for less it isn't worth it
 _STATM = Path("/proc/self/statm")
 _log = get_logger("plinth.gateway")
-
-
-def settle() -> None:
-    """Call once, when what stays for the process's life is there: it is never collected again."""
-    gc.collect()
-    gc.freeze()
 
 
 async def give_back() -> None:
