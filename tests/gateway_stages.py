@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
 from plinth.gateway.api_keys import KeyStore
@@ -311,6 +313,11 @@ class Stack:
     def grpc_address(self) -> str:
         return f"127.0.0.1:{self.settings.gateway.grpc_port}"
 
+    def http(self, **headers: str) -> httpx.AsyncClient:
+        """A REST client with the admin's key. Close it."""
+        headers = {"authorization": f"Bearer {self.key}", **headers}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=PATIENCE_S)
+
     @property
     def shard(self) -> Shard:
         return next(iter(self.shards.values()))
@@ -377,8 +384,6 @@ async def admin_key(settings: Settings) -> str:
 
 async def answering(url: str, alive: asyncio.Task[Any] | None = None) -> None:
     """Waits until `url` answers 200."""
-    import httpx
-
     async with httpx.AsyncClient() as client, asyncio.timeout(PATIENCE_S):
         while True:
             if alive is not None and alive.done():

@@ -50,8 +50,7 @@ async def gateway(
 
 
 def client(stack: Stack, key: str = "") -> httpx.AsyncClient:
-    headers = {"authorization": f"Bearer {key or stack.key}"}
-    return httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=PATIENCE_S)
+    return stack.http(authorization=f"Bearer {key or stack.key}")
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -49,8 +49,7 @@ async def route(redis: Any, share: float = SHARE, **more: Any) -> Canaries:
 
 @asynccontextmanager
 async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"Authorization": f"Bearer {stack.key}"}
-    async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=PATIENCE_S) as client:
+    async with stack.http() as client:
         yield client
 
 

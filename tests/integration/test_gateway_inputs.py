@@ -33,10 +33,7 @@ async def gateway(
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def http(gateway: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"authorization": f"Bearer {gateway.key}"}
-    async with httpx.AsyncClient(
-        base_url=gateway.url, headers=headers, timeout=PATIENCE_S
-    ) as client:
+    async with gateway.http() as client:
         yield client
 
 

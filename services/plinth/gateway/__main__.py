@@ -10,7 +10,7 @@ import asyncio
 import signal
 import sys
 
-from plinth.gateway import metrics
+from plinth.gateway import memory, metrics
 from plinth.gateway.app import build_app
 from plinth.gateway.core import GatewayCore
 from plinth.gateway.grpc_api import build_server
@@ -40,6 +40,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, alone: bool = False)
         serving = asyncio.create_task(rest.serve(sockets=[sock]))
         watching = asyncio.create_task(_watch_ready(core, grpc_door.set_ready))
         renewing = asyncio.create_task(rest.keep_certificate())
+        trimming = asyncio.create_task(memory.give_back())
         stopping = asyncio.create_task(stop.wait())
         port = sock.getsockname()[1]
         if alone:
@@ -51,9 +52,10 @@ async def serve(settings: Settings, stop: asyncio.Event, *, alone: bool = False)
         watching.cancel()
         stopping.cancel()
         renewing.cancel()
+        trimming.cancel()
         rest.should_exit = True
         await asyncio.gather(serving, grpc_door.stop(gateway.drain_s))
-        await cancel_and_wait(watching, stopping, renewing)
+        await cancel_and_wait(watching, stopping, renewing, trimming)
     finally:
         sock.close()
         await core.close()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from plinth.gateway.authentication import authenticate
-from plinth.gateway.browsers import for_browsers
 from plinth.gateway.core import GatewayCore
+from plinth.gateway.cross_site import CrossSiteProtection
 from plinth.gateway.error_handlers import add_error_handlers
 from plinth.gateway.middleware import RequestMiddleware
 from plinth.gateway.openai_routes import add_openai_routes
 from plinth.gateway.preferences_api import add_preferences
 from plinth.gateway.probes import add_probes
+from plinth.shared.settings_sections import GatewaySettings
+
+_PREFLIGHT_S = 3600  # for which a browser need not ask again
 
 
 def build_app(core: GatewayCore) -> ASGIApp:
@@ -29,4 +33,26 @@ def build_app(core: GatewayCore) -> ASGIApp:
     add_preferences(app, core, lambda request: authenticate(core, request))
     add_probes(app, core)
     # Around Starlette's own handler of crashes, so that those are counted, and read by browsers.
-    return RequestMiddleware(for_browsers(app, core.settings.gateway))
+    gateway = core.settings.gateway
+    inner = _for_browsers(app, gateway)
+    if gateway.auth == "off":
+        inner = CrossSiteProtection(inner, gateway)
+    return RequestMiddleware(inner)
+
+
+def _for_browsers(app: ASGIApp, settings: GatewaySettings) -> ASGIApp:
+    """CORS for the origins of `settings`. Without credentials in the standard's sense: a page has
+    to bring a key of its own, and no cookie is ever read."""
+    origins = settings.cors_origins
+    if origins is None:
+        origins = () if settings.auth == "off" else ("*",)
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=("*",),
+        max_age=_PREFLIGHT_S,
+    )

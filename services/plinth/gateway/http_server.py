@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import resource
 import socket
 import ssl
@@ -22,6 +23,8 @@ from plinth.shared.telemetry import get_logger
 CERTIFICATE_POLL_S = 5.0
 SEND_BUFFER_BYTES = 256 << 10  # of a connection: at 100 ms from its client, 5 MB/s
 _OTHER_FILES = 512  # that this process opens beside its clients' connections
+# uvicorn's line for what is no HTTP, which anybody can make it write; it is counted as a 400.
+_MALFORMED = "Invalid HTTP request received."
 _log = get_logger("plinth.gateway")
 
 
@@ -52,6 +55,10 @@ def listen(host: str, port: int, slow_client_s: float) -> socket.socket:
     return sock
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.msg != _MALFORMED
+
+
 class HttpServer(uvicorn.Server):
     """Serves `app` until `should_exit`; leaves signals to its caller, which drains gRPC as well.
 
@@ -73,6 +80,7 @@ class HttpServer(uvicorn.Server):
                 forwarded_allow_ips=list(settings.trusted_proxies),
             )
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_ours)  # once, however often
         self._settings = settings
         self._connections = Connections(_room(settings.max_connections))
         self._certificate = Certificate(settings.tls) if settings.tls.on else None

@@ -67,6 +67,9 @@ class GatewaySettings(Section):
     # all where clients need keys, which a browser never sends by itself; none with auth off, where
     # any page that somebody looks at would be admin: what such a one sends is refused.
     cors_origins: tuple[str, ...] | None = None
+    # With auth off, names in a Host header that are answered beside loopback's own: that of a proxy
+    # on this machine. A page may let any other point here (DNS rebinding).
+    allowed_hosts: tuple[str, ...] = ()
     # Of one REST request: its headers, together and each line; and how long its client may take.
     max_header_bytes: int = Field(default=32 * 1024, ge=4096)
     max_headers: int = Field(default=100, ge=16)
