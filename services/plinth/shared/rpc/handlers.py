@@ -34,6 +34,11 @@ def behaviour_of(handler: Handler) -> Behaviour:
     return behaviour
 
 
+def metadata_of(context: Context) -> list[tuple[str, str | bytes]]:
+    """What came with the call."""
+    return [(pair[0], pair[1]) for pair in context.invocation_metadata() or ()]
+
+
 def wrap(handler: Handler, layer: Layer, check: Check | None = None) -> Handler:
     """`handler` run inside `layer(context)`; `check` sees each request message inside of it."""
     inner = behaviour_of(handler)
