@@ -129,7 +129,8 @@ class GrpcServer:
             for service in services
             for method in service.methods()
         }
-        self._options = [*server_options(settings.rpc), *options]
+        # Each once: of two by one name gRPC takes the first.
+        self._options = list((dict(server_options(settings.rpc)) | dict(options)).items())
         self._interceptors = [
             self._idle_calls,
             *interceptors(
