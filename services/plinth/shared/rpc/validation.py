@@ -1,6 +1,6 @@
 """From the bytes of a request message to a checked message, or an error that names what is wrong.
 
-It runs behind auth and quotas: nothing is made of what somebody sends who may not. Where strangers
+It runs behind auth and quotas: nothing that somebody sends who may not is read. Where strangers
 call, a message is counted before it is parsed, and one that is not small is counted, parsed and
 checked in a thread, whose steps are short enough that streams go on meanwhile.
 """
@@ -8,9 +8,8 @@ checked in a thread, whose steps are short enough that streams go on meanwhile.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +26,6 @@ from plinth.shared.rpc.handlers import (
     Handler,
     behaviour_of,
     build,
-    wrap,
 )
 from plinth.shared.rpc.status import fail
 from plinth.shared.telemetry import get_logger
@@ -63,21 +61,38 @@ class ValidationInterceptor(grpc.aio.ServerInterceptor):
             self._bounds,
         )
 
-        async def check(data: bytes, context: Context) -> Any:
-            try:
-                if self._bounds is None or len(data) <= INLINE_BYTES:
-                    return reader.read(data)
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(_parser, partial(reader.read, data))
-            except PlinthError as error:
-                await fail(context, error)
+        inner, stream = behaviour_of(handler), bool(handler.request_streaming)
 
-        @asynccontextmanager
-        async def layer(_context: Context) -> AsyncIterator[None]:
-            yield
+        async def run(_requests: Any, context: Context) -> Any:
+            read = partial(self._next, reader, context)
+            return await inner(_each(read) if stream else await _one(read, context), context)
 
-        wrapped = wrap(handler, layer, check)
-        return build(wrapped, behaviour_of(wrapped), deserializer=bytes)
+        return build(handler, run, deserializer=bytes, reads=True)
+
+    async def _next(self, reader: _Reader, context: Context) -> Any:
+        """The next message, checked, or EOF. Nothing holds its bytes then."""
+        data = await context.read()
+        if data is grpc.aio.EOF:
+            return data
+        try:
+            if self._bounds is None or len(data) <= INLINE_BYTES:
+                return reader.read(data)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(_parser, partial(reader.read, data))
+        except PlinthError as error:
+            await fail(context, error)
+
+
+async def _one(read: Callable[[], Awaitable[Any]], context: Context) -> Any:
+    message = await read()
+    if message is grpc.aio.EOF:  # or its caller hung up, and `fail` finds nobody
+        await fail(context, InvalidArgument("the call has no message", reason="MESSAGE_MISSING"))
+    return message
+
+
+async def _each(read: Callable[[], Awaitable[Any]]) -> AsyncIterator[Any]:
+    while (message := await read()) is not grpc.aio.EOF:
+        yield message
 
 
 @dataclass(frozen=True)
