@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from patience import PATIENCE_S
-from plinth.shared.errors import RateLimited
+from plinth.shared.errors import ResourceExhausted
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.rpc.status import fail
@@ -51,7 +51,7 @@ class Refusing(grpc.aio.ServerInterceptor):
 
         @asynccontextmanager
         async def layer(context: Any) -> AsyncIterator[None]:
-            await fail(context, RateLimited("nothing left"))
+            await fail(context, ResourceExhausted("nothing left"))
             yield
 
         return wrap(await continuation(details), layer)
