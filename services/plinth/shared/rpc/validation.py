@@ -33,6 +33,7 @@ from plinth.shared.telemetry import get_logger
 Validator = Callable[[Any], None]
 
 INLINE_BYTES = 8 * 1024  # a millisecond or two to count and to parse
+_CANCELLATION_S = 0.002
 _log = get_logger("plinth.rpc")
 # One, so that many large messages take turns with each other rather than with the streams.
 _parser = ThreadPoolExecutor(1, thread_name_prefix="messages")
@@ -93,6 +94,9 @@ async def _one(read: Callable[[], Awaitable[Any]], context: Context) -> Any:
 async def _each(read: Callable[[], Awaitable[Any]]) -> AsyncIterator[Any]:
     while (message := await read()) is not grpc.aio.EOF:
         yield message
+    # So gRPC also reads of a caller that hung up, and says so in one of the loop's next turns: a
+    # handler that found nothing more to do would have answered it well.
+    await asyncio.sleep(_CANCELLATION_S)
 
 
 @dataclass(frozen=True)
