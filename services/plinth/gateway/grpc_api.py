@@ -130,6 +130,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             user=request.user,
             special_tokens=not request.HasField("special_tokens") or request.special_tokens,
         )
+        del request  # the prompt once more
         async with aclosing(self._answer(ask, pb.CompleteResponse, context)) as answers:
             async for answer in answers:
                 yield answer

@@ -49,6 +49,7 @@ def wrap(handler: Handler, layer: Layer) -> Handler:
     async def stream_response(request: Any, context: Context) -> None:
         async with layer(context):
             responses = inner(request, context)
+            del request  # a stream lasts: its handler says for how long it needs it
             if inspect.isawaitable(responses):
                 await responses  # it writes by itself
                 return

@@ -41,6 +41,7 @@ class SlowReadersInterceptor(grpc.aio.ServerInterceptor):
 
         async def write(request: Any, context: Context) -> None:
             responses = inner(request, context)
+            del request
             if inspect.isawaitable(responses):
                 await responses  # it writes by itself
                 return
