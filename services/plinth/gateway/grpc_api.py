@@ -5,14 +5,13 @@ The key comes as `authorization: Bearer <key>` in the call's metadata. Health ne
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
 
-from plinth.gateway import limits, metrics
+from plinth.gateway import bounded_json, limits, metrics
 from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.chat_messages import check_messages, normalised
 from plinth.gateway.core import GatewayCore
@@ -25,9 +24,10 @@ from plinth.gateway.revocation import RevocationInterceptor
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import current_call, current_principal, current_request_id
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
-from plinth.shared.rpc.interceptors import code_of
+from plinth.shared.rpc.outcomes import outcome
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.rpc.status import REQUEST_ID_KEY
+from plinth.shared.rpc.wire import Bounds
 from plinth.v1 import gateway_pb2 as pb
 from plinth.v1 import gateway_pb2_grpc as rpc
 
@@ -60,6 +60,7 @@ def build_server(core: GatewayCore) -> GrpcServer:
         authenticator=core.keyring,
         admitted=[RevocationInterceptor(core.keyring, watches), QuotaInterceptor(core.quotas)],
         slow_reader_s=gateway.slow_client_s,
+        bounds=Bounds(fields=bounded_json.MAX_VALUES, packed=bounded_json.MAX_INTEGERS),
         tls=gateway.tls,
         counting=[RequestsInterceptor()],
         options=[
@@ -132,6 +133,7 @@ class GatewayServicer(rpc.GatewayServiceServicer):
             user=request.user,
             special_tokens=not request.HasField("special_tokens") or request.special_tokens,
         )
+        del request  # the prompt once more
         async with aclosing(self._answer(ask, pb.CompleteResponse, context)) as answers:
             async for answer in answers:
                 yield answer
@@ -171,23 +173,20 @@ class RequestsInterceptor(grpc.aio.ServerInterceptor):
 
         @asynccontextmanager
         async def layer(context: Context) -> AsyncIterator[None]:
-            cancelled = False
-            try:
+            with outcome(context, lambda code: _count(context, method, code)):
                 yield
-            except asyncio.CancelledError:
-                cancelled = True
-                raise
-            finally:
-                code = code_of(context, cancelled)
-                remaining = context.time_remaining()
-                if code == "DEADLINE_EXCEEDED" and remaining is not None and remaining <= 0:
-                    code = "CANCELLED"  # a client that gives up by its own clock hangs up
-                call = current_call()
-                principal = None if call is None else call.principal
-                tenant = "" if principal is None else metrics.tenant_label(principal.tenant)
-                metrics.REQUESTS.labels("grpc", method, code, tenant).inc()
 
         return wrap(handler, layer)
+
+
+def _count(context: Context, method: str, code: str) -> None:
+    remaining = context.time_remaining()
+    if code == "DEADLINE_EXCEEDED" and remaining is not None and remaining <= 0:
+        code = "CANCELLED"  # a client that gives up by its own clock hangs up
+    call = current_call()
+    principal = None if call is None else call.principal
+    tenant = "" if principal is None else metrics.tenant_label(principal.tenant)
+    metrics.REQUESTS.labels("grpc", method, code, tenant).inc()
 
 
 def _response(kind: type[Any], event: TextEvent, digest: str) -> Any:

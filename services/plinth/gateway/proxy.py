@@ -1,9 +1,9 @@
 """The stages' own services behind the front door, passed through for keys with the right scopes.
 
-A call is forwarded message by message to a replica of its stage, with the key's principal; the
-stage's errors, deadline and cancellation pass through. A stream that can be resumed goes on at
-another replica when its own is gone, and its client sees nothing of it. Handlers are made from the
-protos, so a new method needs nothing but a scope.
+A call is forwarded message by message, in the bytes that came, to a replica of its stage, with the
+key's principal; the stage's errors, deadline and cancellation pass through. A stream that can be
+resumed goes on at another replica when its own is gone, and its client sees nothing of it. Handlers
+are made from the protos, so a new method needs nothing but a scope.
 """
 
 from __future__ import annotations
@@ -66,14 +66,18 @@ def _service(
 
 
 def _handler(clients: StageClients, stage: str, method: MethodDescriptor) -> Any:
-    takes = message_factory.GetMessageClass(method.input_type)
-    gives = message_factory.GetMessageClass(method.output_type)
     path = f"/{method.containing_service.full_name}/{method.name}"
     kind = f"{_word(method.client_streaming)}_{_word(method.server_streaming)}"
+    takes = gives = None
+    if is_resumable(method):  # there is something to read in them
+        takes = message_factory.GetMessageClass(method.input_type)
+        gives = message_factory.GetMessageClass(method.output_type)
 
     def multicallable(channel: grpc.aio.Channel) -> Any:
         return getattr(channel, kind)(
-            path, request_serializer=takes.SerializeToString, response_deserializer=gives.FromString
+            path,
+            request_serializer=takes and takes.SerializeToString,
+            response_deserializer=gives and gives.FromString,
         )
 
     async def open_call(request: Any) -> Any:
@@ -99,15 +103,15 @@ def _handler(clients: StageClients, stage: str, method: MethodDescriptor) -> Any
             async for message in stream:
                 yield message
 
-    if is_resumable(method):
+    if takes is not None:
         answer: Any = resumed
     else:
         answer = many if method.server_streaming else one
     make = getattr(grpc, f"{kind}_rpc_method_handler")
     return make(
         answer,
-        request_deserializer=takes.FromString,
-        response_serializer=gives.SerializeToString,
+        request_deserializer=takes and takes.FromString,
+        response_serializer=gives and gives.SerializeToString,
     )
 
 

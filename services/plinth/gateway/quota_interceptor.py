@@ -8,7 +8,8 @@ requests.
 Watches are not counted. They last as long as what they watch and do no work, so that who follows
 four runs would have four requests fewer; and one that is refused when it comes back from a broken
 connection would leave its client without an end. Chats and completions are counted where they are
-answered (`core.py`), by REST and by gRPC alike.
+answered (`core.py`), by REST and by gRPC alike; here they are refused while their tenant has no
+request or token left, before their message is looked at.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.status import fail
 
 OWN = "/plinth.v1.GatewayService/"
+ANSWERED = frozenset({f"{OWN}Chat", f"{OWN}Complete"})
 STAGES = "/plinth.v1."
 WATCHES = frozenset({"WatchRun", "WatchJob"})
 
@@ -38,7 +40,8 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
-        if handler is None or not counts(details.method):
+        counted, answered = counts(details.method), details.method in ANSWERED
+        if handler is None or not (counted or answered):
             return handler
 
         @asynccontextmanager
@@ -46,7 +49,10 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
             async with AsyncExitStack() as held:
                 try:
                     tenant = current_principal().tenant
-                    await held.enter_async_context(self._quotas.admitted(tenant))
+                    if answered:
+                        await self._quotas.check(tenant)
+                    else:
+                        await held.enter_async_context(self._quotas.admitted(tenant))
                 except PlinthError as error:
                     await fail(context, error)
                 yield

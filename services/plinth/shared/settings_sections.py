@@ -56,7 +56,8 @@ class GatewaySettings(Section):
     # longer, every request is refused as unavailable, since a key that was revoked meanwhile would
     # be taken else: longer bears longer outages of Redis, shorter ends a revoked key sooner in one.
     keys_stale_s: float = Field(default=60.0, ge=15, le=3600)
-    # Of a body, packed or unpacked. As text it may take four times as much memory.
+    # Of a body, packed or unpacked; a gRPC message may have 64 KiB more. As text it may take four
+    # times as much memory.
     max_body_bytes: int = Field(default=2 * MIB, ge=1024)
     # A field without effect, known or not: "ignore" says so by x-plinth-ignored, "refuse" is a 400.
     unknown_fields: Literal["ignore", "refuse"] = "ignore"
@@ -76,7 +77,7 @@ class GatewaySettings(Section):
     head_timeout_s: float = Field(default=10.0, gt=0)  # also of a TLS or HTTP/2 handshake
     body_timeout_s: float = Field(default=60.0, gt=0)
     # Connections that REST clients may hold, and gRPC clients: each. A full REST port closes the
-    # connection that has waited longest for its client's next request.
+    # one that has waited longest for its client's next request; a full gRPC port the new one.
     max_connections: int = Field(default=4096, ge=16)
     # An idle connection stays open for longer than clients' pools and balancers keep theirs.
     keep_alive_s: float = Field(default=75.0, ge=1)

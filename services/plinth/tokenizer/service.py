@@ -26,7 +26,7 @@ from plinth.tokenizer.templates import (
     check_messages,
     need_template,
 )
-from plinth.tokenizer.training import train_and_publish, train_position
+from plinth.tokenizer.training import position_behind, train_and_publish, train_position
 from plinth.tokenizer.turn_ends import turn_ends
 from plinth.v1 import common_pb2
 from plinth.v1 import tokenizer_pb2 as pb
@@ -177,10 +177,13 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
     ) -> AsyncIterator[pb.TrainTokenizerResponse]:
         told = train_position(request)
         await context.send_initial_metadata(())  # the caller knows now that somebody answers
+        if told is None:
+            return
         async with self._training:
             async for progress in train_and_publish(self._store, self._roots, request):
                 if progress.HasField("artifact") or progress.bytes_read > told:
-                    progress.resume_token = str(progress.bytes_read)
+                    told = progress.bytes_read
+                    progress.resume_token = position_behind(progress)
                     yield progress
 
     # -- pieces ----------------------------------------------------------------------------

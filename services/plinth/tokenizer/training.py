@@ -21,6 +21,7 @@ from plinth.tokenizer.vocabulary import VocabularySpec
 from plinth.v1 import tokenizer_pb2 as pb
 
 PROGRESS_SECONDS = 0.5
+TOLD_ALL = "end"  # the resume token of the last response
 
 
 @dataclass
@@ -69,9 +70,11 @@ async def train_and_publish(
     yield pb.TrainTokenizerResponse(bytes_read=total, bytes_total=total, artifact=record.to_proto())
 
 
-def train_position(request: pb.TrainTokenizerRequest) -> int:
-    """Bytes of which the caller was told already; -1 at the start."""
+def train_position(request: pb.TrainTokenizerRequest) -> int | None:
+    """Bytes of which the caller was told already; -1 at the start, None once it has it all."""
     token = request.resume_token
+    if token == TOLD_ALL:
+        return None
     if token and not (token.isascii() and token.isdigit() and len(token) < 20):
         raise InvalidArgument(
             f"resume_token {token[:40]!r} is none of Train's: give the last response's as it was, "
@@ -79,6 +82,13 @@ def train_position(request: pb.TrainTokenizerRequest) -> int:
             field="resume_token",
         )
     return int(token) if token else -1
+
+
+def position_behind(progress: pb.TrainTokenizerResponse) -> str:
+    """The resume token of a response. Bytes don't tell the artifact's: it may come after progress
+    that counts as many, and a folder that was changed may have fewer when the training is begun
+    anew."""
+    return TOLD_ALL if progress.HasField("artifact") else str(progress.bytes_read)
 
 
 def _outcome_of_no_use(work: asyncio.Task[ArtifactRecord]) -> None:

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from patience import PATIENCE_S
-from plinth.shared.rpc import interceptors
+from plinth.shared.rpc import authorization, validation
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import load_settings
 from plinth.v1 import tokenizer_pb2 as pb
@@ -63,11 +63,11 @@ async def crash_later(*_: Any) -> Any:
 
 
 def break_interceptor(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(interceptors.ValidationInterceptor, "intercept_service", crash_later)
+    patch.setattr(validation.ValidationInterceptor, "intercept_service", crash_later)
 
 
 def break_authentication_layer(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(interceptors, "current_call", crash)
+    patch.setattr(authorization, "current_call", crash)
 
 
 BREAKS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

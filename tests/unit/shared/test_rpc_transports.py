@@ -37,10 +37,10 @@ class Beats(rpc.TrainerServiceServicer):
         self.watchers = 0
 
     async def WatchJob(self, request: Any, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
-        await context.send_initial_metadata(())
         self.watchers += 1
-        last = self.number
+        last = self.number  # before its client knows of it: what is said from then on is for it
         try:
+            await context.send_initial_metadata(())
             while True:
                 async with self.beat:
                     await self.beat.wait_for(lambda last=last: self.number > last)

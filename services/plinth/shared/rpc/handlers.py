@@ -1,15 +1,15 @@
 """Wrapping the four kinds of gRPC handler with one kind of layer.
 
-A layer is an async context manager around the handler's run, and may look at each request
-message. Stream responses are written by `context.write` from one coroutine instead of yielded
-from generators in generators: when the caller hangs up, the cancellation then reaches the
-handler's own generator at once, and its `finally` blocks run before anything else.
+A layer is an async context manager around the handler's run. Stream responses are written by
+`context.write` from one coroutine instead of yielded from generators in generators: when the caller
+hangs up, the cancellation then reaches the handler's own generator at once, and its `finally`
+blocks run before anything else.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeAlias
 
@@ -19,7 +19,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 Layer = Callable[[Context], AbstractAsyncContextManager[None]]
-Check = Callable[[Any, Context], Awaitable[Any]]
 Behaviour = Callable[[Any, Context], Any]
 
 
@@ -34,17 +33,23 @@ def behaviour_of(handler: Handler) -> Behaviour:
     return behaviour
 
 
-def wrap(handler: Handler, layer: Layer, check: Check | None = None) -> Handler:
-    """`handler` run inside `layer(context)`; `check` sees each request message inside of it."""
+def metadata_of(context: Context) -> list[tuple[str, str | bytes]]:
+    """What came with the call."""
+    return [(pair[0], pair[1]) for pair in context.invocation_metadata() or ()]
+
+
+def wrap(handler: Handler, layer: Layer) -> Handler:
+    """`handler` run inside `layer(context)`."""
     inner = behaviour_of(handler)
 
     async def unary_response(request: Any, context: Context) -> Any:
         async with layer(context):
-            return await inner(await _checked(handler, request, context, check), context)
+            return await inner(request, context)
 
     async def stream_response(request: Any, context: Context) -> None:
         async with layer(context):
-            responses = inner(await _checked(handler, request, context, check), context)
+            responses = inner(request, context)
+            del request  # a stream lasts: its handler says for how long it needs it
             if inspect.isawaitable(responses):
                 await responses  # it writes by itself
                 return
@@ -61,30 +66,20 @@ def build(
     run: Behaviour,
     deserializer: Callable[[bytes], Any] | None = None,
     serializer: Callable[[Any], bytes] | None = None,
+    *,
+    reads: bool = False,
 ) -> Handler:
-    """A handler of the same kind and serialisers around `run`."""
+    """A handler of the same kind and serialisers around `run`. reads: `run` gets no message, though
+    there may be one alone, and reads what comes by `context.read`."""
     make: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
-    }[bool(handler.request_streaming), bool(handler.response_streaming)]
+    }[reads or bool(handler.request_streaming), bool(handler.response_streaming)]
     built: Handler = make(
         run,
         request_deserializer=deserializer or handler.request_deserializer,
         response_serializer=serializer or handler.response_serializer,
     )
     return built
-
-
-async def _checked(handler: Handler, request: Any, context: Context, check: Check | None) -> Any:
-    if check is None:
-        return request
-    if not handler.request_streaming:
-        return await check(request, context)
-    return _each(request, context, check)
-
-
-async def _each(requests: AsyncIterator[Any], context: Context, check: Check) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield await check(request, context)

@@ -22,12 +22,15 @@ from grpc_reflection.v1alpha import reflection
 from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
+from plinth.shared.rpc.authorization import HEALTH, REFLECTION
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
-from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, Validator, interceptors
+from plinth.shared.rpc.interceptors import interceptors
 from plinth.shared.rpc.resuming import is_resumable
 from plinth.shared.rpc.spans import TracingInterceptor
 from plinth.shared.rpc.status import fail
 from plinth.shared.rpc.tls import server_credentials
+from plinth.shared.rpc.validation import Validator
+from plinth.shared.rpc.wire import Bounds
 from plinth.shared.settings import Settings
 from plinth.shared.settings_sections import RpcSettings, ServerTlsSettings, TlsSettings
 from plinth.shared.telemetry import get_logger
@@ -87,7 +90,8 @@ class GrpcServer:
     shows; of TlsSettings also the authority that callers' must come from. health_port: a second
     listener that answers grpc.health.v1 and nothing else, without TLS; 0 for none. options: of
     gRPC's core, stronger than those of every server. counting, admitted: as `interceptors` takes
-    them. slow_reader_s: how long a message of a stream waits to be read; 0 for settings.rpc's.
+    them. bounds: of each request message, where strangers call. slow_reader_s: how long a message
+    of a stream waits to be read; 0 for settings.rpc's.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class GrpcServer:
         counting: Sequence[grpc.aio.ServerInterceptor] = (),
         admitted: Sequence[grpc.aio.ServerInterceptor] = (),
         slow_reader_s: float = 0.0,
+        bounds: Bounds | None = None,
     ) -> None:
         self.stage = stage
         self._tls = tls if tls is not None and tls.on else None
@@ -124,7 +129,8 @@ class GrpcServer:
             for service in services
             for method in service.methods()
         }
-        self._options = [*server_options(settings.rpc), *options]
+        # Each once: of two by one name gRPC takes the first.
+        self._options = list((dict(server_options(settings.rpc)) | dict(options)).items())
         self._interceptors = [
             self._idle_calls,
             *interceptors(
@@ -138,6 +144,7 @@ class GrpcServer:
                 authenticate=authenticator or TokenAuthenticator(token),
                 default_deadline_s=settings.rpc.default_deadline_s,
                 slow_reader_s=slow_reader_s or settings.rpc.slow_reader_s,
+                bounds=bounds,
                 counting=counting,
                 admitted=[*([TracingInterceptor(stage)] if tracing.on() else []), *admitted],
             ),

@@ -16,13 +16,13 @@ import grpc
 
 from plinth.shared.errors import ResourceExhausted
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, behaviour_of, build
+from plinth.shared.rpc.status import hung_up
 from plinth.shared.telemetry import counter, get_logger
 
 SLOW_READER = "SLOW_READER"  # the reason of the error
 SLOW_READERS = counter(
     "rpc_slow_readers_total", "Streams cut off since their caller did not read them.", ["method"]
 )
-_CANCELLATION_S = 1.0
 _log = get_logger("plinth.rpc")
 
 
@@ -41,6 +41,7 @@ class SlowReadersInterceptor(grpc.aio.ServerInterceptor):
 
         async def write(request: Any, context: Context) -> None:
             responses = inner(request, context)
+            del request
             if inspect.isawaitable(responses):
                 await responses  # it writes by itself
                 return
@@ -52,9 +53,7 @@ class SlowReadersInterceptor(grpc.aio.ServerInterceptor):
                     except TimeoutError:
                         raise self._slow(method, context) from None
                     except grpc.aio.InternalError:
-                        # The caller hung up under the write; the cancellation is on its way.
-                        await asyncio.sleep(_CANCELLATION_S)
-                        return
+                        await hung_up()
 
         return build(handler, write)
 

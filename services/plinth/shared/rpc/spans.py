@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,8 +10,9 @@ import grpc
 
 from plinth.shared import tracing
 from plinth.shared.identity import current_request_id
-from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
-from plinth.shared.rpc.interceptors import HEALTH, REFLECTION, code_of, metadata_of
+from plinth.shared.rpc.authorization import HEALTH, REFLECTION
+from plinth.shared.rpc.handlers import Context, Continuation, Handler, metadata_of, wrap
+from plinth.shared.rpc.outcomes import outcome
 
 # Of the server, not of the caller: what OpenTelemetry's conventions count as a span's error.
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -41,20 +41,19 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
                 "plinth.request_id": current_request_id(),
             }
             title, parent = f"{service}/{name}", _traceparent(context)
-            with tracing.span(title, kind="server", parent=parent, attributes=attributes):
-                cancelled = False
-                try:
-                    yield
-                except asyncio.CancelledError:
-                    cancelled = True
-                    raise
-                finally:
-                    code = code_of(context, cancelled)
-                    tracing.note("rpc.grpc.status_code", code)
-                    if code in _FAULTS:
-                        tracing.failed(code)
+            with (
+                tracing.span(title, kind="server", parent=parent, attributes=attributes),
+                outcome(context, _note),
+            ):
+                yield
 
         return wrap(handler, layer)
+
+
+def _note(code: str) -> None:
+    tracing.note("rpc.grpc.status_code", code)
+    if code in _FAULTS:
+        tracing.failed(code)
 
 
 def _traceparent(context: Context) -> str:

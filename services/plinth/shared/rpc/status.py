@@ -6,6 +6,7 @@ delay, QuotaFailure what is exhausted, RequestInfo the request id. See google/rp
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NoReturn
 
 import grpc
@@ -22,6 +23,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 # Trailers share HTTP/2's header limit (8 KiB by default), and the message is in there twice.
 _MESSAGE_CHARS = 1500
 _VALUE_CHARS = 256
+_CANCELLATION_S = 1.0
 
 
 def _clean(text: str, limit: int) -> str:
@@ -116,10 +118,37 @@ async def fail(
 
     retried: a call further down was retried already, so the caller's channel must not do it again
     (each stage on the way would multiply the attempts).
+
+    Where the caller is gone, the call ends as a hang-up; but an Internal is a fault all the same,
+    and then what gRPC raised goes on.
     """
     status = to_status(error)
     trailers = [*(status.trailing_metadata or ()), (REQUEST_ID_KEY, current_request_id())]
     if retried:
         trailers.append(("grpc-retry-pushback-ms", "-1"))
-    await context.abort(status.code, status.details or "", tuple(trailers))
+    try:
+        await context.abort(status.code, status.details or "", tuple(trailers))
+    except grpc.aio.InternalError:
+        if isinstance(error, Internal):
+            raise
+        await _cancelled()  # of a call that has a status gRPC says no more that its caller hung up
     raise AssertionError("abort raises")
+
+
+async def hung_up() -> NoReturn:
+    """Ends a call that gRPC could not write to (its InternalError, "Failed execute_batch"): the
+    caller hung up, and the cancellation that says so may still be on its way to this task."""
+    task = asyncio.current_task()
+    assert task is not None
+    if not task.cancelling():
+        await asyncio.sleep(_CANCELLATION_S)
+    await _cancelled()
+
+
+async def _cancelled() -> NoReturn:
+    """As if gRPC had cancelled the call's task, which is how every hang-up looks."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+    raise AssertionError("a cancelled task goes on")
