@@ -10,6 +10,7 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -55,6 +56,15 @@ LONGEST = (
     "integration/test_rollouts_by_shards.py",
     "unit/trainer/test_group.py",
 )
+
+
+def pytest_configure() -> None:
+    """No example has a deadline: it would be a timed test, and fail on a machine that is busy."""
+    with suppress(ImportError):
+        from hypothesis import settings
+
+        settings.register_profile("plinth", deadline=None)
+        settings.load_profile("plinth")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,8 @@ import codecs
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from array import array
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,12 +66,20 @@ class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
         parts = [text.encode().split(b"<eos>") for text in request.texts]
         if not request.parse_special:
             parts = [[text.encode()] for text in request.texts]
+        made = []
+        for first, *rest in parts:
+            made.append(array("H"))  # a list of two million would take the processor from a gateway
+            made[-1].extend(first)
+            for part in rest:
+                made[-1].extend((EOS, *part))
+        special = [len(one) > 1 for one in parts]
         return tokenizer_pb2.EncodeResponse(
             sequences=[
-                tokenizer_pb2.TokenIds(ids=[*first, *(i for part in rest for i in (EOS, *part))])
-                for first, *rest in parts
+                tokenizer_pb2.TokenIds(ids=_few(ids, request.max_ids), count=len(ids))
+                for ids in made
             ],
-            stop_token_ids=[EOS] if any(len(one) > 1 for one in parts) else [],
+            stop_token_ids=[EOS] if any(special) else [],
+            special=special if request.parse_special else [],
         )
 
     async def Decode(self, request: Any, context: Any) -> Any:
@@ -81,8 +90,12 @@ class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
 
     async def ApplyChatTemplate(self, request: Any, context: Any) -> Any:
         text = "".join(f"<{m.role}>{m.content}\n" for m in request.messages) + "<assistant>"
+        ids = text.encode()
         return tokenizer_pb2.ApplyChatTemplateResponse(
-            ids=text.encode(), stop_token_ids=[EOS], text=text
+            ids=_few(ids, request.max_ids),
+            stop_token_ids=[EOS],
+            text="" if request.without_text else text,
+            count=len(ids),
         )
 
     async def DecodeStream(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
@@ -90,6 +103,10 @@ class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
         async for request in request_iterator:
             text, starts, ends = stream.add_located(request.ids)
             yield tokenizer_pb2.DecodeStreamResponse(text=text, starts=starts, ends=ends)
+
+
+def _few(ids: Sequence[int], most: int) -> Sequence[int]:
+    return () if most and len(ids) > most else ids
 
 
 @dataclass(frozen=True)

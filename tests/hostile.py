@@ -12,6 +12,8 @@ as a program, it is that gateway.
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import json
 import signal
 import sys
@@ -26,6 +28,7 @@ import httpx
 
 from gateway_stages import (
     TOKEN,
+    Replica,
     Shard,
     Stack,
     admin_key,
@@ -35,7 +38,10 @@ from gateway_stages import (
     until,
 )
 from patience import PATIENCE_S
+from plinth.shared.rpc.server import GrpcService
 from plinth.shared.settings import load_settings
+from plinth.v1 import preferences_pb2
+from plinth.v1 import preferences_pb2_grpc as preferences_rpc
 
 MAX_LOOP_S = 0.020  # of the loop, at a time
 MAX_MEMORY_BYTES = 20_000_000
@@ -145,6 +151,23 @@ class _Neighbour:
                 assert due.startswith(text), "the neighbour got something else"
 
 
+class Coordinator(preferences_rpc.PreferenceServiceServicer):
+    """Takes tasks."""
+
+    async def CreateTasks(self, request: Any, context: Any) -> Any:
+        return preferences_pb2.CreateTasksResponse()
+
+
+def coordinator_service() -> GrpcService:
+    return GrpcService(
+        "plinth.v1.PreferenceService",
+        lambda server: preferences_rpc.add_PreferenceServiceServicer_to_server(
+            Coordinator(), server
+        ),
+        {"*": "preferences"},
+    )
+
+
 @asynccontextmanager
 async def watched_gateway(
     data_dir: Path, redis_url: str, *, shard: Shard | None = None, **gateway: Any
@@ -158,6 +181,9 @@ async def watched_gateway(
         await stack.add_shard("shard-0", shard or Shard(delay_s=0.01))
         patient = Shard(positions=LONG_CONTEXT)
         await stack.add_shard("shard-1", patient, model=LONG, context=LONG_CONTEXT)
+        tasks = Replica(settings, redis_url, "coordinator", "coordinator-0", coordinator_service())
+        await tasks.start({})
+        stack.replicas[tasks.id] = tasks
         given = {
             "data_dir": str(data_dir),
             "redis_url": redis_url,
@@ -213,6 +239,8 @@ class _Watch:
 
 
 def _new_peak_bytes() -> int:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or an attack would be free with what the last one had
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     return _peak_bytes()
 
@@ -234,7 +262,7 @@ async def _main(given: dict[str, Any]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     watch = _Watch()
     measuring = [asyncio.create_task(watch.run()), asyncio.create_task(watch.answer())]
-    await serve(settings, stop)
+    await serve(settings, stop, alone=True)
     for task in measuring:
         task.cancel()
 

@@ -1,5 +1,5 @@
-"""Requests of the largest size that the gateway reads, each with what once cost seconds or
-gigabytes. By name: the path that it goes to, and its body."""
+"""Requests that once cost seconds or gigabytes: of the largest size that the gateway reads, or with
+the largest answers. By name: the path that each goes to, and its body."""
 
 from __future__ import annotations
 
@@ -91,5 +91,28 @@ def _tokenized() -> dict[str, tuple[str, bytes]]:
     }
 
 
+def _answered() -> dict[str, tuple[str, bytes]]:
+    """Small ones, whose answers are large."""
+    chat = '{"model":"long","seed":3,"messages":[{"role":"user","content":"x"}],'
+    shown = f'{chat}"logprobs":true,"top_logprobs":20,'
+    text = '{"model":"long","seed":3,"prompt":"x","logprobs":5,'
+    return {
+        "one whole chat": (CHAT, f'{shown}"max_tokens":100000}}'.encode()),
+        "eight whole chats": (CHAT, f'{shown}"n":8,"max_tokens":4000}}'.encode()),
+        "eight whole completions": (COMPLETIONS, f'{text}"n":8,"max_tokens":4000}}'.encode()),
+        "eight streams": (CHAT, f'{shown}"n":8,"max_tokens":2000,"stream":true}}'.encode()),
+    }
+
+
+def _taken() -> dict[str, tuple[str, bytes]]:
+    """Large, and nothing is wrong with them."""
+    text = "🎉" + "a" * 6_500
+    task = {"prompt": text, "responses": [text, text]}
+    tasks = {"collection": "c", "tasks": [task] * 100}
+    return {"a hundred tasks": (TASKS, json.dumps(tasks, ensure_ascii=False).encode())}
+
+
 REFUSED = _refused()
+TAKEN = _taken()
+ANSWERED = _answered()
 TOKENIZED = _tokenized()

@@ -11,10 +11,12 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 import grpc
+import httpx
 import pytest
 import pytest_asyncio
 
 from hostile import WatchedGateway, watched_gateway
+from hostile_bodies import ANSWERED, REFUSED, TAKEN, TOKENIZED
 from patience import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -107,3 +109,36 @@ async def test_an_attack_costs_little(
     gateway: WatchedGateway, attack: Callable[[WatchedGateway], Awaitable[object]]
 ) -> None:
     await gateway.survives(lambda: attack(gateway))
+
+
+async def posted(gateway: WatchedGateway, path: str, body: bytes) -> tuple[int, int]:
+    """The status, and how many bytes the answer has, none of which is kept."""
+    headers = {"authorization": f"Bearer {gateway.stack.key}", "content-type": "application/json"}
+    async with (
+        httpx.AsyncClient(timeout=PATIENCE_S) as client,
+        client.stream("POST", gateway.stack.url + path, content=body, headers=headers) as answer,
+    ):
+        return answer.status_code, sum([len(part) async for part in answer.aiter_raw()])
+
+
+SHORT = {"objects for prompts", "wide text", "ids for eight answers", "eight whole chats"}
+BODIES = {**REFUSED, **TOKENIZED, **TAKEN, **ANSWERED}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in BODIES],
+)
+async def test_a_body_costs_little(gateway: WatchedGateway, name: str) -> None:
+    answers: list[tuple[int, int]] = []
+
+    async def attack() -> None:
+        answers.append(await posted(gateway, *BODIES[name]))
+
+    await gateway.survives(attack)
+    statuses = {status for status, _size in answers}
+    assert statuses <= ({400} if name in REFUSED else {200, 400})
+    if name in TAKEN or name in ANSWERED:
+        assert statuses == {200}
+    if name in ANSWERED:
+        assert min(size for _status, size in answers) > 1_000_000

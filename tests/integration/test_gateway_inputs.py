@@ -200,6 +200,23 @@ async def test_too_many_tokens_together(http: httpx.AsyncClient, gateway: Stack)
     assert answer.json()["error"]["code"] == "too_many_tokens"
 
 
+async def test_a_whole_answer_is_cut_to_the_log_probs_that_are_held(
+    http: httpx.AsyncClient, gateway: Stack
+) -> None:
+    """A stream isn't, nor what shows no log-probs."""
+    await gateway_with_long_context(gateway)
+    body = {**OK, "model": "long", "max_tokens": 100_000, "n": 2}
+    shown = {"logprobs": True, "top_logprobs": 20}
+    gateway.shard.end_after = 2
+    for more in ({**shown}, {**shown, "stream": True}, {}):
+        gateway.shard.requests.clear()
+        answer = await http.post("/v1/chat/completions", json={**body, **more})
+        assert answer.status_code == 200
+        cut = bool(more) and not more.get("stream")
+        most = {request.sampling.max_tokens for request in gateway.shard.requests}
+        assert most == {262_144 // 21 // 2 if cut else 100_000}
+
+
 async def gateway_with_long_context(gateway: Stack) -> None:
     from gateway_stages import bindings
     from plinth.shared.connection import connect

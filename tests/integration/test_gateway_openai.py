@@ -166,6 +166,27 @@ async def test_a_completion_s_special_tokens_are_tokens_unless_switched_off(
         await complete("x", special_tokens="no")
 
 
+async def test_a_prompt_is_asked_for_as_if_it_were_alone(
+    client: openai.AsyncOpenAI, stack: Stack
+) -> None:
+    """Prompts are encoded together: those beside one are nothing to it."""
+
+    async def asked(prompts: object) -> list[tuple[list[int], list[int]]]:
+        stack.shard.requests.clear()
+        await client.completions.create(model="chat", prompt=prompts, max_tokens=1, seed=1)
+        return sorted(
+            ([*request.input[0].tokens.ids], [*request.sampling.stop_token_ids])
+            for request in stack.shard.requests
+        )
+
+    prompts = [f"{'<eos>' * (number % 3 == 0)}{number}" for number in range(150)]
+    alone = [one for prompt in prompts for one in await asked(prompt)]
+    assert await asked(prompts) == sorted(alone)
+    assert {len(ends) for _ids, ends in alone} == {0, 1}
+    lists = [list(b"a"), list(b"bc")]
+    assert await asked(lists) == [(list(b"a"), []), (list(b"bc"), [])]
+
+
 async def test_several_samples_have_one_seed_and_their_own_index(
     client: openai.AsyncOpenAI, stack: Stack
 ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +18,7 @@ from certificates import DAY, NOW, Authority
 from gateway_stages import gateway_settings, running_stack
 from patience import PATIENCE_S
 from plinth.gateway import http_server
+from plinth.gateway.http_server import Certificate
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.settings import load_settings
 from plinth.shared.settings_sections import ServerTlsSettings
@@ -89,6 +92,49 @@ async def test_both_ports_speak_tls_and_take_a_renewed_certificate_up(
             while await asyncio.to_thread(serial, trust, stack.url) == first:
                 pass
         assert await grpc_models(stack.grpc_address, stack.key, authority) == ["chat"]
+
+
+def shaken_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """A whole handshake. SSLError where it fails."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        server.wrap_bio(up, down, server_side=True),
+        client.wrap_bio(down, up, server_hostname=NAME),
+    ]
+    while ends:
+        for end in list(ends):
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+                ends.remove(end)
+
+
+def test_no_handshake_fails_while_certificates_are_renewed(authority: Authority) -> None:
+    files = ServerTlsSettings(**files_of(authority, NAME))
+    assert files.certificate is not None
+    assert files.key is not None
+    certificate = Certificate(files)
+    pairs = []
+    for _ in range(4):
+        issued = files_of(authority, NAME)
+        pairs.append([Path(issued[kind]).read_bytes() for kind in ("certificate", "key")])
+    places = (files.certificate, files.key)
+    done = threading.Event()
+
+    def renew() -> None:
+        for number in range(200):
+            for path, content in zip(places, pairs[number % 4], strict=True):
+                path.write_bytes(content)
+                certificate.refresh()  # between the two as well
+        done.set()
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    try:
+        trust = ssl.create_default_context(cafile=authority.ca)
+        while not done.is_set():
+            shaken_hands(certificate.context, trust)
+    finally:
+        renewing.join()
 
 
 async def grpc_models(address: str, key: str, authority: Authority) -> list[str]:

@@ -20,6 +20,7 @@ from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.shared.load import LOAD, ReportsLoad
 from plinth.shared.private_folders import make_private
+from plinth.shared.process_memory import freeze_what_lives
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.stage import RunningStage, StageContext, StageFront, run_stage
 from plinth.shared.telemetry import configure_logging, get_logger
@@ -117,6 +118,7 @@ class StageReplica:
 
     async def _open(self, spec: StageSpec) -> None:
         build = load_factory(spec.factory)
+        freeze_what_lives()  # before there are weights, which are to be freed once replaced
         self._context = await StageContext.open(self._settings, stage=spec.stage or spec.name)
         front = build(self._context, **spec.options)
         self._running = await run_stage(self._context, front)

@@ -17,6 +17,7 @@ from plinth.gateway.grpc_api import build_server
 from plinth.gateway.http_server import HttpServer, listen
 from plinth.shared import tracing, vital_signs
 from plinth.shared.errors import PlinthError
+from plinth.shared.process_memory import freeze_what_lives, give_back_large_blocks
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import configure_logging, get_logger
@@ -25,8 +26,8 @@ READY_POLL_S = 1.0
 _log = get_logger("plinth.gateway")
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Both doors, until `stop` is set and they have drained."""
+async def serve(settings: Settings, stop: asyncio.Event, *, alone: bool = False) -> None:
+    """Both APIs, until `stop` is set and they have drained. alone: in a process of its own."""
     core = GatewayCore(settings)
     vital_signs.watch(settings, settings.gateway.tls.certificate)
     grpc_door = build_server(core)
@@ -41,6 +42,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         renewing = asyncio.create_task(rest.keep_certificate())
         stopping = asyncio.create_task(stop.wait())
         port = sock.getsockname()[1]
+        if alone:
+            give_back_large_blocks()
+            freeze_what_lives()
         _log.info("gateway is up", host=gateway.host, rest_port=port, grpc_port=grpc_port)
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         _log.info("gateway drains")
@@ -76,7 +80,7 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(settings, stop)
+    await serve(settings, stop, alone=True)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ large, and to write that would stop every stream.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,27 +19,22 @@ from plinth.shared.tasks import next_turn
 PIECE_BYTES = 64 << 10
 
 
-class EncodedList:
-    """A JSON list of which the items are written already. It is one value of a larger one."""
-
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-
-    def extend(self, items: Sequence[Any]) -> None:
-        """Adds `items` at its end."""
-        if items:
-            self.pieces.append(encoded(items)[1:-1])
-
-
 class AnswerBody:
     """Bytes of JSON, in pieces of some PIECE_BYTES."""
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
+        self.pieces: deque[bytes] = deque()
         self._open = bytearray()
+
+    def __bool__(self) -> bool:
+        return bool(self.pieces or self._open)
 
     def add(self, text: bytes) -> None:
         """Adds JSON text at its end."""
+        if len(text) >= PIECE_BYTES:  # a piece as it is: not copied
+            self.end()
+            self.pieces.append(text)
+            return
         self._open += text
         if len(self._open) >= PIECE_BYTES:
             self.end()
@@ -55,6 +51,30 @@ class AnswerBody:
             self.add(text)
 
 
+class EncodedList:
+    """A JSON list of which the items are written already. It is one value of a larger one, whose
+    body takes the pieces out of it."""
+
+    def __init__(self) -> None:
+        self._body = AnswerBody()
+
+    def __bool__(self) -> bool:
+        return bool(self._body)
+
+    def extend(self, items: Sequence[Any]) -> None:
+        """Adds `items` at its end."""
+        if items:
+            self._body.add((b"," if self._body else b"") + encoded(items)[1:-1])
+
+    def taken(self) -> Iterator[bytes]:
+        """Its JSON, which it has no more then."""
+        self._body.end()
+        yield b"["
+        while self._body.pieces:
+            yield self._body.pieces.popleft()
+        yield b"]"
+
+
 def encoded(value: Any) -> bytes:
     """`value` as Starlette's JSONResponse writes it."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
@@ -62,10 +82,7 @@ def encoded(value: Any) -> bytes:
 
 def _texts(value: Any) -> Iterator[bytes]:
     if isinstance(value, EncodedList):
-        yield b"["
-        for index, piece in enumerate(value.pieces):
-            yield b"," + piece if index else piece
-        yield b"]"
+        yield from value.taken()
     elif isinstance(value, dict) and any(
         isinstance(item, dict | EncodedList) for item in value.values()
     ):
@@ -78,11 +95,11 @@ def _texts(value: Any) -> Iterator[bytes]:
 
 
 class WholeAnswer(Response):
-    """Sends `pieces` as one body of known length."""
+    """Sends `pieces` as one body of known length, and lets go of each."""
 
     media_type = "application/json"
 
-    def __init__(self, pieces: Sequence[bytes], headers: Mapping[str, str]) -> None:
+    def __init__(self, pieces: deque[bytes], headers: Mapping[str, str]) -> None:
         length = str(sum(map(len, pieces)))
         super().__init__(headers={**headers, "content-length": length})
         self._pieces = pieces
@@ -90,7 +107,8 @@ class WholeAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **head})
-        for piece in self._pieces:
+        while self._pieces:
+            piece = self._pieces.popleft()
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await next_turn()
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -16,7 +16,7 @@ import grpc
 from plinth.algos.selection import softmax, top_k
 from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.generation import Prepared, Prompt
-from plinth.gateway.patience import patiently
+from plinth.gateway.retries import with_retries
 from plinth.gateway.selection import Select
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound, PlinthError
 from plinth.shared.identity import Principal
@@ -84,7 +84,7 @@ class Rewards:
             await RewardServiceStub(channel).CheckSources(request)
 
         try:
-            await patiently(self._clients, STAGE, ask, principal, self._patience_s)
+            await with_retries(self._clients, STAGE, ask, principal, self._patience_s)
         except (InvalidArgument, NotFound) as error:
             raise _in_our_words(error, select) from error
 
@@ -105,7 +105,7 @@ class Rewards:
             return answer
 
         try:
-            scored = await patiently(
+            scored = await with_retries(
                 self._clients, STAGE, ask, prepared.principal, self._patience_s
             )
         except (InvalidArgument, NotFound) as error:

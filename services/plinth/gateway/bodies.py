@@ -26,7 +26,7 @@ M = TypeVar("M", bound=BaseModel)
 
 INLINE_BYTES = 8 * 1024  # a millisecond or two to parse
 MAX_QUERY_BYTES = 8 * 1024
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 _parser = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 
@@ -121,30 +121,26 @@ def _unpacked(packed: bytearray, encoding: str, limit: int) -> bytearray:
 
 def _parsed(held: list[bytearray]) -> dict[str, Any]:
     """The object in `held`, which is empty then."""
-    text = _text(held.pop())
+    raw = held.pop()
+    if raw.startswith(_BOM):  # what some editors and shells put before UTF-8
+        del raw[: len(_BOM)]
     try:
-        value = bounded_json.loads(text)
+        bounded_json.check_utf8(raw)
+        value = bounded_json.loads(raw)
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"the body is not valid UTF-8: {error.reason} at byte {error.start}",
+            reason="INVALID_UTF8",
+        ) from None
     except bounded_json.JsonError as error:
         raise InvalidArgument(
             f"the body is not valid JSON: {error}", reason="INVALID_JSON"
         ) from None
     if not isinstance(value, dict):
         raise InvalidArgument("the body must be a JSON object", reason="INVALID_JSON")
-    if _ESCAPED_SURROGATE.search(text):
+    if _ESCAPED_SURROGATE.search(raw):
         _refuse_surrogates(value, "")
     return value
-
-
-def _text(raw: bytearray) -> str:
-    if raw.startswith(_BOM):  # what some editors and shells put before UTF-8
-        del raw[: len(_BOM)]
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(
-            f"the body is not valid UTF-8: {error.reason} at byte {error.start}",
-            reason="INVALID_UTF8",
-        ) from None
 
 
 def _refuse_surrogates(value: Any, path: str) -> None:

@@ -38,9 +38,7 @@ def read_messages(given: Any, ignored: Ignored) -> list[common_pb2.ChatMessage]:
     if not isinstance(given, list):
         raise _wrong("messages", "a list of messages is needed")
     limits.check_messages(len(given))
-    messages = [_message(one, f"messages.{index}", ignored) for index, one in enumerate(given)]
-    check_messages(messages)
-    return messages
+    return [_message(one, f"messages.{index}", ignored) for index, one in enumerate(given)]
 
 
 def _message(given: Any, path: str, ignored: Ignored) -> common_pb2.ChatMessage:

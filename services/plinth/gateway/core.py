@@ -164,10 +164,9 @@ class GatewayCore:
         """A session of that revision, to be entered."""
         impatient = choice.otherwise is not None
         try:
-            prepared = [
-                await self.generator.prepare(principal, one, choice.model, impatient=impatient)
-                for one in requests
-            ]
+            prepared = await self.generator.prepare(
+                principal, requests, choice.model, impatient=impatient
+            )
         except PlinthError as error:
             if at_fault(error):  # its tokenizer, for one
                 self.revisions.book(choice, principal, "error")

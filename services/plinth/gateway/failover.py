@@ -11,14 +11,14 @@ the rest in the same way, once somebody has. Knows ids, no text.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 import grpc
 
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import STAGE, Catalogue, ServedModel, held_as
-from plinth.gateway.search import Search
+from plinth.gateway.retry_budget import RetryBudget
 from plinth.shared import tracing
 from plinth.shared.errors import Unavailable
 from plinth.shared.identity import Principal, part_id
@@ -26,10 +26,12 @@ from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.slow_readers import SLOW_READER
 from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.tasks import next_turn
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 POLL_S = 0.2  # for a shard to come (back)
+LARGE = 16_384  # ids
 
 
 class Replaced(Unavailable):
@@ -42,31 +44,32 @@ _log = get_logger("plinth.gateway")
 
 
 @dataclass(frozen=True)
-class Order:
+class SampleRequest:
     """One sample of one prompt. `sampling` has its seed and max_tokens set.
 
     deadline: on time.monotonic()'s clock. impatient: before the first token nobody is waited for,
     since another revision can answer instead. deaths: shards that died under the client's request,
-    shared by all its orders.
+    shared by all its requests.
     """
 
     request_id: str
     model: ServedModel
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]
     sampling: common_pb2.SamplingParams
     principal: Principal
     deadline: float
     impatient: bool = False
     deaths: set[str] = field(default_factory=set)
 
-    def request(self, made: list[int], attempt: int, held_as: str) -> inference_pb2.GenerateRequest:
+    def message(self, made: list[int], attempt: int, held_as: str) -> inference_pb2.GenerateRequest:
         """What a shard, which calls the model `held_as`, is asked for once `made` ids have been
         passed on."""
         sampling = common_pb2.SamplingParams()
         sampling.CopyFrom(self.sampling)
         sampling.max_tokens = self.sampling.max_tokens - len(made)
         sampling.first_output_position = self.sampling.first_output_position + len(made)
-        tokens = inference_pb2.TokenSpan(ids=[*self.prompt_ids, *made])
+        tokens = inference_pb2.TokenSpan(ids=self.prompt_ids)
+        tokens.ids.extend(made)
         return inference_pb2.GenerateRequest(
             request_id=part_id(self.request_id, self.sampling.sample_index, attempt),
             binding=common_pb2.Binding(model=held_as, weights_digest=self.model.weights_digest),
@@ -86,8 +89,13 @@ class Shards:
         self._catalogue = catalogue
         self._patience_s = patience_s
         self._resume_s = resume_s
+        # A long prompt takes a millisecond or two to be written: each of a request's answers asks
+        # in a turn of the loop of its own.
+        self._writing = asyncio.Lock()
 
-    async def tokens(self, order: Order) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+    async def tokens(
+        self, request: SampleRequest
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Messages of the shards in order; the last one, and no other, has a finish reason.
 
         Closing the generator cancels the shard's call at once. Raises the shard's error where
@@ -95,22 +103,27 @@ class Shards:
         none will come.
         """
         made: list[int] = []
-        patience_s = 0.0 if order.impatient else self._patience_s
-        search = Search(order.request_id, patience_s, self._resume_s, order.deadline, order.deaths)
+        patience_s = 0.0 if request.impatient else self._patience_s
+        budget = RetryBudget(
+            request.request_id, patience_s, self._resume_s, request.deadline, request.deaths
+        )
         while True:
-            if len(made) >= order.sampling.max_tokens:  # lost between last token and its finish
+            if len(made) >= request.sampling.max_tokens:  # lost between last token and its finish
                 yield inference_pb2.GenerateResponse(
                     finish_reason=common_pb2.FINISH_REASON_LENGTH,
-                    weights_digest=order.model.weights_digest,
+                    weights_digest=request.model.weights_digest,
                 )
                 return
-            replica = await self._find(order, search)
-            channel = self._clients.channel(replica, order.principal)
+            replica = await self._find(request, budget)
+            if len(request.prompt_ids) > LARGE:
+                async with self._writing:
+                    await next_turn()
+            channel = self._clients.channel(replica, request.principal)
             call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(
-                order.request(
-                    made, search.attempts, held_as(replica, order.model) or order.model.name
+                request.message(
+                    made, budget.attempts, held_as(replica, request.model) or request.model.name
                 ),
-                timeout=search.left_s(),
+                timeout=budget.left_s(),
             )
             behind = False
             try:
@@ -119,57 +132,57 @@ class Shards:
                         behind = message.reader_behind
                         break  # not by us: the shard drains, or waits for us no longer
                     made.extend(token.id for token in message.tokens)
-                    search.progress(len(message.tokens))
+                    budget.progress(len(message.tokens))
                     yield message
                     if message.finish_reason:
                         return
                 if not behind:
-                    search.lost(replica, Unavailable("the shard ended its stream early"))
+                    budget.lost(replica, Unavailable("the shard ended its stream early"))
             except grpc.aio.AioRpcError as error:
                 behind = from_rpc_error(error).reason == SLOW_READER
                 if not behind:
                     self._note(replica, error)
-                    search.failed(replica, error, started=bool(made))
+                    budget.failed(replica, error, started=bool(made))
             finally:
                 call.cancel()
             if behind:  # whatever was sent has been read by now, so there is room for more
-                metrics.PAUSED.labels(order.model.name).inc()
-                search.again()
+                metrics.PAUSED.labels(request.model.name).inc()
+                budget.again()
                 continue
             if made:
-                metrics.RESUMED.labels(order.model.name).inc()
+                metrics.RESUMED.labels(request.model.name).inc()
             tracing.event("shard lost", shard=replica.id, position=len(made))
             _log.warning(
                 "shard lost; the answer goes on at another",
                 shard=replica.id,
-                model=order.model.name,
+                model=request.model.name,
                 position=len(made),
-                reason=str(search.cause),
+                reason=str(budget.cause),
             )
 
     def _note(self, replica: Replica, error: grpc.aio.AioRpcError) -> None:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             self._clients.refused(replica)
 
-    async def _find(self, order: Order, search: Search) -> Replica:
-        """A shard of these weights; waits for one as long as the search has patience."""
+    async def _find(self, request: SampleRequest, budget: RetryBudget) -> Replica:
+        """A shard of these weights; waits for one as long as the budget allows."""
 
         def fits(replica: Replica) -> bool:
-            return held_as(replica, order.model) is not None
+            return held_as(replica, request.model) is not None
 
         while True:
-            search.check_deaths()
+            budget.check_deaths()
             try:
-                return await self._clients.pick(STAGE, fits=fits, exclude=search.avoided())
+                return await self._clients.pick(STAGE, fits=fits, exclude=budget.avoided())
             except Unavailable as error:
                 # An impatient one has somewhere else to go, and tells of the want.
-                new = not (search.spoke or order.impatient)
-                if new and await self._catalogue.replaced(order.model):
+                new = not (budget.spoke or request.impatient)
+                if new and await self._catalogue.replaced(request.model):
                     raise Replaced(
-                        f"{order.model.artifact} is served no more, another revision of"
-                        f" {order.model.name!r} is",
+                        f"{request.model.artifact} is served no more, another revision of"
+                        f" {request.model.name!r} is",
                         reason="REVISION_REPLACED",
                         retry_after_s=1.0,
                     ) from error
-                search.check(error)
+                budget.check(error)
             await asyncio.sleep(POLL_S)

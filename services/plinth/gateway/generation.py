@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
@@ -21,15 +21,17 @@ from typing import cast
 from plinth.gateway import limits
 from plinth.gateway.answer_writer import AnswerWriter, TextEvent
 from plinth.gateway.catalogue import Catalogue, ServedModel
-from plinth.gateway.failover import Order, Shards
-from plinth.gateway.texts import Texts
+from plinth.gateway.failover import SampleRequest, Shards
+from plinth.gateway.texts import Encoded, Texts
 from plinth.shared.errors import DeadlineExceeded
 from plinth.shared.identity import Principal, current_request_id, remaining_s
-from plinth.shared.tasks import cancel_for_certain
+from plinth.shared.tasks import cancel_for_certain, next_turn
 from plinth.v1 import common_pb2, inference_pb2
 
 MAX_AT_ONCE = 16  # answers of one request; a thousand prompts would fill every shard's queue
 SEED_BITS = 53  # what every JSON reader keeps exactly
+GROUP_PROMPTS = 64  # whose ids are asked for together
+GROUP_SIZE = 128 << 10  # characters or ids of them, together
 INBOX_MESSAGES = 64  # of one answer, not yet made into text
 
 Prompt = str | Sequence[int] | Sequence[common_pb2.ChatMessage]
@@ -47,6 +49,7 @@ class TextRequest:
     prompt_field: str = "prompt"
     samples_field: str = "n"
     answers: int = 0  # to all prompts of one request, where this is one of several
+    whole: bool = False  # the answer is sent when it is complete, and held until then
     user: str = ""  # who asks, in the client's words: stays with one revision
     special_tokens: bool = True  # those that a prompt of text spells are meant; a chat's never are
     deaths: set[str] = field(default_factory=set)  # shards that died under it, so far
@@ -57,7 +60,7 @@ class Prepared:
     """A request that shards can take: ids, a seed, and a max_tokens that fits the context."""
 
     model: ServedModel
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]  # a protobuf message's, so that it is cheap to ask shards for them
     sampling: common_pb2.SamplingParams
     stop: tuple[str, ...]
     samples: int
@@ -82,64 +85,64 @@ class Generator:
     async def prepare(
         self,
         principal: Principal,
-        request: TextRequest,
+        requests: Sequence[TextRequest],
         model: ServedModel,
         *,
         impatient: bool = False,
-    ) -> Prepared:
-        """Ids of the prompt, checked against the model's context; a seed where none was given."""
+    ) -> list[Prepared]:
+        """One client's requests with the ids of their prompts, checked against the model's
+        context, and a seed where none was given."""
         started = time.monotonic()
         left_s = remaining_s()
         deadline = started + min(self._deadline_s, left_s if left_s is not None else 1e9)
-        sampling = common_pb2.SamplingParams()
-        sampling.CopyFrom(request.sampling)
-        ids = await self._ids(principal, model, request, sampling)
-        asked = sampling.max_tokens if sampling.HasField("max_tokens") else None
-        sampling.max_tokens = limits.room(
-            len(ids), asked, model.context_length, request.prompt_field
-        )
-        answers = request.answers or request.samples
-        if asked is None:
-            sampling.max_tokens = min(sampling.max_tokens, limits.MAX_TOKENS_TOGETHER // answers)
-        limits.check_together(answers, sampling.max_tokens, request.samples_field)
-        if not sampling.HasField("seed"):
-            sampling.seed = secrets.randbits(SEED_BITS)
-        return Prepared(
-            model,
-            tuple(ids),
-            sampling,
-            request.stop,
-            request.samples,
-            principal,
-            started,
-            deadline,
-            impatient,
-            request.deaths,
-        )
+        prepared = []
+        async for request, encoded in self._encoded(principal, requests, model):
+            prepared.append(
+                Prepared(
+                    model,
+                    encoded.ids,
+                    _sampling(request, encoded, model),
+                    request.stop,
+                    request.samples,
+                    principal,
+                    started,
+                    deadline,
+                    impatient,
+                    request.deaths,
+                )
+            )
+        return prepared
 
-    async def _ids(
-        self,
-        principal: Principal,
-        model: ServedModel,
-        request: TextRequest,
-        sampling: common_pb2.SamplingParams,
-    ) -> Sequence[int]:
-        """The prompt's ids; what ends a turn is added to `sampling`."""
+    async def _encoded(
+        self, principal: Principal, requests: Sequence[TextRequest], model: ServedModel
+    ) -> AsyncGenerator[tuple[TextRequest, Encoded], None]:
+        """The requests in order, a group of prompts at a time: other requests have their turn."""
+        for texts in _groups(requests):
+            found: Sequence[Encoded]
+            prompts = [cast("str", request.prompt) for request in texts]
+            if isinstance(prompts[0], str):
+                found = await self.texts.encode(
+                    principal,
+                    model.artifact,
+                    prompts,
+                    special_tokens=texts[0].special_tokens,
+                    max_ids=model.context_length,
+                )
+            else:
+                found = [await self._of(principal, request, model) for request in texts]
+            for request, encoded in zip(texts, found, strict=True):
+                yield request, encoded
+            await next_turn()
+
+    async def _of(self, principal: Principal, request: TextRequest, model: ServedModel) -> Encoded:
+        """Of a prompt that is a chat, or ids already."""
         prompt = request.prompt
-        if isinstance(prompt, str):
-            ids, stop_ids = await self.texts.encode(
-                principal, model.artifact, prompt, special_tokens=request.special_tokens
-            )
-        else:
-            if not prompt or isinstance(prompt[0], int):
-                return cast("Sequence[int]", prompt)  # as they are: there may be 262,144
-            messages = cast("Sequence[common_pb2.ChatMessage]", prompt)
-            ids, stop_ids = await self.texts.chat(principal, model.artifact, messages)
-        if not sampling.ignore_eos:
-            sampling.stop_token_ids.extend(
-                id_ for id_ in stop_ids if id_ not in sampling.stop_token_ids
-            )
-        return ids
+        if not prompt or isinstance(prompt[0], int):
+            return Encoded(cast("Sequence[int]", prompt), len(prompt))
+        messages = cast("Sequence[common_pb2.ChatMessage]", prompt)
+        return await self.texts.chat(
+            principal, model.artifact, messages, max_ids=model.context_length
+        )
 
     async def answer(self, prepared: Prepared, sample: int = 0) -> AsyncGenerator[TextEvent, None]:
         """Pieces of one sample's text as they become certain; the last has a finish reason."""
@@ -147,7 +150,7 @@ class Generator:
         inbox: asyncio.Queue[inference_pb2.GenerateResponse | BaseException] = asyncio.Queue(
             INBOX_MESSAGES
         )
-        reader = asyncio.create_task(self._collect(_order(prepared, sample), inbox))
+        reader = asyncio.create_task(self._collect(_sample_request(prepared, sample), inbox))
         try:
             writer = AnswerWriter(
                 stream,
@@ -176,22 +179,65 @@ class Generator:
 
     async def _collect(
         self,
-        order: Order,
+        request: SampleRequest,
         inbox: asyncio.Queue[inference_pb2.GenerateResponse | BaseException],
     ) -> None:
         try:
-            async with aclosing(self._shards.tokens(order)) as messages:
+            async with aclosing(self._shards.tokens(request)) as messages:
                 async for message in messages:
                     await inbox.put(message)
         except Exception as error:  # noqa: BLE001 - raised again in `answer`
             await inbox.put(error)
 
 
-def _order(prepared: Prepared, sample: int) -> Order:
+def _groups(requests: Sequence[TextRequest]) -> Iterator[Sequence[TextRequest]]:
+    """Requests whose prompts are encoded together: of one kind, and not long together."""
+    group: list[TextRequest] = []
+    size = 0
+    for request in requests:
+        size += len(request.prompt)
+        kind = isinstance(request.prompt, str)
+        if group and (
+            len(group) == GROUP_PROMPTS
+            or size > GROUP_SIZE
+            or kind != isinstance(group[0].prompt, str)
+        ):
+            yield group
+            group, size = [], len(request.prompt)
+        group.append(request)
+    if group:
+        yield group
+
+
+def _sampling(
+    request: TextRequest, encoded: Encoded, model: ServedModel
+) -> common_pb2.SamplingParams:
+    """`request.sampling` with max_tokens, a seed, and the ids that end a turn."""
+    sampling = common_pb2.SamplingParams()
+    sampling.CopyFrom(request.sampling)
+    asked = sampling.max_tokens if sampling.HasField("max_tokens") else None
+    room = limits.room(encoded.count, asked, model.context_length, request.prompt_field)
+    answers = request.answers or request.samples
+    if request.whole and sampling.top_logprobs:
+        room = min(room, limits.held_tokens(answers, sampling.top_logprobs))
+    if asked is None:
+        room = min(room, limits.MAX_TOKENS_TOGETHER // answers)
+    limits.check_together(answers, room, request.samples_field)
+    sampling.max_tokens = room
+    if not sampling.ignore_eos:
+        sampling.stop_token_ids.extend(
+            id_ for id_ in encoded.stop_ids if id_ not in sampling.stop_token_ids
+        )
+    if not sampling.HasField("seed"):
+        sampling.seed = secrets.randbits(SEED_BITS)
+    return sampling
+
+
+def _sample_request(prepared: Prepared, sample: int) -> SampleRequest:
     sampling = common_pb2.SamplingParams()
     sampling.CopyFrom(prepared.sampling)
     sampling.sample_index += sample
-    return Order(
+    return SampleRequest(
         current_request_id(),
         prepared.model,
         prepared.prompt_ids,

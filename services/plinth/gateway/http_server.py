@@ -115,37 +115,44 @@ class HttpServer(uvicorn.Server):
 
 
 class Certificate:
-    """The certificate of a listener. context: for every new connection, what the files were when
-    they last were good."""
+    """The certificate of a listener. context: the listener's, of which each new connection is given
+    what the files were when they last were good."""
 
     def __init__(self, files: ServerTlsSettings) -> None:
         self._files = files
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.set_alpn_protocols(["http/1.1"])
-        self._load()
+        self._current = self.context = self._loaded()
         self._seen = tls.stamp(files)
+        self.context.sni_callback = self._give
 
     def refresh(self) -> None:
         """Reads files that changed. A certificate that is wrong is logged, and the last stays."""
         try:
             if (now := tls.stamp(self._files)) != self._seen:
-                self._load()
+                # A context of its own: one that is in use has no key for a moment, and for good
+                # where the files change between one and the other.
+                self._current = self._loaded()
                 self._seen = now
         except (FailedPrecondition, OSError) as error:
             _log.error("the gateway's renewed certificate is not taken", error=str(error))
 
-    def _load(self) -> None:
+    def _give(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = self._current
+
+    def _loaded(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
         tls.check(self._files)
         assert self._files.certificate is not None
         try:
-            self.context.load_cert_chain(self._files.certificate, self._files.key)
+            context.load_cert_chain(self._files.certificate, self._files.key)
         except ssl.SSLError as error:
             raise FailedPrecondition(
                 f"{self._files.certificate} and {self._files.key} can't be used: {error}",
                 reason="CERTIFICATE_MALFORMED",
                 field="gateway.tls",
             ) from error
+        return context
 
 
 def _room(wanted: int) -> int:

@@ -16,6 +16,9 @@ MAX_PROMPTS = 2_048  # of one request
 MAX_ANSWERS = 2_048  # of one request: prompts times samples
 MAX_TOKENS = 131_072  # of one answer
 MAX_TOKENS_TOGETHER = 262_144  # of all answers of a request
+# Of whole answers, which are held until they are complete: tokens with their alternatives, each of
+# some 45 bytes of JSON. A stream has no such bound.
+MAX_LOGPROBS_TOGETHER = 262_144
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
 MAX_GIVEN_STOPS = 1_024  # with the empty ones, which are none
@@ -209,6 +212,12 @@ def check_together(answers: int, max_tokens: int, field: str) -> None:
             reason="TOO_MANY_TOKENS",
             field=field,
         )
+
+
+def held_tokens(answers: int, top_logprobs: int) -> int:
+    """The most tokens of each of so many whole answers with log-probs: as with the context, a
+    max_tokens that is larger is no mistake. At least 1."""
+    return MAX_LOGPROBS_TOGETHER // (1 + top_logprobs) // answers
 
 
 def room(prompt_tokens: int, max_tokens: int | None, context_length: int, field: str) -> int:

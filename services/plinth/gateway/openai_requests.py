@@ -7,6 +7,7 @@ is wrong. See https://platform.openai.com/docs/api-reference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -261,7 +262,7 @@ class CompletionBody(_Body):
     # Our own: those that the prompt spells are meant as such, as in vLLM and llama.cpp; by default.
     special_tokens: bool | None = None
 
-    _prompts: list[str | list[int]] = PrivateAttr(default_factory=list)
+    _prompts: list[str | Sequence[int]] = PrivateAttr(default_factory=list)
 
     @classmethod
     def _had(cls) -> set[str]:
@@ -277,7 +278,7 @@ class CompletionBody(_Body):
         return body
 
     @property
-    def prompts(self) -> list[str | list[int]]:
+    def prompts(self) -> list[str | Sequence[int]]:
         """One entry per prompt, checked: text, or token ids."""
         return self._prompts
 

@@ -60,6 +60,7 @@ def add_openai_routes(app: FastAPI, core: GatewayCore) -> None:
             body.samples,
             "messages",
             body.samples_field,
+            whole=not body.stream,
             user=body.who,
         )
         recorder = core.preferences.recorder(request.headers.get(CONSENT), ask)
@@ -80,6 +81,7 @@ def add_openai_routes(app: FastAPI, core: GatewayCore) -> None:
                 body.samples,
                 samples_field=body.samples_field,
                 answers=len(body.prompts) * body.samples,
+                whole=not body.stream,
                 user=body.who,
                 special_tokens=body.special_tokens is not False,
                 deaths=deaths,

@@ -7,41 +7,60 @@ With model, prompt and parameters these two are enough to make the answer again.
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from plinth.gateway.answer_body import AnswerBody, EncodedList, encoded
-from plinth.gateway.answer_scores import LOWEST_LOGPROB
 from plinth.gateway.answer_writer import STOP, TextEvent
 from plinth.gateway.chooser import Chosen
 from plinth.gateway.generation import Prepared
+from plinth.gateway.logprobs import ChatLogprobs, CompletionLogprobs, Logprobs
 from plinth.gateway.session import Session
 from plinth.gateway.texts import Texts
 from plinth.shared.tasks import next_turn
 from plinth.v1 import common_pb2
 
 Json = dict[str, Any]
-STEP_TOKENS = 32  # with their alternatives, rendered in one turn of the loop
-STEP_CHOICES = 32  # the same, where there is no more to them than a text
+STEP_CHOICES = 32  # written in one turn of the loop, where there is no more to them than a text
 # (number of the prompt, the prompt, all answers to it) → those that the client gets.
 Choose = Callable[[int, Prepared, Sequence[Sequence[TextEvent]]], Awaitable[list[Chosen]]]
+
+
+@dataclass
+class Collected:
+    """One choice of a whole answer, as far as it has come. lists: of its log-probs, as JSON: as
+    objects they would be ten times as large. events: without alternatives, where it is to be chosen
+    among others."""
+
+    lists: list[EncodedList]
+    texts: list[str] = field(default_factory=list)
+    finish: int = 0
+    events: list[TextEvent] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.texts)
 
 
 class Renderer:
     """One request's answers as JSON. `alternatives`: None for no log-probs."""
 
-    prefix = ""
-    kind = ""
-    chunk_kind = ""
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+    logprobs: ClassVar[type[Logprobs]]
 
     def __init__(self, session: Session, texts: Texts, alternatives: int | None) -> None:
         self._prepared = session.prepared
-        self._texts = texts
-        self._alternatives = alternatives
+        self._logprobs: Logprobs | None = None
+        if alternatives is not None:
+            self._logprobs = self.logprobs(texts, self._prepared[0], alternatives)
         self._id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._usages: list[common_pb2.Usage] = []
@@ -57,7 +76,7 @@ class Renderer:
         """One entry of a chunk's `choices`."""
         raise NotImplementedError
 
-    async def whole_choice(self, index: int, events: Sequence[TextEvent]) -> Json:
+    def whole_choice(self, index: int, collected: Collected) -> Json:
         """One entry of a whole answer's `choices`."""
         raise NotImplementedError
 
@@ -75,16 +94,17 @@ class Renderer:
         """The last chunk of a stream that was asked for usage."""
         return {**self.chunk([]), "usage": self.usage()}
 
-    async def whole(self, session: Session, choose: Choose | None = None) -> list[bytes]:
+    async def whole(self, session: Session, choose: Choose | None = None) -> deque[bytes]:
         """The answer that is not streamed, as pieces of JSON: all samples of each prompt, or those
         of `choose`. `usage` counts what was made either way."""
-        events: list[list[TextEvent]] = [[] for _ in range(self._count)]
+        lists = range(len(self._logprobs.names) if self._logprobs is not None else 0)
+        answers = [Collected([EncodedList() for _ in lists]) for _ in range(self._count)]
         async for index, event in session.events():
-            events[index].append(event)
             self.count(event)
+            await self._collect(answers[index], event, keep=choose is not None)
         body = AnswerBody()
         body.add(encoded(self._head(self.kind))[:-1] + b',"choices":[')
-        choices = self._all(events) if choose is None else self._chosen(events, choose)
+        choices = self._all(answers) if choose is None else self._chosen(answers, choose)
         number = 0
         async with aclosing(choices):
             async for choice in choices:
@@ -98,20 +118,29 @@ class Renderer:
         body.end()
         return body.pieces
 
-    async def _all(self, events: Sequence[list[TextEvent]]) -> AsyncGenerator[Json, None]:
-        for index, parts in enumerate(events):
-            yield await self.whole_choice(index, parts)
-            parts.clear()  # its JSON takes its place
+    async def _collect(self, into: Collected, event: TextEvent, *, keep: bool) -> None:
+        if event.text:
+            into.texts.append(event.text)
+        into.finish = event.finish or into.finish
+        if self._logprobs is not None:
+            async for step in self._logprobs.steps(event.tokens, event.offsets):
+                for one, values in zip(into.lists, step, strict=True):
+                    one.extend(values)
+        if keep:
+            into.events.append(replace(event, tokens=tuple(map(_alone, event.tokens))))
+
+    async def _all(self, answers: Sequence[Collected]) -> AsyncGenerator[Json, None]:
+        for index, collected in enumerate(answers):
+            yield self.whole_choice(index, collected)
 
     async def _chosen(
-        self, events: Sequence[Sequence[TextEvent]], choose: Choose
+        self, answers: Sequence[Collected], choose: Choose
     ) -> AsyncGenerator[Json, None]:
         first = made = 0
         for number, one in enumerate(self._prepared):
-            answers = events[first : first + one.samples]
-            for chosen in await choose(number, one, answers):
-                choice = await self.whole_choice(first + chosen.sample, answers[chosen.sample])
-                choice["index"] = made
+            mine = answers[first : first + one.samples]
+            for chosen in await choose(number, one, [collected.events for collected in mine]):
+                choice = self.whole_choice(made, mine[chosen.sample])
                 choice["plinth"] = {"sample": chosen.sample, **chosen.note}
                 yield choice
                 made += 1
@@ -145,17 +174,25 @@ class Renderer:
             "seed": first.sampling.seed,
         }
 
-    async def _token_bytes(self, tokens: Sequence[common_pb2.Token]) -> dict[int, bytes]:
-        ids = [token.id for token in tokens]
-        ids += [top.id for token in tokens for top in token.top]
-        first = self._prepared[0]
-        return await self._texts.token_bytes(first.principal, first.model.artifact, ids)
+    async def _chunk_logprobs(self, event: TextEvent) -> Json | None:
+        """As a chunk of a stream has them."""
+        if self._logprobs is None:
+            return None
+        lists: list[list[Any]] = [[] for _ in self._logprobs.names]
+        async for step in self._logprobs.steps(event.tokens, event.offsets):
+            for one, values in zip(lists, step, strict=True):
+                one.extend(values)
+        return self._logprobs.whole(lists)
+
+    def _whole_logprobs(self, collected: Collected) -> Json | None:
+        return None if self._logprobs is None else self._logprobs.whole(collected.lists)
 
 
 class ChatRenderer(Renderer):
     """/v1/chat/completions."""
 
     prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    logprobs = ChatLogprobs
 
     def opening(self) -> Iterable[Json]:
         for index in range(self._count):
@@ -166,120 +203,40 @@ class ChatRenderer(Renderer):
         return {
             "index": index,
             "delta": {"content": event.text} if event.text else {},
-            "logprobs": await self._logprobs(event.tokens),
+            "logprobs": await self._chunk_logprobs(event),
             "finish_reason": finish_word(event.finish),
         }
 
-    async def whole_choice(self, index: int, events: Sequence[TextEvent]) -> Json:
-        text = "".join(event.text for event in events)
-        tokens = [token for event in events for token in event.tokens]
+    def whole_choice(self, index: int, collected: Collected) -> Json:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": await self._whole_logprobs(tokens),
-            "finish_reason": finish_word(events[-1].finish),
+            "message": {"role": "assistant", "content": collected.text, "refusal": None},
+            "logprobs": self._whole_logprobs(collected),
+            "finish_reason": finish_word(collected.finish),
         }
-
-    async def _logprobs(self, tokens: Sequence[common_pb2.Token]) -> Json | None:
-        """As a chunk of a stream has them."""
-        if self._alternatives is None or not tokens:
-            return None
-        content: list[Json] = []
-        async for entries in self._entries(tokens):
-            content += entries
-        return {"content": content, "refusal": None}
-
-    async def _whole_logprobs(self, tokens: Sequence[common_pb2.Token]) -> Json | None:
-        if self._alternatives is None or not tokens:
-            return None
-        content = EncodedList()
-        async for entries in self._entries(tokens):
-            content.extend(entries)
-        return {"content": content, "refusal": None}
-
-    async def _entries(
-        self, tokens: Sequence[common_pb2.Token]
-    ) -> AsyncGenerator[list[Json], None]:
-        for step in _steps(tokens):
-            raw = await self._token_bytes(step)
-            yield [
-                {
-                    **_entry(raw[token.id], token.raw_logprob),
-                    "top_logprobs": [
-                        _entry(raw[top.id], top.logprob) for top in token.top[: self._alternatives]
-                    ],
-                }
-                for token in step
-            ]
-            await next_turn()
 
 
 class CompletionRenderer(Renderer):
     """/v1/completions."""
 
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
+    logprobs = CompletionLogprobs
 
     async def choice(self, index: int, event: TextEvent) -> Json:
         return {
             "index": index,
             "text": event.text,
-            "logprobs": await self._logprobs(event.tokens, event.offsets),
+            "logprobs": await self._chunk_logprobs(event),
             "finish_reason": finish_word(event.finish),
         }
 
-    async def whole_choice(self, index: int, events: Sequence[TextEvent]) -> Json:
-        text = "".join(event.text for event in events)
-        tokens = [token for event in events for token in event.tokens]
-        offsets = [offset for event in events for offset in event.offsets]
+    def whole_choice(self, index: int, collected: Collected) -> Json:
         return {
             "index": index,
-            "text": text,
-            "logprobs": await self._whole_logprobs(tokens, offsets),
-            "finish_reason": finish_word(events[-1].finish),
+            "text": collected.text,
+            "logprobs": self._whole_logprobs(collected),
+            "finish_reason": finish_word(collected.finish),
         }
-
-    async def _logprobs(
-        self, tokens: Sequence[common_pb2.Token], offsets: Sequence[int]
-    ) -> Json | None:
-        """As a chunk of a stream has them."""
-        if self._alternatives is None:
-            return None
-        columns: list[list[Any]] = [[], [], []]
-        async for step in self._columns(tokens):
-            for column, values in zip(columns, step, strict=True):
-                column.extend(values)
-        return dict(zip(_COLUMNS, [*columns, list(offsets)], strict=True))
-
-    async def _whole_logprobs(
-        self, tokens: Sequence[common_pb2.Token], offsets: Sequence[int]
-    ) -> Json | None:
-        if self._alternatives is None:
-            return None
-        columns = [EncodedList(), EncodedList(), EncodedList()]
-        async for step in self._columns(tokens):
-            for column, values in zip(columns, step, strict=True):
-                column.extend(values)
-        return dict(zip(_COLUMNS, [*columns, list(offsets)], strict=True))
-
-    async def _columns(
-        self, tokens: Sequence[common_pb2.Token]
-    ) -> AsyncGenerator[tuple[list[Any], list[Any], list[Any]], None]:
-        for step in _steps(tokens):
-            raw = await self._token_bytes(step)
-            texts = {id_: token_text(one) for id_, one in raw.items()}
-            yield (
-                [texts[token.id] for token in step],
-                [_finite(token.raw_logprob) for token in step],
-                [_by_text(token.top[: self._alternatives], texts, token.id) for token in step],
-            )
-            await next_turn()
-
-
-_COLUMNS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-
-
-def _steps(tokens: Sequence[common_pb2.Token]) -> Iterable[Sequence[common_pb2.Token]]:
-    return (tokens[at : at + STEP_TOKENS] for at in range(0, len(tokens), STEP_TOKENS))
 
 
 def finish_word(finish: int) -> str | None:
@@ -289,34 +246,6 @@ def finish_word(finish: int) -> str | None:
     return "stop" if finish == STOP else "length"
 
 
-def _entry(raw: bytes, logprob: float) -> Json:
-    return {"token": token_text(raw), "logprob": _finite(logprob), "bytes": list(raw)}
-
-
-def token_text(raw: bytes) -> str:
-    """A token by itself. One that ends inside a character is no text; as at OpenAI it is then
-    `bytes:` with its bytes, those that are ASCII and printable as themselves."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        shown = (chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in raw)
-        return "bytes:" + "".join(shown)
-
-
-def _by_text(
-    tops: Sequence[common_pb2.TopLogprob], texts: Mapping[int, str], sampled: int
-) -> dict[str, float]:
-    """Alternatives by what they say. Where two say the same, the sampled one has the name (or else
-    the likelier), and the other is told by its id."""
-    named: dict[str, float] = {}
-    owner = {texts[top.id]: top.id for top in reversed(tops)}
-    owner |= {texts[top.id]: top.id for top in tops if top.id == sampled}
-    for top in tops:
-        text = texts[top.id]
-        name = text if owner[text] == top.id else f"token_id:{top.id}"
-        named[name] = _finite(top.logprob)
-    return named
-
-
-def _finite(logprob: float) -> float:
-    return logprob if math.isfinite(logprob) else LOWEST_LOGPROB
+def _alone(token: common_pb2.Token) -> common_pb2.Token:
+    """`token` without its alternatives."""
+    return common_pb2.Token(id=token.id, logprob=token.logprob, raw_logprob=token.raw_logprob)

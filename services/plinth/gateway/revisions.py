@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import Catalogue, ServedModel
 from plinth.gateway.quota_account import RateLimited
-from plinth.gateway.search import SHARDS_DIED
+from plinth.gateway.retry_budget import SHARDS_DIED
 from plinth.shared.canary import Canaries, answer_key
 from plinth.shared.errors import (
     DeadlineExceeded,

@@ -12,8 +12,8 @@ from plinth.gateway.failover import Replaced
 from plinth.gateway.generation import Generator, Prepared, merged
 from plinth.gateway.live_preferences import AnswerRecorder
 from plinth.gateway.quotas import Admission
+from plinth.gateway.retry_budget import SHARDS_DIED
 from plinth.gateway.revisions import Choice, Revisions, at_fault
-from plinth.gateway.search import SHARDS_DIED
 from plinth.shared.errors import DeadlineExceeded, PlinthError
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from plinth.gateway.patience import patiently
+from plinth.gateway.retries import with_retries
 from plinth.shared.errors import Internal, Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.client import StageClients
@@ -28,6 +28,16 @@ KEPT_TOKENS = 65_536
 ASKED_TOKENS = 2048  # in one call; the tokenizer takes 4096 sequences
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt. ids: none where there are more than were to be sent; count: how many there are.
+    stop_ids: what ends a turn, where its text has turns."""
+
+    ids: Sequence[int]
+    count: int
+    stop_ids: tuple[int, ...] = ()
 
 
 class Texts:
@@ -41,25 +51,51 @@ class Texts:
         self._token_bytes: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     async def chat(
-        self, principal: Principal, model: str, messages: Sequence[common_pb2.ChatMessage]
-    ) -> tuple[Sequence[int], list[int]]:
-        """(prompt ids with the assistant's turn opened, ids that end a turn)."""
+        self,
+        principal: Principal,
+        model: str,
+        messages: Sequence[common_pb2.ChatMessage],
+        *,
+        max_ids: int,
+    ) -> Encoded:
+        """The conversation with the assistant's turn opened; of more than `max_ids`, their number
+        alone."""
         request = tokenizer_pb2.ApplyChatTemplateRequest(
-            model=model, messages=messages, add_generation_prompt=True
+            model=model,
+            messages=messages,
+            add_generation_prompt=True,
+            max_ids=max_ids,
+            without_text=True,
         )
         answer = await self._ask(principal, lambda stub: stub.ApplyChatTemplate(request))
-        return answer.ids, list(answer.stop_token_ids)
+        return _encoded(answer, tuple(answer.stop_token_ids))
 
     async def encode(
-        self, principal: Principal, model: str, text: str, *, special_tokens: bool
-    ) -> tuple[Sequence[int], list[int]]:
-        """(ids of `text`, ids that end a turn where it holds special tokens). Without
-        `special_tokens` what it spells like one is text."""
+        self,
+        principal: Principal,
+        model: str,
+        texts: Sequence[str],
+        *,
+        special_tokens: bool,
+        max_ids: int,
+    ) -> list[Encoded]:
+        """Each text by itself; of one of more than `max_ids`, their number alone. Without
+        `special_tokens` what it spells like one is text; of one that holds some, `stop_ids`."""
         request = tokenizer_pb2.EncodeRequest(
-            model=model, texts=[text], parse_special=special_tokens, add_special=True
+            model=model,
+            texts=texts,
+            parse_special=special_tokens,
+            add_special=True,
+            max_ids=max_ids,
         )
         answer = await self._ask(principal, lambda stub: stub.Encode(request))
-        return answer.sequences[0].ids, list(answer.stop_token_ids)
+        stop_ids = tuple(answer.stop_token_ids)
+        # A tokenizer of the release before says nothing of each.
+        special = answer.special or [bool(stop_ids)] * len(answer.sequences)
+        return [
+            _encoded(sequence, stop_ids if has_special else ())
+            for sequence, has_special in zip(answer.sequences, special, strict=True)
+        ]
 
     async def token_bytes(
         self, principal: Principal, model: str, ids: Sequence[int]
@@ -97,19 +133,28 @@ class Texts:
         """Unavailable when no tokenizer is announced."""
         await self._clients.pick(STAGE)
 
-    async def patiently(
+    async def with_retries(
         self, principal: Principal, work: Callable[[Any], Awaitable[T]], patience_s: float
     ) -> T:
         """`work` with a stub, again with another while tokenizers are unavailable."""
         # A key that may ask for answers needs no scope of its own for the text in them.
         caller = Principal(principal.tenant, principal.key_id, frozenset({"tokenize"}))
         stub = tokenizer_pb2_grpc.TokenizerServiceStub
-        return await patiently(
+        return await with_retries(
             self._clients, STAGE, lambda channel: work(stub(channel)), caller, patience_s
         )
 
     async def _ask(self, principal: Principal, work: Callable[[Any], Awaitable[T]]) -> T:
-        return await self.patiently(principal, work, self.patience_s)
+        return await self.with_retries(principal, work, self.patience_s)
+
+
+def _encoded(
+    answer: tokenizer_pb2.TokenIds | tokenizer_pb2.ApplyChatTemplateResponse,
+    stop_ids: tuple[int, ...],
+) -> Encoded:
+    # A copy, which doesn't keep the rest of the answer.
+    ids = tokenizer_pb2.TokenIds(ids=answer.ids).ids
+    return Encoded(ids, answer.count or len(ids), stop_ids)
 
 
 @dataclass(frozen=True)
@@ -147,7 +192,7 @@ class TextStream:
             except (grpc.aio.AioRpcError, Unavailable, asyncio.InvalidStateError):
                 self.close()
         if answer is None:
-            answer = await self._texts.patiently(
+            answer = await self._texts.with_retries(
                 self._principal, lambda stub: self._start(stub, flush), self._texts.resume_s
             )
         piece = self._piece(answer, len(ids))

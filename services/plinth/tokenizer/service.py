@@ -95,10 +95,15 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
             ]
 
         sequences = await asyncio.to_thread(encode)
-        answer = pb.EncodeResponse(sequences=[pb.TokenIds(ids=ids) for ids in sequences])
+        answer = pb.EncodeResponse(
+            sequences=[
+                pb.TokenIds(ids=_at_most(request.max_ids, ids), count=len(ids)) for ids in sequences
+            ]
+        )
         if request.parse_special:
             added = len(codec.encode("", add_special=request.add_special))
-            if any(codec.has_special(ids[added:]) for ids in sequences):
+            answer.special.extend(codec.has_special(ids[added:]) for ids in sequences)
+            if any(answer.special):
                 answer.stop_token_ids.extend(await self._stop_ids(codec))
         return answer
 
@@ -126,9 +131,10 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
         (prompt,) = await self._prompts(codec, request.model, [conversation])
         ids = await asyncio.to_thread(codec.encode_prompt, prompt)
         return pb.ApplyChatTemplateResponse(
-            ids=ids,
+            ids=_at_most(request.max_ids, ids),
             stop_token_ids=await self._stop_ids(codec),
-            text=prompt.text,
+            text="" if request.without_text else prompt.text,
+            count=len(ids),
         )
 
     async def ApplyChatTemplates(
@@ -233,3 +239,8 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
 
             codec.stop_ids = await turn_ends(codec, render)
         return codec.stop_ids
+
+
+def _at_most(max_ids: int, ids: Sequence[int]) -> Sequence[int]:
+    """`ids`; none where a caller wants no more than `max_ids`, if it gives a bound."""
+    return () if max_ids and len(ids) > max_ids else ids

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from plinth.v1 import common_pb2 as plinth_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plinth/v1/tokenizer.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"Y\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x15\n\rparse_special\x18\x03 \x01(\x08\x12\x13\n\x0b\x61\x64\x64_special\x18\x04 \x01(\x08\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"P\n\x0e\x45ncodeResponse\x12&\n\tsequences\x18\x01 \x03(\x0b\x32\x13.plinth.v1.TokenIds\x12\x16\n\x0estop_token_ids\x18\x02 \x03(\r\"i\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\tsequences\x18\x02 \x03(\x0b\x32\x13.plinth.v1.TokenIds\x12\x14\n\x0cskip_special\x18\x03 \x01(\x08\x12\x0b\n\x03raw\x18\x04 \x01(\x08\",\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x0b\n\x03raw\x18\x02 \x03(\x0c\"r\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x03 \x01(\x08\"N\n\x19\x41pplyChatTemplateResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x16\n\x0estop_token_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\"W\n\x0c\x43onversation\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08\"Z\n\x19\x41pplyChatTemplatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\rconversations\x18\x02 \x03(\x0b\x32\x17.plinth.v1.Conversation\"D\n\x1a\x41pplyChatTemplatesResponse\x12&\n\tsequences\x18\x01 \x03(\x0b\x32\x13.plinth.v1.TokenIds\"V\n\x13\x44\x65\x63odeStreamRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cskip_special\x18\x02 \x01(\x08\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\r\n\x05\x66lush\x18\x04 \x01(\x08\"B\n\x14\x44\x65\x63odeStreamResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06starts\x18\x02 \x03(\r\x12\x0c\n\x04\x65nds\x18\x03 \x03(\r\"\x8e\x01\n\x15TrainTokenizerRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0especial_tokens\x18\x04 \x03(\t\x12\x15\n\rchat_template\x18\x05 \x01(\t\x12\x14\n\x0cresume_token\x18\x06 \x01(\t\"~\n\x16TrainTokenizerResponse\x12\x12\n\nbytes_read\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\x12%\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32\x13.plinth.v1.Artifact\x12\x14\n\x0cresume_token\x18\x04 \x01(\t2\xf8\x03\n\x10TokenizerService\x12=\n\x06\x45ncode\x12\x18.plinth.v1.EncodeRequest\x1a\x19.plinth.v1.EncodeResponse\x12=\n\x06\x44\x65\x63ode\x12\x18.plinth.v1.DecodeRequest\x1a\x19.plinth.v1.DecodeResponse\x12^\n\x11\x41pplyChatTemplate\x12#.plinth.v1.ApplyChatTemplateRequest\x1a$.plinth.v1.ApplyChatTemplateResponse\x12\x61\n\x12\x41pplyChatTemplates\x12$.plinth.v1.ApplyChatTemplatesRequest\x1a%.plinth.v1.ApplyChatTemplatesResponse\x12S\n\x0c\x44\x65\x63odeStream\x12\x1e.plinth.v1.DecodeStreamRequest\x1a\x1f.plinth.v1.DecodeStreamResponse(\x01\x30\x01\x12N\n\x05Train\x12 .plinth.v1.TrainTokenizerRequest\x1a!.plinth.v1.TrainTokenizerResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plinth/v1/tokenizer.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"j\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x15\n\rparse_special\x18\x03 \x01(\x08\x12\x13\n\x0b\x61\x64\x64_special\x18\x04 \x01(\x08\x12\x0f\n\x07max_ids\x18\x05 \x01(\r\"&\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"a\n\x0e\x45ncodeResponse\x12&\n\tsequences\x18\x01 \x03(\x0b\x32\x13.plinth.v1.TokenIds\x12\x16\n\x0estop_token_ids\x18\x02 \x03(\r\x12\x0f\n\x07special\x18\x03 \x03(\x08\"i\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\tsequences\x18\x02 \x03(\x0b\x32\x13.plinth.v1.TokenIds\x12\x14\n\x0cskip_special\x18\x03 \x01(\x08\x12\x0b\n\x03raw\x18\x04 \x01(\x08\",\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x0b\n\x03raw\x18\x02 \x03(\x0c\"\x99\x01\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x03 \x01(\x08\x12\x0f\n\x07max_ids\x18\x04 \x01(\r\x12\x14\n\x0cwithout_text\x18\x05 \x01(\x08\"]\n\x19\x41pplyChatTemplateResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x16\n\x0estop_token_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\r\"W\n\x0c\x43onversation\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08\"Z\n\x19\x41pplyChatTemplatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\rconversations\x18\x02 \x03(\x0b\x32\x17.plinth.v1.Conversation\"D\n\x1a\x41pplyChatTemplatesResponse\x12&\n\tsequences\x18\x01 \x03(\x0b\x32\x13.plinth.v1.TokenIds\"V\n\x13\x44\x65\x63odeStreamRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cskip_special\x18\x02 \x01(\x08\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\r\n\x05\x66lush\x18\x04 \x01(\x08\"B\n\x14\x44\x65\x63odeStreamResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06starts\x18\x02 \x03(\r\x12\x0c\n\x04\x65nds\x18\x03 \x03(\r\"\x8e\x01\n\x15TrainTokenizerRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0especial_tokens\x18\x04 \x03(\t\x12\x15\n\rchat_template\x18\x05 \x01(\t\x12\x14\n\x0cresume_token\x18\x06 \x01(\t\"~\n\x16TrainTokenizerResponse\x12\x12\n\nbytes_read\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\x12%\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32\x13.plinth.v1.Artifact\x12\x14\n\x0cresume_token\x18\x04 \x01(\t2\xf8\x03\n\x10TokenizerService\x12=\n\x06\x45ncode\x12\x18.plinth.v1.EncodeRequest\x1a\x19.plinth.v1.EncodeResponse\x12=\n\x06\x44\x65\x63ode\x12\x18.plinth.v1.DecodeRequest\x1a\x19.plinth.v1.DecodeResponse\x12^\n\x11\x41pplyChatTemplate\x12#.plinth.v1.ApplyChatTemplateRequest\x1a$.plinth.v1.ApplyChatTemplateResponse\x12\x61\n\x12\x41pplyChatTemplates\x12$.plinth.v1.ApplyChatTemplatesRequest\x1a%.plinth.v1.ApplyChatTemplatesResponse\x12S\n\x0c\x44\x65\x63odeStream\x12\x1e.plinth.v1.DecodeStreamRequest\x1a\x1f.plinth.v1.DecodeStreamResponse(\x01\x30\x01\x12N\n\x05Train\x12 .plinth.v1.TrainTokenizerRequest\x1a!.plinth.v1.TrainTokenizerResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,33 +33,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plinth.v1.tokenizer_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENCODEREQUEST']._serialized_start=64
-  _globals['_ENCODEREQUEST']._serialized_end=153
-  _globals['_TOKENIDS']._serialized_start=155
-  _globals['_TOKENIDS']._serialized_end=178
-  _globals['_ENCODERESPONSE']._serialized_start=180
-  _globals['_ENCODERESPONSE']._serialized_end=260
-  _globals['_DECODEREQUEST']._serialized_start=262
-  _globals['_DECODEREQUEST']._serialized_end=367
-  _globals['_DECODERESPONSE']._serialized_start=369
-  _globals['_DECODERESPONSE']._serialized_end=413
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=415
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=529
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=531
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=609
-  _globals['_CONVERSATION']._serialized_start=611
-  _globals['_CONVERSATION']._serialized_end=698
-  _globals['_APPLYCHATTEMPLATESREQUEST']._serialized_start=700
-  _globals['_APPLYCHATTEMPLATESREQUEST']._serialized_end=790
-  _globals['_APPLYCHATTEMPLATESRESPONSE']._serialized_start=792
-  _globals['_APPLYCHATTEMPLATESRESPONSE']._serialized_end=860
-  _globals['_DECODESTREAMREQUEST']._serialized_start=862
-  _globals['_DECODESTREAMREQUEST']._serialized_end=948
-  _globals['_DECODESTREAMRESPONSE']._serialized_start=950
-  _globals['_DECODESTREAMRESPONSE']._serialized_end=1016
-  _globals['_TRAINTOKENIZERREQUEST']._serialized_start=1019
-  _globals['_TRAINTOKENIZERREQUEST']._serialized_end=1161
-  _globals['_TRAINTOKENIZERRESPONSE']._serialized_start=1163
-  _globals['_TRAINTOKENIZERRESPONSE']._serialized_end=1289
-  _globals['_TOKENIZERSERVICE']._serialized_start=1292
-  _globals['_TOKENIZERSERVICE']._serialized_end=1796
+  _globals['_ENCODEREQUEST']._serialized_end=170
+  _globals['_TOKENIDS']._serialized_start=172
+  _globals['_TOKENIDS']._serialized_end=210
+  _globals['_ENCODERESPONSE']._serialized_start=212
+  _globals['_ENCODERESPONSE']._serialized_end=309
+  _globals['_DECODEREQUEST']._serialized_start=311
+  _globals['_DECODEREQUEST']._serialized_end=416
+  _globals['_DECODERESPONSE']._serialized_start=418
+  _globals['_DECODERESPONSE']._serialized_end=462
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=465
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=618
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=620
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=713
+  _globals['_CONVERSATION']._serialized_start=715
+  _globals['_CONVERSATION']._serialized_end=802
+  _globals['_APPLYCHATTEMPLATESREQUEST']._serialized_start=804
+  _globals['_APPLYCHATTEMPLATESREQUEST']._serialized_end=894
+  _globals['_APPLYCHATTEMPLATESRESPONSE']._serialized_start=896
+  _globals['_APPLYCHATTEMPLATESRESPONSE']._serialized_end=964
+  _globals['_DECODESTREAMREQUEST']._serialized_start=966
+  _globals['_DECODESTREAMREQUEST']._serialized_end=1052
+  _globals['_DECODESTREAMRESPONSE']._serialized_start=1054
+  _globals['_DECODESTREAMRESPONSE']._serialized_end=1120
+  _globals['_TRAINTOKENIZERREQUEST']._serialized_start=1123
+  _globals['_TRAINTOKENIZERREQUEST']._serialized_end=1265
+  _globals['_TRAINTOKENIZERRESPONSE']._serialized_start=1267
+  _globals['_TRAINTOKENIZERRESPONSE']._serialized_end=1393
+  _globals['_TOKENIZERSERVICE']._serialized_start=1396
+  _globals['_TOKENIZERSERVICE']._serialized_end=1900
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,7 @@ class EncodeRequest(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     PARSE_SPECIAL_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_FIELD_NUMBER: _builtins.int
+    MAX_IDS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Artifact reference of a model or a tokenizer."""
     parse_special: _builtins.bool
@@ -37,6 +38,10 @@ class EncodeRequest(_message.Message):
     """Add what the tokenizer adds by itself (such as a beginning-of-sequence id). Where parse_special
     finds that a text begins with it, it is not added again.
     """
+    max_ids: _builtins.int
+    """Where a text has more ids than this, they are left out of the answer, which has their number.
+    0: they never are.
+    """
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -46,10 +51,11 @@ class EncodeRequest(_message.Message):
         texts: _abc.Iterable[_builtins.str] | None = ...,
         parse_special: _builtins.bool = ...,
         add_special: _builtins.bool = ...,
+        max_ids: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_special", b"add_special", "model", b"model", "parse_special", b"parse_special", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_special", b"add_special", "max_ids", b"max_ids", "model", b"model", "parse_special", b"parse_special", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -60,16 +66,20 @@ class TokenIds(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """In an EncodeResponse: how many ids there are."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
         ids: _abc.Iterable[_builtins.int] | None = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "ids", b"ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -81,6 +91,7 @@ class EncodeResponse(_message.Message):
 
     SEQUENCES_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    SPECIAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]: ...
     @_builtins.property
@@ -89,15 +100,20 @@ class EncodeResponse(_message.Message):
         model's chat template, beside its own end-of-sequence ids. Empty otherwise.
         """
 
+    @_builtins.property
+    def special(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """For each text, whether parse_special finds one in it."""
+
     def __init__(
         self,
         *,
         sequences: _abc.Iterable[Global___TokenIds] | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        special: _abc.Iterable[_builtins.bool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequences", b"sequences", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequences", b"sequences", "special", b"special", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -168,9 +184,17 @@ class ApplyChatTemplateRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
+    MAX_IDS_FIELD_NUMBER: _builtins.int
+    WITHOUT_TEXT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     add_generation_prompt: _builtins.bool
     """Open the assistant's turn at the end."""
+    max_ids: _builtins.int
+    """Where there are more ids than this, they are left out of the answer, which has their number.
+    0: they never are.
+    """
+    without_text: _builtins.bool
+    """Leave the text out of the answer."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ChatMessage]: ...
     def __init__(
@@ -179,10 +203,12 @@ class ApplyChatTemplateRequest(_message.Message):
         model: _builtins.str = ...,
         messages: _abc.Iterable[_common_pb2.ChatMessage] | None = ...,
         add_generation_prompt: _builtins.bool = ...,
+        max_ids: _builtins.int = ...,
+        without_text: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_generation_prompt", b"add_generation_prompt", "messages", b"messages", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_generation_prompt", b"add_generation_prompt", "max_ids", b"max_ids", "messages", b"messages", "model", b"model", "without_text", b"without_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,8 +221,11 @@ class ApplyChatTemplateResponse(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The rendered prompt, for people to read."""
+    count: _builtins.int
+    """How many ids there are."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -209,10 +238,11 @@ class ApplyChatTemplateResponse(_message.Message):
         ids: _abc.Iterable[_builtins.int] | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text: _builtins.str = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "stop_token_ids", b"stop_token_ids", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "ids", b"ids", "stop_token_ids", b"stop_token_ids", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

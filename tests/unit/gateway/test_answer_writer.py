@@ -58,7 +58,7 @@ class Tokenizers:
     def DecodeStream(self) -> Call:
         return Call(self._life)
 
-    async def patiently(
+    async def with_retries(
         self, _who: Principal, work: Callable[[Any], Awaitable[Any]], _s: float
     ) -> Any:
         return await work(self)

@@ -41,9 +41,9 @@ async def test_a_large_body_is_parsed_beside_the_loop(
     threads = []
     loads = bounded_json.loads
 
-    def record(text: str) -> Any:
+    def record(raw: bytearray) -> Any:
         threads.append(threading.current_thread())
-        return loads(text)
+        return loads(raw)
 
     monkeypatch.setattr(bounded_json, "loads", record)
     raw = json.dumps({"text": "x" * size}).encode()

@@ -11,10 +11,12 @@ import pytest
 
 from patience import PATIENCE_S
 from plinth.gateway import limits, metrics, sse
+from plinth.gateway.answer_scores import LOWEST_LOGPROB
 from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.catalogue import Catalogue, ServedModel, served
 from plinth.gateway.generation import merged
-from plinth.gateway.rendering import LOWEST_LOGPROB, _finite, finish_word
+from plinth.gateway.logprobs import finite
+from plinth.gateway.rendering import finish_word
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.registry import Replica
 from plinth.v1 import common_pb2
@@ -107,7 +109,7 @@ def test_an_event_is_one_line_however_a_reader_splits_lines() -> None:
 
 
 def test_logprobs_are_json_numbers() -> None:
-    assert _finite(float("-inf")) == LOWEST_LOGPROB
+    assert finite(float("-inf")) == LOWEST_LOGPROB
     assert finish_word(common_pb2.FINISH_REASON_STOP) == "stop"
     assert finish_word(common_pb2.FINISH_REASON_LENGTH) == "length"
     assert finish_word(common_pb2.FINISH_REASON_UNSPECIFIED) is None
@@ -146,7 +148,7 @@ def test_sampling_that_is_not_a_number() -> None:
 
 def test_a_request_that_shards_died_under_falls_back_on_no_other_revision() -> None:
     from plinth.gateway.revisions import falls_back
-    from plinth.gateway.search import SHARDS_DIED
+    from plinth.gateway.retry_budget import SHARDS_DIED
     from plinth.shared.errors import Internal, InvalidArgument
 
     assert not falls_back(Internal("two shards died", reason=SHARDS_DIED))

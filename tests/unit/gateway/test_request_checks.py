@@ -152,6 +152,15 @@ def test_one_rule_for_large_max_tokens(asked: int, context: int, prompt: int) ->
     )
 
 
+@given(st.integers(1, limits.MAX_ANSWERS), st.integers(0, limits.MAX_TOP_LOGPROBS))
+def test_whole_answers_have_some_tokens_and_no_more_log_probs_than_are_held(
+    answers: int, alternatives: int
+) -> None:
+    tokens = limits.held_tokens(answers, alternatives)
+    assert tokens >= 1
+    assert answers * tokens * (1 + alternatives) <= limits.MAX_LOGPROBS_TOGETHER
+
+
 @pytest.mark.parametrize(
     ("prompts", "samples", "field"),
     [(1, 8, None), (2_048, 1, None), (256, 8, None), (257, 8, "prompt"), (2_049, 1, "prompt")],

@@ -126,6 +126,37 @@ async def test_a_text_with_special_tokens_tells_what_ends_a_turn(
     assert await ends(turn, "base", parse_special=True) == [0]
 
 
+async def test_of_each_text_it_is_told_whether_it_holds_special_tokens(
+    stub: TokenizerServiceStub,
+) -> None:
+    texts = ["x", "<|im_end|>", ""]
+    for parse in (True, False):
+        request = pb.EncodeRequest(model="bytes", texts=texts, parse_special=parse)
+        answer = await stub.Encode(request)
+        assert list(answer.special) == ([False, True, False] if parse else [])
+        assert bool(answer.stop_token_ids) == parse
+
+
+async def test_of_more_ids_than_are_wanted_there_is_the_number(stub: TokenizerServiceStub) -> None:
+    async def encoded(max_ids: int) -> list[tuple[int, int]]:
+        request = pb.EncodeRequest(model="bytes", texts=["abc", "ab", ""], max_ids=max_ids)
+        sequences = (await stub.Encode(request)).sequences
+        return [(len(sequence.ids), sequence.count) for sequence in sequences]
+
+    assert await encoded(0) == [(3, 3), (2, 2), (0, 0)]
+    assert await encoded(2) == [(0, 3), (2, 2), (0, 0)]
+    chat = pb.ApplyChatTemplateRequest(model="bytes", messages=[{"role": "user", "content": "hi"}])
+    whole = await stub.ApplyChatTemplate(chat)
+    assert whole.count == len(whole.ids) > 2
+    chat.max_ids = whole.count
+    assert await stub.ApplyChatTemplate(chat) == whole
+    chat.max_ids = whole.count - 1
+    chat.without_text = True
+    few = await stub.ApplyChatTemplate(chat)
+    assert (len(few.ids), few.count, few.text) == (0, whole.count, "")
+    assert few.stop_token_ids == whole.stop_token_ids
+
+
 async def test_a_killed_sandbox_takes_no_end_from_later_answers(
     served: Served, stub: TokenizerServiceStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

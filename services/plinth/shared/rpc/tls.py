@@ -77,9 +77,13 @@ def server_credentials(tls: TlsSettings | ServerTlsSettings, stage: str) -> grpc
         try:
             if (now := stamp(tls)) == seen:
                 return None
-            seen = now
+            before, seen = seen, now
             check(tls, name)
-            return _configuration(tls)
+            configuration = _configuration(tls)
+            if stamp(tls) != now:  # it may be of two pairs: read again at the next connection
+                seen = before
+                return None
+            return configuration
         except (FailedPrecondition, OSError) as error:
             _log.error("the renewed certificate is not taken", error=str(error))
             return None

@@ -23,7 +23,7 @@ POLL_S = 0.2
 T = TypeVar("T")
 
 
-async def patiently(
+async def with_retries(
     clients: StageClients,
     stage: str,
     work: Callable[[grpc.aio.Channel], Awaitable[T]],

@@ -27,7 +27,7 @@ SHARDS_DIED = "SHARDS_DIED"  # the reason of the error
 _log = get_logger("plinth.gateway")
 
 
-class Search:
+class RetryBudget:
     """How much more is tried for one answer: patience, deadline, bounded losses."""
 
     def __init__(
@@ -39,7 +39,8 @@ class Search:
         deaths: set[str],
     ) -> None:
         """request_id: what an operator is told. deaths: shards that died under the client's
-        request, whichever of its answers they made. The times are `Shards`' and `Order`'s."""
+        request, whichever of its answers they made. The times are `Shards`' and
+        `SampleRequest`'s."""
         self._request_id = request_id
         self._deaths = deaths
         self._patience_s = patience_s
