@@ -61,7 +61,7 @@ $(BUCKETS_STAMP): $(BUCKETS_LOCK) $(STAMP)
 # environment each. With a browser, which pip has not: apt-get install chromium.
 clients: setup $(CLIENTS_STAMPS) ## The PyPI clients that the slow tests try, into .venv/clients (6 GB)
 
-$(VENV)/clients/%/.installed: tests/clients/%.lock $(STAMP)
+$(VENV)/clients/%/.installed: tests/clients/%.lock | $(STAMP)
 	@echo "plinth: installing the client environment $*"
 	@$(BIN)/python -m venv $(VENV)/clients/$*
 	@$(VENV)/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<

@@ -20,6 +20,12 @@ $DOCKER version --format '{{.Server.Version}}' >/dev/null || {
   echo "plinth: no Docker engine answers; start one, or name its socket with DOCKER_HOST" >&2
   exit 1
 }
+# Since 23 a client builds by its plugin, which some packages leave out; it says so when asked.
+$DOCKER build --help >/dev/null 2>&1 || {
+  echo "plinth: $(command -v "$DOCKER") can't build with BuildKit: install its buildx plugin, or" \
+    "name a client that can with DOCKER=" >&2
+  exit 1
+}
 targets=("$@")
 [ $# -gt 0 ] || targets=(gateway cpu redis)
 

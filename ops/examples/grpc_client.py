@@ -1,4 +1,4 @@
-"""Chats through the gRPC door: python grpc_client.py HOST:PORT KEY MODEL QUESTION"""
+"""Chats by gRPC: python grpc_client.py HOST:PORT KEY MODEL QUESTION"""
 
 import sys
 
@@ -6,6 +6,8 @@ import grpc
 
 from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 address, key, model, question = sys.argv[1:]
 with grpc.insecure_channel(address) as channel:
     stub = gateway_pb2_grpc.GatewayServiceStub(channel)

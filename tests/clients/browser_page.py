@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,15 @@ with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         ],
         stderr=subprocess.DEVNULL,
     )
+    seen = None
     try:
-        seen = reports.get(timeout=90)
+        while seen is None:
+            assert browser.poll() is None, f"the browser ended by {browser.returncode}"
+            with suppress(queue.Empty):
+                seen = reports.get(timeout=1)
     finally:
         browser.terminate()
-        browser.wait(timeout=30)
+        browser.wait()
         server.shutdown()
 assert "error" not in seen, seen
 assert seen["shown"].split("\n")[0] == PARIS and seen["shown"].count(PARIS) == 2, seen

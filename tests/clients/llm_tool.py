@@ -22,7 +22,6 @@ def llm(*arguments: str, piped: str = "") -> str:
         capture_output=True,
         check=False,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

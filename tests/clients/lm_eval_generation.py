@@ -33,7 +33,6 @@ for model, endpoint, further, options in (
             capture_output=True,
             check=False,
             text=True,
-            timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         (report,) = Path(folder).glob("**/results_*.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,7 +35,8 @@ from real_stack import RealStack, until
 
 pytestmark = pytest.mark.slow
 
-CLIENT = Path(__file__).parents[2] / "ops" / "examples" / "grpc_client.py"
+ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "ops" / "examples" / "grpc_client.py"
 CAPITAL = "What is the capital of France?"
 
 
@@ -59,6 +61,24 @@ def test_twenty_lines_of_grpc_say_what_the_openai_client_says(real: RealStack) -
     said = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
     assert said == "The capital of France is Paris."
     assert asked.stdout == said + "\n"
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(real: RealStack) -> None:
+    """Its blocks one after another, but for the port and the folder of this stack; no warning."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    program = "\n".join(blocks).replace("http://127.0.0.1:8080", real.rest)
+    program = program.replace('".plinth/', f'"{real.stack.settings.data_dir}/')
+    done = subprocess.run(
+        [sys.executable, "-W", "default::ResourceWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.startswith("Hello")
 
 
 async def test_a_completion_that_writes_its_turns_says_what_the_chat_says(real: RealStack) -> None:

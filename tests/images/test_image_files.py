@@ -127,6 +127,27 @@ def test_a_script_parses(script: str):
     subprocess.run(["sh", "-n", DOCKER / script], check=True)
 
 
+def test_a_client_without_buildkit_is_told_before_a_base_is_made(tmp_path: Path):
+    client = tmp_path / "docker"
+    client.write_text(
+        '#!/bin/sh\ncase "$1" in\n'
+        "version) echo 28.2.2 ;;\n"
+        'build) echo "ERROR: the buildx component is missing" >&2; exit 1 ;;\n'
+        "*) echo asked for $1 >&2; exit 99 ;;\nesac\n"
+    )
+    client.chmod(0o755)
+    done = subprocess.run(
+        ["bash", DOCKER / "images.sh"],
+        env={**os.environ, "DOCKER": str(client), "MIRROR": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "buildx" in done.stderr and str(client) in done.stderr and "DOCKER=" in done.stderr
+    assert "asked for" not in done.stderr and not done.stdout
+
+
 @pytest.mark.parametrize("script", ["images.sh", "base.sh"])
 def test_a_bash_script_parses(script: str):
     subprocess.run(["bash", "-n", DOCKER / script], check=True)

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -84,6 +86,7 @@ def introduce(stack: Stack, console: Console, began: float) -> str:
     """Says what is served and how to reach it; the model's name. The key is shown by where it
     lies, never itself."""
     from plinth.cli.chat import open_client
+    from plinth.cli.stack import program
     from plinth.shared.errors import Unavailable
 
     client = open_client(stack.settings, None)
@@ -95,7 +98,7 @@ def introduce(stack: Stack, console: Console, began: float) -> str:
     model = next((name for name in served if "smollm2" in name), served[0])
     seconds = time.monotonic() - began
     usual = stack.settings.data_dir == Path(".plinth").absolute()
-    chat = "plinth chat" if usual else f"plinth chat --data {_shown(stack)}"
+    chat = f"{program()} chat" + ("" if usual else f" --data {_shown(stack)}")
     console.print(f"\n[bold green]{model}[/] is served after {seconds:.0f} s", highlight=False)
     for name, text in (("URL", f"{url(stack)}/v1"), ("curl", curl(stack, model)), ("chat", chat)):
         console.print(f"  {name:<6}", text, markup=False, highlight=False, soft_wrap=True)
@@ -109,12 +112,13 @@ def url(stack: Stack) -> str:
 
 
 def curl(stack: Stack, model: str) -> str:
-    """A line to paste into a shell."""
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'
+    """A line to paste into a shell; greedy, so that it says what was said on the screen."""
+    messages = [{"role": "user", "content": QUESTION}]
+    body = json.dumps({"model": model, "messages": messages, "temperature": 0})
     parts = [f"curl {url(stack)}/v1/chat/completions"]
     if stack.settings.gateway.auth == "keys":
         parts.append(f'-H "Authorization: Bearer $(cat {_secrets(stack)}/api-key)"')
-    return " ".join([*parts, "-H 'Content-Type: application/json'", f"-d '{body}'"])
+    return " ".join([*parts, "-H 'Content-Type: application/json'", f"-d {shlex.quote(body)}"])
 
 
 def _ask(stack: Stack, console: Console, model: str, began: float) -> None:

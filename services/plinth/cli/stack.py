@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -33,6 +36,11 @@ def load(data: Path | None) -> Settings:
     from plinth.shared.settings import load_settings
 
     return load_settings(data_dir=data) if data is not None else load_settings()
+
+
+def program() -> str:
+    """What a shell here calls this command: its name where the PATH has it, else its file."""
+    return "plinth" if shutil.which("plinth") else os.path.relpath(sys.argv[0])
 
 
 def up(
@@ -240,8 +248,9 @@ def _greet(stack: Stack, console: Console, seconds: float, detached: bool) -> No
     key = stack.settings.first_key_file
     if key.exists():
         console.print(f"  key     {key}", highlight=False, soft_wrap=True)
-    console.print("  try     plinth chat    plinth status    plinth logs -f", highlight=False)
-    stop = "plinth down" if detached else "Ctrl-C"
+    ours = program()
+    console.print(f"  try     {ours} chat    {ours} status    {ours} logs -f", highlight=False)
+    stop = f"{ours} down" if detached else "Ctrl-C"
     console.print(f"  stop    {stop}", highlight=False)
 
 

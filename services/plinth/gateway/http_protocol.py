@@ -73,6 +73,8 @@ class HttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: tuple[int, str, str] | None = None  # status, code, message
         self._refused = False
+        # uvicorn's `cycle` is the newest that was read; requests before it may not be answered yet.
+        self._answering: RequestResponseCycle | None = None
         self._in_head = self._in_body = False
         self._held = 0  # bytes read since a head, or a piece of a body, was complete
         self._header_count = 0
@@ -92,8 +94,7 @@ class HttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._disarm()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
-        for cycle, _app in self.pipeline:
-            cycle.disconnected = True
+        self._give_up_answers()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _read_buffer
@@ -168,7 +169,15 @@ class HttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if cycle.scope["http_version"] == "1.0":
             app = _ends_by_closing(app, cycle)
+        self._answering = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _give_up_answers(self) -> None:
+        """Tells who makes an answer that nobody gets it; those behind it are not begun."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        self.pipeline.clear()
 
     def _is_waiting(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -201,9 +210,7 @@ class HttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._unset_keepalive_if_required()
         if not running or not (self.cycle.response_started or self.pipeline):
             self.transport.write(_refusal(status, code, message))
-        if running:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        self._give_up_answers()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
