@@ -18,8 +18,7 @@ from plinth.gateway.api_keys import REFRESH_S
 from plinth.gateway.keyring import Keyring
 from plinth.shared.errors import DataLoss, PlinthError, Unauthenticated
 from plinth.shared.rpc.auth import Metadata
-from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
-from plinth.shared.rpc.interceptors import metadata_of
+from plinth.shared.rpc.handlers import Context, Continuation, Handler, metadata_of, wrap
 from plinth.shared.rpc.status import fail
 from plinth.shared.tasks import cancel_and_wait
 
