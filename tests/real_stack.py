@@ -1,4 +1,4 @@
-"""The platform as a user has it: real stages, the real model, both doors, and ways to hurt it."""
+"""The platform as a user has it: real stages, the real model, both APIs, and ways to hurt it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class RealStack:
     def down(self) -> None:
         self.stack.down()
 
-    # -- its doors --------------------------------------------------------------------------
+    # -- its APIs ---------------------------------------------------------------------------
 
     @property
     def rest(self) -> str:

@@ -47,13 +47,13 @@ CLIENTS = (
         red_below=1,
     ),
     Panel(
-        "Requests by door and path",
+        "Requests by API and path",
         "reqps",
-        "The shape of the day. A step down without a step in errors: clients can't reach the door.",
+        "The shape of the day. A step down without one in errors: clients can't reach the gateway.",
         (
             Query(
-                f"sum by (door, path) (rate(plinth_requests_total{{{_ASKED}}}[{_RATE}]))",
-                "{{door}} {{path}}",
+                f"sum by (api, path) (rate(plinth_requests_total{{{_ASKED}}}[{_RATE}]))",
+                "{{api}} {{path}}",
             ),
         ),
         width=12,

@@ -20,6 +20,6 @@ def answered(base: str) -> Counter[tuple[str, str]]:
     counts: Counter[tuple[str, str]] = Counter()
     for line in _LINE.finditer(text):
         labels = dict(_LABEL.findall(line["labels"]))
-        if labels["door"] == "rest" and labels["path"] not in _PROBES:
+        if labels["api"] == "rest" and labels["path"] not in _PROBES:
             counts[labels["path"], labels["code"]] += int(float(line["count"]))
     return counts

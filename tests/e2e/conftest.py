@@ -11,7 +11,7 @@ from real_stack import RealStack
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
-    """SmolLM2 on two shards, behind both doors."""
+    """SmolLM2 on two shards, behind both APIs."""
     stack = RealStack.up(tmp_path_factory.mktemp("real"), shards=2)
     yield stack
     stack.down()

@@ -142,7 +142,7 @@ async def test_connections_are_counted_whatever_becomes_of_them() -> None:
 async def test_what_is_no_http_is_counted_and_fills_no_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    labels = {"door": "rest", "path": "other", "code": "400", "tenant": ""}
+    labels = {"api": "rest", "path": "other", "code": "400", "tenant": ""}
 
     def counted() -> float:
         return REGISTRY.get_sample_value("plinth_requests_total", labels) or 0.0

@@ -67,14 +67,14 @@ async def http(gateway: Stack) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def counted(door: str, path: str) -> dict[str, float]:
+def counted(api: str, path: str) -> dict[str, float]:
     """Requests so far, by code."""
     found: dict[str, float] = {}
     for metric in REGISTRY.collect():
         for sample in metric.samples:
             labels = sample.labels
-            if sample.name == "plinth_requests_total" and (labels["door"], labels["path"]) == (
-                door,
+            if sample.name == "plinth_requests_total" and (labels["api"], labels["path"]) == (
+                api,
                 path,
             ):
                 found[labels["code"]] = found.get(labels["code"], 0) + sample.value

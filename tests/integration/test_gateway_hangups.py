@@ -1,4 +1,4 @@
-"""Clients that hang up at random moments, at both doors, leave nothing behind: no slot, no token of
+"""Clients that hang up at random moments, at both APIs, leave nothing behind: no slot, no token of
 quota, no task, no file descriptor, no memory."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def rest(stack: Stack, hang_up_s: float) -> None:
 
 
 async def rpc(stack: Stack, channel: grpc.aio.Channel, hang_up_s: float) -> None:
-    """The same at the gRPC door."""
+    """The same at the gRPC API."""
     call = gateway_pb2_grpc.GatewayServiceStub(channel).Chat(
         gateway_pb2.ChatRequest(
             model="chat",
@@ -75,7 +75,7 @@ async def rpc(stack: Stack, channel: grpc.aio.Channel, hang_up_s: float) -> None
 
 
 async def hang_up(stack: Stack, count: int, at_once: int, seed: int) -> None:
-    """So many streams, half of them at each door, hung up from before they begin to their end."""
+    """So many streams, half of them at each API, hung up from before they begin to their end."""
     rng = random.Random(seed)
     turns = asyncio.Semaphore(at_once)
     async with grpc.aio.insecure_channel(stack.grpc_address) as channel:

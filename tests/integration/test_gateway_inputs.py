@@ -289,7 +289,7 @@ async def test_metrics_have_the_names_of_the_field(http: httpx.AsyncClient) -> N
         'plinth_request_ttft_seconds_count{model="chat"}',
         'plinth_request_itl_seconds_count{model="chat"}',
         'plinth_tokens_total{kind="completion",model="chat",tenant="default"}',
-        'plinth_requests_total{code="200",door="rest",path="/v1/chat/completions"',
+        'plinth_requests_total{code="200",api="rest",path="/v1/chat/completions"',
     ):
         assert name in page
 

@@ -1,4 +1,4 @@
-"""Quotas at both doors: who is refused, what is paid for when, and what is nobody's fault."""
+"""Quotas at both APIs: who is refused, what is paid for when, and what is nobody's fault."""
 
 from __future__ import annotations
 

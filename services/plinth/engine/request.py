@@ -142,7 +142,7 @@ Event = TokensEvent | ScoresEvent | FailedEvent
 
 
 def validate(request: Request, *, vocab_size: int, limit: int) -> None:
-    """The one check in front of the engine, for every door. Raises InvalidArgument.
+    """The one check in front of the engine, for every caller. Raises InvalidArgument.
 
     `limit` is the most positions a sequence may take: the context, or the whole cache.
     """

@@ -1,6 +1,6 @@
-"""`python -m plinth.gateway`: both doors in one event loop until SIGTERM or SIGINT.
+"""`python -m plinth.gateway`: both APIs in one event loop until SIGTERM or SIGINT.
 
-Draining: the gRPC door says NOT_SERVING and both stop taking requests, running answers get
+Draining: the gRPC API says NOT_SERVING and both stop taking requests, running answers get
 settings.gateway.drain_s, then what is left is cancelled.
 """
 
@@ -30,15 +30,15 @@ async def serve(settings: Settings, stop: asyncio.Event, *, alone: bool = False)
     """Both APIs, until `stop` is set and they have drained. alone: in a process of its own."""
     core = GatewayCore(settings)
     vital_signs.watch(settings, settings.gateway.tls.certificate)
-    grpc_door = build_server(core)
+    grpc_server = build_server(core)
     gateway = settings.gateway
     sock = listen(gateway.host, gateway.port, gateway.slow_client_s)
     rest = HttpServer(build_app(core), gateway)
     try:
         await core.open()
-        grpc_port = await grpc_door.start()
+        grpc_port = await grpc_server.start()
         serving = asyncio.create_task(rest.serve(sockets=[sock]))
-        watching = asyncio.create_task(_watch_ready(core, grpc_door.set_ready))
+        watching = asyncio.create_task(_watch_ready(core, grpc_server.set_ready))
         renewing = asyncio.create_task(rest.keep_certificate())
         trimming = asyncio.create_task(memory.give_back())
         stopping = asyncio.create_task(stop.wait())
@@ -54,7 +54,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, alone: bool = False)
         renewing.cancel()
         trimming.cancel()
         rest.should_exit = True
-        await asyncio.gather(serving, grpc_door.stop(gateway.drain_s))
+        await asyncio.gather(serving, grpc_server.stop(gateway.drain_s))
         await cancel_and_wait(watching, stopping, renewing, trimming)
     finally:
         sock.close()
@@ -62,7 +62,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, alone: bool = False)
 
 
 async def _watch_ready(core: GatewayCore, tell: object) -> None:
-    """The gRPC door's health, and what Prometheus is told, follow what /readyz says."""
+    """The gRPC API's health, and what Prometheus is told, follow what /readyz says."""
     assert callable(tell)
     while True:
         try:
@@ -90,7 +90,7 @@ def main() -> None:
     try:
         settings = load_settings()
         configure_logging(settings, "gateway")
-        tracing.start(settings, "gateway", door=True)
+        tracing.start(settings, "gateway", public=True)
         asyncio.run(_run(settings))
         tracing.stop()
     except PlinthError as error:

@@ -36,7 +36,7 @@ MAX_REPLACED = 4  # revisions that may go before one request's first token
 
 
 class GatewayCore:
-    """Everything that the doors share. One per process."""
+    """Everything that both APIs share. One per process."""
 
     def __init__(self, settings: Settings) -> None:
         if settings.redis_url is None:

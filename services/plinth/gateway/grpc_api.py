@@ -1,4 +1,4 @@
-"""The gRPC door: GatewayService and the stages' services, with the REST door's keys and quotas.
+"""The gRPC API: GatewayService and the stages' services, with the REST API's keys and quotas.
 
 The key comes as `authorization: Bearer <key>` in the call's metadata. Health needs none.
 """
@@ -36,7 +36,7 @@ BESIDE_BYTES = 64 << 10  # names and parameters, next to a body of the full size
 
 
 def build_server(core: GatewayCore) -> GrpcServer:
-    """The front door's server; not started."""
+    """The gateway's gRPC server; not started."""
 
     def add(server: grpc.aio.Server) -> None:
         rpc.add_GatewayServiceServicer_to_server(GatewayServicer(core), server)

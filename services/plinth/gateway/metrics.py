@@ -8,7 +8,7 @@ MAX_TENANTS = 50
 _tenants: set[str] = set()
 
 REQUESTS = counter(
-    "requests_total", "Requests by door, path and code.", ["door", "path", "code", "tenant"]
+    "requests_total", "Requests by API, path and code.", ["api", "path", "code", "tenant"]
 )
 IGNORED_FIELDS = counter(
     "ignored_fields_total",

@@ -1,4 +1,4 @@
-"""The stages' own services behind the front door, passed through for keys with the right scopes.
+"""The stages' own services passed through the gateway for keys with the right scopes.
 
 A call is forwarded message by message, in the bytes that came, to a replica of its stage, with the
 key's principal; the stage's errors, deadline and cancellation pass through. A stream that can be

@@ -42,7 +42,7 @@ class ServerTlsSettings(Section):
 
 
 class GatewaySettings(Section):
-    """The front door. Ports of 0 take any free one."""
+    """The gateway. Ports of 0 take any free one."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
@@ -81,7 +81,7 @@ class GatewaySettings(Section):
     max_connections: int = Field(default=4096, ge=16)
     # An idle connection stays open for longer than clients' pools and balancers keep theirs.
     keep_alive_s: float = Field(default=75.0, ge=1)
-    request_deadline_s: float = Field(default=600.0, gt=0)  # of one answer, from door to last token
+    request_deadline_s: float = Field(default=600.0, gt=0)  # of one answer, up to its last token
     # How long a request that has no token yet waits for a living shard; and an answer that has
     # begun, for another one: longer than Ray takes to restart whole.
     patience_s: float = Field(default=30.0, ge=0)

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry across doors, stages and queues, once an OTLP endpoint is set.
+"""Traces by OpenTelemetry across the gateway, stages and queues, once an OTLP endpoint is set.
 
 A span is one call served or one queued item worked on. Its context travels as W3C `traceparent`:
 in the metadata of a call, and in a queue's item. Without an endpoint no exporter is imported, no
@@ -38,7 +38,7 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 class _Traced:
     """What a process has when it traces."""
 
-    def __init__(self, settings: Settings, component: str, *, door: bool) -> None:
+    def __init__(self, settings: Settings, component: str, *, public: bool) -> None:
         # Imported here, so that who doesn't trace doesn't pay for it.
         import requests  # noqa: PLC0415
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
@@ -64,7 +64,7 @@ class _Traced:
         # A client of the gateway may bring a trace, and doesn't decide whether we keep ours.
         sampler = (
             ParentBased(ours, remote_parent_sampled=ours, remote_parent_not_sampled=ours)
-            if door
+            if public
             else ParentBased(ours)
         )
         instance = f"{socket.gethostname()}:{os.getpid()}"
@@ -83,15 +83,15 @@ _traced: _Traced | None = None
 _inherited = ""
 
 
-def start(settings: Settings, component: str, *, door: bool = False) -> None:
+def start(settings: Settings, component: str, *, public: bool = False) -> None:
     """Spans of this process go to settings.telemetry.otlp_endpoint from now on, as those of the
     service `plinth-<component>`; without one nothing happens. Call it before servers are built.
 
-    door: callers are clients, whose wish to be sampled is not followed.
+    public: callers are clients, whose wish to be sampled is not followed.
     """
     global _traced  # noqa: PLW0603 - one exporter per process, like its one metrics listener
     if settings.telemetry.otlp_endpoint and _traced is None:
-        _traced = _Traced(settings, component, door=door)
+        _traced = _Traced(settings, component, public=public)
 
 
 def stop() -> None:
@@ -147,7 +147,7 @@ def _span(
             note("plinth.cancelled", True)
             raise
         except BaseException as error:
-            if kind != "server":  # a door knows better: by the status that it answers with
+            if kind != "server":  # the gateway knows better: by the status that it answers with
                 failed(type(error).__name__)
             raise
 

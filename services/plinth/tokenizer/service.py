@@ -1,4 +1,4 @@
-"""The tokenizer stage: text on one side of this door, ids on the other.
+"""The tokenizer stage: text on one side, ids on the other.
 
 Each call resolves its model, then works in a thread, so that no long text holds up another call.
 Chat templates run in the sandbox's process. Training publishes an artifact.

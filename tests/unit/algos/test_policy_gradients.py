@@ -92,7 +92,7 @@ def test_whitening_is_over_valid_tokens_of_the_whole_batch():
 
 
 @given(st.lists(st.floats(-5, 5), min_size=8, max_size=8))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_group_advantages(scores):
     array = np.array(scores).reshape(2, 4)
     centred = array - array.mean(1, keepdims=True)

@@ -111,9 +111,7 @@ def fill(client: redis.Redis, state: dict[str, Any]) -> None:
             client.xdel("stream", *ids[index : index + 1] or [b"0-1"])
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=STATE)
 def test_reading_and_writing_back_is_the_identity(
     client: redis.Redis, state: dict[str, Any]

@@ -27,7 +27,7 @@ from plinth.models.weights import load_decoder
 VOCAB, LENGTH = 4, 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(-400, 400), min_size=2, max_size=40, unique=True),
     st.sampled_from([0.3, 1.0, 1.7]),
@@ -134,7 +134,7 @@ def test_a_row_gets_the_same_bits_alone_and_in_a_crowd(vocabulary: int, temperat
         assert crowd[row].raw_logprob == pytest.approx(float(raw), abs=1e-5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(1, 400),
     st.integers(0, 2**64 - 1),

@@ -110,7 +110,7 @@ IDS = st.lists(st.integers(0, len(WORDS) - 1), min_size=1, max_size=24)
 CUTS = st.lists(st.integers(0, 40), max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(IDS, st.lists(st.sampled_from(STOPS), max_size=3), CUTS, CUTS, st.integers(1, 9))
 def test_the_same_tokens_make_the_same_answer_however_they_come(
     ids: list[int], stops: list[str], cuts: list[int], others: list[int], life: int

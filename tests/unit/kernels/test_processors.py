@@ -75,7 +75,7 @@ FLOATS = st.one_of(
 
 
 @pytest.mark.parametrize("instructions", HERE)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(a=FLOATS, b=FLOATS, c=FLOATS)
 def test_a_multiply_add_is_rounded_once(instructions: str, a: float, b: float, c: float) -> None:
     """c + a · b, subnormal and halfway results too."""

@@ -90,7 +90,6 @@ Step = st.tuples(st.sampled_from(STAGES), st.booleans(), st.sampled_from([0.0, 3
 @given(steps=st.lists(Step, min_size=1, max_size=8))
 @hypothesis_settings(
     max_examples=15,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 async def test_no_listing_ends_a_call_in_flight(

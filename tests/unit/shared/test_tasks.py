@@ -66,7 +66,7 @@ def _again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_AGAIN_S", 0.0001)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(NODES)
 def test_whoever_is_waited_for_has_waited_for_its_own(root: Node) -> None:
     async def main() -> None:

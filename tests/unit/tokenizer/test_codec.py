@@ -72,7 +72,7 @@ def beginning_with(folder: Path, token: str) -> Path:
     return folder
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.lists(st.sampled_from([*SPECIAL_TOKENS, "a", "<|", " ", "é"])).map("".join))
 def test_a_text_has_one_first_token_whoever_writes_it(beginning_folder: Path, text: str) -> None:
     codec = opened(beginning_folder)
@@ -212,13 +212,13 @@ def complete(data: bytes) -> str:
     return data[: len(data) - max(begun, default=0)].decode(errors="replace")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, 49151), max_size=40), st.booleans())
 def test_any_ids_stream_as_they_decode(ids: list[int], skip: bool) -> None:
     check_stream(smollm2(), raw(), ids, skip)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=60))
 def test_any_text_streams_without_half_a_character(text: str) -> None:
     codec = smollm2()
@@ -250,7 +250,7 @@ def test_bytes_come_back_and_emoji_come_whole(byte_folder: Path) -> None:
     assert (cut.add(surrogate), cut.flush()) == ("", "\ufffd\ufffd")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(
         st.one_of(
@@ -283,7 +283,7 @@ def test_an_answer_cut_anywhere_ends_before_the_half_character(
     assert codec.token_bytes(ids) == data
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=8), st.integers(0, 40))
 def test_byte_fallback_cut_anywhere_ends_before_the_half_character(
     sentencepiece_folder: Path, text: str, cut: int
@@ -296,7 +296,7 @@ def test_byte_fallback_cut_anywhere_ends_before_the_half_character(
     assert codec.decode(ids) == complete(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 258), max_size=30), st.booleans())
 def test_any_bytes_stream_as_they_decode(byte_folder: Path, ids: list[int], skip: bool) -> None:
     tokenizer = Tokenizer.from_file(str(byte_folder / "tokenizer.json"))
@@ -334,7 +334,7 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     ids=st.lists(st.one_of(st.integers(0, 265), st.integers(3 + 0x80, 258)), max_size=30),
     skip=st.booleans(),

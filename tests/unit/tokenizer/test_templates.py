@@ -42,7 +42,7 @@ conversations = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(conversations, st.booleans())
 def test_benign_conversations_give_transformers_ids(
     messages: list[dict[str, str]], prompt: bool
@@ -60,7 +60,7 @@ hostile = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(hostile, hostile)
 def test_hostile_contents_add_no_special_token(first: str, second: str) -> None:
     codec, _ = smollm2()

@@ -186,7 +186,7 @@ def test_the_ends_of_the_shapes_in_use(name: str) -> None:
     assert found == {*SHAPES[name].ends, *filter(None, [SHAPES[name].eos])}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(sorted(set(SHAPES) - {"no special token"})),
     st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=20).filter(

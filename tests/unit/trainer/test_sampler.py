@@ -8,7 +8,7 @@ from plinth.trainer.data.sampler import Sampler, Shuffle
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_epoch_is_a_permutation(n, seed, epoch):
     order = Shuffle(n, seed, epoch)(np.arange(n))
     assert sorted(order.tolist()) == list(range(n))
@@ -40,7 +40,7 @@ def test_positions_are_addressable():
 
 
 @given(st.lists(st.integers(1, 64), max_size=200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_packing_keeps_everything_and_overfills_nothing(lengths):
     bins = best_fit(enumerate(lengths), 64)
     assert sorted(item for b in bins for item in b) == list(range(len(lengths)))

@@ -1,7 +1,7 @@
 """What proves a caller: the cluster's token and, with it, a principal in call metadata.
 
 The token says that a stage or the gateway calls; only then is the principal that it names
-believed. Other doors (the gateway's, with API keys) bring an Authenticator of their own.
+believed. Other servers (the gateway's, with API keys) bring an Authenticator of their own.
 """
 
 from __future__ import annotations

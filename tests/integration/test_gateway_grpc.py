@@ -1,4 +1,4 @@
-"""The gRPC door, with the generated stubs and nothing else."""
+"""The gRPC API, with the generated stubs and nothing else."""
 
 from __future__ import annotations
 

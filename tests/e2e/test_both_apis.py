@@ -1,4 +1,4 @@
-"""Both doors of a real stack: the same answers with the same key; nothing but health without."""
+"""Both APIs of a real stack: the same answers with the same key; nothing but health without."""
 
 from __future__ import annotations
 
