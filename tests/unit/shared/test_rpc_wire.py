@@ -182,3 +182,12 @@ def test_an_error_says_where_and_how_many(
         check(message.SerializeToString(), message.DESCRIPTOR, bounds)
     assert caught.value.field == field
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize("before", [b"", b"\x0a"], ids=["key", "length"])
+def test_a_number_without_an_end_is_not_made(before: bytes) -> None:
+    """Of 2 MB: to add to it byte by byte would take minutes."""
+    data = before + b"\xff" * 2_000_000
+    assert within(data, gateway_pb2.ChatRequest)
+    with pytest.raises(DecodeError):
+        gateway_pb2.ChatRequest.FromString(data)

@@ -40,8 +40,8 @@ def check(data: bytes, kind: Descriptor, bounds: Bounds) -> None:
     left to the parser."""
     try:
         _Count(data, bounds).message(0, len(data), kind, "")
-    except IndexError:
-        return  # it ends within a varint
+    except (IndexError, OverflowError):
+        return  # it ends within a varint, or one is too long
 
 
 class _Count:
@@ -105,15 +105,17 @@ class _Count:
         return True
 
     def _varint(self, at: int) -> tuple[int, int]:
-        """(its value, where it ends)."""
+        """(its value, where it ends). OverflowError for one of more than 64 bits, which would be
+        a number of as many bytes as there are."""
         value = shift = 0
-        while True:
+        while shift < 70:
             byte = self._data[at]
             at += 1
             value |= (byte & 127) << shift
             if byte < 128:
                 return value, at
             shift += 7
+        raise OverflowError
 
 
 def _path(path: str, field: FieldDescriptor | None) -> str:
