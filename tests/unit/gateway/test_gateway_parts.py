@@ -147,8 +147,8 @@ def test_sampling_that_is_not_a_number() -> None:
 
 
 def test_a_request_that_shards_died_under_falls_back_on_no_other_revision() -> None:
-    from plinth.gateway.revisions import falls_back
     from plinth.gateway.retry_budget import SHARDS_DIED
+    from plinth.gateway.revisions import falls_back
     from plinth.shared.errors import Internal, InvalidArgument
 
     assert not falls_back(Internal("two shards died", reason=SHARDS_DIED))
