@@ -376,7 +376,7 @@ def test_what_cannot_be_streamed_or_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="only BPE"):
         Codec(folder)
     path.write_text(json.dumps({"model": {"type": "BPE", "vocab": 3}}))
-    with pytest.raises(InvalidArgument, match="model.vocab must be"):
+    with pytest.raises(InvalidArgument, match=r"model\.vocab must be"):
         Codec(folder)
 
 
