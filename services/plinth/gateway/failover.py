@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import cast
 
 import grpc
 
@@ -30,6 +32,7 @@ from plinth.shared.tasks import next_turn
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
+Message = inference_pb2.GenerateResponse
 POLL_S = 0.2  # for a shard to come (back)
 LARGE = 16_384  # ids
 
@@ -93,9 +96,7 @@ class Shards:
         # in a turn of the loop of its own.
         self._writing = asyncio.Lock()
 
-    async def tokens(
-        self, request: SampleRequest
-    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+    async def tokens(self, request: SampleRequest) -> AsyncGenerator[Message, None]:
         """Messages of the shards in order; the last one, and no other, has a finish reason.
 
         Closing the generator cancels the shard's call at once. Raises the shard's error where
@@ -127,15 +128,18 @@ class Shards:
             )
             behind = False
             try:
-                async for message in call:
-                    if message.finish_reason == _CANCELLED:
-                        behind = message.reader_behind
-                        break  # not by us: the shard drains, or waits for us no longer
-                    made.extend(token.id for token in message.tokens)
-                    budget.progress(len(message.tokens))
-                    yield message
-                    if message.finish_reason:
-                        return
+                # Closed, since a call and what reads it hold each other.
+                reading = cast("AsyncGenerator[Message, None]", call.__aiter__())
+                async with aclosing(reading) as messages:
+                    async for message in messages:
+                        if message.finish_reason == _CANCELLED:
+                            behind = message.reader_behind
+                            break  # not by us: the shard drains, or waits for us no longer
+                        made.extend(token.id for token in message.tokens)
+                        budget.progress(len(message.tokens))
+                        yield message
+                        if message.finish_reason:
+                            return
                 if not behind:
                     budget.lost(replica, Unavailable("the shard ended its stream early"))
             except grpc.aio.AioRpcError as error:
