@@ -177,14 +177,11 @@ async def test_a_thousand_streams_hung_up_three_hundred_at_once(
 ) -> None:
     """The gateway is a process of its own, whose memory and descriptors are looked at from here.
 
-    What was measured, over 12 rounds of a thousand: the first rounds raise the resident set
-    from 96 MB to some 120, since 300 streams at once need room that Python's and glibc's allocators
-    then keep in part-used pages; so they come before "before". From then on the objects that the
-    collector knows and Python's blocks were equal within 0.2 % after each round, threads too, and
-    yet the resident set was 117 to 135 MB by chance: free pieces within glibc's heaps, as much with
-    one arena as with eight. With those given back, as the gateway does, it rose by 0.4 % a round
-    where half of the streams are gRPC's, and not where all are REST's: gRPC's Cython layer frees no
-    C memory of a batch whose waiter is cancelled (260 bytes for a call that is hung up).
+    What was measured, over 12 rounds of a thousand: the first rounds raise the resident set from
+    96 MB to some 120, since 300 streams at once need room that Python's and glibc's allocators then
+    keep in part-used pages; so they come before "before". From then on the objects that the
+    collector knows and Python's blocks are as many after each round, threads too. What is free
+    within glibc's heaps, 10 to 15 MB by chance, the gateway gives back every few seconds.
     """
     from plinth.cluster.ports import free_port
 

@@ -10,16 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import os
 from collections.abc import Callable
-from pathlib import Path
-
-from plinth.shared.telemetry import get_logger
 
 PERIOD_S = 5.0
-_GROWN_BYTES = 2 << 20  # since memory was last given back: for less it isn't worth it
-_STATM = Path("/proc/self/statm")
-_log = get_logger("plinth.gateway")
 
 
 async def give_back() -> None:
@@ -28,29 +21,12 @@ async def give_back() -> None:
     trim = _malloc_trim()
     if trim is None:
         return
-    kept = 0
     while True:
-        kept = await asyncio.to_thread(_trimmed, trim, kept)
         await asyncio.sleep(PERIOD_S)
-
-
-def _trimmed(trim: Callable[[int], int], kept: int) -> int:
-    """The resident set in bytes, without free memory if it grew from `kept`."""
-    before = _resident_bytes()
-    if before < kept + _GROWN_BYTES:
-        return kept
-    trim(0)
-    after = _resident_bytes()
-    _log.debug("memory given back", bytes=before - after, resident_bytes=after)
-    return after
+        # Whether the resident set has grown doesn't say: what was in use the last time is not now.
+        await asyncio.to_thread(trim, 0)
 
 
 def _malloc_trim() -> Callable[[int], int] | None:
-    if not _STATM.exists():
-        return None
     found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return found
-
-
-def _resident_bytes() -> int:
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
