@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -190,10 +191,10 @@ async def test_more_tokens_than_the_context_leaves_are_cut(
 
 
 async def test_too_many_tokens_together(http: httpx.AsyncClient, gateway: Stack) -> None:
-    await gateway_with_long_context(gateway)
-    answer = await http.post(
-        "/v1/chat/completions", json={**OK, "model": "long", "n": 8, "max_tokens": 100_000}
-    )
+    async with long_context(gateway):
+        answer = await http.post(
+            "/v1/chat/completions", json={**OK, "model": "long", "n": 8, "max_tokens": 100_000}
+        )
     assert answer.json()["error"]["code"] == "too_many_tokens"
 
 
@@ -201,30 +202,35 @@ async def test_a_whole_answer_is_cut_to_the_log_probs_that_are_held(
     http: httpx.AsyncClient, gateway: Stack
 ) -> None:
     """A stream isn't, nor what shows no log-probs."""
-    await gateway_with_long_context(gateway)
     body = {**OK, "model": "long", "max_tokens": 100_000, "n": 2}
     shown = {"logprobs": True, "top_logprobs": 20}
     gateway.shard.end_after = 2
-    for more in ({**shown}, {**shown, "stream": True}, {}):
-        gateway.shard.requests.clear()
-        answer = await http.post("/v1/chat/completions", json={**body, **more})
-        assert answer.status_code == 200
-        cut = bool(more) and not more.get("stream")
-        most = {request.sampling.max_tokens for request in gateway.shard.requests}
-        assert most == {262_144 // 21 // 2 if cut else 100_000}
+    async with long_context(gateway):
+        for more in ({**shown}, {**shown, "stream": True}, {}):
+            gateway.shard.requests.clear()
+            answer = await http.post("/v1/chat/completions", json={**body, **more})
+            assert answer.status_code == 200
+            cut = bool(more) and not more.get("stream")
+            most = {request.sampling.max_tokens for request in gateway.shard.requests}
+            assert most == {262_144 // 21 // 2 if cut else 100_000}
 
 
-async def gateway_with_long_context(gateway: Stack) -> None:
+@asynccontextmanager
+async def long_context(gateway: Stack) -> AsyncIterator[None]:
+    """The shard serves a model "long" as well."""
     from gateway_stages import bindings
     from plinth.shared.connection import connect
     from plinth.shared.registry import Registry
 
     redis = connect(gateway.redis_url)
+    registry = Registry(redis, ttl_s=PATIENCE_S)
     address = gateway.replicas["shard-0"].address
-    await Registry(redis, ttl_s=PATIENCE_S).announce(
-        "inference", "long-0", address, bindings("long", context=1_000_000)
-    )
-    await redis.aclose()
+    try:
+        await registry.announce("inference", "long-0", address, bindings("long", context=1_000_000))
+        yield
+    finally:
+        await registry.withdraw("inference", "long-0")
+        await redis.aclose()
 
 
 async def test_parameters_that_change_nothing_are_accepted(http: httpx.AsyncClient) -> None:
@@ -289,7 +295,7 @@ async def test_metrics_have_the_names_of_the_field(http: httpx.AsyncClient) -> N
         'plinth_request_ttft_seconds_count{model="chat"}',
         'plinth_request_itl_seconds_count{model="chat"}',
         'plinth_tokens_total{kind="completion",model="chat",tenant="default"}',
-        'plinth_requests_total{code="200",api="rest",path="/v1/chat/completions"',
+        'plinth_requests_total{api="rest",code="200",path="/v1/chat/completions"',
     ):
         assert name in page
 
