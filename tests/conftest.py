@@ -58,8 +58,11 @@ LONGEST = (
 )
 
 
-def pytest_configure() -> None:
-    """No example has a deadline: it would be a timed test, and fail on a machine that is busy."""
+def pytest_configure(config: pytest.Config) -> None:
+    """No example has a deadline: it would be a timed test, and fail on a machine that is busy. The
+    profile "ci" has none either, and draws the same examples each time."""
+    if config.getoption("--hypothesis-profile", None):
+        return
     with suppress(ImportError):
         from hypothesis import settings
 

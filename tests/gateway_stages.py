@@ -328,6 +328,19 @@ class Stack:
         self.shards[id], self.replicas[id] = shard, replica
         return replica
 
+    @asynccontextmanager
+    async def also_serving(self, model: str, **binding: Any) -> AsyncIterator[None]:
+        """Its first shard under the name of a second model."""
+        redis = connect(self.redis_url)
+        registry, id = Registry(redis, ttl_s=PATIENCE_S), f"{model}-0"
+        address = next(self.replicas[name].address for name in self.shards)
+        try:
+            await registry.announce("inference", id, address, bindings(model, **binding))
+            yield
+        finally:
+            await registry.withdraw("inference", id)
+            await redis.aclose()
+
     async def add_tokenizer(self, id: str) -> Replica:
         service = tokenizer_service(ByteTokenizer())
         replica = Replica(self.settings, self.redis_url, "tokenizer", id, service)

@@ -17,12 +17,11 @@ import pytest_asyncio
 import torch
 import transformers
 
-from gateway_stages import Said, Shard, Stack, bindings, running_stack, until
+from gateway_stages import Said, Shard, Stack, running_stack, until
 from patience import PATIENCE_S
 from plinth.gateway.api_keys import KeyStore
 from plinth.reward.service import build as build_reward
 from plinth.shared.connection import connect
-from plinth.shared.registry import Registry
 from plinth.shared.stage import RunningStage, StageContext, run_stage
 from rewards import reward_model
 
@@ -324,15 +323,11 @@ async def test_rewards_need_their_scope_and_votes_do_not(stack: Stack, judge: Pa
 
 
 async def test_tokens_together_count_every_answer(client: openai.AsyncOpenAI, stack: Stack) -> None:
-    redis = connect(stack.redis_url)
-    address = stack.replicas["shard-0"].address
-    long = bindings("long", context=1_000_000)
-    await Registry(redis, ttl_s=PATIENCE_S).announce("inference", "long-0", address, long)
-    await redis.aclose()
-    call = client.chat.completions.create(
-        model="long", messages=ASK, max_tokens=100_000, extra_body={"best_of": 3}
-    )
-    await refused(call, 400, "too_many_tokens", "best_of", "3 answers")
+    async with stack.also_serving("long", context=1_000_000):
+        call = client.chat.completions.create(
+            model="long", messages=ASK, max_tokens=100_000, extra_body={"best_of": 3}
+        )
+        await refused(call, 400, "too_many_tokens", "best_of", "3 answers")
 
 
 async def test_hanging_up_frees_every_shard(stack: Stack) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -191,7 +190,7 @@ async def test_more_tokens_than_the_context_leaves_are_cut(
 
 
 async def test_too_many_tokens_together(http: httpx.AsyncClient, gateway: Stack) -> None:
-    async with long_context(gateway):
+    async with gateway.also_serving("long", context=1_000_000):
         answer = await http.post(
             "/v1/chat/completions", json={**OK, "model": "long", "n": 8, "max_tokens": 100_000}
         )
@@ -205,7 +204,7 @@ async def test_a_whole_answer_is_cut_to_the_log_probs_that_are_held(
     body = {**OK, "model": "long", "max_tokens": 100_000, "n": 2}
     shown = {"logprobs": True, "top_logprobs": 20}
     gateway.shard.end_after = 2
-    async with long_context(gateway):
+    async with gateway.also_serving("long", context=1_000_000):
         for more in ({**shown}, {**shown, "stream": True}, {}):
             gateway.shard.requests.clear()
             answer = await http.post("/v1/chat/completions", json={**body, **more})
@@ -213,24 +212,6 @@ async def test_a_whole_answer_is_cut_to_the_log_probs_that_are_held(
             cut = bool(more) and not more.get("stream")
             most = {request.sampling.max_tokens for request in gateway.shard.requests}
             assert most == {262_144 // 21 // 2 if cut else 100_000}
-
-
-@asynccontextmanager
-async def long_context(gateway: Stack) -> AsyncIterator[None]:
-    """The shard serves a model "long" as well."""
-    from gateway_stages import bindings
-    from plinth.shared.connection import connect
-    from plinth.shared.registry import Registry
-
-    redis = connect(gateway.redis_url)
-    registry = Registry(redis, ttl_s=PATIENCE_S)
-    address = gateway.replicas["shard-0"].address
-    try:
-        await registry.announce("inference", "long-0", address, bindings("long", context=1_000_000))
-        yield
-    finally:
-        await registry.withdraw("inference", "long-0")
-        await redis.aclose()
 
 
 async def test_parameters_that_change_nothing_are_accepted(http: httpx.AsyncClient) -> None:
