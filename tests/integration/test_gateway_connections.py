@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway_stages import running_stack, until
 from patience import PATIENCE_S
+from plinth.gateway.http_protocol import HttpProtocol
 from plinth.gateway.http_server import HttpServer, listen
 from plinth.shared.settings_sections import GatewaySettings
 from plinth.shared.tasks import cancel_and_wait
@@ -47,6 +49,23 @@ async def serving(app: ASGIApp = who, **settings: Any) -> AsyncIterator[str]:
 
 async def opened(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+
+
+async def test_small_writes_are_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not held back until the client has acknowledged those before: up to 40 ms an answer."""
+    options: list[int] = []
+    made = HttpProtocol.connection_made
+
+    def noting(protocol: HttpProtocol, transport: asyncio.Transport) -> None:
+        sock = transport.get_extra_info("socket")
+        options.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(protocol, transport)
+
+    monkeypatch.setattr(HttpProtocol, "connection_made", noting)
+    async with serving() as url, httpx.AsyncClient(timeout=PATIENCE_S) as client:
+        assert (await client.get(url)).status_code == 200
+    assert options
+    assert all(options)
 
 
 async def test_idle_connections_are_used_again_and_end_when_they_should() -> None:
