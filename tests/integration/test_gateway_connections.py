@@ -183,12 +183,13 @@ async def test_an_answer_gets_so_long_and_no_longer(
     redis_server: str, tmp_path: Path, stream: bool
 ) -> None:
     async with (
-        running_stack(tmp_path, redis_server, request_deadline_s=0.5) as stack,
+        running_stack(tmp_path, redis_server, request_deadline_s=2) as stack,
         stack.http() as http,
     ):
-        body = {"model": "chat", "prompt": "a", "max_tokens": 500, "stream": stream}
-        assert "error" not in (await http.post("/v1/completions", json=body)).text
+        body = {"model": "chat", "prompt": "a", "stream": stream}
+        short, long = {**body, "max_tokens": 2}, {**body, "max_tokens": 500}
+        assert "error" not in (await http.post("/v1/completions", json=short)).text
         stack.shard.delay_s = 0.05
-        late = await http.post("/v1/completions", json=body)
+        late = await http.post("/v1/completions", json=long)
     assert late.status_code == (200 if stream else 504)
     assert '"code":"deadline"' in late.text.replace(" ", "").lower()
