@@ -108,6 +108,10 @@ def test_models_are_compared_on_the_same_prompts(made, tmp_path) -> None:
     same, twin, trained = job.outcome()["metrics"]["models"]
     assert same == twin  # the same noise for the same weights: ties, which count half
     assert same["win_rate"] == 0.5
+    prompts = job.outcome()["metrics"]["prompts"]
+    assert same["ties"] == same["same_answers"] == prompts
+    assert trained["wins"] + trained["losses"] + trained["ties"] == prompts
+    assert trained["wins"] > trained["losses"]
     assert trained["win_rate"] > 0.5
     assert trained["win_rate_low"] < trained["win_rate"] < trained["win_rate_high"]
     report = json.loads((job.model / "comparison.json").read_text())
