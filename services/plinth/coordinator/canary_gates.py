@@ -125,17 +125,20 @@ class Gate:
         """The same in the best case: without it nothing can be shown."""
         return self.needed(share, 0.0 if self.margin else 1.0, 0.0) or 1
 
-    def outlook(self, share: float, stable: Tally) -> str:
-        """What it takes to show this at the stable revision's present share of failures."""
+    def outlook(self, share: float, stable: Tally, canary: Tally) -> str:
+        """How far it is, at the stable revision's present share of failures."""
         of, failed = self.counts(stable)
         now = failed / of if of else 0.0
         needed = self.needed(share, now)
+        seen = f"{self.counts(canary)[0]:,}"
         if needed is None:
-            return f"at {now:.1%} that {self.FAILED}, no number shows that the canary's are fewer"
-        half = "" if self.margin else ", if half as many of the canary's"
+            return (
+                f"{seen} {self.WHAT} of the canary; where {now:.1%} {self.FAILED} none are enough"
+            )
+        better = "" if self.margin else " and half as many of the canary's"
         return (
-            f"about {needed:,} of the canary's {self.WHAT} tell, at {now:.1%} that "
-            f"{self.FAILED}{half}"
+            f"{seen} of about {needed:,} {self.WHAT} of the canary, where {now:.1%} "
+            f"{self.FAILED}{better}"
         )
 
     def plan(self, share: float) -> str:
@@ -208,8 +211,9 @@ class FirstTokenGate(Gate):
         treated = treated if treated is not None else 0.01
         return super().needed(share, 1 - TAIL, treated)
 
-    def outlook(self, share: float, stable: Tally) -> str:
-        return f"about {self.needed(share, 0.0):,} of the canary's {self.WHAT} tell, if 1% are slow"
+    def outlook(self, share: float, stable: Tally, canary: Tally) -> str:
+        seen, needed = sum(canary.ttft.values()), self.needed(share, 0.0)
+        return f"{seen:,} of about {needed:,} {self.WHAT} of the canary, if 1% of them are slow"
 
     def plan(self, share: float) -> str:
         fewest, some = (self.needed(share, 0, slow) for slow in (0.0, 0.01))

@@ -58,7 +58,7 @@ def judge(
     more = [_more(gate, state) for gate in open_]
     more += [f"{votes:,} of {wanted:,} verdicts on each"] if votes < wanted else []
     if not last:
-        return Verdict("wait", f"{canary.requests:,} requests of the canary; {more[0]}", kept)
+        return Verdict("wait", more[0], kept)
     return Verdict("undecided", f"undecided after {_spent(state)}: {'; '.join(more)}", kept)
 
 
@@ -111,10 +111,10 @@ def _is_shown(gate: Gate, shown: Shown) -> bool:
 
 
 def _more(gate: Gate, state: CanaryState) -> str:
-    """What is not clear yet, and how many outcomes would make it so."""
+    """How many outcomes would make clear what is not yet, and what came so far."""
     stable, canary = state.tallies["stable"], state.tallies["canary"]
     share = state.given / state.asked if state.given else 0.5
-    return f"{gate.line(stable, canary)}, which is not clear yet: {gate.outlook(share, stable)}"
+    return f"{gate.outlook(share, stable, canary)}; {gate.line(stable, canary)}"
 
 
 def _spent(state: CanaryState) -> str:

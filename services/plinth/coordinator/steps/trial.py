@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from plinth.coordinator.canaries import end_canary, running
@@ -67,6 +68,7 @@ class Trial:
             "name": self._spec.name,
             "alias": f"{self._model.name}:{self._spec.alias}",
             "version": self._model.version,
+            "plan": self._spec.plan(),
         }
         state = await self._tools.canaries.state(self._spec.name)
         if state is not None and state.id == self._id:
@@ -114,7 +116,6 @@ class Trial:
     async def watch(self) -> AsyncIterator[Progress]:
         """Until the canary has proved itself; all new requests go to it then. FailedPrecondition,
         with its route closed and its streams ended, when it has not."""
-        yield Progress(0.1, f"a decision {self._spec.plan()}")
         while True:
             verdict, fraction = await self._verdict()
             if verdict.decision != "wait":
@@ -207,6 +208,8 @@ class Trial:
             raise Unavailable("the canary's counts are gone; it starts over")
         spec = self._spec
         verdict = judge(state, spec.require, requests=spec.requests, seconds=spec.seconds)
+        if verdict.decision == "wait" and not state.tallies["canary"].requests:
+            verdict = replace(verdict, why=f"a decision {spec.plan()}")
         if verdict.evidence != state.evidence:
             await self._tools.canaries.note(spec.name, self._id, verdict.evidence)
         seen = state.tallies["canary"].requests / spec.requests if spec.requests else 0.0
