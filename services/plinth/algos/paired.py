@@ -19,7 +19,7 @@ LEVEL = 0.025  # one-sided: that "better beyond chance" is said of what is no be
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedCounts:
     """How one side did against the other, prompt by prompt."""
 
     wins: int

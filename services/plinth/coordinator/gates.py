@@ -14,7 +14,7 @@ from plinth.shared.errors import FailedPrecondition
 _SHOWN, _SHOWN_CHARS = 20, 500  # answers that broke a rule, in a report
 
 
-class Require(BaseModel):
+class EvaluateRequire(BaseModel):
     """Conditions that the candidate must meet; those not given are not asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +50,7 @@ def tally(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def check(require: Require, metrics: Mapping[str, Any]) -> None:
+def check(require: EvaluateRequire, metrics: Mapping[str, Any]) -> None:
     """FailedPrecondition that says by how much the candidate falls short, and what to do. Of
     several gates that fail, all are told."""
     failed = [
@@ -69,7 +69,7 @@ def check(require: Require, metrics: Mapping[str, Any]) -> None:
         )
 
 
-def _bits(require: Require, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _bits(require: EvaluateRequire, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     bits, ngram = metrics["bits_per_byte"], metrics["ngram_bits_per_byte"]
     failed = []
     margin = require.bits_per_byte_below_ngram

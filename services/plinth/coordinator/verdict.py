@@ -23,18 +23,18 @@ from plinth.shared.canary import CanaryState
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """decision: "wait", "promote", "reject" or "undecided". why: for people. evidence: to be kept
+class Decision:
+    """action: "wait", "promote", "reject" or "undecided". why: for people. evidence: to be kept
     for the next look (`CanaryState.evidence`)."""
 
-    decision: str
+    action: str
     why: str
     evidence: str = ""
 
 
 def judge(
     state: CanaryState, require: CanaryRequire, *, requests: int | None, seconds: float
-) -> Verdict:
+) -> Decision:
     """One look. It is undecided after `requests` requests of the canary (None: any number), or
     after `seconds`."""
     stable, canary = state.tallies["stable"], state.tallies["canary"]
@@ -49,17 +49,17 @@ def judge(
     broken = -math.log(LEVEL / len(shown))
     for gate, one in shown.items():
         if one.evidence.log_worse() >= broken:
-            return Verdict("reject", f"{gate.line(stable, canary)}: that is broken", kept)
+            return Decision("reject", f"{gate.line(stable, canary)}: that is broken", kept)
     open_ = [gate for gate, one in shown.items() if not _is_shown(gate, one)]
     wanted = require.verdicts if require.good_share_below_at_most is not None else 0
     votes = min(tally.good + tally.bad for tally in (stable, canary))
     if not open_ and votes >= wanted:
-        return Verdict("promote", summary(state), kept)
+        return Decision("promote", summary(state), kept)
     more = [_more(gate, state) for gate in open_]
     more += [f"{votes:,} of {wanted:,} verdicts on each"] if votes < wanted else []
     if not last:
-        return Verdict("wait", more[0], kept)
-    return Verdict("undecided", f"undecided after {_spent(state)}: {'; '.join(more)}", kept)
+        return Decision("wait", more[0], kept)
+    return Decision("undecided", f"undecided after {_spent(state)}: {'; '.join(more)}", kept)
 
 
 def evidence_of(state: CanaryState) -> Mapping[str, Shown]:

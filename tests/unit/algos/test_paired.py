@@ -13,7 +13,7 @@ from scipy.stats import binom, binomtest, false_discovery_control
 
 from plinth.algos.paired import (
     LEVEL,
-    Pairs,
+    PairedCounts,
     binomial_tail,
     holm,
     pairs_needed,
@@ -34,7 +34,7 @@ def test_the_tail_is_scipys(wins: int, losses: int, share: float) -> None:
 def test_the_interval_is_clopper_and_pearsons_and_agrees_with_the_test(
     wins: int, losses: int, ties: int
 ) -> None:
-    pairs = Pairs(wins, losses, ties)
+    pairs = PairedCounts(wins, losses, ties)
     low, high = pairs.interval()
     assert low <= pairs.rate <= high
     if wins + losses:
@@ -53,11 +53,11 @@ def test_the_interval_is_clopper_and_pearsons_and_agrees_with_the_test(
 
 
 def test_ties_alone_show_nothing() -> None:
-    assert Pairs(0, 0, 100).p_value() == 1.0
-    assert Pairs(0, 0, 100).interval() == (0.5, 0.5)
-    assert Pairs(0, 0, 0).rate == 0.5
+    assert PairedCounts(0, 0, 100).p_value() == 1.0
+    assert PairedCounts(0, 0, 100).interval() == (0.5, 0.5)
+    assert PairedCounts(0, 0, 0).rate == 0.5
     # And they take nothing from what the others show.
-    assert Pairs(30, 10, 0).p_value() == Pairs(30, 10, 500).p_value()
+    assert PairedCounts(30, 10, 0).p_value() == PairedCounts(30, 10, 500).p_value()
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=4))

@@ -84,8 +84,8 @@ def trial(
         tallies = {"stable": stable.tally, "canary": canary.tally}
         state = CanaryState("r", "open", looks / 2, asked, given, tallies, evidence)
         verdict = judge(state, require, requests=requests, seconds=1e9)
-        if verdict.decision != "wait":
-            return verdict.decision
+        if verdict.action != "wait":
+            return verdict.action
         evidence = verdict.evidence
 
 

@@ -46,7 +46,7 @@ def verified(rng: np.random.Generator, before: float, after: float, alike: float
     }
     likely = {side: [-1.0] * PROMPTS for side in verify.SIDES}
     try:
-        verify.check(verify.Require(above_baseline=True), verify.figures(sides, likely))
+        verify.check(verify.VerifyRequire(above_baseline=True), verify.figures(sides, likely))
     except FailedPrecondition:
         return False
     return True
@@ -86,7 +86,7 @@ def contest(rng: np.random.Generator, prompts: int, lead: list[float], ties: flo
         name: {"model": name, **against(sides[0], side)}
         for name, side in zip(names, sides, strict=True)
     }
-    return compare.choose(models, compare.Require())[0]
+    return compare.choose(models, compare.CompareRequire())[0]
 
 
 @pytest.mark.parametrize("runs", RUNS)

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 import scripted_stages
 from patience import PATIENCE_S
 from plinth.coordinator import service
-from plinth.coordinator.gates import Require, check
+from plinth.coordinator.gates import EvaluateRequire, check
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.steps.compare import refuse_own_judge
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
@@ -135,7 +135,7 @@ def test_a_side_is_said_once(below: float, says: str) -> None:
     """Never "-26.0% below"."""
     found = {"bits_per_byte": 2.0, "ngram_bits_per_byte": 2.0, "below_ngram": below}
     with pytest.raises(FailedPrecondition) as caught:
-        check(Require(bits_per_byte_below_ngram=0.06), found)
+        check(EvaluateRequire(bits_per_byte_below_ngram=0.06), found)
     assert f"is {says} the 5-gram's 2.000, 6.0% below it is required" in caught.value.message
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from plinth.coordinator.canary_gates import CanaryRequire, Shown, gates_of
 from plinth.coordinator.pipeline import parse
-from plinth.coordinator.verdict import Verdict, evidence_of, figures, judge
+from plinth.coordinator.verdict import Decision, evidence_of, figures, judge
 from plinth.shared.canary import CanaryState, Tally, bucket_of
 from plinth.shared.errors import InvalidArgument
 
@@ -31,9 +31,9 @@ VERDICTS = {**TIMES, **ERRORS, "good_share_below_at_most": 0.05}
 
 def decide(
     *looks: tuple[Tally, Tally], age_s: float = 10, requests: int | None = None, **require: Any
-) -> Verdict:
+) -> Decision:
     """What the last of these looks says."""
-    evidence, found = "", Verdict("", "")
+    evidence, found = "", Decision("", "")
     for stable, canary in looks:
         asked, given = stable.requests + canary.requests, canary.requests
         tallies = {"stable": stable, "canary": canary}
@@ -45,38 +45,38 @@ def decide(
 
 def test_one_that_is_as_good_is_waited_for_then_takes_over() -> None:
     found = decide((tally(900), tally(100)), **ERRORS)
-    assert found.decision == "wait"
+    assert found.action == "wait"
     assert found.why.startswith(
         "100 of about 334 requests of the canary, where 0.0% fail; 0 of 100"
     )
     found = decide(*((tally(90 * n), tally(10 * n)) for n in range(1, 41)), **ERRORS)
-    assert (found.decision, found.why) == ("promote", "400 requests (10.0% of all), 0 errors")
+    assert (found.action, found.why) == ("promote", "400 requests (10.0% of all), 0 errors")
 
 
 @pytest.mark.parametrize("end", [{"age_s": 60}, {"requests": 100}])
 def test_the_end_leaves_it_undecided_and_says_what_would_have_told(end: dict[str, Any]) -> None:
     """By its requests or by its time; the point estimates are the same, and show nothing."""
     found = decide((tally(900, 9), tally(100, 1)), **ERRORS, **end)
-    assert found.decision == "undecided"
+    assert found.action == "undecided"
     assert "undecided after 100 requests of the canary in" in found.why
     assert "100 of about 1,582 requests of the canary, where 1.0% fail; 1 of 100" in found.why
     none = decide((tally(0), tally(0)), age_s=60, **ERRORS)
-    assert none.decision == "undecided"
+    assert none.action == "undecided"
 
 
 def test_a_canary_that_fails_everything_goes_at_once() -> None:
     found = decide((tally(27), tally(3, 3)), **ERRORS)
-    assert found.decision == "reject"
+    assert found.action == "reject"
     assert "3 of 3 requests of the canary failed, 0 of 27 of the stable" in found.why
-    assert decide((tally(27, 27), tally(3, 3)), **ERRORS).decision == "wait"  # so does the other
-    assert decide((tally(0), tally(3, 3)), **ERRORS).decision == "wait"  # is it the canary?
+    assert decide((tally(27, 27), tally(3, 3)), **ERRORS).action == "wait"  # so does the other
+    assert decide((tally(0), tally(3, 3)), **ERRORS).action == "wait"  # is it the canary?
 
 
 def test_a_wider_margin_forgives_and_asks_for_less() -> None:
     seen = [(tally(90 * n), tally(10 * n, n)) for n in range(1, 7)]
-    assert decide(*seen, **ERRORS).decision == "reject"
-    assert decide(*seen, **ERRORS, error_share_above_at_most=0.1).decision == "wait"
-    assert decide(*seen, **ERRORS, error_share_above_at_most=0.5).decision == "promote"
+    assert decide(*seen, **ERRORS).action == "reject"
+    assert decide(*seen, **ERRORS, error_share_above_at_most=0.1).action == "wait"
+    assert decide(*seen, **ERRORS, error_share_above_at_most=0.5).action == "promote"
 
 
 @pytest.mark.parametrize(
@@ -86,24 +86,24 @@ def test_first_tokens(slower: float, decision: str) -> None:
     """The first look finds the stable revision's percentile, which later ones are counted by."""
     looks = [(tally(n * 90), tally(n * 10, ttft_s=0.1 * slower)) for n in (1, 10, 20, 30)]
     found = decide(*looks, **TIMES)
-    assert found.decision == decision
+    assert found.action == decision
     if decision == "reject":
         assert "a ratio of 4.4" in found.why or "a ratio of 4.5" in found.why
-    assert decide(looks[-1], **TIMES).decision == "wait"  # nothing to count by yet
+    assert decide(looks[-1], **TIMES).action == "wait"  # nothing to count by yet
 
 
 def test_verdicts_are_waited_for_and_decide() -> None:
     stable = tally(900, good=720, bad=180)
     asks = {**VERDICTS, "verdicts": 90}
-    assert decide((stable, tally(100)), **asks).decision == "wait"
-    assert decide((stable, tally(100)), age_s=60, **asks).decision == "undecided"
-    assert decide((stable, tally(100, good=75, bad=5)), **asks).decision == "wait"
-    assert decide((stable, tally(100, good=86, bad=5)), **asks).decision == "promote"
-    assert decide((stable, tally(100, good=40, bad=60)), **asks).decision == "reject"
+    assert decide((stable, tally(100)), **asks).action == "wait"
+    assert decide((stable, tally(100)), age_s=60, **asks).action == "undecided"
+    assert decide((stable, tally(100, good=75, bad=5)), **asks).action == "wait"
+    assert decide((stable, tally(100, good=86, bad=5)), **asks).action == "promote"
+    assert decide((stable, tally(100, good=40, bad=60)), **asks).action == "reject"
     assert "fewer is allowed" in decide((stable, tally(100, good=40, bad=60)), **asks).why
     # Clear long before: nobody likes it.
-    assert decide((stable, tally(12, good=0, bad=12)), **asks).decision == "reject"
-    assert decide((stable, tally(12, good=0, bad=12)), **ERRORS).decision == "wait"  # not asked
+    assert decide((stable, tally(12, good=0, bad=12)), **asks).action == "reject"
+    assert decide((stable, tally(12, good=0, bad=12)), **ERRORS).action == "wait"  # not asked
 
 
 def test_all_gates_must_be_kept_to_and_one_that_is_broken_is_enough() -> None:
@@ -113,11 +113,11 @@ def test_all_gates_must_be_kept_to_and_one_that_is_broken_is_enough() -> None:
         (tally(900 * n, good=810 * n, bad=90 * n), tally(100 * n, good=90 * n, bad=10 * n))
         for n in range(1, 6)
     ]
-    assert decide(*looks, **asks).decision == "promote"
+    assert decide(*looks, **asks).action == "promote"
     slow = [(stable, replace(canary, ttft={bucket_of(0.9): 100})) for stable, canary in looks]
-    assert decide(*slow, **asks).decision != "promote"
+    assert decide(*slow, **asks).action != "promote"
     last = (looks[-1][0], replace(looks[-1][1], errors=200))
-    assert decide(*looks[:1], last, **asks).decision == "reject"
+    assert decide(*looks[:1], last, **asks).action == "reject"
     assert good
 
 

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from plinth.coordinator.respondent import Sampled
-from plinth.coordinator.steps.verify import Require, check, distinct_trigrams, figures, percentile
+from plinth.coordinator.steps.verify import (
+    VerifyRequire,
+    check,
+    distinct_trigrams,
+    figures,
+    percentile,
+)
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.prompt_set import Prompt
 
@@ -96,11 +102,11 @@ def report(**changes: float) -> dict[str, object]:
     ],
 )
 def test_each_condition_refuses_by_itself(change: dict[str, float], field: str) -> None:
-    require = Require(
+    require = VerifyRequire(
         pass_rate_at_least=0.55, above_baseline=True, unlikely_at_most=0.15, trigrams_at_least=0.9
     )
     check(require, report())
-    check(Require(), report(**change))
+    check(VerifyRequire(), report(**change))
     with pytest.raises(FailedPrecondition, match="nothing is promoted") as caught:
         check(require, report(**change))
     assert caught.value.field == f"require.{field}"

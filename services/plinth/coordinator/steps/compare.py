@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plinth.algos.paired import LEVEL, Pairs, holm, pairs_needed
+from plinth.algos.paired import LEVEL, PairedCounts, holm, pairs_needed
 from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -29,7 +29,7 @@ from plinth.v1 import trainer_pb2 as pb
 RIVALS = ("candidate", "candidate_2", "candidate_3")
 
 
-class Require(BaseModel):
+class CompareRequire(BaseModel):
     """Conditions that the best rival must meet; those not given are not asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +57,7 @@ class CompareSpec(StepSpec):
     prompts: int = Field(default=512, ge=2, le=1_000_000)  # that are answered, at most
     max_tokens: int = Field(default=64, ge=1, le=4096)  # per answer
     temperature: float = Field(default=1.0, gt=0, le=2)
-    require: Require = Require()
+    require: CompareRequire = CompareRequire()
 
     def produces(self) -> str:
         return "model"
@@ -171,7 +171,7 @@ def _same_judge(rival: str) -> str:
     )
 
 
-def choose(models: Mapping[str, Mapping[str, Any]], require: Require) -> tuple[str, str]:
+def choose(models: Mapping[str, Mapping[str, Any]], require: CompareRequire) -> tuple[str, str]:
     """(which goes on, why): the rival of the highest win rate among those that are beyond chance,
     else the baseline.
 
@@ -196,16 +196,16 @@ def choose(models: Mapping[str, Mapping[str, Any]], require: Require) -> tuple[s
     return "baseline", f"{stays}{_among(rivals)}: {_line(models, best, rivals[best])}{size}"
 
 
-def pairs_of(figures: Mapping[str, Any]) -> Pairs:
+def pairs_of(figures: Mapping[str, Any]) -> PairedCounts:
     """From a comparison's report, whose counts may have become floats."""
-    return Pairs(*(int(figures[name]) for name in ("wins", "losses", "ties")))
+    return PairedCounts(*(int(figures[name]) for name in ("wins", "losses", "ties")))
 
 
-def _beyond(rivals: Mapping[str, Pairs], bar: float) -> set[str]:
+def _beyond(rivals: Mapping[str, PairedCounts], bar: float) -> set[str]:
     return holm({name: pairs.p_value(bar) for name, pairs in rivals.items()})
 
 
-def _line(models: Mapping[str, Mapping[str, Any]], name: str, pairs: Pairs) -> str:
+def _line(models: Mapping[str, Mapping[str, Any]], name: str, pairs: PairedCounts) -> str:
     return (
         f"{models[name]['model']} wins {pairs.rate:.1%} of {pairs.of:,} prompts against "
         f"{models['baseline']['model']} ({pairs.wins:,} won, {pairs.losses:,} lost, "
@@ -213,11 +213,11 @@ def _line(models: Mapping[str, Mapping[str, Any]], name: str, pairs: Pairs) -> s
     )
 
 
-def _among(rivals: Mapping[str, Pairs]) -> str:
+def _among(rivals: Mapping[str, PairedCounts]) -> str:
     return f" ({LEVEL:.1%} one-sided, over {len(rivals)} rivals)" if len(rivals) > 1 else ""
 
 
-def _size(pairs: Pairs, rivals: int) -> str:
+def _size(pairs: PairedCounts, rivals: int) -> str:
     """How many prompts would show what was seen, if it is the truth."""
     differ = pairs.wins + pairs.losses
     if not pairs.wins > pairs.losses > 0:

@@ -17,7 +17,7 @@ from plinth.coordinator.canaries import end_canary, running
 from plinth.coordinator.deployments import ready_shards, until_ready
 from plinth.coordinator.steps.canary_spec import CanarySpec
 from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
-from plinth.coordinator.verdict import Verdict, figures, judge
+from plinth.coordinator.verdict import Decision, figures, judge
 from plinth.shared.canary import ROUTE_S, canary_name
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.records import DeploymentRecord
@@ -117,23 +117,23 @@ class Trial:
         """Until the canary has proved itself; all new requests go to it then. FailedPrecondition,
         with its route closed and its streams ended, when it has not."""
         while True:
-            verdict, fraction = await self._verdict()
-            if verdict.decision != "wait":
+            decision, fraction = await self._decision()
+            if decision.action != "wait":
                 break
-            yield Progress(0.1 + 0.6 * fraction, verdict.why)
+            yield Progress(0.1 + 0.6 * fraction, decision.why)
             await asyncio.sleep(_POLL_S)
-        if verdict.decision == "promote":
+        if decision.action == "promote":
             await self._tools.canaries.promote(self._spec.name, self._id)
-            yield Progress(0.7, f"takes over: {verdict.why}")
+            yield Progress(0.7, f"takes over: {decision.why}")
             return
         await self._tools.canaries.close(self._spec.name, self._id)
-        yield Progress(0.7, f"rolls back: {verdict.why}")
+        yield Progress(0.7, f"rolls back: {decision.why}")
         async for event in self._idle(canary_name(self._spec.name), self._model.ref, 0.7):
             yield event
         raise FailedPrecondition(
             f"{self._model.ref} is rolled back, {self._spec.name!r} stays {self._against}: "
-            f"{verdict.why}",
-            reason=_REASONS[verdict.decision],
+            f"{decision.why}",
+            reason=_REASONS[decision.action],
         )
 
     async def take_over(self) -> AsyncIterator[Progress]:
@@ -197,23 +197,23 @@ class Trial:
 
     # -- parts ---------------------------------------------------------------------------------
 
-    async def _verdict(self) -> tuple[Verdict, float]:
+    async def _decision(self) -> tuple[Decision, float]:
         """What one more look says, its evidence kept; and how much of the trial is over."""
         now = await self.stable()
         if now.artifact != self._against:
             why = f"{now.name!r} became {now.artifact} while the canary was on"
-            return Verdict("reject", why), 1.0
+            return Decision("reject", why), 1.0
         state = await self._tools.canaries.state(self._spec.name)
         if state is None or state.id != self._id:
             raise Unavailable("the canary's counts are gone; it starts over")
         spec = self._spec
-        verdict = judge(state, spec.require, requests=spec.requests, seconds=spec.seconds)
-        if verdict.decision == "wait" and not state.tallies["canary"].requests:
-            verdict = replace(verdict, why=f"a decision {spec.plan()}")
-        if verdict.evidence != state.evidence:
-            await self._tools.canaries.note(spec.name, self._id, verdict.evidence)
+        decision = judge(state, spec.require, requests=spec.requests, seconds=spec.seconds)
+        if decision.action == "wait" and not state.tallies["canary"].requests:
+            decision = replace(decision, why=f"a decision {spec.plan()}")
+        if decision.evidence != state.evidence:
+            await self._tools.canaries.note(spec.name, self._id, decision.evidence)
         seen = state.tallies["canary"].requests / spec.requests if spec.requests else 0.0
-        return verdict, min(1.0, max(seen, state.age_s / spec.seconds))
+        return decision, min(1.0, max(seen, state.age_s / spec.seconds))
 
     async def _widen(self, shards: int) -> AsyncIterator[Progress]:
         """As many shards of the canary as the name has: it takes all new requests for a while."""
@@ -265,10 +265,10 @@ class Trial:
             sticky=self._spec.sticky,
         )
         if state == "closed":
-            verdict, _ = await self._verdict()
+            decision, _ = await self._decision()
             raise FailedPrecondition(
-                f"{self._model.ref} was rolled back: {verdict.why}",
-                reason=_REASONS.get(verdict.decision, "CANARY_REJECTED"),
+                f"{self._model.ref} was rolled back: {decision.why}",
+                reason=_REASONS.get(decision.action, "CANARY_REJECTED"),
             )
 
     async def _keep_open(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.algos.intervals import wilson
-from plinth.algos.paired import LEVEL, Pairs
+from plinth.algos.paired import LEVEL, PairedCounts
 from plinth.coordinator.deployments import put, until_ready
 from plinth.coordinator.respondent import Respondent, Sampled
 from plinth.coordinator.rewards import CHECKS, sources_of
@@ -38,7 +38,7 @@ PERCENTILE = 0.05
 _SHOWN = 5  # prompts whose answers the report shows side by side
 
 
-class Require(BaseModel):
+class VerifyRequire(BaseModel):
     """Conditions that the model must meet; those not given are not asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +68,7 @@ class VerifySpec(StepSpec):
     temperature: float = Field(default=0.7, gt=0, le=2)
     max_tokens: int = Field(default=128, ge=1, le=4096)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
-    require: Require = Require()
+    require: VerifyRequire = VerifyRequire()
     ready_within_s: float = Field(default=600, gt=0, le=86_400)
 
     def produces(self) -> str:
@@ -180,13 +180,13 @@ def figures(
     }
 
 
-def paired(answers: Mapping[str, Sequence[Sampled]]) -> Pairs:
+def paired(answers: Mapping[str, Sequence[Sampled]]) -> PairedCounts:
     """The model against the baseline, prompt by prompt; both or neither passing is a tie."""
     both = list(zip(answers["model"], answers["baseline"], strict=True))
     assert all(ours.prompt == theirs.prompt for ours, theirs in both)
     passed = [(bool(ours.reward), bool(theirs.reward)) for ours, theirs in both]
     wins, losses = passed.count((True, False)), passed.count((False, True))
-    return Pairs(wins, losses, len(passed) - wins - losses)
+    return PairedCounts(wins, losses, len(passed) - wins - losses)
 
 
 def _side(answers: Sequence[Sampled], likely: Sequence[float], bound: float) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _ratio(ours: float, theirs: float) -> float:
     return ours / theirs if theirs else math.inf
 
 
-def check(require: Require, metrics: Mapping[str, Any]) -> None:
+def check(require: VerifyRequire, metrics: Mapping[str, Any]) -> None:
     """FailedPrecondition that says by how much the model falls short."""
     model, baseline = metrics["sides"]["model"], metrics["sides"]["baseline"]
     passes = f"{model['pass_rate']:.1%} of the answers pass, {baseline['pass_rate']:.1%} before"

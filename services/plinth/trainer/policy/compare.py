@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from plinth.algos.paired import Pairs, rate_shown
+from plinth.algos.paired import PairedCounts, rate_shown
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop.config import TrainConfig
@@ -34,7 +34,7 @@ from plinth.trainer.policy.rollouts import Rollout
 REPORT = "comparison.json"
 _SHOWN = 3  # prompts whose answers the report holds
 
-Judged = tuple[tuple[int, ...], float]  # an answer's ids, and the judge's score
+AnswerScore = tuple[tuple[int, ...], float]  # an answer's ids, and the judge's score
 
 
 def compare(config: TrainConfig, folder: JobFolder, group: Group) -> str:
@@ -62,7 +62,7 @@ def _compare(config: TrainConfig, folder: JobFolder, group: Group) -> dict[str, 
     torch.set_num_threads(choose_threads(config.threads, 1))
     split = Split(Path(config.dataset), "validation")
     judge = Judge(Path(config.reward), policy.micro_batch, group.device)
-    answers: list[list[Judged]] = []
+    answers: list[list[AnswerScore]] = []
     shown: list[list[str]] = []
     prompts: list[tuple[int, ...]] = []
     for number, place in enumerate(config.candidates):
@@ -101,7 +101,7 @@ def _power(prompts: int, rivals: int) -> str:
     return f"{prompts:,} prompts, which show a true win rate of {rate:.1%} (80 % power)"
 
 
-def against(baseline: Sequence[Judged], answers: Sequence[Judged]) -> dict[str, float]:
+def against(baseline: Sequence[AnswerScore], answers: Sequence[AnswerScore]) -> dict[str, float]:
     """Figures of a model's answers, prompt by prompt against the baseline's. win_rate_low, _high:
     the 95 % interval of this comparison by itself, ties as given."""
     wins = losses = same = 0
@@ -110,7 +110,7 @@ def against(baseline: Sequence[Judged], answers: Sequence[Judged]) -> dict[str, 
         same += ours == theirs
         wins += ours != theirs and score > other
         losses += ours != theirs and score < other
-    pairs = Pairs(wins, losses, len(answers) - wins - losses)
+    pairs = PairedCounts(wins, losses, len(answers) - wins - losses)
     low, high = pairs.interval()
     scores = [score for _, score in answers]
     return {
