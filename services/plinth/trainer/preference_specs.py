@@ -126,6 +126,10 @@ def check_compare(spec: pb.CompareSpec) -> None:
             "the baseline",
             field="compare.models",
         )
+    if spec.prompts == 1:
+        raise InvalidArgument(
+            "prompts: is 1, must be 0 for all or at least 2", field="compare.prompts"
+        )
     compare_policy(spec)
 
 
