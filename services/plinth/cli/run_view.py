@@ -17,6 +17,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from plinth.cli.chat import printable
+from plinth.shared.differences import beside
 from plinth.v1 import common_pb2
 from plinth.v1 import coordinator_pb2 as pb
 
@@ -142,9 +143,7 @@ def about(step: pb.Step) -> str:
     elif "reward" in figures and "answers" in figures:
         parts.append(f"{figures['answers']:,} answers, mean reward {figures['reward']:.3f}")
     elif "winner" in figures:
-        best = figures["models"][figures["winner"]]
-        won = f"{best['win_rate']:.0%} of answers against the first"
-        parts.append(f"best of {len(figures['models'])}, wins {won}")
+        parts.append(figures.get("why", ""))
     elif "alias" in figures:
         parts.append(f"is {figures['alias']}")
     elif "name" in figures:
@@ -186,7 +185,7 @@ def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:
     table.add_row(
         "held out",
         f"{best['bits_per_byte']:.3f} bits per byte; byte-level 5-gram on the same text "
-        f"{best['ngram_bits_per_byte']:.3f} ({best['below_ngram']:.1%} below)",
+        f"{best['ngram_bits_per_byte']:.3f} ({beside(best['below_ngram'])} it)",
     )
     for step in run.steps:
         figures = metrics(step)
@@ -209,14 +208,15 @@ def _contest(figures: dict[str, Any]) -> RenderableType:
     for title in ("model", "reward", "wins against the first", "95 % interval", ""):
         table.add_column(title, justify="left" if title in {"model", ""} else "right")
     for name, model in figures["models"].items():
+        first = name == "baseline"  # which is not compared with itself
         table.add_row(
             str(model["model"]),
             f"{model['reward']:+.3f}",
-            f"{model['win_rate']:.1%}",
-            f"{model['win_rate_low']:.1%} to {model['win_rate_high']:.1%}",
+            "" if first else f"{model['win_rate']:.1%}",
+            "" if first else f"{model['win_rate_low']:.1%} to {model['win_rate_high']:.1%}",
             "goes on" if name == figures["winner"] else "",
         )
-    return table
+    return Group(table, Text(figures.get("why", "")))
 
 
 def _trial(figures: dict[str, Any]) -> RenderableType:

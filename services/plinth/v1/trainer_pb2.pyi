@@ -551,7 +551,8 @@ Global___TrainSpec: _TypeAlias = TrainSpec  # noqa: Y015
 @_typing.final
 class CompareSpec(_message.Message):
     """Which of some models answers best on held-out prompts, by a reward model. The report's figures
-    are those of the models, in their order: reward, win_rate against the first with its interval.
+    are those of the models, in their order: reward; wins, losses and ties against the first, and
+    win_rate with its interval, ties as half.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -561,6 +562,7 @@ class CompareSpec(_message.Message):
     REWARD_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """Dataset whose held-out prompts are answered."""
     reward: _builtins.str
@@ -568,6 +570,8 @@ class CompareSpec(_message.Message):
     max_new_tokens: _builtins.int
     temperature: _builtins.float
     """Default 1."""
+    prompts: _builtins.int
+    """Held-out prompts that are answered, at most; 0: all."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Model artifacts; the first is the baseline. 2 to 8."""
@@ -580,10 +584,11 @@ class CompareSpec(_message.Message):
         reward: _builtins.str = ...,
         max_new_tokens: _builtins.int = ...,
         temperature: _builtins.float | None = ...,
+        prompts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "dataset", b"dataset", "max_new_tokens", b"max_new_tokens", "models", b"models", "reward", b"reward", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "dataset", b"dataset", "max_new_tokens", b"max_new_tokens", "models", b"models", "prompts", b"prompts", "reward", b"reward", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
