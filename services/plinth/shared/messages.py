@@ -13,10 +13,8 @@ left alone.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from hashlib import blake2b
 from typing import Any
 
 from plinth.shared.errors import InvalidArgument
@@ -101,17 +99,6 @@ def _side(value: Any, where: str, name: str) -> Messages:
 def turns_json(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     """Messages as TRL and everybody else write them in JSON."""
     return [{"role": role, "content": content} for role, content in turns]
-
-
-def prompt_key(prompt: Messages) -> bytes:
-    """16 bytes that decide on which side of a split everything about this prompt lands."""
-    text = json.dumps(turns_json(prompt), ensure_ascii=False)
-    return blake2b(text.encode(), digest_size=16).digest()
-
-
-def split_share(key: bytes) -> float:
-    """A key's place in [0, 1): below the fraction to hold out, it is held out."""
-    return int.from_bytes(key[:8], "big") / 2**64
 
 
 def hh_dialogue(turns: Messages, where: str) -> str:

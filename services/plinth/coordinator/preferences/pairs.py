@@ -19,6 +19,7 @@ from plinth.coordinator.preferences.ranking import BETTER, TIE, WORSE, outcomes,
 from plinth.coordinator.preferences.report import Snapshot
 from plinth.coordinator.preferences.specs import annotator_of, make_task
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.intake import Intake
 from plinth.shared.messages import Messages, hh_dialogue, parse_pair, turns_json
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
@@ -87,21 +88,37 @@ def check_selection(selection: pb.PairSelection) -> None:
         )
 
 
-def judged_pairs(seen: Snapshot, selection: pb.PairSelection) -> Iterator[JudgedPair]:
-    """In the order in which their tasks were first judged."""
+def judged_pairs(
+    seen: Snapshot, selection: pb.PairSelection, intake: Intake | None = None
+) -> Iterator[JudgedPair]:
+    """In the order in which their tasks were first judged. `intake` is told which comparisons of
+    two responses gave a pair, and which none."""
     wanted = set(selection.sources)
+    intake = intake or comparisons()
     by_task: dict[str, list[pb.Judgement]] = defaultdict(list)
     for judgement in seen.judgements:
-        if not wanted or judgement.source in wanted:
+        if seen.tasks[judgement.task_id].gold:
+            intake.note("judgements of gold questions")
+        elif wanted and judgement.source not in wanted:
+            intake.note("judgements by other sources")
+        elif judgement.all_bad:
+            intake.note("judgements that call all bad")
+        else:
             by_task[judgement.task_id].append(judgement)
     for task_id, judgements in by_task.items():
-        task = seen.tasks[task_id]
-        if not task.gold:
-            yield from _pairs_of(task, judgements, selection.min_agreement)
+        yield from _pairs_of(seen.tasks[task_id], judgements, selection.min_agreement, intake)
+
+
+def comparisons() -> Intake:
+    """To count in how a collection's judgements become pairs."""
+    return Intake("comparisons of two responses")
 
 
 def _pairs_of(
-    task: pb.PreferenceTask, judgements: Sequence[pb.Judgement], min_agreement: float
+    task: pb.PreferenceTask,
+    judgements: Sequence[pb.Judgement],
+    min_agreement: float,
+    intake: Intake,
 ) -> Iterator[JudgedPair]:
     said: dict[tuple[str, str], dict[int, list[pb.Judgement]]] = defaultdict(
         lambda: {WORSE: [], TIE: [], BETTER: []}
@@ -113,12 +130,16 @@ def _pairs_of(
     for (one, other), votes in said.items():
         lead = len(votes[BETTER]) - len(votes[WORSE])
         if lead == 0:
+            intake.leave_out("undecided: a tie, or as many for as against")
             continue
         winner, loser, agreeing = (
             (one, other, votes[BETTER]) if lead > 0 else (other, one, votes[WORSE])
         )
         agreement = len(agreeing) / sum(map(len, votes.values()))
-        if agreement >= min_agreement:
+        if agreement < min_agreement:
+            intake.note("below min_agreement")
+        else:
+            intake.taken += 1
             yield _pair(task, responses[winner], responses[loser], agreeing, agreement)
 
 
