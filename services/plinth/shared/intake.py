@@ -81,15 +81,21 @@ def intakes_of(figures: Mapping[str, Any]) -> list[Intake]:
     return [Intake.from_json(one) for one in figures.get("intake", [])]
 
 
-def check_intake(intakes: Iterable[Intake], limit: float | None, remedy: str) -> None:
+def check_intake(
+    intakes: Iterable[Intake],
+    limit: float | None,
+    remedy: str,
+    *,
+    setting: str = "max_left_out: {}",
+) -> None:
     """InvalidArgument (LEFT_OUT) where more than `limit` of a unit is left out (None:
-    REFUSE_ABOVE). `remedy`: what to do instead of accepting it."""
+    REFUSE_ABOVE). `remedy`: what to do instead of accepting it; `setting`: how it is accepted."""
     most = REFUSE_ABOVE if limit is None else limit
     for intake in intakes:
         if intake.share > most:
             raise InvalidArgument(
                 f"{intake.line()}: that leaves out {intake.share:.0%}, more than {most:.0%}. "
-                f"{remedy}, or accept it by max_left_out: {_accepting(intake.share)}",
+                f"{remedy}, or accept it by {setting.format(_accepting(intake.share))}",
                 reason="LEFT_OUT",
                 field="max_left_out",
             )

@@ -167,8 +167,11 @@ def _pair(
 # -- in ------------------------------------------------------------------------------------
 
 
-def read_lines(request: pb.ImportPairsRequest, collection: str) -> list[tuple[Any, pb.Judgement]]:
-    """(task, judgement) of each line. InvalidArgument names the first line that is wrong."""
+def read_lines(
+    request: pb.ImportPairsRequest, collection: str
+) -> list[tuple[int, pb.PreferenceTask, pb.Judgement]]:
+    """(number of the line, task, judgement) of each. InvalidArgument names the first line that is
+    wrong. A byte order mark before the first is passed over."""
     if len(request.jsonl) > MAX_IMPORT_BYTES:
         raise InvalidArgument(
             f"jsonl: {len(request.jsonl):,} bytes, at most {MAX_IMPORT_BYTES:,}; send the lines in "
@@ -176,15 +179,21 @@ def read_lines(request: pb.ImportPairsRequest, collection: str) -> list[tuple[An
             field="jsonl",
         )
     try:
-        lines = request.jsonl.decode("utf-8").split("\n")
+        lines = request.jsonl.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"jsonl: not UTF-8 ({error})", field="jsonl") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        line = (request.first_line or 1) + request.jsonl.count(b"\n", 0, error.start)
+        raise InvalidArgument(
+            f"line {line}: not UTF-8 ({error}); convert it (iconv -t utf-8)", field="jsonl"
+        ) from error
+    first = request.first_line or 1
+    numbered = [(number, line) for number, line in enumerate(lines, first) if line.strip()]
     if not 1 <= len(numbered) <= MAX_IMPORT_LINES:
         raise InvalidArgument(
             f"jsonl: {len(numbered)} lines, 1 to {MAX_IMPORT_LINES} in one call", field="jsonl"
         )
-    return [_read(line, request, collection, f"line {number}") for number, line in numbered]
+    return [
+        (number, *_read(line, request, collection, f"line {number}")) for number, line in numbered
+    ]
 
 
 def _read(
