@@ -79,7 +79,7 @@ def test_each_shape_in_use_is_read(line):
     [
         ({"prompt": "Hi?", "chosen": "Yes.", "rejected": "Yes."}, "the same answer"),
         ({"prompt": "Hi?", "chosen": "Yes.", "rejected": " "}, "must end with an answer"),
-        ({"prompt": "Hi?", "rejected": "No."}, "'chosen' must be a list"),
+        ({"prompt": "Hi?", "rejected": "No."}, "a row with 'prompt', 'rejected' is none"),
         ({"chosen": "Yes.", "rejected": "No."}, "must answer one prompt"),
         ({"chosen": TURNS + GOOD, "rejected": BAD}, "must answer one prompt"),
         ({"prompt": [], "chosen": GOOD, "rejected": BAD}, "not empty"),

@@ -20,7 +20,8 @@ from plinth.coordinator.preferences.report import Snapshot
 from plinth.coordinator.preferences.specs import annotator_of, make_task
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
-from plinth.shared.messages import Messages, hh_dialogue, parse_pair, turns_json
+from plinth.shared.messages import PAGE, Messages, hh_dialogue, turns_json
+from plinth.shared.rows import parse_pair
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
 
@@ -202,9 +203,8 @@ def _read(
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"{where}: not JSON ({error})", field="jsonl") from error
-    if not isinstance(value, dict):
-        raise InvalidArgument(f"{where}: each line is an object", field="jsonl")
+        message = f"{where}: not JSON ({error}); see {PAGE}"
+        raise InvalidArgument(message, field="jsonl") from error
     messages, rejected = parse_pair(value, where)[:2]
     chosen = messages[-1][1]
     prompt = [common_pb2.ChatMessage(role=role, content=text) for role, text in messages[:-1]]

@@ -21,7 +21,8 @@ from typing import IO, Any, cast
 from plinth.shared.corpus_folder import SUFFIXES, CorpusFolder, kind_of
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
-from plinth.shared.messages import parse_messages, parse_pair, parse_string
+from plinth.shared.messages import PAGE
+from plinth.shared.rows import parse_row
 from plinth.shared.splits import prompt_key, text_key
 
 BOUNDARY = "<|endoftext|>"
@@ -29,8 +30,6 @@ BOUNDARY = "<|endoftext|>"
 CUT_CHARACTERS = 64 * 1024  # a text document is cut at the first blank line after so many
 MAX_CHARACTERS = 2 * CUT_CHARACTERS  # and anywhere after so many
 MAX_LINE_BYTES = 64 * 1024 * 1024  # of one JSON line
-_KEYS = ("text", "messages", "rejected")
-_FORMS = "one of 'text', 'messages', and 'chosen' with 'rejected'"
 
 
 @dataclass(frozen=True)
@@ -100,16 +99,10 @@ def parse_document(line: str, where: str) -> Document:
         value = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as wrong:
         raise InvalidArgument(
-            f"{where}: not JSON ({wrong}); each line must be an object with {_FORMS}"
+            f"{where}: not JSON ({wrong}); each line must be an object, see {PAGE}"
         ) from wrong
-    if not isinstance(value, dict) or sum(key in value for key in _KEYS) != 1:
-        raise InvalidArgument(f"{where}: need an object with {_FORMS}")
-    if "rejected" in value:
-        messages, rejected, source = parse_pair(value, where)
-        return Document(messages=messages, rejected=rejected, source=source)
-    if "messages" in value:
-        return Document(messages=parse_messages(value["messages"], where))
-    return Document(text=parse_string(value["text"], where, "text"))
+    row = parse_row(value, where)
+    return Document(row.text, row.messages, row.rejected, row.source)
 
 
 def corpus_files(
