@@ -33,7 +33,7 @@ from plinth.trainer.data.shards import (
 )
 
 Messages = tuple[tuple[str, str], ...]
-# Conversations to (ids, mask): mask 1 where the assistant speaks.
+# Conversations to (ids, mask): mask 1 for the assistant's answers, as `shared.answer_spans` has it.
 Render = Callable[[Sequence[Messages]], list[tuple[list[int], list[int]]]]
 
 KIND_OF_FORM = {"text": "clm", "messages": "sft", "pairs": "pairs"}
@@ -44,7 +44,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 _BATCH_CHARACTERS = 1 << 20
-_MERGED = 1  # token at the end of a prompt
 _BATCH_DOCUMENTS = 256
 
 
@@ -67,10 +66,12 @@ def tokenize_corpus(
     tokenizer_ref: str,
     tokenizer_digest: str,
     render: Render | None = None,
+    stop_ids: Callable[[str], Sequence[int]] = lambda _: (),
     shard_tokens: int = SHARD_TOKENS,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> DatasetInfo:
-    """Write a dataset to the new folder `out`. `render` is needed for chat messages and pairs."""
+    """Write a dataset to the new folder `out`. For chat messages and pairs: `render`, and
+    `stop_ids`, which gives a tokenizer's ends of an answer once it was rendered by."""
     encoder = load_tokenizer(tokenizer)
     first = next(read_split(corpus, "train"), None)
     if first is None:
@@ -107,6 +108,7 @@ def tokenize_corpus(
             on_bytes(done)
         writer.close()
         info.splits[split] = writer.info
+    info.stop_ids = list(stop_ids(tokenizer_ref)) if masked else [encoder.end_of_text_id]
     write_info(out, info)
     return info
 
@@ -141,26 +143,6 @@ def _last_run(mask: list[int]) -> list[int]:
     while start and mask[start - 1]:
         start -= 1
     return [int(start <= i < end) for i in range(len(mask))]
-
-
-def completion_mask(whole: list[int], turns: list[tuple[list[int], list[int]]]) -> list[int]:
-    """1 for the ids that each assistant turn adds to its prompt.
-
-    `turns` holds (ids of the prompt, ids up to the end of the turn). Raises InvalidArgument where
-    a template rewrites what came before: the mask would then be a guess. An answer that begins with
-    white space may merge with the last token of its prompt; the merged token is the answer's.
-    """
-    mask = [0] * len(whole)
-    for prompt, upto in turns:
-        same = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), None)
-        begin = len(prompt) if same is None else same
-        if whole[: len(upto)] != upto or len(prompt) - begin > _MERGED or len(upto) < begin:
-            raise InvalidArgument(
-                "the chat template changes earlier turns when a later one is added, so the "
-                "assistant's tokens cannot be told apart; use a template that only appends"
-            )
-        mask[begin : len(upto)] = [1] * (len(upto) - begin)
-    return mask
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:

@@ -172,7 +172,7 @@ def make_objective(config: TrainConfig, train: Split, validation: Split) -> Obje
 
 
 def make_decoder(config: TrainConfig, train: Split) -> Decoder:
-    """A new decoder from the seed, or the one in `init_from`; ends where the tokenizer ends.
+    """A new decoder from the seed, or the one in `init_from`; ends where the dataset's answers do.
 
     With `lora` it is frozen, but for a fresh adapter and a reward model's head.
     """
@@ -183,7 +183,8 @@ def make_decoder(config: TrainConfig, train: Split) -> Decoder:
         assert config.model is not None
         decoder = Decoder(ModelConfig(**{**config.model, "vocab_size": info.vocab_size}))
         decoder.init_weights(config.seed)
-        decoder.config = _ends_with(decoder.config, info)
+        ends = (*info.stop_ids, info.eos_id, info.end_of_text_id)
+        decoder.config = replace(decoder.config, eos_ids=tuple(dict.fromkeys(ends)))
     if config.objective == "reward":
         decoder = RewardModel.of(decoder, config.seed)
     if config.lora is not None:
@@ -205,14 +206,11 @@ def lora_of(fields: Mapping[str, Any]) -> LoraConfig:
 
 
 def open_decoder(folder: Path, info: DatasetInfo) -> Decoder:
-    """The model in `folder`; its answers end where the dataset's do."""
+    """The model in `folder`; its answers end where it says, and where the dataset's do."""
     decoder = load_decoder(folder)
-    decoder.config = _ends_with(decoder.config, info)
+    ends = (*decoder.config.eos_ids, *info.stop_ids)
+    decoder.config = replace(decoder.config, eos_ids=tuple(dict.fromkeys(ends)))
     return decoder
-
-
-def _ends_with(config: ModelConfig, info: DatasetInfo) -> ModelConfig:
-    return replace(config, eos_ids=tuple(dict.fromkeys((info.eos_id, info.end_of_text_id))))
 
 
 def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:
