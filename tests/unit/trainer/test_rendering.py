@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from plinth.trainer.data.tokenize import Messages
 from plinth.trainer.rendering import Renderer, Turn
 
-
 END = "$"
 
 
