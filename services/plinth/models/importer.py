@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
+from plinth.models.dtypes import cast
 from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer, padding_warnings, tokenizer_config
 from plinth.models.hf import Checkpoint, read_json
@@ -62,11 +64,17 @@ class ImportedModel:
 
 
 def import_source(
-    source: str, out: Path, *, revision: str | None = None, token: str | None = None
+    source: str,
+    out: Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> ImportedModel:
     """Make `out` a model folder from `source`.
 
-    token: the hub's, for private repositories; by default what huggingface_hub finds.
+    token: the hub's, for private repositories; by default what huggingface_hub finds. dtype: of
+    the weights; None: as the source has them (a GGUF file's become float32).
     Raises NotFound, AlreadyExists (`out` holds something), InvalidArgument (what cannot be opened),
     DataLoss (cut off, NaN), PermissionDenied or Unavailable (the hub).
     """
@@ -80,24 +88,24 @@ def import_source(
         if kind == "hub":
             repository, written = parse_hub_name(source)
             snapshot = download(repository, revision or written, token, Path(staging) / "download")
-            facts = _import_folder(snapshot.folder, made) | _hub_facts(snapshot)
+            facts = _import_folder(snapshot.folder, made, dtype) | _hub_facts(snapshot)
         elif kind == "gguf":
-            facts = _import_gguf(place, made)
+            facts = _import_gguf(place, made, dtype)
         else:
-            facts = _import_folder(place, made)
+            facts = _import_folder(place, made, dtype)
         digest = weights_digest(made)
         made.rename(out)
     label = source if kind == "hub" or source == DEFAULT_SOURCE else place.name
     return ImportedModel(folder=out, source=label, weights_digest=digest, **facts)
 
 
-def _import_gguf(path: Path, made: Path) -> dict[str, Any]:
+def _import_gguf(path: Path, made: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     model = GgufModel(path)
     config = model.config()
     tokenizer = build_tokenizer(model)
     tensors = model.tensors(config)
     check_tensors(config, tensors, str(path))
-    save_tensors(config, tensors, made)
+    save_tensors(config, _in_dtype(tensors, dtype, path), made)
     tokenizer.save(str(made / "tokenizer.json"))
     write_json(made / "tokenizer_config.json", tokenizer_config(model, config.context))
     warnings = check_tokenizer(made, config, path)
@@ -109,7 +117,7 @@ def _import_gguf(path: Path, made: Path) -> dict[str, Any]:
     }
 
 
-def _import_folder(folder: Path, made: Path) -> dict[str, Any]:
+def _import_folder(folder: Path, made: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
     warnings = import_tokenizer(folder, made, config)
@@ -117,7 +125,7 @@ def _import_folder(folder: Path, made: Path) -> dict[str, Any]:
     check_tensors(config, tensors, str(folder))
     if config.tie_embeddings:
         tensors = {name: t for name, t in tensors.items() if name != "lm_head.weight"}
-    save_tensors(config, tensors, made)
+    save_tensors(config, _in_dtype(tensors, dtype, folder), made)
     generation = folder / "generation_config.json"
     if generation.is_file():
         kept = read_json(generation) | read_json(made / generation.name)
@@ -129,6 +137,12 @@ def _import_folder(folder: Path, made: Path) -> dict[str, Any]:
         "license": license_,
         "warnings": (*warnings, *told),
     }
+
+
+def _in_dtype(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, source: Path
+) -> dict[str, Tensor]:
+    return {name: cast(t, dtype, f"{source}: tensor {name!r}") for name, t in tensors.items()}
 
 
 def _hub_facts(snapshot: Snapshot) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from plinth.kernels.backend import Backend
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
+from plinth.models.dtypes import as_stored, common_dtype
 from plinth.models.hf import WEIGHTS, Checkpoint, read_json
 from plinth.models.layers import Linear
 from plinth.models.lora import merged_tensors
@@ -45,6 +46,7 @@ class RewardModel(Decoder):
         so that scores begin near zero and with unit scale."""
         made = cls(decoder.config)
         made.load_state_dict(decoder.state_dict(), strict=False)
+        made.stored_dtypes = dict(decoder.stored_dtypes)
         std = 1 / math.sqrt(decoder.config.hidden + 1)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -65,15 +67,15 @@ def is_reward_model(folder: Path) -> bool:
 def save_reward_model(model: RewardModel, folder: Path, pad_id: int) -> None:
     """config.json and model.safetensors. pad_id: transformers finds last tokens by it."""
     folder.mkdir(parents=True, exist_ok=True)
+    tensors = stored_layout(model.config, as_stored(model, merged_tensors(model)))
     content: dict[str, Any] = hf_config.to_hf(model.config) | {
         "architectures": [_ARCHITECTURES[model.config.family]],
-        "dtype": "float32",
+        "dtype": common_dtype(tensors.values()),
         "id2label": {"0": "reward"},
         "label2id": {"reward": 0},
         "pad_token_id": pad_id,
     }
     write_json(folder / "config.json", content)
-    tensors = stored_layout(model.config, merged_tensors(model))
     save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
 
 
@@ -103,4 +105,5 @@ def load_reward_model(folder: Path) -> RewardModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])
+    model.stored_dtypes = {name: tensors[name].dtype for name in shapes}
     return model

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
-from plinth.models.lora import LoraConfig, attach
+from plinth.models.dtypes import change_lost
+from plinth.models.lora import LoraConfig, attach, merged_tensors
 from plinth.models.peft_format import save_adapter
 from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder
@@ -71,13 +72,15 @@ class Run:
     def renew_optimizer(self) -> None:
         self.optimizer = make_optimizer(self.decoder, self.config)
 
-    def save_model(self) -> None:
+    def save_model(self) -> dict[str, float]:
         """The trained decoder and its dataset's tokenizer, complete or not there at all.
 
-        Adapters are merged into it, and written before it in a folder of their own.
+        Adapters are merged into it, and written before it in a folder of their own. Gives the
+        figures of `rounding`.
         """
         write_adapter(self.folder, self.config, self.decoder)
         write_model(self.folder, self.config, self._write)
+        return rounding(self.folder, self.config, self.decoder)
 
     def _write(self, out: Path) -> None:
         if isinstance(self.decoder, RewardModel):
@@ -146,6 +149,15 @@ def write_adapter(folder: JobFolder, config: TrainConfig, decoder: Decoder) -> N
         _write_folder(
             folder.adapter, "adapter", lambda out: save_adapter(decoder, lora, out, config.base)
         )
+
+
+def rounding(folder: JobFolder, config: TrainConfig, decoder: Decoder) -> dict[str, float]:
+    """What the type of the saved model, its base's, took of what was learned (see `change_lost`);
+    nothing where the model is in float32, as it was trained."""
+    if set(decoder.stored_dtypes.values()) <= {torch.float32}:
+        return {}
+    lost = change_lost(Path(config.init_from), merged_tensors(decoder), folder.model)
+    return {"lost_to_rounding": lost}
 
 
 def _write_folder(target: Path, what: str, write: Callable[[Path], None]) -> None:
