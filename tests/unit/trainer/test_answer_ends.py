@@ -27,6 +27,7 @@ from checkpoints import random_llama
 from plinth.reward.texts import Texts
 from plinth.trainer.data.corpus import write_corpus
 from plinth.trainer.data.documents import Document
+from plinth.trainer.data.selected import Scored, best_documents, pair_documents
 from plinth.trainer.data.shards import Split
 from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.trainer.loop.setup import open_decoder
@@ -188,11 +189,8 @@ def test_transformers_rendering_up_to_the_end_token_has_the_same_ids(name: str, 
     rendered = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
     end = theirs.convert_tokens_to_ids("</s>" if "\n" in family.end else family.end)
     at = max((at for at, id_ in enumerate(rendered) if id_ == end), default=-1)
-    if name.startswith(("GLM", "no special")):  # the end is not in the template
-        wanted = [*rendered, end]
-    else:
-        wanted = rendered[: at + 1]
-    assert list(rewarded(name, chat)) == wanted
+    unwritten = name.startswith(("GLM", "no special"))  # the end is not in the template
+    assert list(rewarded(name, chat)) == ([*rendered, end] if unwritten else rendered[: at + 1])
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -201,3 +199,21 @@ def test_an_answer_that_was_cut_off_has_no_end_token(name: str) -> None:
     whole, cut = rewarded(name, chat), rewarded(name, chat, response_cut_off=True)
     assert cut == whole[:-1]
     assert cut[-1] not in opened(name)[1].codec.special_ids
+    # Samples of which one was cut off, made into a corpus of pairs, and of the best.
+    scored = [
+        Scored(chat[:-1], "half of", 1.0, cut_off=True),
+        Scored(chat[:-1], "all", 0.0),
+    ]
+    with TemporaryDirectory(prefix="plinth-test-cut-") as folder:
+        pairs = Split(dataset(name, list(pair_documents(scored)), Path(folder) / "p"), "train")
+        batch = Pairs(pairs, LENGTH, 0).batch([0])
+        rows = [
+            ids[: last + 1].tolist()
+            for ids, last in zip(batch.ids_bt, batch.last_b.tolist(), strict=True)
+        ]
+        assert rows == [list(cut), list(rewarded(name, (*chat[:-1], ("assistant", "all"))))]
+        best = Split(dataset(name, list(best_documents(scored)), Path(folder) / "b"), "train")
+        sft = SupervisedFineTuning(best, best, LENGTH, 0, 0)
+        (run,) = learned(sft.batch([0]))
+        assert run == list(cut)[-len(run) :]
+        del pairs, batch, best, sft

@@ -35,6 +35,7 @@ from plinth.trainer.data.shards import (
 Messages = tuple[tuple[str, str], ...]
 # Conversations to (ids, mask): mask 1 for the assistant's answers, as `shared.answer_spans` has it.
 Render = Callable[[Sequence[Messages]], list[tuple[list[int], list[int]]]]
+StopIds = Callable[[], Sequence[int]]
 
 KIND_OF_FORM = {"text": "clm", "messages": "sft", "pairs": "pairs"}
 TOKENIZER_FILES = (
@@ -101,7 +102,7 @@ def tokenize_corpus(
             if masked:
                 assert render is not None
                 add = _add_pairs if first.form == "pairs" else _add_chats
-                add(writer, batch, render)
+                add(writer, batch, render, lambda: stop_ids(tokenizer_ref))
             else:
                 _add_texts(writer, batch, encoder)
             done += sum(d.size for d in batch)
@@ -119,21 +120,37 @@ def _add_texts(writer: SplitWriter, batch: list[Document], encoder: DocumentEnco
         writer.add([*ids, encoder.end_of_text_id], document.size)
 
 
-def _add_chats(writer: SplitWriter, batch: list[Document], render: Render) -> None:
+def _add_chats(
+    writer: SplitWriter, batch: list[Document], render: Render, stop_ids: StopIds
+) -> None:
     rendered = render([d.messages for d in batch])
-    for document, (ids, mask) in zip(batch, rendered, strict=True):
+    for document, chat in zip(batch, rendered, strict=True):
+        ids, mask = _without_end(*chat, stop_ids()) if document.cut_off else chat
         answers = sum(len(c.encode()) for role, c in document.messages if role == "assistant")
         writer.add(ids, answers, mask)
 
 
-def _add_pairs(writer: SplitWriter, batch: list[Document], render: Render) -> None:
+def _add_pairs(
+    writer: SplitWriter, batch: list[Document], render: Render, stop_ids: StopIds
+) -> None:
     """Two documents each, the preferred one first; the mask is of the last answer only."""
-    both: list[Messages] = []
+    both: list[tuple[Messages, bool]] = []
     for document in batch:
         assert document.rejected is not None
-        both += [document.messages, (*document.messages[:-1], ("assistant", document.rejected))]
-    for messages, (ids, mask) in zip(both, render(both), strict=True):
+        rejected = (*document.messages[:-1], ("assistant", document.rejected))
+        both += [(document.messages, document.cut_off), (rejected, document.rejected_cut_off)]
+    rendered = render([messages for messages, _ in both])
+    for (messages, cut_off), chat in zip(both, rendered, strict=True):
+        ids, mask = _without_end(*chat, stop_ids()) if cut_off else chat
         writer.add(ids, len(messages[-1][1].encode()), _last_run(mask))
+
+
+def _without_end(
+    ids: list[int], mask: list[int], stop_ids: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Of a chat whose last answer was ended by its length: what was rendered ends with a token that
+    nobody wrote."""
+    return (ids[:-1], mask[:-1]) if ids[-1] in stop_ids else (ids, mask)
 
 
 def _last_run(mask: list[int]) -> list[int]:
