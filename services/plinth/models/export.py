@@ -1,6 +1,6 @@
 """From an artifact on the store to a folder that others open: `export_artifact` is the whole path.
 
-    model      config.json, safetensors, tokenizer: transformers' AutoModelForCausalLM, vLLM,
+    model      config.json, safetensors, tokenizer: transformers' AutoModelForCausalLM,
                llama.cpp's convert_hf_to_gguf.py
     reward     the same for AutoModelForSequenceClassification, one label
     adapter    adapter_config.json, adapter_model.safetensors: PEFT's AutoPeftModel…; it names its

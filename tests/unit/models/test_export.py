@@ -437,3 +437,4 @@ def test_a_number_that_fp16_does_not_hold(store, small, tmp_path) -> None:
     with pytest.raises(InvalidArgument, match=r"'model\.norm\.weight' holds .* beyond 65504"):
         exported(store, "big", tmp_path / "out", dtype=torch.float16)
     assert not (tmp_path / "out").exists()
+    exported(store, "big", tmp_path / "out", dtype=torch.bfloat16)  # as the message says
