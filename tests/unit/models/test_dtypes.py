@@ -183,6 +183,27 @@ def test_what_rounding_takes_of_a_change(tmp_path) -> None:
     assert change_lost(base, before, base) == 0.0
 
 
+def test_a_merge_that_rounding_takes_much_of_says_so_and_how_to_keep_it(store, tmp_path) -> None:
+    base = checkpoint("llama", tmp_path / "base", "bfloat16", layers=1)
+    decoder = adapted(base)
+    for adapter in adapters(decoder).values():
+        adapter.b.data.mul_(1e-3)
+    config = LoraConfig(rank=4, alpha=12)
+    save_adapter(decoder, config, tmp_path / "adapter", "base@1")
+    import_model(store, str(base), "base", workspace=tmp_path / "work")
+
+    def told(**options):
+        record = import_adapter(
+            store, tmp_path / "adapter", "t", base="base", workspace=tmp_path / "work", **options
+        )
+        return record.manifest["extra"]["warnings"]
+
+    (warning,) = told()
+    assert "of what the adapter changes (in its norm); say --dtype fp32" in warning
+    assert "rounding to bf16 took" in warning
+    assert told(dtype="fp32") == []
+
+
 def test_unknown_types_are_refused() -> None:
     assert parse_dtype("keep") is None
     with pytest.raises(InvalidArgument, match="must be keep, fp32, bf16, fp16"):
