@@ -172,7 +172,9 @@ def export(
 
 @app.command("import")
 def import_pairs(
-    file: Annotated[Path, typer.Argument(help="JSON lines of pairs; docs/data.md has the shapes", exists=True)],
+    file: Annotated[
+        Path, typer.Argument(help="JSON lines of pairs; docs/data.md has the shapes", exists=True)
+    ],
     source: Annotated[
         str, typer.Option(help="human, rule or model; default: as each line says")
     ] = "",

@@ -64,6 +64,8 @@ class Preparation:
             "corpus": corpus and corpus.digest,
             # A dataset from before text was plain may hold special tokens that its text spelled.
             "text": "plain" if tokenizer else "",
+            # Likewise, with what a template writes behind an answer learned as a part of it.
+            "answers": "to their end token" if tokenizer else "",
             "python": sys.version if spec.builtin else "",
             "split": SPLIT_VERSION,
         }
@@ -151,6 +153,7 @@ class Preparation:
             tokenizer_digest=tokenizer.digest,
             corpus_ref=corpus_ref,
             render=self.renderer.chats(tokenizer.ref),
+            stop_ids=self.renderer.stop_ids,
             on_bytes=self._on_bytes("tokenising", total),
         )
 
@@ -164,6 +167,7 @@ class Preparation:
             tokenizer_ref=tokenizer.ref,
             tokenizer_digest=tokenizer.digest,
             render=self.renderer.prompts(tokenizer.ref),
+            stop_ids=self.renderer.stop_ids,
         )
 
     def _on_bytes(self, note: str, total: int) -> Callable[[int], None]:

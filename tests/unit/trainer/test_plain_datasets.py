@@ -26,7 +26,8 @@ from plinth.trainer.data.documents import Document
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.shards import Split, read_info
 from plinth.trainer.data.tokenize import tokenize_corpus
-from plinth.trainer.rendering import Renderer, Turn
+from plinth.trainer.exchanges import Turn
+from plinth.trainer.rendering import Renderer
 from plinth.v1 import tokenizer_pb2 as pb
 
 HOSTILE = (
@@ -69,7 +70,7 @@ async def renderer(
     settings = load_settings(data_dir=tmp_path)
     stage = build(SimpleNamespace(settings=settings, store=store))
 
-    async def apply(model: str, turns: Sequence[Turn]) -> list[list[int]]:
+    async def apply(model: str, turns: Sequence[Turn]) -> tuple[list[list[int]], list[int]]:
         conversations = [
             pb.Conversation(
                 messages=[{"role": role, "content": content} for role, content in messages],
@@ -79,7 +80,7 @@ async def renderer(
         ]
         request = pb.ApplyChatTemplatesRequest(model=model, conversations=conversations)
         answer = await stage.ApplyChatTemplates(request, None)
-        return [list(sequence.ids) for sequence in answer.sequences]
+        return [list(sequence.ids) for sequence in answer.sequences], list(answer.stop_token_ids)
 
     yield Renderer(apply, asyncio.get_running_loop())
     await stage.drain(1)

@@ -30,6 +30,7 @@ BOUNDARY = "<|endoftext|>"
 CUT_CHARACTERS = 64 * 1024  # a text document is cut at the first blank line after so many
 MAX_CHARACTERS = 2 * CUT_CHARACTERS  # and anywhere after so many
 MAX_LINE_BYTES = 64 * 1024 * 1024  # of one JSON line
+_FLAGS = ("cut_off", "rejected_cut_off")
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,17 @@ class Document:
     """Text, or messages ((role, content), …); never both.
 
     With `rejected` the messages are a preference pair: their last one, the assistant's, was
-    preferred to an answer with that content. `source` says by whom ("rule:truncated").
+    preferred to an answer with that content. `source` says by whom ("rule:truncated"). `cut_off`
+    and `rejected_cut_off`: the last answer, or the one with that content, was ended by its length,
+    so that no token ends it.
     """
 
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
     rejected: str | None = None
     source: str = ""
+    cut_off: bool = False
+    rejected_cut_off: bool = False
 
     @property
     def form(self) -> str:
@@ -68,13 +73,15 @@ class Document:
         if not self.messages:
             return {"text": self.text}
         turns = [{"role": role, "content": content} for role, content in self.messages]
+        flags = {name: True for name in _FLAGS if getattr(self, name)}
         if self.rejected is None:
-            return {"messages": turns}
+            return {"messages": turns, **flags}
         return {
             "prompt": turns[:-1],
             "chosen": turns[-1:],
             "rejected": [{"role": "assistant", "content": self.rejected}],
             "source": self.source,
+            **flags,
         }
 
     def digest(self) -> bytes:
@@ -102,7 +109,8 @@ def parse_document(line: str, where: str) -> Document:
             f"{where}: not JSON ({wrong}); each line must be an object, see {PAGE}"
         ) from wrong
     row = parse_row(value, where)
-    return Document(row.text, row.messages, row.rejected, row.source)
+    flags = (value.get(name) is True for name in _FLAGS)
+    return Document(row.text, row.messages, row.rejected, row.source, *flags)
 
 
 def corpus_files(
