@@ -107,14 +107,24 @@ def test_stdlib_instruct_asks_with_signatures():
 def test_stdlib_preferences_are_docstrings_against_what_a_rule_made_of_them():
     first, second = (list(islice(BUILTIN["stdlib-preferences"](), 400)) for _ in range(2))
     assert first == second
-    assert {d.source for d in first} == {"rule:truncated", "rule:scrambled", "rule:foreign"}
+    rules = ("truncated", "scrambled", "repeated", "misworded", "foreign")
+    assert {d.source for d in first} == {f"rule:{rule}" for rule in rules}
     for document in first:
         answer = document.messages[-1][1]
-        assert document.rejected not in ("", answer)
-        if document.source == "rule:truncated":
-            assert answer.startswith(document.rejected)
-        if document.source == "rule:scrambled":
-            assert sorted("".join(answer.split())) == sorted("".join(document.rejected.split()))
+        words, worse = answer.split(), document.rejected.split()
+        assert "\n" not in answer
+        assert worse not in ([], words)
+        match document.source.removeprefix("rule:"):
+            case "truncated":
+                assert worse == words[: len(worse)]
+            case "scrambled":
+                assert sorted(worse) == sorted(words)
+            case "repeated":
+                assert set(worse) == set(words)
+                assert len(worse) > len(words)
+            case "misworded":
+                changed = sum(a != b for a, b in zip(words, worse, strict=True))
+                assert 1 <= changed <= max(1, len(words) // 3)
 
 
 # -- what is held out ----------------------------------------------------------------------------
@@ -157,6 +167,25 @@ def test_no_builtin_corpus_has_a_prompt_on_both_sides(tmp_path, name):
     sides = [{asked(d) for d in read_split(tmp_path / "a", s)} for s in counts.documents]
     assert not sides[0] & sides[1]
     assert 0.05 < counts.held_out < 0.15
+
+
+def test_what_is_asked_about_a_held_out_module_is_in_no_builtin_corpus_of_that_fraction(tmp_path):
+    """By the questions' own words: of a module that is asked about, no text was learned."""
+
+    def sides(name):
+        write(tmp_path / name, BUILTIN[name](), 0.15)
+        return [list(read_split(tmp_path / name, split)) for split in ("train", "validation")]
+
+    learned = {d.text for d in sides("stdlib")[0]}
+    tuned, _ = sides("stdlib-instruct")
+    _, held_out = sides("stdlib-preferences")
+    questions = {d.messages[0][1] for d in held_out}
+    assert len(questions) > 500
+    assert not questions & {d.messages[0][1] for d in tuned}
+    answers = {d.messages[-1][1] for d in held_out if len(d.messages[-1][1]) > 80}
+    flat = [" ".join(text.split()) for text in learned]
+    found = sum(any(answer in text for text in flat) for answer in answers)
+    assert found < 0.05 * len(answers)  # docstrings that two modules share
 
 
 def corpus_of(folder, sides):

@@ -40,7 +40,8 @@ class Document:
     With `rejected` the messages are a preference pair: their last one, the assistant's, was
     preferred to an answer with that content. `source` says by whom ("rule:truncated"). `cut_off`
     and `rejected_cut_off`: the last answer, or the one with that content, was ended by its length,
-    so that no token ends it.
+    so that no token ends it. Documents of one `split_group` are held out together, whatever they
+    ask.
     """
 
     text: str = ""
@@ -49,6 +50,7 @@ class Document:
     source: str = ""
     cut_off: bool = False
     rejected_cut_off: bool = False
+    split_group: str = ""
 
     @property
     def form(self) -> str:
@@ -67,7 +69,10 @@ class Document:
 
     def to_json(self) -> str:
         """One line of a corpus shard; equal documents give equal lines."""
-        return json.dumps(self._value(), ensure_ascii=False)
+        value = self._value()
+        if self.split_group:
+            value["split_group"] = self.split_group
+        return json.dumps(value, ensure_ascii=False)
 
     def _value(self) -> dict[str, Any]:
         if not self.messages:
@@ -86,15 +91,20 @@ class Document:
 
     def digest(self) -> bytes:
         """16 bytes that name the content: for de-duplication."""
-        return blake2b(self.to_json().encode(), digest_size=16).digest()
+        value = json.dumps(self._value(), ensure_ascii=False)
+        return blake2b(value.encode(), digest_size=16).digest()
 
     def split_key(self) -> bytes:
-        """16 bytes that decide what is held out; documents of one prompt have one key."""
+        """16 bytes that decide what is held out: of the group, or else of the prompt."""
+        return text_key(f"group {self.split_group}") if self.split_group else self.prompt_key()
+
+    def prompt_key(self) -> bytes:
+        """16 bytes that documents of one prompt share."""
         return prompt_key(self.messages) if self.messages else text_key(self.text)
 
     @property
     def opening_words(self) -> str:
-        """What its split key is of, for people."""
+        """What its prompt key is of, for people."""
         if not self.messages:
             return self.text
         return next((text for role, text in self.messages if role == "user"), "")
@@ -110,7 +120,15 @@ def parse_document(line: str, where: str) -> Document:
         ) from wrong
     row = parse_row(value, where)
     flags = (value.get(name) is True for name in _FLAGS)
-    return Document(row.text, row.messages, row.rejected, row.source, *flags)
+    group = value.get("split_group")
+    return Document(
+        row.text,
+        row.messages,
+        row.rejected,
+        row.source,
+        *flags,
+        split_group=group if isinstance(group, str) else "",
+    )
 
 
 def corpus_files(

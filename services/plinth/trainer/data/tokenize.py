@@ -123,7 +123,7 @@ def tokenize_corpus(
 
 def _apart(documents: Iterator[Document], split: str, overlap: Overlap) -> Iterator[Document]:
     for document in documents:
-        overlap.add(split, document.split_key(), document.opening_words)
+        overlap.add(split, document.prompt_key(), document.opening_words)
         yield document
 
 
