@@ -7,6 +7,7 @@ ends of answers that were learned since. And a reward model scores the same ther
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -318,6 +319,23 @@ def test_a_tuned_reward_model_scores_the_same_in_transformers(
         return
     wanted = ScoringModel(made, "cpu").scores([tuple(one) for one in ANSWERS])
     assert scores(made, ANSWERS, side) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_pages_code_gives_the_reward_stages_scores(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "apply_chat" in block
+    ]
+    source = base(tmp_path / "source", {"eos_token_id": END}, {"eos_token_id": END})
+    made = written(source, "reward", tmp_path / "job")
+    said = ["Yes.", "No, and I shall say why.", "Perhaps so"]
+    chats = [[("user", "Is it?"), ("assistant", answer)] for answer in said]
+    given = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
+    names: Json = {"chats": given}
+    exec(code.replace('"judge"', repr(str(made))), names)
+    renderer = trainings.chatml(made)["render"]
+    wanted = [tuple(ids) for ids, _ in renderer([tuple(chat) for chat in chats])]
+    assert names["scores"] == pytest.approx(ScoringModel(made, "cpu").scores(wanted), abs=1e-5)
 
 
 def test_where_every_token_ends_answers_there_is_no_padding(tmp_path: Path) -> None:
