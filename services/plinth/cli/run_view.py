@@ -17,6 +17,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from plinth.cli.chat import printable
+from plinth.shared.intake import intakes_of
 from plinth.v1 import common_pb2
 from plinth.v1 import coordinator_pb2 as pb
 
@@ -149,6 +150,7 @@ def about(step: pb.Step) -> str:
         parts.append(f"is {figures['alias']}")
     elif "name" in figures:
         parts.append(f"served as {figures['name']}")
+    parts += [intake.line() for intake in intakes_of(figures)]
     if step.state == pb.STEP_STATE_REUSED:
         parts.append("(as before)")
     return "  ".join(parts)
@@ -161,7 +163,7 @@ def metrics(step: pb.Step) -> dict[str, Any]:
 
 def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> RenderableType:
     """What came of a run that succeeded: figures, answers, lineage of the served model."""
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [*left_out(run)]
     exams = [metrics(step) for step in run.steps if step.kind == "evaluate"]
     if exams:
         parts.append(_figures(run, exams))
@@ -178,6 +180,15 @@ def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> Rend
     if served:
         parts += [Text("lineage", "bold"), lineage(served[-1].output, artifact)]
     return Group(*parts)
+
+
+def left_out(run: pb.Run) -> Iterator[RenderableType]:
+    """A warning for each step that left out more than a tenth of what it was given."""
+    for step in run.steps:
+        for intake in intakes_of(metrics(step)):
+            if intake.warns:
+                told = f"{step.name} took {intake.line()} ({intake.share:.0%} left out)"
+                yield Text.assemble(("warning  ", "bold yellow"), told)
 
 
 def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:

@@ -16,8 +16,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 
 from checkpoints import byte_tokenizer
-from plinth.shared.prompt_set import SPLITS, Prompt, write_prompts
+from plinth.shared.prompt_set import Prompt, write_prompts
 from plinth.shared.settings import load_settings
+from plinth.shared.splits import SPLITS
 from plinth.shared.store import ArtifactStore
 from plinth.tokenizer.service import build
 from plinth.trainer.data.corpus import write_corpus
@@ -138,8 +139,8 @@ async def test_prompts_are_plain(tokenizer: Path, renderer: Renderer, tmp_path: 
     for name, texts in (("hostile", HOSTILE), ("harmless", HARMLESS)):
         prompts = tmp_path / name / "prompts"
         prompts.mkdir(parents=True)
-        for split in SPLITS:
-            write_prompts(map(Prompt, texts), prompts / f"{split}.jsonl")
+        for split, ask in zip(SPLITS, ("{}", "Go on: {}"), strict=True):
+            write_prompts((Prompt(ask.format(t)) for t in texts), prompts / f"{split}.jsonl")
 
         def tokenize(prompts: Path = prompts, out: Path = tmp_path / name / "dataset") -> None:
             tokenize_prompts(

@@ -8,7 +8,7 @@ import pytest
 
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.corpus import read_split, write_corpus
-from plinth.trainer.data.documents import read_folder
+from plinth.trainer.data.documents import read_file
 from plinth.trainer.data.selected import (
     Scored,
     best_documents,
@@ -79,7 +79,7 @@ def test_a_corpus_takes_the_file(make, tmp_path) -> None:
     folder.mkdir()
     assert write_documents(make(samples), folder / "selected.jsonl") == 40
     assert [path.name for path in folder.iterdir()] == ["selected.jsonl"]
-    documents = list(read_folder(folder))
+    documents = list(read_file(folder / "selected.jsonl"))
     assert documents == list(make(samples))
     write_corpus(iter(documents), tmp_path / "out", source="t", validation_fraction=0.2)
     splits = [list(read_split(tmp_path / "out", split)) for split in ("train", "validation")]

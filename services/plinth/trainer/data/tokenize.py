@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,8 @@ from plinth.shared.plain_text import (
     read_object,
     token_content,
 )
-from plinth.trainer.data.corpus import SPLITS, read_split
+from plinth.shared.splits import SPLITS, Overlap
+from plinth.trainer.data.corpus import read_split
 from plinth.trainer.data.documents import BOUNDARY, Document
 from plinth.trainer.data.shards import (
     SHARD_TOKENS,
@@ -37,6 +39,7 @@ Messages = tuple[tuple[str, str], ...]
 Render = Callable[[Sequence[Messages]], list[tuple[list[int], list[int]]]]
 StopIds = Callable[[], Sequence[int]]
 
+UNITS = {"text": "text", "messages": "prompt", "pairs": "prompt"}  # what splits must not share
 KIND_OF_FORM = {"text": "clm", "messages": "sft", "pairs": "pairs"}
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -66,13 +69,18 @@ def tokenize_corpus(
     *,
     tokenizer_ref: str,
     tokenizer_digest: str,
+    corpus_ref: str = "",
     render: Render | None = None,
     stop_ids: Callable[[str], Sequence[int]] = lambda _: (),
     shard_tokens: int = SHARD_TOKENS,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> DatasetInfo:
     """Write a dataset to the new folder `out`. For chat messages and pairs: `render`, and
-    `stop_ids`, which gives a tokenizer's ends of an answer once it was rendered by."""
+    `stop_ids`, which gives a tokenizer's ends of an answer once it was rendered by.
+
+    InvalidArgument: among others SPLITS_OVERLAP, where a prompt (of plain text: the text) is both
+    in what is learned from and in what is held out. `corpus_ref` names the corpus there.
+    """
     encoder = load_tokenizer(tokenizer)
     first = next(read_split(corpus, "train"), None)
     if first is None:
@@ -95,23 +103,28 @@ def tokenize_corpus(
         dtype=token_dtype(encoder.vocab_size),
         splits={},
     )
-    done = 0
+    done, overlap = 0, Overlap(f"corpus {corpus_ref or corpus}", UNITS[first.form])
     for split in SPLITS:
-        writer = SplitWriter(out, split, info.dtype, masked, shard_tokens)
-        for batch in _batches(read_split(corpus, split)):
-            if masked:
-                assert render is not None
-                add = _add_pairs if first.form == "pairs" else _add_chats
-                add(writer, batch, render, lambda: stop_ids(tokenizer_ref))
-            else:
-                _add_texts(writer, batch, encoder)
-            done += sum(d.size for d in batch)
-            on_bytes(done)
-        writer.close()
+        with closing(SplitWriter(out, split, info.dtype, masked, shard_tokens)) as writer:
+            for batch in _batches(_apart(read_split(corpus, split), split, overlap)):
+                if masked:
+                    assert render is not None
+                    add = _add_pairs if first.form == "pairs" else _add_chats
+                    add(writer, batch, render, lambda: stop_ids(tokenizer_ref))
+                else:
+                    _add_texts(writer, batch, encoder)
+                done += sum(d.size for d in batch)
+                on_bytes(done)
         info.splits[split] = writer.info
     info.stop_ids = list(stop_ids(tokenizer_ref)) if masked else [encoder.end_of_text_id]
     write_info(out, info)
     return info
+
+
+def _apart(documents: Iterator[Document], split: str, overlap: Overlap) -> Iterator[Document]:
+    for document in documents:
+        overlap.add(split, document.split_key(), document.opening_words)
+        yield document
 
 
 def _add_texts(writer: SplitWriter, batch: list[Document], encoder: DocumentEncoder) -> None:

@@ -97,7 +97,10 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
         raise InvalidArgument(
             f"dataset {config.dataset} makes {objective.items} sequences or "
             f"pairs of {config.sequence_length} tokens, fewer than one batch of "
-            f"{config.batch_size}; add text, or make batch_size or sequence_length smaller",
+            f"{config.batch_size}; add text, or make "
+            # Of chats and pairs a shorter sequence holds fewer, not more.
+            f"{'batch_size or sequence_length' if config.objective == 'clm' else 'batch_size'} "
+            "smaller",
             field="batch_size",
         )
     digest = config.digest()
