@@ -82,7 +82,7 @@ def export_artifact(
     """
     record = store.get(reference)
     _check_options(record, options)
-    out = out.expanduser().absolute()
+    out = out.expanduser().resolve()
     check_target(out, force=options.force)
     if record.kind != "adapter":
         return _export_model(store.fetch(record), record, record.kind, out, options)

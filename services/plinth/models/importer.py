@@ -25,6 +25,7 @@ from plinth.models.hub import Snapshot, download, parse_hub_name
 from plinth.models.sources import DEFAULT_SOURCE, file_digest, folder_digest, locate
 from plinth.models.tokenizer_files import check_tokenizer, import_tokenizer
 from plinth.models.weights import check_tensors, save_tensors, weights_digest, write_json
+from plinth.models.whole_folder import write_errors
 from plinth.shared.errors import AlreadyExists
 
 _CARD_CHARACTERS = 1 << 20  # a header is at its top
@@ -76,12 +77,15 @@ def import_source(
     token: the hub's, for private repositories; by default what huggingface_hub finds. dtype: of
     the weights; None: as the source has them (a GGUF file's become float32).
     Raises NotFound, AlreadyExists (`out` holds something), InvalidArgument (what cannot be opened),
-    DataLoss (cut off, NaN), PermissionDenied or Unavailable (the hub).
+    DataLoss (cut off, NaN), ResourceExhausted and FailedPrecondition (the disk), PermissionDenied
+    or Unavailable (the hub).
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AlreadyExists(f"{out}: exists already; choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging:
+    with (
+        write_errors(out),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=_made(out.parent)) as staging,
+    ):
         made = Path(staging) / "model"
         made.mkdir()
         kind, place = locate(source)
@@ -97,6 +101,11 @@ def import_source(
         made.rename(out)
     label = source if kind == "hub" or source == DEFAULT_SOURCE else place.name
     return ImportedModel(folder=out, source=label, weights_digest=digest, **facts)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _import_gguf(path: Path, made: Path, dtype: torch.dtype | None) -> dict[str, Any]:

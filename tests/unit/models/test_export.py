@@ -381,6 +381,30 @@ def test_what_fails_midway_leaves_what_was_there(
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_a_place_where_nothing_can_be_written(store, small, tmp_path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FailedPrecondition, match=r"file/out: could not be made \(.*file"):
+        exported(store, "small", tmp_path / "file" / "out")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real", target_is_directory=True)
+    made = exported(store, "small", link)
+    assert made.folder == tmp_path / "real"
+    assert link.is_symlink()
+    assert (link / "config.json").is_file()
+
+
+def test_an_import_onto_a_full_disk_says_so(store, tmp_path, monkeypatch) -> None:
+    source = byte_tokenizer(random_llama(tmp_path / "source", layers=1))
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+    monkeypatch.setattr("plinth.models.weights.save_file", full)
+    with pytest.raises(ResourceExhausted, match="the disk became full"):
+        import_model(store, str(source), "m", workspace=tmp_path / "work")
+    assert list((tmp_path / "work").iterdir()) == []
+
+
 def test_room_is_asked_for_before_anything_is_written(store, small, tmp_path, monkeypatch) -> None:
     publish_adapter(store, tmp_path / "adapter", "small")
     asked = {}
