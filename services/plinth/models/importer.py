@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from plinth.models.dtypes import cast
+from plinth.models.dtypes import cast, exactly
 from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer, padding_warnings, tokenizer_config
 from plinth.models.hf import Checkpoint, read_json
@@ -75,7 +75,8 @@ def import_source(
     """Make `out` a model folder from `source`.
 
     token: the hub's, for private repositories; by default what huggingface_hub finds. dtype: of
-    the weights; None: as the source has them (a GGUF file's become float32).
+    the weights; None: as the source has them (quantised ones become
+    float32).
     Raises NotFound, AlreadyExists (`out` holds something), InvalidArgument (what cannot be opened),
     DataLoss (cut off, NaN), ResourceExhausted and FailedPrecondition (the disk), PermissionDenied
     or Unavailable (the hub).
@@ -114,7 +115,11 @@ def _import_gguf(path: Path, made: Path, dtype: torch.dtype | None) -> dict[str,
     tokenizer = build_tokenizer(model)
     tensors = model.tensors(config)
     check_tensors(config, tensors, str(path))
-    save_tensors(config, _in_dtype(tensors, dtype, path), made)
+    if dtype is None:  # norms and biases are float32 in every file; most came from the maps' type
+        kept = {name: exactly(tensor, model.dtype()) for name, tensor in tensors.items()}
+    else:
+        kept = _in_dtype(tensors, dtype, path)
+    save_tensors(config, kept, made)
     tokenizer.save(str(made / "tokenizer.json"))
     write_json(made / "tokenizer_config.json", tokenizer_config(model, config.context))
     warnings = check_tokenizer(made, config, path)
