@@ -20,8 +20,10 @@ from torch import Tensor
 from plinth.models.dtypes import cast, exactly
 from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer, padding_warnings, tokenizer_config
-from plinth.models.hf import Checkpoint, read_json
+from plinth.models.hf import Checkpoint
 from plinth.models.hub import Snapshot, download, parse_hub_name
+from plinth.models.inherited_settings import carry_settings
+from plinth.models.reward import check_reward_tensors, is_reward_model, save_reward_tensors
 from plinth.models.sources import DEFAULT_SOURCE, file_digest, folder_digest, locate
 from plinth.models.tokenizer_files import check_tokenizer, import_tokenizer
 from plinth.models.weights import check_tensors, save_tensors, weights_digest, write_json
@@ -35,6 +37,7 @@ _CARD_CHARACTERS = 1 << 20  # a header is at its top
 class ImportedModel:
     """What was made, and what it was made from.
 
+    kind: "model", or "reward" for a sequence classification with one label.
     original_digest: sha256 of the GGUF file, or over (name, sha256) of a folder's files.
     weights_digest: Merkle root of the weights as they now lie in `folder`.
     license: as the source states it, such as "apache-2.0"; empty if it states none.
@@ -47,6 +50,7 @@ class ImportedModel:
     format: str
     original_digest: str
     weights_digest: str
+    kind: str = "model"
     license: str = ""
     revision: str = ""
     warnings: tuple[str, ...] = ()
@@ -136,16 +140,19 @@ def _import_folder(folder: Path, made: Path, dtype: torch.dtype | None) -> dict[
     config = checkpoint.config
     warnings = import_tokenizer(folder, made, config)
     tensors: Mapping[str, Tensor] = dict(checkpoint.tensors())
-    check_tensors(config, tensors, str(folder))
-    if config.tie_embeddings:
-        tensors = {name: t for name, t in tensors.items() if name != "lm_head.weight"}
-    save_tensors(config, _in_dtype(tensors, dtype, folder), made)
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        kept = read_json(generation) | read_json(made / generation.name)
-        write_json(made / generation.name, kept)
+    reward = is_reward_model(folder)
+    if reward:
+        check_reward_tensors(config, tensors, str(folder))
+        save_reward_tensors(config, _in_dtype(tensors, dtype, folder), made)
+    else:
+        check_tensors(config, tensors, str(folder))
+        if config.tie_embeddings:
+            tensors = {name: t for name, t in tensors.items() if name != "lm_head.weight"}
+        save_tensors(config, _in_dtype(tensors, dtype, folder), made)
+    carry_settings(folder, made)
     license_, told = _card_license(folder)
     return {
+        "kind": "reward" if reward else "model",
         "format": "safetensors",
         "original_digest": folder_digest(folder),
         "license": license_,

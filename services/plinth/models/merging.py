@@ -11,11 +11,11 @@ import torch
 
 from plinth.models.adapter_base import check_base
 from plinth.models.dtypes import change_lost, short_name
-from plinth.models.hf import read_json
+from plinth.models.inherited_settings import carry_settings, pad_apart
 from plinth.models.lora import merged_tensors
 from plinth.models.peft_format import put_on, read_adapter
 from plinth.models.reward import RewardModel, save_reward_model
-from plinth.models.weights import load_decoder, save_decoder, write_json
+from plinth.models.weights import load_decoder, save_decoder
 
 if TYPE_CHECKING:
     from plinth.shared.store import ArtifactRecord
@@ -49,21 +49,17 @@ def merge(
         model.stored_dtypes = dict.fromkeys(model.stored_dtypes, dtype)
     shutil.copytree(base_folder, made, ignore=shutil.ignore_patterns(*_REPLACED))
     if isinstance(model, RewardModel):
-        save_reward_model(model, made, _pad_id(model))
+        save_reward_model(model, made)
+        (made / "generation_config.json").unlink(missing_ok=True)  # the base's: it writes no text
     else:
         save_decoder(model, made)
-        kept = base_folder / "generation_config.json"
-        if kept.is_file():
-            write_json(made / kept.name, read_json(kept) | read_json(made / kept.name))
+    carry_settings(base_folder, made)
+    if isinstance(model, RewardModel):
+        pad_apart(made)
     return (
         "reward" if isinstance(model, RewardModel) else "model",
         told + _rounding(base_folder, model, made),
     )
-
-
-def _pad_id(model: RewardModel) -> int:
-    config = model.config
-    return config.pad_id if config.pad_id is not None else next(iter(config.eos_ids), 0)
 
 
 def _rounding(base_folder: Path, model: torch.nn.Module, made: Path) -> list[str]:

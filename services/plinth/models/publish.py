@@ -18,7 +18,7 @@ from plinth.shared.private_folders import make_private
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 
 # Part of every import's input digest: raise it when the same source gives other files.
-_STEP, _MERGE = "models/import/2", "models/merge/3"
+_STEP, _MERGE = "models/import/3", "models/merge/4"
 
 
 def import_model(
@@ -31,7 +31,8 @@ def import_model(
     token: str | None = None,
     dtype: str = "keep",
 ) -> ArtifactRecord:
-    """The model artifact `name` made from `source`; what was imported before is found, not made.
+    """The artifact `name` made from `source`, a model or a reward model; what was imported before
+    is found, not made.
 
     workspace: a directory with room for the weights while they are made. dtype: what they are
     stored in, see `dtypes.parse_dtype`; what is tuned from the model keeps it. Raises what
@@ -56,7 +57,7 @@ def import_model(
         )
         return store.publish(
             name,
-            "model",
+            imported.kind,
             imported.folder,
             config=hf_config.to_hf(read_config(imported.folder)),
             data_digests={"original": imported.original_digest},

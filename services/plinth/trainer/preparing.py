@@ -60,6 +60,8 @@ class Preparation:
             "corpus": corpus and corpus.digest,
             # A dataset from before text was plain may hold special tokens that its text spelled.
             "text": "plain" if tokenizer else "",
+            # Likewise, with what a template writes behind an answer learned as a part of it.
+            "answers": "to their end token" if tokenizer else "",
             "python": sys.version if spec.builtin else "",
         }
         # A folder's content is not known before it is read.
@@ -136,6 +138,7 @@ class Preparation:
             tokenizer_ref=tokenizer.ref,
             tokenizer_digest=tokenizer.digest,
             render=self.renderer.chats(tokenizer.ref),
+            stop_ids=self.renderer.stop_ids,
             on_bytes=self._on_bytes("tokenising", total),
         )
 
@@ -149,6 +152,7 @@ class Preparation:
             tokenizer_ref=tokenizer.ref,
             tokenizer_digest=tokenizer.digest,
             render=self.renderer.prompts(tokenizer.ref),
+            stop_ids=self.renderer.stop_ids,
         )
 
     def _on_bytes(self, note: str, total: int) -> Callable[[int], None]:

@@ -124,7 +124,9 @@ class TrainerStage(rpc.TrainerServiceServicer):
             renderer=Renderer(self._apply_templates, asyncio.get_running_loop()),
         )
 
-    async def _apply_templates(self, model: str, turns: Sequence[Turn]) -> list[list[int]]:
+    async def _apply_templates(
+        self, model: str, turns: Sequence[Turn]
+    ) -> tuple[list[list[int]], list[int]]:
         stub = await self._context.clients.tokenizer(SYSTEM)
         answer = await stub.ApplyChatTemplates(
             tokenizer_pb2.ApplyChatTemplatesRequest(
@@ -138,7 +140,7 @@ class TrainerStage(rpc.TrainerServiceServicer):
                 ],
             )
         )
-        return [list(sequence.ids) for sequence in answer.sequences]
+        return [list(sequence.ids) for sequence in answer.sequences], list(answer.stop_token_ids)
 
     # -- TrainerService --------------------------------------------------------------------
 

@@ -206,7 +206,7 @@ def test_the_trainer_makes_a_dataset_of_it(store: ArtifactStore, tmp_path: Path)
         tmp_path / "dataset",
         tokenizer_ref="t@1",
         tokenizer_digest="sha256:0",
-        render=trainings.chatml(tokenizer),
+        **trainings.chatml(tokenizer),
     )
     assert info.objective == "pairs"
     assert sum(info.splits[split].documents for split in ("train", "validation")) == 2 * 36

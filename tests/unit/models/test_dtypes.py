@@ -114,10 +114,10 @@ def test_a_merge_is_pefts_of_the_same_base(family, store, tmp_path, kind) -> Non
 def test_a_reward_model_keeps_its_bases_type(family, tmp_path, kind) -> None:
     base = checkpoint(family, tmp_path / "base", kind)
     model = RewardModel.of(load_decoder(base), seed=1)
-    save_reward_model(model, tmp_path / "judge", 0)
+    save_reward_model(model, tmp_path / "judge")
     found = weights(tmp_path / "judge")
     assert {tensor.dtype for tensor in found.values()} == {KINDS[kind]}
-    save_reward_model(load_reward_model(tmp_path / "judge"), tmp_path / "again", 0)
+    save_reward_model(load_reward_model(tmp_path / "judge"), tmp_path / "again")
     assert all(torch.equal(t, found[n]) for n, t in weights(tmp_path / "again").items())
 
 

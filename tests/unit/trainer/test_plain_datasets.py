@@ -68,7 +68,7 @@ async def renderer(
     settings = load_settings(data_dir=tmp_path)
     stage = build(SimpleNamespace(settings=settings, store=store))
 
-    async def apply(model: str, turns: Sequence[Turn]) -> list[list[int]]:
+    async def apply(model: str, turns: Sequence[Turn]) -> tuple[list[list[int]], list[int]]:
         conversations = [
             pb.Conversation(
                 messages=[{"role": role, "content": content} for role, content in messages],
@@ -78,7 +78,7 @@ async def renderer(
         ]
         request = pb.ApplyChatTemplatesRequest(model=model, conversations=conversations)
         answer = await stage.ApplyChatTemplates(request, None)
-        return [list(sequence.ids) for sequence in answer.sequences]
+        return [list(sequence.ids) for sequence in answer.sequences], list(answer.stop_token_ids)
 
     yield Renderer(apply, asyncio.get_running_loop())
     await stage.drain(1)

@@ -29,6 +29,7 @@ CUT_CHARACTERS = 64 * 1024  # a text document is cut at the first blank line aft
 MAX_CHARACTERS = 2 * CUT_CHARACTERS  # and anywhere after so many
 MAX_LINE_BYTES = 64 * 1024 * 1024  # of one JSON line
 _KEYS = ("text", "messages", "rejected")
+_FLAGS = ("cut_off", "rejected_cut_off")
 _FORMS = "one of 'text', 'messages', and 'chosen' with 'rejected'"
 
 
@@ -37,13 +38,17 @@ class Document:
     """Text, or messages ((role, content), …); never both.
 
     With `rejected` the messages are a preference pair: their last one, the assistant's, was
-    preferred to an answer with that content. `source` says by whom ("rule:truncated").
+    preferred to an answer with that content. `source` says by whom ("rule:truncated"). `cut_off`
+    and `rejected_cut_off`: the last answer, or the one with that content, was ended by its length,
+    so that no token ends it.
     """
 
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
     rejected: str | None = None
     source: str = ""
+    cut_off: bool = False
+    rejected_cut_off: bool = False
 
     @property
     def form(self) -> str:
@@ -68,13 +73,15 @@ class Document:
         if not self.messages:
             return {"text": self.text}
         turns = [{"role": role, "content": content} for role, content in self.messages]
+        flags = {name: True for name in _FLAGS if getattr(self, name)}
         if self.rejected is None:
-            return {"messages": turns}
+            return {"messages": turns, **flags}
         return {
             "prompt": turns[:-1],
             "chosen": turns[-1:],
             "rejected": [{"role": "assistant", "content": self.rejected}],
             "source": self.source,
+            **flags,
         }
 
     def digest(self) -> bytes:
@@ -98,11 +105,12 @@ def parse_document(line: str, where: str) -> Document:
         ) from wrong
     if not isinstance(value, dict) or sum(key in value for key in _KEYS) != 1:
         raise InvalidArgument(f"{where}: need an object with {_FORMS}")
+    cut_off, rejected_cut_off = (value.get(name) is True for name in _FLAGS)
     if "rejected" in value:
         messages, rejected, source = parse_pair(value, where)
-        return Document(messages=messages, rejected=rejected, source=source)
+        return Document("", messages, rejected, source, cut_off, rejected_cut_off)
     if "messages" in value:
-        return Document(messages=parse_messages(value["messages"], where))
+        return Document(messages=parse_messages(value["messages"], where), cut_off=cut_off)
     return Document(text=parse_string(value["text"], where, "text"))
 
 

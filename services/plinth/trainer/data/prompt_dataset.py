@@ -37,8 +37,10 @@ def tokenize_prompts(
     tokenizer_ref: str,
     tokenizer_digest: str,
     render: RenderPrompts,
+    stop_ids: Callable[[str], Sequence[int]] = lambda _: (),
 ) -> DatasetInfo:
-    """Write a dataset to the new folder `out`. InvalidArgument: a split of the set is empty."""
+    """Write a dataset to the new folder `out`. `stop_ids`: see `tokenize_corpus`.
+    InvalidArgument: a split of the set is empty."""
     encoder = load_tokenizer(tokenizer)
     out.mkdir(parents=True)
     (out / "tokenizer").mkdir()
@@ -60,6 +62,7 @@ def tokenize_prompts(
         if not found:
             raise InvalidArgument(f"the prompts have none to {split}", field="prompts")
         info.splits[split] = _write(out, split, found, info.dtype, render)
+    info.stop_ids = list(stop_ids(tokenizer_ref))
     write_info(out, info)
     return info
 

@@ -31,12 +31,13 @@ MAX_SAMPLES = 4096  # of one prompt: pairs grow with the square
 @dataclass(frozen=True)
 class Scored:
     """One sampled answer: the turns before it, its text, its reward; and, if whoever sampled it
-    told, its mean log-probability per token."""
+    told, its mean log-probability per token, and whether its length ended it."""
 
     prompt: Messages
     answer: str
     reward: float
     logprob: float | None = None
+    cut_off: bool = False
 
 
 def best_documents(
@@ -48,7 +49,8 @@ def best_documents(
         for index in top_k([sample.reward for sample in group], keep):
             chosen = group[index]
             if chosen.reward >= at_least:
-                yield Document(messages=(*chosen.prompt, ("assistant", chosen.answer)))
+                messages = (*chosen.prompt, ("assistant", chosen.answer))
+                yield Document(messages=messages, cut_off=chosen.cut_off)
 
 
 def pair_documents(
@@ -79,6 +81,8 @@ def pair_documents(
                 messages=(*group[better].prompt, ("assistant", group[better].answer)),
                 rejected=group[worse].answer,
                 source=source,
+                cut_off=group[better].cut_off,
+                rejected_cut_off=group[worse].cut_off,
             )
 
 
@@ -127,8 +131,9 @@ def selected(
 
 
 def read_scored(path: Path) -> Iterator[Scored]:
-    """JSON lines {"prompt": text or turns, "answer": text, "reward": number}, with "logprob" or
-    without, and what else a line may say. InvalidArgument names file and line."""
+    """JSON lines {"prompt": text or turns, "answer": text, "reward": number}, with "logprob" and
+    "ended" (false: by its length) or without, and what else a line may say. InvalidArgument names
+    file and line."""
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -159,6 +164,7 @@ def _parse(raw: bytes, where: str) -> Scored:
         answer,
         _number(reward, where, "reward"),
         None if logprob is None else _number(logprob, where, "logprob"),
+        cut_off=value.get("ended") is False,
     )
 
 

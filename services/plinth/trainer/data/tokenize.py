@@ -33,8 +33,9 @@ from plinth.trainer.data.shards import (
 )
 
 Messages = tuple[tuple[str, str], ...]
-# Conversations to (ids, mask): mask 1 where the assistant speaks.
+# Conversations to (ids, mask): mask 1 for the assistant's answers, as `shared.answer_spans` has it.
 Render = Callable[[Sequence[Messages]], list[tuple[list[int], list[int]]]]
+StopIds = Callable[[], Sequence[int]]
 
 KIND_OF_FORM = {"text": "clm", "messages": "sft", "pairs": "pairs"}
 TOKENIZER_FILES = (
@@ -44,7 +45,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 _BATCH_CHARACTERS = 1 << 20
-_MERGED = 1  # token at the end of a prompt
 _BATCH_DOCUMENTS = 256
 
 
@@ -67,10 +67,12 @@ def tokenize_corpus(
     tokenizer_ref: str,
     tokenizer_digest: str,
     render: Render | None = None,
+    stop_ids: Callable[[str], Sequence[int]] = lambda _: (),
     shard_tokens: int = SHARD_TOKENS,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> DatasetInfo:
-    """Write a dataset to the new folder `out`. `render` is needed for chat messages and pairs."""
+    """Write a dataset to the new folder `out`. For chat messages and pairs: `render`, and
+    `stop_ids`, which gives a tokenizer's ends of an answer once it was rendered by."""
     encoder = load_tokenizer(tokenizer)
     first = next(read_split(corpus, "train"), None)
     if first is None:
@@ -100,13 +102,14 @@ def tokenize_corpus(
             if masked:
                 assert render is not None
                 add = _add_pairs if first.form == "pairs" else _add_chats
-                add(writer, batch, render)
+                add(writer, batch, render, lambda: stop_ids(tokenizer_ref))
             else:
                 _add_texts(writer, batch, encoder)
             done += sum(d.size for d in batch)
             on_bytes(done)
         writer.close()
         info.splits[split] = writer.info
+    info.stop_ids = list(stop_ids(tokenizer_ref)) if masked else [encoder.end_of_text_id]
     write_info(out, info)
     return info
 
@@ -117,21 +120,37 @@ def _add_texts(writer: SplitWriter, batch: list[Document], encoder: DocumentEnco
         writer.add([*ids, encoder.end_of_text_id], document.size)
 
 
-def _add_chats(writer: SplitWriter, batch: list[Document], render: Render) -> None:
+def _add_chats(
+    writer: SplitWriter, batch: list[Document], render: Render, stop_ids: StopIds
+) -> None:
     rendered = render([d.messages for d in batch])
-    for document, (ids, mask) in zip(batch, rendered, strict=True):
+    for document, chat in zip(batch, rendered, strict=True):
+        ids, mask = _without_end(*chat, stop_ids()) if document.cut_off else chat
         answers = sum(len(c.encode()) for role, c in document.messages if role == "assistant")
         writer.add(ids, answers, mask)
 
 
-def _add_pairs(writer: SplitWriter, batch: list[Document], render: Render) -> None:
+def _add_pairs(
+    writer: SplitWriter, batch: list[Document], render: Render, stop_ids: StopIds
+) -> None:
     """Two documents each, the preferred one first; the mask is of the last answer only."""
-    both: list[Messages] = []
+    both: list[tuple[Messages, bool]] = []
     for document in batch:
         assert document.rejected is not None
-        both += [document.messages, (*document.messages[:-1], ("assistant", document.rejected))]
-    for messages, (ids, mask) in zip(both, render(both), strict=True):
+        rejected = (*document.messages[:-1], ("assistant", document.rejected))
+        both += [(document.messages, document.cut_off), (rejected, document.rejected_cut_off)]
+    rendered = render([messages for messages, _ in both])
+    for (messages, cut_off), chat in zip(both, rendered, strict=True):
+        ids, mask = _without_end(*chat, stop_ids()) if cut_off else chat
         writer.add(ids, len(messages[-1][1].encode()), _last_run(mask))
+
+
+def _without_end(
+    ids: list[int], mask: list[int], stop_ids: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Of a chat whose last answer was ended by its length: what was rendered ends with a token that
+    nobody wrote."""
+    return (ids[:-1], mask[:-1]) if ids[-1] in stop_ids else (ids, mask)
 
 
 def _last_run(mask: list[int]) -> list[int]:
@@ -141,26 +160,6 @@ def _last_run(mask: list[int]) -> list[int]:
     while start and mask[start - 1]:
         start -= 1
     return [int(start <= i < end) for i in range(len(mask))]
-
-
-def completion_mask(whole: list[int], turns: list[tuple[list[int], list[int]]]) -> list[int]:
-    """1 for the ids that each assistant turn adds to its prompt.
-
-    `turns` holds (ids of the prompt, ids up to the end of the turn). Raises InvalidArgument where
-    a template rewrites what came before: the mask would then be a guess. An answer that begins with
-    white space may merge with the last token of its prompt; the merged token is the answer's.
-    """
-    mask = [0] * len(whole)
-    for prompt, upto in turns:
-        same = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), None)
-        begin = len(prompt) if same is None else same
-        if whole[: len(upto)] != upto or len(prompt) - begin > _MERGED or len(upto) < begin:
-            raise InvalidArgument(
-                "the chat template changes earlier turns when a later one is added, so the "
-                "assistant's tokens cannot be told apart; use a template that only appends"
-            )
-        mask[begin : len(upto)] = [1] * (len(upto) - begin)
-    return mask
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
