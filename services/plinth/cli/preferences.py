@@ -256,7 +256,7 @@ def read_tasks(path: Path) -> list[tuple[str, pb.TaskSpec]]:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidArgument(
                 f'{path}:{number}: no task ({error}); a line is {{"prompt": …, "responses": '
-                '["…", "…"]}}, with task_id, wanted and gold if you like'
+                f'["…", "…"]}}, with task_id, wanted and gold if you like; see {PAGE}'
             ) from error
     return found
 
