@@ -15,6 +15,7 @@ from rich.text import Text
 
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import REFUSE_ABOVE, Intake, check_intake
+from plinth.shared.messages import PAGE
 
 if TYPE_CHECKING:
     from plinth.cli.preference_client import PreferenceClient
