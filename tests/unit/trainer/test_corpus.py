@@ -159,6 +159,19 @@ def test_no_builtin_corpus_has_a_prompt_on_both_sides(tmp_path, name):
     assert 0.05 < counts.held_out < 0.15
 
 
+def test_a_prompt_held_out_of_one_dataset_is_held_out_of_the_others(tmp_path):
+    """Of those that are split at the same fraction: what is measured on pairs is not tuned on."""
+    sides = {}
+    for name in ("stdlib-instruct", "stdlib-preferences"):
+        write(tmp_path / name, BUILTIN[name](), 0.1, max_bytes=400_000)
+        sides[name] = [
+            {asked(d) for d in read_split(tmp_path / name, s)} for s in ("train", "validation")
+        ]
+    (learned, _), (_, measured) = sides.values()
+    assert len(measured) > 50
+    assert not learned & measured
+
+
 def corpus_of(folder, sides):
     for split, documents in sides.items():
         (folder / split).mkdir(parents=True)
