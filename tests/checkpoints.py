@@ -154,7 +154,15 @@ def smollm2_folder() -> Path:
     from plinth.models import importer
     from plinth.models.sources import DEFAULT_SOURCE
 
-    parts = ("gguf", "gguf_reader", "gguf_vocabulary", "importer", "tokenizer_files", "weights")
+    parts = (
+        "dtypes",
+        "gguf",
+        "gguf_reader",
+        "gguf_vocabulary",
+        "importer",
+        "tokenizer_files",
+        "weights",
+    )
     sources = [Path(importer.__file__).with_name(f"{part}.py") for part in parts]
     version = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:12]
     cache = Path(tempfile.gettempdir()) / f"plinth-tests-{os.getuid()}"

@@ -36,6 +36,7 @@ async def test_text_messages_and_ids_give_one_score(
     rendered = theirs.apply_chat_template(
         [*as_dicts, {"role": "assistant", "content": "hello"}], return_dict=False
     )
+    assert rendered[-2] == theirs.eos_token_id  # ChatML's newline behind it is no part of an answer
     opened = theirs.apply_chat_template(as_dicts, add_generation_prompt=True, return_dict=False)
     prompt, response = theirs.encode("2 + 2 = "), theirs.encode("4, of course")
     mixed = of_messages("", *turns)
@@ -52,7 +53,7 @@ async def test_text_messages_and_ids_give_one_score(
             tokenizer="judge",
         )
     )
-    wanted = truth.scores([(*prompt, *response), rendered, (*opened, *response)])
+    wanted = truth.scores([(*prompt, *response), rendered[:-1], (*opened, *response)])
     got = [reward.total for reward in answer.rewards]
     assert got == [wanted[0], wanted[0], wanted[1], wanted[2]]
     record = stack.context.store.get("judge")

@@ -217,7 +217,7 @@ def serve_command(
 def list_command(data: Data = None) -> None:
     """All versions of all models, reward models and adapters, with their bases and aliases."""
     table = Table("model", "kind", "base", "aliases", "from", "licence", "made")
-    for column in table.columns[:3]:
+    for column in table.columns:
         column.overflow = "fold"  # a reference that was cut would name nothing
     with _opened(data) as (_, store):
         records = store.list()

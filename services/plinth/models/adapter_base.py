@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from plinth.models.decoder import Decoder
 from plinth.models.hf import read_json
 from plinth.models.lora import base_tensors
 from plinth.models.sources import HUB_PREFIX, name_of
-from plinth.models.weights import load_decoder, weights_digest, write_json
+from plinth.models.weights import weights_digest, write_json
 from plinth.shared.errors import InvalidArgument, PlinthError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _digest_at(name: str) -> str:
     if not name or not (folder / "config.json").is_file():
         return ""
     try:
-        return digest_of(load_decoder(folder))
+        return weights_digest(folder, dtype=torch.float32)
     except PlinthError:  # no decoder of ours: then its name is all that there is
         return ""
 

@@ -70,6 +70,12 @@ def cast(tensor: Tensor, dtype: torch.dtype | None, where: str) -> Tensor:
     return made
 
 
+def exactly(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype` where that has each of its numbers, else as it is."""
+    made = tensor.to(dtype)
+    return made if torch.equal(made.to(tensor.dtype), tensor) else tensor
+
+
 def as_stored(decoder: Decoder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A trained decoder's tensors in the types that its files had.
 

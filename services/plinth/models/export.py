@@ -24,6 +24,7 @@ import torch
 from plinth.models import sharded
 from plinth.models.dtypes import long_name, short_name
 from plinth.models.hf import INDEX, read_json
+from plinth.models.inherited_settings import pad_apart
 from plinth.models.merging import merge
 from plinth.models.model_card import write_card
 from plinth.models.peft_format import CONFIG as ADAPTER_CONFIG
@@ -82,7 +83,7 @@ def export_artifact(
     """
     record = store.get(reference)
     _check_options(record, options)
-    out = out.expanduser().absolute()
+    out = out.expanduser().resolve()
     check_target(out, force=options.force)
     if record.kind != "adapter":
         return _export_model(store.fetch(record), record, record.kind, out, options)
@@ -253,10 +254,8 @@ def hub_name(manifest: Mapping[str, Any]) -> str:
 
 def _for_rewards(base: Path) -> None:
     """PEFT opens a reward adapter's base as a sequence classifier, of as many labels as
-    config.json says (2 unless it does); a causal model's opening is the same."""
+    config.json says (2 unless it does), which pads as a reward model must; opened as a causal
+    model it is the same."""
+    pad_apart(base)
     path = base / "config.json"
-    config = read_json(path)
-    if config.get("pad_token_id") is None:  # a classifier finds last tokens by it
-        eos = config.get("eos_token_id")
-        config["pad_token_id"] = eos[0] if isinstance(eos, list) else eos
-    write_json(path, config | {"id2label": {"0": "reward"}, "label2id": {"reward": 0}})
+    write_json(path, read_json(path) | {"id2label": {"0": "reward"}, "label2id": {"reward": 0}})

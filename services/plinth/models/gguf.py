@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
@@ -51,6 +52,10 @@ _GPT2 = {
 }
 _FAMILIES = {"llama": (_LLAMA, "model.layers"), "gpt2": (_GPT2, "transformer.h")}
 _ROPE_FACTORS = "rope_freqs.weight"
+_NARROW = {
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
 PADDING = "tokenizer.ggml.padding_token_id"
 # Field of ModelConfig → metadata key under the architecture's name.
 _KEYS = {
@@ -167,6 +172,11 @@ class GgufModel:
                 values = unpermute(values, config.kv_heads)
             weights[canonical] = torch.from_numpy(values)
         return weights
+
+    def dtype(self) -> torch.dtype:
+        """What the file's maps are all stored in, if that is fp16 or bf16; else float32."""
+        kinds = {tensor.tensor_type for tensor in self._stored.values() if len(tensor.shape) > 1}
+        return _NARROW.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
     def _sizes(self) -> dict[str, Any]:
         sizes: dict[str, Any] = {

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from plinth.models.dtypes import cast
+from plinth.models.dtypes import cast, exactly
 from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer, padding_warnings, tokenizer_config
 from plinth.models.hf import Checkpoint
@@ -27,6 +27,7 @@ from plinth.models.reward import check_reward_tensors, is_reward_model, save_rew
 from plinth.models.sources import DEFAULT_SOURCE, file_digest, folder_digest, locate
 from plinth.models.tokenizer_files import check_tokenizer, import_tokenizer
 from plinth.models.weights import check_tensors, save_tensors, weights_digest, write_json
+from plinth.models.whole_folder import write_errors
 from plinth.shared.errors import AlreadyExists
 
 _CARD_CHARACTERS = 1 << 20  # a header is at its top
@@ -78,14 +79,18 @@ def import_source(
     """Make `out` a model folder from `source`.
 
     token: the hub's, for private repositories; by default what huggingface_hub finds. dtype: of
-    the weights; None: as the source has them (a GGUF file's become float32).
+    the weights; None: as the source has them (quantised ones become
+    float32).
     Raises NotFound, AlreadyExists (`out` holds something), InvalidArgument (what cannot be opened),
-    DataLoss (cut off, NaN), PermissionDenied or Unavailable (the hub).
+    DataLoss (cut off, NaN), ResourceExhausted and FailedPrecondition (the disk), PermissionDenied
+    or Unavailable (the hub).
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AlreadyExists(f"{out}: exists already; choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging:
+    with (
+        write_errors(out),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=_made(out.parent)) as staging,
+    ):
         made = Path(staging) / "model"
         made.mkdir()
         kind, place = locate(source)
@@ -103,13 +108,22 @@ def import_source(
     return ImportedModel(folder=out, source=label, weights_digest=digest, **facts)
 
 
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _import_gguf(path: Path, made: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     model = GgufModel(path)
     config = model.config()
     tokenizer = build_tokenizer(model)
     tensors = model.tensors(config)
     check_tensors(config, tensors, str(path))
-    save_tensors(config, _in_dtype(tensors, dtype, path), made)
+    if dtype is None:  # norms and biases are float32 in every file; most came from the maps' type
+        kept = {name: exactly(tensor, model.dtype()) for name, tensor in tensors.items()}
+    else:
+        kept = _in_dtype(tensors, dtype, path)
+    save_tensors(config, kept, made)
     tokenizer.save(str(made / "tokenizer.json"))
     write_json(made / "tokenizer_config.json", tokenizer_config(model, config.context))
     warnings = check_tokenizer(made, config, path)

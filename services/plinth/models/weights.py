@@ -131,13 +131,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def weights_digest(source: Path | Mapping[str, Tensor]) -> str:
+def weights_digest(source: Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> str:
     """The name of a set of weights, "sha256:<hex>": a Merkle root over the canonical tensors.
 
     leaf = sha256(name, NUL, dtype, NUL, shape, NUL, little-endian bytes, maps as [out, in]);
     root = sha256 over the leaves in order of their tensors' names. `source` is a folder, hashed as
     stored, or a `Decoder.state_dict()`, hashed in the dtype that it has: a bf16 folder that was
-    loaded as fp32 has another name, since it gives other bits.
+    loaded as fp32 has another name, since it gives other bits; dtype: hashed as loaded so, one
+    tensor after another.
     """
     if isinstance(source, Path):
         checkpoint = Checkpoint.open(source)
@@ -147,7 +148,7 @@ def weights_digest(source: Path | Mapping[str, Tensor]) -> str:
         tensors = ((name, source[name]) for name in sorted(source))
     root = hashlib.sha256()
     for name, tensor in tensors:
-        root.update(_leaf(name, tensor))
+        root.update(_leaf(name, tensor if dtype is None else tensor.to(dtype)))
     return f"sha256:{root.hexdigest()}"
 
 

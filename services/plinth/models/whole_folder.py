@@ -53,31 +53,41 @@ def check_space(out: Path, needed: int) -> None:
 
 
 @contextmanager
+def write_errors(out: Path) -> Iterator[None]:
+    """What the operating system and safetensors raise, as Plinth's errors that name `out`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+            raise ResourceExhausted(
+                f"{out}: the disk became full; nothing of it is left", reason="DISK_FULL"
+            ) from error
+        raise FailedPrecondition(
+            f"{out}: could not be made ({error}); nothing of it is left", reason="NOT_MADE"
+        ) from error
+
+
+@contextmanager
 def appearing(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, to be filled; it takes the place of `out` at the end, and is gone
-    after an error. Raises ResourceExhausted for a disk that became full meanwhile."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging:
-        made = Path(staging) / "made"
-        made.mkdir()  # with the mode that the user's umask gives
-        try:
+    after an error. Raises what `write_errors` does."""
+    with write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging:
+            made = Path(staging) / "made"
+            made.mkdir()  # with the mode that the user's umask gives
             yield made
-        except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
-                raise ResourceExhausted(
-                    f"{out}: the disk became full; nothing of it is left", reason="DISK_FULL"
-                ) from error
-            raise
-        _readable(made)
-        before = Path(staging) / "before"
-        if out.exists():
-            out.rename(before)
-        try:
-            made.rename(out)
-        except OSError:
-            if before.exists():
-                before.rename(out)
-            raise
+            _readable(made)
+            before = Path(staging) / "before"
+            if out.exists():
+                out.rename(before)
+            try:
+                made.rename(out)
+            except OSError:
+                if before.exists():
+                    before.rename(out)
+                raise
 
 
 def _readable(made: Path) -> None:

@@ -159,6 +159,23 @@ def test_what_comes_from_a_library_is_checked_and_converted_as_from_a_door() -> 
             engine.add(Request("r", (1, 2), Binding(""), **wrong))
 
 
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        (Binding("sha256:other"), "sha256:other are not held here, sha256:mine are"),
+        (Binding("sha256:mine", adapter="tuned-adapter@1"), "holds no adapters"),
+        (Binding("", adapter="tuned-adapter@1"), "holds no adapters"),
+        (Binding("", quantization="q8_0"), "no quantised weights"),
+    ],
+)
+def test_weights_and_adapters_that_are_not_held_are_refused(binding: Binding, says: str) -> None:
+    engine = Engine(HashModel(8, 4, 32), Limits(positions=32), weights_digest="sha256:mine")
+    with pytest.raises(InvalidArgument, match=says) as caught:
+        engine.add(Request("r", (1, 2), binding))
+    assert caught.value.field.startswith("binding")
+    assert not engine.busy
+
+
 @pytest.mark.parametrize("temperature", [1, 1e-3, 2.9e-39, 1e-45, 1e-300, 5e-324])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.9}])
 def test_the_smallest_temperatures_are_greedy(temperature: float, filters: dict) -> None:

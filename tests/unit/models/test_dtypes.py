@@ -210,3 +210,13 @@ def test_unknown_types_are_refused() -> None:
         parse_dtype("int8")
     tensor = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
     assert cast(tensor, None, "x") is tensor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folders_digest_in_a_type_is_that_of_the_decoder_loaded_so(
+    family, tmp_path, kind
+) -> None:
+    base = checkpoint(family, tmp_path / "base", kind, layers=1)
+    loaded = weights_digest(load_decoder(base).state_dict())
+    assert weights_digest(base, dtype=torch.float32) == loaded
+    assert (weights_digest(base) == loaded) == (kind == "float32")

@@ -156,7 +156,7 @@ def test_another_type_rounds_once_and_is_said(base, store, tmp_path, asked) -> N
 
 def test_a_reward_model_opens_with_our_scores(base, store, tmp_path) -> None:
     model = RewardModel.of(load_decoder(store.fetch("base")), seed=1)
-    save_reward_model(model, tmp_path / "judge", pad_id=0)
+    save_reward_model(model, tmp_path / "judge")
     byte_tokenizer(tmp_path / "judge")
     store.publish("judge", "reward", tmp_path / "judge", parents=["base@1"])
     made = exported(store, "judge", tmp_path / "out", max_shard_size="100KB")
@@ -211,12 +211,25 @@ def test_a_reward_adapter_opens_in_peft_and_merged_in_transformers(base, store, 
     opened = peft.AutoPeftModelForSequenceClassification
     exact = opened.from_pretrained(alone.folder, dtype=torch.float32)
     assert float(logits(exact)[0, 0]) == pytest.approx(score, abs=1e-4)
+    _padded_rows_score_as_alone(exact, alone.folder / "base")
     theirs = opened.from_pretrained(alone.folder)  # which rounds the head to its base's bf16
     assert float(logits(theirs)[0, 0]) == pytest.approx(score, rel=0.05, abs=5e-3)
     whole = exported(store, "tuned", tmp_path / "whole", merge=True, dtype=torch.float32)
     assert whole.kind == "reward"
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(whole.folder)
     assert float(logits(merged)[0, 0]) == pytest.approx(score, abs=1e-3)
+
+
+def _padded_rows_score_as_alone(model, base) -> None:
+    """Answers that end by the token that ends a turn, in one batch, padded by the base's tokenizer:
+    transformers must read both at that token."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    rows = [[5, 60, 7, tokenizer.eos_token_id], [9, 8, 7, 6, 5, 133, tokenizer.eos_token_id]]
+    batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    with torch.no_grad():
+        together = model(**batch).logits[:, 0].tolist()
+        alone = [float(model(torch.tensor([row])).logits[0, 0]) for row in rows]
+    assert together == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_base_of_a_hub_is_named_as_there(store, small, tmp_path) -> None:
@@ -379,6 +392,30 @@ def test_what_fails_midway_leaves_what_was_there(
     assert not (tmp_path / "new").exists()
     assert things(out) == before
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_place_where_nothing_can_be_written(store, small, tmp_path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FailedPrecondition, match=r"file/out: could not be made \(.*file"):
+        exported(store, "small", tmp_path / "file" / "out")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real", target_is_directory=True)
+    made = exported(store, "small", link)
+    assert made.folder == tmp_path / "real"
+    assert link.is_symlink()
+    assert (link / "config.json").is_file()
+
+
+def test_an_import_onto_a_full_disk_says_so(store, tmp_path, monkeypatch) -> None:
+    source = byte_tokenizer(random_llama(tmp_path / "source", layers=1))
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+    monkeypatch.setattr("plinth.models.weights.save_file", full)
+    with pytest.raises(ResourceExhausted, match="the disk became full"):
+        import_model(store, str(source), "m", workspace=tmp_path / "work")
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_room_is_asked_for_before_anything_is_written(store, small, tmp_path, monkeypatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from gguf.quants import quantize
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from checkpoints import SPECIAL_TOKENS, byte_tokenizer, random_gpt2, random_llama, smollm2_folder
@@ -122,7 +123,7 @@ def write_gguf(
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        values = tensor.numpy()
+        values = tensor.float().numpy()
         if family == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             values = np.ascontiguousarray(values.T)
         if "q_proj" in name:
@@ -167,6 +168,27 @@ def test_fp32_file_gives_the_original_weights_back(source: str, tmp_path: Path) 
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
     load_decoder(made)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("F16", torch.float16), ("BF16", torch.bfloat16), ("Q8_0", torch.float32)]
+)
+def test_a_file_that_is_not_quantised_keeps_its_type(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """A file's norms are float32 whatever the model was; none of their numbers is rounded."""
+    folder = random_llama(tmp_path / "hf", dtype=dtype)
+    path = write_gguf(folder, tmp_path / "model.gguf", kind=kind)
+    stored = load_file(import_source(str(path), tmp_path / "made").folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {dtype}
+    if kind != "Q8_0":
+        original = load_file(folder / "model.safetensors")
+        assert all(torch.equal(tensor, original[name]) for name, tensor in stored.items())
+    wide = write_gguf(random_llama(tmp_path / "wide"), tmp_path / "wide.gguf", kind=kind)
+    made = load_file(import_source(str(wide), tmp_path / "made-wide").folder / "model.safetensors")
+    truth = load_decoder(tmp_path / "wide").state_dict()
+    for name in ("model.norm.weight", "model.layers.0.input_layernorm.weight"):
+        assert torch.equal(made[name].float(), truth[name])
 
 
 # The gguf package can write these; the other K-quants it only reads.

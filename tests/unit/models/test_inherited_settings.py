@@ -7,6 +7,7 @@ ends of answers that were learned since. And a reward model scores the same ther
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,12 +26,16 @@ from transformers import (
     GenerationConfig,
 )
 
+import policy_job
 import trainings
 from checkpoints import byte_tokenizer, random_gpt2, random_llama
 from plinth.models.importer import import_source
 from plinth.models.inherited_settings import pad_apart
-from plinth.models.publish import import_model
+from plinth.models.lora import LoraConfig, attach
+from plinth.models.peft_format import save_adapter
+from plinth.models.publish import import_adapter, import_model
 from plinth.models.reward import load_reward_model
+from plinth.models.weights import load_decoder
 from plinth.reward.forward import ScoringModel
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.store import ArtifactStore
@@ -39,6 +44,7 @@ from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.setup import set_up, write_model
+from plinth.trainer.policy.run import optimise_policy
 
 Json = dict[str, Any]
 VOCABULARY, END, OTHER = 320, 2, 300  # END is the template's <|im_end|>
@@ -197,6 +203,34 @@ def test_a_job_saves_what_its_base_said(objective: str, lora: Json | None, tmp_p
     assert ours.chat_template == theirs.chat_template
 
 
+def test_a_policy_and_a_merged_adapter_say_what_their_base_said(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    source = base(tmp_path / "source", LLAMA3, LLAMA3 | {"temperature": 0.6, "do_sample": True})
+    start = store.fetch(import_model(store, str(source), "base", workspace=tmp_path / "work"))
+    judge = written(start, "reward", tmp_path / "judge")
+    config = policy_job.planned(
+        dataset("pairs"),
+        start,
+        judge,
+        sequence_length=128,
+        batch_size=4,
+        steps=1,
+        policy={"samples": 2, "max_new_tokens": 4},
+    )
+    job = JobFolder(trainings.job(tmp_path / "policy", config))
+    assert optimise_policy(config, job, Group()) == "succeeded", job.outcome()
+    assert read(job.model) == read(source)
+    decoder = load_decoder(start)
+    lora = LoraConfig(rank=2)
+    attach(decoder, lora, 0)
+    save_adapter(decoder, lora, tmp_path / "adapter", "base@1")
+    merged = import_adapter(
+        store, tmp_path / "adapter", "merged", base="base", workspace=tmp_path / "work"
+    )
+    assert read(store.fetch(merged)) == read(source)
+
+
 # -- tokenizers ----------------------------------------------------------------------------------
 
 MAP = {"eos_token": "<|endoftext|>", "pad_token": {"content": "<|im_start|>", "lstrip": False}}
@@ -285,6 +319,23 @@ def test_a_tuned_reward_model_scores_the_same_in_transformers(
         return
     wanted = ScoringModel(made, "cpu").scores([tuple(one) for one in ANSWERS])
     assert scores(made, ANSWERS, side) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_pages_code_gives_the_reward_stages_scores(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "apply_chat" in block
+    ]
+    source = base(tmp_path / "source", {"eos_token_id": END}, {"eos_token_id": END})
+    made = written(source, "reward", tmp_path / "job")
+    said = ["Yes.", "No, and I shall say why.", "Perhaps so"]
+    chats = [[("user", "Is it?"), ("assistant", answer)] for answer in said]
+    given = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
+    names: Json = {"chats": given}
+    exec(code.replace('"judge"', repr(str(made))), names)
+    renderer = trainings.chatml(made)["render"]
+    wanted = [tuple(ids) for ids, _ in renderer([tuple(chat) for chat in chats])]
+    assert names["scores"] == pytest.approx(ScoringModel(made, "cpu").scores(wanted), abs=1e-5)
 
 
 def test_where_every_token_ends_answers_there_is_no_padding(tmp_path: Path) -> None:

@@ -119,14 +119,15 @@ def parse_document(line: str, where: str) -> Document:
             f"{where}: not JSON ({wrong}); each line must be an object, see {PAGE}"
         ) from wrong
     row = parse_row(value, where)
-    flags = (value.get(name) is True for name in _FLAGS)
+    cut_off, rejected_cut_off = (value.get(name) is True for name in _FLAGS)
     group = value.get("split_group")
     return Document(
         row.text,
         row.messages,
         row.rejected,
         row.source,
-        *flags,
+        cut_off,
+        rejected_cut_off,
         split_group=group if isinstance(group, str) else "",
     )
 
