@@ -17,7 +17,7 @@ from plinth.coordinator.leader import Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import TRANSIENT, Performer
 from plinth.coordinator.pipeline import Pipeline, input_digest, parse
-from plinth.coordinator.runs import RunRecords
+from plinth.coordinator.runs import RunRecords, number_of
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Outcome, Progress, Work
 from plinth.shared import tracing
@@ -163,7 +163,15 @@ class RunDriver:
             inputs={field: record.digest for field, record in inputs.items()},
             surroundings=STEP_KINDS[spec.kind].surroundings(spec, run.run_id),
         )
-        return Work(run.run_id, name, spec, inputs, digest, pipeline.output_name(name))
+        return Work(
+            run.run_id,
+            name,
+            spec,
+            inputs,
+            digest,
+            pipeline.output_name(name),
+            number_of(run),
+        )
 
     async def _perform(self, work: Work) -> None:
         attributes = {"plinth.run_id": work.run_id, "plinth.step": work.step}

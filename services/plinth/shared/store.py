@@ -12,6 +12,7 @@ calls block; from asyncio use `asyncio.to_thread`. Safe to share between threads
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import Any, Final, TypeAlias
 from plinth.shared import manifest as manifests
 from plinth.shared.artifact_cache import ArtifactCache, verify_files
 from plinth.shared.errors import Aborted, DataLoss, InvalidArgument, NotFound
+from plinth.shared.fencing import Fence, admitted, numbers
 from plinth.shared.manifest import MANIFEST, SCHEMA, Reference, check_name
 from plinth.shared.record_log import RecordLog
 from plinth.shared.storage import Storage, Tree, open_storage
@@ -89,6 +91,13 @@ class ArtifactStore:
         self._cache = ArtifactCache(self.storage, cache_dir)
         self._logs: dict[str, RecordLog] = {}
         self._records: dict[tuple[str, int], ArtifactRecord] = {}
+        self._fence: Fence | None = None
+
+    def under(self, fence: Fence) -> ArtifactStore:
+        """The same store, whose aliases are moved in the name of `fence`."""
+        fenced = copy.copy(self)
+        fenced._fence = fence
+        return fenced
 
     # -- publishing ------------------------------------------------------------------------
 
@@ -255,7 +264,8 @@ class ArtifactStore:
         check_name(name, "name")
         found = {}
         for alias in self.storage.names(f"artifacts/{name}/aliases"):
-            if (latest := self._moves(name, alias).latest()) is not None:
+            latest = self._moves(name, alias).latest()
+            if latest is not None and latest[1]["version"] is not None:
                 found[alias] = int(latest[1]["version"])
         return found
 
@@ -264,22 +274,38 @@ class ArtifactStore:
 
         `expected`: the version that the alias must have now, None for no such alias yet; left
         out, the last caller wins. Aborted when it is another one. NotFound: no such version.
+        Of a store `under` a fence: Aborted and FailedPrecondition as `fencing.admitted` says, and
+        an alias that is there already is marked with the fence, so that no earlier run moves it.
         """
         check_name(alias, "alias")
         self.get(f"{name}@{version}")
+        self._move(name, alias, version, expected)
+
+    def claim_alias(self, name: str, alias: str) -> None:
+        """Marks the alias with the fence and leaves it where it is: a leader that was deposed
+        can't move it any more. Aborted: it is this one that was deposed."""
+        check_name(alias, "alias")
+        self._move(name, alias, None, ANY)
+
+    def _move(self, name: str, alias: str, version: int | None, expected: int | None) -> None:
+        """version: None for the one that it has."""
         moves = self._moves(name, alias)
         while True:
-            latest = moves.latest()
-            number, now = (latest[0], int(latest[1]["version"])) if latest else (0, None)
+            number, last = moves.latest() or (0, None)
+            now = last["version"] if last else None
             if expected not in (ANY, now):
                 raise Aborted(
                     f"{name}:{alias} is at version {now}, not {expected}: somebody moved it",
                     reason="ALIAS_MOVED",
                     metadata={"version": str(now)},
                 )
-            if now == version:
+            wanted = now if version is None else version
+            what = f"{name}:{alias} (now version {now})"
+            fence = admitted(self._fence, last, what, same=now == wanted)
+            if now == wanted and fence == numbers(last):
                 return
-            move = {"version": version, "created_unix_ms": time.time_ns() // 1_000_000}
+            created = time.time_ns() // 1_000_000
+            move = {"version": wanted, "created_unix_ms": created, "fence": fence}
             if moves.append(number + 1, move):
                 return
 
