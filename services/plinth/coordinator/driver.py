@@ -159,7 +159,6 @@ class RunDriver:
             inputs[field] = self._store.get(made)
         digest = machine.step_of(run, name).input_digest or input_digest(
             spec,
-            output_name=pipeline.output_name(name),
             inputs={field: record.digest for field, record in inputs.items()},
             surroundings=STEP_KINDS[spec.kind].surroundings(spec, run.run_id),
         )

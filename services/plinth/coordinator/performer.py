@@ -72,7 +72,7 @@ class Performer:
     async def _attempt(self, work: Work) -> AsyncIterator[Progress | Outcome]:
         kind = STEP_KINDS[work.spec.kind]
         if kind.pure:
-            found = await asyncio.to_thread(self._results.find, work.input_digest)
+            found = await asyncio.to_thread(self._results.find, work.input_digest, work.output_name)
             if found is not None:
                 yield found
                 return
@@ -90,6 +90,7 @@ class Performer:
                 self._results.publish,
                 work.input_digest,
                 outcome,
+                output_name=work.output_name,
                 fence=self._leadership.fence,
                 origin=origin,
             )

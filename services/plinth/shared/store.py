@@ -3,7 +3,8 @@
 Layout below the store's URL (schema 1):
 
     artifacts/<name>/content/<id>/…            files and manifest.json, written once
-    artifacts/<name>/versions/00000003.json    created exclusively: makes a content version 3
+    artifacts/<name>/versions/00000003.json    created exclusively: makes a content version 3 (also
+                                               a content of another name: `content_of`)
     artifacts/<name>/aliases/<alias>/00000002.json   created exclusively: the alias's second move
 
 An artifact exists when its version record does. What has none is not visible to anybody. All
@@ -154,6 +155,31 @@ class ArtifactStore:
         if record.path != path:  # the same was published before
             self.storage.remove_tree(path)
         return record
+
+    def link(self, name: str, record: ArtifactRecord) -> ArtifactRecord:
+        """Publishes what `record` is as the next version of `name` too; its files are not copied.
+        A version of `name` that is the same stands."""
+        check_name(name, "name")
+        content = _CONTENT.fullmatch(record.path)
+        assert content is not None, record.path
+        log = self._versions(name)
+        while True:
+            number = log.last() + 1
+            for there in self._all_versions(name):
+                if (there.path, there.kind) == (record.path, record.kind):
+                    return there
+            row = {
+                "name": name,
+                "version": number,
+                "kind": record.kind,
+                "digest": record.digest,
+                "input_digest": record.input_digest,
+                "content": record.path,
+                "content_of": content[1],
+                "created_unix_ms": time.time_ns() // 1_000_000,
+            }
+            if log.append(number, row):
+                return self._load(name, number)
 
     def _record_version(self, path: str, description: dict[str, Any]) -> ArtifactRecord:
         """Takes the next free version number; or finds that a rival published the same."""
@@ -329,7 +355,7 @@ class ArtifactStore:
         row = self._versions(name).read(version)
         path = str(row["content"])
         match = _CONTENT.fullmatch(path)
-        if match is None or match[1] != name:
+        if match is None or match[1] != row.get("content_of", name):
             raise DataLoss(f"the record of {name}@{version} points to {path!r}")
         try:
             data = self.storage.read(f"{path}/{MANIFEST}")

@@ -19,6 +19,7 @@ from google.protobuf.json_format import MessageToDict
 
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.source_roots import SourceRoots
+from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import SPLITS, CorpusCounts, write_corpus
@@ -53,6 +54,7 @@ class Preparation:
         samples = of_kind(self.store, spec.samples, "samples") if spec.samples else None
         prompts = of_kind(self.store, spec.prompts, "prompts") if spec.prompts else None
         inputs = {
+            "version": STEP_VERSIONS["data"],
             "prepare": fields_of_spec(spec, "tokenizer", "corpus", "samples", "prompts"),
             "prompts": prompts and prompts.digest,
             "samples": samples and samples.digest,

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from coordinator_replica import Coordinator, states, steps, until
+from coordinator_replica import PIPELINE, Coordinator, states, steps, until
 from patience import PATIENCE_S
 from plinth.models.ngram import ByteNgram
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2 as pb
 from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, World
 
@@ -241,3 +242,33 @@ async def test_deployments_and_artifacts_over_grpc(world: World, coordinator: Co
     assert [f"{a.name}@{a.version}" for a in listed.artifacts] == ["q-corpus@1"]
     runs = (await coordinator.rpc.ListRuns(pb.ListRunsRequest(), None)).runs
     assert [(run.run_id, run.pipeline_yaml) for run in runs] == [("r1", "")]
+
+
+async def test_a_renamed_pipeline_does_nothing_again(
+    world: World, coordinator: Coordinator
+) -> None:
+    await coordinator.submit("r1")
+    assert (await coordinator.end("r1")).state == pb.RUN_STATE_SUCCEEDED
+    jobs, trained = len(world.trainer.jobs), world.tokenizer.trained
+    renamed = PIPELINE.replace("name: q", "name: renamed").replace("output: mini", "output: maxi")
+    await coordinator.submit("r2", renamed)
+    run = await coordinator.end("r2")
+    assert states(run) == [*["REUSED"] * 5, "SUCCEEDED", "SUCCEEDED"], run.error
+    assert (len(world.trainer.jobs), world.tokenizer.trained) == (jobs, trained)
+    # What it made is called as this pipeline says, and there is no second copy of it.
+    done = steps(run)
+    assert done["corpus"].output == "renamed-corpus@1"
+    assert done["pretrain"].output == done["release"].output == "maxi@1"
+    store = ArtifactStore(world.settings.store())
+    made = await asyncio.to_thread(store.get, "maxi@1")
+    was = await asyncio.to_thread(store.get, "mini@1")
+    assert (made.digest, made.path, made.parents) == (was.digest, was.path, was.parents)
+    await asyncio.to_thread(store.verify, made)
+    assert await asyncio.to_thread(store.aliases, "maxi") == {"prod": 1}
+    await coordinator.submit("r3", renamed)  # and once more it is the same version
+    assert steps(await coordinator.end("r3"))["pretrain"].output == "maxi@1"
+    # A run that took the step from another name can be forked.
+    await coordinator.rpc.ForkRun(
+        pb.ForkRunRequest(run_id="f", source_run_id="r2", from_step="release"), None
+    )
+    assert (await coordinator.end("f")).state == pb.RUN_STATE_SUCCEEDED

@@ -65,7 +65,7 @@ class StepSpec(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """Everything that shapes the result beside the inputs, JSON-ready."""
-        return self.model_dump(mode="json", exclude={"after", *self.INPUTS})
+        return self.model_dump(mode="json", exclude={"after", "output", *self.INPUTS})
 
 
 @dataclass(frozen=True)
