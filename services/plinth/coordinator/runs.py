@@ -144,6 +144,12 @@ class RunRecords:
         """NotFound when there is none."""
         return (await self.load(run_id))[0]
 
+    async def find(self, run_id: str) -> pb.Run | None:
+        """None when there is none."""
+        with redis_errors():
+            record: Any = await self._redis.hget(redis_keys.run(run_id), "record")
+        return None if record is None else pb.Run.FromString(record)
+
     async def load(self, run_id: str) -> tuple[pb.Run, Wanted]:
         """The run and what is wanted of it."""
         with redis_errors():
