@@ -1,7 +1,7 @@
 """What came of a run's comparisons: which model its later steps promoted and serve, in words.
 
-A run succeeds although no rival was better: then what it serves under the new name is the model that
-it began with, and somebody who reads "succeeded" must be told so.
+A run succeeds although no rival was better: then what it serves under the new name is the model
+that it began with, and somebody who reads "succeeded" must be told so.
 """
 
 from __future__ import annotations

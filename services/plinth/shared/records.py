@@ -16,6 +16,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from plinth.shared.aliases import ANY
 from plinth.shared.canary import MAX_SHARE, SUFFIX, canary_name
 from plinth.shared.errors import (
     Aborted,
@@ -26,7 +27,7 @@ from plinth.shared.errors import (
 from plinth.shared.fencing import Fence, admitted, numbers
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
-from plinth.shared.store import ANY, ArtifactStore
+from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2
 
 MAX_SHARDS = 64

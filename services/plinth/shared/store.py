@@ -20,19 +20,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from plinth.shared import manifest as manifests
+from plinth.shared.aliases import ANY, move_alias
 from plinth.shared.artifact_cache import ArtifactCache, verify_files
-from plinth.shared.errors import Aborted, DataLoss, InvalidArgument, NotFound
-from plinth.shared.fencing import Fence, admitted, numbers
+from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
+from plinth.shared.fencing import Fence
 from plinth.shared.manifest import MANIFEST, SCHEMA, Reference, check_name
 from plinth.shared.record_log import RecordLog
-from plinth.shared.storage import Storage, Tree, open_storage
+from plinth.shared.storage import Storage, Tree
+from plinth.shared.storage_url import open_storage
 from plinth.shared.version import CODE_VERSION
 from plinth.v1 import common_pb2
 
-ANY: Final = -1
 _CONTENT = re.compile(r"artifacts/([a-z0-9][a-z0-9._-]{0,63})/content/[0-9a-f]{16}-[0-9a-f]{16}")
 
 
@@ -305,35 +306,13 @@ class ArtifactStore:
         """
         check_name(alias, "alias")
         self.get(f"{name}@{version}")
-        self._move(name, alias, version, expected)
+        move_alias(self._moves(name, alias), f"{name}:{alias}", version, expected, self._fence)
 
     def claim_alias(self, name: str, alias: str) -> None:
         """Marks the alias with the fence and leaves it where it is: a leader that was deposed
         can't move it any more. Aborted: it is this one that was deposed."""
         check_name(alias, "alias")
-        self._move(name, alias, None, ANY)
-
-    def _move(self, name: str, alias: str, version: int | None, expected: int | None) -> None:
-        """version: None for the one that it has."""
-        moves = self._moves(name, alias)
-        while True:
-            number, last = moves.latest() or (0, None)
-            now = last["version"] if last else None
-            if expected not in (ANY, now):
-                raise Aborted(
-                    f"{name}:{alias} is at version {now}, not {expected}: somebody moved it",
-                    reason="ALIAS_MOVED",
-                    metadata={"version": str(now)},
-                )
-            wanted = now if version is None else version
-            what = f"{name}:{alias} (now version {now})"
-            fence = admitted(self._fence, last, what, same=now == wanted)
-            if now == wanted and fence == numbers(last):
-                return
-            created = time.time_ns() // 1_000_000
-            move = {"version": wanted, "created_unix_ms": created, "fence": fence}
-            if moves.append(number + 1, move):
-                return
+        move_alias(self._moves(name, alias), f"{name}:{alias}", None, ANY, self._fence)
 
     # -- records ---------------------------------------------------------------------------
 
