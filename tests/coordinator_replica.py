@@ -27,6 +27,34 @@ steps:
   online: {kind: serve, model: $release, name: mini}
 """
 
+# One step of each kind, named after it.
+EXAMPLES = """
+name: all
+steps:
+  data: {kind: data, builtin: stdlib}
+  tokenizer: {kind: tokenizer, corpus: c, vocab_size: 300}
+  train:
+    kind: train
+    objective: ppo
+    dataset: d
+    init_from: m
+    steps: 2
+    rewards: {short: {rule: {kind: max_words, n: 9}}}
+  evaluate: {kind: evaluate, model: m, corpus: c}
+  compare: {kind: compare, dataset: d, judge: j, baseline: m, candidate: m}
+  preferences: {kind: preferences, collection: mine}
+  prompts:
+    kind: prompts
+    topics: [a, b]
+    constraints: [{name: few, ask: Few words., checks: [{kind: max_words, n: 20}]}]
+    held_out: 1
+  sample: {kind: sample, model: m, prompts: p}
+  verify: {kind: verify, model: m, baseline: m, prompts: p}
+  publish: {kind: publish, model: m}
+  serve: {kind: serve, model: m, name: chat}
+  canary: {kind: canary, model: m, name: chat}
+"""
+
 
 class Coordinator:
     """A replica without its server: the servicer is called directly."""

@@ -194,7 +194,8 @@ def corpus_overrides(text: str, corpus: Path) -> dict[str, str]:
     if "corpus" not in reads and len(reads) != 1:
         raise InvalidArgument(
             "--corpus: the pipeline has no data step called `corpus`; say which one with "
-            f"--set steps.NAME.corpus_dir={folder} (there is: {', '.join(reads) or 'none'})",
+            f"--set steps.NAME.corpus_dir={folder} --set steps.NAME.builtin= "
+            f"(there is: {', '.join(reads) or 'none'})",
             field="corpus",
         )
     step = f"steps.{'corpus' if 'corpus' in reads else reads[0]}"

@@ -1,4 +1,4 @@
-"""How an alias moves: each move is a numbered record, created exclusively, and the newest counts."""
+"""How an alias moves: each move is a numbered record, created exclusively; the newest counts."""
 
 from __future__ import annotations
 

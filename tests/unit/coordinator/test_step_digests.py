@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
+from coordinator_replica import EXAMPLES
 from plinth.coordinator import pipeline
 from plinth.coordinator.pipeline import input_digest, parse
 from plinth.coordinator.rewards import Source
@@ -26,32 +27,6 @@ from plinth.trainer.execution import with_judges_fixed
 from plinth.trainer.loop.config import TrainConfig
 from plinth.v1 import reward_pb2, trainer_pb2
 
-EXAMPLES = """
-name: all
-steps:
-  data: {kind: data, builtin: stdlib}
-  tokenizer: {kind: tokenizer, corpus: c, vocab_size: 300}
-  train:
-    kind: train
-    objective: ppo
-    dataset: d
-    init_from: m
-    steps: 2
-    rewards: {short: {rule: {kind: max_words, n: 9}}}
-  evaluate: {kind: evaluate, model: m, corpus: c}
-  compare: {kind: compare, dataset: d, judge: j, baseline: m, candidate: m}
-  preferences: {kind: preferences, collection: mine}
-  prompts:
-    kind: prompts
-    topics: [a, b]
-    constraints: [{name: few, ask: Few words., checks: [{kind: max_words, n: 20}]}]
-    held_out: 1
-  sample: {kind: sample, model: m, prompts: p}
-  verify: {kind: verify, model: m, baseline: m, prompts: p}
-  publish: {kind: publish, model: m}
-  serve: {kind: serve, model: m, name: chat}
-  canary: {kind: canary, model: m, name: chat}
-"""
 SPECS = parse(EXAMPLES).steps
 # What a result does not depend on: when it is made, and what it is called.
 NO_PART = {"after", "output"}
