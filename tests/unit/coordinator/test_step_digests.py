@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from coordinator_replica import EXAMPLES
 from plinth.coordinator import pipeline
 from plinth.coordinator.pipeline import input_digest, parse
-from plinth.coordinator.rewards import Source
+from plinth.coordinator.rewards import WeightedRule
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import StepSpec
 from plinth.coordinator.steps.data import fingerprint
@@ -77,7 +77,7 @@ def given(annotation: Any) -> Iterator[Any]:
     elif origin is Literal:
         yield parts[0]
     elif origin is dict:
-        yield {"x": Source(rule={"kind": "y"})}
+        yield {"x": WeightedRule(rule={"kind": "y"})}
     elif hasattr(annotation, "__metadata__"):
         yield from given(annotation.__origin__)
     else:
