@@ -5,10 +5,11 @@ The hash of one served name:
     id, state       the canary's owner; "open", "promoted" (all new requests go to it) or "closed"
     stable, canary  artifact references;  share, sticky, opened, until (ms, server clock)
     asked, given    requests that were assigned, and those of them that the canary got
+    evidence        what the step that watches it has concluded so far, in its own words
     <role>.<what>   requests, errors, cancelled, tokens, good, bad, ttft.<bucket>
 
-OPEN and MOVE are a leader's: they also compare the leader's lease (KEYS[2]) with what it holds
-while that one leads, so that a coordinator that lost its lease changes nothing.
+OPEN, MOVE and NOTE are a leader's: they also compare the leader's lease (KEYS[2]) with what it
+holds while that one leads, so that a coordinator that lost its lease changes nothing.
 """
 
 from __future__ import annotations
@@ -52,6 +53,19 @@ table.remove(ARGV, 1)
 local h = redis.call('HMGET', KEYS[1], 'id', 'state')
 if h[1] ~= ARGV[1] or h[2] == 'closed' then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2])
+return 1
+"""
+)
+# KEYS: canary, lease. ARGV: lease's value, id, evidence. What led to a decision stays as it was.
+# Gives -1 to who was deposed.
+NOTE = (
+    _LEADS
+    + """
+if deposed then return -1 end
+table.remove(ARGV, 1)
+local h = redis.call('HMGET', KEYS[1], 'id', 'state')
+if h[1] ~= ARGV[1] or h[2] ~= 'open' then return 0 end
+redis.call('HSET', KEYS[1], 'evidence', ARGV[2])
 return 1
 """
 )

@@ -72,8 +72,8 @@ def test_commands_and_options_exist(document: Path) -> None:
 
 
 def test_commands_are_found() -> None:
-    """Or the way of writing them has changed. docs/benchmarks.md shows none."""
-    assert sum(bool(commands(document)) for document in DOCUMENTS) >= len(DOCUMENTS) - 1
+    """Or the way of writing them has changed. Three pages show none."""
+    assert sum(bool(commands(document)) for document in DOCUMENTS) >= len(DOCUMENTS) - 3
 
 
 def messages() -> Iterator[tuple[Path, str]]:

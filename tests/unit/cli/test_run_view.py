@@ -1,0 +1,60 @@
+"""What a run's end says of its comparisons."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+
+from plinth.cli.run_view import about, summary
+from plinth.v1 import common_pb2
+from plinth.v1 import coordinator_pb2 as pb
+
+
+def step(kind: str, figures: dict[str, Any], output: str = "chat@1") -> pb.Step:
+    return pb.Step(
+        name=kind,
+        kind=kind,
+        state=pb.STEP_STATE_SUCCEEDED,
+        output=output,
+        metrics_json=json.dumps(figures),
+    )
+
+
+def shown(*steps: pb.Step) -> str:
+    console = Console(width=200, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(summary(pb.Run(steps=steps), lambda ref: common_pb2.Artifact(name=ref)))
+    return capture.get()
+
+
+def contest(winner: str, why: str) -> dict[str, Any]:
+    figures = {"reward": 0.1, "win_rate_low": 0.4, "win_rate_high": 0.6}
+    return {
+        "winner": winner,
+        "why": why,
+        "prompts": 100,
+        "models": {
+            "baseline": {"model": "chat@1", "win_rate": 0.5, **figures},
+            "candidate": {"model": "dpo@1", "win_rate": 0.52, **figures},
+        },
+    }
+
+
+def test_a_baseline_that_stays_is_not_said_to_beat_itself() -> None:
+    why = "chat@1 stays, no rival is better beyond chance: dpo@1 wins 52.0% of 100 prompts"
+    done = step("compare", contest("baseline", why))
+    assert about(done) == f"chat@1  {why}"
+    told = shown(done)
+    assert why in told
+    (row,) = [line for line in told.splitlines() if line.startswith("chat@1") and "goes on" in line]
+    assert "50.0%" not in row
+    assert "52.0%" in told
+
+
+def test_a_model_that_lost_against_counting_is_above_it() -> None:
+    exam = {"bits_per_byte": 2.52, "ngram_bits_per_byte": 2.0}
+    told = shown(step("evaluate", {**exam, "below_ngram": -0.26}))
+    assert "2.000 (26.0% above it)" in told
+    assert "2.000 (26.0% below it)" in shown(step("evaluate", {**exam, "below_ngram": 0.26}))
