@@ -2,8 +2,8 @@
 
 Where a test here fails, what a step of that kind makes from the same inputs has changed. If that
 was meant, raise the kind's number in `shared/step_versions.py` and pin what it makes now, under the
-new number; else every user keeps results of the code before. The losses are of small datasets made here:
-where those changed too, the losses are pinned again under the number that they have.
+new number; else every user keeps results of the code before. The losses are of datasets that are
+made here: where only those changed, losses are pinned again under the number that they have.
 """
 
 from __future__ import annotations
@@ -91,10 +91,8 @@ def test_prompts() -> None:
             "held_out": 1,
         }
     )
-    sides = {
-        name: [(p.text, p.group, p.checks) for p in side]
-        for name, side in split(spec, Intake("prompts")).items()
-    }
+    made = split(spec, Intake("prompts"))
+    sides = {name: [(p.text, p.group, p.checks) for p in side] for name, side in made.items()}
     text = json.dumps(sides, sort_keys=True, default=list)
     pinned("prompts", "topics", hashlib.sha256(text.encode()).hexdigest()[:16])
 
