@@ -15,7 +15,7 @@ import rendering
 from buckets import ObjectServer
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.settings import load_settings
-from plinth.shared.storage import open_storage
+from plinth.shared.storage_url import open_storage
 from plinth.shared.store import ArtifactStore
 from release import Pod, Release
 from running import _mounted

@@ -17,7 +17,7 @@ from backups import make, put_back, store_told
 from buckets import ObjectServer
 from plinth.cluster.backup.archive import Archive
 from plinth.shared.artifact_cache import verify_files
-from plinth.shared.storage import open_storage
+from plinth.shared.storage_url import open_storage
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2 as pb
 from real_stack import PIPELINE, RealStack, until

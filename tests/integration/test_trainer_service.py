@@ -16,7 +16,7 @@ from chat_prompts import special_codec
 from patience import PATIENCE_S
 from plinth.cli import run_view
 from plinth.coordinator.steps import jobs
-from plinth.shared.errors import InvalidArgument, NotFound, PermissionDenied
+from plinth.shared.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 from plinth.shared.identity import Principal
 from plinth.shared.intake import Intake
 from plinth.shared.load import Load
@@ -219,8 +219,11 @@ async def test_a_job_is_made_once_and_ends_once(stack, trainer, tmp_path):
         job_id="one", spec=pb.JobSpec(output_name="m", train=training(steps=5))
     )
     first = (await stub.SubmitJob(request)).job
-    request.spec.train.steps = 7  # the id counts, not what comes with it
     assert (await stub.SubmitJob(request)).job.spec == first.spec
+    other = pb.SubmitJobRequest(
+        job_id="one", spec=pb.JobSpec(output_name="m", train=training(steps=7))
+    )
+    await refused(stub.SubmitJob(other), AlreadyExists, "give another job_id")
     job, seen = await finished(stub, "one")
     assert job.state == pb.JOB_STATE_SUCCEEDED and job.attempts == 1
     assert job.progress.done == job.progress.total == 5

@@ -126,12 +126,12 @@ def _with_keys(data: Path | None, work: Callable[[KeyStore], Awaitable[T]]) -> T
 
 def _print_table(records: list[KeyRecord]) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("id", "tenant", "scopes", "label", "created", "state"):
-        table.add_column(heading, overflow="fold")
+    from plinth.cli.tables import WholeTable, show
+
+    titles = ("id", "tenant", "scopes", "label", "created", "state")
+    table = WholeTable(*titles, texts=("scopes", "label"))
     for record in records:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created_unix_ms / 1000))
         cells = (
@@ -143,4 +143,4 @@ def _print_table(records: list[KeyRecord]) -> None:
             "revoked" if record.revoked else "valid",
         )
         table.add_row(*(Text(cell) for cell in cells))
-    Console().print(table)
+    show(Console(), table)

@@ -30,13 +30,13 @@ def config(
 
 def _print_table(rows: list[tuple[str, str, str]]) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("setting", "value", "source"):
-        table.add_column(heading, overflow="fold")
+    from plinth.cli.tables import WholeTable, show
+
+    titles = ("setting", "value", "source")
+    table = WholeTable(*titles, texts=("value",))
     for key, value, source in rows:
         style = "dim" if source == "default" else ""
         table.add_row(*(Text(cell, style=style) for cell in (key, value, source)))
-    Console().print(table)
+    show(Console(), table)

@@ -62,6 +62,7 @@ def status(
 ) -> None:
     """Replicas by stage, revisions, KV use, queues, runs, last errors: one screen."""
     from plinth.cli.k8s_view import status_screen
+    from plinth.cli.tables import show
     from plinth.cluster.kubernetes_ops.status import gather
 
     with _target.found() as (api, release):
@@ -69,7 +70,7 @@ def status(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        Console().print(status_screen(found))
+        show(Console(), status_screen(found))
         _equivalents(found["kubectl"])
 
 
@@ -256,6 +257,7 @@ def doctor(
 ) -> None:
     """Check the cluster before an install, or the release after it. Exit code 1: it won't do."""
     from plinth.cli.stack_table import doctor_screen
+    from plinth.cli.tables import show
     from plinth.cluster.kubernetes_ops import doctor_after, doctor_before
     from plinth.cluster.kubernetes_ops.release import find, releases
 
@@ -272,7 +274,7 @@ def doctor(
             gateway = lambda: _target.gateway(api, release)  # noqa: E731
             findings = doctor_after.examine(api, release, gateway, model or [])
             equivalents = doctor_after.equivalents(release)
-    Console().print(doctor_screen(findings))
+    show(Console(), doctor_screen(findings))
     _equivalents(equivalents)
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(1)

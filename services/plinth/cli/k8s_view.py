@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plinth.cli.stack_table import percent, platform_sections, seconds, section
+from plinth.cli.tables import WholeTable
 
 if TYPE_CHECKING:
     from plinth.v1 import gateway_pb2
@@ -52,10 +53,8 @@ def canary_table(canary: gateway_pb2.CanaryStatus) -> RenderableType:
 
 
 def _stages(stages: Iterable[dict[str, Any]]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0))
     titles = ("", "stage", "pods", "restarts", "replicas", "running", "waiting", "KV", "revisions")
-    for title in titles:
-        table.add_column(title)
+    table = WholeTable(*titles, texts=())
     for one in stages:
         well = one["ready"] >= one["wanted"]
         table.add_row(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from plinth.cli.tables import WholeTable, show
 from plinth.shared.errors import NotFound, PlinthError
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def list_queues() -> None:
     async def work(redis: Redis) -> list[tuple[str, QueueInfo]]:
         return [(name, await Queue(redis, name).inspect()) for name in await queue_names(redis)]
 
-    table = Table("queue", "waiting", "claimed", "delayed", "dead")
+    table = WholeTable("queue", "waiting", "claimed", "delayed", "dead")
     for name, info in _with_redis(work):
         table.add_row(name, *map(str, (info.length, info.pending, info.delayed, info.dead)))
-    Console().print(table)
+    show(Console(), table)
 
 
 @app.command("inspect")
@@ -82,12 +82,12 @@ def dead_letters(queue: Name, limit: Annotated[int, typer.Option(min=1, max=1000
     async def work(redis: Redis) -> list[DeadLetter]:
         return await Queue(redis, queue).dead_letters(limit)
 
-    table = Table("id", "attempts", "bytes", "reason")
+    table = WholeTable("id", "attempts", "bytes", "reason", texts=("reason",))
     for letter in _with_redis(work):
         table.add_row(
             letter.id, str(letter.attempts), str(len(letter.payload)), escape(letter.reason)
         )
-    Console().print(table)
+    show(Console(), table)
 
 
 @app.command("requeue")

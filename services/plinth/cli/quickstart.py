@@ -151,6 +151,7 @@ def run_to_its_end(stack: Stack, console: Console, pipeline: Path, given: list[s
     from plinth.cli.run_client import RunClient
     from plinth.cli.run_view import follow, summary
     from plinth.cli.runs import parse_overrides
+    from plinth.cli.tables import show
     from plinth.shared.errors import NotFound
     from plinth.v1 import coordinator_pb2 as pb
 
@@ -166,7 +167,7 @@ def run_to_its_end(stack: Stack, console: Console, pipeline: Path, given: list[s
             console.print(ended.error or "the run was cancelled", style="red", markup=False)
             return False
         console.print()
-        console.print(summary(ended, client.artifact))
+        show(console, summary(ended, client.artifact))
     console.print(f"\nURL     {url(stack)}/v1", highlight=False)
     return True
 

@@ -17,6 +17,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from plinth.cli.chat import printable
+from plinth.cli.run_outcome import promotions
+from plinth.cli.tables import WholeTable
 from plinth.shared.differences import beside
 from plinth.shared.intake import intakes_of
 from plinth.v1 import common_pb2
@@ -178,6 +180,7 @@ def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> Rend
     served = [step for step in run.steps if step.kind in kinds]
     if served:
         parts += [Text("lineage", "bold"), lineage(served[-1].output, artifact)]
+    parts += [Text(f"\n{line}", "bold") for line in promotions(run)]
     return Group(*parts)
 
 
@@ -192,7 +195,8 @@ def left_out(run: pb.Run) -> Iterator[RenderableType]:
 
 def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:
     best = max(exams, key=lambda exam: float(exam["below_ngram"]))
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = WholeTable("", "")
+    table.show_header = False
     table.add_row(
         "held out",
         f"{best['bits_per_byte']:.3f} bits per byte; byte-level 5-gram on the same text "
@@ -215,7 +219,7 @@ def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:
 
 def _contest(figures: dict[str, Any]) -> RenderableType:
     """Models side by side, as the judge sees them."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = WholeTable()
     for title in ("model", "reward", "wins against the first", "95 % interval", ""):
         table.add_column(title, justify="left" if title in {"model", ""} else "right")
     for name, model in figures["models"].items():
@@ -232,7 +236,7 @@ def _contest(figures: dict[str, Any]) -> RenderableType:
 
 def _trial(figures: dict[str, Any]) -> RenderableType:
     """A canary and the revision that it took over from, as their users saw them."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = WholeTable()
     for title in (figures["name"], "requests", "errors", "p95 to first token", "good", "bad"):
         table.add_column(title, justify="left" if title == figures["name"] else "right")
     for role in ("stable", "canary"):
@@ -251,7 +255,7 @@ def _trial(figures: dict[str, Any]) -> RenderableType:
 
 def _verified(figures: dict[str, Any]) -> RenderableType:
     """Before and after: figures, then answers side by side."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = WholeTable()
     for title in ("model", "passes", "95 % interval", "below own 5 %", "log p / token"):
         table.add_column(title, justify="left" if title == "model" else "right")
     for side in ("baseline", "model"):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
+from plinth.cli.tables import WholeTable, show
 from plinth.shared.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def run(
     console = Console()
     with connect(data, url) as client:
         submitted = client.submit(run_id or new_run_id(text), text, overrides)
+        tell_if_known(console, submitted)
         if detach:
             console.print(submitted.run_id, highlight=False)
             return
@@ -71,16 +73,14 @@ def list_runs(
     from plinth.v1 import coordinator_pb2 as pb
 
     done = {pb.STEP_STATE_SUCCEEDED, pb.STEP_STATE_REUSED}
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("run", "state", "steps", "submitted", ""):
-        table.add_column(title)
+    table = WholeTable("run", "state", "steps", "submitted", "")
     with connect(data, url) as client:
         for one in client.newest(limit):
             finished = sum(step.state in done for step in one.steps)
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.submitted_unix_ms / 1000))
             steps = f"{finished}/{len(one.steps)}"
-            table.add_row(one.run_id, state_word(one), steps, when, one.error)
-    Console().print(table)
+            table.add_row(one.run_id, state_word(one), steps, when, escape(one.error))
+    show(Console(), table)
 
 
 @app.command()
@@ -136,10 +136,26 @@ def fork(
     with connect(data, url) as client:
         new = run_id or new_run_id(client.get(source).pipeline_yaml)
         forked = client.fork(new, source, from_step, overrides)
+        tell_if_known(console, forked)
         if detach:
             console.print(forked.run_id, highlight=False)
             return
         _watch(client, console, forked.run_id)
+
+
+def tell_if_known(console: Console, run: pb.Run) -> None:
+    """Says so where nothing was started: the run of that id has ended before."""
+    from plinth.cli.run_view import state_word
+
+    if run.finished_unix_ms:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.submitted_unix_ms / 1000))
+        console.print(
+            f"{run.run_id} was submitted before, at {when}, and has {state_word(run)}: nothing is "
+            "run; leave --run-id out to run it again",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def connect(data: Path | None, url: str | None) -> RunClient:
@@ -178,7 +194,8 @@ def corpus_overrides(text: str, corpus: Path) -> dict[str, str]:
     if "corpus" not in reads and len(reads) != 1:
         raise InvalidArgument(
             "--corpus: the pipeline has no data step called `corpus`; say which one with "
-            f"--set steps.NAME.corpus_dir={folder} (there is: {', '.join(reads) or 'none'})",
+            f"--set steps.NAME.corpus_dir={folder} --set steps.NAME.builtin= "
+            f"(there is: {', '.join(reads) or 'none'})",
             field="corpus",
         )
     step = f"steps.{'corpus' if 'corpus' in reads else reads[0]}"
@@ -216,7 +233,7 @@ def _watch(client: RunClient, console: Console, run_id: str) -> None:
         console.print(ended.error, style="red", markup=False)
         raise typer.Exit(1)
     console.print()
-    console.print(summary(ended, client.artifact))
+    show(console, summary(ended, client.artifact))
 
 
 def _newest(client: RunClient) -> str:

@@ -194,13 +194,14 @@ def status(
 ) -> None:
     """What runs, what is served, what waits: one screen."""
     from plinth.cli.stack_table import status_screen
+    from plinth.cli.tables import show
     from plinth.cluster.status import gather
 
     found = asyncio.run(gather(load(data)))
     if as_json:
         typer.echo(json.dumps(found, indent=2, default=str))
     else:
-        Console().print(status_screen(found))
+        show(Console(), status_screen(found))
 
 
 def logs(
@@ -230,10 +231,11 @@ def logs(
 def doctor(data: DataOption = None) -> None:
     """Check this machine, and say what to do. Exit code 1 when a stack can't run here."""
     from plinth.cli.stack_table import doctor_screen
+    from plinth.cli.tables import show
     from plinth.cluster.doctor import examine
 
     findings = examine(load(data))
-    Console().print(doctor_screen(findings))
+    show(Console(), doctor_screen(findings))
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(1)
 

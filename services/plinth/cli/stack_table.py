@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plinth.cli.chat import printable
+from plinth.cli.tables import WholeTable
 
 if TYPE_CHECKING:
     from plinth.cluster.finding import Finding
@@ -110,7 +111,8 @@ def platform_sections(found: dict[str, Any]) -> list[RenderableType]:
 
 def doctor_screen(findings: Iterable[Finding]) -> RenderableType:
     """The findings, each with its advice below."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = WholeTable("", "check", "", texts=("",))
+    table.show_header = False
     for finding in findings:
         found = escape(finding.found)
         if finding.advice:
@@ -120,9 +122,7 @@ def doctor_screen(findings: Iterable[Finding]) -> RenderableType:
 
 
 def _components(components: dict[str, dict[str, Any]]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("", "component", "state", "pid", "restarts", "address"):
-        table.add_column(title)
+    table = WholeTable("", "component", "state", "pid", "restarts", "address", texts=())
     for name, part in components.items():
         table.add_row(
             Text.from_markup(_MARKS.get(part["state"], "○")),
@@ -151,7 +151,7 @@ def section(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> list[RenderableType]:
     """A table under its title; nothing without rows."""
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    table = WholeTable(*columns, texts=("what", "state"))
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return [Text.from_markup(f"\n[bold]{title}[/]"), table] if table.row_count else []

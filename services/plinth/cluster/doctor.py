@@ -21,7 +21,7 @@ from plinth.cluster.layout import Layout
 from plinth.cluster.stack import Stack, leftovers
 from plinth.shared.errors import PlinthError
 from plinth.shared.settings import Settings
-from plinth.shared.storage import open_storage
+from plinth.shared.storage_url import open_storage
 
 GIB = 1 << 30
 STACK_BYTES = int(2.2 * GIB)  # a bare stack, beside the weights

@@ -36,7 +36,7 @@ class Conductor:
             count, swept = 0, False
             while True:
                 swept = not self._reap(drivers) and swept
-                swept = swept or await self._sweep()
+                swept = swept or await self._sweep(leadership)
                 active = await self._active()
                 metrics.RUNS_ACTIVE.set(len(active))
                 for run_id in active:
@@ -55,14 +55,14 @@ class Conductor:
             feed=self._feed,
             store=self._tools.store,
             roots=self._tools.roots,
-            performer=Performer(self._tools, self._results, leadership.fence),
+            performer=Performer(self._tools, self._results, leadership),
             leadership=leadership,
         )
 
-    async def _sweep(self) -> bool:
+    async def _sweep(self, leadership: Leadership) -> bool:
         """Whether no canary is left that outlived its run; else it is tried again."""
         try:
-            await sweep(self._tools, self._records.active)
+            await sweep(self._tools.under(leadership.fences()), self._records.active)
         except PlinthError as error:
             _log.warning("canaries of ended runs may be left", reason=error.message)
             return False

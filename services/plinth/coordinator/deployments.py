@@ -21,12 +21,12 @@ _POLL_S = 0.5
 
 
 async def put(records: DeploymentRecords, wanted: pb.Deployment) -> bool:
-    """Writes it unless it stands there already; whether it was written. Compare-and-set: a
-    coordinator that was deposed meanwhile gets Aborted."""
+    """Writes it unless it stands there already; whether it was written. Compare-and-set, and with
+    records `under` a fence also against who comes late (`fencing.admitted`)."""
     before = await asyncio.to_thread(records.get, wanted.name)
     revision = before.revision if before else None
     after = await asyncio.to_thread(records.put, wanted, expected=revision)
-    return after.revision != revision
+    return before is None or before.deployment != after.deployment
 
 
 async def ready_shards(registry: Registry, name: str, artifact: str) -> int:

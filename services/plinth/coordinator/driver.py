@@ -17,7 +17,7 @@ from plinth.coordinator.leader import Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import TRANSIENT, Performer
 from plinth.coordinator.pipeline import Pipeline, input_digest, parse
-from plinth.coordinator.runs import RunRecords
+from plinth.coordinator.runs import RunRecords, number_of
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Outcome, Progress, Work
 from plinth.shared import tracing
@@ -159,11 +159,18 @@ class RunDriver:
             inputs[field] = self._store.get(made)
         digest = machine.step_of(run, name).input_digest or input_digest(
             spec,
-            output_name=pipeline.output_name(name),
             inputs={field: record.digest for field, record in inputs.items()},
             surroundings=STEP_KINDS[spec.kind].surroundings(spec, run.run_id),
         )
-        return Work(run.run_id, name, spec, inputs, digest, pipeline.output_name(name))
+        return Work(
+            run.run_id,
+            name,
+            spec,
+            inputs,
+            digest,
+            pipeline.output_name(name),
+            number_of(run),
+        )
 
     async def _perform(self, work: Work) -> None:
         attributes = {"plinth.run_id": work.run_id, "plinth.step": work.step}

@@ -112,12 +112,13 @@ def _refuse(step: str, source: pb.Run, before: Pipeline, after: Pipeline, from_s
 def _check_output(step: pb.Step, store: ArtifactStore, results: StepResults) -> None:
     """FailedPrecondition unless what the step made is there, with its digest."""
     try:
-        there = bool(store.get(step.output))
+        made = store.get(step.output)
     except NotFound:
-        there = False
-    if there and STEP_KINDS[step.kind].pure:
+        made = None
+    there = made is not None
+    if made is not None and STEP_KINDS[step.kind].pure:
         found = results.find(step.input_digest)
-        there = found is not None and found.output == step.output
+        there = found is not None and store.get(found.output).digest == made.digest
     if not there:
         raise FailedPrecondition(
             f"{step.output}, which the step {step.name} made, is on the store no more; fork from "

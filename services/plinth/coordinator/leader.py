@@ -1,9 +1,17 @@
 """One leader among the coordinator's replicas: a lease in Redis with a fencing number.
 
 The lease is a key that lapses unless it is renewed; whoever takes it gets the next number of a
-counter, its fence. Every change of a run's record is one script that also checks the lease
-(`runs.py`), and results on the store carry the fence (`results.py`); so a leader that was
-suspended and does not know that it is deposed changes nothing.
+counter, its fence. What a leader that was suspended, and does not know that it is deposed, can
+still do:
+
+    in Redis, nothing   a run's record (`runs.py`) and a canary's route (`shared/canary.py`) change
+                        by scripts that also compare the lease
+    on the store        results, aliases and deployments carry the fence of who wrote last, and are
+                        refused to a lower one (`results.py`, `shared/fencing.py`). Redis and the
+                        store have no common transaction: until its successor has written or claimed
+                        a record, the deposed leader may still write it
+    at other stages     a job is submitted and cancelled by an id that its successor uses as well;
+                        a leader looks at its own clock first (`Leadership.held`)
 """
 
 from __future__ import annotations
@@ -17,13 +25,15 @@ from redis.asyncio import Redis
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import Unavailable
+from plinth.shared.fencing import Fence
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 
-LEASE = "runs"
+LEASE = redis_keys.LEADER_LEASE
 _log = get_logger("plinth.coordinator")
 
-# KEYS: lease, fence counter. ARGV: owner, ttl in ms. Gives the lease's value, or nil if taken.
+# KEYS: lease, fence counter. ARGV: owner, ttl in ms. Gives the lease's value, or nil if taken. The
+# fence is the next number, and the time at least: a Redis that lost its data gives none twice.
 _ACQUIRE = """
 local held = redis.call('GET', KEYS[1])
 if held and string.sub(held, 1, string.len(ARGV[1]) + 1) == ARGV[1] .. '|' then
@@ -31,7 +41,12 @@ if held and string.sub(held, 1, string.len(ARGV[1]) + 1) == ARGV[1] .. '|' then
   return held
 end
 if held then return nil end
-local value = ARGV[1] .. '|' .. redis.call('INCR', KEYS[2])
+local t = redis.call('TIME')
+local number = math.max(tonumber(redis.call('GET', KEYS[2]) or '0') + 1,
+  t[1] * 1000 + math.floor(t[2] / 1000))
+number = string.format('%.0f', number)
+redis.call('SET', KEYS[2], number)
+local value = ARGV[1] .. '|' .. number
 redis.call('SET', KEYS[1], value, 'NX', 'PX', ARGV[2])
 return value
 """
@@ -54,6 +69,10 @@ class Leadership:
         self.fence = int(value.rsplit("|", 1)[1])
         self._ttl_s = ttl_s
         self._until = since + ttl_s
+
+    def fences(self, run: int = 0) -> Fence:
+        """For what this leader writes; run: number of the run that it writes for."""
+        return Fence(self.fence, run, self.value)
 
     def renewed(self, since: float) -> None:
         """since: monotonic time before the renewal was sent; the lease can't lapse earlier."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
 
+from plinth.coordinator.leader import Leadership
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
@@ -23,6 +24,7 @@ from plinth.shared.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from plinth.shared.fencing import STALE
 from plinth.shared.rpc.status import from_rpc_error
 
 TRANSIENT = (Unavailable, DeadlineExceeded, Aborted, Cancelled, ResourceExhausted)
@@ -33,10 +35,10 @@ _LONGEST_WAIT_S = 5.0
 class Performer:
     """Does the steps of runs under one leader's fence. Knows no run records."""
 
-    def __init__(self, tools: Tools, results: StepResults, fence: int) -> None:
+    def __init__(self, tools: Tools, results: StepResults, leadership: Leadership) -> None:
         self._tools = tools
         self._results = results
-        self._fence = fence
+        self._leadership = leadership
 
     async def perform(self, work: Work) -> AsyncIterator[Progress | Outcome]:
         """Progress, then the Outcome. Raises the PlinthError that ends the step."""
@@ -58,17 +60,24 @@ class Performer:
     async def abandon(self, work: Work) -> None:
         """Ends the work wherever it runs; waits for stages that are away."""
         kind = STEP_KINDS[work.spec.kind]
-        await _persist(lambda: kind.abandon(work, self._tools))
+        await _persist(lambda: kind.abandon(work, self._fenced(work)))
+
+    def _fenced(self, work: Work) -> Tools:
+        """Tools for this step's writes. Aborted when the lease may have lapsed: another
+        coordinator may do the same step now."""
+        if not self._leadership.held:
+            raise Aborted("this coordinator's lease has lapsed", reason=STALE)
+        return self._tools.under(self._leadership.fences(work.run_number))
 
     async def _attempt(self, work: Work) -> AsyncIterator[Progress | Outcome]:
         kind = STEP_KINDS[work.spec.kind]
         if kind.pure:
-            found = await asyncio.to_thread(self._results.find, work.input_digest)
+            found = await asyncio.to_thread(self._results.find, work.input_digest, work.output_name)
             if found is not None:
                 yield found
                 return
         outcome = None
-        async for event in kind.execute(work, self._tools):
+        async for event in kind.execute(work, self._fenced(work)):
             if isinstance(event, Outcome):
                 outcome = event
             else:
@@ -81,7 +90,8 @@ class Performer:
                 self._results.publish,
                 work.input_digest,
                 outcome,
-                fence=self._fence,
+                output_name=work.output_name,
+                fence=self._leadership.fence,
                 origin=origin,
             )
         yield outcome

@@ -27,6 +27,7 @@ from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Name, StepSpec
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.source_roots import SourceRoots
+from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactStore
 
 MAX_BYTES = 256 << 10
@@ -103,15 +104,15 @@ def check_paths(pipeline: Pipeline, roots: SourceRoots) -> None:
 def input_digest(
     spec: StepSpec,
     *,
-    output_name: str,
     inputs: Mapping[str, str],
     surroundings: Mapping[str, str],
 ) -> str:
-    """ "sha256:<hex>" of all that shapes a step's result; `inputs`: field → content digest."""
+    """ "sha256:<hex>" of all that shapes a step's result, the code of its kind included; `inputs`:
+    field → content digest. What the result is called is no part of it."""
     content = {
-        "schema": 1,
+        "schema": 2,
+        "version": STEP_VERSIONS[spec.kind],
         "settings": spec.settings(),
-        "output": output_name,
         "inputs": dict(inputs),
         "surroundings": dict(surroundings),
     }

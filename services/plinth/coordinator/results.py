@@ -22,8 +22,14 @@ class StepResults:
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
 
-    def find(self, input_digest: str) -> Outcome | None:
-        """The result made from these inputs, while its artifact is still on the store."""
+    def find(self, input_digest: str, output_name: str = "") -> Outcome | None:
+        """The result made from these inputs, while its artifact is still on the store.
+
+        output_name: what the step that asks calls what it makes. A result that was published under
+        the name of another step (the pipeline was renamed, or has a copy) is published under this
+        one too, without a copy of its files; one that is another artifact (the winner of a
+        comparison) is given as it is. Left out: the result as it was recorded.
+        """
         latest = self._log(input_digest).latest()
         if latest is None:
             return None
@@ -34,17 +40,27 @@ class StepResults:
             return None
         if made.digest != record["output_digest"]:
             return None  # the name was deleted and given to something else
+        called = record.get("output_name", "")
+        if output_name and made.name == called != output_name:
+            made = self._store.link(output_name, made)
         return Outcome(made.ref, record["metrics"], reused=True)
 
     def publish(
-        self, input_digest: str, outcome: Outcome, *, fence: int, origin: Mapping[str, str]
+        self,
+        input_digest: str,
+        outcome: Outcome,
+        *,
+        fence: int,
+        origin: Mapping[str, str],
+        output_name: str = "",
     ) -> Outcome:
         """Records `outcome`, or gives back the one that another run was first to record.
         Aborted when a coordinator with a higher fence was here. origin: run and step, for people.
+        output_name: as in `find`.
         """
         log = self._log(input_digest)
         while True:
-            if (there := self.find(input_digest)) is not None:
+            if (there := self.find(input_digest, output_name)) is not None:
                 return there
             latest = log.latest()
             number, newest_fence = (latest[0], int(latest[1]["fence"])) if latest else (0, 0)
@@ -58,6 +74,7 @@ class StepResults:
                 "output": outcome.output,
                 "output_digest": self._store.get(outcome.output).digest,
                 "metrics": dict(outcome.metrics),
+                "output_name": output_name,
                 "fence": fence,
                 "origin": dict(origin),
             }

@@ -12,7 +12,7 @@ from plinth.shared.store import ArtifactRecord
 from plinth.v1 import reward_pb2
 
 
-class Source(BaseModel):
+class WeightedRule(BaseModel):
     """One opinion on an answer; see `RewardSource` in reward.proto."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,11 +22,11 @@ class Source(BaseModel):
 
 
 # Unless the spec says otherwise an answer is worth 1 if it passes its prompt's checks, else 0.
-CHECKS: Mapping[str, Source] = {"checks": Source(rule={"kind": "checks"})}
+CHECKS: Mapping[str, WeightedRule] = {"checks": WeightedRule(rule={"kind": "checks"})}
 
 
 def sources_of(
-    rules: Mapping[str, Source], model: ArtifactRecord | None = None, weight: float = 1.0
+    rules: Mapping[str, WeightedRule], model: ArtifactRecord | None = None, weight: float = 1.0
 ) -> list[reward_pb2.RewardSource]:
     """As the reward stage takes them."""
     sources = [

@@ -36,6 +36,15 @@ _EVENTS = 10_000
 _LAST = (1 << 64) - 1  # the second half of a stream id
 _LOGGED = 1000  # states of one run; only somebody who pauses it again and again reaches that
 
+# KEYS: counter. Gives the number of the next run: the next one, and the time (ms) at least, so that
+# a Redis that lost its data gives none twice (the store remembers what earlier runs wrote).
+_NUMBER = """
+local t = redis.call('TIME')
+local number = math.max(tonumber(redis.call('GET', KEYS[1]) or '0') + 1,
+  t[1] * 1000 + math.floor(t[2] / 1000))
+redis.call('SET', KEYS[1], string.format('%.0f', number))
+return number
+"""
 # KEYS: run, index, active, events. ARGV: id, record, now in ms, most active, most kept, most
 # events, prefix of the runs' keys. Gives the record that stands, "" when too many are active.
 _SUBMIT = """
@@ -97,6 +106,7 @@ class RunRecords:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._number = redis.register_script(_NUMBER)
         self._submit = redis.register_script(_SUBMIT)
         self._want = redis.register_script(_WANT)
         self._save = redis.register_script(_SAVE)
@@ -105,6 +115,7 @@ class RunRecords:
         """Adds it; the run that has its id already, if any, stands and is given back."""
         run.revision = 1
         with redis_errors():
+            run.number = await self._number(keys=[redis_keys.run_number()])
             record = await self._submit(
                 keys=[
                     redis_keys.run(run.run_id),
@@ -132,6 +143,12 @@ class RunRecords:
     async def get(self, run_id: str) -> pb.Run:
         """NotFound when there is none."""
         return (await self.load(run_id))[0]
+
+    async def find(self, run_id: str) -> pb.Run | None:
+        """None when there is none."""
+        with redis_errors():
+            record: Any = await self._redis.hget(redis_keys.run(run_id), "record")
+        return None if record is None else pb.Run.FromString(record)
 
     async def load(self, run_id: str) -> tuple[pb.Run, Wanted]:
         """The run and what is wanted of it."""
@@ -231,6 +248,12 @@ class RunRecords:
             run.revision = before
             what = "another coordinator leads" if answer == -1 else "its record changed meanwhile"
             raise Aborted(f"run {run.run_id} was not saved: {what}", reason="FENCE_STALE")
+
+
+def number_of(run: pb.Run) -> int:
+    """The run's place in the order of submission; of a run from before they were numbered, its
+    time, which the numbers go on from."""
+    return run.number or run.submitted_unix_ms
 
 
 def _entry(run: pb.Run) -> bytes:

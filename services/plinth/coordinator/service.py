@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from plinth.coordinator import machine, metrics
+from plinth.coordinator import machine, metrics, resubmission
 from plinth.coordinator.conductor import Conductor
 from plinth.coordinator.deployments import ready_shards
 from plinth.coordinator.fork import fork
@@ -26,7 +26,7 @@ from plinth.coordinator.steps.contract import Tools
 from plinth.shared import redis_keys
 from plinth.shared.canary import Canaries, answer_key
 from plinth.shared.change_feed import ChangeFeed
-from plinth.shared.errors import AlreadyExists, Internal, InvalidArgument
+from plinth.shared.errors import Internal, InvalidArgument
 from plinth.shared.identity import current_principal
 from plinth.shared.manifest import check_name
 from plinth.shared.records import DeploymentRecords
@@ -146,28 +146,36 @@ class Servicer(rpc.CoordinatorServiceServicer):
     async def SubmitRun(self, request: pb.SubmitRunRequest, context: Any) -> pb.SubmitRunResponse:
         run_id = _checked_id(request.run_id)
         pipeline = await asyncio.to_thread(parse, request.pipeline_yaml, dict(request.overrides))
+        asked = resubmission.of_pipeline(pipeline)
+        if (there := await self._records.find(run_id)) is not None:
+            return pb.SubmitRunResponse(run=resubmission.same(there, asked, pipeline))
         await asyncio.to_thread(check_paths, pipeline, self._tools.roots)
         pipeline = await asyncio.to_thread(pinned, pipeline, self._tools.store)
         run = machine.new_run(run_id, pipeline, time.time_ns() // 1_000_000)
-        return pb.SubmitRunResponse(run=await self._records.submit(run))
+        run.request_digest = asked
+        stands = await self._records.submit(run)
+        return pb.SubmitRunResponse(run=resubmission.same(stands, asked, pipeline))
 
     async def ForkRun(self, request: pb.ForkRunRequest, context: Any) -> pb.ForkRunResponse:
         run_id = _checked_id(request.run_id)
+        overrides = dict(request.overrides)
+        asked = resubmission.of_fork(request.source_run_id, request.from_step, overrides)
+        if (there := await self._records.find(run_id)) is not None:
+            return pb.ForkRunResponse(run=resubmission.same(there, asked))
         source = await self._records.get(request.source_run_id)
         run = await asyncio.to_thread(
             fork,
             source,
             run_id=run_id,
             from_step=request.from_step,
-            overrides=dict(request.overrides),
+            overrides=overrides,
             store=self._tools.store,
             roots=self._tools.roots,
             now=time.time_ns() // 1_000_000,
         )
+        run.request_digest = asked
         stands = await self._records.submit(run)
-        if (stands.forked_from, stands.forked_at) != (run.forked_from, run.forked_at):
-            raise AlreadyExists(f"there is a run {run_id!r} already, and it is not this fork")
-        return pb.ForkRunResponse(run=stands)
+        return pb.ForkRunResponse(run=resubmission.same(stands, asked))
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         return pb.GetRunResponse(run=await self._records.get(request.run_id))

@@ -10,6 +10,7 @@ one less, over all gateways together, at every moment.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import uuid
@@ -22,7 +23,9 @@ from redis.asyncio import Redis
 from plinth.shared import canary_scripts as scripts
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
-from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.fencing import STALE, Fence
+from plinth.shared.redis_keys import LEADER_LEASE
 
 SUFFIX = ".canary"  # deployment of the canary of "chat": "chat.canary"
 MAX_SHARE = 0.5
@@ -88,6 +91,13 @@ class Canaries:
         self._settle = redis.register_script(scripts.SETTLE)
         self._report = redis.register_script(scripts.REPORT)
         self._report_revision = redis.register_script(scripts.REPORT_REVISION)
+        self._lease = ""
+
+    def under(self, fence: Fence) -> Canaries:
+        """The same canaries, opened and moved while the fence's lease is held: else Aborted."""
+        fenced = copy.copy(self)
+        fenced._lease = fence.lease
+        return fenced
 
     async def open(
         self,
@@ -103,8 +113,9 @@ class Canaries:
         has a canary of somebody else."""
         with redis_errors():
             state, detail = await self._open(
-                keys=[redis_keys.canary(name)],
+                keys=[redis_keys.canary(name), redis_keys.lease(LEADER_LEASE)],
                 args=[
+                    self._lease,
                     id,
                     stable,
                     canary,
@@ -114,6 +125,8 @@ class Canaries:
                     "1" if sticky else "0",
                 ],
             )
+        if state == b"deposed":
+            raise _deposed(name)
         if state == b"taken":
             raise FailedPrecondition(
                 f"{name!r} has a canary already (of {detail.decode()}); wait for its end, or "
@@ -134,7 +147,12 @@ class Canaries:
     async def note(self, name: str, id: str, evidence: str) -> None:
         """Keeps what the step that watches it concludes so far, while the canary is open."""
         with redis_errors():
-            await self._note(keys=[redis_keys.canary(name)], args=[id, evidence])
+            done = await self._note(
+                keys=[redis_keys.canary(name), redis_keys.lease(LEADER_LEASE)],
+                args=[self._lease, id, evidence],
+            )
+        if done == -1:
+            raise _deposed(name)
 
     async def state(self, name: str) -> CanaryState | None:
         """None: `name` has had no canary for a long time."""
@@ -229,7 +247,12 @@ class Canaries:
 
     async def _moved(self, name: str, id: str, state: str) -> None:
         with redis_errors():
-            await self._move(keys=[redis_keys.canary(name)], args=[id, state])
+            done = await self._move(
+                keys=[redis_keys.canary(name), redis_keys.lease(LEADER_LEASE)],
+                args=[self._lease, id, state],
+            )
+        if done == -1:
+            raise _deposed(name)
 
 
 def bucket_of(seconds: float) -> int:
@@ -259,6 +282,12 @@ def _answers(name: str) -> list[str]:
 def _point(name: str, user: str) -> float:
     digest = hashlib.sha256(f"{name}\0{user}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _deposed(name: str) -> Aborted:
+    return Aborted(
+        f"the canary of {name!r} stays as it is: another coordinator leads", reason=STALE
+    )
 
 
 def _role(name: str, role: str, what: str, where: str) -> str:

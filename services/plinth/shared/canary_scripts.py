@@ -7,6 +7,9 @@ The hash of one served name:
     asked, given    requests that were assigned, and those of them that the canary got
     evidence        what the step that watches it has concluded so far, in its own words
     <role>.<what>   requests, errors, cancelled, tokens, good, bad, ttft.<bucket>
+
+OPEN, MOVE and NOTE are a leader's: they also compare the leader's lease (KEYS[2]) with what it
+holds while that one leads, so that a coordinator that lost its lease changes nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +20,18 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local h = redis.call('HMGET', KEYS[1], 'id', 'state', 'until', 'canary', 'share', 'sticky')
 local live = h[1] and h[2] ~= 'closed' and tonumber(h[3]) > now
 """
-# KEYS: canary. ARGV: id, stable, canary, share, ttl in ms, kept in ms, "1" if sticky. Gives
-# {state, opened} or {"taken", id}.
+# ARGV[1]: the lease's value, or "" where it is not compared.
+_LEADS = """
+local deposed = ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1]
+"""
+# KEYS: canary, lease. ARGV: lease's value, id, stable, canary, share, ttl in ms, kept in ms, "1" if
+# sticky. Gives {state, opened}, {"taken", id} or {"deposed", ""}.
 OPEN = (
     _NOW
+    + _LEADS
     + """
+if deposed then return {'deposed', ''} end
+table.remove(ARGV, 1)
 if h[1] ~= ARGV[1] then
   if live then return {'taken', h[1]} end
   redis.call('DEL', KEYS[1])
@@ -33,20 +43,32 @@ redis.call('PEXPIRE', KEYS[1], ARGV[6])
 return redis.call('HMGET', KEYS[1], 'state', 'opened')
 """
 )
-# KEYS: canary. ARGV: id, state. A closed one stays closed.
-MOVE = """
+# KEYS: canary, lease. ARGV: lease's value, id, state. A closed one stays closed. Gives -1 to who
+# was deposed.
+MOVE = (
+    _LEADS
+    + """
+if deposed then return -1 end
+table.remove(ARGV, 1)
 local h = redis.call('HMGET', KEYS[1], 'id', 'state')
 if h[1] ~= ARGV[1] or h[2] == 'closed' then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2])
 return 1
 """
-# KEYS: canary. ARGV: id, evidence. What led to a decision stays as it was.
-NOTE = """
+)
+# KEYS: canary, lease. ARGV: lease's value, id, evidence. What led to a decision stays as it was.
+# Gives -1 to who was deposed.
+NOTE = (
+    _LEADS
+    + """
+if deposed then return -1 end
+table.remove(ARGV, 1)
 local h = redis.call('HMGET', KEYS[1], 'id', 'state')
 if h[1] ~= ARGV[1] or h[2] ~= 'open' then return 0 end
 redis.call('HSET', KEYS[1], 'evidence', ARGV[2])
 return 1
 """
+)
 # A bounded memory of answers, forgotten by age and by number.
 _REMEMBER = """
 local function remember(answers, times, answer, value, now, age, most)

@@ -1,25 +1,45 @@
 """Desired state on the store: which models are served, as numbered records per deployment.
 
 Each change is a create-exclusive record; the newest wins. A writer that must not undo what it
-has not seen (a coordinator that may have lost its lead) passes the revision it knows.
+has not seen passes the revision it knows. What a run's step writes carries the run's fence
+(`fencing.py`): neither a coordinator that lost its lead nor an earlier run undoes it.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from google.protobuf import json_format
 
+from plinth.shared.aliases import ANY
 from plinth.shared.canary import MAX_SHARE, SUFFIX, canary_name
-from plinth.shared.errors import Aborted, DataLoss, InvalidArgument, NotFound
+from plinth.shared.errors import (
+    Aborted,
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+)
+from plinth.shared.fencing import Fence, admitted, numbers
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
-from plinth.shared.store import ANY, ArtifactStore
+from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2
 
 MAX_SHARDS = 64
+
+
+class AsItIs(Enum):
+    """In place of a deployment: whatever it is now."""
+
+    AS_IT_IS = "as it is"
+
+
+AS_IT_IS = AsItIs.AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,8 @@ class DeploymentRecord:
     # None: it was deleted.
     deployment: coordinator_pb2.Deployment | None
     created_unix_ms: int
+    # Run and leader that wrote last; see `fencing.py`.
+    fence: Mapping[str, int] = field(default_factory=dict)
 
 
 class DeploymentRecords:
@@ -39,6 +61,14 @@ class DeploymentRecords:
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
         self._logs: dict[str, RecordLog] = {}
+        self._fence: Fence | None = None
+
+    def under(self, fence: Fence) -> DeploymentRecords:
+        """The same records, written in the name of `fence`: then `put` and `delete` raise what
+        `fencing.admitted` says."""
+        fenced = copy.copy(self)
+        fenced._fence = fence
+        return fenced
 
     def put(
         self, deployment: coordinator_pb2.Deployment, *, expected: int | None = ANY
@@ -66,13 +96,23 @@ class DeploymentRecords:
         """Serves `name` no more. NotFound when it isn't served; Aborted as in `put`."""
         record = self.get(name)
         if record is None or record.deployment is None:
+            if self._fence is not None:
+                self.claim(name)  # nor does one that is late put it there
             raise NotFound(
                 f"no deployment is called {name!r}", reason="DEPLOYMENT_NOT_FOUND", field="name"
             )
         self._append(name, None, expected)
 
+    def claim(self, name: str) -> None:
+        """Marks `name` with the fence and leaves what is wanted as it is: a leader that was
+        deposed can't change it any more. Aborted: it is this one that was deposed."""
+        self._append(name, AS_IT_IS, ANY)
+
     def _append(
-        self, name: str, wanted: coordinator_pb2.Deployment | None, expected: int | None
+        self,
+        name: str,
+        to: coordinator_pb2.Deployment | AsItIs | None,
+        expected: int | None,
     ) -> DeploymentRecord:
         log = self._log(name)
         while True:
@@ -85,14 +125,24 @@ class DeploymentRecords:
                     reason="DEPLOYMENT_CHANGED",
                     metadata={"revision": str(revision)},
                 )
-            if now is not None and now.deployment == wanted:
+            before = now.deployment if now else None
+            wanted = before if isinstance(to, AsItIs) else to
+            last = {"fence": now.fence} if now else None
+            same = before == wanted
+            fence = admitted(self._fence, last, f"deployment {name}", same=same)
+            if now is not None and same and fence == now.fence:
                 return now
             number = (revision or 0) + 1
             created = time.time_ns() // 1_000_000
             as_json = json_format.MessageToDict(wanted) if wanted else None
-            record = {"name": name, "deployment": as_json, "created_unix_ms": created}
+            record = {
+                "name": name,
+                "deployment": as_json,
+                "created_unix_ms": created,
+                "fence": fence,
+            }
             if log.append(number, record):
-                return DeploymentRecord(name, number, wanted, created)
+                return DeploymentRecord(name, number, wanted, created, fence)
 
     def _checked(self, deployment: coordinator_pb2.Deployment) -> coordinator_pb2.Deployment:
         """A copy with defaults filled in, without what the platform sets."""
@@ -177,4 +227,5 @@ def _parse(name: str, number: int, record: dict[str, Any]) -> DeploymentRecord:
             )
         except json_format.ParseError as error:
             raise DataLoss(f"record {number} of deployment {name} is damaged: {error}") from error
-    return DeploymentRecord(name, number, deployment, record["created_unix_ms"])
+    created = record["created_unix_ms"]
+    return DeploymentRecord(name, number, deployment, created, numbers(record))

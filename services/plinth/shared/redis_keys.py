@@ -2,8 +2,9 @@
 
 A key is ``plinth:<schema>:<family>:{<tag>}…``. The schema number changes when the meaning of a
 family changes, so that two versions of Plinth never read each other's data as their own. The
-part in braces names what belongs together: keys that one script touches share it. Plinth speaks to
-one Redis server (`connection.py`), neither to a Redis Cluster nor through Sentinel.
+part in braces names what belongs together: keys that one script touches share it, but for the
+leader's lease, which a canary's scripts read too. Plinth speaks to one Redis server
+(`connection.py`), neither to a Redis Cluster nor through Sentinel.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ FAMILIES: Final[Mapping[str, bool]] = {
     "runs": True,
     "runs-active": True,
     "run-events": True,
+    "run-number": True,
     "job": True,
     "jobs": True,
     "job-changes": False,  # news for watchers; they look for themselves as well
@@ -56,6 +58,9 @@ def parse_key(key: str) -> tuple[int, str] | None:
     match = _KEY.fullmatch(key)
     return (int(match["schema"]), match["family"]) if match else None
 
+
+# The name of the coordinator's leader lease: who holds it carries out the runs.
+LEADER_LEASE: Final = "runs"
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,127}")
 
@@ -111,6 +116,11 @@ def runs() -> str:
 def active_runs() -> str:
     """Set: ids of the runs that have not ended."""
     return f"{PREFIX}:runs-active:{{runs}}"
+
+
+def run_number() -> str:
+    """Counter: the number of the run that was submitted last."""
+    return f"{PREFIX}:run-number:{{runs}}"
 
 
 def run_events() -> str:

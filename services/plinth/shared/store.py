@@ -3,7 +3,8 @@
 Layout below the store's URL (schema 1):
 
     artifacts/<name>/content/<id>/…            files and manifest.json, written once
-    artifacts/<name>/versions/00000003.json    created exclusively: makes a content version 3
+    artifacts/<name>/versions/00000003.json    created exclusively: makes a content version 3 (also
+                                               a content of another name: `content_of`)
     artifacts/<name>/aliases/<alias>/00000002.json   created exclusively: the alias's second move
 
 An artifact exists when its version record does. What has none is not visible to anybody. All
@@ -12,24 +13,27 @@ calls block; from asyncio use `asyncio.to_thread`. Safe to share between threads
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from plinth.shared import manifest as manifests
+from plinth.shared.aliases import ANY, move_alias
 from plinth.shared.artifact_cache import ArtifactCache, verify_files
-from plinth.shared.errors import Aborted, DataLoss, InvalidArgument, NotFound
+from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
+from plinth.shared.fencing import Fence
 from plinth.shared.manifest import MANIFEST, SCHEMA, Reference, check_name
 from plinth.shared.record_log import RecordLog
-from plinth.shared.storage import Storage, Tree, open_storage
+from plinth.shared.storage import Storage, Tree
+from plinth.shared.storage_url import open_storage
 from plinth.shared.version import CODE_VERSION
 from plinth.v1 import common_pb2
 
-ANY: Final = -1
 _CONTENT = re.compile(r"artifacts/([a-z0-9][a-z0-9._-]{0,63})/content/[0-9a-f]{16}-[0-9a-f]{16}")
 
 
@@ -89,6 +93,13 @@ class ArtifactStore:
         self._cache = ArtifactCache(self.storage, cache_dir)
         self._logs: dict[str, RecordLog] = {}
         self._records: dict[tuple[str, int], ArtifactRecord] = {}
+        self._fence: Fence | None = None
+
+    def under(self, fence: Fence) -> ArtifactStore:
+        """The same store, whose aliases are moved in the name of `fence`."""
+        fenced = copy.copy(self)
+        fenced._fence = fence
+        return fenced
 
     # -- publishing ------------------------------------------------------------------------
 
@@ -145,6 +156,31 @@ class ArtifactStore:
         if record.path != path:  # the same was published before
             self.storage.remove_tree(path)
         return record
+
+    def link(self, name: str, record: ArtifactRecord) -> ArtifactRecord:
+        """Publishes what `record` is as the next version of `name` too; its files are not copied.
+        A version of `name` that is the same stands."""
+        check_name(name, "name")
+        content = _CONTENT.fullmatch(record.path)
+        assert content is not None, record.path
+        log = self._versions(name)
+        while True:
+            number = log.last() + 1
+            for there in self._all_versions(name):
+                if (there.path, there.kind) == (record.path, record.kind):
+                    return there
+            row = {
+                "name": name,
+                "version": number,
+                "kind": record.kind,
+                "digest": record.digest,
+                "input_digest": record.input_digest,
+                "content": record.path,
+                "content_of": content[1],
+                "created_unix_ms": time.time_ns() // 1_000_000,
+            }
+            if log.append(number, row):
+                return self._load(name, number)
 
     def _record_version(self, path: str, description: dict[str, Any]) -> ArtifactRecord:
         """Takes the next free version number; or finds that a rival published the same."""
@@ -255,7 +291,8 @@ class ArtifactStore:
         check_name(name, "name")
         found = {}
         for alias in self.storage.names(f"artifacts/{name}/aliases"):
-            if (latest := self._moves(name, alias).latest()) is not None:
+            latest = self._moves(name, alias).latest()
+            if latest is not None and latest[1]["version"] is not None:
                 found[alias] = int(latest[1]["version"])
         return found
 
@@ -264,24 +301,18 @@ class ArtifactStore:
 
         `expected`: the version that the alias must have now, None for no such alias yet; left
         out, the last caller wins. Aborted when it is another one. NotFound: no such version.
+        Of a store `under` a fence: Aborted and FailedPrecondition as `fencing.admitted` says, and
+        an alias that is there already is marked with the fence, so that no earlier run moves it.
         """
         check_name(alias, "alias")
         self.get(f"{name}@{version}")
-        moves = self._moves(name, alias)
-        while True:
-            latest = moves.latest()
-            number, now = (latest[0], int(latest[1]["version"])) if latest else (0, None)
-            if expected not in (ANY, now):
-                raise Aborted(
-                    f"{name}:{alias} is at version {now}, not {expected}: somebody moved it",
-                    reason="ALIAS_MOVED",
-                    metadata={"version": str(now)},
-                )
-            if now == version:
-                return
-            move = {"version": version, "created_unix_ms": time.time_ns() // 1_000_000}
-            if moves.append(number + 1, move):
-                return
+        move_alias(self._moves(name, alias), f"{name}:{alias}", version, expected, self._fence)
+
+    def claim_alias(self, name: str, alias: str) -> None:
+        """Marks the alias with the fence and leaves it where it is: a leader that was deposed
+        can't move it any more. Aborted: it is this one that was deposed."""
+        check_name(alias, "alias")
+        move_alias(self._moves(name, alias), f"{name}:{alias}", None, ANY, self._fence)
 
     # -- records ---------------------------------------------------------------------------
 
@@ -303,7 +334,7 @@ class ArtifactStore:
         row = self._versions(name).read(version)
         path = str(row["content"])
         match = _CONTENT.fullmatch(path)
-        if match is None or match[1] != name:
+        if match is None or match[1] != row.get("content_of", name):
             raise DataLoss(f"the record of {name}@{version} points to {path!r}")
         try:
             data = self.storage.read(f"{path}/{MANIFEST}")

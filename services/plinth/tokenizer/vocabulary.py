@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.step_versions import STEP_VERSIONS
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MIN_VOCABULARY, MAX_VOCABULARY, MAX_SPECIAL = 260, 200_000, 256
@@ -67,7 +68,7 @@ class VocabularySpec:
     def digest(self, corpus_digest: str) -> str:
         """The name of this training's inputs, "sha256:<hex>"."""
         inputs = {
-            "step": "tokenizer/bpe/1",
+            "version": STEP_VERSIONS["tokenizer"],
             "corpus": corpus_digest,
             "vocab_size": self.vocab_size,
             "special_tokens": list(self.special_tokens),

@@ -17,6 +17,7 @@ from plinth.shared.errors import Internal
 from plinth.shared.private_folders import make_private
 from plinth.shared.settings import Settings
 from plinth.shared.source_roots import SourceRoots
+from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.data.lengths import check_lengths, length_intake
@@ -103,20 +104,26 @@ class Execution:
         dataset = of_kind(self._store, spec.dataset, "dataset")
         init = of_kind(self._store, spec.init_from, "model") if spec.init_from else None
         judge = of_kind(self._store, spec.reward, "reward") if spec.reward else None
-        inputs = {
-            "train": fields_of_spec(
-                spec,
-                "dataset",
-                "init_from",
-                "reward",
-                "checkpoint_every",
-                "eval_every",
-                "max_left_out",
-            ),
+        spec, judges = with_judges_fixed(spec, self._store)
+        made_from = {
+            "version": str(STEP_VERSIONS["train"]),
             "dataset": dataset.digest,
-            "init_from": init and init.digest,
+            **({"init_from": init.digest} if init else {}),
             **({"reward": judge.digest} if judge else {}),
+            **judges,
         }
+        settings = fields_of_spec(
+            spec,
+            "dataset",
+            "init_from",
+            "reward",
+            "rewards",
+            "checkpoint_every",
+            "eval_every",
+            "max_left_out",
+        )
+        opinions = [fields_of_spec(one, *(["model"] if one.model else [])) for one in spec.rewards]
+        inputs = {"train": settings, "rewards": opinions, **made_from}
         if found := self._published(input_digest(inputs)):
             return found
         config = plan_train(
@@ -126,7 +133,7 @@ class Execution:
             self._settings.trainer,
             self._store.fetch(judge) if judge else None,
         )
-        config = replace(config, base=init.ref if init else "")
+        config = replace(config, base=init.ref if init else "", made_from=made_from)
         intake = self._intake(spec, config)
         config.write(self.folder.path)
         self._launch(config)
@@ -200,6 +207,7 @@ class Execution:
         )
         models = [of_kind(self._store, reference, "model") for reference in spec.models]
         inputs = {
+            "version": STEP_VERSIONS["compare"],
             "compare": fields_of_spec(spec, "dataset", "models", "reward"),
             "dataset": dataset.digest,
             "reward": judge.digest,
@@ -244,3 +252,18 @@ class Execution:
 
     def _published(self, input_digest: str) -> ArtifactRecord | None:
         return self._store.find_by_input(self._spec.output_name, input_digest)
+
+
+def with_judges_fixed(
+    spec: pb.TrainSpec, store: ArtifactStore
+) -> tuple[pb.TrainSpec, dict[str, str]]:
+    """The job with the reward models among its `rewards` named by version, so that an alias that
+    moves meanwhile changes nothing; and their digests, by "rewards.<name>"."""
+    fixed, digests = pb.TrainSpec(), {}
+    fixed.CopyFrom(spec)
+    for source in fixed.rewards:
+        if source.model:
+            judge = of_kind(store, source.model, "reward")
+            source.model = judge.ref
+            digests[f"rewards.{source.name}"] = judge.digest
+    return fixed, digests

@@ -21,6 +21,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.splits import SPLIT_VERSION, SPLITS
+from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import CorpusCounts, write_corpus
@@ -55,6 +56,7 @@ class Preparation:
         samples = of_kind(self.store, spec.samples, "samples") if spec.samples else None
         prompts = of_kind(self.store, spec.prompts, "prompts") if spec.prompts else None
         inputs = {
+            "version": STEP_VERSIONS["data"],
             "prepare": fields_of_spec(
                 spec, "tokenizer", "corpus", "samples", "prompts", "max_left_out"
             ),

@@ -16,7 +16,7 @@ import grpc
 
 from plinth.shared import redis_keys
 from plinth.shared.change_feed import ChangeFeed
-from plinth.shared.errors import Internal, InvalidArgument
+from plinth.shared.errors import AlreadyExists, Internal, InvalidArgument
 from plinth.shared.identity import SYSTEM
 from plinth.shared.load import Load, queue_load
 from plinth.shared.queue import Queue
@@ -165,6 +165,12 @@ class TrainerStage(rpc.TrainerServiceServicer):
             )
             await self._records.create(job)
             known = await self._records.get(job_id)
+        if known.spec != request.spec:
+            raise AlreadyExists(
+                f"there is a job {job_id!r} already, of another specification; give another job_id",
+                reason="JOB_EXISTS",
+                metadata={"job_id": job_id},
+            )
         # Also for a known one: its submitter may have died between record and queue.
         await self._queue.add(job_id, known.SerializeToString())
         return pb.SubmitJobResponse(job=known)

@@ -145,6 +145,8 @@ class Run(_message.Message):
     SUBMITTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
     FORKED_FROM_FIELD_NUMBER: _builtins.int
     FORKED_AT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
@@ -157,6 +159,14 @@ class Run(_message.Message):
     finished_unix_ms: _builtins.int
     revision: _builtins.int
     """Counts changes; a watcher sees it grow."""
+    number: _builtins.int
+    """Its place in the order of submission. What a run's steps write (aliases, deployments) is not
+    undone by a run of a lower number. 0: submitted to a version that did not number them.
+    """
+    request_digest: _builtins.str
+    """Digest of the request that made it, so that another one under its id is told from the same one
+    sent twice. Empty: submitted to a version that did not keep it.
+    """
     forked_from: _builtins.str
     """The run that this one took steps over from, and the step at which it parted."""
     forked_at: _builtins.str
@@ -174,12 +184,14 @@ class Run(_message.Message):
         submitted_unix_ms: _builtins.int = ...,
         finished_unix_ms: _builtins.int = ...,
         revision: _builtins.int = ...,
+        number: _builtins.int = ...,
+        request_digest: _builtins.str = ...,
         forked_from: _builtins.str = ...,
         forked_at: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished_unix_ms", b"finished_unix_ms", "forked_at", b"forked_at", "forked_from", b"forked_from", "name", b"name", "pipeline_yaml", b"pipeline_yaml", "revision", b"revision", "run_id", b"run_id", "state", b"state", "steps", b"steps", "submitted_unix_ms", b"submitted_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished_unix_ms", b"finished_unix_ms", "forked_at", b"forked_at", "forked_from", b"forked_from", "name", b"name", "number", b"number", "pipeline_yaml", b"pipeline_yaml", "request_digest", b"request_digest", "revision", b"revision", "run_id", b"run_id", "state", b"state", "steps", b"steps", "submitted_unix_ms", b"submitted_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,7 +110,8 @@ class CoordinatorServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def SubmitRun(self, request, context):
-        """Starts a run of a pipeline. Idempotent by run_id.
+        """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run that it
+        made, another request under that id ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,7 +159,7 @@ class CoordinatorServiceServicer:
 
     def ForkRun(self, request, context):
         """A new run that takes over what another one finished and does the rest with other settings.
-        Idempotent by run_id.
+        Idempotent by run_id, as SubmitRun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,9 @@ class CoordinatorServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CoordinatorServiceAsyncStub: ...
     SubmitRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitRunRequest, _coordinator_pb2.SubmitRunResponse]
-    """Starts a run of a pipeline. Idempotent by run_id."""
+    """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run that it
+    made, another request under that id ALREADY_EXISTS.
+    """
     GetRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetRunRequest, _coordinator_pb2.GetRunResponse]
     ListRuns: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListRunsRequest, _coordinator_pb2.ListRunsResponse]
     WatchRun: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.WatchRunRequest, _coordinator_pb2.WatchRunResponse]
@@ -48,7 +50,7 @@ class CoordinatorServiceStub:
     """Cancels the running step and ends the run."""
     ForkRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ForkRunRequest, _coordinator_pb2.ForkRunResponse]
     """A new run that takes over what another one finished and does the rest with other settings.
-    Idempotent by run_id.
+    Idempotent by run_id, as SubmitRun.
     """
     PutDeployment: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PutDeploymentRequest, _coordinator_pb2.PutDeploymentResponse]
     """Served models: desired state, kept on the store, made real by the reconciler."""
@@ -64,7 +66,9 @@ class CoordinatorServiceStub:
 class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitRunRequest, _coordinator_pb2.SubmitRunResponse]  # type: ignore[assignment]
-    """Starts a run of a pipeline. Idempotent by run_id."""
+    """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run that it
+    made, another request under that id ALREADY_EXISTS.
+    """
     GetRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetRunRequest, _coordinator_pb2.GetRunResponse]  # type: ignore[assignment]
     ListRuns: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListRunsRequest, _coordinator_pb2.ListRunsResponse]  # type: ignore[assignment]
     WatchRun: _aio.UnaryStreamMultiCallable[_coordinator_pb2.WatchRunRequest, _coordinator_pb2.WatchRunResponse]  # type: ignore[assignment]
@@ -78,7 +82,7 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     """Cancels the running step and ends the run."""
     ForkRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ForkRunRequest, _coordinator_pb2.ForkRunResponse]  # type: ignore[assignment]
     """A new run that takes over what another one finished and does the rest with other settings.
-    Idempotent by run_id.
+    Idempotent by run_id, as SubmitRun.
     """
     PutDeployment: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PutDeploymentRequest, _coordinator_pb2.PutDeploymentResponse]  # type: ignore[assignment]
     """Served models: desired state, kept on the store, made real by the reconciler."""
@@ -97,7 +101,9 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.SubmitRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.SubmitRunResponse, _abc.Awaitable[_coordinator_pb2.SubmitRunResponse]]:
-        """Starts a run of a pipeline. Idempotent by run_id."""
+        """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run that it
+        made, another request under that id ALREADY_EXISTS.
+        """
 
     @_abc_1.abstractmethod
     def GetRun(
@@ -153,7 +159,7 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ForkRunResponse, _abc.Awaitable[_coordinator_pb2.ForkRunResponse]]:
         """A new run that takes over what another one finished and does the rest with other settings.
-        Idempotent by run_id.
+        Idempotent by run_id, as SubmitRun.
         """
 
     @_abc_1.abstractmethod

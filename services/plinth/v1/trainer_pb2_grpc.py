@@ -65,7 +65,8 @@ class TrainerServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def SubmitJob(self, request, context):
-        """Queues a job. Idempotent by job_id: the same id answers with the job that it made first.
+        """Queues a job. Idempotent by job_id: the same id and specification answer with the job that it
+        made first, another specification under that id is ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

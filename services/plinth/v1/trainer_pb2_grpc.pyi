@@ -32,7 +32,9 @@ class TrainerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrainerServiceAsyncStub: ...
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.SubmitJobRequest, _trainer_pb2.SubmitJobResponse]
-    """Queues a job. Idempotent by job_id: the same id answers with the job that it made first."""
+    """Queues a job. Idempotent by job_id: the same id and specification answer with the job that it
+    made first, another specification under that id is ALREADY_EXISTS.
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]
     ListJobs: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]
     CancelJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.CancelJobResponse]
@@ -46,7 +48,9 @@ class TrainerServiceStub:
 class TrainerServiceAsyncStub(TrainerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.SubmitJobRequest, _trainer_pb2.SubmitJobResponse]  # type: ignore[assignment]
-    """Queues a job. Idempotent by job_id: the same id answers with the job that it made first."""
+    """Queues a job. Idempotent by job_id: the same id and specification answer with the job that it
+    made first, another specification under that id is ALREADY_EXISTS.
+    """
     GetJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetJobRequest, _trainer_pb2.GetJobResponse]  # type: ignore[assignment]
     ListJobs: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListJobsRequest, _trainer_pb2.ListJobsResponse]  # type: ignore[assignment]
     CancelJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelJobRequest, _trainer_pb2.CancelJobResponse]  # type: ignore[assignment]
@@ -63,7 +67,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.SubmitJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.SubmitJobResponse, _abc.Awaitable[_trainer_pb2.SubmitJobResponse]]:
-        """Queues a job. Idempotent by job_id: the same id answers with the job that it made first."""
+        """Queues a job. Idempotent by job_id: the same id and specification answer with the job that it
+        made first, another specification under that id is ALREADY_EXISTS.
+        """
 
     @_abc_1.abstractmethod
     def GetJob(

@@ -40,7 +40,7 @@ from plinth.shared.errors import (
 from plinth.shared.queue import Queue
 from plinth.shared.registry import Registry
 from plinth.shared.settings import Settings
-from plinth.shared.storage import open_storage
+from plinth.shared.storage_url import open_storage
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.records import JobRecords
 from plinth.v1 import trainer_pb2

@@ -96,9 +96,11 @@ async def test_the_rest_is_done_with_other_settings(forker: Forker) -> None:
     assert outputs(run) == outputs(first)
     assert [s.input_digest for s in run.steps[:4]] == [s.input_digest for s in first.steps[:4]]
     # Asked again it is the same run; under that id there is no other.
-    assert (await forker.fork("f1", "tune")).revision == run.revision
-    with pytest.raises(AlreadyExists):
-        await forker.fork("f1", "release")
+    again = await forker.fork("f1", "tune", steps__tune__learning_rate="1e-5")
+    assert again.revision == run.revision
+    for step in ("tune", "release"):
+        with pytest.raises(AlreadyExists):
+            await forker.fork("f1", step)
     # A fork can be forked.
     assert (await forker.fork("f2", "release", source="f1")).forked_from == "f1"
     assert states(await forker.end("f2"))[:5] == ["REUSED"] * 5

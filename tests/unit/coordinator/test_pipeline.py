@@ -119,7 +119,7 @@ def test_digest_follows_whatever_shapes_the_result() -> None:
     def digest(text: str = GOOD, corpus: str = "c", **more: str) -> str:
         spec = parse(text).steps["vocabulary"]
         inputs = {"corpus": corpus}
-        return input_digest(spec, output_name="v", inputs=inputs, surroundings=more)
+        return input_digest(spec, inputs=inputs, surroundings=more)
 
     assert digest() == digest()
     assert digest(GOOD.replace("$corpus, vocab", "other@3, vocab")) == digest()  # content counts

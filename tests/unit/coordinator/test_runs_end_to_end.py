@@ -4,97 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from coordinator_replica import PIPELINE, Coordinator, states, steps, until
 from patience import PATIENCE_S
-from plinth.coordinator import service
 from plinth.models.ngram import ByteNgram
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2 as pb
-from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, Caller, World
-
-PIPELINE = """
-name: q
-steps:
-  corpus: {kind: data, builtin: stdlib}
-  vocabulary: {kind: tokenizer, corpus: $corpus, vocab_size: 300}
-  dataset: {kind: data, corpus: $corpus, tokenizer: $vocabulary}
-  pretrain:
-    {kind: train, objective: clm, dataset: $dataset, max_seconds: 1, output: mini,
-     model: {layers: 1, hidden: 8, heads: 1, context: 32}}
-  exam:
-    {kind: evaluate, model: $pretrain, corpus: $corpus, prompts: [hello, abc], max_tokens: 4,
-     require: {bits_per_byte_at_most: 2}}
-  release: {kind: publish, model: $pretrain, after: [exam]}
-  online: {kind: serve, model: $release, name: mini}
-"""
-
-
-class Coordinator:
-    """A replica without its server: the servicer is called directly."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self._context = world.context(name)
-        self.front = service.build(self._context)
-        self.rpc: Any = service.Servicer(self.front._records, self.front._feed, self.front._tools)
-
-    async def start(self) -> None:
-        await self.front.start()
-
-    async def stop(self) -> None:
-        await self.front.drain(PATIENCE_S)
-        await self.front.check()
-        await self._context.clients.close()
-        await self._context.redis.aclose()
-
-    async def leads(self) -> None:
-        await until(lambda: self.front.announcement()["leader"] == "1")
-
-    async def submit(self, run_id: str, text: str = PIPELINE, **overrides: str) -> pb.Run:
-        request = pb.SubmitRunRequest(
-            run_id=run_id,
-            pipeline_yaml=text,
-            overrides={k.replace("__", "."): v for k, v in overrides.items()},
-        )
-        return (await self.rpc.SubmitRun(request, None)).run
-
-    async def watch(self, run_id: str) -> list[pb.Run]:
-        request = pb.WatchRunRequest(run_id=run_id)
-        return [message.run async for message in self.rpc.WatchRun(request, Caller())]
-
-    async def end(self, run_id: str) -> pb.Run:
-        return (await asyncio.wait_for(self.watch(run_id), PATIENCE_S))[-1]
-
-    async def reached(self, run_id: str, step: str, state: Any) -> pb.Run:
-        async def look() -> pb.Run | None:
-            run = (await self.rpc.GetRun(pb.GetRunRequest(run_id=run_id), None)).run
-            return run if steps(run)[step].state == state else None
-
-        return await until(look)
-
-
-def steps(run: pb.Run) -> dict[str, pb.Step]:
-    return {step.name: step for step in run.steps}
-
-
-def states(run: pb.Run) -> list[str]:
-    return [pb.StepState.Name(step.state).removeprefix("STEP_STATE_") for step in run.steps]
-
-
-async def until(condition: Callable[[], Any] | Callable[[], Awaitable[Any]]) -> Any:
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            value = condition()
-            if asyncio.iscoroutine(value):
-                value = await value
-            if value:
-                return value
-            await asyncio.sleep(0.02)
+from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, World
 
 
 @pytest.fixture
@@ -320,3 +242,33 @@ async def test_deployments_and_artifacts_over_grpc(world: World, coordinator: Co
     assert [f"{a.name}@{a.version}" for a in listed.artifacts] == ["q-corpus@1"]
     runs = (await coordinator.rpc.ListRuns(pb.ListRunsRequest(), None)).runs
     assert [(run.run_id, run.pipeline_yaml) for run in runs] == [("r1", "")]
+
+
+async def test_a_renamed_pipeline_does_nothing_again(
+    world: World, coordinator: Coordinator
+) -> None:
+    await coordinator.submit("r1")
+    assert (await coordinator.end("r1")).state == pb.RUN_STATE_SUCCEEDED
+    jobs, trained = len(world.trainer.jobs), world.tokenizer.trained
+    renamed = PIPELINE.replace("name: q", "name: renamed").replace("output: mini", "output: maxi")
+    await coordinator.submit("r2", renamed)
+    run = await coordinator.end("r2")
+    assert states(run) == [*["REUSED"] * 5, "SUCCEEDED", "SUCCEEDED"], run.error
+    assert (len(world.trainer.jobs), world.tokenizer.trained) == (jobs, trained)
+    # What it made is called as this pipeline says, and there is no second copy of it.
+    done = steps(run)
+    assert done["corpus"].output == "renamed-corpus@1"
+    assert done["pretrain"].output == done["release"].output == "maxi@1"
+    store = ArtifactStore(world.settings.store())
+    made = await asyncio.to_thread(store.get, "maxi@1")
+    was = await asyncio.to_thread(store.get, "mini@1")
+    assert (made.digest, made.path, made.parents) == (was.digest, was.path, was.parents)
+    await asyncio.to_thread(store.verify, made)
+    assert await asyncio.to_thread(store.aliases, "maxi") == {"prod": 1}
+    await coordinator.submit("r3", renamed)  # and once more it is the same version
+    assert steps(await coordinator.end("r3"))["pretrain"].output == "maxi@1"
+    # A run that took the step from another name can be forked.
+    await coordinator.rpc.ForkRun(
+        pb.ForkRunRequest(run_id="f", source_run_id="r2", from_step="release"), None
+    )
+    assert (await coordinator.end("f")).state == pb.RUN_STATE_SUCCEEDED

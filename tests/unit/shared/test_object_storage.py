@@ -26,7 +26,7 @@ from plinth.shared.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from plinth.shared.storage import open_storage
+from plinth.shared.storage_url import open_storage
 from plinth.shared.store import ArtifactStore
 from store_rivals import race
 

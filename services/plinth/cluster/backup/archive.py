@@ -28,7 +28,8 @@ from urllib.parse import unquote, urlsplit
 from plinth.shared.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.manifest import CHUNK_BYTES, HashingReader, canonical_json, parse_json
 from plinth.shared.private_folders import make_private
-from plinth.shared.storage import Storage, open_storage, storage_errors
+from plinth.shared.storage import Storage, storage_errors
+from plinth.shared.storage_url import open_storage
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -24,7 +24,7 @@ from plinth.cluster.backup.redis_state import Taken
 from plinth.shared import manifest, redis_keys
 from plinth.shared.errors import Aborted, InvalidArgument
 from plinth.shared.settings import Settings
-from plinth.shared.storage import open_storage
+from plinth.shared.storage_url import open_storage
 from plinth.shared.version import CODE_VERSION
 
 SECRETS = (

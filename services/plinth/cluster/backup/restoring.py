@@ -32,7 +32,8 @@ from plinth.shared.connection import redis_errors
 from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.schema import too_new
 from plinth.shared.settings import Settings
-from plinth.shared.storage import Storage, open_storage
+from plinth.shared.storage import Storage
+from plinth.shared.storage_url import open_storage
 
 Only = Literal["redis", "store"]
 

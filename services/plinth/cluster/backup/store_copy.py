@@ -99,8 +99,9 @@ def _add_records(storage: Storage, state: StoreState, folder: str) -> None:
 
 
 def _content_of(record: str, path: str) -> str:
-    content = str(json.loads(record).get("content"))
-    if not _CONTENT.fullmatch(content) or content.split("/")[1] != path.split("/")[1]:
+    value = json.loads(record)
+    content, name = str(value.get("content")), value.get("content_of", path.split("/")[1])
+    if not _CONTENT.fullmatch(content) or content.split("/")[1] != name:
         raise DataLoss(f"{path} points to {content[:200]!r}", reason="RECORD_DAMAGED")
     return content
 

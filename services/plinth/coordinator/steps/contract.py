@@ -9,7 +9,7 @@ records, of leases, or of other steps.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 
 from plinth.shared.canary import Canaries
+from plinth.shared.fencing import Fence
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
@@ -64,7 +65,7 @@ class StepSpec(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """Everything that shapes the result beside the inputs, JSON-ready."""
-        return self.model_dump(mode="json", exclude={"after", *self.INPUTS})
+        return self.model_dump(mode="json", exclude={"after", "output", *self.INPUTS})
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Work:
     inputs: Mapping[str, ArtifactRecord]
     input_digest: str
     output_name: str
+    # The run's place in the order of submission: what its steps write is fenced by it.
+    run_number: int = 0
 
     @property
     def job_id(self) -> str:
@@ -101,6 +104,16 @@ class Tools:
     redis: Redis
     canaries: Canaries
     roots: SourceRoots
+
+    def under(self, fence: Fence) -> Tools:
+        """The same tools, whose every change of the world is fenced: a step needs no thought of
+        leases and other runs."""
+        return replace(
+            self,
+            store=self.store.under(fence),
+            deployments=self.deployments.under(fence),
+            canaries=self.canaries.under(fence),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,5 +155,6 @@ class StepKind(Protocol):
         ...
 
     async def abandon(self, work: Work, tools: Tools) -> None:
-        """Ends work in flight and removes what it left in the world. Idempotent."""
+        """Ends work in flight, removes what it left in the world, and claims what it might still
+        write, so that a coordinator that is late writes it no more. Idempotent."""
         ...

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.corpus_folder import CorpusFolder
+from plinth.shared.file_digests import file_digest
 from plinth.shared.splits import SPLIT_VERSION
 from plinth.v1 import trainer_pb2 as pb
 
@@ -123,13 +124,12 @@ class DataStep:
 
 
 def fingerprint(folder: Path) -> str | None:
-    """Digest of a folder's files by relative path, size and time of change, so that a changed
-    corpus is prepared again. None when this machine does not see the folder."""
+    """Digest of a folder's files by relative path and content, so that a changed corpus is prepared
+    again. None when this machine does not see the folder. OSError: it can't read a file of it."""
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
     for path in CorpusFolder(folder).files:
-        about = path.stat()
-        line = f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n"
+        line = f"{path.relative_to(folder)}\0{file_digest(path)}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return f"sha256:{digest.hexdigest()}"

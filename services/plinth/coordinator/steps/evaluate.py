@@ -109,7 +109,7 @@ class EvaluateStep:
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Takes the temporary deployments down; ones that are gone are no error."""
-        for field in ("model", "baseline"):
+        for field in work.inputs.keys() & {"model", "baseline"}:
             await _take_down(tools, _candidate_name(work, field))
 
 

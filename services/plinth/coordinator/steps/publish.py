@@ -33,14 +33,17 @@ class PublishStep:
         model = work.inputs["model"]
         before = (await asyncio.to_thread(tools.store.aliases, model.name)).get(spec.alias)
         metrics = {"alias": f"{model.name}:{spec.alias}", "version": model.version}
-        if before == model.version:
-            yield Outcome(model.ref, metrics, reused=True)
-            return
-        # Compare-and-set on the store: a leader that was deposed meanwhile loses here (Aborted).
+        # Also where it stands there already: then it is marked as this run's.
         await asyncio.to_thread(
             tools.store.set_alias, model.name, spec.alias, model.version, expected=before
         )
+        if before == model.version:
+            yield Outcome(model.ref, metrics, reused=True)
+            return
         yield Outcome(model.ref, metrics | ({"before": before} if before is not None else {}))
 
     async def abandon(self, work: Work, tools: Tools) -> None:
-        """Nothing to do: the alias moved whole or not at all."""
+        """The alias stays where it is, for a coordinator that is late as well."""
+        assert isinstance(work.spec, PublishSpec)
+        name, alias = work.inputs["model"].name, work.spec.alias
+        await asyncio.to_thread(tools.store.claim_alias, name, alias)

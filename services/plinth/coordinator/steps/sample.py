@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from plinth.coordinator.respondent import Respondent, Sampled
-from plinth.coordinator.rewards import CHECKS, Source, sources_of
+from plinth.coordinator.rewards import CHECKS, WeightedRule, sources_of
 from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
 from plinth.shared.prompt_set import read_prompts
 from plinth.shared.rollouts import MAX_SAMPLES
@@ -44,7 +44,7 @@ class SampleSpec(StepSpec):
     max_tokens: int = Field(default=128, ge=1, le=4096)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     # Rules by name; and a reward model with its weight, if one is given.
-    rewards: dict[Name, Source] = Field(default=dict(CHECKS), max_length=15)
+    rewards: dict[Name, WeightedRule] = Field(default=dict(CHECKS), max_length=15)
     reward: Input | None = None
     reward_weight: float = Field(default=1, ge=-1e6, le=1e6)
 

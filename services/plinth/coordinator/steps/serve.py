@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import ClassVar, Literal
 
@@ -63,5 +64,7 @@ class ServeStep:
         yield Outcome(model.ref, metrics, reused=there and not changed)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
-        """Nothing to do: what the deployment was before is not known any more; the one that
-        this step wanted stays, as any deployment does until it is deleted."""
+        """What the deployment was before is not known any more, so the one that this step wanted
+        stays, as any does until it is deleted; a coordinator that is late adds nothing."""
+        assert isinstance(work.spec, ServeSpec)
+        await asyncio.to_thread(tools.deployments.claim, work.spec.name)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plinth.coordinator.rewards import Source, sources_of
+from plinth.coordinator.rewards import WeightedRule, sources_of
 from plinth.coordinator.scoring import context_length, read_config
 from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
@@ -123,7 +123,7 @@ class TrainSpec(StepSpec):
     policy: PolicyShape | None = None  # for "ppo", "grpo" and "rloo": batch_size counts answers
     reward: Input | None = None  # for the same: the model that judges
     # For the same: rules that judge, at the reward stage; with a reward model as one more opinion.
-    rewards: dict[Name, Source] | None = Field(default=None, min_length=1, max_length=15)
+    rewards: dict[Name, WeightedRule] | None = Field(default=None, min_length=1, max_length=15)
     reward_weight: float = Field(default=1, ge=-1e6, le=1e6)
     lora: LoraShape | None = None  # train an adapter, not the model
     # The share of chats, pairs or prompts that may be left out as too long before the step fails.

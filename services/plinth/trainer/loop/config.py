@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,9 @@ class TrainConfig:
     rewards: tuple[dict[str, Any], ...] = ()  # RewardSource as JSON: the reward stage judges
     candidates: tuple[str, ...] = ()  # folders of the models that "compare" compares
     lora: dict[str, Any] | None = None  # fields of LoraConfig: train adapters, freeze the rest
+    # Digests of what is in `init_from`, `reward` and `rewards`, and the step's version: a folder's
+    # place says nothing about what it holds.
+    made_from: dict[str, str] = field(default_factory=dict)
     base: str = ""  # what the model in init_from is called, for an adapter's files
     background: bool = False  # CPU workers yield to everybody else (SCHED_IDLE)
 
