@@ -25,6 +25,7 @@ import jinja2
 from jinja2 import nodes
 
 from plinth.shared.chat_template import environment
+from plinth.shared.errors import plain
 
 MEMORY_BYTES = 512 * 2**20
 # Above any time that the owner allows.
@@ -156,7 +157,7 @@ def _answer(line: str) -> dict[str, Any]:
         return {"error": "the template nests too deeply"}
     # The template is a program: it may raise anything, and none of it ends this process.
     except Exception as error:  # noqa: BLE001
-        return {"error": str(error) or type(error).__name__}
+        return {"error": plain(error) or type(error).__name__}
 
 
 def main() -> None:

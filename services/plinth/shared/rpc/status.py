@@ -7,6 +7,7 @@ delay, QuotaFailure what is exhausted, RequestInfo the request id. See google/rp
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import grpc
@@ -14,27 +15,56 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
-from plinth.shared.errors import ERROR_TYPES, Internal, PlinthError, ResourceExhausted
+from plinth.shared.errors import ERROR_TYPES, Internal, PlinthError, ResourceExhausted, plain
 from plinth.shared.identity import current_request_id
 
 DOMAIN = "plinth"
 REQUEST_ID_KEY = "x-request-id"
 _DETAILS_KEY = "grpc-status-details-bin"
-# Trailers share HTTP/2's header limit (8 KiB by default), and the message is in there twice.
+# Trailers share HTTP/2's header limit: 8 KiB by default, and a client that gets more gets an error
+# of gRPC's own instead. The message is in there twice: percent-encoded, a byte that is not printable
+# ASCII as three, and in the details' base64.
 _MESSAGE_CHARS = 1500
-_VALUE_CHARS = 256
+_MESSAGE_OCTETS = 2700
+_WORD_BYTES = 64
+_VALUE_BYTES = 256
+_METADATA_BYTES = 1000  # all keys and values
 _CANCELLATION_S = 1.0
 
 
-def _clean(text: str, limit: int) -> str:
-    """Valid UTF-8 of at most `limit` characters: messages quote what clients sent."""
-    whole = text.encode("utf-8", "replace").decode("utf-8")
-    return whole if len(whole) <= limit else whole[: limit - 1] + "…"
+def _message(text: str) -> str:
+    """As much of it as may stand in both places."""
+    octets = 0
+    for at, character in enumerate(text):
+        printable = " " <= character <= "~" and character != "%"
+        octets += 1 if printable else 3 * len(character.encode())
+        if at >= _MESSAGE_CHARS or octets > _MESSAGE_OCTETS:
+            return text[: at - 1] + "…"
+    return text
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most `limit` bytes of UTF-8."""
+    whole = text.encode()
+    return text if len(whole) <= limit else whole[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def _facts(metadata: Mapping[str, str]) -> dict[str, str]:
+    """As many of them as there is room for."""
+    facts: dict[str, str] = {}
+    left = _METADATA_BYTES
+    for key, value in metadata.items():
+        name, fact = _cut(plain(key), _WORD_BYTES), _cut(plain(value), _VALUE_BYTES)
+        left -= len(name.encode()) + len(fact.encode())
+        if left < 0:
+            break
+        facts[name] = fact
+    return facts
 
 
 def to_status(e: PlinthError) -> grpc.Status:
     """The status that a handler which raised `e` answers with."""
-    message = _clean(e.message, _MESSAGE_CHARS)
+    message = _message(plain(e.message))
     status = status_pb2.Status(code=code_pb2.Code.Value(e.code), message=message)
     for detail in _details(e, message):
         status.details.add().Pack(detail)
@@ -43,20 +73,17 @@ def to_status(e: PlinthError) -> grpc.Status:
 
 
 def _details(e: PlinthError, message: str) -> list[Message]:
-    metadata = {_clean(k, 64): _clean(v, _VALUE_CHARS) for k, v in list(e.metadata.items())[:16]}
+    reason = _cut(plain(e.reason), _WORD_BYTES)
     details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=_clean(e.reason, 64), domain=DOMAIN, metadata=metadata)
+        error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=_facts(e.metadata))
     ]
-    field = _clean(e.field, _VALUE_CHARS)
+    field, short = _cut(plain(e.field), _VALUE_BYTES), _cut(message, _VALUE_BYTES)
     if isinstance(e, ResourceExhausted):
-        violation = error_details_pb2.QuotaFailure.Violation(
-            subject=field or e.metadata.get("subject", ""), description=_clean(message, 256)
-        )
+        subject = field or _cut(plain(e.metadata.get("subject", "")), _VALUE_BYTES)
+        violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=short)
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     if field:
-        wrong = error_details_pb2.BadRequest.FieldViolation(
-            field=field, description=_clean(message, 256)
-        )
+        wrong = error_details_pb2.BadRequest.FieldViolation(field=field, description=short)
         details.append(error_details_pb2.BadRequest(field_violations=[wrong]))
     if e.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
