@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,12 +18,12 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import SPLITS, CorpusCounts, write_corpus
-from plinth.trainer.data.documents import read_folder
+from plinth.trainer.data.documents import Document, read_folder
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.selected import selected
 from plinth.trainer.data.shards import DatasetInfo
@@ -83,7 +84,7 @@ class Preparation:
             info = (
                 self._tokenize_prompts(prompts, tokenizer, out)
                 if prompts
-                else self._tokenize(source, tokenizer, out)
+                else self._tokenize(source, tokenizer, out, _folder_of(spec, corpus))
             )
             facts["dataset"] = {k: v for k, v in asdict(info).items() if k != "digests"}
         self.check_stop()
@@ -126,7 +127,9 @@ class Preparation:
         """A link in the corpus' folder leads nowhere else than the folder itself may lie."""
         self.roots.check(file, field="corpus_dir")
 
-    def _tokenize(self, corpus: Path, tokenizer: ArtifactRecord, out: Path) -> DatasetInfo:
+    def _tokenize(
+        self, corpus: Path, tokenizer: ArtifactRecord, out: Path, read_from: str
+    ) -> DatasetInfo:
         value = json.loads((corpus / "corpus.json").read_text())
         total = sum(value["bytes"][split] for split in SPLITS)
         return tokenize_corpus(
@@ -137,7 +140,18 @@ class Preparation:
             tokenizer_digest=tokenizer.digest,
             render=self.renderer.chats(tokenizer.ref),
             on_bytes=self._on_bytes("tokenising", total),
+            where=lambda document: self._found_in(read_from, document) or document.where,
         )
+
+    def _found_in(self, folder: str, document: Document) -> str:
+        """The file and line of a document in the folder that its corpus was read from, since a
+        corpus is in another order; empty where that can't be read any more, or has changed."""
+        with suppress(PlinthError, OSError):
+            root = self.roots.check(folder, field="corpus_dir") if folder else None
+            for one in read_folder(root, self._checked) if root else ():
+                if one == document:
+                    return one.where
+        return ""
 
     def _tokenize_prompts(
         self, prompts: ArtifactRecord, tokenizer: ArtifactRecord, out: Path
@@ -160,6 +174,12 @@ class Preparation:
                 self.folder.write_progress(Progress(done, total, unit="byte", note=note))
 
         return told
+
+
+def _folder_of(spec: pb.PrepareSpec, corpus: ArtifactRecord | None) -> str:
+    """What the corpus was read from; empty if not a folder."""
+    config: dict[str, Any] = corpus.manifest.get("config") or {} if corpus else {}
+    return str(config.get("corpus_dir", "")) if corpus else spec.corpus_dir
 
 
 def of_kind(store: ArtifactStore, reference: str, kind: str) -> ArtifactRecord:

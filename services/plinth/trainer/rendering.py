@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.trainer.data.located import CONVERSATION
 from plinth.trainer.data.prompt_dataset import RenderPrompts
 from plinth.trainer.data.tokenize import Messages, Render, completion_mask
 
@@ -27,8 +30,9 @@ class Renderer:
 
         def render(batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
             # Both answers of a pair have one prompt: it is rendered once.
-            ids = self._ids(model, [turn for messages in batch for turn in _turns(messages)])
-            return [_masked(messages, ids) for messages in batch]
+            with _numbered(batch):
+                ids = self._ids(model, [turn for messages in batch for turn in _turns(messages)])
+                return [_masked(messages, ids) for messages in batch]
 
         return render
 
@@ -36,7 +40,8 @@ class Renderer:
         """Conversations to ids with the assistant's turn open."""
 
         def render(batch: Sequence[Messages]) -> list[list[int]]:
-            ids = self._ids(model, [(messages, True) for messages in batch])
+            with _numbered(batch):
+                ids = self._ids(model, [(messages, True) for messages in batch])
             return [ids[messages, True] for messages in batch]
 
         return render
@@ -45,7 +50,9 @@ class Renderer:
         async def all_calls() -> dict[Turn, list[int]]:
             ids: dict[Turn, list[int]] = {}
             for call in _calls(list(dict.fromkeys(turns))):
-                ids.update(zip(call, await self._apply(model, call), strict=True))
+                with _of_turn(call):
+                    rendered = await self._apply(model, call)
+                ids.update(zip(call, rendered, strict=True))
             return ids
 
         return asyncio.run_coroutine_threadsafe(all_calls(), self._loop).result()
@@ -60,6 +67,43 @@ def _turns(messages: Messages) -> Iterator[Turn]:
             yield messages[: number + 1], False
 
 
+class _TurnRefused(Exception):
+    """Whatever `error` says of one turn."""
+
+    def __init__(self, messages: Messages, error: PlinthError) -> None:
+        super().__init__(error)
+        self.messages, self.error = messages, error
+
+
+@contextmanager
+def _of_turn(call: Sequence[Turn]) -> Iterator[None]:
+    try:
+        yield
+    except PlinthError as error:
+        number = error.metadata.get(CONVERSATION, "0" if len(call) == 1 else None)
+        if error.transient or number is None:
+            raise
+        raise _TurnRefused(call[int(number)][0], error) from error
+
+
+@contextmanager
+def _numbered(batch: Sequence[Messages]) -> Iterator[None]:
+    """An error that names the conversation which cannot be rendered by its number in `batch`, and
+    by its first words."""
+    try:
+        yield
+    except _TurnRefused as refused:
+        turn, error = refused.messages, refused.error
+        number = next(i for i, messages in enumerate(batch) if messages[: len(turn)] == turn)
+        role, words = batch[number][0] if batch[number] else ("", "")
+        raise type(error)(
+            f"{error.message} (the conversation that begins {role}: {words[:60]!r})",
+            reason=error.reason,
+            field=error.field,
+            metadata={**error.metadata, CONVERSATION: str(number)},
+        ) from error
+
+
 def _masked(messages: Messages, ids: dict[Turn, list[int]]) -> tuple[list[int], list[int]]:
     whole = ids[messages, False]
     turns = [
@@ -67,7 +111,10 @@ def _masked(messages: Messages, ids: dict[Turn, list[int]]) -> tuple[list[int], 
         for number, (role, _) in enumerate(messages)
         if role == "assistant"
     ]
-    return whole, completion_mask(whole, turns)
+    try:
+        return whole, completion_mask(whole, turns)
+    except InvalidArgument as error:
+        raise _TurnRefused(messages, error) from error
 
 
 def _calls(turns: Sequence[Turn]) -> Iterator[list[Turn]]:

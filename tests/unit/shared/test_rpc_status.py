@@ -52,9 +52,7 @@ def test_every_type_has_its_code_and_comes_back(kind) -> None:
     st.dictionaries(nasty_text().filter(lambda key: key.__hash__), nasty_text(), max_size=20),
 )
 def test_any_text_fits_into_the_trailers(kind, message, word, metadata) -> None:
-    status = to_status(
-        kind(message, reason=word, field=word, retry_after_s=1.5, metadata=metadata)
-    )
+    status = to_status(kind(message, reason=word, field=word, retry_after_s=1.5, metadata=metadata))
     # HTTP/2 header lists are limited to 8 KiB by default. There each byte of the message that is
     # not printable ASCII is three, and what ends in -bin is base64.
     size = len(quote(status.details, safe=""))

@@ -12,7 +12,6 @@ import hashlib
 import json
 import time
 from contextlib import suppress
-from typing import Any
 
 from redis.asyncio import Redis
 

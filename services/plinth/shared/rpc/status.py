@@ -7,6 +7,7 @@ delay, QuotaFailure what is exhausted, RequestInfo the request id. See google/rp
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -15,14 +16,22 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
-from plinth.shared.errors import ERROR_TYPES, Internal, PlinthError, ResourceExhausted, plain
+from plinth.shared.errors import (
+    ERROR_TYPES,
+    Internal,
+    InvalidArgument,
+    PlinthError,
+    ResourceExhausted,
+    Unavailable,
+    plain,
+)
 from plinth.shared.identity import current_request_id
 
 DOMAIN = "plinth"
 REQUEST_ID_KEY = "x-request-id"
 _DETAILS_KEY = "grpc-status-details-bin"
-# Trailers share HTTP/2's header limit: 8 KiB by default, and a client that gets more gets an error
-# of gRPC's own instead. The message is in there twice: percent-encoded, a byte that is not printable
+# Trailers share HTTP/2's header limit: 8 KiB by default, and who is sent more gets an error of
+# gRPC's own instead. The message is in there twice: percent-encoded, a byte that is not printable
 # ASCII as three, and in the details' base64.
 _MESSAGE_CHARS = 1500
 _MESSAGE_OCTETS = 2700
@@ -95,20 +104,70 @@ def _details(e: PlinthError, message: str) -> list[Message]:
     return details
 
 
-def from_rpc_error(e: grpc.RpcError) -> PlinthError:
-    """The typed error that the other side raised; from a foreign server, the nearest one."""
+# gRPC's own words where a message is longer than one side takes, and where a call was lost; the
+# last ones are all that is told to who writes to a stream in the moment in which it ends.
+_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
+_LOST = (
+    "RST_STREAM",
+    "Stream removed",
+    "Connection reset",
+    "GOAWAY",
+    "Socket closed",
+    "Internal error from Core",
+)
+
+
+def from_rpc_error(e: grpc.RpcError, where: str = "") -> PlinthError:
+    """The typed error that the other side raised; from a foreign server, the nearest one. Its cause
+    is `e`. What may pass by itself is told from what can't, also where the other side could say
+    nothing: a connection that was lost, or a server that stopped, is Unavailable, and a message
+    that is too long to be sent InvalidArgument.
+
+    where: whom it was said to or by; told with what the other side did not say itself.
+    """
     code: grpc.StatusCode = e.code()
-    kind = ERROR_TYPES.get(code.name, Internal)
-    error = kind(e.details() or f"the call ended with {code.name}")
-    for key, value in _trailers(e):
-        if key == _DETAILS_KEY:
-            _read_details(error, value)
+    told = e.details() or f"the call ended with {code.name}"
+    if said(e):
+        error = ERROR_TYPES.get(code.name, Internal)(told)
+        for key, value in _trailers(e):
+            if key == _DETAILS_KEY:
+                _read_details(error, value)
+    else:
+        error = _unsaid(code, told, where)
+    error.__cause__ = e
     return error
 
 
-def said(e: grpc.RpcError) -> bool:
-    """Whether the other side sent this error, rather than the connection to it having broken."""
-    return any(key == _DETAILS_KEY for key, _ in _trailers(e))
+def too_large(where: str, size: int, most: int) -> InvalidArgument:
+    """Of a message of `size` bytes to or from `where`."""
+    return InvalidArgument(
+        f"{where + ': ' if where else ''}a message of {size:,} bytes is too long for one call, "
+        f"which takes {most:,} at most; send or ask for less at once",
+        reason="MESSAGE_TOO_LARGE",
+    )
+
+
+def _unsaid(code: grpc.StatusCode, told: str, where: str) -> PlinthError:
+    if long := _TOO_LARGE.search(told):
+        return too_large(where, int(long[1]), int(long[2]))
+    lost = code.name in ("INTERNAL", "UNKNOWN") and any(words in told for words in _LOST)
+    told = f"{where}: {told}" if where else told
+    if lost or code is grpc.StatusCode.CANCELLED:
+        return Unavailable(told, reason="CONNECTION_LOST")
+    return ERROR_TYPES.get(code.name, Internal)(told)
+
+
+def raised_by_call(error: BaseException) -> grpc.RpcError | None:
+    """The call's own error, where `error` is what `from_rpc_error` made of it; None where it was
+    raised in this process."""
+    return error.__cause__ if isinstance(error.__cause__, grpc.RpcError) else None
+
+
+def said(e: BaseException) -> bool:
+    """Whether the other side sent this error (a call's own, or what `from_rpc_error` made of it),
+    rather than the connection to it having broken."""
+    raised = e if isinstance(e, grpc.RpcError) else raised_by_call(e)
+    return raised is not None and any(key == _DETAILS_KEY for key, _ in _trailers(raised))
 
 
 def _trailers(e: grpc.RpcError) -> list[tuple[str, Any]]:

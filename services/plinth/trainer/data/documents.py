@@ -13,7 +13,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, cast
@@ -44,6 +44,7 @@ class Document:
     messages: tuple[tuple[str, str], ...] = ()
     rejected: str | None = None
     source: str = ""
+    where: str = field(default="", compare=False)  # file and line that it was read from
 
     @property
     def form(self) -> str:
@@ -100,10 +101,10 @@ def parse_document(line: str, where: str) -> Document:
         raise InvalidArgument(f"{where}: need an object with {_FORMS}")
     if "rejected" in value:
         messages, rejected, source = parse_pair(value, where)
-        return Document(messages=messages, rejected=rejected, source=source)
+        return Document(messages=messages, rejected=rejected, source=source, where=where)
     if "messages" in value:
-        return Document(messages=parse_messages(value["messages"], where))
-    return Document(text=parse_string(value["text"], where, "text"))
+        return Document(messages=parse_messages(value["messages"], where), where=where)
+    return Document(text=parse_string(value["text"], where, "text"), where=where)
 
 
 def corpus_files(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.messages import Messages
 from plinth.shared.prompt_set import SPLITS, Prompt, read_prompts
+from plinth.trainer.data.located import located
 from plinth.trainer.data.shards import (
     SHARD_TOKENS,
     DatasetInfo,
@@ -56,10 +57,12 @@ def tokenize_prompts(
         splits={},
     )
     for split in SPLITS:
-        found = list(read_prompts(prompts / f"{split}.jsonl"))
+        path = prompts / f"{split}.jsonl"
+        found = list(read_prompts(path))
         if not found:
             raise InvalidArgument(f"the prompts have none to {split}", field="prompts")
-        info.splits[split] = _write(out, split, found, info.dtype, render)
+        with located(lambda number: f"{path}:{number + 1}"):  # noqa: B023
+            info.splits[split] = _write(out, split, found, info.dtype, render)
     write_info(out, info)
     return info
 

@@ -24,6 +24,7 @@ from plinth.shared.plain_text import (
 )
 from plinth.trainer.data.corpus import SPLITS, read_split
 from plinth.trainer.data.documents import BOUNDARY, Document
+from plinth.trainer.data.located import located
 from plinth.trainer.data.shards import (
     SHARD_TOKENS,
     DatasetInfo,
@@ -69,8 +70,10 @@ def tokenize_corpus(
     render: Render | None = None,
     shard_tokens: int = SHARD_TOKENS,
     on_bytes: Callable[[int], None] = lambda _: None,
+    where: Callable[[Document], str] = lambda document: document.where,
 ) -> DatasetInfo:
-    """Write a dataset to the new folder `out`. `render` is needed for chat messages and pairs."""
+    """Write a dataset to the new folder `out`. `render` is needed for chat messages and pairs, and
+    `where` tells people of a document that can't be rendered."""
     encoder = load_tokenizer(tokenizer)
     first = next(read_split(corpus, "train"), None)
     if first is None:
@@ -99,8 +102,9 @@ def tokenize_corpus(
         for batch in _batches(read_split(corpus, split)):
             if masked:
                 assert render is not None
-                add = _add_pairs if first.form == "pairs" else _add_chats
-                add(writer, batch, render)
+                add, each = (_add_pairs, 2) if first.form == "pairs" else (_add_chats, 1)
+                with located(lambda number: where(batch[number // each])):  # noqa: B023
+                    add(writer, batch, render)
             else:
                 _add_texts(writer, batch, encoder)
             done += sum(d.size for d in batch)
