@@ -15,7 +15,7 @@ from plinth.reward.verifiers import Answer, Verdict, kinds, parse_json, parse_ru
 from plinth.reward.verifiers.answers import boxed
 from plinth.reward.verifiers.code import code_of
 from plinth.reward.verifiers.contract import Rule, rule
-from plinth.reward.verifiers.variety import distinct_trigrams
+from plinth.shared.answer_form import distinct_trigrams
 from plinth.shared.errors import InvalidArgument
 
 
@@ -272,7 +272,7 @@ def test_distinct_trigrams_by_counting(words: list[str]) -> None:
         total += 1
         if (trigram := tuple(words[i : i + 3])) not in seen:
             seen.append(trigram)
-    assert distinct_trigrams(" ".join(words)) == (len(seen) / total if total else 1.0)
+    assert distinct_trigrams([" ".join(words)]) == (len(seen) / total if total else 1.0)
 
 
 async def test_checks_hold_together_or_in_part() -> None:
