@@ -31,7 +31,7 @@ from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.tasks import cancel_and_wait
-from plinth.trainer.consumer import JobConsumer
+from plinth.trainer.consumer import SAME_CRASHES, JobConsumer
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.records import JobRecords
 from plinth.v1 import reward_pb2, tokenizer_pb2_grpc, trainer_pb2
@@ -220,6 +220,41 @@ async def test_the_consumer_of_jobs(redis_client: Redis, tmp_path: Path) -> None
                     assert told == error.message
                 else:
                     assert told.startswith(type(error).__name__)
+
+
+async def test_a_crash_that_is_the_same_each_time_is_given_up(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    queue, records = Queue(redis_client, "jobs", backoff_s=0.01), JobRecords(redis_client)
+    begun: dict[str, int] = {"same": 0, "other": 0}
+
+    class Work:
+        def __init__(self, job: trainer_pb2.Job) -> None:
+            self.id = job.job_id
+            self.folder = JobFolder(tmp_path)
+
+        def run(self) -> None:
+            begun[self.id] += 1
+            raise RuntimeError(f"it broke {begun[self.id] if self.id == 'other' else ''}")
+
+        def stop(self, how: str) -> None:
+            return None
+
+    make: Callable[[Any], Any] = Work
+    with capture_logs():
+        async with alive(JobConsumer("c", queue, records, make, lease_s=15.0)):
+            for id in begun:
+                await records.create(trainer_pb2.Job(job_id=id))
+                await queue.add(id, trainer_pb2.Job(job_id=id).SerializeToString())
+            async with asyncio.timeout(PATIENCE_S):
+                while begun["other"] <= SAME_CRASHES:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                while (  # noqa: ASYNC110
+                    await records.get("same")
+                ).state != trainer_pb2.JOB_STATE_FAILED:
+                    await asyncio.sleep(0.01)
+    assert begun["same"] == SAME_CRASHES
+    assert (await records.get("same")).error == "RuntimeError: it broke "
 
 
 async def test_the_consumer_of_preference_work(redis_client: Redis, settings: Settings) -> None:

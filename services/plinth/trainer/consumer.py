@@ -39,6 +39,8 @@ from plinth.v1 import trainer_pb2 as pb
 QUEUE = "trainer-jobs"
 # Each death of a replica costs an attempt, and a checkpoint makes the next one cheap.
 MAX_ATTEMPTS = 20
+# One that says the same each time is the job's own, and no machine's.
+SAME_CRASHES = 3
 _CLAIM_S = 5.0
 _PROGRESS_S = 0.5
 _REDIS_RETRY_S = 0.5
@@ -121,6 +123,7 @@ class JobConsumer:
         if job.state in (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_CANCELLED):
             await self._queue.complete(lease, job.SerializeToString())
             return
+        before = job.error
         job.state = pb.JOB_STATE_RUNNING
         job.attempts, job.error = lease.attempts, ""
         job.started_unix_ms = job.started_unix_ms or _now_ms()
@@ -141,7 +144,9 @@ class JobConsumer:
             await self._failed(job, lease, error, retry=error.transient)
         except Exception as crash:  # noqa: BLE001 - a job's crash must not end the consumer
             _log.exception("job crashed", job=job.job_id)
-            await self._failed(job, lease, Internal(described(crash)), retry=True)
+            inner = Internal(described(crash))
+            again = inner.message != before or lease.attempts < SAME_CRASHES
+            await self._failed(job, lease, inner, retry=again)
         else:
             await self._succeeded(job, lease, record)
         finally:
