@@ -25,7 +25,7 @@ from plinth.reward.consumer import TaskConsumer
 from plinth.shared.errors import ERROR_TYPES, DataLoss, PlinthError, Unavailable, plain
 from plinth.shared.queue import ItemState, Queue
 from plinth.shared.registry import Registry
-from plinth.shared.rewards import RewardTasks, rewards_queue
+from plinth.shared.rewards import RewardTasks, reason_of, rewards_queue
 from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcServer, GrpcService
@@ -188,6 +188,26 @@ async def test_the_consumer_of_rewards(redis_client: Redis) -> None:
                         await waiter.result(f"t.{number}")
             await queue.add("broken", b"\xff\xff")
             assert (await ended(queue, "broken")).state == "dead"
+
+
+async def test_a_reward_task_that_was_given_up_is_told_at_once_and_can_be_tried_anew(
+    redis_client: Redis,
+) -> None:
+    queue, waiter = rewards_queue(redis_client), RewardTasks(redis_client, "run")
+    request = reward_pb2.ScoreRewardsRequest(tokenizer="t")
+    errors: list[PlinthError] = [DataLoss("NaN"), Unavailable("the tokenizer is away")]
+    for error in errors:
+        id = error.code.lower()
+        assert await waiter.submit(id, request)
+        lease = await queue.claim("c", wait_s=PATIENCE_S)
+        assert lease is not None
+        await queue.fail(lease, reason_of(error), retry=False)
+        with pytest.raises(type(error), match=error.message):
+            await asyncio.wait_for(waiter.wait(id, timeout_s=10 * PATIENCE_S), PATIENCE_S)
+        assert not await waiter.submit(id, request)
+        found = await queue.find(id)
+        assert found is not None
+        assert found.state == ("waiting" if error.transient else "dead")
 
 
 async def test_the_consumer_of_jobs(redis_client: Redis, tmp_path: Path) -> None:
