@@ -183,10 +183,7 @@ async def test_what_is_no_job_ends_and_the_next_one_is_done(stack: Stack) -> Non
     await jobs.add("broken", b"\xff\xff no message")
     await redis.hset(job_key("damaged"), "job", b"\xff\xff")
     await jobs.add("damaged", pb.Job(job_id="damaged").SerializeToString())
-    folder = stack.folder / "text"
-    folder.mkdir()
-    (folder / "a.txt").write_text("some words\n\nand more\n" * 100)
-    made = await stack.job("after", corpus_dir=str(folder))
+    made = await stack.job("after", corpus_dir=stack.chats("good", *GOOD))
     assert made.state == pb.JOB_STATE_SUCCEEDED, made.error
     letters = {letter.id: letter.reason for letter in await jobs.dead_letters()}
     assert set(letters) == {"broken", "damaged"}
