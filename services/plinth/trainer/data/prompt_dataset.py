@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from plinth.shared.errors import InvalidArgument
@@ -70,11 +71,10 @@ def tokenize_prompts(
 def _write(
     out: Path, split: str, prompts: Sequence[Prompt], dtype: str, render: RenderPrompts
 ) -> SplitInfo:
-    writer = SplitWriter(out, split, dtype, True, SHARD_TOKENS)
     rendered = render([(("user", prompt.text),) for prompt in prompts])
-    for prompt, ids in zip(prompts, rendered, strict=True):
-        writer.add(ids, len(prompt.text.encode()), [0] * len(ids))
-    writer.close()
+    with closing(SplitWriter(out, split, dtype, True, SHARD_TOKENS)) as writer:
+        for prompt, ids in zip(prompts, rendered, strict=True):
+            writer.add(ids, len(prompt.text.encode()), [0] * len(ids))
     lines = [json.dumps(list(prompt.checks), ensure_ascii=False) for prompt in prompts]
     (out / f"{split}.checks.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return writer.info

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -98,18 +99,17 @@ def tokenize_corpus(
     )
     done = 0
     for split in SPLITS:
-        writer = SplitWriter(out, split, info.dtype, masked, shard_tokens)
-        for batch in _batches(read_split(corpus, split)):
-            if masked:
-                assert render is not None
-                add, each = (_add_pairs, 2) if first.form == "pairs" else (_add_chats, 1)
-                with located(lambda number: where(batch[number // each])):  # noqa: B023
-                    add(writer, batch, render)
-            else:
-                _add_texts(writer, batch, encoder)
-            done += sum(d.size for d in batch)
-            on_bytes(done)
-        writer.close()
+        with closing(SplitWriter(out, split, info.dtype, masked, shard_tokens)) as writer:
+            for batch in _batches(read_split(corpus, split)):
+                if masked:
+                    assert render is not None
+                    add, each = (_add_pairs, 2) if first.form == "pairs" else (_add_chats, 1)
+                    with located(lambda number: where(batch[number // each])):  # noqa: B023
+                        add(writer, batch, render)
+                else:
+                    _add_texts(writer, batch, encoder)
+                done += sum(d.size for d in batch)
+                on_bytes(done)
         info.splits[split] = writer.info
     write_info(out, info)
     return info
