@@ -151,7 +151,8 @@ def raw_line(
 def judged(line: Row, folder: Path) -> Row:
     """A peer's line with texts and log-probabilities made into figures."""
     from plinth.algos.intervals import wilson
-    from plinth.coordinator.steps.verify import PERCENTILE, distinct_trigrams, percentile
+    from plinth.coordinator.steps.verify import PERCENTILE, percentile
+    from plinth.shared.answer_form import distinct_trigrams
 
     prompts = read_task(folder)[2]
     texts, logprobs = line.pop("texts"), line.pop("logprobs")

@@ -16,7 +16,6 @@ from plinth.coordinator.steps import STEP_KINDS
 from plinth.shared.errors import InvalidArgument, NotFound, PermissionDenied, PlinthError
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.channel import open_channel
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.settings import load_settings
 from plinth.shared.stage import StageContext, run_stage
 from plinth.tokenizer.service import build as build_tokenizer
@@ -137,9 +136,6 @@ async def stages(
 async def outcome(work: Any) -> type[Exception] | None:
     try:
         await work
-    except grpc.aio.AioRpcError as error:
-        print(error.details())
-        return type(from_rpc_error(error))
     except PlinthError as error:
         print(error.message)
         return type(error)

@@ -12,7 +12,7 @@ import pytest
 
 from plinth.coordinator.service import build as build_coordinator
 from plinth.reward.service import build as build_reward
-from plinth.shared.errors import NotFound
+from plinth.shared.errors import NotFound, PlinthError
 from plinth.shared.identity import SCOPES, SYSTEM, Principal, call_scope
 from plinth.shared.rpc.channel import open_channel
 from plinth.shared.settings import load_settings
@@ -115,10 +115,10 @@ async def test_each_stages_error_keeps_to_it(context: StageContext) -> None:
                 token=context.token,
                 principal=Principal("t", "k", frozenset(scopes)),
             )
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
+            with pytest.raises(PlinthError) as caught:
                 await ask(channel)
             await channel.close()
-            details = caught.value.details()
+            details = caught.value.message
             assert "no artifact is called 'nobody'" in details, (scope, details)
             assert (SECRET in details) is names, (scope, details)
         await replica.stop(5)

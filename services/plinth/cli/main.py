@@ -65,7 +65,7 @@ def _plinth() -> None:
 def app() -> None:
     """Entry point: an error of ours, or of a file, is one line on stderr and exit code 1, never a
     traceback."""
-    from plinth.shared.errors import PlinthError
+    from plinth.shared.errors import PlinthError, plain
 
     try:
         _typer()
@@ -75,5 +75,5 @@ def app() -> None:
     except OSError as error:
         if error.filename is None:
             raise  # no file: where it comes from is all that would tell what it means
-        typer.echo(f"plinth: {error.filename}: {error.strerror}", err=True)
+        typer.echo(plain(f"plinth: {error.filename}: {error.strerror}"), err=True)
         sys.exit(1)

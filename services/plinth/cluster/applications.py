@@ -21,7 +21,7 @@ import yaml
 
 from plinth.cluster.layout import StageSpec
 from plinth.cluster.replicas import application
-from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.shared.errors import InvalidArgument, PlinthError, described
 from plinth.shared.settings import load_settings
 from plinth.shared.telemetry import configure_logging, get_logger
 
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
             keeper.look()
             said = ""
         except Exception as error:  # noqa: BLE001  (whatever it raises while the head starts)
-            if said != (now := f"{type(error).__name__}: {error}"):
+            if said != (now := described(error)):
                 _log.warning("the Ray head does not answer yet", error=now)
             said = now
         stop.wait(LOOK_S)

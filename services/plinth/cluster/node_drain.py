@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from plinth.shared.connection import connect
-from plinth.shared.errors import PlinthError, Unavailable
+from plinth.shared.errors import PlinthError, Unavailable, described
 from plinth.shared.registry import Registry, Replica
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import configure_logging, get_logger
@@ -151,7 +151,7 @@ def drain_once_answered(
         except Exception as error:  # of Ray's client too
             if time.monotonic() >= give_up:
                 raise
-            _log.info("Ray's head does not take it yet", error=f"{type(error).__name__}: {error}")
+            _log.info("Ray's head does not take it yet", error=described(error))
         pause(POLL_S)
 
 
@@ -160,7 +160,7 @@ def _wait_for_others(settings: Settings, stage: str, host: str, timeout_s: float
     try:
         asyncio.run(await_others(settings, stage, host, timeout_s))
     except Exception as error:  # noqa: BLE001
-        _log.warning("did not wait for others", error=f"{type(error).__name__}: {error}")
+        _log.warning("did not wait for others", error=described(error))
 
 
 def main(arguments: list[str]) -> int:
@@ -179,7 +179,7 @@ def main(arguments: list[str]) -> int:
     try:
         node = drain_once_answered(head, host, asked.timeout, give_up)
     except Exception as error:  # noqa: BLE001  (of Ray's client too: the pod ends in any case)
-        _log.warning("not drained", error=f"{type(error).__name__}: {error}")
+        _log.warning("not drained", error=described(error))
         return 1
     _log.info("draining", node=node, seconds=asked.timeout)
     empty = wait_silent(settings.health_port, asked.timeout, host=host)

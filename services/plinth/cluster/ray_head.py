@@ -22,7 +22,7 @@ from plinth.cluster import ray_local, reconciler
 from plinth.cluster.layout import Layout, StackPlan, StageSpec
 from plinth.cluster.serving import Applier, Served, states
 from plinth.shared.connection import connect
-from plinth.shared.errors import PlinthError
+from plinth.shared.errors import PlinthError, described
 from plinth.shared.registry import Registry, Replica
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import configure_logging, get_logger
@@ -91,7 +91,7 @@ class Head:
                 now = states()
                 applier.apply(specs, now)
             except Exception as error:  # noqa: BLE001  (whatever Ray raises while Serve restarts)
-                self._log.warning("serve does not answer", error=f"{type(error).__name__}: {error}")
+                self._log.warning("serve does not answer", error=described(error))
             else:
                 self._last_status = time.monotonic()
                 settled = bool(now) and all(served.state == "ready" for served in now.values())

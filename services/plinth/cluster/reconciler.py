@@ -16,7 +16,7 @@ from typing import Any
 
 from plinth.cluster.layout import StageSpec
 from plinth.cluster.serving import Applier, Served, states
-from plinth.shared.errors import Internal
+from plinth.shared.errors import Internal, described
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext, StageFront
@@ -106,7 +106,7 @@ class ReconcilerFront:
             try:
                 self._seen = await asyncio.to_thread(self._pass)
             except Exception as error:  # noqa: BLE001  (store or Serve away: the next pass sees)
-                self._log.warning("pass failed", error=f"{type(error).__name__}: {error}")
+                self._log.warning("pass failed", error=described(error))
             else:
                 self._passed = time.monotonic()
                 self._tell()

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
-import grpc
 import psutil
 
 from plinth.cluster import processes
@@ -72,8 +71,6 @@ async def _ask(what: str, answer: Awaitable[T], unknown: dict[str, str], empty: 
         unknown[what] = error.message
     except TimeoutError:
         unknown[what] = f"no answer within {ANSWER_S:.0f} s"
-    except grpc.aio.AioRpcError as error:
-        unknown[what] = f"{error.code().name}: {error.details()}"
     return empty
 
 

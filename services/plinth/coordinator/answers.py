@@ -1,25 +1,24 @@
 """Rules that an answer must keep: words, patterns, format. No model judges here, and no torch.
 
-Patterns come from pipeline files and meet text that a model wrote: one that takes for ever must
-not stop the coordinator, so they are tried in a process of their own with a limit on its time.
+What they look at is `shared/answer_form`'s, as it is for the reward stage's rules. Patterns come
+from pipeline files and meet text that a model wrote: one that takes for ever must not stop the
+coordinator, so they are tried in a process of their own with a limit on its time.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from plinth.shared.errors import FailedPrecondition, Internal
+from plinth.shared.answer_form import first_capital, json_value, phrases_in, word_count
+from plinth.shared.errors import FailedPrecondition
+from plinth.shared.matching import Matcher
 
-PATTERNS_S = 10.0  # for all patterns of one evaluation
-_CPU_S, _MEMORY_BYTES = 20, 1 << 30
+PATTERNS_S = 5.0  # of processor time, for one pattern on one answer
 _MAX_PATTERN = 1000
 
 _REFUSALS = (
@@ -32,15 +31,6 @@ _REFUSALS = (
     r"\b(is|are|would be) (illegal|dangerous|harmful|unethical|wrong|not appropriate)\b",
 )
 _REFUSAL = re.compile("|".join(_REFUSALS), re.IGNORECASE)
-
-# Reads [[pattern, text], …]; writes 0 or 1 per line as it gets them done.
-_SEARCH = """
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]),) * 2)
-resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
-for pattern, text in json.load(sys.stdin):
-    print(int(re.search(pattern, text, re.IGNORECASE) is not None), flush=True)
-"""
 
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -115,44 +105,22 @@ async def judge(asked: Sequence[tuple[str, str, Rule]]) -> list[Judged]:
 
 async def search(pairs: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether each (pattern, text) has a match, by `re.search` without case."""
-    if not pairs:
-        return []
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        _SEARCH,
-        str(_CPU_S),
-        str(_MEMORY_BYTES),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    done: list[bool] = []
+    matcher = Matcher(PATTERNS_S)
     try:
-        async with asyncio.timeout(PATTERNS_S):
-            process.stdin.write(json.dumps([list(pair) for pair in pairs]).encode())
-            await process.stdin.drain()
-            process.stdin.close()
-            async for line in process.stdout:
-                done.append(line.strip() == b"1")
-            await process.wait()
-    except TimeoutError:
-        raise FailedPrecondition(
-            f"the pattern {pairs[len(done)][0]!r} takes longer than {PATTERNS_S:g} s on an answer; "
-            "write it without nested repetition",
-            reason="PATTERN_TOO_SLOW",
-        ) from None
+        return [await _search(matcher, pattern, text) for pattern, text in pairs]
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if len(done) != len(pairs):
-        raise Internal(f"{len(done)} of {len(pairs)} patterns were tried")
-    return done
+        await matcher.close()
+
+
+async def _search(matcher: Matcher, pattern: str, text: str) -> bool:
+    found = await matcher.match(pattern, int(re.IGNORECASE), False, text)
+    if isinstance(found, str):
+        raise FailedPrecondition(
+            f"the pattern {pattern!r} can't be tried on an answer ({found}); write it without "
+            "nested repetition",
+            reason="PATTERN_TOO_SLOW",
+        )
+    return found
 
 
 def refuses(answer: str) -> bool:
@@ -162,14 +130,15 @@ def refuses(answer: str) -> bool:
 
 def _broken(rule: Rule, answer: str) -> list[str]:
     """What the answer breaks of the rule, patterns apart."""
-    lower, words = answer.lower(), len(answer.split())
-    broken = [f"lacks {text!r}" for text in rule.contains if text.lower() not in lower]
-    broken += [f"has {text!r}" for text in rule.excludes if text.lower() in lower]
-    if rule.contains_any and not any(text.lower() in lower for text in rule.contains_any):
+    words = word_count(answer)
+    there = phrases_in(answer, rule.contains)
+    broken = [f"lacks {text!r}" for text in rule.contains if text not in there]
+    broken += [f"has {text!r}" for text in phrases_in(answer, rule.excludes)]
+    if rule.contains_any and not phrases_in(answer, rule.contains_any):
         broken.append(f"has none of {', '.join(map(repr, rule.contains_any))}")
     if rule.json_object and not _is_object(answer):
         broken.append("is no JSON object")
-    if rule.lower_case and answer != lower:
+    if rule.lower_case and first_capital(answer):
         broken.append("has capital letters")
     if rule.min_words is not None and words < rule.min_words:
         broken.append(f"has {words} words, fewer than {rule.min_words}")
@@ -182,6 +151,6 @@ def _broken(rule: Rule, answer: str) -> list[str]:
 
 def _is_object(answer: str) -> bool:
     try:
-        return isinstance(json.loads(answer), dict)
-    except (ValueError, RecursionError):
+        return isinstance(json_value(answer), dict)
+    except ValueError:
         return False

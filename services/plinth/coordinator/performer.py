@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import grpc
-
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.steps import STEP_KINDS
@@ -20,13 +18,12 @@ from plinth.shared.errors import (
     Cancelled,
     DeadlineExceeded,
     Internal,
-    PlinthError,
     ResourceExhausted,
     Unavailable,
 )
 from plinth.shared.fencing import STALE
-from plinth.shared.rpc.status import from_rpc_error
 
+# A disk or a queue that is full too: a run waits for room, and says so.
 TRANSIENT = (Unavailable, DeadlineExceeded, Aborted, Cancelled, ResourceExhausted)
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 5.0
@@ -49,10 +46,8 @@ class Performer:
                     yield event
                     wait = _FIRST_WAIT_S
                 return
-            except (PlinthError, grpc.aio.AioRpcError) as raised:
-                error = _typed(raised)
-                if not isinstance(error, TRANSIENT):
-                    raise error from raised
+            except TRANSIENT as raised:
+                error = raised
             yield Progress(0.0, f"waits: {error.message}")
             await asyncio.sleep(max(wait, error.retry_after_s or 0))
             wait = min(2 * wait, _LONGEST_WAIT_S)
@@ -102,12 +97,6 @@ async def _persist(act: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             return await act()
-        except (PlinthError, grpc.aio.AioRpcError) as raised:
-            if not isinstance(_typed(raised), TRANSIENT):
-                raise _typed(raised) from raised
-        await asyncio.sleep(wait)
-        wait = min(2 * wait, _LONGEST_WAIT_S)
-
-
-def _typed(raised: PlinthError | grpc.aio.AioRpcError) -> PlinthError:
-    return raised if isinstance(raised, PlinthError) else from_rpc_error(raised)
+        except TRANSIENT:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_S)

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from plinth.shared.errors import Internal, PlinthError, to_openai_body
+from plinth.shared.errors import Internal, PlinthError, plain, to_openai_body
 from plinth.shared.identity import current_request_id
 
 
@@ -48,7 +48,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     """What the router refuses: no such path, no such method."""
     assert isinstance(error, HTTPException)
     path = request.url.path
-    message = f"{error.detail}: {request.method} {path[:200]}"
+    message = plain(f"{error.detail}: {request.method} {path[:200]}")
     if error.status_code == 404 and len(path) > 1 and path.endswith("/"):
         message += "; the API's paths have no slash at their end"
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)

@@ -22,12 +22,12 @@ from plinth.gateway import metrics
 from plinth.gateway.catalogue import STAGE, Catalogue, ServedModel, held_as
 from plinth.gateway.retry_budget import RetryBudget
 from plinth.shared import tracing
-from plinth.shared.errors import Unavailable
+from plinth.shared.errors import PlinthError, Unavailable
 from plinth.shared.identity import Principal, part_id
 from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.slow_readers import SLOW_READER
-from plinth.shared.rpc.status import from_rpc_error
+from plinth.shared.rpc.status import raised_by_call
 from plinth.shared.tasks import next_turn
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
@@ -145,11 +145,8 @@ class Shards:
                             return
                 if not behind:
                     budget.lost(replica, Unavailable("the shard ended its stream early"))
-            except grpc.aio.AioRpcError as error:
-                behind = from_rpc_error(error).reason == SLOW_READER
-                if not behind:
-                    self._note(replica, error)
-                    budget.failed(replica, error, started=bool(made))
+            except PlinthError as error:
+                behind = self._reader_was_behind(replica, error, budget, started=bool(made))
             finally:
                 call.cancel()
             if behind:  # whatever was sent has been read by now, so there is room for more
@@ -167,9 +164,20 @@ class Shards:
                 reason=str(budget.cause),
             )
 
-    def _note(self, replica: Replica, error: grpc.aio.AioRpcError) -> None:
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
+    def _reader_was_behind(
+        self, replica: Replica, error: PlinthError, budget: RetryBudget, *, started: bool
+    ) -> bool:
+        """Whether the call ended for that; if not, it is charged to the budget, which raises
+        unless another shard may do better."""
+        raised = raised_by_call(error)
+        if raised is None:
+            raise error  # the budget's own, or the call was not made
+        if error.reason == SLOW_READER:
+            return True
+        if raised.code() is grpc.StatusCode.UNAVAILABLE:
             self._clients.refused(replica)
+        budget.failed(replica, error, raised, started=started)
+        return False
 
     async def _find(self, request: SampleRequest, budget: RetryBudget) -> Replica:
         """A shard of these weights; waits for one as long as the budget allows."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Iterable
 
 from plinth.gateway.api_keys import AGAIN_S, REFRESH_S, KeyStore
 from plinth.gateway.first_key import ensure_first_key
-from plinth.shared.errors import Unauthenticated
+from plinth.shared.errors import Unauthenticated, described
 from plinth.shared.identity import Principal
 from plinth.shared.settings import Settings
 from plinth.shared.telemetry import get_logger
@@ -86,5 +86,5 @@ async def _trouble(work: Awaitable[None]) -> str:
     try:
         await work
     except Exception as error:  # noqa: BLE001 - the end of the turns would be the end of revoking
-        return f"{type(error).__name__}: {error}"
+        return described(error)
     return ""

@@ -15,8 +15,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grpc
-
 from plinth.gateway import metrics
 from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.generation import Prepared, TextRequest
@@ -26,7 +24,6 @@ from plinth.gateway.quotas import Quotas
 from plinth.shared.errors import DeadlineExceeded, InvalidArgument, PlinthError, Unavailable
 from plinth.shared.identity import Principal, current_request_id
 from plinth.shared.rpc.client import StageClients
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import common_pb2
@@ -206,8 +203,7 @@ class LivePreferences:
             except RateLimited as limited:
                 _log.info("a live answer was not recorded", reason=limited.message)
                 self.drop("over quota")
-            except (PlinthError, grpc.aio.AioRpcError) as raised:
-                error = raised if isinstance(raised, PlinthError) else from_rpc_error(raised)
+            except PlinthError as error:
                 away = isinstance(error, Unavailable | DeadlineExceeded)
                 _log.info("a live answer was not recorded", reason=error.message)
                 self.drop("coordinator away" if away else "refused")
@@ -225,7 +221,7 @@ class LivePreferences:
         await admission.charge(one.price)
         try:
             await self._create_task(one.spec, one.principal)
-        except (PlinthError, grpc.aio.AioRpcError):
+        except PlinthError:
             admission.spend(-one.price)
             raise
 

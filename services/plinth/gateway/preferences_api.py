@@ -32,10 +32,9 @@ from google.protobuf.message import Message as Proto
 from plinth.gateway import preference_bodies as bodies
 from plinth.gateway.bodies import query, read, read_bytes, validated
 from plinth.gateway.quotas import Quotas
-from plinth.shared.errors import Unavailable
+from plinth.shared.errors import PlinthError, Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.client import StageClients
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.rpc.watching import watch
 from plinth.shared.settings import Settings
 from plinth.shared.telemetry import get_logger
@@ -177,10 +176,7 @@ def _add_results(app: APIRouter, stub: Stub, limit: int, clients: StageClients) 
         )
         # Goes on at another coordinator, as by gRPC, when the first one is gone.
         chunks = watch(clients, _STAGE, _export_pairs, ask)
-        try:
-            first = await anext(chunks, None)  # what is wrong with the request still has a status
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+        first = await anext(chunks, None)  # what is wrong with the request still has a status
         return StreamingResponse(_lines(chunks, first), media_type="application/x-ndjson")
 
     @app.post(f"{BASE}/import", response_model=None)
@@ -212,10 +208,7 @@ def _add_results(app: APIRouter, stub: Stub, limit: int, clients: StageClients) 
 
 
 async def _answer(call: Awaitable[Proto]) -> Response:
-    try:
-        return JSONResponse(bodies.as_json(await call))
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
+    return JSONResponse(bodies.as_json(await call))
 
 
 def _export_pairs(channel: grpc.aio.Channel) -> Any:
@@ -233,7 +226,6 @@ async def _lines(
                 yield first.jsonl
             async for chunk in chunks:
                 yield chunk.jsonl
-        except (grpc.aio.AioRpcError, Unavailable) as error:
-            cause = from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else error
-            _log.warning("an export ended in an error", error=cause.message)
-            raise Unavailable(cause.message) from error
+        except PlinthError as error:
+            _log.warning("an export ended in an error", error=error.message)
+            raise Unavailable(error.message) from error

@@ -12,11 +12,10 @@ from typing import TypeVar
 
 import grpc
 
-from plinth.shared.errors import Unavailable
+from plinth.shared.errors import Cancelled, Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients
-from plinth.shared.rpc.status import from_rpc_error
 
 POLL_S = 0.2
 
@@ -39,12 +38,7 @@ async def with_retries(
         try:
             replica = await _pick(clients, stage, lost)
             return await work(clients.channel(replica, caller))
-        except grpc.aio.AioRpcError as error:
-            cause = from_rpc_error(error)
-            gone = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-            if not gone or time.monotonic() >= give_up:
-                raise cause from error
-        except Unavailable:
+        except (Unavailable, Cancelled):
             if time.monotonic() >= give_up:
                 raise
         if replica is not None:

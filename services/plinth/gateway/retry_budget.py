@@ -16,7 +16,7 @@ from plinth.shared.errors import (
     Unavailable,
 )
 from plinth.shared.registry import Replica
-from plinth.shared.rpc.status import from_rpc_error, said
+from plinth.shared.rpc.status import said
 from plinth.shared.telemetry import get_logger
 
 AVOID_S = 1.0  # a shard that just failed this answer
@@ -94,13 +94,15 @@ class RetryBudget:
                 retry_after_s=5.0,
             ) from self.cause
 
-    def failed(self, replica: Replica, error: grpc.aio.AioRpcError, *, started: bool) -> None:
-        """A call ended in an error. Raises unless another shard may do better.
+    def failed(
+        self, replica: Replica, cause: PlinthError, raised: grpc.RpcError, *, started: bool
+    ) -> None:
+        """A call ended in an error: `cause`, which was `raised` by gRPC. Raises it unless another
+        shard may do better.
 
         A shard that was not reached, or that says it drains, was not lost under the request.
         """
         self.left_s()
-        cause = from_rpc_error(error)
         if isinstance(cause, ResourceExhausted):
             if started:  # a resumed answer waits for room
                 self._avoid_for_a_moment(replica, cause)
@@ -109,15 +111,15 @@ class RetryBudget:
                 self.cause = cause
                 self.attempts += 1
             self._raise_when_out_of_patience(cause)
-        elif _never_reached(error) or cause.reason.upper() == "DRAINING":
+        elif _never_reached(raised) or cause.reason.upper() == "DRAINING":
             self._avoid_for_a_moment(replica, cause)
             self._raise_when_out_of_patience(cause)
-        elif _is_loss(error) or isinstance(cause, NotFound):
-            if _died(error, cause):
+        elif _is_loss(raised) or isinstance(cause, NotFound):
+            if _died(raised, cause):
                 self._dead(replica)
             self.lost(replica, cause)
         else:
-            raise cause from error
+            raise cause
 
     def lost(self, replica: Replica, cause: PlinthError) -> None:
         """A shard was lost after it had got the request. Raises after too many."""
@@ -161,7 +163,7 @@ class RetryBudget:
             raise cause
 
 
-def _never_reached(error: grpc.aio.AioRpcError) -> bool:
+def _never_reached(error: grpc.RpcError) -> bool:
     """Refused at connection: the request never met the shard."""
     details = (error.details() or "").lower()
     return error.code() is grpc.StatusCode.UNAVAILABLE and (
@@ -169,7 +171,7 @@ def _never_reached(error: grpc.aio.AioRpcError) -> bool:
     )
 
 
-def _is_loss(error: grpc.aio.AioRpcError) -> bool:
+def _is_loss(error: grpc.RpcError) -> bool:
     """The shard died, drains or cancelled: not the request's fault."""
     code, details = error.code(), error.details() or ""
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
@@ -180,10 +182,10 @@ def _is_loss(error: grpc.aio.AioRpcError) -> bool:
     )
 
 
-def _died(error: grpc.aio.AioRpcError, cause: PlinthError) -> bool:
+def _died(error: grpc.RpcError, cause: PlinthError) -> bool:
     """Whether the shard ended without having meant to: its engine says so, or the connection broke
     with no word of it. One that drains says so, or lets its calls be cancelled."""
-    if cause.reason != cause.code:
+    if said(error) and cause.reason != cause.code:
         return cause.reason == "ENGINE_FAILED"
     words = error.details() or ""
     return (

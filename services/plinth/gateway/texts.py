@@ -7,7 +7,6 @@ all ids again, and the text that it has passed on already is left out.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from array import array
 from collections import OrderedDict
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import grpc
 
 from plinth.gateway.retries import with_retries
-from plinth.shared.errors import Internal, Unavailable
+from plinth.shared.errors import Internal, PlinthError, Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.client import StageClients
 from plinth.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
@@ -189,7 +188,7 @@ class TextStream:
             message = tokenizer_pb2.DecodeStreamRequest(ids=ids, flush=flush)
             try:
                 answer = await self._exchange(self._call, message)
-            except (grpc.aio.AioRpcError, Unavailable, asyncio.InvalidStateError):
+            except PlinthError:  # the one that is asked next says it again, if it is the answer
                 self.close()
         if answer is None:
             answer = await self._texts.with_retries(

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from plinth.reward.request import Source
 from plinth.reward.verifiers import Verdict
-from plinth.shared.errors import DataLoss
+from plinth.shared.errors import DataLoss, plain
 from plinth.v1 import reward_pb2 as pb
+
+_MAX_REASON_CHARS = 1000
 
 
 def combine(sources: Sequence[Source], verdicts: Sequence[Sequence[Verdict]]) -> list[pb.Reward]:
@@ -31,12 +33,17 @@ def combine(sources: Sequence[Source], verdicts: Sequence[Sequence[Verdict]]) ->
 
 
 def _part(source: Source, verdict: Verdict, item: int) -> pb.RewardPart:
-    part = pb.RewardPart(source=source.name, weight=source.weight, reason=verdict.reason)
+    part = pb.RewardPart(source=source.name, weight=source.weight, reason=_told(verdict.reason))
     if verdict.value is not None:
         where = f"source {source.name!r}"
         part.raw = _checked(verdict.value, where, item, source.name)
         part.value = _checked(source.value(verdict.value), where, item, source.name)
     return part
+
+
+def _told(reason: str) -> str:
+    """What a rule says may quote an answer's program, which writes what it likes."""
+    return plain(reason, _MAX_REASON_CHARS)
 
 
 def _checked(value: float, where: str, item: int, source: str = "") -> float:

@@ -13,23 +13,19 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from plinth.shared import tracing
 from plinth.shared.errors import (
-    Aborted,
     Cancelled,
-    DeadlineExceeded,
     Internal,
     InvalidArgument,
     PlinthError,
-    ResourceExhausted,
     Unavailable,
+    described,
 )
 from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.rewards import reason_of
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import counter, get_logger
 from plinth.v1 import reward_pb2 as pb
@@ -38,7 +34,6 @@ Score = Callable[[pb.ScoreRewardsRequest], Awaitable[pb.ScoreRewardsResponse]]
 Announce = Callable[[str, str], Awaitable[None]]
 _CLAIM_S = 5.0
 _REDIS_RETRY_S = 0.5
-_RETRIED = (Unavailable, Aborted, DeadlineExceeded, ResourceExhausted)
 
 _log = get_logger("plinth.reward")
 _ENDED = counter("reward_tasks_total", "Reward tasks that this replica ended, by how", ["end"])
@@ -78,8 +73,7 @@ class TaskConsumer:
         while not self._stopping.is_set():
             try:
                 if (lease := await self._claim()) is not None:
-                    with lease.traced():
-                        await self._work(lease)
+                    await self._attend(lease)
             except Unavailable as away:
                 _log.warning("Redis is away, reward tasks wait", error=away.message)
                 await asyncio.sleep(_REDIS_RETRY_S)
@@ -98,6 +92,16 @@ class TaskConsumer:
             # A claim that is cancelled gives back what it has just got.
             await cancel_and_wait(claim, stop)
 
+    async def _attend(self, lease: Lease) -> None:
+        """Works on it. What breaks while its end is told leaves the rest to its next attempt."""
+        try:
+            with lease.traced():
+                await self._work(lease)
+        except (Unavailable, LeaseLost):
+            raise
+        except Exception:  # noqa: BLE001 - one task must not end the consumers of all
+            _log.exception("a reward task's end was not told; its lease lapses", task=lease.id)
+
     async def _work(self, lease: Lease) -> None:
         self.running += 1
         announce = ""
@@ -114,17 +118,14 @@ class TaskConsumer:
             await self._said(lambda: self._queue.fail(lease, "cancelled", retry=False))
             _ENDED.labels("cancelled").inc()
         except PlinthError as error:
-            await self._failed(lease, error, retry=isinstance(error, _RETRIED))
-        except grpc.RpcError as error:  # the tokenizer's answer
-            told = from_rpc_error(error)
-            await self._failed(lease, told, retry=isinstance(told, _RETRIED))
+            await self._failed(lease, error, retry=error.transient)
         except asyncio.CancelledError:
             with suppress(PlinthError):  # then the lease lapses by itself
                 await self._queue.release(lease)
             raise
         except Exception as crash:  # noqa: BLE001 - a task's crash must not end the consumer
             _log.exception("reward task crashed", task=lease.id)
-            await self._failed(lease, Internal(f"{type(crash).__name__}: {crash}"), retry=True)
+            await self._failed(lease, Internal(described(crash)), retry=True)
         finally:
             self.running -= 1
         if announce:

@@ -7,7 +7,51 @@ beyond the code's name and number; the mapping to `google.rpc` details is `share
 
 from __future__ import annotations
 
+import math
+import re
 from typing import ClassVar
+
+MAX_MESSAGE_CHARS = 8000
+MAX_WORD_CHARS = 500  # of a reason, a field, and each key and value of the metadata
+_LONGEST_RETRY_S = 365 * 86_400.0
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+def plain(text: object, limit: int = MAX_MESSAGE_CHARS) -> str:
+    """`text` as UTF-8 can hold it and a terminal show it, of at most `limit` characters.
+
+    What is told of an error quotes file names, messages and programs of strangers. A byte of a file
+    name that is not UTF-8 becomes \\xNN, as do control characters but tab and newline; half of a
+    surrogate pair becomes \\uNNNN. What has no text (its `__str__` raises) is named by its type.
+    """
+    try:
+        whole = str(text)
+    except Exception:  # noqa: BLE001 - a stranger's __str__; what is told of an error must not fail
+        whole = f"<a {type(text).__name__} without a text>"
+    if len(whole) > limit:
+        left_out = f" … ({len(whole):,} characters in all)"
+        whole = whole[: max(0, limit - len(left_out))] + left_out
+    return _UNPRINTABLE.sub(_escaped, whole)[:limit]
+
+
+def described(error: BaseException) -> str:
+    """An exception that nobody raised on purpose: "ValueError: what it says"."""
+    said = plain(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that `os.fsdecode` could not decode (PEP 383)
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _seconds(given: float | None) -> float | None:
+    """None for what no header and no Duration can hold."""
+    if given is None or not math.isfinite(given):
+        return None
+    return min(max(0.0, given), _LONGEST_RETRY_S)
 
 
 class PlinthError(Exception):
@@ -18,6 +62,9 @@ class PlinthError(Exception):
     field: path of what was wrong in the request ("sampling.max_tokens"); empty if none.
     retry_after_s: when trying again makes sense, in seconds; None if it doesn't or isn't known.
     metadata: further facts for machines, strings only.
+
+    All of them are made `plain`, so that they can go wherever an error is told: protobuf, JSON,
+    Redis, logs, headers.
     """
 
     code: ClassVar[str] = "INTERNAL"
@@ -33,12 +80,21 @@ class PlinthError(Exception):
         retry_after_s: float | None = None,
         metadata: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.reason = reason or self.code
-        self.field = field
-        self.retry_after_s = retry_after_s
-        self.metadata = dict(metadata or {})
+        self.message = plain(message)
+        super().__init__(self.message)
+        self.reason = plain(reason, MAX_WORD_CHARS) or self.code
+        self.field = plain(field, MAX_WORD_CHARS)
+        self.retry_after_s = _seconds(retry_after_s)
+        self.metadata = {
+            plain(key, MAX_WORD_CHARS): plain(value, MAX_WORD_CHARS)
+            for key, value in (metadata or {}).items()
+        }
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed later though nobody changes anything: then it is
+        worth another attempt."""
+        return False
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exception pickles by positional arguments only; Ray carries errors between its workers.
@@ -90,12 +146,21 @@ class ResourceExhausted(PlinthError):
     http = 429
     openai_type = "rate_limit_error"
 
+    @property
+    def transient(self) -> bool:
+        """A full disk or store stays full until people make room."""
+        return self.retry_after_s is not None
+
 
 class Unavailable(PlinthError):
     """Nobody can answer just now; the same request may succeed later."""
 
     code = "UNAVAILABLE"
     http = 503
+
+    @property
+    def transient(self) -> bool:
+        return True
 
 
 class Unauthenticated(PlinthError):
@@ -120,6 +185,10 @@ class DeadlineExceeded(PlinthError):
     code = "DEADLINE_EXCEEDED"
     http = 504
 
+    @property
+    def transient(self) -> bool:
+        return True
+
 
 class Cancelled(PlinthError):
     """The caller went away or asked to stop."""
@@ -133,6 +202,10 @@ class Aborted(PlinthError):
 
     code = "ABORTED"
     http = 409
+
+    @property
+    def transient(self) -> bool:
+        return True
 
 
 class Internal(PlinthError):

@@ -33,6 +33,7 @@ from plinth.shared.errors import (
     InvalidArgument,
     PlinthError,
     ResourceExhausted,
+    plain,
 )
 from plinth.shared.redis_keys import QueueKeys, check_part, queues
 
@@ -240,7 +241,8 @@ class Queue:
     async def fail(self, lease: Lease, reason: str, *, retry: bool) -> None:
         """Ends this attempt: a retry after a back-off, or a dead letter with `reason` when
         `retry` is False or attempts are used up. A cancelled item just ends. LeaseLost."""
-        args = [lease.id, lease.fence, reason[:MAX_REASON_CHARS], int(retry), self._max_attempts]
+        why = plain(reason, MAX_REASON_CHARS)
+        args = [lease.id, lease.fence, why, int(retry), self._max_attempts]
         args += [self._backoff_ms, _ms(MAX_BACKOFF_S), self._result_ttl_ms]
         self._check_held(await self._run(scripts.FAIL, args), lease)
 

@@ -51,14 +51,20 @@ class RewardTasks:
     async def submit(
         self, id: str, request: pb.ScoreRewardsRequest, *, deadline_unix_s: float | None = None
     ) -> bool:
-        """False: that id was submitted before, whatever its request. Safe to repeat.
+        """False: that id was submitted before, whatever its request. Safe to repeat: one that was
+        given up for what may pass (a tokenizer that was away for long) is tried anew.
 
         ResourceExhausted: the queue is full. InvalidArgument: more than 4 MiB; send fewer items.
         Unavailable: Redis is away.
         """
         task = pb.RewardTask(request=request, announce=self._name)
         payload = task.SerializeToString()
-        return await self._queue.add(id, payload, deadline_unix_s=deadline_unix_s)
+        added = await self._queue.add(id, payload, deadline_unix_s=deadline_unix_s)
+        if not added:
+            state = await self._queue.find(id)
+            if state is not None and state.state == "dead" and failure(id, state.reason).transient:
+                await self._queue.requeue(id)
+        return added
 
     async def cancel(self, id: str) -> bool:
         """False: there is no such task (any more)."""
@@ -95,8 +101,9 @@ class RewardTasks:
                 if left <= 0:
                     raise DeadlineExceeded(f"reward task {id} has not ended in {timeout_s:g} s")
                 last = await self._next(last, left)
-            except Unavailable:
-                if time.monotonic() >= end:
+            except Unavailable as away:
+                # What the task itself ended with is its answer.
+                if not away.reason.startswith("REDIS_") or time.monotonic() >= end:
                     raise
                 await asyncio.sleep(min(0.5, max(0.0, end - time.monotonic())))
 

@@ -19,7 +19,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-from plinth.shared.errors import FailedPrecondition
+from plinth.shared.errors import FailedPrecondition, plain
 from plinth.shared.identity import current_request_id
 
 if TYPE_CHECKING:
@@ -54,11 +54,24 @@ def _name_logger(_logger: Any, _method: str, event: EventDict) -> EventDict:
     return event
 
 
+def _write(line: str) -> None:
+    # What a log file that is strict about UTF-8 can't hold (a file name's bytes) is escaped.
+    sys.stderr.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
+
+
+def _tell_errors(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Exceptions among the values as texts: a stranger's own way to make one may fail."""
+    for key, value in event.items():
+        if isinstance(value, BaseException) and key != "exc_info":
+            event[key] = plain(value)
+    return event
+
+
 class _ToStderr:
     """Looks sys.stderr up at each event, since tests and daemons exchange it."""
 
     def msg(self, message: str) -> None:
-        sys.stderr.write(message + "\n")
+        _write(message)
 
     debug = info = warning = error = critical = exception = msg
 
@@ -68,7 +81,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(self.format(record) + "\n")
+            _write(self.format(record))
         except Exception:  # noqa: BLE001 - logging's own convention: a record never ends its caller
             self.handleError(record)
 
@@ -80,6 +93,7 @@ _SHARED: tuple[Processor, ...] = (
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     _mask_secrets,
+    _tell_errors,
 )
 
 
@@ -126,7 +140,7 @@ def _renderers(pretty: bool) -> list[Processor]:
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [
         structlog.processors.ExceptionRenderer(tracebacks),
-        structlog.processors.JSONRenderer(default=str),
+        structlog.processors.JSONRenderer(default=plain),
     ]
 
 

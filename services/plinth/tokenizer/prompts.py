@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 from plinth.shared.errors import InvalidArgument
 from plinth.tokenizer.codec import Codec, Prompt, Span, StandIns
-from plinth.tokenizer.templates import Conversation, Rendered
+from plinth.tokenizer.templates import CONVERSATION, Conversation, Rendered
 
 # All or none; raises InvalidArgument where the template fails.
 Render = Callable[[Sequence[Conversation], StandIns], Awaitable[list[Rendered]]]
@@ -65,7 +65,11 @@ async def prompts(
 
         def settle() -> None:
             for number, blank in zip(doubtful, blank_texts, strict=True):
-                spans = _settled(codec, conversations[number], found[number], blank, stand_ins)
+                try:
+                    spans = _settled(codec, conversations[number], found[number], blank, stand_ins)
+                except InvalidArgument as error:
+                    error.metadata[CONVERSATION] = str(number)
+                    raise
                 made[number] = Prompt(found[number].text, spans)
 
         await asyncio.to_thread(settle)

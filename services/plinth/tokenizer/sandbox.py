@@ -25,6 +25,7 @@ import jinja2
 from jinja2 import nodes
 
 from plinth.shared.chat_template import environment
+from plinth.shared.errors import plain
 
 MEMORY_BYTES = 512 * 2**20
 # Above any time that the owner allows.
@@ -135,28 +136,30 @@ def rendered(
 
 
 def _answer(line: str) -> dict[str, Any]:
-    """{"texts": one `rendered` per conversation}, or {"error": why the first that failed did}."""
+    """{"texts": one `rendered` per conversation}, or {"error": why the first that failed did,
+    "conversation": its number}."""
     request = json.loads(line)
     stand_ins = tuple((token, character) for token, character in request["stand_ins"])
+    texts: list[dict[str, str | None]] = []
     try:
-        return {
-            "texts": [
+        for conversation in request["conversations"]:
+            texts.append(
                 rendered(
                     request["template"],
                     variables=request["variables"],
                     stand_ins=stand_ins,
                     conversation=conversation,
                 )
-                for conversation in request["conversations"]
-            ]
-        }
+            )
+        return {"texts": texts}
     except MemoryError:
-        return {"error": f"the template needs more than {MEMORY_BYTES >> 20} MiB"}
+        why = f"the template needs more than {MEMORY_BYTES >> 20} MiB"
     except RecursionError:
-        return {"error": "the template nests too deeply"}
+        why = "the template nests too deeply"
     # The template is a program: it may raise anything, and none of it ends this process.
     except Exception as error:  # noqa: BLE001
-        return {"error": str(error) or type(error).__name__}
+        why = plain(error) or type(error).__name__
+    return {"error": why, "conversation": len(texts)}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from plinth.tokenizer.catalog import Catalog
 from plinth.tokenizer.codec import Codec, Prompt, StandIns
 from plinth.tokenizer.prompts import prompts
 from plinth.tokenizer.templates import (
+    CONVERSATION,
     Conversation,
     Rendered,
     Renderer,
@@ -146,11 +147,16 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
                 field="conversations",
             )
         codec = await self._codec(request.model)
-        made = await self._prompts(
-            codec,
-            request.model,
-            [(one.messages, one.add_generation_prompt) for one in request.conversations],
-        )
+        try:
+            made = await self._prompts(
+                codec,
+                request.model,
+                [(one.messages, one.add_generation_prompt) for one in request.conversations],
+            )
+        except InvalidArgument as error:
+            if number := error.metadata.get(CONVERSATION):
+                error.field = f"conversations[{number}].{error.field}"
+            raise
         sequences = await asyncio.to_thread(lambda: [codec.encode_prompt(one) for one in made])
         return pb.ApplyChatTemplatesResponse(
             sequences=[pb.TokenIds(ids=ids) for ids in sequences],
@@ -203,8 +209,12 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
             for messages, open_turn in conversations
         ]
         left = self._max_bytes
-        for one in plain:
-            left -= check_messages(one.messages, left)
+        for number, one in enumerate(plain):
+            try:
+                left -= check_messages(one.messages, left)
+            except InvalidArgument as error:
+                error.metadata[CONVERSATION] = str(number)
+                raise
         template = need_template(codec.chat_template, model)
 
         async def render(asked: Sequence[Conversation], stand_ins: StandIns) -> list[Rendered]:

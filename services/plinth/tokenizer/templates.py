@@ -18,6 +18,8 @@ MAX_ADDED_CHARS = 256 * 1024
 RENDER_SECONDS = 5.0
 # Reasons: the template itself refuses or fails; it took too long, or its process was killed.
 FAILED, ENDED = "CHAT_TEMPLATE", "CHAT_TEMPLATE_ENDED"
+# Of an error's metadata: the number of the conversation that it is about, from 0, of those given.
+CONVERSATION = "conversation"
 
 Message = Mapping[str, str]
 
@@ -97,10 +99,12 @@ class Renderer:
         }
         answer = await self._process.ask(request)
         if "error" in answer:
+            number = answer.get("conversation")
             raise InvalidArgument(
                 f"the chat template: {answer['error'][:500]}",
                 reason=ENDED if answer.get("ended") else FAILED,
                 field="messages",
+                metadata={} if number is None else {CONVERSATION: str(number)},
             )
         return [Rendered(one["text"], one["marked"]) for one in answer["texts"]]
 
@@ -113,7 +117,9 @@ def need_template(template: str | None, model: str) -> str:
     """The template, or FailedPrecondition: a base model has no roles to speak in."""
     if template is None:
         raise FailedPrecondition(
-            f"{model} has no chat template; use completions, or a model tuned for chat",
+            f"{model} has no chat template, so it can't be given messages; add one to the files of "
+            "its tokenizer (chat_template.jinja) and import it again, or use completions, or a "
+            "model tuned for chat",
             reason="NO_CHAT_TEMPLATE",
             field="model",
         )

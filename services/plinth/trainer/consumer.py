@@ -11,10 +11,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
+from google.protobuf.message import DecodeError
+
 from plinth.shared import tracing
-from plinth.shared.errors import Aborted, Cancelled, Internal, PlinthError, Unavailable
+from plinth.shared.errors import (
+    Cancelled,
+    DataLoss,
+    Internal,
+    PlinthError,
+    Unavailable,
+    described,
+    plain,
+)
 from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.store import ArtifactRecord
 from plinth.shared.tasks import cancel_and_wait
@@ -28,6 +39,8 @@ from plinth.v1 import trainer_pb2 as pb
 QUEUE = "trainer-jobs"
 # Each death of a replica costs an attempt, and a checkpoint makes the next one cheap.
 MAX_ATTEMPTS = 20
+# One that says the same each time is the job's own, and no machine's.
+SAME_CRASHES = 3
 _CLAIM_S = 5.0
 _PROGRESS_S = 0.5
 _REDIS_RETRY_S = 0.5
@@ -64,8 +77,7 @@ class JobConsumer:
             try:
                 lease = await self._claim()
                 if lease is not None:
-                    with lease.traced():
-                        await self._work(lease)
+                    await self._attend(lease)
                 elif not self._stopping.is_set():
                     await self._bury()
             except Unavailable as away:
@@ -91,11 +103,27 @@ class JobConsumer:
             # A claim that is cancelled gives back what it has just got.
             await cancel_and_wait(claim, stop)
 
+    async def _attend(self, lease: Lease) -> None:
+        """Works on it. What breaks while its end is told leaves the rest to its next attempt."""
+        try:
+            with lease.traced():
+                await self._work(lease)
+        except (Unavailable, LeaseLost):
+            raise
+        except Exception:  # noqa: BLE001 - one job must not end the consumer of all
+            _log.exception("job's end was not told; its lease lapses", job=lease.id)
+
     async def _work(self, lease: Lease) -> None:
-        job = await self._records.find(lease.id) or pb.Job.FromString(lease.payload)
+        try:
+            job = await self._records.find(lease.id) or pb.Job.FromString(lease.payload)
+        except (DataLoss, DecodeError) as damaged:
+            why = f"{lease.id} is no job that can be read: {plain(damaged)}"
+            await self._said(lambda: self._queue.fail(lease, why, retry=False))
+            return
         if job.state in (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_CANCELLED):
             await self._queue.complete(lease, job.SerializeToString())
             return
+        before = job.error
         job.state = pb.JOB_STATE_RUNNING
         job.attempts, job.error = lease.attempts, ""
         job.started_unix_ms = job.started_unix_ms or _now_ms()
@@ -113,11 +141,12 @@ class JobConsumer:
             raise
         except PlinthError as error:
             _log.info("job failed", job=job.job_id, error=error.message, reason=error.reason)
-            await self._failed(job, lease, error, retry=isinstance(error, Unavailable | Aborted))
+            await self._failed(job, lease, error, retry=error.transient)
         except Exception as crash:  # noqa: BLE001 - a job's crash must not end the consumer
             _log.exception("job crashed", job=job.job_id)
-            inner = Internal(f"{type(crash).__name__}: {crash}")
-            await self._failed(job, lease, inner, retry=True)
+            inner = Internal(described(crash))
+            again = inner.message != before or lease.attempts < SAME_CRASHES
+            await self._failed(job, lease, inner, retry=again)
         else:
             await self._succeeded(job, lease, record)
         finally:
@@ -221,7 +250,8 @@ class JobConsumer:
     async def _bury(self) -> None:
         """The queue gives up a job whose replicas died too often; its record must say so."""
         for letter in await self._queue.dead_letters(limit=50):
-            job = await self._records.find(letter.id)
+            with suppress(DataLoss):  # then there is no record that could say so
+                job = await self._records.find(letter.id)
             if job is not None and job.state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING):
                 job.state, job.error = pb.JOB_STATE_FAILED, letter.reason
                 job.finished_unix_ms = _now_ms()

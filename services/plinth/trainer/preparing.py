@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.intake import Intake
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.splits import SPLIT_VERSION, SPLITS
@@ -25,7 +26,7 @@ from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import CorpusCounts, write_corpus
-from plinth.trainer.data.documents import corpus_files, read_files
+from plinth.trainer.data.documents import Document, corpus_files, read_files
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.selected import of_prompts, selected
 from plinth.trainer.data.shards import DatasetInfo
@@ -93,7 +94,7 @@ class Preparation:
             info = (
                 self._tokenize_prompts(prompts, tokenizer, out)
                 if prompts
-                else self._tokenize(source, corpus.ref if corpus else "", tokenizer, out)
+                else self._tokenize(source, corpus, tokenizer, out, _folder_of(spec, corpus))
             )
             facts["dataset"] = {k: v for k, v in asdict(info).items() if k != "digests"}
             facts.setdefault("intake", [_tokenised(info).to_json()])
@@ -145,21 +146,38 @@ class Preparation:
         self.roots.check(file, field="corpus_dir")
 
     def _tokenize(
-        self, corpus: Path, corpus_ref: str, tokenizer: ArtifactRecord, out: Path
+        self,
+        source: Path,
+        corpus: ArtifactRecord | None,
+        tokenizer: ArtifactRecord,
+        out: Path,
+        read_from: str,
     ) -> DatasetInfo:
-        value = json.loads((corpus / "corpus.json").read_text())
+        value = json.loads((source / "corpus.json").read_text())
         total = sum(value["bytes"][split] for split in SPLITS)
         return tokenize_corpus(
-            corpus,
+            source,
             self.store.fetch(tokenizer),
             out,
             tokenizer_ref=tokenizer.ref,
             tokenizer_digest=tokenizer.digest,
-            corpus_ref=corpus_ref,
+            corpus_ref=corpus.ref if corpus else "",
             render=self.renderer.chats(tokenizer.ref),
             stop_ids=self.renderer.stop_ids,
             on_bytes=self._on_bytes("tokenising", total),
+            where=lambda document: self._found_in(read_from, document) or document.where,
         )
+
+    def _found_in(self, folder: str, document: Document) -> str:
+        """The file and line of a document in the folder that its corpus was read from, since a
+        corpus is in another order; empty where that can't be read any more, or has changed."""
+        with suppress(PlinthError, OSError):
+            root = self.roots.check(folder, field="corpus_dir") if folder else None
+            files = corpus_files(root, self._checked)[0] if root else []
+            for one in read_files(files, self._checked):
+                if one == document:
+                    return one.where
+        return ""
 
     def _tokenize_prompts(
         self, prompts: ArtifactRecord, tokenizer: ArtifactRecord, out: Path
@@ -190,6 +208,12 @@ def _tokenised(info: DatasetInfo) -> Intake:
     units = {"clm": "documents", "sft": "chats", "pairs": "pairs", "prompts": "prompts"}
     documents = sum(split.documents for split in info.splits.values())
     return Intake(units[info.objective], documents // (2 if info.objective == "pairs" else 1))
+
+
+def _folder_of(spec: pb.PrepareSpec, corpus: ArtifactRecord | None) -> str:
+    """What the corpus was read from; empty if not a folder."""
+    config: dict[str, Any] = corpus.manifest.get("config") or {} if corpus else {}
+    return str(config.get("corpus_dir", "")) if corpus else spec.corpus_dir
 
 
 def of_kind(store: ArtifactStore, reference: str, kind: str) -> ArtifactRecord:

@@ -16,12 +16,13 @@ import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, cast
 
+from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
 
 from plinth.shared import redis_keys
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.connection import redis_errors
-from plinth.shared.errors import InvalidArgument, NotFound, Unavailable
+from plinth.shared.errors import DataLoss, InvalidArgument, NotFound, Unavailable
 from plinth.v1 import trainer_pb2 as pb
 
 ENDED = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
@@ -102,11 +103,12 @@ class JobRecords:
         return bool(answer)
 
     async def find(self, job_id: str) -> pb.Job | None:
+        """DataLoss: its record is damaged."""
         with redis_errors():
             raw = await cast(
                 Awaitable[bytes | None], self._redis.hget(redis_keys.job(job_id), "job")
             )
-        return None if raw is None else pb.Job.FromString(raw)
+        return None if raw is None else _job(job_id, raw)
 
     async def get(self, job_id: str) -> pb.Job:
         """Raises NotFound."""
@@ -160,7 +162,7 @@ class JobRecords:
         return [(_read(entry), pb.Job.FromString(fields[b"job"])) for entry, fields in found]
 
     async def _newest(self, job_id: str) -> tuple[Position, pb.Job]:
-        """The job and the event that made it so. NotFound."""
+        """The job and the event that made it so. NotFound, DataLoss."""
         with redis_errors():
             values: Any = await cast(
                 Awaitable[Any], self._redis.hmget(redis_keys.job(job_id), ["job", "event"])
@@ -168,7 +170,14 @@ class JobRecords:
         raw, event = values
         if raw is None:
             raise _unknown(job_id)
-        return (0, 0) if event is None else _read(event), pb.Job.FromString(raw)
+        return (0, 0) if event is None else _read(event), _job(job_id, raw)
+
+
+def _job(job_id: str, raw: bytes) -> pb.Job:
+    try:
+        return pb.Job.FromString(raw)
+    except DecodeError as error:
+        raise DataLoss(f"the record of job {job_id} is damaged: {error}") from error
 
 
 def _state(job: pb.Job) -> str:

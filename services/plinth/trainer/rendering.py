@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from plinth.shared.answer_spans import Span, answer_spans
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.trainer.data.located import CONVERSATION
 from plinth.trainer.data.prompt_dataset import RenderPrompts
 from plinth.trainer.data.tokenize import Messages, Render
 from plinth.trainer.exchanges import LongChat, Turn, answer_turns
@@ -32,11 +34,12 @@ class Renderer:
             made = [self._by_exchanges(model, chat) if chat else None for chat in long]
             others = [m for m, one in zip(batch, made, strict=True) if one is None]
             # Both answers of a pair have one prompt: it is rendered once.
-            ids = self._ids(model, [turn for messages in others for turn in _turns(messages)])
-            return [
-                _masked(*(one or _spans(messages, ids, self.stop_ids(model))))
-                for messages, one in zip(batch, made, strict=True)
-            ]
+            with _numbered(batch):
+                ids = self._ids(model, [turn for messages in others for turn in _turns(messages)])
+                return [
+                    _masked(*(one or _spans(messages, ids, self.stop_ids(model))))
+                    for messages, one in zip(batch, made, strict=True)
+                ]
 
         return render
 
@@ -44,7 +47,7 @@ class Renderer:
         """None: as the definition has it, one answer after another."""
         try:
             ids = self._ids(model, list(chat.turns()))
-        except InvalidArgument:  # a template may refuse a part and take the whole
+        except (InvalidArgument, _TurnRefused):  # a template may refuse a part and take the whole
             return None
         return chat.spans(ids, self.stop_ids(model))
 
@@ -56,7 +59,8 @@ class Renderer:
         """Conversations to ids with the assistant's turn open."""
 
         def render(batch: Sequence[Messages]) -> list[list[int]]:
-            ids = self._ids(model, [(messages, True) for messages in batch])
+            with _numbered(batch):
+                ids = self._ids(model, [(messages, True) for messages in batch])
             return [ids[messages, True] for messages in batch]
 
         return render
@@ -65,7 +69,8 @@ class Renderer:
         async def all_calls() -> dict[Turn, list[int]]:
             ids: dict[Turn, list[int]] = {}
             for call in _calls(list(dict.fromkeys(turns))):
-                rendered, stop_ids = await self._apply(model, call)
+                with _of_turn(call):
+                    rendered, stop_ids = await self._apply(model, call)
                 ids.update(zip(call, rendered, strict=True))
                 self._stop_ids[model] = tuple(stop_ids)
             return ids
@@ -84,7 +89,10 @@ def _spans(
     messages: Messages, ids: dict[Turn, list[int]], stop_ids: Sequence[int]
 ) -> tuple[Sequence[int], list[Span]]:
     turns = [(ids[prompt], ids[upto]) for prompt, upto in answer_turns(messages)]
-    return answer_spans(ids[messages, False], turns, stop_ids)
+    try:
+        return answer_spans(ids[messages, False], turns, stop_ids)
+    except InvalidArgument as error:
+        raise _TurnRefused(messages, error) from error
 
 
 def _masked(kept: Sequence[int], spans: Sequence[Span]) -> tuple[list[int], list[int]]:
@@ -92,6 +100,43 @@ def _masked(kept: Sequence[int], spans: Sequence[Span]) -> tuple[list[int], list
     for span in spans:
         mask[span.begin : span.end] = [1] * (span.end - span.begin)
     return list(kept), mask
+
+
+class _TurnRefused(Exception):
+    """Whatever `error` says of one turn."""
+
+    def __init__(self, messages: Messages, error: PlinthError) -> None:
+        super().__init__(error)
+        self.messages, self.error = messages, error
+
+
+@contextmanager
+def _of_turn(call: Sequence[Turn]) -> Iterator[None]:
+    try:
+        yield
+    except PlinthError as error:
+        number = error.metadata.get(CONVERSATION, "0" if len(call) == 1 else None)
+        if error.transient or number is None:
+            raise
+        raise _TurnRefused(call[int(number)][0], error) from error
+
+
+@contextmanager
+def _numbered(batch: Sequence[Messages]) -> Iterator[None]:
+    """An error that names the conversation which cannot be rendered by its number in `batch`, and
+    by its first words."""
+    try:
+        yield
+    except _TurnRefused as refused:
+        turn, error = refused.messages, refused.error
+        number = next(i for i, messages in enumerate(batch) if messages[: len(turn)] == turn)
+        role, words = batch[number][0] if batch[number] else ("", "")
+        raise type(error)(
+            f"{error.message} (the conversation that begins {role}: {words[:60]!r})",
+            reason=error.reason,
+            field=error.field,
+            metadata={**error.metadata, CONVERSATION: str(number)},
+        ) from error
 
 
 def _calls(turns: Sequence[Turn]) -> Iterator[list[Turn]]:

@@ -71,7 +71,7 @@ async def test_patterns_are_tried_as_re_tries_them() -> None:
 async def test_a_pattern_that_never_ends_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "PATTERNS_S", 1.0)
     began = time.monotonic()
-    with pytest.raises(FailedPrecondition, match=r"'\(a\+\)\+b' takes longer"):
+    with pytest.raises(FailedPrecondition, match=r"'\(a\+\)\+b' can't be tried .* processor time"):
         await search([("fine", "fine"), ("(a+)+b", "a" * 60)])
     assert time.monotonic() - began < PATIENCE_S
 

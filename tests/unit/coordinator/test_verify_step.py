@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from plinth.coordinator.respondent import Sampled
-from plinth.coordinator.steps.verify import (
-    VerifyRequire,
-    check,
-    distinct_trigrams,
-    figures,
-    percentile,
-)
+from plinth.coordinator.steps.verify import VerifyRequire, check, figures, percentile
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.prompt_set import Prompt
 
@@ -43,12 +37,6 @@ def answers(passed: int, of: int, text: str = "a b c d") -> list[Sampled]:
 @given(st.lists(FLOATS, min_size=1, max_size=30), st.floats(0, 1))
 def test_the_percentile_is_numpys(values: list[float], share: float) -> None:
     assert percentile(values, share) == pytest.approx(np.quantile(values, share), abs=1e-9)
-
-
-def test_distinct_trigrams_are_counted_within_answers() -> None:
-    assert distinct_trigrams(["a b c d", "A b c"]) == pytest.approx(2 / 3)
-    assert distinct_trigrams(["a b", ""]) == 1.0
-    assert distinct_trigrams(["x x x x x"]) == pytest.approx(1 / 3)
 
 
 def test_figures_by_hand() -> None:

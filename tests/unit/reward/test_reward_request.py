@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hostile_texts import NASTY
 from plinth.reward.combine import combine
 from plinth.reward.request import MAX_CHECKS, MAX_IDS, Source, parse_request, parse_sources
 from plinth.reward.verifiers import Verdict
@@ -144,3 +145,12 @@ def test_a_part_without_a_value_leaves_no_total() -> None:
 def test_the_stage_imports_without_torch() -> None:
     code = "import sys, plinth.reward.service; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_a_reason_that_an_answers_program_wrote_can_be_sent(text) -> None:
+    """Code under test raises what it likes, and its words are the verdict's reason."""
+    (reward,) = combine([source("code")], [[Verdict(0.0, text)]])
+    back = pb.Reward.FromString(reward.SerializeToString())
+    assert back.parts[0].reason == reward.parts[0].reason
+    assert len(back.parts[0].reason) <= 1000

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from certificates import DAY, NOW, Authority
 from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
-from plinth.shared.errors import FailedPrecondition, InvalidArgument
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
 from plinth.shared.rpc import tls
 from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.server import GrpcServer, GrpcService
@@ -58,8 +58,8 @@ async def ask(port: int, settings: Settings, stage: str = "tokenizer") -> grpc.S
             await tokenizer_pb2_grpc.TokenizerServiceStub(c).Encode(
                 pb.EncodeRequest(), timeout=PATIENCE_S
             )
-        except grpc.aio.AioRpcError as error:
-            return error.code()
+        except PlinthError as error:
+            return grpc.StatusCode[error.code]
     return grpc.StatusCode.OK
 
 

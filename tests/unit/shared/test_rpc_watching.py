@@ -164,9 +164,8 @@ async def test_what_never_began_and_what_is_an_answer_comes_at_once(
             pb.WatchJobRequest(),
             patience_s=10 * PATIENCE_S,
         )
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(type(error)):
             await asyncio.wait_for(anext(stream), PATIENCE_S)
-        assert caught.value.code().name == error.code
     finally:
         await clients.close()
         await stage.stop()

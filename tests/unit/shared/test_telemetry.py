@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
@@ -11,6 +12,7 @@ import urllib.request
 import pytest
 import structlog
 
+from hostile_texts import NASTY
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.identity import call_scope
 from plinth.shared.settings import load_settings
@@ -133,3 +135,33 @@ def test_errors_import_nothing_but_the_standard_library() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert result.stdout.decode().strip() == "['plinth']"
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.parametrize("form", ["json", "pretty"])
+def test_whatever_an_event_holds_is_logged(tmp_path, monkeypatch, form) -> None:
+    """To a file that is strict about UTF-8, as a log collector's is."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, "utf-8", "strict"))
+    configure_logging(load_settings(data_dir=tmp_path, log_format=form), "tester")
+    log, library = get_logger("plinth.test"), logging.getLogger("some.library")
+    count = 0
+    for value in (*NASTY, *map(ValueError, NASTY), Mute(), OSError(2, "no", "caf\udce9")):
+        log.warning("it broke", error=value)
+        try:
+            raise value if isinstance(value, Exception) else ValueError(value)
+        except Exception as error:
+            log.exception("it broke", error=error)
+            library.exception("it broke")
+        count += 3
+    sys.stderr.flush()
+    told = written.getvalue().decode()
+    if form == "json":
+        assert [json.loads(line)["event"] for line in told.splitlines()] == ["it broke"] * count
+    else:
+        assert told.count("it broke") >= count

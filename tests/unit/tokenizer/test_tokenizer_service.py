@@ -25,7 +25,6 @@ from plinth.shared.identity import Principal
 from plinth.shared.line_process import LineProcess
 from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.server import GrpcServer
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.tokenizer.service import TokenizerStage, build
@@ -80,13 +79,10 @@ async def stub(served: Served) -> AsyncIterator[TokenizerServiceStub]:
 
 
 async def refused(call, kind: type[PlinthError], words: str) -> PlinthError:
-    with pytest.raises((grpc.RpcError, PlinthError)) as caught:
+    with pytest.raises(kind) as caught:
         await call
-    error = caught.value
-    error = error if isinstance(error, PlinthError) else from_rpc_error(error)
-    assert isinstance(error, kind), error
-    assert words in error.message
-    return error
+    assert words in caught.value.message
+    return caught.value
 
 
 async def test_encode_and_decode(stub: TokenizerServiceStub) -> None:

@@ -12,9 +12,7 @@ import hashlib
 import json
 import time
 from contextlib import suppress
-from typing import Any
 
-import grpc
 from redis.asyncio import Redis
 
 from plinth.coordinator.preferences.model_judge import ModelJudge, check_method, judge_name
@@ -23,19 +21,18 @@ from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.sampling import Sampler, find_served
 from plinth.shared import tracing
 from plinth.shared.errors import (
-    Aborted,
     AlreadyExists,
-    DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     PlinthError,
     ResourceExhausted,
     Unavailable,
+    plain,
 )
 from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import preferences_pb2 as pb
@@ -46,8 +43,6 @@ _LEASE_S = 30.0
 _CLAIM_S = 5.0
 _RETRY_S = 0.5
 _SOON_S = 5.0  # between a piece of work and its task
-# NotFound: a shard that has other weights by now, or a task whose creator goes on after a crash.
-_TRANSIENT = (Unavailable, DeadlineExceeded, Aborted, ResourceExhausted, NotFound)
 _log = get_logger("plinth.preferences")
 
 
@@ -101,16 +96,25 @@ class PreferenceWorker:
                     await self._notice_dead()
                 else:
                     with lease.traced():
-                        await self._attend(lease)
+                        await self._attend_to_end(lease)
             except LeaseLost as lost:
                 _log.info("a piece of work went on elsewhere", reason=lost.message)
             except PlinthError as error:  # Redis away or full, a piece of work cancelled
                 _log.info("preference work waits", reason=error.message)
                 await asyncio.sleep(_RETRY_S)
 
+    async def _attend_to_end(self, lease: Lease) -> None:
+        """What breaks while its end is told leaves the rest to its next attempt."""
+        try:
+            await self._attend(lease)
+        except PlinthError:
+            raise
+        except Exception:  # noqa: BLE001 - one piece of work must not end the consumer
+            _log.exception("the end of preference work was not told", item=lease.id)
+
     async def _attend(self, lease: Lease) -> None:
         """Does it, with heartbeats beside; a task that is cancelled gives it back."""
-        work = asyncio.create_task(self._do(json.loads(lease.payload)))
+        work = asyncio.create_task(self._do(lease.payload))
         heart = asyncio.create_task(self._heartbeats(lease))
         try:
             await asyncio.wait({work, heart}, return_when=asyncio.FIRST_COMPLETED)
@@ -127,9 +131,8 @@ class PreferenceWorker:
     async def _ended(self, lease: Lease, work: asyncio.Task[None]) -> None:
         try:
             await work
-        except (PlinthError, grpc.aio.AioRpcError) as raised:
-            error = raised if isinstance(raised, PlinthError) else from_rpc_error(raised)
-            again = isinstance(error, _TRANSIENT) and lease.attempts < MAX_ATTEMPTS
+        except PlinthError as error:
+            again = _may_pass(error) and lease.attempts < MAX_ATTEMPTS
             tracing.failed(error.reason or error.code)
             _log.info("preference work failed", item=lease.id, again=again, reason=error.message)
             if not again:
@@ -148,7 +151,8 @@ class PreferenceWorker:
                 await self._queue.heartbeat(lease)
             await asyncio.sleep(_LEASE_S / 3)
 
-    async def _do(self, item: dict[str, str]) -> None:
+    async def _do(self, payload: bytes) -> None:
+        item = _item(payload)
         records = PreferenceRecords(self._redis, item["collection"])
         task = await _soon(records, item["task_id"])
         if item["kind"] == "sample":
@@ -176,7 +180,10 @@ class PreferenceWorker:
             )
 
     async def _give_up(self, payload: bytes, reason: str) -> None:
-        item: dict[str, Any] = json.loads(payload)
+        try:
+            item = _item(payload)
+        except InvalidArgument:
+            return  # there is no task that it could be told of
         if item["kind"] == "sample":
             records = PreferenceRecords(self._redis, item["collection"])
             await records.fail(item["task_id"], reason)
@@ -185,6 +192,21 @@ class PreferenceWorker:
         """The queue gives up what its consumers died of too often; the tasks must say so."""
         for letter in await self._queue.dead_letters(limit=50):
             await self._give_up(letter.payload, letter.reason)
+
+
+def _may_pass(error: PlinthError) -> bool:
+    # NotFound: a shard that has other weights by now, or a task whose creator goes on after a
+    # crash. ResourceExhausted: a collection that is full until somebody judges.
+    return error.transient or isinstance(error, NotFound | ResourceExhausted)
+
+
+def _item(payload: bytes) -> dict[str, str]:
+    try:
+        item: dict[str, str] = json.loads(payload)
+        _ = item["kind"], item["collection"], item["task_id"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidArgument(f"no piece of preference work: {plain(error)}") from error
+    return item
 
 
 async def _soon(records: PreferenceRecords, task_id: str) -> pb.PreferenceTask:

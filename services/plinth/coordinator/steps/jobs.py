@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
-
-import grpc
 
 from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
 from plinth.shared.errors import FailedPrecondition, Internal, NotFound, Unavailable
-from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.rpc.watching import watch
 from plinth.v1 import trainer_pb2 as pb
 from plinth.v1 import trainer_pb2_grpc as rpc
@@ -62,17 +59,16 @@ def _outcome(job: pb.Job) -> Outcome:
 async def cancel_job(work: Work, tools: Tools) -> None:
     """Cancels the work's job; a job that the trainer never saw is no error."""
     trainer = await tools.clients.trainer()
-    try:
+    with suppress(NotFound):
         await trainer.CancelJob(pb.CancelJobRequest(job_id=work.job_id))
-    except grpc.aio.AioRpcError as error:
-        if not isinstance(from_rpc_error(error), NotFound):
-            raise
 
 
 def describe(job: pb.Job) -> str:
     """One line for people: "step 120/900 · loss 3.21 · 14,200 tokens/s · 2m10s left"."""
     progress = job.progress
     if job.state == pb.JOB_STATE_QUEUED:
+        if job.error:
+            return f"waits at the trainer for another attempt, after {job.attempts}: {job.error}"
         return "queued at the trainer"
     parts = []
     if progress.total and progress.unit == "step":

@@ -28,6 +28,7 @@ from plinth.coordinator.rewards import CHECKS, sources_of
 from plinth.coordinator.scoring import ServedModel
 from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.sample import progress_of
+from plinth.shared.answer_form import distinct_trigrams
 from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.prompt_set import Prompt, read_prompts
 from plinth.shared.store import ArtifactRecord
@@ -216,16 +217,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-
-def distinct_trigrams(texts: Sequence[str]) -> float:
-    """Distinct word trigrams over all word trigrams (Li et al. 2016), within answers; 1 of none."""
-    trigrams = [
-        tuple(words[at : at + 3])
-        for words in (text.lower().split() for text in texts)
-        for at in range(len(words) - 2)
-    ]
-    return len(set(trigrams)) / len(trigrams) if trigrams else 1.0
 
 
 def _ratio(ours: float, theirs: float) -> float:

@@ -1,24 +1,21 @@
 """Answers that are right or wrong: equal to the item's reference, as text or as a number.
 
-Where the answer stands in the text: the last number (GSM8K's own scoring, Cobbe et al. 2021), the
-last \\boxed{…} (MATH, Hendrycks et al. 2021), after a marker such as "####", the last line, or
-all of it. Normalisation follows MATH's, short of rewriting fractions.
+Where the answer stands in the text: the last number (as GSM8K's scoring has it, Cobbe et al. 2021,
+but the whole of it: `numbers`), the last \\boxed{…} (MATH, Hendrycks et al. 2021), after a marker
+such as "####", the last line, or all of it. Normalisation of text follows MATH's.
 """
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from plinth.reward.verifiers.contract import Answer, Rule, Tools, Verdict, rule, told
+from plinth.reward.verifiers.numbers import last_number, number
 
 Extract = Literal["whole", "last_line", "last_number", "boxed", "after"]
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?")
-_PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?(?:/\d+)?")
-_MAX_NUMBER = 400  # characters
 _DROPPED = re.compile(r"\\(?:left|right|!|,|;|:| |\$|%)|\$|\^\{?\\circ\}?|\\mbox|\\text(?=\{)")
 _BOXES = ("\\boxed", "\\fbox")
 
@@ -47,29 +44,11 @@ def extract(text: str, how: Extract, marker: str) -> str | None:
         _, found, rest = text.rpartition(marker)
         return rest.strip().split("\n")[0] if found and rest.strip() else None
     if how == "last_number":
-        numbers = _NUMBER.findall(text)
-        return numbers[-1] if numbers else None
+        return last_number(text)
     if how == "last_line":
         lines = [line for line in text.splitlines() if line.strip()]
         return lines[-1] if lines else None
     return text
-
-
-def number(text: str) -> Fraction | None:
-    """Exactly; with commas between thousands, a currency, a percent sign or a unit's dollar
-    dropped. "3/4" is a number. None for anything else."""
-    plain = text.strip().strip("$€£%").rstrip(".").strip().replace(",", "").replace("\u2212", "-")
-    if len(plain) > _MAX_NUMBER or not _PLAIN.fullmatch(plain):
-        return None
-    try:
-        return Fraction(plain)
-    except (ValueError, ZeroDivisionError):
-        pass
-    top, _, bottom = plain.partition("/")
-    try:
-        return Fraction(top) / Fraction(bottom)
-    except (ValueError, ZeroDivisionError):
-        return None
 
 
 def normalised(text: str, ignore_case: bool) -> str:
@@ -104,7 +83,7 @@ class ExactAnswer(_Extracting):
 
     KIND: ClassVar[str] = "exact_answer"
     ignore_case: bool = True
-    numbers: bool = True  # "1,000.0" is "1000"
+    numbers: bool = True  # "1,000.0" is "1000", and \\frac{1}{2} is 0.5
 
     async def judge(self, answer: Answer, tools: Tools) -> Verdict:
         both = self._both(answer)
@@ -113,8 +92,8 @@ class ExactAnswer(_Extracting):
         said, right = both
         equal = normalised(said, self.ignore_case) == normalised(right, self.ignore_case)
         if not equal and self.numbers:
-            one, other = (number(normalised(text, True)) for text in both)
-            equal = one is not None and one == other
+            one, other = number(said), number(right)
+            equal = one is not None and other is not None and one.equals(other)
         return told(equal, f"{said.strip()[:80]!r} is not {right.strip()[:80]!r}")
 
 
@@ -137,10 +116,10 @@ class Number(_Extracting):
         both = self._both(answer)
         if isinstance(both, Verdict):
             return both
-        said, right = (number(normalised(text, True)) for text in both)
+        said, right = map(number, both)
         if right is None:
             return Verdict(None, f"the reference {both[1].strip()[:80]!r} is no number")
         if said is None:
             return Verdict(0.0, f"{both[0].strip()[:80]!r} is no number")
-        room = max(Fraction(self.absolute), Fraction(self.relative) * abs(right))
-        return told(abs(said - right) <= room, f"{both[0].strip()[:40]} is off")
+        holds = said.equals(right, self.absolute, self.relative)
+        return told(holds, f"{both[0].strip()[:40]} is off")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from plinth.reward.verifiers.contract import Answer, TextRule, Verdict, rule, told
+from plinth.shared.answer_form import first_capital, json_value
 
 _COMMAS = re.compile("[,\uff0c\u060c\u3001]")  # Latin, fullwidth, Arabic, ideographic
 _BULLET = re.compile(r"[ \t]*[-*+\u2022\u2013][ \t]+\S")
-_FENCE = re.compile(r"```[A-Za-z0-9]*[ \t]*\n")
 
 
 @rule
@@ -22,7 +21,7 @@ class LowerCase(TextRule):
     KIND: ClassVar[str] = "lower_case"
 
     def look(self, answer: Answer) -> Verdict:
-        capital = next((c for c in answer.text if c.isupper() or c.istitle()), "")
+        capital = first_capital(answer.text)
         return told(not capital, f"it has the capital {capital!r}")
 
 
@@ -111,12 +110,9 @@ class IsJson(TextRule):
         return self
 
     def look(self, answer: Answer) -> Verdict:
-        text = answer.text.strip()
-        if self.fenced and (fence := _FENCE.match(text)) and text.endswith("```"):
-            text = text[fence.end() : -3]
         try:
-            value: Any = json.loads(text, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
+            value = json_value(answer.text, fenced=self.fenced)
+        except ValueError as error:
             return Verdict(0.0, f"no JSON: {error}"[:200])
         if (self.type == "object" or self.required) and not isinstance(value, dict):
             return Verdict(0.0, f"JSON, but a {value.__class__.__name__} and no object")
@@ -124,7 +120,3 @@ class IsJson(TextRule):
             return Verdict(0.0, f"JSON, but a {value.__class__.__name__} and no array")
         missing = [key for key in self.required if key not in value]
         return told(not missing, f"the object lacks {', '.join(missing)}"[:200])
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")

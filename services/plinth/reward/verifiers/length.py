@@ -7,13 +7,9 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from plinth.reward.verifiers.contract import Answer, Rule, TextRule, Tools, Verdict, rule, told
+from plinth.shared.answer_form import word_count
 
 _COUNT = Field(ge=0, le=10_000_000)
-
-
-def words(text: str) -> int:
-    """What stands between white space."""
-    return len(text.split())
 
 
 @rule
@@ -41,7 +37,7 @@ class Length(Rule):
     async def judge(self, answer: Answer, tools: Tools) -> Verdict:
         count = answer.tokens
         if self.unit != "tokens":
-            count = words(answer.text) if self.unit == "words" else len(answer.text)
+            count = word_count(answer.text) if self.unit == "words" else len(answer.text)
         if count is None:
             return Verdict(None, "the answer came as text, so its tokens aren't known")
         if self.at_least is not None and count < self.at_least:
@@ -63,7 +59,7 @@ class MaxWords(TextRule):
     n: int = _COUNT
 
     def look(self, answer: Answer) -> Verdict:
-        count = words(answer.text)
+        count = word_count(answer.text)
         return told(count <= self.n, f"{count} words, at most {self.n} were asked for")
 
 
@@ -75,5 +71,5 @@ class MinWords(TextRule):
     n: int = _COUNT
 
     def look(self, answer: Answer) -> Verdict:
-        count = words(answer.text)
+        count = word_count(answer.text)
         return told(count >= self.n, f"{count} words, at least {self.n} were asked for")

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from plinth.reward.verifiers.contract import Answer, Rule, TextRule, Tools, Verdict, rule, told
+from plinth.shared.answer_form import phrases_in
 
 MAX_PATTERN = 2000
 
@@ -67,8 +68,7 @@ class Contains(TextRule):
         return value
 
     def look(self, answer: Answer) -> Verdict:
-        text = answer.text.casefold() if self.ignore_case else answer.text
-        found = [p for p in self.phrases if (p.casefold() if self.ignore_case else p) in text]
+        found = phrases_in(answer.text, self.phrases, ignore_case=self.ignore_case)
         if self.which == "none":
             return told(not found, f"it has {found[:3]}")
         if self.which == "any":

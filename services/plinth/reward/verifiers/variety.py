@@ -7,26 +7,18 @@ from typing import ClassVar
 from pydantic import Field
 
 from plinth.reward.verifiers.contract import Answer, TextRule, Verdict, rule, told
-
-
-def distinct_trigrams(text: str) -> float:
-    """Different word trigrams / word trigrams, in [0, 1]; 1 below three words (Li et al. 2016)."""
-    words = text.split()
-    if len(words) < 3:
-        return 1.0
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return len(set(trigrams)) / len(trigrams)
+from plinth.shared.answer_form import distinct_trigrams
 
 
 @rule
 class DistinctTrigrams(TextRule):
-    """The share itself; with `at_least`, whether it is reached."""
+    """The share of distinct word trigrams, case ignored; with `at_least`, whether it is reached."""
 
     KIND: ClassVar[str] = "distinct_trigrams"
     at_least: float | None = Field(default=None, ge=0, le=1)
 
     def look(self, answer: Answer) -> Verdict:
-        share = distinct_trigrams(answer.text)
+        share = distinct_trigrams([answer.text])
         if self.at_least is None:
             return Verdict(share)
         return told(share >= self.at_least, f"{share:.2f} of its trigrams are distinct")

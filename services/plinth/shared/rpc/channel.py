@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from plinth.shared import tracing
+from plinth.shared.errors import DeadlineExceeded
 from plinth.shared.identity import (
     SYSTEM,
     Principal,
@@ -24,6 +25,7 @@ from plinth.shared.identity import (
 )
 from plinth.shared.rpc import tls
 from plinth.shared.rpc.auth import PRINCIPAL_KEY, TOKEN_KEY, encode_principal
+from plinth.shared.rpc.calls import Requests, StageCall
 from plinth.shared.rpc.status import REQUEST_ID_KEY
 from plinth.shared.settings import Settings
 from plinth.shared.settings_sections import RpcSettings
@@ -126,7 +128,7 @@ def open_channel(
     token: str,
     principal: Principal | None = None,
 ) -> grpc.aio.Channel:
-    """A channel to `address`, for generated stubs. Close it.
+    """A channel to `address`, for generated stubs. Close it. Its calls raise PlinthErrors alone.
 
     Each call carries the token, the request id of the calling context, and `principal`; without
     one, the principal of the calling context, and outside of any call SYSTEM. It ends when the
@@ -162,6 +164,7 @@ class StageChannel(grpc.aio.Channel):
         self._token = token
         self._principal = principal
         self._default_s = settings.rpc.default_deadline_s
+        self._max_bytes = settings.rpc.max_message_bytes
 
     def call_metadata(self, given: Iterable[tuple[str, Any]] | None) -> tuple[tuple[str, Any], ...]:
         """The caller's own metadata with ours; ours wins."""
@@ -184,32 +187,41 @@ class StageChannel(grpc.aio.Channel):
     def timeout_s(self, given: float | None, *, stream: bool) -> float | None:
         """Seconds that the call has: the sooner of what the caller and its own caller allow.
 
-        Raises AioRpcError (DEADLINE_EXCEEDED), as the call itself would, when none are left.
+        DeadlineExceeded when none are left.
         """
         bounds = [bound for bound in (given, remaining_s()) if bound is not None]
         if bounds:
             if min(bounds) <= 0:
                 # gRPC takes 0 for no deadline at all, and a tiny one may still be answered.
-                raise grpc.aio.AioRpcError(
-                    grpc.StatusCode.DEADLINE_EXCEEDED,
-                    grpc.aio.Metadata(),
-                    grpc.aio.Metadata(),
-                    f"the time was over before {self.stage} was called",
-                )
+                raise DeadlineExceeded(f"the time was over before {self.stage} was called")
             return min(bounds)
         return None if stream else self._default_s
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Call(self, self._transport.unary_unary(method, *args, **kwargs), stream=False)
+        return self._method("unary_unary", method, *args, **kwargs)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Call(self, self._transport.stream_unary(method, *args, **kwargs), stream=False)
+        return self._method("stream_unary", method, *args, **kwargs)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Call(self, self._transport.unary_stream(method, *args, **kwargs), stream=True)
+        return self._method("unary_stream", method, *args, **kwargs)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _Call(self, self._transport.stream_stream(method, *args, **kwargs), stream=True)
+        return self._method("stream_stream", method, *args, **kwargs)
+
+    def _method(
+        self,
+        kind: str,
+        method: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool | None = False,
+    ) -> _Method:
+        make = getattr(self._transport, kind)
+        inner = make(method, None, response_deserializer, _registered_method)
+        where = f"{self.stage} ({method.rpartition('/')[2]})"
+        requests = Requests(request_serializer, self._max_bytes, where)
+        return _Method(self, inner, requests, kind)
 
     async def __aenter__(self) -> StageChannel:
         return self
@@ -231,13 +243,14 @@ class StageChannel(grpc.aio.Channel):
         await self._transport.channel_ready()
 
 
-class _Call:
+class _Method:
     """A multi-callable that adds identity and deadline to each call."""
 
-    def __init__(self, channel: StageChannel, inner: Any, *, stream: bool) -> None:
+    def __init__(self, channel: StageChannel, inner: Any, requests: Requests, kind: str) -> None:
         self._channel = channel
         self._inner = inner
-        self._stream = stream
+        self._requests = requests
+        self._takes_many, self._gives_many = (word == "stream" for word in kind.split("_"))
 
     def __call__(
         self,
@@ -246,13 +259,18 @@ class _Call:
         timeout: float | None = None,
         metadata: Iterable[tuple[str, Any]] | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> StageCall:
+        asked = None
+        if not self._takes_many:
+            request = self._requests.written(request)
+        elif request is not None:
+            request = asked = self._requests.each(request)
         call = self._inner(
             request,
-            timeout=self._channel.timeout_s(timeout, stream=self._stream),
+            timeout=self._channel.timeout_s(timeout, stream=self._gives_many),
             metadata=self._channel.call_metadata(metadata),
             **kwargs,
         )
         if self._channel.began is not None:
             self._channel.began(call)
-        return call
+        return StageCall(call, self._requests, asked)

@@ -18,7 +18,7 @@ import grpc
 from plinth.shared.errors import DeadlineExceeded, Internal, PlinthError
 from plinth.shared.identity import current_call, current_request_id
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, behaviour_of, build, wrap
-from plinth.shared.rpc.status import fail, from_rpc_error, hung_up
+from plinth.shared.rpc.status import fail, hung_up, raised_by_call
 from plinth.shared.telemetry import get_logger
 
 _log = get_logger("plinth.rpc")
@@ -100,10 +100,8 @@ class ErrorsInterceptor(grpc.aio.ServerInterceptor):
             except grpc.aio.InternalError:  # the handler said something to a caller that is gone
                 await hung_up()
             except PlinthError as error:
-                await fail(context, error)
-            except grpc.aio.AioRpcError as error:
-                # A stage that this one called: its typed error goes on to the caller.
-                await fail(context, from_rpc_error(error), retried=True)
+                # Of a stage that this one called: its channel has tried again already.
+                await fail(context, error, retried=raised_by_call(error) is not None)
             except Exception as error:  # noqa: BLE001 - logged; the caller learns no more
                 if isinstance(error, TimeoutError) and timeout.expired():
                     await fail(context, DeadlineExceeded(f"{method} ran out of its time"))

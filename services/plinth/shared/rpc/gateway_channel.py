@@ -148,8 +148,8 @@ class GatewayConnection:
                     yield message
                 return
             except grpc.RpcError as raised:
-                error = broken(raised)
-                if error is None or (wait_s := gap.next_wait_s(error)) is None:
+                error = from_rpc_error(raised)
+                if not broken(error) or (wait_s := gap.next_wait_s(error)) is None:
                     raise _told(raised, self.address) from raised
             finally:
                 call.cancel()

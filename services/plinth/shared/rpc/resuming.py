@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 
-import grpc
 from google.protobuf.descriptor import MethodDescriptor
 
 from plinth.shared.errors import (
@@ -19,7 +18,7 @@ from plinth.shared.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from plinth.shared.rpc.status import from_rpc_error, said
+from plinth.shared.rpc.status import raised_by_call, said
 
 _POSITION = "resume_token"
 # How long a stream that has begun waits for somebody to go on with it: longer than a stage, or
@@ -38,17 +37,18 @@ def is_resumable(method: MethodDescriptor) -> bool:
     )
 
 
-def broken(raised: grpc.RpcError) -> PlinthError | None:
-    """The error if somebody else may go on where the stream ended: the connection broke, or the
-    server can't tell more now. None if it is the answer."""
-    error = from_rpc_error(raised)
-    # A server that stops cancels what has not ended; what it cancels here is no AioRpcError.
+def broken(error: PlinthError) -> bool:
+    """Whether somebody else may go on where the stream ended: the connection broke, or the server
+    can't tell more now. False if it is the answer."""
+    if raised_by_call(error) is None:
+        return isinstance(error, Unavailable)  # nobody there to be asked
+    # A server that stops cancels what has not ended; what is cancelled here is no error of a call.
     if isinstance(error, Unavailable | Cancelled):
-        return error
+        return True
     if isinstance(error, ResourceExhausted) and error.retry_after_s is not None:
-        return error
+        return True
     # What a connection that is reset in the middle of a message looks like.
-    return error if isinstance(error, Internal) and not said(raised) else None
+    return isinstance(error, Internal) and not said(error)
 
 
 class Break:

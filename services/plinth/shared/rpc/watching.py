@@ -10,12 +10,12 @@ from typing import Any
 
 import grpc
 
-from plinth.shared.errors import Unavailable
+from plinth.shared.errors import PlinthError, Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.resuming import PATIENCE_S, Break, broken
-from plinth.shared.rpc.status import said
+from plinth.shared.rpc.status import raised_by_call, said
 from plinth.shared.telemetry import counter, get_logger
 
 _log = get_logger("plinth.rpc")
@@ -65,10 +65,10 @@ async def watch(
                 return
             finally:
                 call.cancel()
-        except (grpc.aio.AioRpcError, Unavailable) as raised:
-            error = broken(raised) if isinstance(raised, grpc.RpcError) else raised
-            silent = isinstance(raised, grpc.RpcError) and not said(raised)
-            if error is None or not begun or (wait_s := gap.next_wait_s(error)) is None:
+        except PlinthError as raised:
+            error = raised
+            silent = raised_by_call(error) is not None and not said(error)
+            if not broken(error) or not begun or (wait_s := gap.next_wait_s(error)) is None:
                 raise
         if replica is not None:
             lost = {replica.id}

@@ -94,13 +94,13 @@ def _made_worse(answer: str, foreign: str) -> tuple[str, str]:
     if rule == "foreign":
         return rule, foreign
     words = answer.split()
-    change = {
+    changes: dict[str, Callable[[list[str], random.Random], list[str]]] = {
         "truncated": _truncated,
         "scrambled": _scrambled,
         "repeated": _repeated,
         "misworded": partial(_misworded, foreign=foreign.split()),
-    }[rule]
-    return rule, " ".join(change(words, chance))
+    }
+    return rule, " ".join(changes[rule](words, chance))
 
 
 def _truncated(words: list[str], chance: random.Random) -> list[str]:

@@ -13,7 +13,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, cast
@@ -51,6 +51,7 @@ class Document:
     cut_off: bool = False
     rejected_cut_off: bool = False
     split_group: str = ""
+    where: str = field(default="", compare=False)  # file and line that it was read from
 
     @property
     def form(self) -> str:
@@ -129,6 +130,7 @@ def parse_document(line: str, where: str) -> Document:
         cut_off,
         rejected_cut_off,
         split_group=group if isinstance(group, str) else "",
+        where=where,
     )
 
 

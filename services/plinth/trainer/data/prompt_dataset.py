@@ -16,6 +16,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.messages import Messages
 from plinth.shared.prompt_set import Prompt, read_prompts
 from plinth.shared.splits import SPLITS, Overlap
+from plinth.trainer.data.located import located
 from plinth.trainer.data.shards import (
     SHARD_TOKENS,
     DatasetInfo,
@@ -63,12 +64,14 @@ def tokenize_prompts(
     )
     overlap = Overlap("the set of prompts", "prompt")
     for split in SPLITS:
-        found = list(read_prompts(prompts / f"{split}.jsonl"))
+        path = prompts / f"{split}.jsonl"
+        found = list(read_prompts(path))
         for prompt in found:
             overlap.add(split, prompt.key, prompt.text)
         if not found:
             raise InvalidArgument(f"the prompts have none to {split}", field="prompts")
-        info.splits[split] = _write(out, split, found, info.dtype, render)
+        with located(lambda number: f"{path}:{number + 1}"):  # noqa: B023
+            info.splits[split] = _write(out, split, found, info.dtype, render)
     info.stop_ids = list(stop_ids(tokenizer_ref))
     write_info(out, info)
     return info

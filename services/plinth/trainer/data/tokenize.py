@@ -26,6 +26,7 @@ from plinth.shared.plain_text import (
 from plinth.shared.splits import SPLITS, Overlap
 from plinth.trainer.data.corpus import read_split
 from plinth.trainer.data.documents import BOUNDARY, Document
+from plinth.trainer.data.located import located
 from plinth.trainer.data.shards import (
     SHARD_TOKENS,
     DatasetInfo,
@@ -74,9 +75,11 @@ def tokenize_corpus(
     stop_ids: Callable[[str], Sequence[int]] = lambda _: (),
     shard_tokens: int = SHARD_TOKENS,
     on_bytes: Callable[[int], None] = lambda _: None,
+    where: Callable[[Document], str] = lambda document: document.where,
 ) -> DatasetInfo:
     """Write a dataset to the new folder `out`. For chat messages and pairs: `render`, and
-    `stop_ids`, which gives a tokenizer's ends of an answer once it was rendered by.
+    `stop_ids`, which gives a tokenizer's ends of an answer once it was rendered by. `where` tells
+    people of a document that can't be rendered.
 
     InvalidArgument: among others SPLITS_OVERLAP, where a prompt (of plain text: the text) is both
     in what is learned from and in what is held out. `corpus_ref` names the corpus there.
@@ -109,8 +112,9 @@ def tokenize_corpus(
             for batch in _batches(_apart(read_split(corpus, split), split, overlap)):
                 if masked:
                     assert render is not None
-                    add = _add_pairs if first.form == "pairs" else _add_chats
-                    add(writer, batch, render, lambda: stop_ids(tokenizer_ref))
+                    add, each = (_add_pairs, 2) if first.form == "pairs" else (_add_chats, 1)
+                    with located(lambda number: where(batch[number // each])):  # noqa: B023
+                        add(writer, batch, render, lambda: stop_ids(tokenizer_ref))
                 else:
                     _add_texts(writer, batch, encoder)
                 done += sum(d.size for d in batch)

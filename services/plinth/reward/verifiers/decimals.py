@@ -1,0 +1,75 @@
+"""Digits as they are written in different countries: in groups, with a comma or a point, repeating,
+as powers of ten. What could be a list, a date, a time or a version is no number.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+MAX_CHARS = 400  # of one number
+_MAX_EXPONENT_DIGITS = 3
+
+# What separates groups of three: a comma, a space that doesn't break, an apostrophe.
+_NARROW = "\u00a0\u2009\u202f"
+_FORMS = (
+    rf"\d{{1,3}}(?:(?P<g>[,'\u2019{_NARROW}])\d{{3}})(?:(?P=g)\d{{3}})*(?:\.\d+)?",  # 1,234.5
+    r"\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?",  # 12,34,567 as in India
+    r"\d{1,3}(?:\.\d{3})+,\d+",  # 1.234,5
+    rf"\d{{1,3}}(?:[{_NARROW}]\d{{3}})+,\d+",
+    r"\d{1,3}(?:\.\d{3}){2,}",  # 1.234.567
+    r"\d+(?:\.\d+)?",
+    r"\.\d+",
+)
+# Behind digits: what makes them a part of something else (a date, a list, a time, a version).
+_GOES_ON = r"(?![0-9]|[.,:'\u2019][0-9]|\.\.\.|\u2026)"
+_DIGITS = [re.compile(form + _GOES_ON) for form in _FORMS]
+SPACED = re.compile(r"\d{1,3}(?: \d{3})+(?:\.\d+)?" + _GOES_ON)
+_TRAILS_OFF = re.compile(r"(\d+)(?:\.\.\.|\u2026)")  # "It is 5..."
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?!\d)")
+_CENTS = re.compile(r"(\d+),(\d\d)(?![\d.,])")  # with a currency, so that it is no list
+_CENTS_BEFORE = re.compile(r"(\d+),(\d\d)(?=\s?[€£])")
+_REPEATING = re.compile(r"(\d+)\.(\d*)\\overline\{?(\d+)\}?")
+
+
+class Ambiguous(Exception):
+    """What stands there holds digits and is no number."""
+
+
+def decimal(text: str, at: int, money: bool) -> tuple[Fraction, int, bool]:
+    """Digits; with whether they are plain enough to be a part of a fraction."""
+    if repeating := _REPEATING.match(text, at):
+        whole, fixed, period = repeating.groups()
+        shift = 10 ** len(fixed)
+        value = Fraction(int(whole + fixed), shift)
+        value += Fraction(int(period), shift * (10 ** len(period) - 1))
+        return value, repeating.end(), False
+    if _DATE.match(text, at):
+        raise Ambiguous
+    if money and (match := _CENTS.match(text, at)):
+        return Fraction(f"{match[1]}.{match[2]}"), match.end(), False  # € 3,50
+    for form in _DIGITS:
+        match = form.match(text, at)
+        if match and len(match[0]) <= MAX_CHARS:
+            return Fraction(_english(match[0])), match.end(), True
+    if match := _TRAILS_OFF.match(text, at):
+        return Fraction(match[1]), match.end(1), False
+    if match := _CENTS_BEFORE.match(text, at):
+        return Fraction(f"{match[1]}.{match[2]}"), match.end(), False
+    raise Ambiguous
+
+
+def _english(digits: str) -> str:
+    """Without groups, and with a decimal point."""
+    commas, points = digits.count(","), digits.count(".")
+    if commas == 1 and re.search(rf"[.{_NARROW}]", digits[: digits.index(",")]):
+        digits = re.sub(rf"[.{_NARROW}]", "", digits).replace(",", ".")
+    elif points > 1:
+        digits = digits.replace(".", "")
+    return re.sub(rf"[,'\u2019{_NARROW}]", "", digits)
+
+
+def power_of_ten(exponent: str) -> Fraction:
+    if len(exponent.lstrip("+-")) > _MAX_EXPONENT_DIGITS:
+        raise Ambiguous
+    return Fraction(10) ** int(exponent)
