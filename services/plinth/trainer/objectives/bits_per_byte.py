@@ -62,7 +62,7 @@ def evaluate(
     if not counted or not size:
         return None
     nats = 0.0
-    with torch.no_grad():
+    with group.patiently(), torch.no_grad():
         for number, start in enumerate(range(0, len(windows), batch)):
             if number % group.world == group.rank:
                 rows = _stack(windows[start : start + batch], length).to(group.device)
