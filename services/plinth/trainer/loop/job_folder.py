@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from plinth.shared.errors import ERROR_TYPES, Internal, PlinthError
+from plinth.trainer.finite import require_finite_figures
 
 CONTROLS = ("cancel", "pause")
 
@@ -69,7 +70,12 @@ class JobFolder:
         return path.read_text() if path.exists() else None
 
     def end(self, status: str, *, error: PlinthError | None = None, **facts: Any) -> None:
-        """Record how the run ended: "succeeded", "failed", "cancelled" or "paused"."""
+        """Record how the run ended: "succeeded", "failed", "cancelled" or "paused".
+
+        FailedPrecondition where it would have succeeded with a figure that is no finite number.
+        """
+        if status == "succeeded":
+            require_finite_figures(facts, "the run's figures")
         value: dict[str, Any] = {"status": status, **facts}
         if error is not None:
             value["error"] = {
