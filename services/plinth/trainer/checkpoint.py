@@ -10,7 +10,6 @@ its final name is complete. Saved by one worker: replicas are equal at the end o
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from plinth.shared.errors import DataLoss, FailedPrecondition, PlinthError, ResourceExhausted
+from plinth.shared.errors import DataLoss, FailedPrecondition, PlinthError
+from plinth.trainer.disk import disk_error
 from plinth.trainer.finite import require_finite_tensors
 
 FORMAT = 1
@@ -113,18 +113,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def disk_error(failed: Exception, folder: Path, what: str) -> PlinthError:
-    """The typed error for a write that failed."""
-    full = getattr(failed, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or "os error 28" in str(failed):
-        return ResourceExhausted(
-            f"the disk is full: cannot write a {what} to {folder}. Free some space and submit or "
-            "requeue the job; it goes on from its last checkpoint",
-            reason="DISK_FULL",
-        )
-    return DataLoss(f"cannot write a {what} to {folder}: {failed}")
 
 
 def checkpoints(folder: Path) -> list[Path]:

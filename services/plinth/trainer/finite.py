@@ -64,7 +64,7 @@ def _refuse_tensors(bad: list[str], what: str) -> None:
     if bad:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         raise FailedPrecondition(
-            f"{what} is not kept: {bad[0]}{more} would hold NaN or infinity. {ADVICE}; a checkpoint "
-            "from before that stays",
+            f"{what} is not kept: {bad[0]}{more} would hold NaN or infinity; the last good "
+            f"checkpoint stays. {ADVICE}",
             reason="WEIGHTS_NOT_FINITE",
         )

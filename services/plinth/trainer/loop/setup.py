@@ -23,13 +23,13 @@ from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.trainer.checkpoint import (
     TrainState,
     checkpoints,
-    disk_error,
     load_checkpoint,
     read_state,
     save_checkpoint,
 )
 from plinth.trainer.data.sampler import Sampler
 from plinth.trainer.data.shards import DatasetInfo, Split
+from plinth.trainer.disk import disk_error
 from plinth.trainer.finite import require_finite_folder
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
