@@ -59,11 +59,11 @@ def save_checkpoint(
     final = folder / f"step-{state.step:08d}"
     if final.is_dir():
         return final
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".writing-*"):  # of a killed run
-        shutil.rmtree(leftover)
     writing = folder / f".writing-{state.step:08d}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".writing-*"):  # of a killed run
+            shutil.rmtree(leftover)
         writing.mkdir()
         _write(writing, decoder, optimizer, state)
         writing.rename(final)
