@@ -22,7 +22,7 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.trainer import metrics
 from plinth.trainer.execution import Execution, Stopped
-from plinth.trainer.loop.job_folder import Progress
+from plinth.trainer.loop.job_folder import JobProgress
 from plinth.trainer.records import JobRecords
 from plinth.v1 import trainer_pb2 as pb
 
@@ -159,7 +159,7 @@ class JobConsumer:
             await asyncio.sleep(min(1.0, self._lease_s / 3))
 
     async def _tell_progress(self, execution: Execution, job: pb.Job, lease: Lease) -> None:
-        told: Progress | None = None
+        told: JobProgress | None = None
         while True:
             await asyncio.sleep(_PROGRESS_S)
             progress = await asyncio.to_thread(execution.folder.progress)
@@ -240,19 +240,19 @@ class JobConsumer:
                 await self._records.overwrite(job)
 
 
-def _show(job: pb.Job, progress: Progress | None) -> None:
+def _show(job: pb.Job, progress: JobProgress | None) -> None:
     """The last that the work said: people are told of it now and then, and it may be older."""
     if progress is not None:
         job.progress.CopyFrom(to_proto(progress))
 
 
-def _as_published(progress: Progress | None, figures: Mapping[str, Any]) -> Progress | None:
+def _as_published(progress: JobProgress | None, figures: Mapping[str, Any]) -> JobProgress | None:
     """Of a training, the figures that its model was published with, whichever attempt made it."""
     if "train_loss" not in figures or "steps" not in figures:
         return progress
     steps = int(figures["steps"])
     return replace(
-        progress or Progress(steps, steps),
+        progress or JobProgress(steps, steps),
         done=steps,
         total=steps,
         loss=float(figures["train_loss"]),
@@ -262,7 +262,7 @@ def _as_published(progress: Progress | None, figures: Mapping[str, Any]) -> Prog
     )
 
 
-def to_proto(progress: Progress) -> pb.JobProgress:
+def to_proto(progress: JobProgress) -> pb.JobProgress:
     """As the protocol says it."""
     return pb.JobProgress(**{k: v for k, v in vars(progress).items() if v is not None})
 

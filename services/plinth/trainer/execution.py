@@ -21,7 +21,7 @@ from plinth.trainer.attempts import Attempt
 from plinth.trainer.disk import disk_error, is_full
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.config import TrainConfig
-from plinth.trainer.loop.job_folder import Progress
+from plinth.trainer.loop.job_folder import JobProgress
 from plinth.trainer.lora_specs import ADAPTER_SUFFIX
 from plinth.trainer.preparing import Preparation, fields_of_spec, input_digest, of_kind
 from plinth.trainer.rendering import Renderer
@@ -57,7 +57,7 @@ class Execution:
         self._renderer = renderer
         self._attempt = Attempt(Path(settings.data_dir).resolve() / "jobs", job.job_id, fence)
         self.folder = self._attempt.folder
-        self._told: Progress | None = None
+        self._told: JobProgress | None = None
         self._how: str | None = None
 
     def stop(self, how: str) -> None:
@@ -98,7 +98,7 @@ class Execution:
             self._told = self.folder.progress()
             self._attempt.leave(finished=finished)
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> JobProgress | None:
         """What the work last said, also when its folder has gone."""
         return self.folder.progress() or self._told
 

@@ -137,16 +137,16 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_told_of_even_there(small_disk):
     """Not one more file fits, and still the run's end says why."""
-    from plinth.trainer.loop.job_folder import Progress
+    from plinth.trainer.loop.job_folder import JobProgress
 
     job = JobFolder(small_disk)
-    job.write_progress(Progress(1, 2, note="x" * 100))
+    job.write_progress(JobProgress(1, 2, note="x" * 100))
     with pytest.raises(OSError, match="No space"), (small_disk / "rest").open("wb") as rest:
         while True:
             rest.write(b"0" * 512)
             rest.flush()
     with pytest.raises(ResourceExhausted, match="disk is full") as caught:
-        job.write_progress(Progress(2, 2, note="x" * 100))
+        job.write_progress(JobProgress(2, 2, note="x" * 100))
     job.end("failed", error=caught.value)
     assert job.error().reason == "DISK_FULL"
     with pytest.raises(FailedPrecondition, match="finite"):

@@ -28,7 +28,7 @@ ATTEMPT = "attempt-"  # before the number of an attempt, as the folder of a job'
 
 
 @dataclass
-class Progress:
+class JobProgress:
     """As `JobProgress` of the protocol. Rates are tokens per second, times are seconds."""
 
     done: int
@@ -59,13 +59,13 @@ class JobFolder:
         path = self.path
         return path.parent.name if path.name.startswith(ATTEMPT) else path.name
 
-    def write_progress(self, progress: Progress) -> None:
+    def write_progress(self, progress: JobProgress) -> None:
         """ResourceExhausted when the disk is full."""
         replace_json(self.path / "progress.json", asdict(progress))
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> JobProgress | None:
         value = _read_json(self.path / "progress.json")
-        return None if value is None else Progress(**value)
+        return None if value is None else JobProgress(**value)
 
     def request(self, control: str) -> None:
         """Ask the run to stop: "cancel" for good, "pause" to go on later."""

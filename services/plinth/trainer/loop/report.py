@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from plinth.models.lora import base_tensors
-from plinth.trainer.loop.job_folder import Progress, Throttle
+from plinth.trainer.loop.job_folder import JobProgress, Throttle
 from plinth.trainer.loop.setup import Run
 
 _PROGRESS_S = 0.5
@@ -39,7 +39,7 @@ class Reporter:
     began: float = field(default_factory=time.monotonic)
     first_step: int = field(init=False)
     first_seconds: float = field(init=False)
-    progress: Progress = field(init=False)
+    progress: JobProgress = field(init=False)
     last: StepResult | None = field(init=False, default=None)  # of this attempt
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class Reporter:
         note = f"{state.precision}, {self.run.config.workers} × {state.threads} threads"
         if state.step:
             note = f"resumed at step {state.step}; {note}"
-        self.progress = Progress(
+        self.progress = JobProgress(
             done=state.step,
             total=state.total,
             loss=state.loss,
