@@ -102,7 +102,10 @@ class Attempt:
 
 
 def _attempts(job: Path) -> list[tuple[int, Path]]:
-    found = [(_NUMBERED.fullmatch(path.name), path) for path in job.glob(f"{ATTEMPT}*")]
+    try:
+        found = [(_NUMBERED.fullmatch(path.name), path) for path in job.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):  # another's, and gone
+        return []
     return [(int(match[1]), path) for match, path in found if match]
 
 
