@@ -16,6 +16,7 @@ from plinth.models.lora import LoraConfig
 from plinth.shared.errors import Unavailable
 from plinth.shared.queue import Queue
 from plinth.shared.settings import load_settings
+from plinth.shared.storage import storage_errors
 from plinth.shared.store import ArtifactStore
 from plinth.trainer import checkpoint
 from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
@@ -256,11 +257,11 @@ async def test_after_a_full_disk_it_goes_on_from_its_last_checkpoint(site, how, 
                 job = await site.ended("j")
             assert job.state == pb.JOB_STATE_FAILED
             assert "the disk is full" in job.error
-            assert "goes on from its last checkpoint" in job.error
             assert "plinth queue requeue trainer-jobs" in job.error
             kept = sorted(path.name for path in site.jobs.rglob("step-*"))[-1]
             step = int(kept.removeprefix("step-"))
             assert 0 < step < STEPS
+            assert job.error.endswith(f"goes on from its last checkpoint, step {step}")
             if again == "requeued":
                 await until_dead(queue, "j")
                 await queue.requeue("j")
@@ -275,6 +276,36 @@ async def test_after_a_full_disk_it_goes_on_from_its_last_checkpoint(site, how, 
             assert not list(site.jobs.glob("*")), "something was left behind"
     finally:
         unmounted(site)
+
+
+@pytest.mark.parametrize("again", ["requeued", "another job"])
+async def test_after_a_full_store_no_step_is_taken_again(site, again, monkeypatch):
+    """As the runbook says: the job fails when it publishes, with all its steps behind it."""
+    launcher = Here()
+    consumer, queue = site.consumer("one", launcher)
+    async with consuming(consumer):
+        with monkeypatch.context() as patch:
+
+            def full(*_, **__):
+                with storage_errors("file:///store"):
+                    raise OSError(28, "No space left on device")
+
+            patch.setattr(site.store, "publish", full)
+            await site.submit("j")
+            job = await site.ended("j")
+        assert job.state == pb.JOB_STATE_FAILED
+        assert "the store file:///store is full" in job.error
+        if again == "requeued":
+            await until_dead(queue, "j")
+            await queue.requeue("j")
+            await until(lambda: launcher.runs == 2)
+        else:
+            await site.submit("k")
+        job = await site.ended("j" if again == "requeued" else "k")
+    assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
+    assert launcher.resumed[-1].startswith(f"resumed at step {STEPS}")
+    assert job.progress.loss > 0
+    assert job.progress.tokens_per_second > 0
 
 
 async def until_dead(queue, job_id):
