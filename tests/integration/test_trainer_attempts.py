@@ -244,7 +244,7 @@ def unmounted(site):
     subprocess.run(["umount", str(site.jobs)], check=False, capture_output=True)
 
 
-@pytest.mark.parametrize("how", ["injected", "tmpfs"])
+@pytest.mark.parametrize("how", ["injected", pytest.param("tmpfs", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("again", ["requeued", "another job"])
 async def test_after_a_full_disk_it_goes_on_from_its_last_checkpoint(site, how, again, monkeypatch):
     """As the error says, by both of the ways that it names."""
@@ -321,7 +321,9 @@ async def again_undisturbed(site, launcher):
     return site.weights(job.artifact)
 
 
-@pytest.mark.parametrize("other", [{"seed": 5}, {"learning_rate": 2e-3}, {"lora": True}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 5}, pytest.param({"lora": True}, marks=pytest.mark.slow)]
+)
 async def test_a_checkpoint_of_other_inputs_is_left_alone(site, other, monkeypatch):
     launcher = Here()
     consumer, _ = site.consumer("one", launcher)
@@ -359,7 +361,7 @@ async def test_the_last_word_of_a_job_is_its_last_step(site):
     """Loss and rate as they were published, whenever progress was last told of."""
     consumer, _ = site.consumer("one", Here())
     async with consuming(consumer):
-        for number in range(4):
+        for number in range(2):
             await site.submit(f"j{number}", output=f"m{number}", seed=number)
             job = await site.ended(f"j{number}")
             metrics = site.store.get(f"m{number}").manifest["metrics"]

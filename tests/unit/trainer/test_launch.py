@@ -50,12 +50,14 @@ def test_each_worker_takes_its_resources_while_it_runs(resource, left, plain, tm
     assert said["least"]["CPU"] <= CPUS - 2 * 0.5
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "restarts"), [(1, 0), pytest.param(2, 2, marks=pytest.mark.slow)]
+)
 def test_workers_that_only_crash_are_given_up_with_their_last_words(
-    workers, plain, tmp_path, monkeypatch
+    workers, restarts, plain, tmp_path, monkeypatch
 ):
     """A crash without getting further is tried again so often, and then it is told of."""
-    monkeypatch.setattr(launch, "MAX_RESTARTS_IN_PLACE", 1)
+    monkeypatch.setattr(launch, "MAX_RESTARTS_IN_PLACE", restarts)
     config = trainings.config(plain, workers=workers, steps=4)
     folder = trainings.job(tmp_path / "a", config)
     settings = json.loads((folder / "config.json").read_text())
