@@ -111,7 +111,7 @@ def any_run():
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
-@pytest.mark.parametrize(("objective", "lora", "step"), any_run())
+@pytest.mark.parametrize(("objective", "lora", "step"), [*any_run()])
 def test_a_model_that_broke_at_any_step_is_not_published(
     objective, device, lora, step, data, made, poison, tmp_path
 ):
