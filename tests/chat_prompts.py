@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -14,6 +15,10 @@ from plinth.tokenizer import sandbox
 from plinth.tokenizer.codec import Codec, StandIns
 from plinth.tokenizer.prompts import prompts
 from plinth.tokenizer.templates import Conversation, Rendered
+from plinth.tokenizer.turn_ends import turn_ends
+from plinth.trainer.exchanges import Turn
+from plinth.trainer.rendering import Renderer as TrainersRenderer
+from plinth.v1 import tokenizer_pb2 as pb
 
 MAX_CHARS = 10**6
 Messages = Sequence[dict[str, str]]
@@ -67,3 +72,47 @@ def special_codec(folder: Path, special: Sequence[str], template: str, **config:
     config = {"chat_template": template, **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return Codec(folder)
+
+
+class TokenizerInProcess:
+    """What trainer and reward ask of the tokenizer stage, for one tokenizer's folder, in a loop of
+    a thread of its own."""
+
+    def __init__(self, folder: Path, template: str | None = None) -> None:
+        """`template`: in place of the folder's own."""
+        self.codec = Codec(folder)
+        self._render = InProcess(self.codec, template)
+        self._loop = asyncio.new_event_loop()
+        Thread(target=self._loop.run_forever, daemon=True).start()
+
+    def renderer(self) -> TrainersRenderer:
+        """The trainer's, whatever name a tokenizer is asked for by."""
+        return TrainersRenderer(self._apply, self._loop)
+
+    async def ApplyChatTemplates(
+        self, request: pb.ApplyChatTemplatesRequest, timeout: float | None = None
+    ) -> pb.ApplyChatTemplatesResponse:
+        asked = [
+            Conversation(
+                [{"role": m.role, "content": m.content} for m in one.messages],
+                one.add_generation_prompt,
+            )
+            for one in request.conversations
+        ]
+        made = await prompts(self.codec, asked, self._render)
+        return pb.ApplyChatTemplatesResponse(
+            sequences=[pb.TokenIds(ids=self.codec.encode_prompt(one)) for one in made],
+            stop_token_ids=await turn_ends(self.codec, self._render),
+        )
+
+    async def _apply(self, _: str, turns: Sequence[Turn]) -> tuple[list[list[int]], list[int]]:
+        conversations = [
+            pb.Conversation(
+                messages=[{"role": role, "content": content} for role, content in messages],
+                add_generation_prompt=open_turn,
+            )
+            for messages, open_turn in turns
+        ]
+        request = pb.ApplyChatTemplatesRequest(conversations=conversations)
+        answer = await self.ApplyChatTemplates(request)
+        return [list(one.ids) for one in answer.sequences], list(answer.stop_token_ids)

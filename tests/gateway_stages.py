@@ -100,6 +100,15 @@ class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
             count=len(ids),
         )
 
+    async def ApplyChatTemplates(self, request: Any, context: Any) -> Any:
+        texts = [
+            "".join(f"<{m.role}>{m.content}\n" for m in one.messages)
+            + "<assistant>" * one.add_generation_prompt
+            for one in request.conversations
+        ]
+        sequences = [tokenizer_pb2.TokenIds(ids=text.encode()) for text in texts]
+        return tokenizer_pb2.ApplyChatTemplatesResponse(sequences=sequences, stop_token_ids=[EOS])
+
     async def DecodeStream(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         stream = Detokenizer(BYTES, skipped=())
         async for request in request_iterator:

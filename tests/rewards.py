@@ -31,7 +31,7 @@ def reward_model(
     with torch.no_grad():
         if spoil is not None:
             model.score.weight.fill_(spoil)
-    save_reward_model(model, folder, pad_id=0)
+    save_reward_model(model, folder)
     return byte_tokenizer(folder)
 
 

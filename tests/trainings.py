@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from plinth.trainer.data.corpus import write_corpus
 from plinth.trainer.data.documents import Document
-from plinth.trainer.data.tokenize import Render, tokenize_corpus
+from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.trainer.loop.config import TrainConfig
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -82,29 +84,18 @@ def tokenizer(folder: Path, vocab_size: int = 300) -> Path:
     return folder
 
 
-def chatml(folder: Path) -> Render:
-    """What the tokenizer stage would answer for ChatML."""
-    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+def chatml(folder: Path) -> dict[str, Callable[..., Any]]:
+    """`render` and `stop_ids` of the tokenizer in `folder`, by the default template (ChatML)."""
+    from chat_prompts import TokenizerInProcess  # Jinja, which not all of training needs
+    from plinth.tokenizer.vocabulary import CHATML
 
-    def render(batch):
-        out = []
-        for messages in batch:
-            ids, mask = [], []
-            for role, content in messages:
-                head = encoder.encode(f"<|im_start|>{role}\n").ids
-                body = encoder.encode(f"{content}<|im_end|>").ids
-                tail = encoder.encode("\n").ids
-                ids += head + body + tail
-                mask += [0] * len(head) + [int(role == "assistant")] * len(body) + [0] * len(tail)
-            out.append((ids, mask))
-        return out
-
-    return render
+    renderer = TokenizerInProcess(folder, CHATML).renderer()
+    return {"render": renderer.chats(""), "stop_ids": lambda _: renderer.stop_ids("")}
 
 
-def dataset(folder: Path, documents: list[Document], **options) -> Path:
+def dataset(folder: Path, documents: list[Document], held_out: float = 0.1, **options) -> Path:
     """corpus → tokenizer → dataset in `folder`; returns the dataset."""
-    write_corpus(iter(documents), folder / "corpus", source="test", validation_fraction=0.1)
+    write_corpus(iter(documents), folder / "corpus", source="test", validation_fraction=held_out)
     tokens = tokenizer(folder / "tokenizer")
     tokenize_corpus(
         folder / "corpus",
@@ -112,7 +103,7 @@ def dataset(folder: Path, documents: list[Document], **options) -> Path:
         folder / "dataset",
         tokenizer_ref="tokens@1",
         tokenizer_digest="sha256:0",
-        render=chatml(tokens),
+        **(chatml(tokens) if documents[0].form != "text" else {}),
         **options,
     )
     return folder / "dataset"

@@ -53,7 +53,7 @@ def make_pairs(folder: Path, algorithm: str, seed: int) -> None:
         writer.close()
         splits[name] = writer.info
     write_info(data, DatasetInfo("pairs", "", "", VOCABULARY, 0, 0, dtype, splits))
-    save_reward_model(RewardModel.of(load_decoder(folder), seed), folder / "reward", pad_id=0)
+    save_reward_model(RewardModel.of(load_decoder(folder), seed), folder / "reward")
 
 
 def run_self(algorithm: str, seed: int, folder: Path) -> dict[str, Any]:

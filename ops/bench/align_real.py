@@ -33,12 +33,13 @@ def make_task(folder: Path, overrides: Row) -> None:
 
     from plinth.coordinator.steps.prompts import PromptsSpec, split
     from plinth.models.importer import import_source
+    from plinth.shared.intake import Intake
     from plinth.shared.prompt_set import write_prompts
     from plinth.trainer.loop.machine import choose_precision
 
     steps = yaml.safe_load(SPEC.read_text())["steps"]
     import_source("smollm2", folder / "model")
-    for name, prompts in split(PromptsSpec(**steps["prompts"])).items():
+    for name, prompts in split(PromptsSpec(**steps["prompts"]), Intake("prompts")).items():
         write_prompts(prompts, folder / f"{name}.jsonl")
     train = steps["aligned"]
     rows, width = train["batch_size"] * 2 * 128, 576

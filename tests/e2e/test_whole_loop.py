@@ -94,11 +94,11 @@ steps:
     model: $aligned
     name: chat
     share: 0.5
-    requests: 30
     seconds: 600
     alias: prod
     after: [exam]
     require:
+      error_share_above_at_most: 0.2
       ttft_p95_ratio_at_most: null # other work on this machine would decide it
       good_share_below_at_most: 0.0
       verdicts: 30

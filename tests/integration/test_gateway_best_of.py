@@ -17,7 +17,7 @@ import pytest_asyncio
 import torch
 import transformers
 
-from gateway_stages import Said, Shard, Stack, running_stack, until
+from gateway_stages import EOS, Said, Shard, Stack, running_stack, until
 from patience import PATIENCE_S
 from plinth.gateway.api_keys import KeyStore
 from plinth.reward.service import build as build_reward
@@ -73,13 +73,15 @@ async def judge(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Async
     await context.close()
 
 
-def truth(judge: Path, prompt: str) -> list[float]:
-    """Each answer's reward by transformers, read at its last token."""
+def truth(judge: Path, prompt: str, cut_to: int | None = None) -> list[float]:
+    """Each answer's reward by transformers, read at the token that ends its turn; of one that is
+    cut, at the last that there is."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(judge)
+    end = [EOS] if cut_to is None else []
     with torch.no_grad():
         return [
-            float(model(torch.tensor([list(text.encode())])).logits[0, 0])
-            for text in (f"{prompt}<assistant>{said.text}\n<assistant>" for said in ANSWERS)
+            float(model(torch.tensor([[*text.encode(), *end]])).logits[0, 0])
+            for text in (f"{prompt}<assistant>{said.text[:cut_to]}\n" for said in ANSWERS)
         ]
 
 
@@ -185,6 +187,20 @@ async def test_a_reward_model_ranks(client: openai.AsyncOpenAI, judge: Path) -> 
         note = choice.plinth
         assert note["score"] == pytest.approx(rewards[note["sample"]], abs=1e-5)
         assert note["parts"] == {"reward": note["score"]}
+
+
+async def test_answers_that_their_length_ended_are_scored_without_an_end(
+    client: openai.AsyncOpenAI, judge: Path
+) -> None:
+    rewards = truth(judge, "<user>3 + 4?\n", cut_to=4)
+    extra = {"best_of": 5, "select": {"by": "reward", "reward": "judge"}}
+    answer = await client.chat.completions.create(
+        model="chat", messages=ASK, n=5, seed=1, max_tokens=4, extra_body=extra
+    )
+    assert {choice.finish_reason for choice in answer.choices} == {"length"}
+    for choice in answer.choices:
+        note = choice.plinth
+        assert note["score"] == pytest.approx(rewards[note["sample"]], abs=1e-5)
 
 
 def counted(weights: list[float]) -> dict[str, float]:

@@ -64,6 +64,50 @@ async def test_an_annotator_at_the_terminal(with_tasks: PreferenceStack, tmp_pat
         assert words in await preferences(with_tasks, "import", str(path), "-c", "other")
 
 
+async def test_an_import_tells_lines_and_contradictions(
+    stack: PreferenceStack, tmp_path: Path
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+
+    def row(number: int, *, reverse: bool = False) -> bytes:
+        texts = [f"no {number}", f"yes {number}"]
+        chosen, rejected = texts if reverse else texts[::-1]
+        line = {"prompt": f"Q {number}?", "chosen": chosen, "rejected": rejected}
+        return json.dumps(line).encode()
+
+    rows = [row(number) for number in range(700)]
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join([*rows, b"{"]))
+    say = ("import", str(path), "--source", "rule")
+    code, _, err = await plinth(stack.stack, "preferences", *say)
+    assert (code, f"{path}:701: not JSON" in err, "Traceback" in err) == (1, True, False)
+    path.write_bytes(b"\n".join([*rows, b"", row(3, reverse=True)]))
+    # Nothing of the file with a wrong line went in.
+    for words in ("700 pairs imported, 0 were", "0 pairs imported, 700 were"):
+        out = await preferences(stack, *say)
+        assert words in out
+        assert "left out: 1 that contradict" in out
+        assert f"{path}:702: import said otherwise" in out
+    path.write_bytes(b"\n".join([row(5), *(row(n, reverse=True) for n in range(10, 14))]))
+    code, _, err = await plinth(stack.stack, "preferences", *say)
+    assert (code, "that leaves out 80%, more than 50%" in err) == (1, True)
+    assert "--max-left-out 0.8" in err
+    out = await preferences(stack, *say, "--max-left-out", "0.8")
+    assert "0 pairs imported, 1 were there already" in out
+    # Or the other way out: it was somebody else.
+    assert "5 pairs imported" in await preferences(stack, *say, "--annotator", "other")
+
+
+async def test_a_task_that_is_refused_is_named_by_its_line(
+    stack: PreferenceStack, tmp_path: Path
+) -> None:
+    path = tmp_path / "tasks.jsonl"
+    lines = [json.dumps({"prompt": f"{n}?", "responses": ["a", "b"]}) for n in range(50)]
+    lines[43] = json.dumps({"prompt": "x?", "responses": ["a", "a"]})
+    path.write_text("\ufeff" + "\n".join(lines))
+    code, _, err = await plinth(stack.stack, "preferences", "tasks", "--add", str(path))
+    assert (code, f"{path}:44.responses.1.text: the same text" in err) == (1, True)
+
+
 async def test_for_tools(with_tasks: PreferenceStack) -> None:
     held = json.loads(await preferences(with_tasks, "next", "--annotator", "bob"))
     best, other = (one["response_id"] for one in held["responses"])

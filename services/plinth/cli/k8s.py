@@ -114,12 +114,17 @@ def rollout(
     model: Annotated[str, typer.Argument(help="The candidate: chat@8, or chat:next")],
     alias: Annotated[str, typer.Option(help="The alias that moves to it")] = "prod",
     share: Annotated[float, typer.Option(help="Of the requests, up to 0.5")] = 0.1,
-    requests: Annotated[int, typer.Option(min=1, help="Of the candidate, to decide by")] = 100,
-    seconds: Annotated[float, typer.Option(min=1, help="Decided by then at the latest")] = 3600,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Of the candidate, at most; without, any number")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="What is undecided by then is not promoted")
+    ] = 3600,
     shards: Annotated[int, typer.Option(min=1, help="Of the candidate")] = 1,
     sticky: Annotated[bool, typer.Option(help="A user stays with one revision")] = False,
     errors_above: Annotated[
-        float | None, typer.Option(help="Share of failed requests above the stable one's, at most")
+        float | None,
+        typer.Option(help="Share of failed requests above the stable one's, less than"),
     ] = None,
     ttft_ratio: Annotated[
         float | None, typer.Option(help="95 % time to first token, times the stable one's, at most")

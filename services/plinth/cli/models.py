@@ -1,4 +1,5 @@
-"""`plinth models`: import, serve, list, show, move aliases. Works on the store; needs no stack."""
+"""`plinth models`: import, export, serve, list, show, move aliases. Works on the store; needs no
+stack."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from plinth.shared.errors import InvalidArgument, PlinthError
@@ -20,10 +22,16 @@ if TYPE_CHECKING:
     from plinth.shared.settings import Settings
     from plinth.shared.store import ArtifactRecord, ArtifactStore
 
-app = typer.Typer(no_args_is_help=True, help="Models: import, serve, list, show, alias.")
+app = typer.Typer(no_args_is_help=True, help="Models: import, export, serve, list, show, alias.")
 
 Data = Annotated[
     Path | None, typer.Option("--data", help="The stack's data directory (default: ./.plinth).")
+]
+_ANY_WIDTH = 10_000  # columns
+_KINDS = ("model", "reward", "adapter")
+
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="keep, fp32, bf16 or fp16: what weights are stored in.")
 ]
 Reference = Annotated[str, typer.Argument(help="chat, chat@3 or chat:prod")]
 
@@ -59,6 +67,14 @@ def import_command(
         str | None,
         typer.Option("--base", help="For a PEFT adapter's folder: the model it is merged into."),
     ] = None,
+    dtype: Dtype = "keep",
+    allow_other_base: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-base",
+            help="Merge an adapter although it says that it was trained on another model.",
+        ),
+    ] = False,
     data: Data = None,
 ) -> None:
     """Make a model artifact from SOURCE. A hub's token is taken from HF_TOKEN."""
@@ -67,12 +83,22 @@ def import_command(
     console = Console()
     with _opened(data) as (settings, store):
         work = settings.data_dir / "work"
-        _check_base(source, base, adapter=is_adapter(Path(source)))
+        _check_base(source, base, allow_other_base, adapter=is_adapter(Path(source)))
         with console.status(f"importing {escape(source)}"):
             record = (
-                import_adapter(store, Path(source), name, base=base, workspace=work)
+                import_adapter(
+                    store,
+                    Path(source),
+                    name,
+                    base=base,
+                    workspace=work,
+                    dtype=dtype,
+                    allow_other_base=allow_other_base,
+                )
                 if base
-                else import_model(store, source, name, workspace=work, revision=revision)
+                else import_model(
+                    store, source, name, workspace=work, revision=revision, dtype=dtype
+                )
             )
         extra = record.manifest["extra"]
         console.print(f"[bold]{record.ref}[/]  {extra.get('weights_digest', record.digest)}")
@@ -82,7 +108,7 @@ def import_command(
             console.print(f"[yellow]warning:[/] {escape(str(warning))}", highlight=False)
 
 
-def _check_base(source: str, base: str | None, *, adapter: bool) -> None:
+def _check_base(source: str, base: str | None, allow_other_base: bool, *, adapter: bool) -> None:
     if adapter and not base:
         raise InvalidArgument(
             f"{source} is a PEFT adapter; say with --base which model it belongs to, such as "
@@ -94,6 +120,64 @@ def _check_base(source: str, base: str | None, *, adapter: bool) -> None:
             f"{source} is no PEFT adapter (it has no adapter_config.json), so it takes no --base",
             field="base",
         )
+    if allow_other_base and not adapter:
+        raise InvalidArgument(
+            f"{source} is no PEFT adapter, so --allow-other-base has nothing to allow",
+            field="allow_other_base",
+        )
+
+
+@app.command("export")
+def export_command(
+    ref: Reference,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    dtype: Dtype = "keep",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of an adapter: merge it into its base, one model.")
+    ] = False,
+    with_base: Annotated[
+        bool,
+        typer.Option("--with-base", help="Of an adapter: its base too, into DIR/base."),
+    ] = False,
+    base_name: Annotated[
+        str,
+        typer.Option(
+            "--base-name",
+            metavar="PATH_OR_HUB_NAME",
+            help="Of an adapter: where PEFT finds its base, if it lies somewhere already.",
+        ),
+    ] = "",
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", help="Of a weight file; larger models have several.")
+    ] = "5GB",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the model's folder that DIR is.")
+    ] = False,
+    data: Data = None,
+) -> None:
+    """Make DIR a folder that transformers, PEFT and llama.cpp's converter open."""
+    from plinth.models.dtypes import parse_dtype
+    from plinth.models.export import ExportOptions, export_artifact
+    from plinth.models.whole_folder import human
+
+    console = Console()
+    with _opened(data) as (settings, store), console.status(f"exporting {escape(ref)}"):
+        options = ExportOptions(
+            dtype=parse_dtype(dtype),
+            max_shard_size=max_shard_size,
+            merge=merge,
+            with_base=with_base,
+            base_name=base_name,
+            force=force,
+        )
+        done = export_artifact(store, ref, folder, options, workspace=settings.data_dir / "work")
+    where = escape(str(done.folder))
+    console.print(f"[bold]{done.ref}[/] → {where}", highlight=False, soft_wrap=True)
+    console.print(f"{done.kind}, {done.dtype}, {human(done.size)}", highlight=False)
+    if done.base:
+        console.print(f"its base: {escape(done.base)}", highlight=False, soft_wrap=True)
+    for warning in done.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
 
 
 @app.command("serve")
@@ -131,24 +215,36 @@ def serve_command(
 
 @app.command("list")
 def list_command(data: Data = None) -> None:
-    """All versions of all models, with their aliases."""
-    table = Table("model", "aliases", "parameters from", "licence", "made")
+    """All versions of all models, reward models and adapters, with their bases and aliases."""
+    table = Table("model", "kind", "base", "aliases", "from", "licence", "made")
+    for column in table.columns[:3]:
+        column.overflow = "fold"  # a reference that was cut would name nothing
     with _opened(data) as (_, store):
-        for record in store.list("model"):
+        records = store.list()
+        kinds = {record.ref: record.kind for record in records}
+        for record in records:
+            if record.kind not in _KINDS:
+                continue
             made = datetime.fromtimestamp(record.created_unix_ms / 1000, UTC)
             table.add_row(
                 record.ref,
+                record.kind,
+                next((ref for ref in record.parents if kinds.get(ref) == "model"), ""),
                 ", ".join(_aliases(store, record)),
                 escape(str(record.manifest["extra"].get("source") or ", ".join(record.parents))),
                 escape(record.manifest["license"] or ""),
                 made.strftime("%Y-%m-%d %H:%M"),
             )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # for a program: one line per version, whatever its width
+        wide = console.options.update(width=_ANY_WIDTH)
+        console = Console(width=Measurement.get(console, wide, table).maximum)
+    console.print(table)
 
 
 @app.command("show")
 def show_command(ref: Reference, data: Data = None) -> None:
-    """One model's manifest as JSON: configuration, parents, digests, licence."""
+    """One version's manifest as JSON: configuration, parents, digests, licence."""
     with _opened(data) as (_, store):
         record = store.get(ref)
         shown = {

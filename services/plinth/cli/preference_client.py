@@ -3,16 +3,19 @@ and a key. Every call raises the PlinthError that the platform raised."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import codecs
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.rpc.gateway_channel import GatewayAddress, GatewayConnection
 from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
 
 _CALL_S = 60.0
+_ADD_TASKS = 20
 _IMPORT_LINES = 500
 _IMPORT_BYTES = 2 << 20
 
@@ -25,13 +28,21 @@ class PreferenceClient(GatewayConnection):
         self._stub: Any = rpc.PreferenceServiceStub(self.channel)
         self._collection = collection
 
-    def add(self, tasks: list[pb.TaskSpec]) -> int:
-        """How many; those that are there already count too."""
-        for begin in range(0, len(tasks), 20):
+    def add(self, tasks: Sequence[tuple[str, pb.TaskSpec]]) -> int:
+        """How many of the (place, task); those that are there already count too. What is wrong with
+        one is told with its place."""
+        for begin in range(0, len(tasks), _ADD_TASKS):
+            part = tasks[begin : begin + _ADD_TASKS]
             ask = pb.CreateTasksRequest(
-                collection=self._collection, tasks=tasks[begin : begin + 20]
+                collection=self._collection, tasks=[spec for _, spec in part]
             )
-            self._call(self._stub.CreateTasks, ask)
+            try:
+                self._call(self._stub.CreateTasks, ask)
+            except InvalidArgument as error:
+                if (found := re.match(r"tasks\.(\d+)", error.field)) is None:
+                    raise
+                message = error.message.replace(found[0], part[int(found[1])][0], 1)
+                raise InvalidArgument(message, reason=error.reason, field=error.field) from error
         return len(tasks)
 
     def newest(self, limit: int) -> pb.ListPreferenceTasksResponse:
@@ -88,35 +99,57 @@ class PreferenceClient(GatewayConnection):
         for chunk in self.watch_stream(self._stub.ExportPairs, ask):
             yield chunk.jsonl
 
-    def import_file(self, path: Path, source: int, annotator: str) -> tuple[int, int]:
-        """(lines that are new, lines that were there already)."""
-        imported = known = 0
-        for part in _parts(path):
+    def import_file(
+        self, path: Path, source: int, annotator: str, *, check_only: bool
+    ) -> pb.ImportPairsResponse:
+        """What became of all its lines, or with `check_only` what would. InvalidArgument names the
+        file and the line that is wrong."""
+        total = pb.ImportPairsResponse()
+        for first, part in _parts(path):
             ask = pb.ImportPairsRequest(
-                collection=self._collection, jsonl=part, annotator=annotator
+                collection=self._collection,
+                jsonl=part,
+                annotator=annotator,
+                source=pb.JudgementSource.ValueType(source),
+                first_line=first,
+                check_only=check_only,
             )
-            ask.source = pb.JudgementSource.ValueType(source)
-            answer = self._call(self._stub.ImportPairs, ask)
-            imported, known = imported + answer.imported, known + answer.known
-        return imported, known
+            try:
+                answer = self._call(self._stub.ImportPairs, ask)
+            except PlinthError as error:
+                if not error.message.startswith("line "):
+                    raise
+                where = f"{path}:{error.message.removeprefix('line ')}"
+                raise type(error)(where, reason=error.reason, field=error.field) from error
+            total.imported += answer.imported
+            total.known += answer.known
+            total.contradictions.extend(answer.contradictions)
+        return total
 
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
         return self.call(method, request, _CALL_S)
 
 
-def _parts(path: Path) -> Iterator[bytes]:
-    """The file's lines in groups that one call takes."""
+def _parts(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The file's lines in groups that one call takes, each with the number of its first. Empty
+    lines stay, for the count."""
     group: list[bytes] = []
-    size = 0
+    size = filled = 0
+    first = 1
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, raw in enumerate(lines, 1):
+            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
             if len(line) > _IMPORT_BYTES:
                 raise InvalidArgument(f"{path}:{number}: longer than {_IMPORT_BYTES:,} bytes")
-            if group and (len(group) >= _IMPORT_LINES or size + len(line) > _IMPORT_BYTES):
-                yield b"".join(group)
-                group, size = [], 0
+            if filled and (filled >= _IMPORT_LINES or size + len(line) > _IMPORT_BYTES):
+                yield first, b"".join(group)
+                group, size, filled = [], 0, 0
+            first = first if group else number
             if line.strip():
-                group.append(line)
-                size += len(line)
-    if group:
-        yield b"".join(group)
+                filled += 1
+            elif not filled:
+                continue  # before the first line of a group: nothing to count
+            group.append(line if line.strip() else b"\n")
+            size += len(group[-1])
+    if filled:
+        yield first, b"".join(group)

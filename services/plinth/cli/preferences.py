@@ -14,10 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.intake import REFUSE_ABOVE, Intake, check_intake
 
 if TYPE_CHECKING:
     from plinth.cli.preference_client import PreferenceClient
     from plinth.v1 import preferences_pb2 as pb
+
+SHOWN_CONTRADICTIONS = 20
 
 app = typer.Typer(
     help="Preferences: tasks, judgements, what they say, pairs out and in.",
@@ -169,16 +172,22 @@ def export(
 
 @app.command("import")
 def import_pairs(
-    file: Annotated[Path, typer.Argument(help="JSON lines in TRL's or HH's shape", exists=True)],
+    file: Annotated[
+        Path, typer.Argument(help="JSON lines of pairs; docs/data.md has the shapes", exists=True)
+    ],
     source: Annotated[
         str, typer.Option(help="human, rule or model; default: as each line says")
     ] = "",
     annotator: Annotated[str, typer.Option(help="Who judged.")] = "",
+    max_left_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of contradictions to accept.")
+    ] = REFUSE_ABOVE,
     collection: Collection = "default",
     data: Data = None,
     url: Address = None,
 ) -> None:
-    """Take in pairs that were judged elsewhere. May be done again."""
+    """Take in pairs that were judged elsewhere. Every line is looked at before any goes in. May be
+    done again, whole or after it was cut off: what is there already stays as it is."""
     from plinth.v1 import preferences_pb2 as pb
 
     names = {word: f"JUDGEMENT_SOURCE_{word.upper()}" for word in ("human", "rule", "model")}
@@ -186,8 +195,23 @@ def import_pairs(
         raise InvalidArgument(f"--source {source!r} is none of {', '.join(names)}")
     value = pb.JudgementSource.Value(names[source]) if source else 0
     with _connect(data, url, collection) as client:
-        imported, known = client.import_file(file, value, annotator)
-    typer.echo(f"{imported} pairs imported, {known} were there already")
+        planned = client.import_file(file, value, annotator, check_only=True)
+        remedy = "Say by --annotator who judged these, if it is somebody else"
+        setting = "--max-left-out {}"
+        check_intake([_intake(planned)], max_left_out, remedy, setting=setting)
+        done = client.import_file(file, value, annotator, check_only=False)
+    typer.echo(f"{done.imported} pairs imported, {done.known} were there already")
+    if done.contradictions:
+        typer.echo(_intake(done).line())
+    for one in done.contradictions[:SHOWN_CONTRADICTIONS]:
+        typer.echo(f"{file}:{one.line}: {one.annotator} said otherwise of task {one.task_id}")
+
+
+def _intake(answer: pb.ImportPairsResponse) -> Intake:
+    intake = Intake("pairs", answer.imported + answer.known)
+    if count := len(answer.contradictions):
+        intake.leave_out("that contradict what their judge said before, which stays", count)
+    return intake
 
 
 def _connect(data: Path | None, url: str | None, collection: str) -> PreferenceClient:
@@ -199,13 +223,19 @@ def _connect(data: Path | None, url: str | None, collection: str) -> PreferenceC
     return PreferenceClient(gateway_address(settings, url), api_key(settings), collection)
 
 
-def read_tasks(path: Path) -> list[pb.TaskSpec]:
-    """Tasks of a file. InvalidArgument names the line that is none."""
+def read_tasks(path: Path) -> list[tuple[str, pb.TaskSpec]]:
+    """(place, task) of each line of a file. InvalidArgument names the line that is none."""
     from plinth.v1 import common_pb2
     from plinth.v1 import preferences_pb2 as pb
 
     found = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"{path}: not UTF-8 ({error}); convert it (iconv -t utf-8)"
+        ) from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -215,15 +245,14 @@ def read_tasks(path: Path) -> list[pb.TaskSpec]:
             responses = [
                 {"text": one} if isinstance(one, str) else one for one in value["responses"]
             ]
-            found.append(
-                pb.TaskSpec(
-                    task_id=value.get("task_id", ""),
-                    prompt=[common_pb2.ChatMessage(**turn) for turn in turns],
-                    responses=[pb.PreferenceResponse(**one) for one in responses],
-                    wanted=value.get("wanted"),
-                    gold=[pb.Tier(response_ids=tier) for tier in value.get("gold", ())],
-                )
+            spec = pb.TaskSpec(
+                task_id=value.get("task_id", ""),
+                prompt=[common_pb2.ChatMessage(**turn) for turn in turns],
+                responses=[pb.PreferenceResponse(**one) for one in responses],
+                wanted=value.get("wanted"),
+                gold=[pb.Tier(response_ids=tier) for tier in value.get("gold", ())],
             )
+            found.append((f"{path}:{number}", spec))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidArgument(
                 f'{path}:{number}: no task ({error}); a line is {{"prompt": …, "responses": '

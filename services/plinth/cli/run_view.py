@@ -17,6 +17,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from plinth.cli.chat import printable
+from plinth.shared.differences import beside
+from plinth.shared.intake import intakes_of
 from plinth.v1 import common_pb2
 from plinth.v1 import coordinator_pb2 as pb
 
@@ -143,13 +145,12 @@ def about(step: pb.Step) -> str:
     elif "reward" in figures and "answers" in figures:
         parts.append(f"{figures['answers']:,} answers, mean reward {figures['reward']:.3f}")
     elif "winner" in figures:
-        best = figures["models"][figures["winner"]]
-        won = f"{best['win_rate']:.0%} of answers against the first"
-        parts.append(f"best of {len(figures['models'])}, wins {won}")
+        parts.append(figures.get("why", ""))
     elif "alias" in figures:
         parts.append(f"is {figures['alias']}")
     elif "name" in figures:
         parts.append(f"served as {figures['name']}")
+    parts += [intake.line() for intake in intakes_of(figures)]
     if step.state == pb.STEP_STATE_REUSED:
         parts.append("(as before)")
     return "  ".join(parts)
@@ -162,7 +163,7 @@ def metrics(step: pb.Step) -> dict[str, Any]:
 
 def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> RenderableType:
     """What came of a run that succeeded: figures, answers, lineage of the served model."""
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [*left_out(run)]
     exams = [metrics(step) for step in run.steps if step.kind == "evaluate"]
     if exams:
         parts.append(_figures(run, exams))
@@ -181,13 +182,22 @@ def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> Rend
     return Group(*parts)
 
 
+def left_out(run: pb.Run) -> Iterator[RenderableType]:
+    """A warning for each step that left out more than a tenth of what it was given."""
+    for step in run.steps:
+        for intake in intakes_of(metrics(step)):
+            if intake.warns:
+                told = f"{step.name} took {intake.line()} ({intake.share:.0%} left out)"
+                yield Text.assemble(("warning  ", "bold yellow"), told)
+
+
 def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:
     best = max(exams, key=lambda exam: float(exam["below_ngram"]))
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_row(
         "held out",
         f"{best['bits_per_byte']:.3f} bits per byte; byte-level 5-gram on the same text "
-        f"{best['ngram_bits_per_byte']:.3f} ({best['below_ngram']:.1%} below)",
+        f"{best['ngram_bits_per_byte']:.3f} ({beside(best['below_ngram'])} it)",
     )
     for step in run.steps:
         figures = metrics(step)
@@ -210,14 +220,15 @@ def _contest(figures: dict[str, Any]) -> RenderableType:
     for title in ("model", "reward", "wins against the first", "95 % interval", ""):
         table.add_column(title, justify="left" if title in {"model", ""} else "right")
     for name, model in figures["models"].items():
+        first = name == "baseline"  # which is not compared with itself
         table.add_row(
             str(model["model"]),
             f"{model['reward']:+.3f}",
-            f"{model['win_rate']:.1%}",
-            f"{model['win_rate_low']:.1%} to {model['win_rate_high']:.1%}",
+            "" if first else f"{model['win_rate']:.1%}",
+            "" if first else f"{model['win_rate_low']:.1%} to {model['win_rate_high']:.1%}",
             "goes on" if name == figures["winner"] else "",
         )
-    return table
+    return Group(table, Text(figures.get("why", "")))
 
 
 def _trial(figures: dict[str, Any]) -> RenderableType:

@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.coordinator.answers import Judged
+from plinth.shared.differences import beside
 from plinth.shared.errors import FailedPrecondition
 
 _SHOWN, _SHOWN_CHARS = 20, 500  # answers that broke a rule, in a report
 
 
-class Require(BaseModel):
+class EvaluateRequire(BaseModel):
     """Conditions that the candidate must meet; those not given are not asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +50,7 @@ def tally(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def check(require: Require, metrics: Mapping[str, Any]) -> None:
+def check(require: EvaluateRequire, metrics: Mapping[str, Any]) -> None:
     """FailedPrecondition that says by how much the candidate falls short, and what to do. Of
     several gates that fail, all are told."""
     failed = [
@@ -68,15 +69,15 @@ def check(require: Require, metrics: Mapping[str, Any]) -> None:
         )
 
 
-def _bits(require: Require, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _bits(require: EvaluateRequire, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     bits, ngram = metrics["bits_per_byte"], metrics["ngram_bits_per_byte"]
     failed = []
     margin = require.bits_per_byte_below_ngram
     if margin is not None and metrics["below_ngram"] < margin:
         why = (
-            f"{bits:.3f} bits per byte held out is {metrics['below_ngram']:+.1%} below the "
-            f"5-gram's {ngram:.3f}, {margin:.1%} is required: train longer, on more text, or "
-            "lower require.bits_per_byte_below_ngram"
+            f"{bits:.3f} bits per byte held out is {beside(metrics['below_ngram'])} the 5-gram's "
+            f"{ngram:.3f}, {beside(margin)} it is required: train longer, on more text, or lower "
+            "require.bits_per_byte_below_ngram"
         )
         failed.append(("bits_per_byte_below_ngram", why))
     ceiling = require.bits_per_byte_at_most

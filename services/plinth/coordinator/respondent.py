@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from plinth.coordinator.scoring import context_length, read_config
+from plinth.coordinator.scoring import context_length, end_ids, read_config
 from plinth.shared.errors import DataLoss, FailedPrecondition
 from plinth.shared.prompt_set import Prompt
 from plinth.shared.rewards import RewardTasks
@@ -67,6 +67,8 @@ class Respondent:
         folder = await asyncio.to_thread(self._tools.store.fetch, self._model)
         context = context_length(await asyncio.to_thread(read_config, folder))
         rendered, stops = await self._rendered(prompts)
+        # As it ends when it is served: by its template, and by what its files say.
+        stops = list(dict.fromkeys([*stops, *await asyncio.to_thread(end_ids, folder)]))
         for prompt, ids in zip(prompts, rendered, strict=True):
             if len(ids) + max_tokens > context:
                 raise FailedPrecondition(
@@ -136,14 +138,8 @@ class Respondent:
             )
             for prompt in prompts
         ]
-        first = await tokenizer.ApplyChatTemplate(
-            tokenizer_pb2.ApplyChatTemplateRequest(
-                model=self._model.ref,
-                messages=conversations[0].messages,
-                add_generation_prompt=True,
-            )
-        )
         ids: list[list[int]] = []
+        stops: list[int] = []
         for low in range(0, len(conversations), _CALL):
             answer = await tokenizer.ApplyChatTemplates(
                 tokenizer_pb2.ApplyChatTemplatesRequest(
@@ -151,7 +147,8 @@ class Respondent:
                 )
             )
             ids += [list(sequence.ids) for sequence in answer.sequences]
-        return ids, list(first.stop_token_ids)
+            stops = list(answer.stop_token_ids)
+        return ids, stops
 
     async def _texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         tokenizer = await self._tools.clients.tokenizer()
@@ -181,6 +178,7 @@ def _item(answer: Sampled) -> reward_pb2.RewardItem:
             messages=[common_pb2.ChatMessage(role="user", content=answer.prompt.text)]
         ),
         response_text=answer.text,
+        response_cut_off=not answer.ended,
         checks_json=answer.prompt.checks_json,
     )
 

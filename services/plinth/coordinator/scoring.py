@@ -43,19 +43,34 @@ class Answer:
 
 def start_id(model: Path, config: dict[str, object]) -> int:
     """The id that stands before a document: the separator that training put there, which is
-    <|endoftext|> where the tokenizer has it, else the end of a sequence. Blocks."""
-    for token in _read_json(model / "tokenizer.json").get("added_tokens") or []:
-        if token["content"] == _SEPARATOR:
-            return int(token["id"])
+    <|endoftext|> where the tokenizer has it, else its end-of-sequence; else the model's. Blocks."""
+    added = _read_json(model / "tokenizer.json").get("added_tokens") or []
+    ids = {str(token["content"]): int(token["id"]) for token in added}
+    named = _optional_json(model / "tokenizer_config.json").get("eos_token")
+    eos = named.get("content") if isinstance(named, dict) else named
+    for token in (_SEPARATOR, eos):
+        if token in ids:
+            return ids[token]
     for key in ("eos_token_id", "bos_token_id"):
-        value = config.get(key)
-        if isinstance(value, list) and value:
-            value = value[0]
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
+        if found := _ids(config.get(key)):
+            return found[0]
     raise FailedPrecondition(
-        f"the model's tokenizer has no {_SEPARATOR}, and its config.json no eos_token_id"
+        f"the model's tokenizer has no {_SEPARATOR} and no eos_token, and its config.json no "
+        "eos_token_id"
     )
+
+
+def end_ids(model: Path) -> list[int]:
+    """Ids that end an answer by what the model's own files say; its template's are the tokenizer
+    stage's to tell. Blocks."""
+    files = (_optional_json(model / name) for name in ("generation_config.json", "config.json"))
+    return list(dict.fromkeys(id_ for file in files for id_ in _ids(file.get("eos_token_id"))))
+
+
+def _ids(value: object) -> list[int]:
+    """Of a special id as a configuration has it: one, several or none."""
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, int) and not isinstance(one, bool)]
 
 
 def context_length(config: dict[str, object]) -> int:
@@ -70,6 +85,10 @@ def context_length(config: dict[str, object]) -> int:
 def read_config(model: Path) -> dict[str, Any]:
     """config.json of a model artifact's folder. Blocks."""
     return _read_json(model / "config.json")
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return _read_json(path) if path.is_file() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,71 +1,71 @@
-"""Is a canary as good as the revision that it would replace? A pure decision on two tallies.
+"""Is a canary as good as the revision that it would replace? A pure decision on two tallies and the
+evidence so far.
 
-What is clear early ends early: a canary whose errors or verdicts are worse with 95 % certainty gets
-no more traffic. Everything else is decided once enough was seen, or when the time is up.
+Every look may decide, and looks may be as many as one likes: the evidence is a product of
+e-values (`algos/sequential.py`: Turner, Ly, Grünwald 2024), which exceeds 1/level with probability
+`level` at most, over all looks together, where what it speaks against is true. Both revisions'
+shares of failures are unknown to it. So
+
+- a canary goes as soon as any gate is shown to be broken: a level of 5 %, shared by the gates;
+- it takes over as soon as every gate is shown to be kept to: 5 % for each, since all must be;
+- at the end of its requests or its time it is undecided, and not promoted.
 """
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from plinth.algos.intervals import wilson
-from plinth.shared.canary import CanaryState, Tally
-
-MIN_SEEN = 20  # requests of the canary without which there is nothing to decide by
-_EARLY = 5  # requests or verdicts before which nothing is clear
-_TAIL = 0.95
-
-
-class CanaryRequire(BaseModel):
-    """What the canary must keep to, against the stable revision; None: not asked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    # 0.01: at most one point above the stable revision's share of failed requests.
-    error_share_above_at_most: float | None = Field(default=0.01, ge=0, le=1)
-    # 1.5: 95 % of the canary's first tokens come within 1.5 times the stable revision's time.
-    ttft_p95_ratio_at_most: float | None = Field(default=2.0, gt=0, le=1000)
-    # 0: at least the stable revision's share of good verdicts (ReportOutcome).
-    good_share_below_at_most: float | None = Field(default=None, ge=0, le=1)
-    # Verdicts on either revision that this takes.
-    verdicts: int = Field(default=30, ge=1, le=1_000_000)
+from plinth.coordinator.canary_gates import LEVEL, TAIL, CanaryRequire, Gate, Shown, gates_of
+from plinth.shared.canary import CanaryState
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """decision: "wait", "promote" or "reject". why: for people."""
+class Decision:
+    """action: "wait", "promote", "reject" or "undecided". why: for people. evidence: to be kept
+    for the next look (`CanaryState.evidence`)."""
 
-    decision: str
+    action: str
     why: str
+    evidence: str = ""
 
 
-def judge(state: CanaryState, require: CanaryRequire, *, requests: int, seconds: float) -> Verdict:
-    """Decides at `requests` requests of the canary, and at the latest after `seconds`."""
+def judge(
+    state: CanaryState, require: CanaryRequire, *, requests: int | None, seconds: float
+) -> Decision:
+    """One look. It is undecided after `requests` requests of the canary (None: any number), or
+    after `seconds`."""
     stable, canary = state.tallies["stable"], state.tallies["canary"]
-    if why := _clearly_worse(stable, canary, require):
-        return Verdict("reject", why)
-    votes = min(_votes(stable), _votes(canary))
+    last = state.age_s >= seconds or (requests is not None and canary.requests >= requests)
+    ratio = (state.asked - state.given) / state.given if state.given else 0.0
+    before = evidence_of(state)
+    shown = {
+        gate: gate.look(before.get(gate.NAME, Shown()), stable, canary, ratio, last)
+        for gate in gates_of(require)
+    }
+    kept = json.dumps({gate.NAME: one.raw() for gate, one in shown.items()})
+    broken = -math.log(LEVEL / len(shown))
+    for gate, one in shown.items():
+        if one.evidence.log_worse() >= broken:
+            return Decision("reject", f"{gate.line(stable, canary)}: that is broken", kept)
+    open_ = [gate for gate, one in shown.items() if not _is_shown(gate, one)]
     wanted = require.verdicts if require.good_share_below_at_most is not None else 0
-    over = state.age_s >= seconds
-    if not over and (canary.requests < requests or votes < wanted):
-        more = f", {votes:,} of {wanted:,} verdicts" if wanted else ""
-        return Verdict("wait", f"{canary.requests:,} of {requests:,} requests{more}")
-    if canary.requests < min(requests, MIN_SEEN):
-        return Verdict(
-            "reject",
-            f"the canary had {canary.requests:,} requests in {seconds:.0f} s, too few to tell",
-        )
-    if votes < wanted:
-        return Verdict(
-            "reject",
-            f"{_votes(canary):,} verdicts on the canary and {_votes(stable):,} on the stable "
-            f"revision came in {seconds:.0f} s; {wanted:,} of each are required",
-        )
-    why = _errors(stable, canary, require) or _slowness(stable, canary, require)
-    why = why or _verdicts(stable, canary, require)
-    return Verdict("reject", why) if why else Verdict("promote", summary(state))
+    votes = min(tally.good + tally.bad for tally in (stable, canary))
+    if not open_ and votes >= wanted:
+        return Decision("promote", summary(state), kept)
+    more = [_more(gate, state) for gate in open_]
+    more += [f"{votes:,} of {wanted:,} verdicts on each"] if votes < wanted else []
+    if not last:
+        return Decision("wait", more[0], kept)
+    return Decision("undecided", f"undecided after {_spent(state)}: {'; '.join(more)}", kept)
+
+
+def evidence_of(state: CanaryState) -> Mapping[str, Shown]:
+    """What was kept of the looks before, by gate."""
+    raw = json.loads(state.evidence) if state.evidence else {}
+    return {name: Shown.read(one) for name, one in raw.items()}
 
 
 def summary(state: CanaryState) -> str:
@@ -75,19 +75,29 @@ def summary(state: CanaryState) -> str:
     return f"{canary.requests:,} requests ({share:.1%} of all), {canary.errors:,} errors"
 
 
-def figures(state: CanaryState) -> dict[str, object]:
-    """What a report says of both revisions, JSON-ready."""
+def figures(state: CanaryState, require: CanaryRequire) -> dict[str, object]:
+    """What a report says of both revisions, JSON-ready. evidence: by gate, logarithms of the
+    products of e-values; 3.0 is one of 20, which is a level of 5 %."""
+    shown = evidence_of(state)
     return {
         "asked": state.asked,
         "given": state.given,
         "seconds": state.age_s,
+        "evidence": {
+            gate.NAME: {
+                "log_not_worse": shown[gate.NAME].evidence.log_not_worse(gate.margin),
+                "log_worse": shown[gate.NAME].evidence.log_worse(),
+            }
+            for gate in gates_of(require)
+            if gate.NAME in shown
+        },
         **{
             role: {
                 "requests": tally.requests,
                 "errors": tally.errors,
                 "cancelled": tally.cancelled,
                 "tokens": tally.tokens,
-                "ttft_p95_s": tally.ttft_quantile_s(_TAIL),
+                "ttft_p95_s": tally.ttft_quantile_s(TAIL),
                 "good": tally.good,
                 "bad": tally.bad,
             }
@@ -96,71 +106,16 @@ def figures(state: CanaryState) -> dict[str, object]:
     }
 
 
-def _clearly_worse(stable: Tally, canary: Tally, require: CanaryRequire) -> str:
-    bar = require.error_share_above_at_most
-    if bar is not None and canary.requests >= _EARLY:
-        low, _ = wilson(canary.errors, canary.requests)
-        if low > _share(stable.errors, stable.requests) + bar:
-            return _error_line(stable, canary, bar)
-    bar, votes = require.good_share_below_at_most, _votes(canary)
-    if bar is not None and votes >= _EARLY and _votes(stable) >= _EARLY:
-        _, high = wilson(canary.good, votes)
-        low, _ = wilson(stable.good, _votes(stable))
-        if high < low - bar:
-            return _verdict_line(stable, canary, bar)
-    return ""
+def _is_shown(gate: Gate, shown: Shown) -> bool:
+    return shown.evidence.log_not_worse(gate.margin) >= -math.log(LEVEL)
 
 
-def _errors(stable: Tally, canary: Tally, require: CanaryRequire) -> str:
-    bar = require.error_share_above_at_most
-    if bar is None:
-        return ""
-    above = _share(canary.errors, canary.requests) - _share(stable.errors, stable.requests)
-    return _error_line(stable, canary, bar) if above > bar else ""
+def _more(gate: Gate, state: CanaryState) -> str:
+    """How many outcomes would make clear what is not yet, and what came so far."""
+    stable, canary = state.tallies["stable"], state.tallies["canary"]
+    share = state.given / state.asked if state.given else 0.5
+    return f"{gate.outlook(share, stable, canary)}; {gate.line(stable, canary)}"
 
 
-def _slowness(stable: Tally, canary: Tally, require: CanaryRequire) -> str:
-    bar = require.ttft_p95_ratio_at_most
-    ours, theirs = canary.ttft_quantile_s(_TAIL), stable.ttft_quantile_s(_TAIL)
-    if bar is None or theirs is None:
-        return ""
-    if ours is None:
-        return "no request of the canary came to a first token"
-    if ours <= bar * theirs:
-        return ""
-    return (
-        f"95 % of the canary's first tokens came within {ours:.3f} s, of the stable revision's "
-        f"within {theirs:.3f} s: a ratio of {ours / theirs:.2f}, at most {bar:g} is required"
-    )
-
-
-def _verdicts(stable: Tally, canary: Tally, require: CanaryRequire) -> str:
-    bar = require.good_share_below_at_most
-    if bar is None:
-        return ""
-    below = _share(stable.good, _votes(stable)) - _share(canary.good, _votes(canary))
-    return _verdict_line(stable, canary, bar) if below > bar else ""
-
-
-def _error_line(stable: Tally, canary: Tally, bar: float) -> str:
-    return (
-        f"{canary.errors:,} of {canary.requests:,} requests of the canary failed, "
-        f"{stable.errors:,} of {stable.requests:,} of the stable revision's; at most {bar:.1%} "
-        "more is allowed"
-    )
-
-
-def _verdict_line(stable: Tally, canary: Tally, bar: float) -> str:
-    return (
-        f"{canary.good:,} of {_votes(canary):,} verdicts on the canary were good, "
-        f"{stable.good:,} of {_votes(stable):,} on the stable revision; at most {bar:.1%} less "
-        "is allowed"
-    )
-
-
-def _votes(tally: Tally) -> int:
-    return tally.good + tally.bad
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _spent(state: CanaryState) -> str:
+    return f"{state.tallies['canary'].requests:,} requests of the canary in {state.age_s:,.0f} s"

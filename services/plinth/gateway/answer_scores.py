@@ -94,7 +94,7 @@ class Rewards:
         """One for each answer of one prompt. FailedPrecondition: none can be scored."""
         request = reward_pb2.ScoreRewardsRequest(
             sources=select.sources(),
-            items=[_item(prompt, prepared, select, text_of(events)) for events in answers],
+            items=[_item(prompt, prepared, select, events) for events in answers],
             tokenizer=prepared.model.artifact,
         )
 
@@ -132,8 +132,13 @@ def text_of(events: Answer) -> str:
     return "".join(event.text for event in events)
 
 
-def _item(prompt: Prompt, prepared: Prepared, select: Select, text: str) -> reward_pb2.RewardItem:
-    item = reward_pb2.RewardItem(response_text=text)
+def _item(
+    prompt: Prompt, prepared: Prepared, select: Select, events: Answer
+) -> reward_pb2.RewardItem:
+    item = reward_pb2.RewardItem(
+        response_text=text_of(events),
+        response_cut_off=events[-1].finish == common_pb2.FINISH_REASON_LENGTH,
+    )
     if select.reward is None:  # rules look at answers alone
         return item
     if isinstance(prompt, str):

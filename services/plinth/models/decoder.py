@@ -79,6 +79,8 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # Of the files that it was opened from, by tensor; it is saved in them again (`dtypes`).
+        self.stored_dtypes: dict[str, torch.dtype] = {}
         if config.family == "llama":
             self.model = LlamaBody(config)
         else:

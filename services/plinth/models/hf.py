@@ -104,8 +104,8 @@ class Checkpoint:
             raise NotFound(f"{folder}: no such folder")
         config = read_config(folder)
         places: dict[str, tuple[Path, str]] = {}
-        for file, expected in _weight_files(folder).items():
-            stored = set(_open(file).keys())
+        for file, expected in weight_files(folder).items():
+            stored = set(open_weights(file).keys())
             if expected is not None and expected - stored:
                 raise DataLoss(f"{file}: tensor {min(expected - stored)!r} of the index is missing")
             for name in stored if expected is None else expected:
@@ -127,7 +127,7 @@ class Checkpoint:
         for name in sorted(self.places):
             file, stored = self.places[name]
             if file not in opened:
-                opened[file] = _open(file)
+                opened[file] = open_weights(file)
             tensor: Tensor = opened[file].get_tensor(stored)
             check_finite(tensor, f"{file}: tensor {stored!r}")
             if is_map(self.config.family, name) and tensor.dim() == 2:
@@ -143,14 +143,15 @@ def check_finite(tensor: Tensor, where: str) -> None:
         raise DataLoss(f"{where} holds NaN or infinity", reason="NOT_FINITE")
 
 
-def _open(file: Path) -> Any:
+def open_weights(file: Path) -> Any:
+    """A safetensors file, mapped. Raises DataLoss where it is damaged or cut off."""
     try:
         return safe_open(str(file), framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
         raise DataLoss(f"{file}: damaged or cut off ({error})", reason="DAMAGED_FILE") from error
 
 
-def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
+def weight_files(folder: Path) -> dict[Path, set[str] | None]:
     """Each weight file with the tensors that the index expects in it (None: all that it has)."""
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: None}

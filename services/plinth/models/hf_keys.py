@@ -77,15 +77,40 @@ _GPT2_READ = {
     "num_attention_heads",
     "max_position_embeddings",
 }
-# What transformers' generation once kept in config.json, and what a task on top would add.
-_GENERATION = """
-    max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups
-    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
-    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
-    output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    sep_token_id decoder_start_token_id task_specific_params prefix predict_special_tokens
-"""
+# What transformers' generation once kept in config.json; see `inherited_settings`.
+GENERATION = tuple(
+    [
+        "max_length",
+        "min_length",
+        "max_new_tokens",
+        "do_sample",
+        "early_stopping",
+        "num_beams",
+        "num_beam_groups",
+        "diversity_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "repetition_penalty",
+        "length_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "num_return_sequences",
+        "output_scores",
+        "return_dict_in_generate",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "decoder_start_token_id",
+    ]
+)
+# What a task on top would add.
+_TASKS = "sep_token_id task_specific_params prefix predict_special_tokens"
 _LABELS = "id2label label2id num_labels _num_labels problem_type finetuning_task"
 _BOOKKEEPING = """
     transformers_version _name_or_path name_or_path _commit_hash dtype torch_dtype tokenizer_class
@@ -100,7 +125,7 @@ _EXECUTION = """
     chunk_size_feed_forward tf_legacy_loss is_decoder tie_last_hidden_states
 """
 _TRAINING = "initializer_range gradient_checkpointing"
-_INERT = set(f"{_GENERATION} {_LABELS} {_BOOKKEEPING} {_EXECUTION} {_TRAINING}".split())
+_INERT = {*GENERATION, *f"{_TASKS} {_LABELS} {_BOOKKEEPING} {_EXECUTION} {_TRAINING}".split()}
 # pretraining_tp cuts one product into a sum of products: another rounding, the same mathematics.
 _LLAMA_INERT = {"attention_dropout", "pretraining_tp"}
 # The summary is GPT2DoubleHeadsModel's second head; n_ctx is an old name of n_positions.

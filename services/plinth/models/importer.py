@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
+from plinth.models.dtypes import cast
 from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer, padding_warnings, tokenizer_config
-from plinth.models.hf import Checkpoint, read_json
+from plinth.models.hf import Checkpoint
 from plinth.models.hub import Snapshot, download, parse_hub_name
+from plinth.models.inherited_settings import carry_settings
+from plinth.models.reward import check_reward_tensors, is_reward_model, save_reward_tensors
 from plinth.models.sources import DEFAULT_SOURCE, file_digest, folder_digest, locate
 from plinth.models.tokenizer_files import check_tokenizer, import_tokenizer
 from plinth.models.weights import check_tensors, save_tensors, weights_digest, write_json
@@ -32,6 +36,7 @@ _CARD_CHARACTERS = 1 << 20  # a header is at its top
 class ImportedModel:
     """What was made, and what it was made from.
 
+    kind: "model", or "reward" for a sequence classification with one label.
     original_digest: sha256 of the GGUF file, or over (name, sha256) of a folder's files.
     weights_digest: Merkle root of the weights as they now lie in `folder`.
     license: as the source states it, such as "apache-2.0"; empty if it states none.
@@ -44,6 +49,7 @@ class ImportedModel:
     format: str
     original_digest: str
     weights_digest: str
+    kind: str = "model"
     license: str = ""
     revision: str = ""
     warnings: tuple[str, ...] = ()
@@ -62,11 +68,17 @@ class ImportedModel:
 
 
 def import_source(
-    source: str, out: Path, *, revision: str | None = None, token: str | None = None
+    source: str,
+    out: Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> ImportedModel:
     """Make `out` a model folder from `source`.
 
-    token: the hub's, for private repositories; by default what huggingface_hub finds.
+    token: the hub's, for private repositories; by default what huggingface_hub finds. dtype: of
+    the weights; None: as the source has them (a GGUF file's become float32).
     Raises NotFound, AlreadyExists (`out` holds something), InvalidArgument (what cannot be opened),
     DataLoss (cut off, NaN), PermissionDenied or Unavailable (the hub).
     """
@@ -80,24 +92,24 @@ def import_source(
         if kind == "hub":
             repository, written = parse_hub_name(source)
             snapshot = download(repository, revision or written, token, Path(staging) / "download")
-            facts = _import_folder(snapshot.folder, made) | _hub_facts(snapshot)
+            facts = _import_folder(snapshot.folder, made, dtype) | _hub_facts(snapshot)
         elif kind == "gguf":
-            facts = _import_gguf(place, made)
+            facts = _import_gguf(place, made, dtype)
         else:
-            facts = _import_folder(place, made)
+            facts = _import_folder(place, made, dtype)
         digest = weights_digest(made)
         made.rename(out)
     label = source if kind == "hub" or source == DEFAULT_SOURCE else place.name
     return ImportedModel(folder=out, source=label, weights_digest=digest, **facts)
 
 
-def _import_gguf(path: Path, made: Path) -> dict[str, Any]:
+def _import_gguf(path: Path, made: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     model = GgufModel(path)
     config = model.config()
     tokenizer = build_tokenizer(model)
     tensors = model.tensors(config)
     check_tensors(config, tensors, str(path))
-    save_tensors(config, tensors, made)
+    save_tensors(config, _in_dtype(tensors, dtype, path), made)
     tokenizer.save(str(made / "tokenizer.json"))
     write_json(made / "tokenizer_config.json", tokenizer_config(model, config.context))
     warnings = check_tokenizer(made, config, path)
@@ -109,26 +121,35 @@ def _import_gguf(path: Path, made: Path) -> dict[str, Any]:
     }
 
 
-def _import_folder(folder: Path, made: Path) -> dict[str, Any]:
+def _import_folder(folder: Path, made: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
     warnings = import_tokenizer(folder, made, config)
     tensors: Mapping[str, Tensor] = dict(checkpoint.tensors())
-    check_tensors(config, tensors, str(folder))
-    if config.tie_embeddings:
-        tensors = {name: t for name, t in tensors.items() if name != "lm_head.weight"}
-    save_tensors(config, tensors, made)
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        kept = read_json(generation) | read_json(made / generation.name)
-        write_json(made / generation.name, kept)
+    reward = is_reward_model(folder)
+    if reward:
+        check_reward_tensors(config, tensors, str(folder))
+        save_reward_tensors(config, _in_dtype(tensors, dtype, folder), made)
+    else:
+        check_tensors(config, tensors, str(folder))
+        if config.tie_embeddings:
+            tensors = {name: t for name, t in tensors.items() if name != "lm_head.weight"}
+        save_tensors(config, _in_dtype(tensors, dtype, folder), made)
+    carry_settings(folder, made)
     license_, told = _card_license(folder)
     return {
+        "kind": "reward" if reward else "model",
         "format": "safetensors",
         "original_digest": folder_digest(folder),
         "license": license_,
         "warnings": (*warnings, *told),
     }
+
+
+def _in_dtype(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, source: Path
+) -> dict[str, Tensor]:
+    return {name: cast(t, dtype, f"{source}: tensor {name!r}") for name, t in tensors.items()}
 
 
 def _hub_facts(snapshot: Snapshot) -> dict[str, Any]:

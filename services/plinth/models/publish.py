@@ -7,7 +7,6 @@ known here, so that the CLI, the stack and a script import models in the same wa
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,9 +18,7 @@ from plinth.shared.private_folders import make_private
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 
 # Part of every import's input digest: raise it when the same source gives other files.
-_STEP = "models/import/2"
-# Files of a base that a merged model has of its own.
-_REPLACED = ("manifest.json", "config.json", "*.safetensors", "*.safetensors.index.json")
+_STEP, _MERGE = "models/import/3", "models/merge/4"
 
 
 def import_model(
@@ -32,29 +29,39 @@ def import_model(
     workspace: Path,
     revision: str | None = None,
     token: str | None = None,
+    dtype: str = "keep",
 ) -> ArtifactRecord:
-    """The model artifact `name` made from `source`; what was imported before is found, not made.
+    """The artifact `name` made from `source`, a model or a reward model; what was imported before
+    is found, not made.
 
-    workspace: a directory with room for the weights while they are made. Raises what
+    workspace: a directory with room for the weights while they are made. dtype: what they are
+    stored in, see `dtypes.parse_dtype`; what is tuned from the model keeps it. Raises what
     `import_source` and `ArtifactStore.publish` raise; nothing is left behind then.
     """
     check_name(name, "name")
     known = source_digest(source)
-    if known and (record := store.find_by_input(name, input_digest(known))):
+    if known and (record := store.find_by_input(name, input_digest(known, dtype=dtype))):
         return record
-    from plinth.models.hf import read_config  # noqa: PLC0415  (torch)
+    from plinth.models.dtypes import parse_dtype  # noqa: PLC0415  (torch)
+    from plinth.models.hf import read_config  # noqa: PLC0415
     from plinth.models.importer import import_source  # noqa: PLC0415
 
     make_private(workspace)
     with tempfile.TemporaryDirectory(prefix="import-", dir=workspace) as staging:
-        imported = import_source(source, Path(staging) / "model", revision=revision, token=token)
+        imported = import_source(
+            source,
+            Path(staging) / "model",
+            revision=revision,
+            token=token,
+            dtype=parse_dtype(dtype),
+        )
         return store.publish(
             name,
-            "model",
+            imported.kind,
             imported.folder,
             config=hf_config.to_hf(read_config(imported.folder)),
             data_digests={"original": imported.original_digest},
-            input_digest=input_digest(imported.original_digest),
+            input_digest=input_digest(imported.original_digest, dtype=dtype),
             license=imported.license or None,
             extra=imported.metadata(),
         )
@@ -66,48 +73,54 @@ def is_adapter(folder: Path) -> bool:
 
 
 def import_adapter(
-    store: ArtifactStore, folder: Path, name: str, *, base: str, workspace: Path
+    store: ArtifactStore,
+    folder: Path,
+    name: str,
+    *,
+    base: str,
+    workspace: Path,
+    dtype: str = "keep",
+    allow_other_base: bool = False,
 ) -> ArtifactRecord:
-    """The model artifact `name`: the adapter in `folder` (PEFT's format), merged into `base`.
+    """The artifact `name`: the adapter in `folder` (PEFT's format), merged into `base`; a model, or
+    a reward model where it has such a head.
 
-    base: reference of a model artifact. The result is float32, with the base's tokenizer; it is
-    found, not made, when this adapter was merged into this base before. Raises what
-    `read_adapter`, `put_on` and the store raise; nothing is left behind then.
+    base: reference of a model artifact, whose tokenizer and types the result has. dtype: see
+    `dtypes.parse_dtype`. The result is found, not made, when this adapter was merged into this base
+    before. Raises what `merging.merge` and the store raise; nothing is left behind then.
     """
     check_name(name, "name")
     record = store.get(base)
     if record.kind != "model":
         raise InvalidArgument(f"{record.ref} is a {record.kind}, not a model", field="base")
     original = folder_digest(folder)
-    known = input_digest(f"{original} on {record.digest}")
+    onto = f"{record.digest}, whatever it is" if allow_other_base else record.digest
+    known = input_digest(f"{original} on {onto}", _MERGE, dtype)
     if found := store.find_by_input(name, known):
         return found
-    from plinth.models.hf import read_json  # noqa: PLC0415  (torch)
-    from plinth.models.peft_format import put_on, read_adapter  # noqa: PLC0415
-    from plinth.models.weights import (  # noqa: PLC0415
-        load_decoder,
-        save_decoder,
-        weights_digest,
-        write_json,
-    )
+    from plinth.models.dtypes import parse_dtype  # noqa: PLC0415  (torch)
+    from plinth.models.hf import read_config  # noqa: PLC0415
+    from plinth.models.merging import merge  # noqa: PLC0415
+    from plinth.models.weights import weights_digest  # noqa: PLC0415
 
-    base_folder = store.fetch(record)
-    decoder = load_decoder(base_folder)
-    put_on(decoder, read_adapter(folder), str(folder))
+    kept_or = parse_dtype(dtype)
     make_private(workspace)
     with tempfile.TemporaryDirectory(prefix="import-", dir=workspace) as staging:
         made = Path(staging) / "model"
-        shutil.copytree(base_folder, made, ignore=shutil.ignore_patterns(*_REPLACED))
-        save_decoder(decoder, made)
-        kept = base_folder / "generation_config.json"
-        if kept.is_file():
-            write_json(made / kept.name, read_json(kept) | read_json(made / kept.name))
+        kind, warnings = merge(
+            store.fetch(record),
+            record,
+            folder,
+            made,
+            dtype=kept_or,
+            allow_other_base=allow_other_base,
+        )
         return store.publish(
             name,
-            "model",
+            kind,
             made,
             parents=[record.ref],
-            config=hf_config.to_hf(decoder.config),
+            config=hf_config.to_hf(read_config(made)),
             data_digests={"original": original, record.ref: record.digest},
             input_digest=known,
             license=record.manifest.get("license"),
@@ -116,10 +129,12 @@ def import_adapter(
                 "format": "peft",
                 "original_digest": original,
                 "weights_digest": weights_digest(made),
+                "warnings": warnings,
             },
         )
 
 
-def input_digest(original: str) -> str:
+def input_digest(original: str, step: str = _STEP, dtype: str = "keep") -> str:
     """What an import is found by: the original's digest and the step that made files of it."""
-    return f"sha256:{hashlib.sha256(f'{_STEP} {original}'.encode()).hexdigest()}"
+    asked = "" if dtype == "keep" else f" in {dtype}"
+    return f"sha256:{hashlib.sha256(f'{step} {original}{asked}'.encode()).hexdigest()}"

@@ -1,12 +1,14 @@
 """A reward model: a decoder's body with one number per position in place of the vocabulary.
 
 An answer's reward is read at its last token (Ouyang et al. 2022, section 3.5). Saved as
-transformers' `…ForSequenceClassification` with one label, which opens it.
+transformers' `…ForSequenceClassification` with one label, which opens it; one that transformers
+saved is opened likewise.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from plinth.kernels.backend import Backend
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
+from plinth.models.dtypes import as_stored, common_dtype
 from plinth.models.hf import WEIGHTS, Checkpoint, read_json
 from plinth.models.layers import Linear
 from plinth.models.lora import merged_tensors
@@ -45,6 +48,7 @@ class RewardModel(Decoder):
         so that scores begin near zero and with unit scale."""
         made = cls(decoder.config)
         made.load_state_dict(decoder.state_dict(), strict=False)
+        made.stored_dtypes = dict(decoder.stored_dtypes)
         std = 1 / math.sqrt(decoder.config.hidden + 1)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -62,19 +66,42 @@ def is_reward_model(folder: Path) -> bool:
     return isinstance(named, list) and any(name in named for name in _ARCHITECTURES.values())
 
 
-def save_reward_model(model: RewardModel, folder: Path, pad_id: int) -> None:
-    """config.json and model.safetensors. pad_id: transformers finds last tokens by it."""
+def save_reward_model(model: RewardModel, folder: Path) -> None:
+    """config.json and model.safetensors; adapters are merged into their maps.
+
+    transformers finds last tokens by the id of padding, which must end no answer: see
+    `inherited_settings.pad_apart`.
+    """
+    save_reward_tensors(model.config, as_stored(model, merged_tensors(model)), folder)
+
+
+def save_reward_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """The same from canonical tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = hf_config.to_hf(model.config) | {
-        "architectures": [_ARCHITECTURES[model.config.family]],
-        "dtype": "float32",
+    stored = stored_layout(config, tensors)
+    content: dict[str, Any] = hf_config.to_hf(config) | {
+        "architectures": [_ARCHITECTURES[config.family]],
+        "dtype": common_dtype(stored.values()),
         "id2label": {"0": "reward"},
         "label2id": {"reward": 0},
-        "pad_token_id": pad_id,
     }
     write_json(folder / "config.json", content)
-    tensors = stored_layout(model.config, merged_tensors(model))
-    save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
+    save_file(stored, str(folder / WEIGHTS), metadata={"format": "pt"})
+
+
+def check_reward_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise InvalidArgument unless these are exactly the tensors of a reward model of this config,
+    which has one label."""
+    with torch.device("meta"):  # shapes first: a hostile config may ask for any amount of memory
+        shapes = {n: p.shape for n, p in RewardModel(config).named_parameters()}
+    refuse_names(sorted(shapes.keys() - tensors.keys()), "missing", where)
+    refuse_names(sorted(tensors.keys() - shapes.keys()), "not a part of this model", where)
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise InvalidArgument(
+                f"{where}: tensor {name!r} is {list(tensors[name].shape)}, must be "
+                f"{list(shape)} (a reward model has one label)"
+            )
 
 
 def load_reward_model(folder: Path) -> RewardModel:
@@ -89,18 +116,10 @@ def load_reward_model(folder: Path) -> RewardModel:
         )
     checkpoint = Checkpoint.open(folder)
     tensors = dict(checkpoint.tensors())
-    with torch.device("meta"):  # shapes first: a hostile config may ask for any amount of memory
-        shapes = {n: p.shape for n, p in RewardModel(checkpoint.config).named_parameters()}
-    refuse_names(sorted(shapes.keys() - tensors.keys()), "missing", str(folder))
-    refuse_names(sorted(tensors.keys() - shapes.keys()), "not a part of this model", str(folder))
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise InvalidArgument(
-                f"{folder}: tensor {name!r} is {list(tensors[name].shape)}, must be "
-                f"{list(shape)} (a reward model has one label)"
-            )
+    check_reward_tensors(checkpoint.config, tensors, str(folder))
     model = RewardModel(checkpoint.config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])
+    model.stored_dtypes = {name: tensors[name].dtype for name, _ in model.named_parameters()}
     return model

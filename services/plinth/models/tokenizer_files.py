@@ -24,7 +24,7 @@ from plinth.shared.tokenizer_folder import open_tokenizer_folder
 _FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 # Roles of encoders, and of batches with gaps; a decoder of packed rows has no use for them.
 _IDLE_ROLES = ("pad_token", "mask_token", "sep_token", "cls_token")
-_CONFIGS = ("special_tokens_map.json", _CONFIG, "chat_template.json")
+_MAP, _TEMPLATES = "special_tokens_map.json", "additional_chat_templates"
 
 
 def import_tokenizer(folder: Path, made: Path, config: ModelConfig) -> list[str]:
@@ -80,14 +80,37 @@ def check_tokenizer(made: Path, config: ModelConfig, source: Path) -> list[str]:
 
 
 def _merged(folder: Path) -> dict[str, Any]:
-    """The tokenizer's configuration in one file: newer folders hold the template beside it."""
+    """The tokenizer's configuration in one file, which says what transformers takes from several:
+
+    1. special_tokens_map.json where tokenizer_config.json has no `added_tokens_decoder`, which came
+       in its place; it has the last word then, and none otherwise.
+    2. Templates in files of their own in place of those in tokenizer_config.json.
+    """
     merged: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for name in _CONFIGS:
+    for name in (_CONFIG, "chat_template.json"):
         if (folder / name).is_file():
             merged |= read_json(folder / name)
-    if (folder / TEMPLATE_FILE).is_file():
-        merged["chat_template"] = read_template(folder / TEMPLATE_FILE)
+    if "added_tokens_decoder" not in merged and (folder / _MAP).is_file():
+        merged |= {key: _as_configured(value) for key, value in read_json(folder / _MAP).items()}
+    beside = [("default", folder / TEMPLATE_FILE)]
+    beside += [(path.stem, path) for path in sorted((folder / _TEMPLATES).glob("*.jinja"))]
+    templates = {name: read_template(path) for name, path in beside if path.is_file()}
+    if list(templates) == ["default"]:
+        merged["chat_template"] = templates["default"]
+    elif templates:
+        merged["chat_template"] = [
+            {"name": name, "template": template} for name, template in templates.items()
+        ]
     return merged
+
+
+def _as_configured(token: Any) -> Any:
+    """A token of special_tokens_map.json as tokenizer_config.json writes one."""
+    if isinstance(token, list):
+        return [_as_configured(one) for one in token]
+    if isinstance(token, dict) and "content" in token:
+        return {"__type": "AddedToken", **token, "special": True}
+    return token
 
 
 # -- tokens beyond the embeddings ------------------------------------------------------------------

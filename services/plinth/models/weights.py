@@ -19,6 +19,7 @@ from torch import Tensor
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
+from plinth.models.dtypes import as_stored, common_dtype
 from plinth.models.hf import WEIGHTS, Checkpoint, is_map
 from plinth.models.lora import merged_tensors
 from plinth.shared.errors import InvalidArgument
@@ -46,6 +47,7 @@ def load_decoder(
                     f"{folder}: tensor {name!r} holds numbers beyond "
                     f"{torch.finfo(dtype).max:g}, the largest of {dtype}; use bf16 or fp32"
                 )
+    decoder.stored_dtypes = {name: tensors[name].dtype for name, _ in decoder.named_parameters()}
     return decoder
 
 
@@ -85,16 +87,16 @@ def refuse_names(names: Sequence[str], what: str, where: str) -> None:
 def save_decoder(decoder: Decoder, folder: Path) -> None:
     """Write config.json, generation_config.json and model.safetensors; transformers opens them.
 
-    Adapters are merged into their maps.
+    Adapters are merged into their maps. What came from files is saved in their types, whatever
+    it was computed in; what is new, in its own.
     """
-    save_tensors(decoder.config, merged_tensors(decoder), folder)
+    save_tensors(decoder.config, as_stored(decoder, merged_tensors(decoder)), folder)
 
 
 def save_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """The same from canonical tensors. Each file appears whole: written beside, then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
-    content = hf_config.to_hf(config) | {"dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
+    content = hf_config.to_hf(config) | {"dtype": common_dtype(tensors.values())}
     write_json(folder / "config.json", content)
     write_json(folder / "generation_config.json", generation_config(config))
     partial = folder / f"{WEIGHTS}.partial"

@@ -2,7 +2,8 @@
 
 A reward model reads ids of its own tokenizer. Ids that came are taken as they are, when they are
 of an equal tokenizer; text is encoded; messages are rendered by the model's chat template, with a
-text answer as the assistant's turn, just as training rendered its pairs.
+text answer as the assistant's turn, and end where an answer does (`shared.answer_spans`), just as
+training rendered its pairs: there the model is read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from plinth.reward.request import Asked
+from plinth.shared.answer_spans import answer_spans
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import SYSTEM
 from plinth.shared.rpc.client import StageClients
@@ -76,18 +78,25 @@ class Texts:
         return list(await asyncio.gather(*(one(item) for item in asked.items)))
 
     async def _rendered(self, item: pb.RewardItem, model: str) -> tuple[int, ...]:
-        messages = list(item.prompt_messages.messages)
+        prompt = list(item.prompt_messages.messages)
+        asked = [tokenizer_pb2.Conversation(messages=prompt, add_generation_prompt=True)]
         as_ids = item.HasField("response_tokens")
         if not as_ids:
-            messages.append(common_pb2.ChatMessage(role="assistant", content=item.response_text))
+            answer = common_pb2.ChatMessage(role="assistant", content=item.response_text)
+            asked.append(tokenizer_pb2.Conversation(messages=[*prompt, answer]))
         stub = await self._clients.tokenizer(SYSTEM)
-        answer = await stub.ApplyChatTemplate(
-            tokenizer_pb2.ApplyChatTemplateRequest(
-                model=model, messages=messages, add_generation_prompt=as_ids
-            ),
+        made = await stub.ApplyChatTemplates(
+            tokenizer_pb2.ApplyChatTemplatesRequest(model=model, conversations=asked),
             timeout=CALL_S,
         )
-        return (*answer.ids, *item.response_tokens.ids)
+        opened, *whole = (list(sequence.ids) for sequence in made.sequences)
+        if as_ids:
+            return (*opened, *item.response_tokens.ids)
+        turns = [(opened, whole[0])]
+        ids, _ = answer_spans(
+            whole[0], turns, list(made.stop_token_ids), cut_off=item.response_cut_off
+        )
+        return tuple(ids)
 
     async def _check_ids(self, asked: Asked, model: ArtifactRecord) -> None:
         """Ids mean nothing to a model with another vocabulary."""

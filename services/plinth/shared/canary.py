@@ -64,7 +64,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class CanaryState:
-    """One look at a canary. age_s: since it was opened."""
+    """One look at a canary. age_s: since it was opened. evidence: what the step that watches it
+    has kept (`note`), read together with the tallies."""
 
     id: str
     state: str
@@ -72,6 +73,7 @@ class CanaryState:
     asked: int
     given: int
     tallies: Mapping[str, Tally]
+    evidence: str = ""
 
 
 class Canaries:
@@ -81,6 +83,7 @@ class Canaries:
         self._redis = redis
         self._open = redis.register_script(scripts.OPEN)
         self._move = redis.register_script(scripts.MOVE)
+        self._note = redis.register_script(scripts.NOTE)
         self._choose = redis.register_script(scripts.CHOOSE)
         self._settle = redis.register_script(scripts.SETTLE)
         self._report = redis.register_script(scripts.REPORT)
@@ -127,6 +130,11 @@ class Canaries:
     async def close(self, name: str, id: str) -> None:
         """Sends it no more requests, for good. What is counted stays. Idempotent."""
         await self._moved(name, id, "closed")
+
+    async def note(self, name: str, id: str, evidence: str) -> None:
+        """Keeps what the step that watches it concludes so far, while the canary is open."""
+        with redis_errors():
+            await self._note(keys=[redis_keys.canary(name)], args=[id, evidence])
 
     async def state(self, name: str) -> CanaryState | None:
         """None: `name` has had no canary for a long time."""
@@ -284,4 +292,5 @@ def _parse(fields: Mapping[str, str], now_s: float) -> CanaryState:
         asked=int(fields.get("asked", 0)),
         given=int(fields.get("given", 0)),
         tallies={role: Tally(**counts[role]) for role in ROLES},
+        evidence=fields.get("evidence", ""),
     )

@@ -5,6 +5,7 @@ The hash of one served name:
     id, state       the canary's owner; "open", "promoted" (all new requests go to it) or "closed"
     stable, canary  artifact references;  share, sticky, opened, until (ms, server clock)
     asked, given    requests that were assigned, and those of them that the canary got
+    evidence        what the step that watches it has concluded so far, in its own words
     <role>.<what>   requests, errors, cancelled, tokens, good, bad, ttft.<bucket>
 """
 
@@ -37,6 +38,13 @@ MOVE = """
 local h = redis.call('HMGET', KEYS[1], 'id', 'state')
 if h[1] ~= ARGV[1] or h[2] == 'closed' then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2])
+return 1
+"""
+# KEYS: canary. ARGV: id, evidence. What led to a decision stays as it was.
+NOTE = """
+local h = redis.call('HMGET', KEYS[1], 'id', 'state')
+if h[1] ~= ARGV[1] or h[2] ~= 'open' then return 0 end
+redis.call('HSET', KEYS[1], 'evidence', ARGV[2])
 return 1
 """
 # A bounded memory of answers, forgotten by age and by number.

@@ -1,28 +1,21 @@
-"""What one JSON line may say: texts, conversations, preference pairs.
+"""Texts and conversations in JSON, and Anthropic HH's text of a conversation.
 
-A pair is read in each shape that is in use, and becomes (messages, rejected, source):
-
-    {"prompt": "…", "chosen": "…", "rejected": "…"}               TRL, standard
-    {"prompt": […], "chosen": […], "rejected": […]}               TRL, conversational
-    {"chosen": […], "rejected": […]}                              TRL, the prompt implied
-    {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …}   Anthropic HH
-
-Every error names the place and what would be right. What else a line of a pair holds (labels) is
-left alone.
+Every error names the place and what would be right. `rows.py` says which rows hold them.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from hashlib import blake2b
 from typing import Any
 
 from plinth.shared.errors import InvalidArgument
 
+PAGE = "docs/data.md"  # every shape of row, with examples
 ROLES = ("system", "user", "assistant")
 Messages = tuple[tuple[str, str], ...]
+# Of a message, what would be learned or left out by itself; nothing here does either.
+_UNREAD = ("tool_calls", "function_call", "weight", "reasoning_content", "thinking", "prefix")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -56,46 +49,19 @@ def parse_turns(value: Any, where: str, name: str) -> Messages:
     turns = []
     for turn in value:
         if not isinstance(turn, dict) or turn.get("role") not in ROLES:
-            raise InvalidArgument(f"{where}: each message needs a 'role' of {', '.join(ROLES)}")
+            seen = f"{turn.get('role')!r:.40}" if isinstance(turn, dict) else type(turn).__name__
+            raise InvalidArgument(
+                f"{where}: in {name!r} each message needs a 'role' of {', '.join(ROLES)}, and this "
+                f"one has {seen}; see {PAGE}"
+            )
+        if unread := [key for key in _UNREAD if turn.get(key) is not None]:
+            raise InvalidArgument(
+                f"{where}: a message in {name!r} has {unread[0]!r}, which is not read, and to "
+                f"leave it out would change what is learned; write it into 'content', or take it "
+                f"out. See {PAGE}"
+            )
         turns.append((str(turn["role"]), parse_string(turn.get("content"), where, "content")))
     return tuple(turns)
-
-
-def parse_pair(value: dict[str, Any], where: str) -> tuple[Messages, str, str]:
-    """(messages that end with the preferred answer, the other answer, who says so)."""
-    prompt = value.get("prompt")
-    sides = {name: _side(value.get(name), where, name) for name in ("chosen", "rejected")}
-    if prompt is not None:
-        before = (
-            (("user", parse_string(prompt, where, "prompt")),)
-            if isinstance(prompt, str)
-            else parse_turns(prompt, where, "prompt")
-        )
-        sides = {name: (*before, *turns) for name, turns in sides.items()}
-    chosen, rejected = sides["chosen"], sides["rejected"]
-    if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-        raise InvalidArgument(
-            f"{where}: 'chosen' and 'rejected' must answer one prompt: give it as 'prompt', or "
-            "let both begin with the same turns"
-        )
-    for name, turns in sides.items():
-        if turns[-1][0] != "assistant" or not turns[-1][1].strip():
-            raise InvalidArgument(f"{where}: {name!r} must end with an answer of the assistant")
-    if chosen[-1] == rejected[-1]:
-        raise InvalidArgument(f"{where}: 'chosen' and 'rejected' are the same answer")
-    source = value.get("source", "")
-    return chosen, rejected[-1][1], parse_string(source, where, "source")
-
-
-def _side(value: Any, where: str, name: str) -> Messages:
-    if not isinstance(value, str):
-        return parse_turns(value, where, name)
-    text = parse_string(value, where, name)
-    parts = _HH_TURN.split(text)
-    if len(parts) < 3 or parts[0].strip():
-        return (("assistant", text),)
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return tuple((_HH_ROLES[who], content.strip()) for who, content in turns)
 
 
 def turns_json(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
@@ -103,15 +69,19 @@ def turns_json(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def prompt_key(prompt: Messages) -> bytes:
-    """16 bytes that decide on which side of a split everything about this prompt lands."""
-    text = json.dumps(turns_json(prompt), ensure_ascii=False)
-    return blake2b(text.encode(), digest_size=16).digest()
+def hh_turns(text: str) -> Messages | None:
+    """The turns of a dialogue in HH's shape, which begins with one; None for another text. An
+    empty last turn is what an open one is written as ("\\n\\nAssistant:")."""
+    parts = _HH_TURN.split(text)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return tuple((_HH_ROLES[who], content.strip()) for who, content in turns)
 
 
-def split_share(key: bytes) -> float:
-    """A key's place in [0, 1): below the fraction to hold out, it is held out."""
-    return int.from_bytes(key[:8], "big") / 2**64
+def names_hh_turns(text: str) -> bool:
+    """Whether it holds what begins a turn in HH's shape."""
+    return _HH_TURN.search(text) is not None
 
 
 def hh_dialogue(turns: Messages, where: str) -> str:
@@ -120,8 +90,7 @@ def hh_dialogue(turns: Messages, where: str) -> str:
         raise InvalidArgument(f"{where}: HH's shape has no system message; use TRL's")
     names = {role: name for name, role in _HH_ROLES.items()}
     text = "".join(f"\n\n{names[role]}: {content}" for role, content in turns)
-    stripped = tuple((role, content.strip()) for role, content in turns)
-    if _side(text, where, "dialogue") != stripped:
+    if hh_turns(text) != tuple((role, content.strip()) for role, content in turns):
         raise InvalidArgument(
             f"{where}: a message that says 'Human:' or 'Assistant:' after a blank line can't be "
             "told from a turn in HH's shape; use TRL's"

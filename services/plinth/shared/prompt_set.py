@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.splits import prompt_key
 
-SPLITS = ("train", "validation")
 MAX_PROMPTS, MAX_PROMPT_CHARS, MAX_CHECKS = 100_000, 100_000, 32
 
 
@@ -33,6 +33,11 @@ class Prompt:
     def checks_json(self) -> str:
         return json.dumps(list(self.checks), ensure_ascii=False) if self.checks else ""
 
+    @property
+    def key(self) -> bytes:
+        """What it shares with those that are the same but for case and white space."""
+        return prompt_key([("user", self.text)])
+
     def line(self) -> str:
         value = {"prompt": self.text, "group": self.group, "checks": list(self.checks)}
         return json.dumps(value, ensure_ascii=False)
@@ -40,7 +45,7 @@ class Prompt:
 
 def read_prompts(path: Path) -> Iterator[Prompt]:
     """The prompts of a file, in order. InvalidArgument names file and line."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if number > MAX_PROMPTS:
                 raise InvalidArgument(f"{path}: more than {MAX_PROMPTS:,} prompts")

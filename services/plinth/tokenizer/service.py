@@ -152,7 +152,10 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
             [(one.messages, one.add_generation_prompt) for one in request.conversations],
         )
         sequences = await asyncio.to_thread(lambda: [codec.encode_prompt(one) for one in made])
-        return pb.ApplyChatTemplatesResponse(sequences=[pb.TokenIds(ids=ids) for ids in sequences])
+        return pb.ApplyChatTemplatesResponse(
+            sequences=[pb.TokenIds(ids=ids) for ids in sequences],
+            stop_token_ids=await self._stop_ids(codec),
+        )
 
     async def DecodeStream(
         self, request_iterator: AsyncIterator[pb.DecodeStreamRequest], context: Context

@@ -18,6 +18,7 @@ from plinth.shared.settings import Settings
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.attempts import Attempt
+from plinth.trainer.data.lengths import check_lengths, length_intake
 from plinth.trainer.disk import disk_error, is_full
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.config import TrainConfig
@@ -25,7 +26,7 @@ from plinth.trainer.loop.job_folder import JobProgress
 from plinth.trainer.lora_specs import ADAPTER_SUFFIX
 from plinth.trainer.preparing import Preparation, fields_of_spec, input_digest, of_kind
 from plinth.trainer.rendering import Renderer
-from plinth.trainer.validation import check_spec, plan_compare, plan_train
+from plinth.trainer.validation import check_spec, context_of, plan_compare, plan_train
 from plinth.v1 import trainer_pb2 as pb
 
 
@@ -118,7 +119,13 @@ class Execution:
         judge = of_kind(self._store, spec.reward, "reward") if spec.reward else None
         inputs = {
             "train": fields_of_spec(
-                spec, "dataset", "init_from", "reward", "checkpoint_every", "eval_every"
+                spec,
+                "dataset",
+                "init_from",
+                "reward",
+                "checkpoint_every",
+                "eval_every",
+                "max_left_out",
             ),
             "dataset": dataset.digest,
             "init_from": init and init.digest,
@@ -134,17 +141,33 @@ class Execution:
             self._store.fetch(judge) if judge else None,
         )
         config = replace(config, base=init.ref if init else "")
+        intake = self._intake(spec, config)
         config.write(self.folder.path)
         self._attempt.take_over(input_digest(inputs), config)
         self._launch(config)
         parents = [record for record in (dataset, init, judge) if record]
         if spec.HasField("lora"):
             assert init is not None
-            parents.append(self._publish_adapter(spec, dataset, init, input_digest(inputs)))
-        return self._publish_model(spec, parents, init, input_digest(inputs))
+            parents.append(self._publish_adapter(spec, dataset, init, input_digest(inputs), intake))
+        return self._publish_model(spec, parents, init, input_digest(inputs), intake)
+
+    def _intake(self, spec: pb.TrainSpec, config: TrainConfig) -> dict[str, Any]:
+        """What of the dataset is learned from, for the manifest; too little is refused."""
+        context, length = context_of(config), config.sequence_length
+        if config.policy is not None:
+            length = context - config.policy["max_new_tokens"]
+        found = length_intake(Path(config.dataset), config.objective, length)
+        limit = spec.max_left_out if spec.HasField("max_left_out") else None
+        check_lengths(found, limit, length, context)
+        return {"intake": [intake.to_json() for intake in found]}
 
     def _publish_adapter(
-        self, spec: pb.TrainSpec, dataset: ArtifactRecord, init: ArtifactRecord, input_digest: str
+        self,
+        spec: pb.TrainSpec,
+        dataset: ArtifactRecord,
+        init: ArtifactRecord,
+        input_digest: str,
+        intake: dict[str, Any],
     ) -> ArtifactRecord:
         """The adapter alone, in PEFT's format; its first parent is the base that it belongs to."""
         name = self._spec.output_name + ADAPTER_SUFFIX
@@ -156,7 +179,7 @@ class Execution:
             self.folder.adapter,
             parents=[init.ref, dataset.ref],
             config=fields_of_spec(spec),
-            metrics=self._succeeded()["metrics"],
+            metrics={**self._succeeded()["metrics"], **intake},
             data_digests={init.ref: init.digest, dataset.ref: dataset.digest},
             input_digest=input_digest,
             license=init.manifest.get("license"),
@@ -168,6 +191,7 @@ class Execution:
         parents: list[ArtifactRecord],
         init: ArtifactRecord | None,
         input_digest: str,
+        intake: dict[str, Any],
     ) -> ArtifactRecord:
         outcome = self._succeeded()
         return self._store.publish(
@@ -176,7 +200,7 @@ class Execution:
             self.folder.model,
             parents=[record.ref for record in parents],
             config=fields_of_spec(spec),
-            metrics=outcome["metrics"],
+            metrics={**outcome["metrics"], **intake},
             data_digests={parents[0].ref: parents[0].digest},
             input_digest=input_digest,
             license=init.manifest.get("license") if init else None,

@@ -16,6 +16,7 @@ from plinth.v1 import trainer_pb2 as pb
 
 MAX_SOURCES = 16  # of one reward
 MODELS = (2, 8)  # that one comparison takes
+_ALL = 1 << 31  # more prompts than any split has
 
 
 def check_pairs(spec: pb.TrainSpec) -> None:
@@ -125,12 +126,16 @@ def check_compare(spec: pb.CompareSpec) -> None:
             "the baseline",
             field="compare.models",
         )
+    if spec.prompts == 1:
+        raise InvalidArgument(
+            "prompts: is 1, must be 0 for all or at least 2", field="compare.prompts"
+        )
     compare_policy(spec)
 
 
 def compare_policy(spec: pb.CompareSpec) -> PolicyConfig:
-    """How the models are sampled."""
-    given: dict[str, Any] = {}
+    """How the models are sampled. `prompts`: of the held-out ones at most, 0 for all."""
+    given: dict[str, Any] = {"prompts": spec.prompts or _ALL}
     if spec.max_new_tokens:
         given["max_new_tokens"] = spec.max_new_tokens
     if spec.HasField("temperature"):

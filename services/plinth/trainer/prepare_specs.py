@@ -52,6 +52,11 @@ def check_prepare(spec: pb.PrepareSpec) -> None:
             "a corpus or prompts artifact needs a tokenizer to make a dataset of it",
             field="spec.prepare.tokenizer",
         )
+    if not 0 <= spec.max_left_out <= 1:
+        raise InvalidArgument(
+            f"max_left_out is {spec.max_left_out}, must be 0 to 1",
+            field="spec.prepare.max_left_out",
+        )
     fraction = validation_fraction(spec)
     if not 0 <= fraction <= 0.5:
         raise InvalidArgument(

@@ -18,13 +18,15 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.intake import Intake
 from plinth.shared.source_roots import SourceRoots
+from plinth.shared.splits import SPLIT_VERSION, SPLITS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.data.builtin import BUILTIN
-from plinth.trainer.data.corpus import SPLITS, CorpusCounts, write_corpus
-from plinth.trainer.data.documents import read_folder
+from plinth.trainer.data.corpus import CorpusCounts, write_corpus
+from plinth.trainer.data.documents import corpus_files, read_files
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
-from plinth.trainer.data.selected import selected
+from plinth.trainer.data.selected import of_prompts, selected
 from plinth.trainer.data.shards import DatasetInfo
 from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.trainer.loop.job_folder import JobFolder, JobProgress, Throttle
@@ -53,14 +55,19 @@ class Preparation:
         samples = of_kind(self.store, spec.samples, "samples") if spec.samples else None
         prompts = of_kind(self.store, spec.prompts, "prompts") if spec.prompts else None
         inputs = {
-            "prepare": fields_of_spec(spec, "tokenizer", "corpus", "samples", "prompts"),
+            "prepare": fields_of_spec(
+                spec, "tokenizer", "corpus", "samples", "prompts", "max_left_out"
+            ),
             "prompts": prompts and prompts.digest,
             "samples": samples and samples.digest,
             "tokenizer": tokenizer and tokenizer.digest,
             "corpus": corpus and corpus.digest,
             # A dataset from before text was plain may hold special tokens that its text spelled.
             "text": "plain" if tokenizer else "",
+            # Likewise, with what a template writes behind an answer learned as a part of it.
+            "answers": "to their end token" if tokenizer else "",
             "python": sys.version if spec.builtin else "",
+            "split": SPLIT_VERSION,
         }
         # A folder's content is not known before it is read.
         if not spec.corpus_dir and (
@@ -74,7 +81,8 @@ class Preparation:
         facts: dict[str, Any] = {}
         if corpus is None and prompts is None:
             counts = self._write_corpus(spec, source)
-            facts["corpus"] = counts.to_json()
+            facts = counts.to_json()
+            facts = {"intake": facts.pop("intake"), "corpus": facts}
             if spec.corpus_dir:
                 inputs["content"] = counts.digest
         kind, out = "corpus", source
@@ -83,9 +91,10 @@ class Preparation:
             info = (
                 self._tokenize_prompts(prompts, tokenizer, out)
                 if prompts
-                else self._tokenize(source, tokenizer, out)
+                else self._tokenize(source, corpus.ref if corpus else "", tokenizer, out)
             )
             facts["dataset"] = {k: v for k, v in asdict(info).items() if k != "digests"}
+            facts.setdefault("intake", [_tokenised(info).to_json()])
         self.check_stop()
         return self.store.publish(
             self.output_name,
@@ -98,27 +107,34 @@ class Preparation:
         )
 
     def _write_corpus(self, spec: pb.PrepareSpec, out: Path) -> CorpusCounts:
+        intake: list[Intake] = []
         if spec.builtin:
             documents, source = BUILTIN[spec.builtin](), spec.builtin
         elif spec.samples:
             folder = self.store.fetch(spec.samples)
+            intake.append(of_prompts())
             documents = selected(
                 folder,
                 spec.selection or "extremes",
                 spec.margin,
                 spec.ties or "first",
                 spec.samples,
+                intake[0],
             )
             source = spec.samples
         else:
             folder = self.roots.check(spec.corpus_dir, field="corpus_dir")
-            documents, source = read_folder(folder, self._checked), spec.corpus_dir
+            files, found = corpus_files(folder, self._checked)
+            intake.append(found)
+            documents, source = read_files(files, self._checked), spec.corpus_dir
         return write_corpus(
             documents,
             out,
             source=source,
             validation_fraction=validation_fraction(spec),
             max_bytes=spec.max_bytes,
+            max_left_out=spec.max_left_out if spec.HasField("max_left_out") else None,
+            intake=intake,
             on_bytes=self._on_bytes("reading documents", spec.max_bytes),
         )
 
@@ -126,7 +142,9 @@ class Preparation:
         """A link in the corpus' folder leads nowhere else than the folder itself may lie."""
         self.roots.check(file, field="corpus_dir")
 
-    def _tokenize(self, corpus: Path, tokenizer: ArtifactRecord, out: Path) -> DatasetInfo:
+    def _tokenize(
+        self, corpus: Path, corpus_ref: str, tokenizer: ArtifactRecord, out: Path
+    ) -> DatasetInfo:
         value = json.loads((corpus / "corpus.json").read_text())
         total = sum(value["bytes"][split] for split in SPLITS)
         return tokenize_corpus(
@@ -135,7 +153,9 @@ class Preparation:
             out,
             tokenizer_ref=tokenizer.ref,
             tokenizer_digest=tokenizer.digest,
+            corpus_ref=corpus_ref,
             render=self.renderer.chats(tokenizer.ref),
+            stop_ids=self.renderer.stop_ids,
             on_bytes=self._on_bytes("tokenising", total),
         )
 
@@ -149,6 +169,7 @@ class Preparation:
             tokenizer_ref=tokenizer.ref,
             tokenizer_digest=tokenizer.digest,
             render=self.renderer.prompts(tokenizer.ref),
+            stop_ids=self.renderer.stop_ids,
         )
 
     def _on_bytes(self, note: str, total: int) -> Callable[[int], None]:
@@ -160,6 +181,13 @@ class Preparation:
                 self.folder.write_progress(JobProgress(done, total, unit="byte", note=note))
 
         return told
+
+
+def _tokenised(info: DatasetInfo) -> Intake:
+    """Of a corpus or a set of prompts: all of it."""
+    units = {"clm": "documents", "sft": "chats", "pairs": "pairs", "prompts": "prompts"}
+    documents = sum(split.documents for split in info.splits.values())
+    return Intake(units[info.objective], documents // (2 if info.objective == "pairs" else 1))
 
 
 def of_kind(store: ArtifactStore, reference: str, kind: str) -> ArtifactRecord:

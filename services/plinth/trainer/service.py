@@ -25,10 +25,11 @@ from plinth.shared.rpc.server import GrpcService
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.tasks import cancel_and_wait
 from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
+from plinth.trainer.exchanges import Turn
 from plinth.trainer.execution import Execution
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.records import JobRecords
-from plinth.trainer.rendering import Renderer, Turn
+from plinth.trainer.rendering import Renderer
 from plinth.trainer.validation import check_spec
 from plinth.v1 import common_pb2, tokenizer_pb2
 from plinth.v1 import trainer_pb2 as pb
@@ -125,7 +126,9 @@ class TrainerStage(rpc.TrainerServiceServicer):
             renderer=Renderer(self._apply_templates, asyncio.get_running_loop()),
         )
 
-    async def _apply_templates(self, model: str, turns: Sequence[Turn]) -> list[list[int]]:
+    async def _apply_templates(
+        self, model: str, turns: Sequence[Turn]
+    ) -> tuple[list[list[int]], list[int]]:
         stub = await self._context.clients.tokenizer(SYSTEM)
         answer = await stub.ApplyChatTemplates(
             tokenizer_pb2.ApplyChatTemplatesRequest(
@@ -139,7 +142,7 @@ class TrainerStage(rpc.TrainerServiceServicer):
                 ],
             )
         )
-        return [list(sequence.ids) for sequence in answer.sequences]
+        return [list(sequence.ids) for sequence in answer.sequences], list(answer.stop_token_ids)
 
     # -- TrainerService --------------------------------------------------------------------
 

@@ -268,6 +268,14 @@ def fields_of(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def context_of(config: TrainConfig) -> int:
+    """Tokens that the model of a run holds."""
+    if config.model is not None:
+        return int(config.model["context"])
+    folder = Path(config.init_from)
+    return hf_config.from_hf(json.loads((folder / "config.json").read_text())).context
+
+
 def existing_model(folder: Path, dataset: Path, info: DatasetInfo) -> ModelConfig:
     """The config of the model to start from, once its tokenizer is known to be the dataset's."""
     config = hf_config.from_hf(json.loads((folder / "config.json").read_text()))

@@ -1187,12 +1187,18 @@ class ImportPairsRequest(_message.Message):
     JSONL_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     ANNOTATOR_FIELD_NUMBER: _builtins.int
+    FIRST_LINE_FIELD_NUMBER: _builtins.int
+    CHECK_ONLY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     jsonl: _builtins.bytes
     """At most 1000 lines and 4 MiB; send more in further calls."""
     source: Global___JudgementSource.ValueType
     annotator: _builtins.str
     """Who judged; default "import"."""
+    first_line: _builtins.int
+    """The number of the first line in what the caller reads, for messages; default 1."""
+    check_only: _builtins.bool
+    """Only say what would become of the lines, and which of them is wrong; nothing is written."""
     def __init__(
         self,
         *,
@@ -1200,10 +1206,12 @@ class ImportPairsRequest(_message.Message):
         jsonl: _builtins.bytes = ...,
         source: Global___JudgementSource.ValueType = ...,
         annotator: _builtins.str = ...,
+        first_line: _builtins.int = ...,
+        check_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotator", b"annotator", "collection", b"collection", "jsonl", b"jsonl", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotator", b"annotator", "check_only", b"check_only", "collection", b"collection", "first_line", b"first_line", "jsonl", b"jsonl", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1215,22 +1223,54 @@ class ImportPairsResponse(_message.Message):
 
     IMPORTED_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    CONTRADICTIONS_FIELD_NUMBER: _builtins.int
     imported: _builtins.int
     known: _builtins.int
     """Lines that were there already."""
+    @_builtins.property
+    def contradictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportContradiction]:
+        """Lines that say otherwise than the same judge said before: that stays, they are left out."""
+
     def __init__(
         self,
         *,
         imported: _builtins.int = ...,
         known: _builtins.int = ...,
+        contradictions: _abc.Iterable[Global___ImportContradiction] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["imported", b"imported", "known", b"known"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contradictions", b"contradictions", "imported", b"imported", "known", b"known"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportPairsResponse: _TypeAlias = ImportPairsResponse  # noqa: Y015
+
+@_typing.final
+class ImportContradiction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    ANNOTATOR_FIELD_NUMBER: _builtins.int
+    line: _builtins.int
+    """Counted as first_line says."""
+    task_id: _builtins.str
+    annotator: _builtins.str
+    def __init__(
+        self,
+        *,
+        line: _builtins.int = ...,
+        task_id: _builtins.str = ...,
+        annotator: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotator", b"annotator", "line", b"line", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportContradiction: _TypeAlias = ImportContradiction  # noqa: Y015
 
 @_typing.final
 class DeleteCollectionRequest(_message.Message):

@@ -198,7 +198,8 @@ class PreferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportPairs(self, request, context):
-        """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content.
+        """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content, and
+        by line: where a call ends half-way, the same lines again are known, and the rest goes in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

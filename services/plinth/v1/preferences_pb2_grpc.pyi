@@ -60,7 +60,9 @@ class PreferenceServiceStub:
     ExportPairs: _grpc.UnaryStreamMultiCallable[_preferences_pb2.ExportPairsRequest, _preferences_pb2.ExportPairsResponse]
     """Judged pairs as JSON lines."""
     ImportPairs: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.ImportPairsRequest, _preferences_pb2.ImportPairsResponse]
-    """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content."""
+    """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content, and
+    by line: where a call ends half-way, the same lines again are known, and the rest goes in.
+    """
     PublishPairs: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.PublishPairsRequest, _preferences_pb2.PublishPairsResponse]
     """Judged pairs as a corpus artifact, split by prompt. Idempotent by content."""
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.DeleteCollectionRequest, _preferences_pb2.DeleteCollectionResponse]
@@ -95,7 +97,9 @@ class PreferenceServiceAsyncStub(PreferenceServiceStub):
     ExportPairs: _aio.UnaryStreamMultiCallable[_preferences_pb2.ExportPairsRequest, _preferences_pb2.ExportPairsResponse]  # type: ignore[assignment]
     """Judged pairs as JSON lines."""
     ImportPairs: _aio.UnaryUnaryMultiCallable[_preferences_pb2.ImportPairsRequest, _preferences_pb2.ImportPairsResponse]  # type: ignore[assignment]
-    """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content."""
+    """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content, and
+    by line: where a call ends half-way, the same lines again are known, and the rest goes in.
+    """
     PublishPairs: _aio.UnaryUnaryMultiCallable[_preferences_pb2.PublishPairsRequest, _preferences_pb2.PublishPairsResponse]  # type: ignore[assignment]
     """Judged pairs as a corpus artifact, split by prompt. Idempotent by content."""
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_preferences_pb2.DeleteCollectionRequest, _preferences_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
@@ -205,7 +209,9 @@ class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _preferences_pb2.ImportPairsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_preferences_pb2.ImportPairsResponse, _abc.Awaitable[_preferences_pb2.ImportPairsResponse]]:
-        """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content."""
+        """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content, and
+        by line: where a call ends half-way, the same lines again are known, and the rest goes in.
+        """
 
     @_abc_1.abstractmethod
     def PublishPairs(

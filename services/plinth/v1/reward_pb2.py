@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from plinth.v1 import common_pb2 as plinth_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16plinth/v1/reward.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"\x1b\n\x0cRewardTokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\":\n\x0eRewardMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\"\xb8\x02\n\nRewardItem\x12\x30\n\rprompt_tokens\x18\x01 \x01(\x0b\x32\x17.plinth.v1.RewardTokensH\x00\x12\x15\n\x0bprompt_text\x18\x02 \x01(\tH\x00\x12\x34\n\x0fprompt_messages\x18\x03 \x01(\x0b\x32\x19.plinth.v1.RewardMessagesH\x00\x12\x32\n\x0fresponse_tokens\x18\x04 \x01(\x0b\x32\x17.plinth.v1.RewardTokensH\x01\x12\x17\n\rresponse_text\x18\x05 \x01(\tH\x01\x12\x16\n\treference\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\r\n\x05tests\x18\x07 \x03(\t\x12\x13\n\x0b\x63hecks_json\x18\x08 \x01(\tB\x08\n\x06promptB\n\n\x08responseB\x0c\n\n_reference\"\xf2\x01\n\x0cRewardSource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x05model\x18\x03 \x01(\tH\x00\x12\x13\n\trule_json\x18\x04 \x01(\tH\x00\x12\x12\n\x05scale\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05shift\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x15\n\x08\x63lip_low\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x16\n\tclip_high\x18\x08 \x01(\x01H\x05\x88\x01\x01\x42\x08\n\x06sourceB\t\n\x07_weightB\x08\n\x06_scaleB\x08\n\x06_shiftB\x0b\n\t_clip_lowB\x0c\n\n_clip_high\"x\n\x13ScoreRewardsRequest\x12(\n\x07sources\x18\x01 \x03(\x0b\x32\x17.plinth.v1.RewardSource\x12$\n\x05items\x18\x02 \x03(\x0b\x32\x15.plinth.v1.RewardItem\x12\x11\n\ttokenizer\x18\x03 \x01(\t\"f\n\x14ScoreRewardsResponse\x12\"\n\x07rewards\x18\x01 \x03(\x0b\x32\x11.plinth.v1.Reward\x12*\n\x06models\x18\x02 \x03(\x0b\x32\x1a.plinth.v1.RewardModelUsed\"L\n\x06Reward\x12\x12\n\x05total\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.plinth.v1.RewardPartB\x08\n\x06_total\"t\n\nRewardPart\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x10\n\x03raw\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05value\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x06\n\x04_rawB\x08\n\x06_value\"C\n\x0fRewardModelUsed\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"?\n\x13\x43heckSourcesRequest\x12(\n\x07sources\x18\x01 \x03(\x0b\x32\x17.plinth.v1.RewardSource\"B\n\x14\x43heckSourcesResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.plinth.v1.RewardModelUsed\"O\n\nRewardTask\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.plinth.v1.ScoreRewardsRequest\x12\x10\n\x08\x61nnounce\x18\x02 \x01(\t2\xb1\x01\n\rRewardService\x12O\n\x0cScoreRewards\x12\x1e.plinth.v1.ScoreRewardsRequest\x1a\x1f.plinth.v1.ScoreRewardsResponse\x12O\n\x0c\x43heckSources\x12\x1e.plinth.v1.CheckSourcesRequest\x1a\x1f.plinth.v1.CheckSourcesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16plinth/v1/reward.proto\x12\tplinth.v1\x1a\x16plinth/v1/common.proto\"\x1b\n\x0cRewardTokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\":\n\x0eRewardMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\"\xd2\x02\n\nRewardItem\x12\x30\n\rprompt_tokens\x18\x01 \x01(\x0b\x32\x17.plinth.v1.RewardTokensH\x00\x12\x15\n\x0bprompt_text\x18\x02 \x01(\tH\x00\x12\x34\n\x0fprompt_messages\x18\x03 \x01(\x0b\x32\x19.plinth.v1.RewardMessagesH\x00\x12\x32\n\x0fresponse_tokens\x18\x04 \x01(\x0b\x32\x17.plinth.v1.RewardTokensH\x01\x12\x17\n\rresponse_text\x18\x05 \x01(\tH\x01\x12\x16\n\treference\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\r\n\x05tests\x18\x07 \x03(\t\x12\x13\n\x0b\x63hecks_json\x18\x08 \x01(\t\x12\x18\n\x10response_cut_off\x18\t \x01(\x08\x42\x08\n\x06promptB\n\n\x08responseB\x0c\n\n_reference\"\xf2\x01\n\x0cRewardSource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x05model\x18\x03 \x01(\tH\x00\x12\x13\n\trule_json\x18\x04 \x01(\tH\x00\x12\x12\n\x05scale\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05shift\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x15\n\x08\x63lip_low\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x16\n\tclip_high\x18\x08 \x01(\x01H\x05\x88\x01\x01\x42\x08\n\x06sourceB\t\n\x07_weightB\x08\n\x06_scaleB\x08\n\x06_shiftB\x0b\n\t_clip_lowB\x0c\n\n_clip_high\"x\n\x13ScoreRewardsRequest\x12(\n\x07sources\x18\x01 \x03(\x0b\x32\x17.plinth.v1.RewardSource\x12$\n\x05items\x18\x02 \x03(\x0b\x32\x15.plinth.v1.RewardItem\x12\x11\n\ttokenizer\x18\x03 \x01(\t\"f\n\x14ScoreRewardsResponse\x12\"\n\x07rewards\x18\x01 \x03(\x0b\x32\x11.plinth.v1.Reward\x12*\n\x06models\x18\x02 \x03(\x0b\x32\x1a.plinth.v1.RewardModelUsed\"L\n\x06Reward\x12\x12\n\x05total\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.plinth.v1.RewardPartB\x08\n\x06_total\"t\n\nRewardPart\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x10\n\x03raw\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05value\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x06\n\x04_rawB\x08\n\x06_value\"C\n\x0fRewardModelUsed\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"?\n\x13\x43heckSourcesRequest\x12(\n\x07sources\x18\x01 \x03(\x0b\x32\x17.plinth.v1.RewardSource\"B\n\x14\x43heckSourcesResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.plinth.v1.RewardModelUsed\"O\n\nRewardTask\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.plinth.v1.ScoreRewardsRequest\x12\x10\n\x08\x61nnounce\x18\x02 \x01(\t2\xb1\x01\n\rRewardService\x12O\n\x0cScoreRewards\x12\x1e.plinth.v1.ScoreRewardsRequest\x1a\x1f.plinth.v1.ScoreRewardsResponse\x12O\n\x0c\x43heckSources\x12\x1e.plinth.v1.CheckSourcesRequest\x1a\x1f.plinth.v1.CheckSourcesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,25 +37,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REWARDMESSAGES']._serialized_start=90
   _globals['_REWARDMESSAGES']._serialized_end=148
   _globals['_REWARDITEM']._serialized_start=151
-  _globals['_REWARDITEM']._serialized_end=463
-  _globals['_REWARDSOURCE']._serialized_start=466
-  _globals['_REWARDSOURCE']._serialized_end=708
-  _globals['_SCOREREWARDSREQUEST']._serialized_start=710
-  _globals['_SCOREREWARDSREQUEST']._serialized_end=830
-  _globals['_SCOREREWARDSRESPONSE']._serialized_start=832
-  _globals['_SCOREREWARDSRESPONSE']._serialized_end=934
-  _globals['_REWARD']._serialized_start=936
-  _globals['_REWARD']._serialized_end=1012
-  _globals['_REWARDPART']._serialized_start=1014
-  _globals['_REWARDPART']._serialized_end=1130
-  _globals['_REWARDMODELUSED']._serialized_start=1132
-  _globals['_REWARDMODELUSED']._serialized_end=1199
-  _globals['_CHECKSOURCESREQUEST']._serialized_start=1201
-  _globals['_CHECKSOURCESREQUEST']._serialized_end=1264
-  _globals['_CHECKSOURCESRESPONSE']._serialized_start=1266
-  _globals['_CHECKSOURCESRESPONSE']._serialized_end=1332
-  _globals['_REWARDTASK']._serialized_start=1334
-  _globals['_REWARDTASK']._serialized_end=1413
-  _globals['_REWARDSERVICE']._serialized_start=1416
-  _globals['_REWARDSERVICE']._serialized_end=1593
+  _globals['_REWARDITEM']._serialized_end=489
+  _globals['_REWARDSOURCE']._serialized_start=492
+  _globals['_REWARDSOURCE']._serialized_end=734
+  _globals['_SCOREREWARDSREQUEST']._serialized_start=736
+  _globals['_SCOREREWARDSREQUEST']._serialized_end=856
+  _globals['_SCOREREWARDSRESPONSE']._serialized_start=858
+  _globals['_SCOREREWARDSRESPONSE']._serialized_end=960
+  _globals['_REWARD']._serialized_start=962
+  _globals['_REWARD']._serialized_end=1038
+  _globals['_REWARDPART']._serialized_start=1040
+  _globals['_REWARDPART']._serialized_end=1156
+  _globals['_REWARDMODELUSED']._serialized_start=1158
+  _globals['_REWARDMODELUSED']._serialized_end=1225
+  _globals['_CHECKSOURCESREQUEST']._serialized_start=1227
+  _globals['_CHECKSOURCESREQUEST']._serialized_end=1290
+  _globals['_CHECKSOURCESRESPONSE']._serialized_start=1292
+  _globals['_CHECKSOURCESRESPONSE']._serialized_end=1358
+  _globals['_REWARDTASK']._serialized_start=1360
+  _globals['_REWARDTASK']._serialized_end=1439
+  _globals['_REWARDSERVICE']._serialized_start=1442
+  _globals['_REWARDSERVICE']._serialized_end=1619
 # @@protoc_insertion_point(module_scope)

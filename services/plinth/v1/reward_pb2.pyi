@@ -75,12 +75,18 @@ class RewardItem(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     TESTS_FIELD_NUMBER: _builtins.int
     CHECKS_JSON_FIELD_NUMBER: _builtins.int
+    RESPONSE_CUT_OFF_FIELD_NUMBER: _builtins.int
     prompt_text: _builtins.str
     response_text: _builtins.str
+    """Behind `prompt_messages`: rendered as a whole turn, and read at the turn's end token."""
     reference: _builtins.str
     """The right answer, for "exact_answer" and "number"."""
     checks_json: _builtins.str
     """JSON: a list of rules, each an object with its "kind", for "checks"."""
+    response_cut_off: _builtins.bool
+    """The text was ended by its length: behind `prompt_messages` it has no end token, and a reward
+    model is read at its last one.
+    """
     @_builtins.property
     def prompt_tokens(self) -> Global___RewardTokens: ...
     @_builtins.property
@@ -88,7 +94,9 @@ class RewardItem(_message.Message):
         """Rendered by the reward model's chat template with the assistant's turn open."""
 
     @_builtins.property
-    def response_tokens(self) -> Global___RewardTokens: ...
+    def response_tokens(self) -> Global___RewardTokens:
+        """With the token that ended it, if one did: a reward model is read at the last of them."""
+
     @_builtins.property
     def tests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Python statements, each a test, for "code_tests"."""
@@ -104,10 +112,11 @@ class RewardItem(_message.Message):
         reference: _builtins.str | None = ...,
         tests: _abc.Iterable[_builtins.str] | None = ...,
         checks_json: _builtins.str = ...,
+        response_cut_off: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reference", b"_reference", "prompt", b"prompt", "prompt_messages", b"prompt_messages", "prompt_text", b"prompt_text", "prompt_tokens", b"prompt_tokens", "reference", b"reference", "response", b"response", "response_text", b"response_text", "response_tokens", b"response_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference", b"_reference", "checks_json", b"checks_json", "prompt", b"prompt", "prompt_messages", b"prompt_messages", "prompt_text", b"prompt_text", "prompt_tokens", b"prompt_tokens", "reference", b"reference", "response", b"response", "response_text", b"response_text", "response_tokens", b"response_tokens", "tests", b"tests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference", b"_reference", "checks_json", b"checks_json", "prompt", b"prompt", "prompt_messages", b"prompt_messages", "prompt_text", b"prompt_text", "prompt_tokens", b"prompt_tokens", "reference", b"reference", "response", b"response", "response_cut_off", b"response_cut_off", "response_text", b"response_text", "response_tokens", b"response_tokens", "tests", b"tests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reference: _TypeAlias = _typing.Literal["reference"]  # noqa: Y015
     _WhichOneofArgType__reference: _TypeAlias = _typing.Literal["_reference", b"_reference"]  # noqa: Y015
@@ -143,7 +152,9 @@ class RewardSource(_message.Message):
     weight: _builtins.float
     """Default 1."""
     model: _builtins.str
-    """Artifact reference of a reward model: its score at the answer's last token."""
+    """Artifact reference of a reward model: its score at the answer's last token, which is the
+    token that ends its turn unless the answer was cut off.
+    """
     rule_json: _builtins.str
     """JSON object with its "kind" and options, such as {"kind": "max_words", "n": 30}."""
     scale: _builtins.float

@@ -46,7 +46,7 @@ Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 @_typing.final
 class PrepareSpec(_message.Message):
-    """Turns a corpus folder into memory-mapped token shards, split by document hash."""
+    """Turns a corpus folder into memory-mapped token shards, split by prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -61,6 +61,7 @@ class PrepareSpec(_message.Message):
     MARGIN_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
     TIES_FIELD_NUMBER: _builtins.int
+    MAX_LEFT_OUT_FIELD_NUMBER: _builtins.int
     corpus_dir: _builtins.str
     """A folder that the trainer's machine can read; empty with `builtin` set."""
     builtin: _builtins.str
@@ -73,9 +74,13 @@ class PrepareSpec(_message.Message):
     corpus: _builtins.str
     """A corpus artifact to tokenize, instead of corpus_dir or builtin."""
     validation_fraction: _builtins.float
-    """Share of documents held out, by document hash. Default 0.02."""
+    """Share of the bytes to hold out, 0 to 0.5, whole prompts by their hash (`shared/splits.py`); a
+    corpus of few prompts may hold out more. Default 0.02.
+    """
     max_bytes: _builtins.int
-    """Stop after this many bytes of text; 0 is no limit."""
+    """Take this many bytes of text at most; 0 is no limit. A text is cut there, at the end of a line;
+    a chat or a pair that does not fit is passed over, and smaller ones go in.
+    """
     samples: _builtins.str
     """Scored samples (an artifact of kind "samples"), as another source."""
     selection: _builtins.str
@@ -89,6 +94,10 @@ class PrepareSpec(_message.Message):
     ties: _builtins.str
     """Who of equal rewards is the best or the worst of "extremes": the "first" (default), or the
     "likely": the likeliest to the model that sampled them is the best, the least likely the worst.
+    """
+    max_left_out: _builtins.float
+    """Of files, and of documents, chats or pairs: the share that may be left out (as repeated, of
+    another kind …) before the job fails. Default 0.5.
     """
     def __init__(
         self,
@@ -104,13 +113,19 @@ class PrepareSpec(_message.Message):
         margin: _builtins.float = ...,
         prompts: _builtins.str = ...,
         ties: _builtins.str = ...,
+        max_left_out: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_left_out", b"_max_left_out", "_validation_fraction", b"_validation_fraction", "max_left_out", b"max_left_out", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "prompts", b"prompts", "samples", b"samples", "selection", b"selection", "ties", b"ties", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_left_out", b"_max_left_out", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "max_left_out", b"max_left_out", "prompts", b"prompts", "samples", b"samples", "selection", b"selection", "ties", b"ties", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_left_out: _TypeAlias = _typing.Literal["max_left_out"]  # noqa: Y015
+    _WhichOneofArgType__max_left_out: _TypeAlias = _typing.Literal["_max_left_out", b"_max_left_out"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_left_out) -> _WhichOneofReturnType__max_left_out | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_fraction) -> _WhichOneofReturnType__validation_fraction | None: ...
 
 Global___PrepareSpec: _TypeAlias = PrepareSpec  # noqa: Y015
@@ -448,6 +463,7 @@ class TrainSpec(_message.Message):
     REWARD_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
     REWARDS_FIELD_NUMBER: _builtins.int
+    MAX_LEFT_OUT_FIELD_NUMBER: _builtins.int
     objective: _builtins.str
     """"clm" or "sft"; on pairs, "dpo" or "reward"; on prompts of either, "ppo", "grpo" or "rloo"."""
     dataset: _builtins.str
@@ -480,6 +496,10 @@ class TrainSpec(_message.Message):
     eval_every: _builtins.int
     """Steps between held-out evaluations; 0: at the end only."""
     reward: _builtins.str
+    max_left_out: _builtins.float
+    """The share of chats, of pairs or of a policy's prompts that may be left out, as too long, before
+    the job fails. Default 0.5.
+    """
     @_builtins.property
     def model(self) -> Global___ModelSpec: ...
     @_builtins.property
@@ -524,15 +544,18 @@ class TrainSpec(_message.Message):
         reward: _builtins.str = ...,
         lora: Global___LoraSpec | None = ...,
         rewards: _abc.Iterable[_reward_pb2.RewardSource] | None = ...,
+        max_left_out: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "decay_fraction", b"decay_fraction", "lora", b"lora", "model", b"model", "pairs", b"pairs", "policy", b"policy", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_max_left_out", b"_max_left_out", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "clip_norm", b"clip_norm", "decay_fraction", b"decay_fraction", "lora", b"lora", "max_left_out", b"max_left_out", "model", b"model", "pairs", b"pairs", "policy", b"policy", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "lora", b"lora", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "pairs", b"pairs", "policy", b"policy", "precision", b"precision", "reward", b"reward", "rewards", b"rewards", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm", "_decay_fraction", b"_decay_fraction", "_max_left_out", b"_max_left_out", "_warmup_fraction", b"_warmup_fraction", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "checkpoint_every", b"checkpoint_every", "clip_norm", b"clip_norm", "dataset", b"dataset", "decay_fraction", b"decay_fraction", "eval_every", b"eval_every", "init_from", b"init_from", "learning_rate", b"learning_rate", "lora", b"lora", "max_left_out", b"max_left_out", "max_seconds", b"max_seconds", "micro_batch_size", b"micro_batch_size", "model", b"model", "objective", b"objective", "pairs", b"pairs", "policy", b"policy", "precision", b"precision", "reward", b"reward", "rewards", b"rewards", "schedule", b"schedule", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__decay_fraction: _TypeAlias = _typing.Literal["decay_fraction"]  # noqa: Y015
     _WhichOneofArgType__decay_fraction: _TypeAlias = _typing.Literal["_decay_fraction", b"_decay_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__max_left_out: _TypeAlias = _typing.Literal["max_left_out"]  # noqa: Y015
+    _WhichOneofArgType__max_left_out: _TypeAlias = _typing.Literal["_max_left_out", b"_max_left_out"]  # noqa: Y015
     _WhichOneofReturnType__warmup_fraction: _TypeAlias = _typing.Literal["warmup_fraction"]  # noqa: Y015
     _WhichOneofArgType__warmup_fraction: _TypeAlias = _typing.Literal["_warmup_fraction", b"_warmup_fraction"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
@@ -541,6 +564,8 @@ class TrainSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decay_fraction) -> _WhichOneofReturnType__decay_fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_left_out) -> _WhichOneofReturnType__max_left_out | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_fraction) -> _WhichOneofReturnType__warmup_fraction | None: ...
     @_typing.overload
@@ -551,7 +576,8 @@ Global___TrainSpec: _TypeAlias = TrainSpec  # noqa: Y015
 @_typing.final
 class CompareSpec(_message.Message):
     """Which of some models answers best on held-out prompts, by a reward model. The report's figures
-    are those of the models, in their order: reward, win_rate against the first with its interval.
+    are those of the models, in their order: reward; wins, losses and ties against the first, and
+    win_rate with its interval, ties as half.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -561,6 +587,7 @@ class CompareSpec(_message.Message):
     REWARD_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """Dataset whose held-out prompts are answered."""
     reward: _builtins.str
@@ -568,6 +595,8 @@ class CompareSpec(_message.Message):
     max_new_tokens: _builtins.int
     temperature: _builtins.float
     """Default 1."""
+    prompts: _builtins.int
+    """Held-out prompts that are answered, at most; 0: all."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Model artifacts; the first is the baseline. 2 to 8."""
@@ -580,10 +609,11 @@ class CompareSpec(_message.Message):
         reward: _builtins.str = ...,
         max_new_tokens: _builtins.int = ...,
         temperature: _builtins.float | None = ...,
+        prompts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "dataset", b"dataset", "max_new_tokens", b"max_new_tokens", "models", b"models", "reward", b"reward", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "dataset", b"dataset", "max_new_tokens", b"max_new_tokens", "models", b"models", "prompts", b"prompts", "reward", b"reward", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015

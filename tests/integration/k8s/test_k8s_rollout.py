@@ -61,14 +61,14 @@ def test_the_run_is_what_the_coordinator_takes(
     result = plinth_k8s(
         kubeconfig,
         *ARGUMENTS,
-        *("--share", "0.2", "--requests", "40", "--errors-above", "0.02", "--sticky"),
+        *("--share", "0.2", "--requests", "400", "--errors-above", "0.02", "--sticky"),
     )
     assert result.exit_code == 0, result.output
     (sent,) = gateway.submitted
     pipeline = parse(sent.pipeline_yaml)  # the coordinator's own parser
     (step,) = pipeline.steps.values()
     assert (step.model, step.name, step.alias) == ("chat@8", "chat", "prod")
-    assert (step.share, step.requests, step.sticky, step.shards) == (0.2, 40, True, 1)
+    assert (step.share, step.requests, step.sticky, step.shards) == (0.2, 400, True, 1)
     assert step.require.error_share_above_at_most == 0.02
     assert step.require.ttft_p95_ratio_at_most == 2.0  # the step's own default
     assert sent.run_id.startswith("rollout-chat-")

@@ -11,8 +11,10 @@ from typer.testing import CliRunner, Result
 
 from checkpoints import byte_tokenizer, random_llama
 from plinth.cli.models import app
+from plinth.models.lora import LoraConfig, attach
+from plinth.models.peft_format import save_adapter
 from plinth.models.publish import import_model
-from plinth.models.weights import weights_digest
+from plinth.models.weights import load_decoder, weights_digest
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.store import ArtifactStore
@@ -111,3 +113,83 @@ def test_names_are_checked_before_any_work(store: ArtifactStore, tmp_path: Path)
     with pytest.raises(InvalidArgument):
         import_model(store, "smollm2", "../x", workspace=tmp_path / "work")
     assert not (tmp_path / "work").exists()
+
+
+# -- export and list ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lineage(source: Path, tmp_path: Path) -> ArtifactStore:
+    """A base, a model tuned from it, its adapter, a judge; and words, which are no model."""
+    assert plinth(tmp_path, "import", str(source), "--name", "base").exit_code == 0
+    store = ArtifactStore((tmp_path / "data" / "store").as_uri())
+    words = store.publish("words", "tokenizer", store.fetch("base"))
+    decoder = load_decoder(store.fetch("base"))
+    attach(decoder, LoraConfig(rank=2), 1)
+    save_adapter(decoder, LoraConfig(rank=2), tmp_path / "adapter", "base@1")
+    base = store.get("base")
+    store.publish(
+        "tuned-adapter",
+        "adapter",
+        tmp_path / "adapter",
+        parents=["base@1", words.ref],
+        data_digests={base.ref: base.digest},
+    )
+    store.publish("tuned", "model", store.fetch("base"), parents=[words.ref, "base@1"])
+    store.publish("a-judge-of-answers", "reward", store.fetch("base"), parents=["base@1"])
+    store.set_alias("tuned", "prod", 1)
+    return store
+
+
+def test_list_tells_kind_and_base_of_all_that_is_made_of_models(
+    lineage: ArtifactStore, tmp_path: Path
+) -> None:
+    """Whole lines where no terminal reads them, however long the references are."""
+    output = plinth(tmp_path, "list").output
+    rows = {
+        cells[0]: cells
+        for line in output.splitlines()
+        if (cells := [cell.strip() for cell in line.split("│")[1:-1]])
+    }
+    assert {ref: (cells[1], cells[2]) for ref, cells in rows.items()} == {
+        "base@1": ("model", ""),
+        "tuned@1": ("model", "base@1"),
+        "tuned-adapter@1": ("adapter", "base@1"),
+        "a-judge-of-answers@1": ("reward", "base@1"),
+    }
+    assert rows["tuned@1"][3] == "prod"
+
+
+def test_list_folds_references_on_a_terminal_and_cuts_none(
+    lineage: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes it for a terminal
+    monkeypatch.setenv("COLUMNS", "60")
+    output = plinth(tmp_path, "list").output
+    assert "…" not in "".join(line.split("│")[1] for line in output.splitlines() if "│" in line)
+
+
+def test_export_says_what_it_made(lineage: ArtifactStore, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = plinth(tmp_path, "export", "tuned:prod", str(out), "--dtype", "bf16")
+    assert done.exit_code == 0, done.output
+    assert f"tuned@1 → {out}" in " ".join(done.output.split())
+    assert "model, bf16, " in done.output
+    transformers.AutoModelForCausalLM.from_pretrained(out)
+    again = plinth(tmp_path, "export", "tuned:prod", str(out))
+    assert again.exit_code == 1
+    assert "--force" in " ".join(again.output.split())
+    assert plinth(tmp_path, "export", "tuned:prod", str(out), "--force").exit_code == 0
+    adapter = plinth(tmp_path, "export", "tuned-adapter", str(tmp_path / "a"), "--with-base")
+    assert f"its base: {tmp_path / 'a' / 'base'}" in adapter.output
+    wrong = plinth(tmp_path, "export", "tuned", str(tmp_path / "b"), "--dtype", "int8")
+    assert wrong.exit_code == 1
+    assert "must be keep, fp32, bf16, fp16" in wrong.output
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("ref", ["tuned-adapter", "a-judge-of-answers"])
+def test_what_is_no_model_is_not_served(lineage: ArtifactStore, tmp_path: Path, ref: str) -> None:
+    done = plinth(tmp_path, "serve", ref)
+    assert done.exit_code == 1
+    assert "only a model can be served" in " ".join(done.output.split())

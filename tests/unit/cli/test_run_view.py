@@ -1,52 +1,60 @@
-"""The last line of a step says what came of it, and no figure that nobody measured."""
+"""What a run's end says of its comparisons."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
-import pytest
+from rich.console import Console
 
-from plinth.cli.run_view import PlainLines, about
+from plinth.cli.run_view import about, summary
+from plinth.v1 import common_pb2
 from plinth.v1 import coordinator_pb2 as pb
 
 
-def step(state: pb.StepState.ValueType, detail: str = "", **metrics: float) -> pb.Step:
+def step(kind: str, figures: dict[str, Any], output: str = "chat@1") -> pb.Step:
     return pb.Step(
-        name="train",
-        kind="train",
-        state=state,
-        detail=detail,
-        output="m@1",
-        metrics_json=json.dumps(metrics) if metrics else "",
+        name=kind,
+        kind=kind,
+        state=pb.STEP_STATE_SUCCEEDED,
+        output=output,
+        metrics_json=json.dumps(figures),
     )
 
 
-@pytest.mark.parametrize(
-    ("metrics", "says"),
-    [
-        ({"loss": 3.079, "tokens_per_second": 14_200.4}, "loss 3.079, 14,200 tokens/s"),
-        ({"loss": 3.079, "tokens_per_second": 0.0}, "loss 3.079"),
-        ({"loss": 3.079}, "loss 3.079"),
-        ({}, ""),
-    ],
-)
-def test_a_trained_step_says_its_loss_and_its_rate_if_there_is_one(
-    metrics: dict[str, float], says: str
-) -> None:
-    assert about(step(pb.STEP_STATE_SUCCEEDED, **metrics)) == f"m@1  {says}".rstrip()
+def shown(*steps: pb.Step) -> str:
+    console = Console(width=200, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(summary(pb.Run(steps=steps), lambda ref: common_pb2.Artifact(name=ref)))
+    return capture.get()
 
 
-def test_the_last_line_is_of_the_end_and_not_of_what_was_told_before() -> None:
-    lines = PlainLines()
-    running = step(pb.STEP_STATE_RUNNING, detail="step 1/900 · loss 20.581")
-    ended = step(pb.STEP_STATE_SUCCEEDED, loss=3.079, tokens_per_second=14_200.0)
-    said = [
-        line
-        for update in (running, ended)
-        for line in lines.update(pb.Run(run_id="r", state=pb.RUN_STATE_RUNNING, steps=[update]))
-        if line.startswith("train")
-    ]
-    assert len(said) == 2
-    assert "20.581" in said[0]
-    assert "20.581" not in said[1]
-    assert "loss 3.079" in said[1]
+def contest(winner: str, why: str) -> dict[str, Any]:
+    figures = {"reward": 0.1, "win_rate_low": 0.4, "win_rate_high": 0.6}
+    return {
+        "winner": winner,
+        "why": why,
+        "prompts": 100,
+        "models": {
+            "baseline": {"model": "chat@1", "win_rate": 0.5, **figures},
+            "candidate": {"model": "dpo@1", "win_rate": 0.52, **figures},
+        },
+    }
+
+
+def test_a_baseline_that_stays_is_not_said_to_beat_itself() -> None:
+    why = "chat@1 stays, no rival is better beyond chance: dpo@1 wins 52.0% of 100 prompts"
+    done = step("compare", contest("baseline", why))
+    assert about(done) == f"chat@1  {why}"
+    told = shown(done)
+    assert why in told
+    (row,) = [line for line in told.splitlines() if line.startswith("chat@1") and "goes on" in line]
+    assert "50.0%" not in row
+    assert "52.0%" in told
+
+
+def test_a_model_that_lost_against_counting_is_above_it() -> None:
+    exam = {"bits_per_byte": 2.52, "ngram_bits_per_byte": 2.0}
+    told = shown(step("evaluate", {**exam, "below_ngram": -0.26}))
+    assert "2.000 (26.0% above it)" in told
+    assert "2.000 (26.0% below it)" in shown(step("evaluate", {**exam, "below_ngram": 0.26}))

@@ -1,36 +1,109 @@
-"""Which model goes on after a comparison."""
+"""Which model goes on after a comparison, and what is said of it."""
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
-from plinth.coordinator.steps.compare import CompareSpec, Require, choose
-from plinth.shared.errors import FailedPrecondition
+from plinth.algos.paired import PairedCounts, pairs_needed
+from plinth.coordinator.pipeline import parse
+from plinth.coordinator.steps.compare import CompareRequire, CompareSpec, choose
+from plinth.shared.errors import FailedPrecondition, InvalidArgument
+
+BASE = {"model": "chat@1", "wins": 0, "losses": 0, "ties": 100}
 
 
-def model(name: str, rate: float, low: float, high: float) -> dict[str, object]:
-    return {"model": name, "win_rate": rate, "win_rate_low": low, "win_rate_high": high}
-
-
-BASE = model("chat@1", 0.5, 0.4, 0.6)
+def model(name: str, wins: int, losses: int, ties: int = 0) -> dict[str, Any]:
+    return {"model": name, "wins": wins, "losses": losses, "ties": ties}
 
 
 def test_a_rival_wins_only_beyond_chance() -> None:
-    sure, unsure = model("dpo@1", 0.6, 0.52, 0.68), model("ppo@1", 0.55, 0.47, 0.63)
-    models = {"baseline": BASE, "candidate": sure, "candidate_2": unsure}
-    assert choose(models, Require()) == "candidate"
-    assert choose({"baseline": BASE, "candidate": unsure}, Require()) == "baseline"
+    """61 of 100 is (p = 0.018); 59 is not (p = 0.044)."""
+    sure, unsure = model("dpo@1", 61, 39), model("ppo@1", 59, 41)
+    winner, why = choose({"baseline": BASE, "candidate": sure}, CompareRequire())
+    assert winner == "candidate"
+    assert why == (
+        "dpo@1 wins 61.0% of 100 prompts against chat@1 (61 won, 39 lost, 0 tied; p = 0.018): "
+        "beyond chance"
+    )
+    winner, why = choose({"baseline": BASE, "candidate": unsure}, CompareRequire())
+    assert winner == "baseline"
+    assert why.startswith("chat@1 stays, no rival is better beyond chance: ppo@1 wins 59.0% of 100")
+    size = pairs_needed(0.59)
+    assert f"if that is the truth, some {size:,} prompts would show it" in why
 
 
-def test_a_gate_that_is_not_passed_says_by_how_much() -> None:
-    models = {"baseline": BASE, "candidate": model("dpo@1", 0.52, 0.44, 0.6)}
-    with pytest.raises(FailedPrecondition, match=r"dpo@1 wins 52.0% against chat@1 .* 44.0%"):
-        choose(models, Require(win_rate_low_above=0.5))
+def test_rivals_share_the_chance_of_being_wrong() -> None:
+    """What one rival shows by itself, three don't; what the best shows frees the others (Holm)."""
+    one, none = model("dpo@1", 61, 39), model("sft@1", 50, 50)
+    three = {"baseline": BASE, "candidate": one, "candidate_2": none, "candidate_3": none}
+    winner, why = choose(three, CompareRequire())
+    assert winner == "baseline"
+    assert "(2.5% one-sided, over 3 rivals)" in why
+    best = model("ppo@1", 70, 30)
+    assert choose({**three, "candidate_3": best}, CompareRequire())[0] == "candidate_3"
+    # A higher rate that is not beyond chance does not hide a lower one that is.
+    few = model("few@1", 7, 2, 0)
+    assert choose({"baseline": BASE, "candidate": few, "candidate_2": best}, CompareRequire())[
+        0
+    ] == ("candidate_2")
+
+
+def test_the_words_fit_whoever_goes_on() -> None:
+    """A baseline that stays did not win half of the answers against itself."""
+    _, why = choose({"baseline": BASE, "candidate": model("dpo@1", 10, 50, 40)}, CompareRequire())
+    assert "chat@1 stays" in why
+    assert "dpo@1 wins 30.0% of 100 prompts against chat@1 (10 won, 50 lost, 40 tied" in why
+    assert "would show it" not in why
+    _, same = choose({"baseline": BASE, "candidate": model("dpo@1", 0, 0, 100)}, CompareRequire())
+    assert "wins 50.0% of 100 prompts against chat@1 (0 won, 0 lost, 100 tied; p = 1)" in same
+
+
+def test_a_gate_that_is_not_passed_says_by_how_much_and_what_would_do() -> None:
+    models = {"baseline": BASE, "candidate": model("dpo@1", 56, 44)}
+    with pytest.raises(
+        FailedPrecondition, match=r"dpo@1 wins 56\.0% .* not above 50\.0%"
+    ) as caught:
+        choose(models, CompareRequire(win_rate_low_above=0.5))
+    assert caught.value.field == "require.win_rate_low_above"
+    told = re.search(r"some ([\d,]+) prompts would show it", caught.value.message)
+    assert told is not None
+    # The advice is good: the same shares of as many prompts pass.
+    size = int(told[1].replace(",", ""))
+    more = model("dpo@1", round(0.56 * size), round(0.44 * size))
+    assert choose({"baseline": BASE, "candidate": more}, CompareRequire(win_rate_low_above=0.5))[
+        0
+    ] == ("candidate")
+
+
+def test_a_bar_beside_one_half() -> None:
+    models = {"baseline": BASE, "candidate": model("dpo@1", 61, 39)}
+    low, _ = PairedCounts(61, 39, 0).interval()
+    assert choose(models, CompareRequire(win_rate_low_above=low - 1e-6))[0] == "candidate"
+    with pytest.raises(FailedPrecondition, match="nothing is promoted"):
+        choose(models, CompareRequire(win_rate_low_above=low + 1e-6))
+    # A bar below one half is passed by one that is as good; the baseline still stays.
+    level = {"baseline": BASE, "candidate": model("dpo@1", 100, 100)}
+    assert choose(level, CompareRequire(win_rate_low_above=0.4))[0] == "baseline"
 
 
 def test_the_step_gives_a_model_and_takes_models() -> None:
     spec = CompareSpec(
-        kind="compare", dataset="$d", reward="$r", baseline="$a", candidate="$b", candidate_3="$c"
+        kind="compare", dataset="$d", judge="$r", baseline="$a", candidate="$b", candidate_3="$c"
     )
     assert spec.produces() == "model"
-    assert set(spec.inputs()) == {"dataset", "reward", "baseline", "candidate", "candidate_3"}
+    assert set(spec.inputs()) == {"dataset", "judge", "baseline", "candidate", "candidate_3"}
+
+
+def test_a_judge_is_called_judge() -> None:
+    text = """
+name: a
+steps:
+  contest: {kind: compare, dataset: d, reward: r, baseline: base, candidate: dpo}
+"""
+    with pytest.raises(InvalidArgument) as caught:
+        parse(text)
+    assert "steps.contest.judge: is needed" in caught.value.message
+    assert "steps.contest.reward: unknown key" in caught.value.message

@@ -206,7 +206,7 @@ def test_the_trainer_makes_a_dataset_of_it(store: ArtifactStore, tmp_path: Path)
         tmp_path / "dataset",
         tokenizer_ref="t@1",
         tokenizer_digest="sha256:0",
-        render=trainings.chatml(tokenizer),
+        **trainings.chatml(tokenizer),
     )
     assert info.objective == "pairs"
     assert sum(info.splits[split].documents for split in ("train", "validation")) == 2 * 36
@@ -283,8 +283,8 @@ def test_wins_of_models() -> None:
 def imported(line: dict[str, object] | str, **request: object) -> tuple[object, pb.Judgement]:
     text = line if isinstance(line, str) else json.dumps(line)
     ask = pb.ImportPairsRequest(jsonl=text.encode(), **request)  # type: ignore[arg-type]
-    (found,) = read_lines(ask, "c")
-    return found
+    ((_, *found),) = read_lines(ask, "c")
+    return tuple(found)
 
 
 def test_lines_in_every_shape_become_the_same_task() -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from plinth.coordinator.steps.prompts import PromptsSpec, split
 from plinth.shared.errors import InvalidArgument, NotFound
+from plinth.shared.intake import Intake
 from plinth.shared.prompt_set import Prompt, read_prompts, write_prompts
 
 BRIEF = {"name": "brief", "ask": "Be brief.", "checks": [{"kind": "max_words", "n": 5}]}
@@ -24,7 +25,7 @@ GRID: dict[str, Any] = {
 
 
 def test_every_topic_meets_every_constraint_and_whole_topics_are_held_out() -> None:
-    sides = split(PromptsSpec(**GRID))
+    sides = split(PromptsSpec(**GRID), Intake("prompts"))
     assert len(sides["train"]) == 6
     assert {p.text for p in sides["validation"]} == {
         "Tell me about tea. Be brief.",
@@ -41,12 +42,12 @@ def test_a_file_of_prompts_is_read_back_as_it_was_written(tmp_path: Path) -> Non
     prompts = [Prompt(f"q{n} é\n", "g", ({"kind": "no_commas"},)) for n in range(5)]
     assert write_prompts(prompts, path) == 5
     assert list(read_prompts(path)) == prompts
-    sides = split(PromptsSpec(kind="prompts", file=str(path), held_out=2))
+    sides = split(PromptsSpec(kind="prompts", file=str(path), held_out=2), Intake("prompts"))
     assert (sides["train"], sides["validation"]) == (prompts[:3], prompts[3:])
     with pytest.raises(InvalidArgument, match="must leave some"):
-        split(PromptsSpec(kind="prompts", file=str(path), held_out=5))
+        split(PromptsSpec(kind="prompts", file=str(path), held_out=5), Intake("prompts"))
     with pytest.raises(NotFound):
-        split(PromptsSpec(kind="prompts", file="/nowhere/p.jsonl", held_out=1))
+        split(PromptsSpec(kind="prompts", file="/nowhere/p.jsonl", held_out=1), Intake("prompts"))
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from plinth.coordinator.respondent import Sampled
-from plinth.coordinator.steps.verify import Require, check, distinct_trigrams, figures, percentile
+from plinth.coordinator.steps.verify import (
+    VerifyRequire,
+    check,
+    distinct_trigrams,
+    figures,
+    percentile,
+)
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.prompt_set import Prompt
 
@@ -55,15 +63,29 @@ def test_figures_by_hand() -> None:
     assert len(found["shown"]) == 4
 
 
+def test_what_both_or_neither_pass_says_nothing() -> None:
+    """Of six prompts the model alone passes three and the baseline alone none: one of eight."""
+    model = answers(5, 6)
+    baseline = [replace(one, reward=float(n in (0, 1))) for n, one in enumerate(answers(0, 6))]
+    likely = {side: [-1.0] * 6 for side in ("baseline", "model")}
+    found = figures({"baseline": baseline, "model": model}, likely)
+    assert (found["model_alone_passes"], found["baseline_alone_passes"]) == (3, 0)
+    assert found["p_value"] == pytest.approx(1 / 8)
+    assert found["p_value"] == pytest.approx(binomtest(3, 3, alternative="greater").pvalue)
+
+
 def report(**changes: float) -> dict[str, object]:
     model = {
         "pass_rate": 0.7,
         "pass_rate_low": 0.6,
         "pass_rate_high": 0.8,
         "unlikely": 0.1,
-        **{k: v for k, v in changes.items() if k != "trigrams_ratio"},
+        **{k: v for k, v in changes.items() if k not in {"trigrams_ratio", "p_value"}},
     }
     return {
+        "model_alone_passes": 60,
+        "baseline_alone_passes": 10,
+        "p_value": changes.get("p_value", 0.0),
         "sides": {"model": model, "baseline": {"pass_rate": 0.2}},
         "trigrams_ratio": changes.get("trigrams_ratio", 1.0),
     }
@@ -73,18 +95,18 @@ def report(**changes: float) -> dict[str, object]:
     ("change", "field"),
     [
         ({"pass_rate": 0.5}, "pass_rate_at_least"),
-        ({"pass_rate_low": 0.2}, "above_baseline"),
+        ({"p_value": 0.026}, "above_baseline"),
         ({"unlikely": 0.16}, "unlikely_at_most"),
         ({"trigrams_ratio": 0.89}, "trigrams_at_least"),
         ({"trigrams_ratio": -math.inf}, "trigrams_at_least"),
     ],
 )
 def test_each_condition_refuses_by_itself(change: dict[str, float], field: str) -> None:
-    require = Require(
+    require = VerifyRequire(
         pass_rate_at_least=0.55, above_baseline=True, unlikely_at_most=0.15, trigrams_at_least=0.9
     )
     check(require, report())
-    check(Require(), report(**change))
+    check(VerifyRequire(), report(**change))
     with pytest.raises(FailedPrecondition, match="nothing is promoted") as caught:
         check(require, report(**change))
     assert caught.value.field == f"require.{field}"

@@ -270,16 +270,10 @@ def test_a_file_that_is_cut_off_or_missing(llama, tmp_path) -> None:
         read_adapter(tmp_path / "adapter")
 
 
-def test_another_models_adapter(llama, tmp_path) -> None:
+def test_an_adapter_of_another_shape(llama, tmp_path) -> None:
     made_by_us(llama, tmp_path / "adapter")
     wider = load_decoder(random_llama(tmp_path / "wider", layers=1, hidden=128))
-    other = load_decoder(random_llama(tmp_path / "other", layers=1, seed=9))
     gpt2 = load_decoder(random_gpt2(tmp_path / "gpt2", layers=1))
-    with pytest.raises(InvalidArgument, match="was trained on weights sha256:"):
-        put_on(other, read_adapter(tmp_path / "adapter"), "adapter")
-    # PEFT's own files do not say what they were trained on; shapes and names do.
-    (tmp_path / "adapter" / "base.json").unlink()
-    put_on(other, read_adapter(tmp_path / "adapter"), "adapter")
     with pytest.raises(InvalidArgument, match="the base has"):
         put_on(wider, read_adapter(tmp_path / "adapter"), "adapter")
     with pytest.raises(InvalidArgument, match="no linear map of the base"):

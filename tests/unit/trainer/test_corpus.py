@@ -1,12 +1,20 @@
 import json
+import re
 from itertools import islice
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import trainings
+from plinth.coordinator.steps.data import DataSpec
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.prompt_set import Prompt, write_prompts
 from plinth.trainer.data.builtin import BUILTIN, stdlib, stdlib_instruct
 from plinth.trainer.data.corpus import read_split, write_corpus
 from plinth.trainer.data.documents import Document
+from plinth.trainer.data.prompt_dataset import tokenize_prompts
+from plinth.trainer.data.tokenize import tokenize_corpus
 
 
 def write(out, documents, fraction=0.1, **options):
@@ -42,10 +50,19 @@ def test_few_documents_still_have_one_held_out(tmp_path):
     assert counts.bytes == {"train": 12, "validation": 6}
 
 
-def test_one_document_needs_no_validation(tmp_path):
+@pytest.mark.parametrize(
+    "alone",
+    [
+        Document(text="alone"),
+        Document(messages=(("user", "q"), ("assistant", "a"))),
+        Document(messages=(("user", "q"), ("assistant", "a")), rejected="b"),
+    ],
+)
+def test_one_document_needs_no_validation(tmp_path, alone):
     with pytest.raises(InvalidArgument, match="validation_fraction to 0"):
-        write(tmp_path / "a", [Document(text="alone")])
-    assert write(tmp_path / "b", [Document(text="alone")], 0).documents["train"] == 1
+        write(tmp_path / "a", [alone])
+    assert write(tmp_path / "b", [alone], 0).documents == {"train": 1, "validation": 0}
+    DataSpec(kind="data", builtin="stdlib", validation_fraction=0)
 
 
 def test_shards_are_limited_and_bytes_are_capped(tmp_path):
@@ -90,11 +107,214 @@ def test_stdlib_instruct_asks_with_signatures():
 def test_stdlib_preferences_are_docstrings_against_what_a_rule_made_of_them():
     first, second = (list(islice(BUILTIN["stdlib-preferences"](), 400)) for _ in range(2))
     assert first == second
-    assert {d.source for d in first} == {"rule:truncated", "rule:scrambled", "rule:foreign"}
+    rules = ("truncated", "scrambled", "repeated", "misworded", "foreign")
+    assert {d.source for d in first} == {f"rule:{rule}" for rule in rules}
     for document in first:
         answer = document.messages[-1][1]
-        assert document.rejected not in ("", answer)
-        if document.source == "rule:truncated":
-            assert answer.startswith(document.rejected)
-        if document.source == "rule:scrambled":
-            assert sorted("".join(answer.split())) == sorted("".join(document.rejected.split()))
+        words, worse = answer.split(), document.rejected.split()
+        assert "\n" not in answer
+        assert worse not in ([], words)
+        match document.source.removeprefix("rule:"):
+            case "truncated":
+                assert worse == words[: len(worse)]
+            case "scrambled":
+                assert sorted(worse) == sorted(words)
+            case "repeated":
+                assert set(worse) == set(words)
+                assert len(worse) > len(words)
+            case "misworded":
+                changed = sum(a != b for a, b in zip(words, worse, strict=True))
+                assert 1 <= changed <= max(1, len(words) // 3)
+
+
+# -- what is held out ----------------------------------------------------------------------------
+
+
+def asked(document):
+    """What a document asks, by another way than the split's: its first turn's words."""
+    first = document.messages[0][1] if document.messages else document.text
+    return tuple(first.lower().split())
+
+
+def of_one_prompt(form, prompt, number):
+    question = ("user", f"  What\nis {prompt}?" if number % 2 else f"what IS {prompt}?")
+    answer = ("assistant", f"It is {number}.")
+    match form:
+        case "text":
+            return Document(text=f"What is {prompt}?" + " \n" * number)
+        case "messages" if number % 3:
+            return Document(messages=(question, answer))
+        case "messages":  # the same opening, gone on with
+            more = (("user", "And?"), ("assistant", f"No {number}."))
+            return Document(messages=(question, answer, *more))
+    return Document(messages=(question, answer), rejected="no")
+
+
+@pytest.mark.parametrize("form", ["text", "messages", "pairs"])
+@pytest.mark.parametrize("prompts", [2, 7, 150])
+def test_documents_of_one_prompt_are_on_one_side(tmp_path, form, prompts):
+    documents = [of_one_prompt(form, n % prompts, n) for n in range(4 * prompts)]
+    counts = write(tmp_path / "a", documents, 0.2)
+    sides = [{asked(d) for d in read_split(tmp_path / "a", s)} for s in counts.documents]
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == prompts
+    assert min(counts.documents.values()) > 0
+
+
+@pytest.mark.parametrize("name", sorted(BUILTIN))
+def test_no_builtin_corpus_has_a_prompt_on_both_sides(tmp_path, name):
+    counts = write(tmp_path / "a", BUILTIN[name](), max_bytes=1_500_000)
+    sides = [{asked(d) for d in read_split(tmp_path / "a", s)} for s in counts.documents]
+    assert not sides[0] & sides[1]
+    assert 0.05 < counts.held_out < 0.15
+
+
+def test_what_is_asked_about_a_held_out_module_is_in_no_builtin_corpus_of_that_fraction(tmp_path):
+    """By the questions' own words: of a module that is asked about, no text was learned."""
+
+    def sides(name):
+        write(tmp_path / name, BUILTIN[name](), 0.15)
+        return [list(read_split(tmp_path / name, split)) for split in ("train", "validation")]
+
+    learned = {d.text for d in sides("stdlib")[0]}
+    tuned, _ = sides("stdlib-instruct")
+    _, held_out = sides("stdlib-preferences")
+    questions = {d.messages[0][1] for d in held_out}
+    assert len(questions) > 500
+    assert not questions & {d.messages[0][1] for d in tuned}
+    answers = {d.messages[-1][1] for d in held_out if len(d.messages[-1][1]) > 80}
+    flat = [" ".join(text.split()) for text in learned]
+    found = sum(any(answer in text for text in flat) for answer in answers)
+    assert found < 0.05 * len(answers)  # docstrings that two modules share
+
+
+def corpus_of(folder, sides):
+    for split, documents in sides.items():
+        (folder / split).mkdir(parents=True)
+        lines = "".join(f"{document.to_json()}\n" for document in documents)
+        (folder / split / "documents-00000.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["text", "messages", "pairs"])
+def test_a_dataset_is_not_made_of_a_corpus_whose_splits_overlap(tmp_path, form):
+    """Whoever made it: an earlier Plinth, or a person."""
+    tokenizer = trainings.tokenizer(tmp_path / "tokenizer")
+
+    def tokenize(name, sides):
+        return tokenize_corpus(
+            corpus_of(tmp_path / name / "corpus", sides),
+            tokenizer,
+            tmp_path / name / "dataset",
+            tokenizer_ref="t@1",
+            tokenizer_digest="sha256:0",
+            corpus_ref="mine@3",
+            **trainings.chatml(tokenizer),
+        )
+
+    apart = {"train": [of_one_prompt(form, n, n) for n in range(9)]}
+    apart["validation"] = [of_one_prompt(form, 9, 9)]
+    assert tokenize("good", apart).splits["validation"].documents
+    apart["validation"].append(of_one_prompt(form, 3, 14))
+    with pytest.raises(InvalidArgument, match=r"corpus mine@3: the .*3\?.* train and in valid"):
+        tokenize("bad", apart)
+
+
+def test_a_dataset_is_not_made_of_prompts_whose_splits_overlap(tmp_path):
+    tokenizer = trainings.tokenizer(tmp_path / "tokenizer")
+    write_prompts([Prompt("a?"), Prompt("b?")], tmp_path / "train.jsonl")
+    write_prompts([Prompt("c?"), Prompt(" B?")], tmp_path / "validation.jsonl")
+    with pytest.raises(InvalidArgument, match="prompt ' B\\?' is in train and in validation"):
+        tokenize_prompts(
+            tmp_path,
+            tokenizer,
+            tmp_path / "out",
+            tokenizer_ref="t@1",
+            tokenizer_digest="sha256:0",
+            render=lambda batch: [[1] for _ in batch],
+        )
+
+
+LINES = st.integers(1, 400).map(lambda n: f"line {n} of a text\n" * n)
+
+
+@settings(max_examples=40)
+@given(texts=st.lists(LINES, min_size=1, max_size=8, unique=True), fraction=st.floats(0.01, 0.5))
+def test_a_small_text_corpus_holds_out_what_was_asked(tmp_path_factory, texts, fraction):
+    """Not one whole document of three. 256 bytes are the least, where there are twice as many."""
+    out = tmp_path_factory.mktemp("corpus") / "a"
+    documents = [Document(text=text) for text in texts]
+    total = sum(document.size for document in documents)
+    if total < 512 and len(texts) == 1:
+        return
+    counts = write(out, documents, fraction)
+    held = counts.bytes["validation"]
+    least = max(256 + 32, min(document.size for document in documents) if total < 1024 else 0)
+    assert 0 < held <= max(2 * fraction * total + 32, least)
+    assert held >= min(0.4 * fraction * total, *(d.size for d in documents)) - 32
+    # Nothing is lost but line ends at a cut.
+    kept = sorted(line for s in counts.documents for d in read_split(out, s) for line in
+                  d.text.split("\n") if line)  # fmt: skip
+    assert kept == sorted(line for text in texts for line in text.split("\n") if line)
+
+
+# -- max_bytes -----------------------------------------------------------------------------------
+
+
+def chat(number, size):
+    return Document(messages=(("user", f"{number:06}"), ("assistant", "a" * (size - 6))))
+
+
+def test_a_big_document_does_not_end_a_capped_corpus(tmp_path):
+    big = [chat(0, 9_000), chat(1, 50_000)]
+    counts = write(tmp_path / "a", [*big, *(chat(n, 100) for n in range(2, 500))], max_bytes=20_000)
+    assert sum(counts.bytes.values()) == 20_000
+    assert counts.intake[-1].noted == {"too large for what max_bytes left": 1}
+
+
+@settings(max_examples=50)
+@given(sizes=st.lists(st.integers(10, 4000), min_size=3, max_size=60), most=st.integers(20, 30_000))
+def test_a_cap_is_filled_and_never_exceeded(tmp_path_factory, sizes, most):
+    documents = [chat(n, size) for n, size in enumerate(sizes)]
+    out = tmp_path_factory.mktemp("corpus")
+    if min(sizes) > most:
+        with pytest.raises(InvalidArgument, match="set max_bytes to at least that") as caught:
+            write(out / "a", documents, 0, max_bytes=most)
+        said = int(re.findall(r"has ([\d,]+) bytes", caught.value.message)[0].replace(",", ""))
+        assert sum(write(out / "b", documents, 0, max_bytes=said).bytes.values()) <= said
+        return
+    counts = write(out / "a", documents, 0, max_bytes=most)
+    taken = list(read_split(out / "a", "train"))
+    total = sum(d.size for d in taken)
+    assert 0 < total == counts.bytes["train"] <= most
+    # Whatever came after the last one that was taken had no room.
+    later = [d.size for d in documents[documents.index(taken[-1]) + 1 :]]
+    assert total >= 0.99 * most or all(size > most - total for size in later)
+
+
+def test_a_text_is_cut_at_the_cap(tmp_path):
+    texts = [Document(text="".join(f"line {n}\n" for n in range(900))), Document(text="more")]
+    counts = write(tmp_path / "a", texts, 0, max_bytes=1000)
+    assert 990 < counts.bytes["train"] <= 1000
+    (only,) = read_split(tmp_path / "a", "train")
+    assert texts[0].text.startswith(only.text + "\n")
+    assert counts.intake[-1].noted == {"cut at max_bytes": 1}
+
+
+# -- what is told --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copies", [0, 40, 90])
+def test_what_is_left_out_is_told_and_past_a_half_asked_for(tmp_path, copies):
+    documents = [chat(n, 50) for n in range(60)] + [chat(0, 50)] * copies
+    if copies <= 60:
+        intake = write(tmp_path / "a", documents).intake[-1]
+        assert (intake.unit, intake.taken, intake.missing) == ("chats", 60, copies)
+        assert json.loads((tmp_path / "a" / "corpus.json").read_text())["intake"][-1] == (
+            intake.to_json()
+        )
+        return
+    with pytest.raises(InvalidArgument, match="90 repeated word for word") as caught:
+        write(tmp_path / "a", documents)
+    accepted = float(caught.value.message.split("max_left_out: ")[1])
+    assert write(tmp_path / "b", documents, max_left_out=accepted).documents

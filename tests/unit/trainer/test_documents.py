@@ -8,9 +8,14 @@ from plinth.trainer.data.documents import (
     CUT_CHARACTERS,
     MAX_CHARACTERS,
     Document,
+    corpus_files,
     read_file,
-    read_folder,
+    read_files,
 )
+
+
+def read_folder(folder):
+    return read_files(corpus_files(folder)[0], lambda _: None)
 
 
 def test_each_kind_of_file_and_its_gz(tmp_path):
@@ -84,8 +89,62 @@ def test_folders_without_text(tmp_path):
     with pytest.raises(InvalidArgument, match="it is empty"):
         list(read_folder(tmp_path))
     (tmp_path / "a.bin").write_bytes(b"\0")
-    with pytest.raises(InvalidArgument, match=r"found only \.bin"):
+    with pytest.raises(InvalidArgument, match=r"its files are: 1 of kind \.bin"):
         list(read_folder(tmp_path))
+
+
+def test_suffixes_in_capitals_and_linked_folders_are_read_and_the_rest_is_told(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for folder in (corpus / ".git", corpus / "sub", elsewhere / "deep"):
+        folder.mkdir(parents=True)
+    for name in ("A.TXT", "b.rst", "c.Markdown", "sub/d.TXT.GZ"):
+        packed = name.endswith(".GZ")
+        (corpus / name).write_bytes(gzip.compress(b"packed") if packed else name.encode())
+    (elsewhere / "deep" / "e.md").write_text("linked")
+    (corpus / "linked").symlink_to(elsewhere)
+    (elsewhere / "deep" / "back").symlink_to(corpus)  # ends nowhere
+    (corpus / "broken.txt").symlink_to(tmp_path / "nothing")
+    for name in ("x.json", "y.json", "z.png", "sub/Makefile", ".git/hidden.txt"):
+        (corpus / name).write_text("{}")
+    files, intake = corpus_files(corpus)
+    assert [d.text for d in read_files(files, lambda _: None)] == [
+        "A.TXT", "b.rst", "c.Markdown", "linked", "packed",
+    ]  # fmt: skip
+    assert (intake.unit, intake.taken) == ("files", 5)
+    assert intake.left_out == {
+        "of kind .json": 2,
+        "of kind .png": 1,
+        "of kind Makefile": 1,
+        "a broken link, or no plain file": 1,
+    }
+
+
+def test_a_linked_folder_is_looked_into_only_where_it_may_be_read(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("a")
+    (tmp_path / "corpus" / "out").symlink_to("/etc")
+    told = []
+
+    def check(path):
+        told.append(path)
+        raise InvalidArgument("not there")
+
+    with pytest.raises(InvalidArgument, match="not there"):
+        corpus_files(tmp_path / "corpus", check)
+    assert told == [tmp_path / "corpus" / "out"]
+
+
+def test_a_folder_of_json_says_how_rows_are_made_of_it(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "one"}, {"text": "two"}]')
+    with pytest.raises(InvalidArgument, match=r"its files are: 1 of kind \.json") as caught:
+        corpus_files(tmp_path)
+    assert "jq -c '.[]' FILE.json > FILE.jsonl" in caught.value.message
+    # What jq does there.
+    rows = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    files, intake = corpus_files(tmp_path)
+    assert [d.text for d in read_files(files, lambda _: None)] == ["one", "two"]
+    assert intake.left_out == {"of kind .json": 1}
 
 
 def test_digests_tell_documents_apart():

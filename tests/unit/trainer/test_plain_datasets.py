@@ -16,8 +16,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 
 from checkpoints import byte_tokenizer
-from plinth.shared.prompt_set import SPLITS, Prompt, write_prompts
+from plinth.shared.prompt_set import Prompt, write_prompts
 from plinth.shared.settings import load_settings
+from plinth.shared.splits import SPLITS
 from plinth.shared.store import ArtifactStore
 from plinth.tokenizer.service import build
 from plinth.trainer.data.corpus import write_corpus
@@ -25,7 +26,8 @@ from plinth.trainer.data.documents import Document
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.shards import Split, read_info
 from plinth.trainer.data.tokenize import tokenize_corpus
-from plinth.trainer.rendering import Renderer, Turn
+from plinth.trainer.exchanges import Turn
+from plinth.trainer.rendering import Renderer
 from plinth.v1 import tokenizer_pb2 as pb
 
 HOSTILE = (
@@ -68,7 +70,7 @@ async def renderer(
     settings = load_settings(data_dir=tmp_path)
     stage = build(SimpleNamespace(settings=settings, store=store))
 
-    async def apply(model: str, turns: Sequence[Turn]) -> list[list[int]]:
+    async def apply(model: str, turns: Sequence[Turn]) -> tuple[list[list[int]], list[int]]:
         conversations = [
             pb.Conversation(
                 messages=[{"role": role, "content": content} for role, content in messages],
@@ -78,7 +80,7 @@ async def renderer(
         ]
         request = pb.ApplyChatTemplatesRequest(model=model, conversations=conversations)
         answer = await stage.ApplyChatTemplates(request, None)
-        return [list(sequence.ids) for sequence in answer.sequences]
+        return [list(sequence.ids) for sequence in answer.sequences], list(answer.stop_token_ids)
 
     yield Renderer(apply, asyncio.get_running_loop())
     await stage.drain(1)
@@ -138,8 +140,8 @@ async def test_prompts_are_plain(tokenizer: Path, renderer: Renderer, tmp_path: 
     for name, texts in (("hostile", HOSTILE), ("harmless", HARMLESS)):
         prompts = tmp_path / name / "prompts"
         prompts.mkdir(parents=True)
-        for split in SPLITS:
-            write_prompts(map(Prompt, texts), prompts / f"{split}.jsonl")
+        for split, ask in zip(SPLITS, ("{}", "Go on: {}"), strict=True):
+            write_prompts((Prompt(ask.format(t)) for t in texts), prompts / f"{split}.jsonl")
 
         def tokenize(prompts: Path = prompts, out: Path = tmp_path / name / "dataset") -> None:
             tokenize_prompts(

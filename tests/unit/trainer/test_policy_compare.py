@@ -1,4 +1,4 @@
-"""What a comparison's report shows of the answers."""
+"""What a comparison's report shows of the answers, and which of two is counted as better."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from checkpoints import byte_tokenizer
-from plinth.trainer.policy.compare import _text
+from plinth.trainer.policy.compare import _text, against
 
 
 def test_an_answer_that_was_cut_inside_a_character_ends_before_it(tmp_path: Path) -> None:
@@ -18,3 +18,13 @@ def test_an_answer_that_was_cut_inside_a_character_ends_before_it(tmp_path: Path
     for end in range(len(ids) + 1):
         whole = text.encode()[:end].decode(errors="ignore")
         assert _text(tokenizer, [*ids[:end], 2]) == whole
+
+
+def test_the_same_answer_is_a_tie_whatever_noise_its_score_has() -> None:
+    """A judge's batch may differ in the last bit; an equal score of another answer is a tie too."""
+    baseline = [((1, 2), 0.5), ((3,), 0.1), ((4,), 0.2), ((5,), 0.3), ((), 0.0)]
+    answers = [((1, 2), 0.5000001), ((6,), 0.3), ((7,), 0.1), ((8,), 0.3), ((), -0.0000001)]
+    figures = against(baseline, answers)
+    counts = [figures[name] for name in ("wins", "losses", "ties", "same_answers")]
+    assert counts == [1, 1, 3, 2]
+    assert figures["win_rate"] == 0.5

@@ -108,6 +108,10 @@ def test_models_are_compared_on_the_same_prompts(made, tmp_path) -> None:
     same, twin, trained = job.outcome()["metrics"]["models"]
     assert same == twin  # the same noise for the same weights: ties, which count half
     assert same["win_rate"] == 0.5
+    prompts = job.outcome()["metrics"]["prompts"]
+    assert same["ties"] == same["same_answers"] == prompts
+    assert trained["wins"] + trained["losses"] + trained["ties"] == prompts
+    assert trained["wins"] > trained["losses"]
     assert trained["win_rate"] > 0.5
     assert trained["win_rate_low"] < trained["win_rate"] < trained["win_rate_high"]
     report = json.loads((job.model / "comparison.json").read_text())
@@ -118,6 +122,22 @@ def test_a_comparison_of_one_is_refused() -> None:
     ask = pb.CompareSpec(dataset="d@1", models=["m@1"], reward="r@1")
     with pytest.raises(InvalidArgument, match="2 to 8"):
         check_spec(pb.JobSpec(output_name="x", compare=ask))
+    ask = pb.CompareSpec(dataset="d@1", models=["m@1", "n@1"], reward="r@1", prompts=1)
+    with pytest.raises(InvalidArgument, match="0 for all or at least 2"):
+        check_spec(pb.JobSpec(output_name="x", compare=ask))
+
+
+def test_no_more_prompts_are_answered_than_are_asked_for(made, tmp_path) -> None:
+    dataset, start, reward = made
+    ask = pb.CompareSpec(
+        dataset="d@1", models=["m@1", "m@1"], reward="r@1", max_new_tokens=4, prompts=3
+    )
+    config = plan_compare(ask, dataset, [start, start], reward, TrainerSettings(threads=1))
+    job = JobFolder(trainings.job(tmp_path / "c", config))
+    assert compare(TrainConfig.read(job.path), job, Group()) == "succeeded", job.outcome()
+    metrics = job.outcome()["metrics"]
+    assert metrics["prompts"] == metrics["models"][1]["ties"] == 3
+    assert "3 prompts, which show a true win rate of 100.0%" in job.progress().note
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from plinth.trainer.rendering import Renderer, Turn
+from plinth.trainer.data.tokenize import Messages
+from plinth.trainer.exchanges import Turn
+from plinth.trainer.rendering import Renderer
+
+END = "$"
 
 
 def text_of(turn: Turn) -> str:
     messages, open_turn = turn
-    return "".join(f"<{role}>{content}\n" for role, content in messages) + "<assistant>" * open_turn
+    said = "".join(f"<{role}>{content}{END}\n" for role, content in messages)
+    return said + "<assistant>" * open_turn
+
+
+def upto_the_answer(chat: Messages) -> str:
+    return text_of((chat, False)).removesuffix("\n")
 
 
 class Stage:
@@ -19,10 +28,10 @@ class Stage:
     def __init__(self) -> None:
         self.calls: list[list[Turn]] = []
 
-    async def apply(self, model: str, turns: Sequence[Turn]) -> list[list[int]]:
+    async def apply(self, model: str, turns: Sequence[Turn]) -> tuple[list[list[int]], list[int]]:
         assert model == "m"
         self.calls.append(list(turns))
-        return [list(text_of(turn).encode()) for turn in turns]
+        return [list(text_of(turn).encode()) for turn in turns], [ord(END)]
 
 
 async def rendered(stage: Stage, batch):
@@ -30,13 +39,13 @@ async def rendered(stage: Stage, batch):
     return await asyncio.to_thread(render, batch)
 
 
-async def test_masks_are_of_the_assistants_words_alone() -> None:
+async def test_masks_are_of_the_assistants_answers_alone() -> None:
     stage = Stage()
     chat = (("user", "hi"), ("assistant", "yes"), ("user", "so"), ("assistant", "no"))
     ((ids, mask),) = await rendered(stage, [chat])
-    assert bytes(ids).decode() == text_of((chat, False))
+    assert bytes(ids).decode() == upto_the_answer(chat)
     said = bytes(id_ for id_, on in zip(ids, mask, strict=True) if on).decode()
-    assert said == "yes\nno\n"
+    assert said == f"yes{END}no{END}"
 
 
 async def test_a_pair_shares_its_prompt_and_calls_are_bounded() -> None:
@@ -44,7 +53,7 @@ async def test_a_pair_shares_its_prompt_and_calls_are_bounded() -> None:
     prompt = (("user", "q" * 4000),)
     pairs = [(*prompt, ("assistant", f"{number} {word}")) for number in range(700) for word in "ab"]
     made = await rendered(stage, pairs)
-    assert [bytes(ids).decode() for ids, _ in made] == [text_of((chat, False)) for chat in pairs]
+    assert [bytes(ids).decode() for ids, _ in made] == [upto_the_answer(chat) for chat in pairs]
     asked = [turn for call in stage.calls for turn in call]
     assert len(asked) == len(set(asked)) == 1400 + 1
     assert max(map(len, stage.calls)) <= 512

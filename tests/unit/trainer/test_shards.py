@@ -8,7 +8,7 @@ import trainings
 from plinth.shared.errors import DataLoss, InvalidArgument
 from plinth.trainer.data.corpus import read_split
 from plinth.trainer.data.shards import Split, SplitWriter, read_info, token_dtype
-from plinth.trainer.data.tokenize import completion_mask, tokenize_corpus
+from plinth.trainer.data.tokenize import tokenize_corpus
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,6 @@ def test_masks_cover_the_answers_only(tmp_path):
     learnt = encoder.decode(ids[mask.astype(bool)].tolist(), skip_special_tokens=False)
     assert learnt == dict(first.messages)["assistant"] + "<|im_end|>"
     assert split.info.objective == "sft"
-
-
-def test_a_mask_is_the_difference_of_two_renderings():
-    assert completion_mask(
-        [1, 2, 3, 4, 5, 6], [([1, 2], [1, 2, 3]), ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6])]
-    ) == [0, 0, 1, 0, 1, 1]
-    with pytest.raises(InvalidArgument, match="changes earlier turns"):
-        completion_mask([9, 2, 3], [([1, 2], [9, 2, 3])])
-    # The prompt's last token merged with the beginning of the answer: the answer's.
-    assert completion_mask([1, 7, 3], [([1, 2], [1, 7, 3])]) == [0, 1, 1]
 
 
 def test_damaged_and_foreign_datasets(plain, tmp_path):

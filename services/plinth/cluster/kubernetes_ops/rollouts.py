@@ -26,13 +26,14 @@ STEP = "canary"
 @dataclass(frozen=True)
 class Rollout:
     """What is asked for. name: the served name. model: the candidate, "chat@8" or "chat:next".
-    seconds: until it is decided with what there is. The rest: None is the step's own default."""
+    requests, seconds: at most so many of the candidate, and so long. The rest, and `requests`: None
+    is the step's own default."""
 
     name: str
     model: str
     alias: str = "prod"
     share: float = 0.1
-    requests: int = 100
+    requests: int | None = None
     seconds: float = 3600.0
     shards: int = 1
     sticky: bool = False
@@ -57,11 +58,12 @@ class Rollout:
             "name": self.name,
             "alias": self.alias,
             "share": self.share,
-            "requests": self.requests,
             "seconds": self.seconds,
             "shards": self.shards,
             "sticky": self.sticky,
         }
+        if self.requests is not None:
+            step["requests"] = self.requests
         if require:
             step["require"] = require
         plan = {"name": f"rollout-{self.name}"[:40], "steps": {STEP: step}}

@@ -14,14 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plinth.coordinator.preferences.pairs import JudgedPair, judged_pairs, source_word
+from plinth.coordinator.preferences.pairs import (
+    JudgedPair,
+    comparisons,
+    judged_pairs,
+    source_word,
+)
 from plinth.coordinator.preferences.report import Snapshot, agreement
 from plinth.shared.errors import FailedPrecondition
-from plinth.shared.messages import prompt_key, split_share
+from plinth.shared.intake import Intake
+from plinth.shared.splits import SPLIT_VERSION, SPLITS, held_out, prompt_key
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import preferences_pb2 as pb
 
-SPLITS = ("train", "validation")
 DEFAULT_FRACTION = 0.1
 
 
@@ -36,7 +41,8 @@ def publish_pairs(
 ) -> tuple[ArtifactRecord, bool]:
     """(the artifact, whether it was there already). FailedPrecondition when there are fewer than
     `at_least` pairs (1 at the least)."""
-    pairs = list(judged_pairs(seen, selection))
+    intake = comparisons()
+    pairs = list(judged_pairs(seen, selection, intake))
     if len(pairs) < max(1, at_least):
         raise FailedPrecondition(
             f"collection {seen.collection} gives {len(pairs)} pairs from {seen.revision} "
@@ -56,6 +62,7 @@ def publish_pairs(
         "sources": sorted(source_word(source) for source in set(selection.sources)),
         "min_agreement": selection.min_agreement,
         "validation_fraction": validation_fraction,
+        "split": SPLIT_VERSION,
     }
     key = json.dumps([config, content], sort_keys=True)
     input_digest = f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
@@ -68,24 +75,19 @@ def publish_pairs(
             "corpus",
             Path(folder),
             config={**config, "revision": seen.revision},
-            metrics=_figures(seen, pairs),
+            metrics=_figures(seen, pairs, intake),
             input_digest=input_digest,
         )
     return made, False
 
 
 def _split(pairs: Sequence[JudgedPair], fraction: float) -> dict[str, list[JudgedPair]]:
-    """By prompt; where there are two prompts or more and something is to be held out, each side
-    gets one at least."""
-    shares = {prompt_key(pair.prompt): split_share(prompt_key(pair.prompt)) for pair in pairs}
-    held = {key for key, share in shares.items() if share < fraction}
-    if fraction > 0 and len(shares) > 1:
-        if not held:
-            held = {min(shares, key=lambda key: shares[key])}
-        elif len(held) == len(shares):
-            held.remove(max(shares, key=lambda key: shares[key]))
-    elif len(held) == len(shares):
-        held = set()  # one prompt only: it is trained on
+    """By prompt. One prompt alone is trained on."""
+    sizes: dict[bytes, int] = {}
+    for pair in pairs:
+        key = prompt_key(pair.prompt)
+        sizes[key] = sizes.get(key, 0) + _size(pair)
+    held = held_out(sizes, fraction)
     sides: dict[str, list[JudgedPair]] = {split: [] for split in SPLITS}
     for pair in pairs:
         sides["validation" if prompt_key(pair.prompt) in held else "train"].append(pair)
@@ -119,10 +121,11 @@ def _size(pair: JudgedPair) -> int:
     return sum(len(text.encode()) for text in [*texts, pair.chosen, pair.rejected])
 
 
-def _figures(seen: Snapshot, pairs: Sequence[JudgedPair]) -> dict[str, Any]:
+def _figures(seen: Snapshot, pairs: Sequence[JudgedPair], intake: Intake) -> dict[str, Any]:
     alpha = agreement(seen.judgements)
     models = {pair.labels[side] for pair in pairs for side in ("chosen_model", "rejected_model")}
     return {
+        "intake": [intake.to_json()],
         "pairs": len(pairs),
         "tasks": len({pair.task_id for pair in pairs}),
         "judgements": len(seen.judgements),

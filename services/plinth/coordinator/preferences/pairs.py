@@ -19,7 +19,9 @@ from plinth.coordinator.preferences.ranking import BETTER, TIE, WORSE, outcomes,
 from plinth.coordinator.preferences.report import Snapshot
 from plinth.coordinator.preferences.specs import annotator_of, make_task
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.messages import Messages, hh_dialogue, parse_pair, turns_json
+from plinth.shared.intake import Intake
+from plinth.shared.messages import PAGE, Messages, hh_dialogue, turns_json
+from plinth.shared.rows import parse_pair
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
 
@@ -87,21 +89,37 @@ def check_selection(selection: pb.PairSelection) -> None:
         )
 
 
-def judged_pairs(seen: Snapshot, selection: pb.PairSelection) -> Iterator[JudgedPair]:
-    """In the order in which their tasks were first judged."""
+def judged_pairs(
+    seen: Snapshot, selection: pb.PairSelection, intake: Intake | None = None
+) -> Iterator[JudgedPair]:
+    """In the order in which their tasks were first judged. `intake` is told which comparisons of
+    two responses gave a pair, and which none."""
     wanted = set(selection.sources)
+    intake = intake or comparisons()
     by_task: dict[str, list[pb.Judgement]] = defaultdict(list)
     for judgement in seen.judgements:
-        if not wanted or judgement.source in wanted:
+        if seen.tasks[judgement.task_id].gold:
+            intake.note("judgements of gold questions")
+        elif wanted and judgement.source not in wanted:
+            intake.note("judgements by other sources")
+        elif judgement.all_bad:
+            intake.note("judgements that call all bad")
+        else:
             by_task[judgement.task_id].append(judgement)
     for task_id, judgements in by_task.items():
-        task = seen.tasks[task_id]
-        if not task.gold:
-            yield from _pairs_of(task, judgements, selection.min_agreement)
+        yield from _pairs_of(seen.tasks[task_id], judgements, selection.min_agreement, intake)
+
+
+def comparisons() -> Intake:
+    """To count in how a collection's judgements become pairs."""
+    return Intake("comparisons of two responses")
 
 
 def _pairs_of(
-    task: pb.PreferenceTask, judgements: Sequence[pb.Judgement], min_agreement: float
+    task: pb.PreferenceTask,
+    judgements: Sequence[pb.Judgement],
+    min_agreement: float,
+    intake: Intake,
 ) -> Iterator[JudgedPair]:
     said: dict[tuple[str, str], dict[int, list[pb.Judgement]]] = defaultdict(
         lambda: {WORSE: [], TIE: [], BETTER: []}
@@ -113,12 +131,16 @@ def _pairs_of(
     for (one, other), votes in said.items():
         lead = len(votes[BETTER]) - len(votes[WORSE])
         if lead == 0:
+            intake.leave_out("undecided: a tie, or as many for as against")
             continue
         winner, loser, agreeing = (
             (one, other, votes[BETTER]) if lead > 0 else (other, one, votes[WORSE])
         )
         agreement = len(agreeing) / sum(map(len, votes.values()))
-        if agreement >= min_agreement:
+        if agreement < min_agreement:
+            intake.note("below min_agreement")
+        else:
+            intake.taken += 1
             yield _pair(task, responses[winner], responses[loser], agreeing, agreement)
 
 
@@ -146,8 +168,11 @@ def _pair(
 # -- in ------------------------------------------------------------------------------------
 
 
-def read_lines(request: pb.ImportPairsRequest, collection: str) -> list[tuple[Any, pb.Judgement]]:
-    """(task, judgement) of each line. InvalidArgument names the first line that is wrong."""
+def read_lines(
+    request: pb.ImportPairsRequest, collection: str
+) -> list[tuple[int, pb.PreferenceTask, pb.Judgement]]:
+    """(number of the line, task, judgement) of each. InvalidArgument names the first line that is
+    wrong. A byte order mark before the first is passed over."""
     if len(request.jsonl) > MAX_IMPORT_BYTES:
         raise InvalidArgument(
             f"jsonl: {len(request.jsonl):,} bytes, at most {MAX_IMPORT_BYTES:,}; send the lines in "
@@ -155,15 +180,21 @@ def read_lines(request: pb.ImportPairsRequest, collection: str) -> list[tuple[An
             field="jsonl",
         )
     try:
-        lines = request.jsonl.decode("utf-8").split("\n")
+        lines = request.jsonl.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"jsonl: not UTF-8 ({error})", field="jsonl") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        line = (request.first_line or 1) + request.jsonl.count(b"\n", 0, error.start)
+        raise InvalidArgument(
+            f"line {line}: not UTF-8 ({error}); convert it (iconv -t utf-8)", field="jsonl"
+        ) from error
+    first = request.first_line or 1
+    numbered = [(number, line) for number, line in enumerate(lines, first) if line.strip()]
     if not 1 <= len(numbered) <= MAX_IMPORT_LINES:
         raise InvalidArgument(
             f"jsonl: {len(numbered)} lines, 1 to {MAX_IMPORT_LINES} in one call", field="jsonl"
         )
-    return [_read(line, request, collection, f"line {number}") for number, line in numbered]
+    return [
+        (number, *_read(line, request, collection, f"line {number}")) for number, line in numbered
+    ]
 
 
 def _read(
@@ -172,9 +203,8 @@ def _read(
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"{where}: not JSON ({error})", field="jsonl") from error
-    if not isinstance(value, dict):
-        raise InvalidArgument(f"{where}: each line is an object", field="jsonl")
+        message = f"{where}: not JSON ({error}); see {PAGE}"
+        raise InvalidArgument(message, field="jsonl") from error
     messages, rejected = parse_pair(value, where)[:2]
     chosen = messages[-1][1]
     prompt = [common_pb2.ChatMessage(role=role, content=text) for role, text in messages[:-1]]

@@ -122,9 +122,19 @@ class PreferenceRecords(Collection):
 
     async def judged_by(self, task_id: str, judgement: pb.Judgement) -> bool:
         """Whether the judge that `judgement` names has judged this task."""
+        return await self.said_by(task_id, judgement) is not None
+
+    async def said_by(self, task_id: str, judgement: pb.Judgement) -> pb.Judgement | None:
+        """What the judge that `judgement` names has said of this task."""
         with redis_errors():
-            found = await self._redis.hexists(self._keys.task(task_id), judge_field(judgement))
-        return bool(found)
+            found = await cast(
+                Awaitable[bytes | None],
+                self._redis.hget(self._keys.task(task_id), judge_field(judgement)),
+            )
+        if found is None or found == b"skip":
+            return None
+        number = int(found.rpartition(b":")[2])
+        return (await self._slice(number - 1, number))[0]
 
     async def revision(self) -> int:
         """The number of judgements so far: names a snapshot."""

@@ -227,7 +227,9 @@ local id, mine = ARGV[2], ARGV[3]
 local state = get(id, 'state')
 if not state then return {'unknown'} end
 local before = get(id, mine)
-if before then return {'known', tonumber(string.match(before, '^0:(%d+)$'))} end
+if before and before ~= 'skip' then
+  return {'known', tonumber(string.match(before, ':(%d+)$'))}
+end
 if state == 'sampling' or state == 'failed' then return {state} end
 if tonumber(get(id, 'machines')) >= MAX_MACHINES then return {'full'} end
 local number = call('RPUSH', JUDGEMENTS, ARGV[4])

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from plinth.coordinator.preferences.checks import export_position, lease_seconds
 from plinth.coordinator.preferences.dataset import DEFAULT_FRACTION, publish_pairs
+from plinth.coordinator.preferences.importing import import_lines
 from plinth.coordinator.preferences.model_judge import check_method, judge_name
 from plinth.coordinator.preferences.pairs import check_shape, judged_pairs, read_lines
 from plinth.coordinator.preferences.ranking import check_judgement, tiers
@@ -224,17 +225,9 @@ class PreferenceServicer(rpc.PreferenceServiceServicer):
         self, request: pb.ImportPairsRequest, context: Any
     ) -> pb.ImportPairsResponse:
         records = self._records(request.collection)
-        answer = pb.ImportPairsResponse()
-        for task, judgement in read_lines(request, records.collection):
-            judgement.judged_unix_ms = time.time_ns() // 1_000_000
-            judgement.key_id = current_principal().key_id
-            await records.ensure(task)
-            if await records.judged_by(task.task_id, judgement):
-                answer.known += 1
-            else:
-                answer.imported += 1
-            await records.add(judgement)
-        return answer
+        lines = read_lines(request, records.collection)
+        key_id = current_principal().key_id
+        return await import_lines(records, lines, key_id=key_id, check_only=request.check_only)
 
     async def PublishPairs(
         self, request: pb.PublishPairsRequest, context: Any

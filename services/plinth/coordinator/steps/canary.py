@@ -2,10 +2,11 @@
 
 1. The candidate's shards come up as "<name>.canary", beside those of the stable revision.
 2. Gateways give them the share; the step watches what comes of it (`verdict.py`).
-3. Worse: no more requests, the shards go when their streams have ended, the step fails and so does
-   the run. Nothing was promoted.
-4. As good or better: all new requests go to the candidate; when the old shards' streams have ended
-   the name's own deployment becomes the candidate, the alias moves, and the canary goes.
+3. Shown to be worse, or undecided when its requests or its time are used up: no more requests, the
+   shards go when their streams have ended, the step fails and so does the run. Nothing was
+   promoted.
+4. Shown to be as good or better: all new requests go to the candidate; when the old shards' streams
+   have ended the name's own deployment becomes the candidate, the alias moves, and the canary goes.
 
 Each step of it is found again by what stands on the store and in Redis, so it can be done twice.
 The canary's deployment names this step as its owner; when the run is over it is taken down.
@@ -14,38 +15,10 @@ The canary's deployment names this step as its owner; when the run is over it is
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.canary_spec import CanarySpec
+from plinth.coordinator.steps.contract import Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.trial import Trial
-from plinth.coordinator.verdict import CanaryRequire
-from plinth.shared.canary import MAX_SHARE
-
-
-class CanarySpec(StepSpec):
-    INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {"model": frozenset({"model"})}
-
-    kind: Literal["canary"]
-    model: Input  # the candidate
-    # The served name whose requests it shares.
-    name: Name
-    share: float = Field(default=0.1, gt=0, le=MAX_SHARE)
-    # The same user (OpenAI's `user`) keeps one revision; the share is then held to 2 points.
-    sticky: bool = False
-    # Requests of the canary to see before deciding, and how long that may take.
-    requests: int = Field(default=100, ge=1, le=10_000_000)
-    seconds: float = Field(default=3600, gt=0, le=30 * 86_400)
-    require: CanaryRequire = CanaryRequire()
-    alias: Name = "prod"
-    shards: int = Field(default=1, ge=1, le=64)
-    ready_within_s: float = Field(default=600, gt=0, le=86_400)
-    # How long streams of the revision that goes may take to end; 600 is the longest by default.
-    drain_within_s: float = Field(default=600, ge=0, le=86_400)
-
-    def produces(self) -> str:
-        return "model"
 
 
 class CanaryStep:

@@ -1,8 +1,10 @@
 """Step "compare": some models answer held-out prompts, a judge ranks them, and the best goes on.
 
 The output is the winner itself, so that `publish` and `serve` take it as they take any model. A
-rival wins only where it beats the baseline beyond chance: with the lower end of its win rate's 95 %
-interval above one half. Otherwise the baseline stays, or, with `require`, the run ends here.
+rival wins only where it beats the baseline beyond chance: by the exact sign test of the prompts
+that the two differ on, one-sided, at 2.5 % over all rivals together (Holm). Of several that do, the
+one with the highest win rate goes on. Where none does, the baseline stays, or, with `require`, the
+run ends here. docs/promotion.md says how many prompts a true win rate needs.
 
 With `require` the step is a gate, and a gate needs a judge of its own: a policy that has learned to
 please a reward model pleases it by construction. So a judge that any rival was trained against is
@@ -15,8 +17,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from plinth.algos.paired import LEVEL, PairedCounts, holm, pairs_needed
 from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -26,12 +29,12 @@ from plinth.v1 import trainer_pb2 as pb
 RIVALS = ("candidate", "candidate_2", "candidate_3")
 
 
-class Require(BaseModel):
+class CompareRequire(BaseModel):
     """Conditions that the best rival must meet; those not given are not asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # 0.5: the lower end of the interval must lie above one half.
+    # 0.5: its win rate must lie above one half beyond chance, at 2.5 % over all rivals.
     win_rate_low_above: float | None = Field(default=None, ge=0, lt=1)
 
 
@@ -39,29 +42,22 @@ class CompareSpec(StepSpec):
     INPUTS: ClassVar[Mapping[str, frozenset[str]]] = {
         "dataset": frozenset({"dataset"}),
         "judge": frozenset({"reward"}),
-        "reward": frozenset({"reward"}),
         "baseline": frozenset({"model"}),
         **dict.fromkeys(RIVALS, frozenset({"model"})),
     }
 
     kind: Literal["compare"]
     dataset: Input  # its held-out prompts are answered
-    judge: Input | None = None  # a reward model
-    reward: Input | None = None  # its older name
+    judge: Input  # a reward model
     same_judge: bool = False  # a gate may use a judge that a rival was trained against
     baseline: Input
     candidate: Input
     candidate_2: Input | None = None
     candidate_3: Input | None = None
+    prompts: int = Field(default=512, ge=2, le=1_000_000)  # that are answered, at most
     max_tokens: int = Field(default=64, ge=1, le=4096)  # per answer
     temperature: float = Field(default=1.0, gt=0, le=2)
-    require: Require = Require()
-
-    @model_validator(mode="after")
-    def _one_judge(self) -> CompareSpec:
-        if (self.judge is None) == (self.reward is None):
-            raise ValueError("give judge, a reward model (or reward, its older name), once")
-        return self
+    require: CompareRequire = CompareRequire()
 
     def produces(self) -> str:
         return "model"
@@ -74,11 +70,10 @@ class CompareSpec(StepSpec):
     def conflicts(self, steps: Mapping[str, StepSpec]) -> Iterator[tuple[str, str]]:
         if not self.needs_own_judge:
             return
-        field = "judge" if self.judge is not None else "reward"
         for rival in RIVALS:
             for step in _behind(getattr(self, rival), steps):
-                if steps[step].inputs().get("reward") == self.inputs()[field]:
-                    yield field, _same_judge(f"{rival} (in the step {step})")
+                if steps[step].inputs().get("reward") == self.judge:
+                    yield "judge", _same_judge(f"{rival} (in the step {step})")
 
 
 class CompareStep:
@@ -92,7 +87,7 @@ class CompareStep:
         spec = work.spec
         assert isinstance(spec, CompareSpec)
         names = ["baseline", *(name for name in RIVALS if name in work.inputs)]
-        judge = work.inputs["judge" if spec.judge is not None else "reward"]
+        judge = work.inputs["judge"]
         if spec.needs_own_judge:
             rivals = [work.inputs[name] for name in names[1:]]
             await asyncio.to_thread(refuse_own_judge, tools.store, rivals, judge)
@@ -104,6 +99,7 @@ class CompareStep:
                 models=[work.inputs[name].ref for name in names],
                 max_new_tokens=spec.max_tokens,
                 temperature=spec.temperature,
+                prompts=spec.prompts,
             ),
         )
         async for event in follow_job(work, tools, job):
@@ -116,9 +112,10 @@ class CompareStep:
                 name: {"model": work.inputs[name].ref, **figure}
                 for name, figure in zip(names, figures["models"], strict=True)
             }
-            winner = choose(models, spec.require)
+            winner, why = choose(models, spec.require)
             metrics: dict[str, Any] = {
                 "winner": winner,
+                "why": why,
                 "prompts": figures["prompts"],
                 "models": models,
                 "report": report.ref,
@@ -174,21 +171,58 @@ def _same_judge(rival: str) -> str:
     )
 
 
-def choose(models: Mapping[str, Mapping[str, Any]], require: Require) -> str:
-    """The rival of the highest win rate if it is beyond chance, else the baseline.
+def choose(models: Mapping[str, Mapping[str, Any]], require: CompareRequire) -> tuple[str, str]:
+    """(which goes on, why): the rival of the highest win rate among those that are beyond chance,
+    else the baseline.
 
-    FailedPrecondition, with the figures, where `require` asks for more than the best rival has.
+    FailedPrecondition, with the figures, where no rival is above `require`'s bar beyond chance.
     """
-    best = max((n for n in models if n != "baseline"), key=lambda n: float(models[n]["win_rate"]))
-    figures = models[best]
+    rivals = {name: pairs_of(figures) for name, figures in models.items() if name != "baseline"}
+    best = max(rivals, key=lambda name: rivals[name].rate)
     bar = require.win_rate_low_above
-    if bar is not None and figures["win_rate_low"] <= bar:
+    if bar is not None and not _beyond(rivals, bar):
         raise FailedPrecondition(
-            f"{figures['model']} wins {figures['win_rate']:.1%} against "
-            f"{models['baseline']['model']} (95 % interval {figures['win_rate_low']:.1%} to "
-            f"{figures['win_rate_high']:.1%}); the lower end must be above {bar:.1%}: nothing is "
-            "promoted",
+            f"{_line(models, best, rivals[best])}: not above {bar:.1%} beyond chance"
+            f"{_among(rivals)}{_size(rivals[best], len(rivals))}; nothing is promoted",
             reason="REQUIREMENT_NOT_MET",
             field="require.win_rate_low_above",
         )
-    return best if figures["win_rate_low"] > 0.5 else "baseline"
+    beyond = _beyond(rivals, 0.5)
+    if beyond:
+        best = max(beyond, key=lambda name: rivals[name].rate)
+        return best, f"{_line(models, best, rivals[best])}: beyond chance{_among(rivals)}"
+    stays = f"{models['baseline']['model']} stays, no rival is better beyond chance"
+    size = _size(rivals[best], len(rivals))
+    return "baseline", f"{stays}{_among(rivals)}: {_line(models, best, rivals[best])}{size}"
+
+
+def pairs_of(figures: Mapping[str, Any]) -> PairedCounts:
+    """From a comparison's report, whose counts may have become floats."""
+    return PairedCounts(*(int(figures[name]) for name in ("wins", "losses", "ties")))
+
+
+def _beyond(rivals: Mapping[str, PairedCounts], bar: float) -> set[str]:
+    return holm({name: pairs.p_value(bar) for name, pairs in rivals.items()})
+
+
+def _line(models: Mapping[str, Mapping[str, Any]], name: str, pairs: PairedCounts) -> str:
+    return (
+        f"{models[name]['model']} wins {pairs.rate:.1%} of {pairs.of:,} prompts against "
+        f"{models['baseline']['model']} ({pairs.wins:,} won, {pairs.losses:,} lost, "
+        f"{pairs.ties:,} tied; p = {pairs.p_value():.2g})"
+    )
+
+
+def _among(rivals: Mapping[str, PairedCounts]) -> str:
+    return f" ({LEVEL:.1%} one-sided, over {len(rivals)} rivals)" if len(rivals) > 1 else ""
+
+
+def _size(pairs: PairedCounts, rivals: int) -> str:
+    """How many prompts would show what was seen, if it is the truth."""
+    differ = pairs.wins + pairs.losses
+    if not pairs.wins > pairs.losses > 0:
+        return ""
+    needed = pairs_needed(pairs.wins / differ, rivals=rivals, ties=pairs.ties / pairs.of)
+    if needed <= pairs.of:
+        return ""
+    return f"; if that is the truth, some {needed:,} prompts would show it"

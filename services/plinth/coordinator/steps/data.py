@@ -16,6 +16,8 @@ from pydantic import Field, field_validator, model_validator
 
 from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
+from plinth.shared.corpus_folder import CorpusFolder
+from plinth.shared.splits import SPLIT_VERSION
 from plinth.v1 import trainer_pb2 as pb
 
 _SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")
@@ -41,9 +43,12 @@ class DataSpec(StepSpec):
     margin: float = Field(default=0, ge=0, le=1e6)
     ties: Literal["first", "likely"] | None = None
     tokenizer: Input | None = None
-    validation_fraction: float | None = Field(default=None, gt=0, lt=0.5)
-    # Stop after this many bytes of text; 0 is no limit.
+    # Of the bytes; 0 holds nothing out, and nothing can be measured on held-out text then.
+    validation_fraction: float | None = Field(default=None, ge=0, le=0.5)
+    # Take this many bytes of text at most; 0 is no limit.
     max_bytes: int = Field(default=0, ge=0)
+    # The share of files, and of documents, that may be left out before the step fails.
+    max_left_out: float | None = Field(default=None, ge=0, le=1)
 
     @field_validator("corpus_dir")
     @classmethod
@@ -80,6 +85,7 @@ class DataStep:
     def surroundings(self, spec: DataSpec, run_id: str) -> Mapping[str, str]:
         # A dataset from before text was plain may hold special tokens that its corpus spelled.
         text = {"text": "plain"} if spec.tokenizer else {}
+        text["split"] = SPLIT_VERSION
         if spec.corpus_dir:
             # A folder that only the trainer's machine sees: no other run's result stands for it.
             found = fingerprint(Path(spec.corpus_dir))
@@ -96,6 +102,7 @@ class DataStep:
             builtin=spec.builtin or "",
             validation_fraction=spec.validation_fraction,
             max_bytes=spec.max_bytes,
+            max_left_out=spec.max_left_out,
         )
         if "samples" in work.inputs:
             prepare.samples = work.inputs["samples"].ref
@@ -121,9 +128,8 @@ def fingerprint(folder: Path) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            about = path.stat()
-            line = f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+    for path in CorpusFolder(folder).files:
+        about = path.stat()
+        line = f"{path.relative_to(folder)}\0{about.st_size}\0{about.st_mtime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
     return f"sha256:{digest.hexdigest()}"

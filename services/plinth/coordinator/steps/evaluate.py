@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from plinth.coordinator.answers import Check, Rule, judge
 from plinth.coordinator.deployments import put, until_ready
-from plinth.coordinator.gates import Require, check, tally
+from plinth.coordinator.gates import EvaluateRequire, check, tally
 from plinth.coordinator.heldout import HeldOut, judge_by_ngram
 from plinth.coordinator.probing import ProbeSet, digest, probes
 from plinth.coordinator.scoring import Answer, ServedModel, context_length, read_config, start_id
@@ -54,7 +54,7 @@ class EvaluateSpec(StepSpec):
     probes: tuple[ProbeSet, ...] = Field(default=(), max_length=2)
     max_tokens: int = Field(default=64, ge=1, le=4096)  # per answer
     max_bytes: int = Field(default=1 << 20, ge=1, le=64 << 20)  # of held-out text
-    require: Require = Require()
+    require: EvaluateRequire = EvaluateRequire()
     cpus_per_shard: float = Field(default=0, ge=0, le=1024)
     gpus_per_shard: float = Field(default=0, ge=0, le=64)
     ready_within_s: float = Field(default=600, gt=0, le=86_400)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 import grpc
 
@@ -101,9 +103,10 @@ def _fraction(job: pb.Job) -> float:
     return min(1.0, progress.done / progress.total) if progress.total else 0.0
 
 
-def _metrics(job: pb.Job) -> dict[str, float]:
+def _metrics(job: pb.Job) -> dict[str, Any]:
+    """What it counted, and what it took and left out (`shared/intake.py`)."""
     progress = job.progress
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     if progress.unit == "step":
         figures = {
             "steps": progress.done,
@@ -115,4 +118,9 @@ def _metrics(job: pb.Job) -> dict[str, float]:
     elif progress.unit == "byte":
         figures = {"bytes": progress.done}
     seconds = (job.finished_unix_ms - job.started_unix_ms) / 1000
-    return figures | ({"seconds": seconds} if job.started_unix_ms and seconds >= 0 else {})
+    if job.started_unix_ms and seconds >= 0:
+        figures["seconds"] = seconds
+    manifest = json.loads(job.artifact.manifest_json or "{}")
+    if intake := manifest.get("metrics", {}).get("intake"):
+        figures["intake"] = intake
+    return figures

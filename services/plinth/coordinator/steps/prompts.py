@@ -22,7 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from plinth.coordinator.steps.contract import Name, Outcome, Progress, StepSpec, Tools, Work
 from plinth.shared.errors import InvalidArgument, NotFound
-from plinth.shared.prompt_set import MAX_CHECKS, SPLITS, Prompt, read_prompts, write_prompts
+from plinth.shared.intake import Intake
+from plinth.shared.prompt_set import MAX_CHECKS, Prompt, read_prompts, write_prompts
+from plinth.shared.splits import SPLIT_VERSION, SPLITS, normalised
 from plinth.shared.store import ArtifactRecord
 
 Topic = Annotated[str, Field(min_length=1, max_length=200)]
@@ -65,8 +67,9 @@ class PromptsSpec(StepSpec):
             raise ValueError("topics need constraints: what an answer must keep")
         if self.topics and "{topic}" not in self.ask:
             raise ValueError("ask must hold {topic}")
-        if self.topics and self.held_out >= len(set(self.topics)):
-            raise ValueError(f"held_out must leave some of the {len(set(self.topics))} topics")
+        different = len(set(map(normalised, self.topics)))
+        if self.topics and self.held_out >= different:
+            raise ValueError(f"held_out must leave some of the {different} topics")
         return self
 
     def paths(self) -> dict[str, str]:
@@ -81,12 +84,13 @@ class PromptsStep:
     pure = True
 
     def surroundings(self, spec: PromptsSpec, run_id: str) -> Mapping[str, str]:
+        split = {"split": SPLIT_VERSION}
         if spec.file is None:
-            return {}
+            return split
         path = Path(spec.file)
         if not path.is_file():
-            return {"file": f"unseen, run {run_id}"}
-        return {"file": f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"}
+            return {**split, "file": f"unseen, run {run_id}"}
+        return {**split, "file": f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
         spec = work.spec
@@ -98,22 +102,16 @@ class PromptsStep:
         """Nothing to do: the artifact was published whole or not at all."""
 
 
-def split(spec: PromptsSpec) -> dict[str, list[Prompt]]:
-    """Prompts by split. Blocks on the file, if there is one."""
+def split(spec: PromptsSpec, intake: Intake) -> dict[str, list[Prompt]]:
+    """Prompts by split; `intake` is told what was left out. Blocks on the file, if there is one."""
     if spec.file is not None:
-        path = Path(spec.file)
-        if not path.is_file():
-            raise NotFound(f"there is no file {spec.file} on the coordinator's machine")
-        prompts = list(read_prompts(path))
-        if spec.held_out >= len(prompts):
-            raise InvalidArgument(
-                f"{spec.file} has {len(prompts)} prompts; held_out must leave some of them",
-                field="held_out",
-            )
-        return {"train": prompts[: -spec.held_out], "validation": prompts[-spec.held_out :]}
-    topics = list(dict.fromkeys(spec.topics))
-    sides = {"train": topics[: -spec.held_out], "validation": topics[-spec.held_out :]}
-    return {
+        return _split_file(Path(spec.file), spec.held_out, intake)
+    topics = {normalised(topic): topic for topic in reversed(spec.topics)}  # the first spelling
+    for _ in range(len(spec.topics) - len(topics)):
+        intake.leave_out("topics that are there already")
+    order = list(dict.fromkeys(topics[normalised(topic)] for topic in spec.topics))
+    sides = {"train": order[: -spec.held_out], "validation": order[-spec.held_out :]}
+    made = {
         name: [
             Prompt(f"{spec.ask.replace('{topic}', topic)} {one.ask}", one.name, one.checks)
             for topic in side
@@ -121,13 +119,38 @@ def split(spec: PromptsSpec) -> dict[str, list[Prompt]]:
         ]
         for name, side in sides.items()
     }
+    intake.taken = sum(map(len, made.values()))
+    return made
+
+
+def _split_file(path: Path, held_out: int, intake: Intake) -> dict[str, list[Prompt]]:
+    """The last `held_out` are held out; one before them that is the same but for case and white
+    space is left out, since it would teach what is to be measured."""
+    if not path.is_file():
+        raise NotFound(f"there is no file {path} on the coordinator's machine")
+    prompts = list(read_prompts(path))
+    held = prompts[-held_out:]
+    keys = {prompt.key for prompt in held}
+    learned = [prompt for prompt in prompts[:-held_out] if prompt.key not in keys]
+    if not learned:
+        raise InvalidArgument(
+            f"{path} has {len({prompt.key for prompt in prompts})} different prompts in "
+            f"{len(prompts)} lines; held_out must leave some of them",
+            field="held_out",
+        )
+    if repeated := len(prompts) - len(held) - len(learned):
+        intake.leave_out("that repeat a held-out one", repeated)
+    intake.taken = len(held) + len(learned)
+    return {"train": learned, "validation": held}
 
 
 def _publish(work: Work, spec: PromptsSpec, tools: Tools) -> tuple[ArtifactRecord, dict[str, Any]]:
-    sides = split(spec)
+    intake = Intake("prompts")
+    sides = split(spec, intake)
     with tempfile.TemporaryDirectory(prefix="plinth-prompts-") as name:
         folder = Path(name)
-        counts = {s: write_prompts(sides[s], folder / f"{s}.jsonl") for s in SPLITS}
+        counts: dict[str, Any] = {s: write_prompts(sides[s], folder / f"{s}.jsonl") for s in SPLITS}
+        counts["intake"] = [intake.to_json()]
         record = tools.store.publish(
             work.output_name,
             "prompts",
@@ -136,4 +159,4 @@ def _publish(work: Work, spec: PromptsSpec, tools: Tools) -> tuple[ArtifactRecor
             metrics=counts,
             input_digest=work.input_digest,
         )
-    return record, dict(counts)
+    return record, counts

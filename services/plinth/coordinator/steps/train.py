@@ -126,6 +126,8 @@ class TrainSpec(StepSpec):
     rewards: dict[Name, Source] | None = Field(default=None, min_length=1, max_length=15)
     reward_weight: float = Field(default=1, ge=-1e6, le=1e6)
     lora: LoraShape | None = None  # train an adapter, not the model
+    # The share of chats, pairs or prompts that may be left out as too long before the step fails.
+    max_left_out: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _whole(self) -> TrainSpec:
@@ -171,6 +173,7 @@ _SAME = (
     "workers",
     "checkpoint_every",
     "eval_every",
+    "max_left_out",
 )
 
 

@@ -10,12 +10,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from plinth.coordinator.canaries import end_canary, running
 from plinth.coordinator.deployments import ready_shards, until_ready
+from plinth.coordinator.steps.canary_spec import CanarySpec
 from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
-from plinth.coordinator.verdict import Verdict, figures, judge
+from plinth.coordinator.verdict import Decision, figures, judge
 from plinth.shared.canary import ROUTE_S, canary_name
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.records import DeploymentRecord
@@ -24,14 +26,12 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import coordinator_pb2 as pb
 
-if TYPE_CHECKING:
-    from plinth.coordinator.steps.canary import CanarySpec
-
 _log = get_logger("plinth.coordinator")
 _POLL_S = 0.5
 # Shards tell their load every couple of seconds; a request may be on its way meanwhile.
 _IDLE_S = 5.0
-_REJECTED = "CANARY_REJECTED"
+# Why nothing was promoted, by what was decided.
+_REASONS = {"reject": "CANARY_REJECTED", "undecided": "CANARY_UNDECIDED"}
 
 
 class Trial:
@@ -68,10 +68,11 @@ class Trial:
             "name": self._spec.name,
             "alias": f"{self._model.name}:{self._spec.alias}",
             "version": self._model.version,
+            "plan": self._spec.plan(),
         }
         state = await self._tools.canaries.state(self._spec.name)
         if state is not None and state.id == self._id:
-            about |= {"share": self._spec.share, **figures(state)}
+            about |= {"share": self._spec.share, **figures(state, self._spec.require)}
         return about
 
     # -- the trial -----------------------------------------------------------------------------
@@ -116,22 +117,23 @@ class Trial:
         """Until the canary has proved itself; all new requests go to it then. FailedPrecondition,
         with its route closed and its streams ended, when it has not."""
         while True:
-            if (verdict := await self._verdict()).decision != "wait":
+            decision, fraction = await self._decision()
+            if decision.action != "wait":
                 break
-            yield Progress(0.1 + 0.6 * await self._progress(), verdict.why)
+            yield Progress(0.1 + 0.6 * fraction, decision.why)
             await asyncio.sleep(_POLL_S)
-        if verdict.decision == "promote":
+        if decision.action == "promote":
             await self._tools.canaries.promote(self._spec.name, self._id)
-            yield Progress(0.7, f"takes over: {verdict.why}")
+            yield Progress(0.7, f"takes over: {decision.why}")
             return
         await self._tools.canaries.close(self._spec.name, self._id)
-        yield Progress(0.7, f"rolls back: {verdict.why}")
+        yield Progress(0.7, f"rolls back: {decision.why}")
         async for event in self._idle(canary_name(self._spec.name), self._model.ref, 0.7):
             yield event
         raise FailedPrecondition(
             f"{self._model.ref} is rolled back, {self._spec.name!r} stays {self._against}: "
-            f"{verdict.why}",
-            reason=_REJECTED,
+            f"{decision.why}",
+            reason=_REASONS[decision.action],
         )
 
     async def take_over(self) -> AsyncIterator[Progress]:
@@ -195,20 +197,23 @@ class Trial:
 
     # -- parts ---------------------------------------------------------------------------------
 
-    async def _verdict(self) -> Verdict:
+    async def _decision(self) -> tuple[Decision, float]:
+        """What one more look says, its evidence kept; and how much of the trial is over."""
         now = await self.stable()
         if now.artifact != self._against:
-            return Verdict("reject", f"{now.name!r} became {now.artifact} while the canary was on")
+            why = f"{now.name!r} became {now.artifact} while the canary was on"
+            return Decision("reject", why), 1.0
         state = await self._tools.canaries.state(self._spec.name)
         if state is None or state.id != self._id:
             raise Unavailable("the canary's counts are gone; it starts over")
         spec = self._spec
-        return judge(state, spec.require, requests=spec.requests, seconds=spec.seconds)
-
-    async def _progress(self) -> float:
-        state = await self._tools.canaries.state(self._spec.name)
-        seen = state.tallies["canary"].requests if state is not None else 0
-        return min(1.0, seen / self._spec.requests)
+        decision = judge(state, spec.require, requests=spec.requests, seconds=spec.seconds)
+        if decision.action == "wait" and not state.tallies["canary"].requests:
+            decision = replace(decision, why=f"a decision {spec.plan()}")
+        if decision.evidence != state.evidence:
+            await self._tools.canaries.note(spec.name, self._id, decision.evidence)
+        seen = state.tallies["canary"].requests / spec.requests if spec.requests else 0.0
+        return decision, min(1.0, max(seen, state.age_s / spec.seconds))
 
     async def _widen(self, shards: int) -> AsyncIterator[Progress]:
         """As many shards of the canary as the name has: it takes all new requests for a while."""
@@ -260,8 +265,11 @@ class Trial:
             sticky=self._spec.sticky,
         )
         if state == "closed":
-            why = (await self._verdict()).why
-            raise FailedPrecondition(f"{self._model.ref} was rolled back: {why}", reason=_REJECTED)
+            decision, _ = await self._decision()
+            raise FailedPrecondition(
+                f"{self._model.ref} was rolled back: {decision.why}",
+                reason=_REASONS.get(decision.action, "CANARY_REJECTED"),
+            )
 
     async def _keep_open(self) -> None:
         while True:

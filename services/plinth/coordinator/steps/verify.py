@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.algos.intervals import wilson
+from plinth.algos.paired import LEVEL, PairedCounts
 from plinth.coordinator.deployments import put, until_ready
 from plinth.coordinator.respondent import Respondent, Sampled
 from plinth.coordinator.rewards import CHECKS, sources_of
@@ -37,13 +38,15 @@ PERCENTILE = 0.05
 _SHOWN = 5  # prompts whose answers the report shows side by side
 
 
-class Require(BaseModel):
+class VerifyRequire(BaseModel):
     """Conditions that the model must meet; those not given are not asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Of what was seen: no test.
     pass_rate_at_least: float | None = Field(default=None, ge=0, le=1)
-    # The interval of the model's pass rate must lie above the baseline's pass rate.
+    # The model passes more prompts than the baseline beyond chance: by the exact McNemar test of
+    # the prompts that one of them passes and the other does not, one-sided, at 2.5 %.
     above_baseline: bool = False
     # Of the model's answers, below the baseline's own 5th percentile of log p per token.
     unlikely_at_most: float | None = Field(default=None, ge=0, le=1)
@@ -65,7 +68,7 @@ class VerifySpec(StepSpec):
     temperature: float = Field(default=0.7, gt=0, le=2)
     max_tokens: int = Field(default=128, ge=1, le=4096)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
-    require: Require = Require()
+    require: VerifyRequire = VerifyRequire()
     ready_within_s: float = Field(default=600, gt=0, le=86_400)
 
     def produces(self) -> str:
@@ -160,9 +163,13 @@ def figures(
     """What the report says of both sides, JSON-ready."""
     bound = percentile(likely["baseline"], PERCENTILE)
     sides = {side: _side(answers[side], likely[side], bound) for side in SIDES}
+    pairs = paired(answers)
     return {
-        "prompts": len(answers["model"]),
+        "prompts": pairs.of,
         "sides": sides,
+        "model_alone_passes": pairs.wins,
+        "baseline_alone_passes": pairs.losses,
+        "p_value": pairs.p_value(),
         "trigrams_ratio": _ratio(sides["model"]["trigrams"], sides["baseline"]["trigrams"]),
         "shown": [
             {"prompt": before.prompt.text, "before": before.text, "after": after.text}
@@ -171,6 +178,15 @@ def figures(
             ]
         ],
     }
+
+
+def paired(answers: Mapping[str, Sequence[Sampled]]) -> PairedCounts:
+    """The model against the baseline, prompt by prompt; both or neither passing is a tie."""
+    both = list(zip(answers["model"], answers["baseline"], strict=True))
+    assert all(ours.prompt == theirs.prompt for ours, theirs in both)
+    passed = [(bool(ours.reward), bool(theirs.reward)) for ours, theirs in both]
+    wins, losses = passed.count((True, False)), passed.count((False, True))
+    return PairedCounts(wins, losses, len(passed) - wins - losses)
 
 
 def _side(answers: Sequence[Sampled], likely: Sequence[float], bound: float) -> dict[str, Any]:
@@ -216,7 +232,7 @@ def _ratio(ours: float, theirs: float) -> float:
     return ours / theirs if theirs else math.inf
 
 
-def check(require: Require, metrics: Mapping[str, Any]) -> None:
+def check(require: VerifyRequire, metrics: Mapping[str, Any]) -> None:
     """FailedPrecondition that says by how much the model falls short."""
     model, baseline = metrics["sides"]["model"], metrics["sides"]["baseline"]
     passes = f"{model['pass_rate']:.1%} of the answers pass, {baseline['pass_rate']:.1%} before"
@@ -227,11 +243,12 @@ def check(require: Require, metrics: Mapping[str, Any]) -> None:
             "pass_rate_at_least",
             f"{model['pass_rate']:.1%} of the answers pass ({interval}), {bar:.1%} is required",
         )
-    if require.above_baseline and model["pass_rate_low"] <= baseline["pass_rate"]:
+    if require.above_baseline and metrics["p_value"] > LEVEL:
         _refuse(
             "above_baseline",
-            f"{model['pass_rate']:.1%} of the answers pass ({interval}), of the baseline's "
-            f"{baseline['pass_rate']:.1%}: not beyond chance",
+            f"{passes}: {metrics['model_alone_passes']:,} prompts are passed by the model alone, "
+            f"{metrics['baseline_alone_passes']:,} by the baseline alone (p = "
+            f"{metrics['p_value']:.2g}, at most {LEVEL:g} is required): not beyond chance",
         )
     most = require.unlikely_at_most
     if most is not None and model["unlikely"] > most:

@@ -1,10 +1,12 @@
 """Corpora that need no download, made from Python's own standard library on the machine.
 
 `stdlib`: its sources, and the language's documentation topics that it carries.
-`stdlib-instruct`: a question about a function or class with its signature → its docstring.
-`stdlib-preferences`: the same, and the docstring preferred to what a rule made worse of it.
+`stdlib-instruct`: a question about a function or class with its signature → the first paragraph of
+its docstring.
+`stdlib-preferences`: the same, and that paragraph preferred to what a rule made worse of it.
 They come in an order fixed by a hash of each file's path, so that a capped corpus is a fair
-sample; the order and content depend on nothing but the Python version.
+sample; the order and content depend on nothing but the Python version. A module is held out as a
+whole, and of all three at the same fraction: what is asked about it then was in no training.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import inspect
 import random
 import sysconfig
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -49,40 +53,87 @@ def stdlib() -> Iterator[Document]:
         if path.relative_to(root) == _TOPICS:
             yield from (Document(text=text) for text in _topics(path))
         else:
-            yield from cut(iter([path.read_text(encoding="utf-8")]))
+            module = _module(root, path)
+            for document in cut(iter([path.read_text(encoding="utf-8")])):
+                yield replace(document, split_group=module)
 
 
 def stdlib_instruct() -> Iterator[Document]:
-    """One exchange for each public function and class with a docstring of a good length."""
-    root = _root()
+    """One exchange for each public function and class with a docstring of a good length, of those
+    that are asked about in the same words (`main()`) the first."""
+    root, asked = _root(), set[str]()
     for path in _sources(root):
-        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        yield from _exchanges(ast.parse(path.read_text(encoding="utf-8")), module, "")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for exchange in _exchanges(tree, _module(root, path), ""):
+            question = exchange.messages[0][1].casefold()
+            if question not in asked:
+                asked.add(question)
+                yield exchange
 
 
 def stdlib_preferences() -> Iterator[Document]:
-    """Each docstring against one that was cut off, scrambled, or belongs to something else."""
+    """Each answer against one that was cut off, scrambled, repeated, misworded, or belongs to
+    something else."""
     before = ""
     for exchange in stdlib_instruct():
         answer = exchange.messages[-1][1]
         rule, worse = _made_worse(answer, before)
         before = answer
-        worse = worse.strip()
         if worse and worse != answer:
-            yield Document(messages=exchange.messages, rejected=worse, source=f"rule:{rule}")
+            yield replace(exchange, rejected=worse, source=f"rule:{rule}")
 
 
 def _made_worse(answer: str, foreign: str) -> tuple[str, str]:
-    """(rule, worse answer), both decided by the answer alone."""
+    """(rule, worse answer), both decided by the answer alone and the one before it.
+
+    A little worse as often as much worse: a judge that only ever saw ruins can't tell a good answer
+    from a fair one.
+    """
     chance = random.Random(blake2b(answer.encode(), digest_size=8).digest())
-    rule = chance.choice(("truncated", "scrambled", "foreign"))
+    rule = chance.choice(("truncated", "scrambled", "repeated", "misworded", "foreign"))
     if rule == "foreign":
         return rule, foreign
-    words = answer.split(" ")
-    if rule == "truncated":
-        return rule, " ".join(words[: max(1, len(words) // 3)])
-    chance.shuffle(words)
-    return rule, " ".join(words)
+    words = answer.split()
+    change = {
+        "truncated": _truncated,
+        "scrambled": _scrambled,
+        "repeated": _repeated,
+        "misworded": partial(_misworded, foreign=foreign.split()),
+    }[rule]
+    return rule, " ".join(change(words, chance))
+
+
+def _truncated(words: list[str], chance: random.Random) -> list[str]:
+    """A quarter of it or more."""
+    return words[: chance.randrange(max(1, len(words) // 4), max(2, len(words) - 1))]
+
+
+def _scrambled(words: list[str], chance: random.Random) -> list[str]:
+    """All of it, or neighbours here and there."""
+    width = min(chance.choice((2, 3, len(words))), len(words))
+    for _ in range(max(1, len(words) // 8) if width < len(words) else 1):
+        at = chance.randrange(len(words) - width + 1)
+        part = words[at : at + width]
+        chance.shuffle(part)
+        words = [*words[:at], *part, *words[at + width :]]
+    return words
+
+
+def _repeated(words: list[str], chance: random.Random) -> list[str]:
+    """Some words again, one to three times."""
+    width = chance.randrange(1, min(5, len(words)) + 1)
+    at = chance.randrange(len(words) - width + 1)
+    part = words[at : at + width]
+    return [*words[:at], *part * chance.randrange(2, 5), *words[at + width :]]
+
+
+def _misworded(words: list[str], chance: random.Random, *, foreign: list[str]) -> list[str]:
+    """One word in three to eight is another answer's."""
+    if not foreign:
+        return words
+    for at in chance.sample(range(len(words)), max(1, len(words) // chance.choice((3, 5, 8)))):
+        words = [*words[:at], chance.choice(foreign), *words[at + 1 :]]
+    return words
 
 
 BUILTIN: dict[str, Callable[[], Iterator[Document]]] = {
@@ -100,6 +151,11 @@ def _root() -> Path:
             field="builtin",
         )
     return root
+
+
+def _module(root: Path, path: Path) -> str:
+    """A file's dotted name."""
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
 def _sources(root: Path) -> list[Path]:
@@ -144,7 +200,8 @@ def _exchanges(tree: ast.AST, module: str, prefix: str) -> Iterator[Document]:
 def _exchange(
     node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, module: str, name: str
 ) -> Iterator[Document]:
-    answer = (ast.get_docstring(node) or "").strip()
+    # The first paragraph (PEP 257's summary and what belongs to it), unwrapped: prose throughout.
+    answer = " ".join((ast.get_docstring(node) or "").strip().split("\n\n")[0].split())
     signature = (
         f"({', '.join(ast.unparse(base) for base in node.bases)})"
         if isinstance(node, ast.ClassDef)
@@ -160,4 +217,4 @@ def _exchange(
         module=module,
         kind="class" if isinstance(node, ast.ClassDef) else "function",
     )
-    yield Document(messages=(("user", question), ("assistant", answer)))
+    yield Document(messages=(("user", question), ("assistant", answer)), split_group=module)

@@ -1,25 +1,31 @@
 """A corpus artifact: `train/` and `validation/`, each with `documents-*.jsonl`.
 
-Documents are de-duplicated exactly and split by their hash, so a document lands on the same side
-whatever the rest of the corpus is. Memory holds one document and 16 bytes for each seen.
+Documents are de-duplicated exactly and split by prompt (`shared/splits.py`), so a document lands on
+the same side whatever the rest of the corpus is, and all of one prompt on one side. Only where the
+hash would hold out a share far from what was asked (a small corpus, one large document) is it split
+anew; see `resplit.py`. Memory holds one document and some 200 bytes for each seen.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.messages import split_share
+from plinth.shared.intake import Intake, check_intake
+from plinth.shared.splits import SPLITS, split_share
+from plinth.trainer.data.budget import Budget
 from plinth.trainer.data.documents import Document, parse_document
+from plinth.trainer.data.resplit import by_hash, settled
 
-SPLITS = ("train", "validation")
 SHARD_BYTES = 64 * 1024 * 1024
 _FORMS = {"text": "plain text", "messages": "chat messages", "pairs": "preference pairs"}
+_UNITS = {"text": "documents", "messages": "chats", "pairs": "pairs"}
 
 
 @dataclass
@@ -31,19 +37,31 @@ class CorpusCounts:
     duplicates: int = 0
     form: str = ""  # of all documents: "text", "messages" or "pairs"
     digest: str = ""  # over the hashes of all documents kept, in order
+    intake: list[Intake] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, object]:
+    def add(self, split: str, document: Document) -> None:
+        self.documents[split] += 1
+        self.bytes[split] += document.size
+
+    @property
+    def held_out(self) -> float:
+        """The share of the bytes that is in the validation split."""
+        return self.bytes["validation"] / max(1, sum(self.bytes.values()))
+
+    def to_json(self) -> dict[str, Any]:
         return {
             "documents": self.documents,
             "bytes": self.bytes,
             "duplicates": self.duplicates,
             "form": self.form,
             "digest": self.digest,
+            "held_out": round(self.held_out, 6),
+            "intake": [intake.to_json() for intake in self.intake],
         }
 
 
-class _ShardWriter:
-    """`documents-00000.jsonl`, … of one split; a new file after SHARD_BYTES."""
+class ShardWriter:
+    """`documents-00000.jsonl`, … of one split; a new file after `shard_bytes`."""
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
         folder.mkdir(parents=True)
@@ -74,47 +92,92 @@ def write_corpus(
     source: str,
     validation_fraction: float,
     max_bytes: int = 0,
+    max_left_out: float | None = None,
+    intake: Sequence[Intake] = (),
     shard_bytes: int = SHARD_BYTES,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> CorpusCounts:
-    """Write documents to the new folder `out`. `source` names the corpus in errors.
+    """Write documents to the new folder `out`. `source` names the corpus in errors; `intake` is
+    what was left out before documents came of it.
 
-    `on_bytes` is told the bytes read so far; what it raises ends the work.
+    `on_bytes` is told the bytes read so far; what it raises ends the work. InvalidArgument: no
+    documents, more than one form, more left out than `max_left_out`, or nothing to hold out.
     """
-    counts, seen, digest = CorpusCounts(), set[bytes](), sha256()
-    writers = {split: _ShardWriter(out / split, shard_bytes) for split in SPLITS}
+    counts, digest, seen = CorpusCounts(), sha256(), set[bytes]()
+    taken, sizes, budget = Intake("documents"), dict[bytes, int](), Budget(max_bytes)
+    writers = {split: ShardWriter(out / split, shard_bytes) for split in SPLITS}
     try:
-        total = 0
         for document in documents:
             key = document.digest()
             if key in seen:
-                counts.duplicates += 1
+                taken.leave_out("repeated word for word")
                 continue
-            _check_form(document, counts, bool(seen), source)
-            if max_bytes and total + document.size > max_bytes and seen:
+            _check_form(document, counts, source)
+            if (fitting := budget.fit(document)) is not None:
+                seen |= {key, fitting.digest()}
+                digest.update(fitting.digest())
+                group = fitting.split_key()
+                sizes[group] = sizes.get(group, 0) + fitting.size
+                split = "validation" if split_share(group) < validation_fraction else "train"
+                writers[split].add(fitting)
+                counts.add(split, fitting)
+                on_bytes(budget.taken)
+            if budget.done:
                 break
-            seen.add(key)
-            digest.update(key)
-            held_out = split_share(document.split_key()) < validation_fraction
-            split = "validation" if held_out else "train"
-            writers[split].add(document)
-            counts.documents[split] += 1
-            counts.bytes[split] += document.size
-            total += document.size
-            on_bytes(total)
     finally:
         for writer in writers.values():
             writer.close()
-    _check_not_empty(counts, source)
-    if validation_fraction > 0 and 0 in counts.documents.values():
-        _balance(out, counts, seen, source)
     counts.digest = f"sha256:{digest.hexdigest()}"
+    _count(counts, taken, budget, intake)
+    _check_not_empty(counts, budget, source, intake)
+    check_intake(counts.intake, max_left_out, "Look at what was left out")
+    _settle_split(out, counts, sizes, validation_fraction, source, shard_bytes)
     (out / "corpus.json").write_text(json.dumps({"format": 1, **counts.to_json()}, indent=1))
     return counts
 
 
-def _check_form(document: Document, counts: CorpusCounts, started: bool, source: str) -> None:
-    if started and document.form != counts.form:
+def _count(counts: CorpusCounts, taken: Intake, budget: Budget, intake: Sequence[Intake]) -> None:
+    taken.unit = _UNITS.get(counts.form, "documents")
+    taken.taken = sum(counts.documents.values())
+    for what, count in budget.notes().items():
+        taken.note(what, count)
+    counts.duplicates = taken.missing
+    counts.intake = [*intake, taken]
+
+
+def _settle_split(
+    out: Path,
+    counts: CorpusCounts,
+    sizes: Mapping[bytes, int],
+    fraction: float,
+    source: str,
+    shard_bytes: int,
+) -> None:
+    """Split anew where the hash alone did not hold out about that share."""
+    sides = settled(sizes, fraction, counts.form)
+    if sides != by_hash(sizes, fraction):
+        counts.documents, counts.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+        writers = {split: ShardWriter(out / f"{split}-anew", shard_bytes) for split in SPLITS}
+        for before in SPLITS:
+            for document in read_split(out, before):
+                for split, part in sides.of(document):
+                    writers[split].add(part)
+                    counts.add(split, part)
+        for split, writer in writers.items():
+            writer.close()
+            shutil.rmtree(out / split)
+            (out / f"{split}-anew").rename(out / split)
+    if fraction > 0 and not counts.documents["validation"]:
+        what = "short text" if counts.form == "text" else "prompt"
+        raise InvalidArgument(
+            f"corpus {source} has a single {what}, so none can be held out for validation; add "
+            "others, or set validation_fraction to 0",
+            field="validation_fraction",
+        )
+
+
+def _check_form(document: Document, counts: CorpusCounts, source: str) -> None:
+    if counts.form and document.form != counts.form:
         raise InvalidArgument(
             f"corpus {source} mixes {_FORMS[counts.form]} and {_FORMS[document.form]}; make two "
             "corpora of them",
@@ -123,37 +186,28 @@ def _check_form(document: Document, counts: CorpusCounts, started: bool, source:
     counts.form = document.form
 
 
-def _check_not_empty(counts: CorpusCounts, source: str) -> None:
-    if not any(counts.documents.values()):
+def _check_not_empty(
+    counts: CorpusCounts, budget: Budget, source: str, intake: Sequence[Intake]
+) -> None:
+    if any(counts.documents.values()):
+        return
+    if budget.smallest:
         raise InvalidArgument(
-            f"corpus {source} is empty: its files hold no text. Put UTF-8 text there",
-            field="corpus_dir",
+            f"corpus {source}: max_bytes is {budget.most:,}, and the smallest of the "
+            f"{_UNITS[counts.form]} that were read has {budget.smallest:,} bytes; set max_bytes "
+            "to at least that",
+            field="max_bytes",
         )
-
-
-def _balance(out: Path, counts: CorpusCounts, seen: set[bytes], source: str) -> None:
-    """Few documents, and one side got none: give it the one nearest to it by hash."""
-    if len(seen) < 2:
+    if any(one.unit == "prompts" for one in intake):
         raise InvalidArgument(
-            f"corpus {source} is a single short document, so none can be held out for validation; "
-            "add text, or set validation_fraction to 0",
-            field="validation_fraction",
+            f"of the samples {source} none was selected: {intake[0].line()}. Make margin smaller, "
+            "or sample more or more varied answers (samples, temperature)",
+            field="samples",
         )
-    empty = next(split for split in SPLITS if not counts.documents[split])
-    full = next(split for split in SPLITS if split != empty)
-    moved = min(seen, key=split_share) if empty == "validation" else max(seen, key=split_share)
-    documents = list(read_split(out, full))  # few by nature: the hash left a side empty
-    for split in SPLITS:
-        for path in (out / split).glob("documents-*.jsonl"):
-            path.unlink()
-        (out / split).rmdir()
-        chosen = [d for d in documents if (d.digest() == moved) == (split == empty)]
-        writer = _ShardWriter(out / split, SHARD_BYTES)
-        for document in chosen:
-            writer.add(document)
-        writer.close()
-        counts.documents[split] = len(chosen)
-        counts.bytes[split] = sum(d.size for d in chosen)
+    raise InvalidArgument(
+        f"corpus {source} is empty: its files hold no text. Put UTF-8 text there",
+        field="corpus_dir",
+    )
 
 
 def read_split(corpus: Path, split: str) -> Iterator[Document]:

@@ -12,24 +12,25 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, cast
 
+from plinth.shared.corpus_folder import SUFFIXES, CorpusFolder, kind_of
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.messages import parse_messages, parse_pair, parse_string, prompt_key
+from plinth.shared.intake import Intake
+from plinth.shared.messages import PAGE
+from plinth.shared.rows import parse_row
+from plinth.shared.splits import prompt_key, text_key
 
-TEXT_SUFFIXES = (".txt", ".md", ".py")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl")
 BOUNDARY = "<|endoftext|>"
 
 CUT_CHARACTERS = 64 * 1024  # a text document is cut at the first blank line after so many
 MAX_CHARACTERS = 2 * CUT_CHARACTERS  # and anywhere after so many
 MAX_LINE_BYTES = 64 * 1024 * 1024  # of one JSON line
-_KEYS = ("text", "messages", "rejected")
-_FORMS = "one of 'text', 'messages', and 'chosen' with 'rejected'"
+_FLAGS = ("cut_off", "rejected_cut_off")
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,19 @@ class Document:
     """Text, or messages ((role, content), …); never both.
 
     With `rejected` the messages are a preference pair: their last one, the assistant's, was
-    preferred to an answer with that content. `source` says by whom ("rule:truncated").
+    preferred to an answer with that content. `source` says by whom ("rule:truncated"). `cut_off`
+    and `rejected_cut_off`: the last answer, or the one with that content, was ended by its length,
+    so that no token ends it. Documents of one `split_group` are held out together, whatever they
+    ask.
     """
 
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
     rejected: str | None = None
     source: str = ""
+    cut_off: bool = False
+    rejected_cut_off: bool = False
+    split_group: str = ""
 
     @property
     def form(self) -> str:
@@ -62,30 +69,45 @@ class Document:
 
     def to_json(self) -> str:
         """One line of a corpus shard; equal documents give equal lines."""
-        return json.dumps(self._value(), ensure_ascii=False)
+        value = self._value()
+        if self.split_group:
+            value["split_group"] = self.split_group
+        return json.dumps(value, ensure_ascii=False)
 
     def _value(self) -> dict[str, Any]:
         if not self.messages:
             return {"text": self.text}
         turns = [{"role": role, "content": content} for role, content in self.messages]
+        flags = {name: True for name in _FLAGS if getattr(self, name)}
         if self.rejected is None:
-            return {"messages": turns}
+            return {"messages": turns, **flags}
         return {
             "prompt": turns[:-1],
             "chosen": turns[-1:],
             "rejected": [{"role": "assistant", "content": self.rejected}],
             "source": self.source,
+            **flags,
         }
 
     def digest(self) -> bytes:
         """16 bytes that name the content: for de-duplication."""
-        return blake2b(self.to_json().encode(), digest_size=16).digest()
+        value = json.dumps(self._value(), ensure_ascii=False)
+        return blake2b(value.encode(), digest_size=16).digest()
 
     def split_key(self) -> bytes:
-        """16 bytes that decide what is held out: pairs of one prompt are never torn apart."""
-        if self.rejected is None:
-            return self.digest()
-        return prompt_key(self.messages[:-1])
+        """16 bytes that decide what is held out: of the group, or else of the prompt."""
+        return text_key(f"group {self.split_group}") if self.split_group else self.prompt_key()
+
+    def prompt_key(self) -> bytes:
+        """16 bytes that documents of one prompt share."""
+        return prompt_key(self.messages) if self.messages else text_key(self.text)
+
+    @property
+    def opening_words(self) -> str:
+        """What its prompt key is of, for people."""
+        if not self.messages:
+            return self.text
+        return next((text for role, text in self.messages if role == "user"), "")
 
 
 def parse_document(line: str, where: str) -> Document:
@@ -94,53 +116,51 @@ def parse_document(line: str, where: str) -> Document:
         value = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as wrong:
         raise InvalidArgument(
-            f"{where}: not JSON ({wrong}); each line must be an object with {_FORMS}"
+            f"{where}: not JSON ({wrong}); each line must be an object, see {PAGE}"
         ) from wrong
-    if not isinstance(value, dict) or sum(key in value for key in _KEYS) != 1:
-        raise InvalidArgument(f"{where}: need an object with {_FORMS}")
-    if "rejected" in value:
-        messages, rejected, source = parse_pair(value, where)
-        return Document(messages=messages, rejected=rejected, source=source)
-    if "messages" in value:
-        return Document(messages=parse_messages(value["messages"], where))
-    return Document(text=parse_string(value["text"], where, "text"))
+    row = parse_row(value, where)
+    flags = (value.get(name) is True for name in _FLAGS)
+    group = value.get("split_group")
+    return Document(
+        row.text,
+        row.messages,
+        row.rejected,
+        row.source,
+        *flags,
+        split_group=group if isinstance(group, str) else "",
+    )
 
 
-def corpus_files(folder: Path) -> list[Path]:
-    """The files of a corpus folder in a fixed order; an error names what is wrong with it."""
+def corpus_files(
+    folder: Path, check: Callable[[Path], None] = lambda _: None
+) -> tuple[list[Path], Intake]:
+    """The files of a corpus folder in a fixed order, and what else is there; an error names what is
+    wrong with it. `check` raises for what must not be read."""
     if not folder.is_dir():
         raise InvalidArgument(
             f"corpus folder {folder} does not exist or is not a folder", field="corpus_dir"
         )
-    files, others = [], set()
-    for path in sorted(folder.rglob("*")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        if path.is_file():
-            if _suffix(path) in SUFFIXES:
-                files.append(path)
-            else:
-                others.add(path.suffix or path.name)
-    if not files:
-        found = f"; found only {', '.join(sorted(others)[:8])}" if others else "; it is empty"
+    found = CorpusFolder(folder, check)
+    if not found.files:
+        others = ", ".join(f"{count:,} {why}" for why, count in found.others.most_common())
+        json_array = (
+            ". Of a .json file that holds a list, `jq -c '.[]' FILE.json > FILE.jsonl` makes rows"
+            if "of kind .json" in found.others
+            else ""
+        )
         raise InvalidArgument(
-            f"corpus folder {folder} has no {'/'.join(SUFFIXES)} file (or .gz of one){found}. "
-            "Put UTF-8 text there",
+            f"corpus folder {folder} has no {'/'.join(SUFFIXES)} file (or .gz of one); "
+            f"{f'its files are: {others}' if others else 'it is empty'}. Put UTF-8 text there"
+            f"{json_array}",
             field="corpus_dir",
         )
-    return files
+    return found.files, Intake("files", len(found.files), dict(found.others))
 
 
-def _suffix(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-
-
-def read_folder(folder: Path, check: Callable[[Path], None] | None = None) -> Iterator[Document]:
-    """All documents of a folder, file by file in path order. `check` raises for a file that must
-    not be read."""
-    for path in corpus_files(folder):
-        if check is not None:
-            check(path)
+def read_files(files: Iterable[Path], check: Callable[[Path], None]) -> Iterator[Document]:
+    """All documents of some files, file by file. `check` raises for one that must not be read."""
+    for path in files:
+        check(path)
         yield from read_file(path)
 
 
@@ -148,7 +168,7 @@ def read_file(path: Path) -> Iterator[Document]:
     """The documents of one file. Raises InvalidArgument with the file's name and the remedy."""
     with _open(path) as stream:
         try:
-            if _suffix(path) == ".jsonl":
+            if kind_of(path) == ".jsonl":
                 yield from _json_lines(stream, path)
             else:
                 yield from cut(_decoded(stream, path))
@@ -159,7 +179,7 @@ def read_file(path: Path) -> Iterator[Document]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return cast(IO[bytes], gzip.open(path, "rb"))
     return path.open("rb")
 

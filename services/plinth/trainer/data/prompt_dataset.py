@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.messages import Messages
-from plinth.shared.prompt_set import SPLITS, Prompt, read_prompts
+from plinth.shared.prompt_set import Prompt, read_prompts
+from plinth.shared.splits import SPLITS, Overlap
 from plinth.trainer.data.shards import (
     SHARD_TOKENS,
     DatasetInfo,
@@ -37,8 +39,10 @@ def tokenize_prompts(
     tokenizer_ref: str,
     tokenizer_digest: str,
     render: RenderPrompts,
+    stop_ids: Callable[[str], Sequence[int]] = lambda _: (),
 ) -> DatasetInfo:
-    """Write a dataset to the new folder `out`. InvalidArgument: a split of the set is empty."""
+    """Write a dataset to the new folder `out`. `stop_ids`: see `tokenize_corpus`.
+    InvalidArgument: a split of the set is empty, or has a prompt of the other (SPLITS_OVERLAP)."""
     encoder = load_tokenizer(tokenizer)
     out.mkdir(parents=True)
     (out / "tokenizer").mkdir()
@@ -55,11 +59,15 @@ def tokenize_prompts(
         dtype=token_dtype(encoder.vocab_size),
         splits={},
     )
+    overlap = Overlap("the set of prompts", "prompt")
     for split in SPLITS:
         found = list(read_prompts(prompts / f"{split}.jsonl"))
+        for prompt in found:
+            overlap.add(split, prompt.key, prompt.text)
         if not found:
             raise InvalidArgument(f"the prompts have none to {split}", field="prompts")
         info.splits[split] = _write(out, split, found, info.dtype, render)
+    info.stop_ids = list(stop_ids(tokenizer_ref))
     write_info(out, info)
     return info
 
@@ -67,11 +75,10 @@ def tokenize_prompts(
 def _write(
     out: Path, split: str, prompts: Sequence[Prompt], dtype: str, render: RenderPrompts
 ) -> SplitInfo:
-    writer = SplitWriter(out, split, dtype, True, SHARD_TOKENS)
     rendered = render([(("user", prompt.text),) for prompt in prompts])
-    for prompt, ids in zip(prompts, rendered, strict=True):
-        writer.add(ids, len(prompt.text.encode()), [0] * len(ids))
-    writer.close()
+    with closing(SplitWriter(out, split, dtype, True, SHARD_TOKENS)) as writer:
+        for prompt, ids in zip(prompts, rendered, strict=True):
+            writer.add(ids, len(prompt.text.encode()), [0] * len(ids))
     lines = [json.dumps(list(prompt.checks), ensure_ascii=False) for prompt in prompts]
     (out / f"{split}.checks.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return writer.info

@@ -4,7 +4,8 @@ dataset.json             format, tokenizer, dtype, counts and digests (see `Data
 tokenizer/               the tokenizer's files, so that a dataset stands alone
 <split>-00000.bin        ids, little-endian uint16 or uint32
 <split>-00000.idx        int64 [documents + 1]: where each document begins, and the end
-<split>-00000.mask.bin   not for plain text: uint8 per id, 1 where the model shall learn it
+<split>-00000.mask.bin   not for plain text: uint8 per id, 1 where the model shall learn it, which
+                         is an answer as `shared.answer_spans` has it
 validation-bytes.bin     int64 per validation document: UTF-8 bytes of its text (SFT: of its
                          answers), for bits per byte
 """
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from plinth.shared.errors import DataLoss, InvalidArgument
 
-FORMAT = 1
+FORMAT = 2
 SHARD_TOKENS = 64 * 1024 * 1024
 
 Ids = NDArray[np.int64]
@@ -52,6 +53,8 @@ class DatasetInfo:
     eos_id: int
     dtype: str
     splits: dict[str, SplitInfo]
+    # What ends an answer here, the chat template's own first; of plain text, what ends a document.
+    stop_ids: list[int] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)  # file → sha256
     format: int = FORMAT
 
@@ -138,10 +141,12 @@ def read_info(folder: Path) -> DatasetInfo:
     if not path.is_file():
         raise InvalidArgument(f"{folder} is not a dataset: it has no dataset.json", field="dataset")
     value = json.loads(path.read_text())
-    if value.get("format") != FORMAT:
+    format, objective = value.get("format"), value.get("objective")
+    # Of format 1 the masks hold what a template writes behind an answer; plain text has none.
+    if format != FORMAT and (format, objective) != (1, "clm"):
         raise InvalidArgument(
-            f"{path}: format {value.get('format')!r} is unknown, this Plinth reads {FORMAT}; "
-            "prepare the dataset again",
+            f"{path}: format {format!r} of objective {objective!r} is not read, this Plinth reads "
+            f"format {FORMAT}; prepare the dataset again",
             field="dataset",
         )
     value["splits"] = {name: SplitInfo(**split) for name, split in value["splits"].items()}

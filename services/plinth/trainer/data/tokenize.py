@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,8 @@ from plinth.shared.plain_text import (
     read_object,
     token_content,
 )
-from plinth.trainer.data.corpus import SPLITS, read_split
+from plinth.shared.splits import SPLITS, Overlap
+from plinth.trainer.data.corpus import read_split
 from plinth.trainer.data.documents import BOUNDARY, Document
 from plinth.trainer.data.shards import (
     SHARD_TOKENS,
@@ -33,9 +35,11 @@ from plinth.trainer.data.shards import (
 )
 
 Messages = tuple[tuple[str, str], ...]
-# Conversations to (ids, mask): mask 1 where the assistant speaks.
+# Conversations to (ids, mask): mask 1 for the assistant's answers, as `shared.answer_spans` has it.
 Render = Callable[[Sequence[Messages]], list[tuple[list[int], list[int]]]]
+StopIds = Callable[[], Sequence[int]]
 
+UNITS = {"text": "text", "messages": "prompt", "pairs": "prompt"}  # what splits must not share
 KIND_OF_FORM = {"text": "clm", "messages": "sft", "pairs": "pairs"}
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -43,8 +47,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
-_BATCH_CHARACTERS = 1 << 20
-_MERGED = 1  # token at the end of a prompt
+_BATCH_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 256
 
 
@@ -66,11 +69,18 @@ def tokenize_corpus(
     *,
     tokenizer_ref: str,
     tokenizer_digest: str,
+    corpus_ref: str = "",
     render: Render | None = None,
+    stop_ids: Callable[[str], Sequence[int]] = lambda _: (),
     shard_tokens: int = SHARD_TOKENS,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> DatasetInfo:
-    """Write a dataset to the new folder `out`. `render` is needed for chat messages and pairs."""
+    """Write a dataset to the new folder `out`. For chat messages and pairs: `render`, and
+    `stop_ids`, which gives a tokenizer's ends of an answer once it was rendered by.
+
+    InvalidArgument: among others SPLITS_OVERLAP, where a prompt (of plain text: the text) is both
+    in what is learned from and in what is held out. `corpus_ref` names the corpus there.
+    """
     encoder = load_tokenizer(tokenizer)
     first = next(read_split(corpus, "train"), None)
     if first is None:
@@ -93,22 +103,28 @@ def tokenize_corpus(
         dtype=token_dtype(encoder.vocab_size),
         splits={},
     )
-    done = 0
+    done, overlap = 0, Overlap(f"corpus {corpus_ref or corpus}", UNITS[first.form])
     for split in SPLITS:
-        writer = SplitWriter(out, split, info.dtype, masked, shard_tokens)
-        for batch in _batches(read_split(corpus, split)):
-            if masked:
-                assert render is not None
-                add = _add_pairs if first.form == "pairs" else _add_chats
-                add(writer, batch, render)
-            else:
-                _add_texts(writer, batch, encoder)
-            done += sum(d.size for d in batch)
-            on_bytes(done)
-        writer.close()
+        with closing(SplitWriter(out, split, info.dtype, masked, shard_tokens)) as writer:
+            for batch in _batches(_apart(read_split(corpus, split), split, overlap)):
+                if masked:
+                    assert render is not None
+                    add = _add_pairs if first.form == "pairs" else _add_chats
+                    add(writer, batch, render, lambda: stop_ids(tokenizer_ref))
+                else:
+                    _add_texts(writer, batch, encoder)
+                done += sum(d.size for d in batch)
+                on_bytes(done)
         info.splits[split] = writer.info
+    info.stop_ids = list(stop_ids(tokenizer_ref)) if masked else [encoder.end_of_text_id]
     write_info(out, info)
     return info
+
+
+def _apart(documents: Iterator[Document], split: str, overlap: Overlap) -> Iterator[Document]:
+    for document in documents:
+        overlap.add(split, document.prompt_key(), document.opening_words)
+        yield document
 
 
 def _add_texts(writer: SplitWriter, batch: list[Document], encoder: DocumentEncoder) -> None:
@@ -117,21 +133,37 @@ def _add_texts(writer: SplitWriter, batch: list[Document], encoder: DocumentEnco
         writer.add([*ids, encoder.end_of_text_id], document.size)
 
 
-def _add_chats(writer: SplitWriter, batch: list[Document], render: Render) -> None:
+def _add_chats(
+    writer: SplitWriter, batch: list[Document], render: Render, stop_ids: StopIds
+) -> None:
     rendered = render([d.messages for d in batch])
-    for document, (ids, mask) in zip(batch, rendered, strict=True):
+    for document, chat in zip(batch, rendered, strict=True):
+        ids, mask = _without_end(*chat, stop_ids()) if document.cut_off else chat
         answers = sum(len(c.encode()) for role, c in document.messages if role == "assistant")
         writer.add(ids, answers, mask)
 
 
-def _add_pairs(writer: SplitWriter, batch: list[Document], render: Render) -> None:
+def _add_pairs(
+    writer: SplitWriter, batch: list[Document], render: Render, stop_ids: StopIds
+) -> None:
     """Two documents each, the preferred one first; the mask is of the last answer only."""
-    both: list[Messages] = []
+    both: list[tuple[Messages, bool]] = []
     for document in batch:
         assert document.rejected is not None
-        both += [document.messages, (*document.messages[:-1], ("assistant", document.rejected))]
-    for messages, (ids, mask) in zip(both, render(both), strict=True):
+        rejected = (*document.messages[:-1], ("assistant", document.rejected))
+        both += [(document.messages, document.cut_off), (rejected, document.rejected_cut_off)]
+    rendered = render([messages for messages, _ in both])
+    for (messages, cut_off), chat in zip(both, rendered, strict=True):
+        ids, mask = _without_end(*chat, stop_ids()) if cut_off else chat
         writer.add(ids, len(messages[-1][1].encode()), _last_run(mask))
+
+
+def _without_end(
+    ids: list[int], mask: list[int], stop_ids: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Of a chat whose last answer was ended by its length: what was rendered ends with a token that
+    nobody wrote."""
+    return (ids[:-1], mask[:-1]) if ids[-1] in stop_ids else (ids, mask)
 
 
 def _last_run(mask: list[int]) -> list[int]:
@@ -143,34 +175,14 @@ def _last_run(mask: list[int]) -> list[int]:
     return [int(start <= i < end) for i in range(len(mask))]
 
 
-def completion_mask(whole: list[int], turns: list[tuple[list[int], list[int]]]) -> list[int]:
-    """1 for the ids that each assistant turn adds to its prompt.
-
-    `turns` holds (ids of the prompt, ids up to the end of the turn). Raises InvalidArgument where
-    a template rewrites what came before: the mask would then be a guess. An answer that begins with
-    white space may merge with the last token of its prompt; the merged token is the answer's.
-    """
-    mask = [0] * len(whole)
-    for prompt, upto in turns:
-        same = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), None)
-        begin = len(prompt) if same is None else same
-        if whole[: len(upto)] != upto or len(prompt) - begin > _MERGED or len(upto) < begin:
-            raise InvalidArgument(
-                "the chat template changes earlier turns when a later one is added, so the "
-                "assistant's tokens cannot be told apart; use a template that only appends"
-            )
-        mask[begin : len(upto)] = [1] * (len(upto) - begin)
-    return mask
-
-
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Groups that are bounded in number and in characters."""
+    """Groups that are bounded in number and in bytes."""
     while group := list(islice(documents, 1)):
-        size = len(group[0].text)
+        size = group[0].size
         for document in islice(documents, _BATCH_DOCUMENTS - 1):
             group.append(document)
-            size += len(document.text)
-            if size >= _BATCH_CHARACTERS:
+            size += document.size
+            if size >= _BATCH_BYTES:
                 break
         yield group
 

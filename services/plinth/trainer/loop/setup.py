@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
-from plinth.models.lora import LoraConfig, attach
+from plinth.models.dtypes import change_lost
+from plinth.models.inherited_settings import carry_settings, pad_apart
+from plinth.models.lora import LoraConfig, attach, merged_tensors
 from plinth.models.peft_format import save_adapter
 from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder
@@ -28,7 +30,7 @@ from plinth.trainer.checkpoint import (
     save_checkpoint,
 )
 from plinth.trainer.data.sampler import Sampler
-from plinth.trainer.data.shards import DatasetInfo, Split
+from plinth.trainer.data.shards import DatasetInfo, Split, read_info
 from plinth.trainer.disk import disk_error
 from plinth.trainer.finite import require_finite_folder
 from plinth.trainer.loop.config import TrainConfig
@@ -57,7 +59,6 @@ class Run:
     decoder: Decoder
     optimizer: torch.optim.Optimizer
     state: TrainState
-    pad_id: int
 
     def autocast(self) -> torch.autocast:
         """The precision that the run has chosen, while it lasts."""
@@ -73,17 +74,19 @@ class Run:
     def renew_optimizer(self) -> None:
         self.optimizer = make_optimizer(self.decoder, self.config)
 
-    def save_model(self) -> None:
+    def save_model(self) -> dict[str, float]:
         """The trained decoder and its dataset's tokenizer, complete or not there at all.
 
-        Adapters are merged into it, and written before it in a folder of their own.
+        Adapters are merged into it, and written before it in a folder of their own. Gives the
+        figures of `rounding`.
         """
         write_adapter(self.folder, self.config, self.decoder)
         write_model(self.folder, self.config, self._write)
+        return rounding(self.folder, self.config, self.decoder)
 
     def _write(self, out: Path) -> None:
         if isinstance(self.decoder, RewardModel):
-            save_reward_model(self.decoder, out, self.pad_id)
+            save_reward_model(self.decoder, out)
         else:
             save_decoder(self.decoder, out)
 
@@ -97,7 +100,10 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
         raise InvalidArgument(
             f"dataset {config.dataset} makes {objective.items} sequences or "
             f"pairs of {config.sequence_length} tokens, fewer than one batch of "
-            f"{config.batch_size}; add text, or make batch_size or sequence_length smaller",
+            f"{config.batch_size}; add text, or make "
+            # Of chats and pairs a shorter sequence holds fewer, not more.
+            f"{'batch_size or sequence_length' if config.objective == 'clm' else 'batch_size'} "
+            "smaller",
             field="batch_size",
         )
     digest = config.digest()
@@ -116,7 +122,6 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
         decoder=decoder,
         optimizer=make_optimizer(decoder, config),
         state=state,
-        pad_id=train.info.end_of_text_id,
     )
     with run.autocast():
         objective.prepare(decoder, group, folder.path, config.micro_batch_size, _used(run))
@@ -135,11 +140,17 @@ def _used(run: Run) -> list[int] | None:
 
 
 def write_model(folder: JobFolder, config: TrainConfig, write: Callable[[Path], None]) -> None:
-    """What `write` puts into a folder, with the dataset's tokenizer: complete or not there."""
+    """What `write` puts into a folder, with the dataset's tokenizer, and what the model's base
+    says of special ids and generation: complete or not there."""
+    dataset = Path(config.dataset)
 
     def whole(writing: Path) -> None:
         write(writing)
-        shutil.copytree(Path(config.dataset) / "tokenizer", writing, dirs_exist_ok=True)
+        shutil.copytree(dataset / "tokenizer", writing, dirs_exist_ok=True)
+        if config.init_from:
+            carry_settings(Path(config.init_from), writing)
+        if config.objective == "reward":
+            pad_apart(writing, next(iter(read_info(dataset).stop_ids), None))
 
     _write_folder(folder.model, "model", whole)
 
@@ -151,6 +162,15 @@ def write_adapter(folder: JobFolder, config: TrainConfig, decoder: Decoder) -> N
         _write_folder(
             folder.adapter, "adapter", lambda out: save_adapter(decoder, lora, out, config.base)
         )
+
+
+def rounding(folder: JobFolder, config: TrainConfig, decoder: Decoder) -> dict[str, float]:
+    """What the type of the saved model, its base's, took of what was learned (see `change_lost`);
+    nothing where the model is in float32, as it was trained."""
+    if set(decoder.stored_dtypes.values()) <= {torch.float32}:
+        return {}
+    lost = change_lost(Path(config.init_from), merged_tensors(decoder), folder.model)
+    return {"lost_to_rounding": lost}
 
 
 def _write_folder(target: Path, what: str, write: Callable[[Path], None]) -> None:
@@ -180,7 +200,7 @@ def make_objective(config: TrainConfig, train: Split, validation: Split) -> Obje
 
 
 def make_decoder(config: TrainConfig, train: Split) -> Decoder:
-    """A new decoder from the seed, or the one in `init_from`; ends where the tokenizer ends.
+    """A new decoder from the seed, or the one in `init_from`; ends where the dataset's answers do.
 
     With `lora` it is frozen, but for a fresh adapter and a reward model's head.
     """
@@ -191,7 +211,8 @@ def make_decoder(config: TrainConfig, train: Split) -> Decoder:
         assert config.model is not None
         decoder = Decoder(ModelConfig(**{**config.model, "vocab_size": info.vocab_size}))
         decoder.init_weights(config.seed)
-        decoder.config = _ends_with(decoder.config, info)
+        ends = (*info.stop_ids, info.eos_id, info.end_of_text_id)
+        decoder.config = replace(decoder.config, eos_ids=tuple(dict.fromkeys(ends)))
     if config.objective == "reward":
         decoder = RewardModel.of(decoder, config.seed)
     if config.lora is not None:
@@ -213,14 +234,11 @@ def lora_of(fields: Mapping[str, Any]) -> LoraConfig:
 
 
 def open_decoder(folder: Path, info: DatasetInfo) -> Decoder:
-    """The model in `folder`; its answers end where the dataset's do."""
+    """The model in `folder`; its answers end where it says, and where the dataset's do."""
     decoder = load_decoder(folder)
-    decoder.config = _ends_with(decoder.config, info)
+    ends = (*decoder.config.eos_ids, *info.stop_ids)
+    decoder.config = replace(decoder.config, eos_ids=tuple(dict.fromkeys(ends)))
     return decoder
-
-
-def _ends_with(config: ModelConfig, info: DatasetInfo) -> ModelConfig:
-    return replace(config, eos_ids=tuple(dict.fromkeys((info.eos_id, info.end_of_text_id))))
 
 
 def make_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.Optimizer:

@@ -191,8 +191,8 @@ def _finish(run: Run, report: Reporter) -> str:
     evaluation = _evaluate(run)
     report.evaluation(evaluation)
     if run.group.rank == 0:
-        run.save_model()
-        run.folder.end("succeeded", metrics=report.metrics(evaluation))
+        saved = run.save_model()
+        run.folder.end("succeeded", metrics=report.metrics(evaluation) | saved)
     return "succeeded"
 
 

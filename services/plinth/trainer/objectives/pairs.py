@@ -68,16 +68,15 @@ class PairBatch:
 
 
 class Pairs:
-    """The pairs of a split that fit into `longest` tokens; the others are counted."""
+    """The pairs of a split that fit into `longest` tokens; `data/lengths.py` tells of others."""
 
     def __init__(self, split: Split, longest: int, pad_id: int) -> None:
         self._split, self._pad = split, pad_id
         lengths = split.lengths().reshape(-1, 2).max(axis=1)
         self.numbers = np.flatnonzero(lengths <= longest).tolist()
-        self.dropped = len(lengths) - len(self.numbers)
-        if not self.numbers and self.dropped:
+        if not self.numbers and len(lengths):
             raise InvalidArgument(
-                f"none of {self.dropped} pairs fits into {longest} tokens; the shortest needs "
+                f"none of {len(lengths)} pairs fits into {longest} tokens; the shortest needs "
                 f"{int(lengths.min())}: raise sequence_length",
                 field="sequence_length",
             )

@@ -3,7 +3,7 @@
 Conversations are packed into sequences of T, best fit, without seeing one another: attention
 is block-diagonal by segment and positions begin anew. Padding is a segment of its own and never
 learnt. A conversation longer than T + 1 tokens keeps its beginning; one of which no answer is
-left is dropped, and counted.
+left is dropped (`data/lengths.py` counts and tells them).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plinth.models.decoder import Decoder
+from plinth.trainer.data.lengths import learnable
 from plinth.trainer.data.packing import best_fit
 from plinth.trainer.data.sampler import Shuffle
 from plinth.trainer.data.shards import Split
@@ -35,7 +36,6 @@ class SupervisedFineTuning:
     ) -> None:
         self._split, self._validation = split, validation
         self._t, self._pad = sequence_length, pad_id
-        self.dropped = 0
         self._packs = self._pack(seed)
         self.items = len(self._packs)
 
@@ -47,11 +47,8 @@ class SupervisedFineTuning:
         fitting = []
         for number in order.tolist():
             ids, mask = self._split.document(number)
-            # The first token is never a target, and a target at T needs input up to T - 1.
-            if mask[1 : self._t + 1].any():
+            if learnable(mask, self._t):
                 fitting.append((number, min(len(ids) - 1, self._t)))
-            else:
-                self.dropped += 1
         return best_fit(fitting, self._t)
 
     def batch(self, items: list[int]) -> Batch:

@@ -1,7 +1,9 @@
 """Which of some models answers best, by a judge, on prompts that none of them has learned from.
 
 Every model answers the same held-out prompts with the same noise. The first is the baseline; the
-others are compared with it prompt by prompt, and a tie counts half for each side.
+others are compared with it prompt by prompt. Two answers are a tie where they are the same, or
+where the judge gives both the same score; a tie says nothing of which model is better, and counts
+half in the win rate.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from plinth.algos.intervals import wilson
+from plinth.algos.paired import PairedCounts, rate_shown
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop.config import TrainConfig
@@ -26,11 +28,13 @@ from plinth.trainer.loop.machine import choose_threads
 from plinth.trainer.loop.setup import open_decoder
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.judge import Judge
-from plinth.trainer.policy.prompts import HELD_OUT, answer, prompts_of, sampler_for
+from plinth.trainer.policy.prompts import answer, prompts_of, sampler_for
 from plinth.trainer.policy.rollouts import Rollout
 
 REPORT = "comparison.json"
 _SHOWN = 3  # prompts whose answers the report holds
+
+AnswerScore = tuple[tuple[int, ...], float]  # an answer's ids, and the judge's score
 
 
 def compare(config: TrainConfig, folder: JobFolder, group: Group) -> str:
@@ -58,18 +62,20 @@ def _compare(config: TrainConfig, folder: JobFolder, group: Group) -> dict[str, 
     torch.set_num_threads(choose_threads(config.threads, 1))
     split = Split(Path(config.dataset), "validation")
     judge = Judge(Path(config.reward), policy.micro_batch, group.device)
-    rewards: list[list[float]] = []
+    answers: list[list[AnswerScore]] = []
     shown: list[list[str]] = []
     prompts: list[tuple[int, ...]] = []
     for number, place in enumerate(config.candidates):
         note = f"model {number + 1} of {len(config.candidates)} answers"
+        if prompts:
+            note += f" {_power(len(prompts), len(config.candidates) - 1)}"
         folder.write_progress(JobProgress(number, len(config.candidates), unit="model", note=note))
         if folder.requested() is not None:
             return None
         decoder = open_decoder(Path(place), split.info).to(group.device)
         if not prompts:
             room = decoder.config.context - policy.max_new_tokens
-            prompts = prompts_of(split, room)[:HELD_OUT]
+            prompts = prompts_of(split, room)[: policy.prompts]
             if len(prompts) < 2:
                 raise InvalidArgument(
                     f"{len(prompts)} held-out prompts of at most {room} tokens; hold out more, or "
@@ -79,22 +85,42 @@ def _compare(config: TrainConfig, folder: JobFolder, group: Group) -> dict[str, 
         sampler = sampler_for(decoder, len(prompts), group.device)
         sampler.renew(0)
         rollouts = answer(sampler, prompts, policy, frozenset(decoder.config.eos_ids))
-        rewards.append(judge(rollouts))
+        scores = judge(rollouts)
+        answers.append([(one.response, score) for one, score in zip(rollouts, scores, strict=True)])
         shown.append(_texts(Path(config.dataset), rollouts[:_SHOWN]))
     return {
         "prompts": len(prompts),
-        "models": [_against(rewards[0], theirs) for theirs in rewards],
+        "models": [against(answers[0], theirs) for theirs in answers],
         "answers": shown,
     }
 
 
-def _against(baseline: Sequence[float], rewards: Sequence[float]) -> dict[str, float]:
-    wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(rewards, baseline, strict=True))
-    low, high = wilson(wins, len(rewards))
+def _power(prompts: int, rivals: int) -> str:
+    """What so many prompts can show, told before it is known."""
+    rate = rate_shown(prompts, rivals=rivals)
+    return f"{prompts:,} prompts, which show a true win rate of {rate:.1%} (80 % power)"
+
+
+def against(baseline: Sequence[AnswerScore], answers: Sequence[AnswerScore]) -> dict[str, float]:
+    """Figures of a model's answers, prompt by prompt against the baseline's. win_rate_low, _high:
+    the 95 % interval of this comparison by itself, ties as given."""
+    wins = losses = same = 0
+    for (ours, score), (theirs, other) in zip(answers, baseline, strict=True):
+        # Numerical noise in the score of the same answer is no win.
+        same += ours == theirs
+        wins += ours != theirs and score > other
+        losses += ours != theirs and score < other
+    pairs = PairedCounts(wins, losses, len(answers) - wins - losses)
+    low, high = pairs.interval()
+    scores = [score for _, score in answers]
     return {
-        "reward": float(np.mean(rewards)),
-        "reward_std": float(np.std(rewards)),
-        "win_rate": wins / len(rewards),
+        "reward": float(np.mean(scores)),
+        "reward_std": float(np.std(scores)),
+        "wins": wins,
+        "losses": losses,
+        "ties": pairs.ties,
+        "same_answers": same,
+        "win_rate": pairs.rate,
         "win_rate_low": low,
         "win_rate_high": high,
     }

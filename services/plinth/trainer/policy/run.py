@@ -17,7 +17,7 @@ from plinth.shared.rollouts import StopAsked
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder, JobProgress
-from plinth.trainer.loop.setup import write_adapter, write_model
+from plinth.trainer.loop.setup import rounding, write_adapter, write_model
 from plinth.trainer.policy import loop
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.job import PolicyJob
@@ -93,6 +93,7 @@ def _run(job: PolicyJob, config: TrainConfig, folder: JobFolder) -> str:
     metrics = _metrics(report, job, before)
     write_adapter(folder, config, job.actor.policy)
     write_model(folder, config, lambda out: save_decoder(job.actor.policy, out))
+    metrics |= rounding(folder, config, job.actor.policy)
     folder.end("succeeded", metrics=metrics)
     return "succeeded"
 
