@@ -55,6 +55,9 @@ LONGEST = (
     "integration/test_backup_stack.py",
     "integration/test_rollouts_by_shards.py",
     "unit/trainer/test_group.py",
+    "integration/test_trainer_attempts.py",
+    "unit/trainer/test_worker_counts.py",
+    "unit/trainer/test_patient_group.py",
 )
 
 

@@ -183,7 +183,7 @@ def run_self(algorithm: str, seed: int, folder: Path, updates: int, device: str)
     from plinth.kernels.paged import KvCache
     from plinth.models.weights import load_decoder
     from plinth.trainer.policy.config import PolicyConfig
-    from plinth.trainer.policy.loop import Progress, optimise
+    from plinth.trainer.policy.loop import PolicyState, optimise
     from plinth.trainer.policy.model import Actor
     from plinth.trainer.policy.rollouts import EngineSampler
 
@@ -219,7 +219,7 @@ def run_self(algorithm: str, seed: int, folder: Path, updates: int, device: str)
         prompts_of(seed),
         config,
         optimizer,
-        Progress(),
+        PolicyState(),
     )
     for update in run:
         updates_s.append(sum(update.seconds.values()))

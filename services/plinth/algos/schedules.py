@@ -33,14 +33,21 @@ class Schedule:
     def of(
         cls, kind: str, peak: float, total: int, warmup_fraction: float, decay_fraction: float
     ) -> Schedule:
-        """Fractions of `total` into steps; at least one step of warm-up where any is asked."""
+        """Fractions of `total` into steps; at least one step of warm-up where any is asked.
+
+        InvalidArgument: an unknown kind, or fractions of WSD that together exceed 1.
+        """
         if kind not in KINDS:
             raise InvalidArgument(
                 f"schedule {kind!r} is unknown; use {' or '.join(KINDS)}", field="schedule"
             )
         warmup = math.ceil(total * warmup_fraction)
-        decay = round(total * decay_fraction) if kind == "wsd" else 0
-        return cls("wsd" if kind == "wsd" else "cosine", peak, total, warmup, decay)
+        if kind == "cosine":
+            return cls("cosine", peak, total, warmup, 0)
+        check_fractions(warmup_fraction, decay_fraction)
+        # What rounding makes of a whole that the two share is the decay's to give.
+        decay = min(round(total * decay_fraction), total - warmup)
+        return cls("wsd", peak, total, warmup, decay)
 
     def at(self, step: int) -> float:
         """The learning rate of optimiser step `step`."""
@@ -52,3 +59,14 @@ class Schedule:
             return self.peak * (FLOOR + (1 - FLOOR) * cosine)
         left = self.total - step
         return self.peak * min(1.0, left / self.decay) if self.decay else self.peak
+
+
+def check_fractions(warmup_fraction: float, decay_fraction: float) -> None:
+    """Of a WSD schedule: it can't rise and fall in the same step. InvalidArgument."""
+    together = warmup_fraction + decay_fraction
+    if together > 1 + 1e-9:  # 0.3 + 0.7 in floating point, as read from float32
+        raise InvalidArgument(
+            f"warmup_fraction {warmup_fraction:g} and decay_fraction {decay_fraction:g} are "
+            f"{together:g} of the steps together, at most 1 fits; make one smaller",
+            field="decay_fraction",
+        )

@@ -139,7 +139,8 @@ def about(step: pb.Step) -> str:
             f"5-gram {figures['ngram_bits_per_byte']:.3f}"
         )
     elif "loss" in figures:
-        parts.append(f"loss {figures['loss']:.3f}, {figures['tokens_per_second']:,.0f} tokens/s")
+        rate = figures.get("tokens_per_second")
+        parts.append(f"loss {figures['loss']:.3f}" + (f", {rate:,.0f} tokens/s" if rate else ""))
     elif "sides" in figures:
         before, after = (figures["sides"][side]["pass_rate"] for side in ("baseline", "model"))
         parts.append(f"{after:.0%} of the answers pass, {before:.0%} before")

@@ -1,8 +1,7 @@
 """What a served model makes of given text: held-out bits, answers, tokens per second.
 
 The engine scores ids; text becomes ids at the tokenizer stage. A document is read in windows of
-the model's context that overlap by half, so that every token but the first few has at least half
-a context before it, and each token is judged once:
+the model's context (`plinth.algos.windows`), and each token is judged once:
 
     bits per byte = -sum over tokens of log2 p(token | window before it) / UTF-8 bytes   (1)
 """
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from plinth.algos.windows import windows
 from plinth.shared.errors import DataLoss, FailedPrecondition, Unavailable
 from plinth.shared.rpc.client import StageClients
 from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc, tokenizer_pb2
@@ -34,29 +34,11 @@ _WHOLE = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
 
 
 @dataclass(frozen=True)
-class Window:
-    """ids[start:end] of a document; the tokens from `first` on are judged here."""
-
-    start: int
-    end: int
-    first: int
-
-
-@dataclass(frozen=True)
 class Answer:
     prompt: str
     text: str
     tokens: int
     seconds: float
-
-
-def windows(length: int, context: int) -> Iterator[Window]:
-    """Covers positions 1 to length - 1 of a sequence once each (position 0 is context only)."""
-    end = min(context, length)
-    yield Window(0, end, 1)
-    while end < length:
-        judged, end = end, min(end + context // 2, length)
-        yield Window(max(0, end - context), end, judged)
 
 
 def start_id(model: Path, config: dict[str, object]) -> int:

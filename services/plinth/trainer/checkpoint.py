@@ -10,7 +10,6 @@ its final name is complete. Saved by one worker: replicas are equal at the end o
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from plinth.shared.errors import DataLoss, FailedPrecondition, PlinthError, ResourceExhausted
+from plinth.shared.errors import DataLoss, FailedPrecondition, PlinthError
+from plinth.trainer.disk import disk_error
+from plinth.trainer.finite import require_finite_tensors
 
 FORMAT = 1
 KEEP = 2
@@ -42,6 +43,7 @@ class TrainState:
     threads: int  # per worker, decided once: it is part of the order of summation
     tokens: int = 0  # learnt so far
     loss: float = 0.0  # of the last step, nats per token
+    seconds: float = 0.0  # spent on the steps, over all attempts
     controllers: dict[str, float] = field(default_factory=dict)  # what adapts as the run goes
     format: int = FORMAT
 
@@ -51,22 +53,25 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of `state.step` and drop all but the newest KEEP.
 
-    Raises ResourceExhausted when the disk is full; earlier checkpoints are untouched then.
+    Raises ResourceExhausted when the disk is full, and FailedPrecondition where a number in it is
+    not finite; earlier checkpoints are untouched then.
     """
     final = folder / f"step-{state.step:08d}"
     if final.is_dir():
         return final
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".writing-*"):  # of a killed run
-        shutil.rmtree(leftover)
     writing = folder / f".writing-{state.step:08d}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".writing-*"):  # of a killed run
+            shutil.rmtree(leftover)
         writing.mkdir()
         _write(writing, decoder, optimizer, state)
         writing.rename(final)
         sync_folder(folder)
-    except (OSError, SafetensorError) as failed:
+    except (OSError, SafetensorError, PlinthError) as failed:
         shutil.rmtree(writing, ignore_errors=True)
+        if isinstance(failed, PlinthError):
+            raise
         raise disk_error(failed, folder, "checkpoint") from failed
     for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
@@ -76,11 +81,13 @@ def save_checkpoint(
 def _write(
     folder: Path, decoder: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState
 ) -> None:
-    save_file({n: p.detach() for n, p in trained(decoder)}, folder / "model.safetensors")
+    parameters = {name: p.detach() for name, p in trained(decoder)}
     tensors: dict[str, Tensor] = {_RANDOM: torch.get_rng_state()}
     for name, parameter in trained(decoder):
         for moment, value in optimizer.state[parameter].items() if step_taken(optimizer) else ():
             tensors[f"{moment}.{name}"] = value
+    require_finite_tensors(parameters | tensors, f"the checkpoint of step {state.step}")
+    save_file(parameters, folder / "model.safetensors")
     save_file(tensors, folder / "optimizer.safetensors")
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
     for path in folder.iterdir():
@@ -106,18 +113,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def disk_error(failed: Exception, folder: Path, what: str) -> PlinthError:
-    """The typed error for a write that failed."""
-    full = getattr(failed, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or "os error 28" in str(failed):
-        return ResourceExhausted(
-            f"the disk is full: cannot write a {what} to {folder}. Free some space and submit or "
-            "requeue the job; it goes on from its last checkpoint",
-            reason="DISK_FULL",
-        )
-    return DataLoss(f"cannot write a {what} to {folder}: {failed}")
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -32,7 +33,7 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.trainer import metrics
 from plinth.trainer.execution import Execution, Stopped
-from plinth.trainer.loop.job_folder import Progress
+from plinth.trainer.loop.job_folder import JobProgress
 from plinth.trainer.records import JobRecords
 from plinth.v1 import trainer_pb2 as pb
 
@@ -57,7 +58,7 @@ class JobConsumer:
         name: str,
         queue: Queue,
         records: JobRecords,
-        execution: Callable[[pb.Job], Execution],
+        execution: Callable[[pb.Job, int], Execution],
         *,
         lease_s: float,
     ) -> None:
@@ -128,27 +129,27 @@ class JobConsumer:
         job.attempts, job.error = lease.attempts, ""
         job.started_unix_ms = job.started_unix_ms or _now_ms()
         await self._record(job, lease)
-        execution = self._current = self._execution(job)
+        execution = self._current = self._execution(job, lease.fence)
         metrics.RUNNING.set(1)
         try:
             if self._stopping.is_set():
                 execution.stop("pause")
             record = await self._attended(execution, job, lease)
         except Stopped as stopped:
-            await self._stopped(job, lease, stopped.how)
+            await self._stopped(job, lease, execution, stopped.how)
         except LeaseLost:
             metrics.ENDED.labels("lost").inc()
             raise
         except PlinthError as error:
             _log.info("job failed", job=job.job_id, error=error.message, reason=error.reason)
-            await self._failed(job, lease, error, retry=error.transient)
+            await self._failed(job, lease, execution, error, retry=error.transient)
         except Exception as crash:  # noqa: BLE001 - a job's crash must not end the consumer
             _log.exception("job crashed", job=job.job_id)
             inner = Internal(described(crash))
             again = inner.message != before or lease.attempts < SAME_CRASHES
-            await self._failed(job, lease, inner, retry=again)
+            await self._failed(job, lease, execution, inner, retry=again)
         else:
-            await self._succeeded(job, lease, record)
+            await self._succeeded(job, lease, execution, record)
         finally:
             self._current = None
             metrics.RUNNING.set(0)
@@ -186,7 +187,7 @@ class JobConsumer:
             await asyncio.sleep(min(1.0, self._lease_s / 3))
 
     async def _tell_progress(self, execution: Execution, job: pb.Job, lease: Lease) -> None:
-        told: Progress | None = None
+        told: JobProgress | None = None
         while True:
             await asyncio.sleep(_PROGRESS_S)
             progress = await asyncio.to_thread(execution.folder.progress)
@@ -203,15 +204,21 @@ class JobConsumer:
 
     # -- ends ------------------------------------------------------------------------------
 
-    async def _succeeded(self, job: pb.Job, lease: Lease, record: ArtifactRecord) -> None:
+    async def _succeeded(
+        self, job: pb.Job, lease: Lease, execution: Execution, record: ArtifactRecord
+    ) -> None:
         metrics.ENDED.labels("succeeded").inc()
+        told = await asyncio.to_thread(execution.progress)
+        _show(job, _as_published(told, record.manifest.get("metrics") or {}))
         job.artifact.CopyFrom(record.to_proto())
         await self._end(job, lease, pb.JOB_STATE_SUCCEEDED)
         await self._said(lambda: self._queue.complete(lease, job.SerializeToString()))
 
-    async def _stopped(self, job: pb.Job, lease: Lease, how: str) -> None:
+    async def _stopped(self, job: pb.Job, lease: Lease, execution: Execution, how: str) -> None:
+        _show(job, await asyncio.to_thread(execution.progress))
         metrics.ENDED.labels("cancelled" if how == "cancel" else "paused").inc()
         if how == "cancel":
+            await asyncio.to_thread(execution.give_up)
             await self._end(job, lease, pb.JOB_STATE_CANCELLED)
             await self._said(lambda: self._queue.fail(lease, "cancelled", retry=False))
         else:
@@ -219,12 +226,16 @@ class JobConsumer:
             await self._record(job, lease)
             await self._said(lambda: self._queue.release(lease))
 
-    async def _failed(self, job: pb.Job, lease: Lease, error: PlinthError, *, retry: bool) -> None:
+    async def _failed(
+        self, job: pb.Job, lease: Lease, execution: Execution, error: PlinthError, *, retry: bool
+    ) -> None:
+        _show(job, await asyncio.to_thread(execution.progress))
         job.error = error.message
         last = not retry or lease.attempts >= MAX_ATTEMPTS
         metrics.ENDED.labels("failed" if last else "retried").inc()
         tracing.failed(error.reason or error.code)
         if last:
+            await asyncio.to_thread(execution.give_up)
             await self._end(job, lease, pb.JOB_STATE_FAILED)
         else:
             job.state = pb.JOB_STATE_QUEUED
@@ -250,6 +261,7 @@ class JobConsumer:
     async def _bury(self) -> None:
         """The queue gives up a job whose replicas died too often; its record must say so."""
         for letter in await self._queue.dead_letters(limit=50):
+            job = None
             with suppress(DataLoss):  # then there is no record that could say so
                 job = await self._records.find(letter.id)
             if job is not None and job.state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING):
@@ -258,7 +270,29 @@ class JobConsumer:
                 await self._records.overwrite(job)
 
 
-def to_proto(progress: Progress) -> pb.JobProgress:
+def _show(job: pb.Job, progress: JobProgress | None) -> None:
+    """The last that the work said: people are told of it now and then, and it may be older."""
+    if progress is not None:
+        job.progress.CopyFrom(to_proto(progress))
+
+
+def _as_published(progress: JobProgress | None, figures: Mapping[str, Any]) -> JobProgress | None:
+    """Of a training, the figures that its model was published with, whichever attempt made it."""
+    if "train_loss" not in figures or "steps" not in figures:
+        return progress
+    steps = int(figures["steps"])
+    return replace(
+        progress or JobProgress(steps, steps),
+        done=steps,
+        total=steps,
+        loss=float(figures["train_loss"]),
+        tokens_per_second=float(figures["tokens_per_second"]),
+        validation_bits_per_byte=figures.get("validation_bits_per_byte"),
+        eta_seconds=0.0,
+    )
+
+
+def to_proto(progress: JobProgress) -> pb.JobProgress:
     """As the protocol says it."""
     return pb.JobProgress(**{k: v for k, v in vars(progress).items() if v is not None})
 

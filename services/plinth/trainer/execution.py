@@ -7,23 +7,23 @@ whoever calls passes a `Control` that is asked whether to stop.
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from plinth.shared import tracing
 from plinth.shared.errors import Internal
-from plinth.shared.private_folders import make_private
 from plinth.shared.settings import Settings
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
-from plinth.trainer.checkpoint import checkpoints
+from plinth.trainer.attempts import Attempt
 from plinth.trainer.data.lengths import check_lengths, length_intake
+from plinth.trainer.disk import disk_error, is_full
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.config import TrainConfig
-from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.loop.job_folder import JobProgress
 from plinth.trainer.lora_specs import ADAPTER_SUFFIX
 from plinth.trainer.preparing import Preparation, fields_of_spec, input_digest, of_kind
 from plinth.trainer.rendering import Renderer
@@ -46,32 +46,35 @@ class Execution:
         self,
         job: pb.Job,
         *,
+        fence: int,
         settings: Settings,
         store: ArtifactStore,
         launcher: Launcher,
         renderer: Renderer,
     ) -> None:
-        """`renderer` makes ids of chats, by the tokenizer stage."""
+        """`fence`: of the lease under which the job is held. `renderer` makes ids of chats, by the
+        tokenizer stage."""
         self._job, self._spec = job, job.spec
         self._settings, self._store, self._launcher = settings, store, launcher
         self._renderer = renderer
-        self.folder = JobFolder(Path(settings.data_dir).resolve() / "jobs" / job.job_id)
+        self._attempt = Attempt(Path(settings.data_dir).resolve() / "jobs", job.job_id, fence)
+        self.folder = self._attempt.folder
+        self._told: JobProgress | None = None
         self._how: str | None = None
 
     def stop(self, how: str) -> None:
         """Stop at the next step; "cancel" for good, "pause" to go on in another attempt."""
         self._how = how
-        if self.folder.path.is_dir():
+        with suppress(FileNotFoundError):  # it has not begun, or has ended
             self.folder.request(how)
 
     def run(self) -> ArtifactRecord:
         """Blocks. Raises Stopped, or a PlinthError that says what was wrong."""
         check_spec(self._spec)
-        make_private(self.folder.path)
-        self.folder.begin()
-        self._check_stop()
         finished = False
         try:
+            self._attempt.begin()
+            self._check_stop()
             kind = self._spec.WhichOneof("spec")
             if kind == "prepare":
                 record = Preparation(
@@ -89,10 +92,21 @@ class Execution:
                 record = self._train(self._spec.train)
             finished = True
             return record
+        except OSError as failed:
+            if is_full(failed):
+                raise disk_error(failed, self.folder.path, "file") from failed
+            raise
         finally:
-            # Then all that matters is in the artifact, or there is nothing to go on from.
-            if finished or not checkpoints(self.folder.checkpoints):
-                shutil.rmtree(self.folder.path)
+            self._told = self.folder.progress()
+            self._attempt.leave(finished=finished)
+
+    def progress(self) -> JobProgress | None:
+        """What the work last said, also when its folder has gone."""
+        return self.folder.progress() or self._told
+
+    def give_up(self) -> None:
+        """The job won't be tried again: another of the same inputs may go on from where it was."""
+        self._attempt.give_up()
 
     def _check_stop(self) -> None:
         if self._how is not None:
@@ -136,6 +150,7 @@ class Execution:
         config = replace(config, base=init.ref if init else "", made_from=made_from)
         intake = self._intake(spec, config)
         config.write(self.folder.path)
+        self._attempt.take_over(input_digest(inputs), config)
         self._launch(config)
         parents = [record for record in (dataset, init, judge) if record]
         if spec.HasField("lora"):

@@ -20,7 +20,7 @@ from plinth.shared.errors import Internal
 from plinth.shared.telemetry import get_logger
 from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.loop.config import TrainConfig
-from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.loop.job_folder import ATTEMPT, JobFolder
 from plinth.trainer.worker import ray_worker
 
 # Restarts of one group, for a machine that loses workers often; a job whose workers die without
@@ -134,7 +134,8 @@ class RayLauncher:
         from ray.train.v2.api.exceptions import TrainingFailedError  # noqa: PLC0415
 
         # Beside the jobs' folders, which go when their work is done.
-        storage = folder.parent / f".ray-{token_hex(8)}"
+        attempt = folder.name.startswith(ATTEMPT)
+        storage = (folder.parent if attempt else folder).parent / f".ray-{token_hex(8)}"
         gpu = config.device.startswith("cuda")
         trainer = DataParallelTrainer(
             ray_worker,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plinth.shared.telemetry import counter, gauge
-from plinth.trainer.loop.job_folder import Progress
+from plinth.trainer.loop.job_folder import JobProgress
 
 _PROGRESS = gauge("trainer_progress_ratio", "How far the job in work is", ["model"])
 _FIGURE = gauge(
@@ -23,7 +23,7 @@ for _end in ("succeeded", "failed", "retried", "cancelled", "paused", "lost"):
 _OF_ALL = ("loss", "grad_norm", "learning_rate", "tokens_per_second")
 
 
-def told(model: str, progress: Progress) -> None:
+def told(model: str, progress: JobProgress) -> None:
     """The newest figures of the job that makes `model`."""
     _PROGRESS.labels(model).set(progress.done / progress.total if progress.total else 0.0)
     figures = {name: getattr(progress, name) for name in _OF_ALL} | progress.figures

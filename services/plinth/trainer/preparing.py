@@ -31,7 +31,7 @@ from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.selected import of_prompts, selected
 from plinth.trainer.data.shards import DatasetInfo
 from plinth.trainer.data.tokenize import tokenize_corpus
-from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
+from plinth.trainer.loop.job_folder import JobFolder, JobProgress, Throttle
 from plinth.trainer.prepare_specs import validation_fraction
 from plinth.trainer.rendering import Renderer
 from plinth.v1 import trainer_pb2 as pb
@@ -198,7 +198,7 @@ class Preparation:
         def told(done: int) -> None:
             self.check_stop()
             if throttle.due():
-                self.folder.write_progress(Progress(done, total, unit="byte", note=note))
+                self.folder.write_progress(JobProgress(done, total, unit="byte", note=note))
 
         return told
 

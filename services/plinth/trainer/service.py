@@ -116,9 +116,10 @@ class TrainerStage(rpc.TrainerServiceServicer):
                 await cancel_and_wait(self._following)
             self._consuming = self._following = None
 
-    def _execution(self, job: pb.Job) -> Execution:
+    def _execution(self, job: pb.Job, fence: int) -> Execution:
         return Execution(
             job,
+            fence=fence,
             settings=self._context.settings,
             store=self._context.store,
             launcher=self._launcher,

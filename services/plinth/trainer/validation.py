@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from plinth.algos.schedules import KINDS
+from plinth.algos.schedules import KINDS, check_fractions
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.shared.errors import InvalidArgument
@@ -90,6 +90,7 @@ def _check_train(spec: pb.TrainSpec) -> None:
     ):
         if spec.HasField(name):  # type: ignore[arg-type]
             in_range(name, getattr(spec, name), 0.0, limit)
+    _check_schedule(spec)
     check_pairs(spec)
     check_policy(spec)
     check_lora(spec)
@@ -103,6 +104,19 @@ def _check_train(spec: pb.TrainSpec) -> None:
             "micro_batch_size",
             f"{micro} does not divide a worker's share of {spec.batch_size // workers} sequences",
         )
+
+
+def _check_schedule(spec: pb.TrainSpec) -> None:
+    if (spec.schedule or "wsd") != "wsd":
+        return
+    warmup, decay = (
+        getattr(spec, name) if spec.HasField(name) else getattr(TrainConfig, name)
+        for name in ("warmup_fraction", "decay_fraction")
+    )
+    try:
+        check_fractions(warmup, decay)
+    except InvalidArgument as overlap:
+        refuse("decay_fraction", overlap.message)
 
 
 def plan_train(

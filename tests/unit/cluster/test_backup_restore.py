@@ -177,15 +177,17 @@ async def test_a_version_and_what_names_it_come_while_the_store_is_listed(
         assert f"z@{version}" in refs, alias
 
 
+@pytest.mark.parametrize("attempts", [("attempt-7", "attempt-9"), (".", "attempt-3")])
 async def test_checkpoints_of_open_jobs_come_back(
-    home: Settings, place: Path, redis_client: Redis
+    home: Settings, place: Path, redis_client: Redis, attempts: tuple[str, str]
 ) -> None:
-    folder = home.data_dir / "jobs" / "job-1" / "checkpoints"
-    for step in (100, 200):
-        (folder / f"step-{step:08d}").mkdir(parents=True)
-        (folder / f"step-{step:08d}" / "state.json").write_text(json.dumps({"step": step}))
-        (folder / f"step-{step:08d}" / "model.safetensors").write_bytes(b"w" * step)
-    (folder / ".writing-00000300").mkdir()
+    folder = home.data_dir / "jobs" / "job-1" / "checkpoints"  # where the next attempt looks
+    for step, attempt in zip((100, 200), attempts, strict=True):
+        one = folder.parent / attempt / "checkpoints" / f"step-{step:08d}"
+        one.mkdir(parents=True)
+        (one / "state.json").write_text(json.dumps({"step": step}))
+        (one / "model.safetensors").write_bytes(b"w" * step)
+        (one.parent / ".writing-00000300").mkdir()
     await JobRecords(redis_client).create(trainer_pb2.Job(job_id="job-1"))
     made = await asyncio.to_thread(make, home, place)
     assert made.checkpoints == 1

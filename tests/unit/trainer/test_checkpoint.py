@@ -84,6 +84,10 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(ResourceExhausted, match="disk is full") as caught:
         save_checkpoint(tmp_path, made, optimizer, state(2))
     assert caught.value.reason == "DISK_FULL"
+    assert "goes on from its last checkpoint, step 1" in caught.value.message
+    with pytest.raises(ResourceExhausted, match="begins at its first step"):
+        save_checkpoint(tmp_path / "other", made, optimizer, state(2))
+    (tmp_path / "other").rmdir()
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     load_checkpoint(tmp_path / "step-00000001", *model())
 

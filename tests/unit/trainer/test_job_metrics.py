@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import REGISTRY
 
 from plinth.trainer import metrics
-from plinth.trainer.loop.job_folder import Progress
+from plinth.trainer.loop.job_folder import JobProgress
 
 
 def figure(model: str, name: str) -> float | None:
@@ -13,7 +13,7 @@ def figure(model: str, name: str) -> float | None:
 
 
 def test_figures_are_there_while_the_job_is() -> None:
-    progress = Progress(3, 12, loss=1.5, tokens_per_second=99.0, figures={"reward": 0.25})
+    progress = JobProgress(3, 12, loss=1.5, tokens_per_second=99.0, figures={"reward": 0.25})
     metrics.told("m1", progress)
     metrics.told("m2", progress)
     assert [figure("m1", name) for name in ("loss", "tokens_per_second", "reward")] == [

@@ -1,4 +1,6 @@
+import importlib
 import math
+import shutil
 
 import pytest
 import torch
@@ -189,6 +191,47 @@ def test_stopped_anywhere_and_resumed_is_bit_for_bit_the_same(plain, tmp_path):
     assert train(config, job, Group()) == "succeeded"
     assert job.progress().note.startswith("resumed at step 5")
     assert same(weights(whole), weights(job))
+
+
+def test_a_damaged_checkpoint_is_deleted_and_the_one_before_it_gone_on_from(plain, tmp_path):
+    """As the error says."""
+    config = trainings.config(plain, steps=9)
+    whole = run(tmp_path / "whole", config)
+    job = Impatient(trainings.job(tmp_path / "parts", config), 7)
+    assert train(config, job, Group()) == "paused"
+    newest = checkpoints.checkpoints(job.checkpoints)[-1]
+    (newest / "model.safetensors").write_bytes(b"")
+    job = JobFolder(job.path)
+    job.begin()
+    assert train(config, job, Group()) == "failed"
+    assert f"{newest} is damaged" in job.error().message
+    assert "delete that folder to go on from the one before it" in job.error().message
+    shutil.rmtree(newest)
+    job.begin()
+    assert train(config, job, Group()) == "succeeded"
+    assert job.progress().note.startswith("resumed at step 6")
+    assert same(weights(whole), weights(job))
+
+
+def test_figures_of_a_run_that_was_interrupted_are_those_of_the_whole(plain, tmp_path, monkeypatch):
+    """Killed after its last checkpoint and before its model: loss and rate are the run's all the
+    same, not those of an attempt without a step."""
+    module = importlib.import_module("plinth.trainer.loop.train")
+    config = trainings.config(plain, steps=5)
+    whole = run(tmp_path / "whole", config).outcome()["metrics"]
+    job = JobFolder(trainings.job(tmp_path / "killed", config))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_evaluate", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, job, Group())
+    assert train(config, job, Group()) == "succeeded"
+    metrics = job.outcome()["metrics"]
+    assert metrics["train_loss"] == whole["train_loss"] > 0
+    assert metrics["tokens_per_second"] > 0
+    assert (job.progress().loss, job.progress().tokens_per_second) == (
+        metrics["train_loss"],
+        metrics["tokens_per_second"],
+    )
 
 
 def test_time_decides_the_steps_once(plain, tmp_path):

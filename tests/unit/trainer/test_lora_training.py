@@ -428,7 +428,12 @@ def test_a_job_publishes_the_merged_model_and_the_adapter_of_its_base(
 
     def attempt(made):
         return Execution(
-            made, settings=settings, store=store, launcher=ProcessLauncher(), renderer=None
+            made,
+            fence=1,
+            settings=settings,
+            store=store,
+            launcher=ProcessLauncher(),
+            renderer=None,
         ).run()
 
     record = attempt(job)

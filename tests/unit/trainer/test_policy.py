@@ -18,7 +18,7 @@ from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.shared.errors import Aborted, DataLoss, InvalidArgument
 from plinth.trainer.policy.config import PolicyConfig
-from plinth.trainer.policy.loop import Progress, Update, optimise
+from plinth.trainer.policy.loop import PolicyState, Update, optimise
 from plinth.trainer.policy.model import Actor, RolloutBatch, logprobs
 from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, check_fresh
 from plinth.trainer.policy.update import learn
@@ -79,7 +79,7 @@ class Trial:
         self.optimizer = torch.optim.AdamW(
             self.actor.parameters(), lr=config.learning_rate, weight_decay=0.0
         )
-        self.progress = Progress()
+        self.progress = PolicyState()
         self.reference = decoder() if config.kl_coefficient else None
 
     def run(self, upto: int | None = None, reward=share_of_target) -> list[Update]:

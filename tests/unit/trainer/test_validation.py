@@ -46,6 +46,12 @@ def spec(**changes):
         ({"learning_rate": -1.0}, "learning_rate", "must be"),
         ({"learning_rate": float("inf")}, "learning_rate", "is inf"),
         ({"warmup_fraction": 1.5}, "warmup_fraction", "must be 0 to 1"),
+        (
+            {"warmup_fraction": 0.5, "decay_fraction": 0.75},
+            "decay_fraction",
+            "1.25 of the steps together, at most 1 fits",
+        ),
+        ({"decay_fraction": 1.0}, "decay_fraction", "warmup_fraction 0.02 and decay_fraction 1"),
         ({"workers": 3}, "batch_size", "8 does not divide evenly by 3 workers"),
         ({"workers": 2, "micro_batch_size": 3}, "micro_batch_size", "share of 4"),
     ],

@@ -1,6 +1,6 @@
 """Checkpoints of jobs that have not ended: the newest of each, so that a restored job goes on.
 
-They lie in the data directory (`trainer/checkpoint.py` writes them), not on the store. Where that
+They lie in the data directory (`trainer/attempts.py` says where), not on the store. Where that
 directory is another machine's, there are none to be seen here, and a restored job begins again.
 """
 
@@ -21,6 +21,7 @@ from plinth.shared.storage import check_path, storage_errors
 
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _STEP = re.compile(r"step-[0-9]{8}")
+_CHECKPOINTS = "checkpoints/step-????????"
 _TRIES = 3
 
 
@@ -53,7 +54,8 @@ def copy_out(data_dir: Path, archive: Archive) -> tuple[list[Checkpoint], int]:
     have = archive.contents()
     for job in sorted(root.iterdir()) if root.is_dir() else []:
         for _ in range(_TRIES):
-            steps = sorted(job.glob("checkpoints/step-????????"))
+            found_here = (*job.glob(_CHECKPOINTS), *job.glob(f"attempt-*/{_CHECKPOINTS}"))
+            steps = sorted(found_here, key=lambda step: step.name)
             if not _JOB.fullmatch(job.name) or not steps:
                 break
             try:

@@ -7,7 +7,9 @@ much data as a ring all-reduce, and neither bucket boundaries nor timing touch t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 _BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32
+_BEAT_S = 1.0
 
 
 class Group:
@@ -38,6 +41,43 @@ class Group:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.broadcast(tensor, src=0)
         return [float(v) for v in tensor.tolist()]
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Around work without sums that one worker does longer than the others: reading a model,
+        writing a checkpoint. It may take longer than a sum may wait, since the workers tell one
+        another every second that they are alive; all leave the block together.
+
+        A worker that raises in it leaves the group, which the others notice as they do elsewhere.
+        """
+        if self.world == 1:
+            yield
+            return
+        done, left = threading.Event(), threading.Event()
+        broken: list[Exception] = []
+        beats = threading.Thread(target=self._beat, args=(done, left, broken), name="group-beats")
+        beats.start()
+        try:
+            yield
+        except BaseException:
+            left.set()
+            raise
+        finally:
+            done.set()
+            beats.join()
+        if broken:
+            raise broken[0]
+
+    def _beat(self, done: threading.Event, left: threading.Event, broken: list[Exception]) -> None:
+        """Sums of who is done, until all are."""
+        try:
+            while not left.is_set():
+                (ended,) = self.sum([done.is_set() and not left.is_set()])
+                if ended == self.world:
+                    return
+                done.wait(_BEAT_S)
+        except Exception as error:  # noqa: BLE001 - raised by the thread that waits for this one
+            broken.append(error)
 
     def sum_gradients(self, parameters: Sequence[Parameter]) -> None:
         """Replace each gradient by the sum over the workers, in the order of ranks."""

@@ -19,13 +19,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plinth.shared.errors import ERROR_TYPES, Internal, PlinthError
+from plinth.shared.errors import ERROR_TYPES, Internal, PlinthError, ResourceExhausted
+from plinth.trainer.disk import disk_error
+from plinth.trainer.finite import require_finite_figures
 
 CONTROLS = ("cancel", "pause")
+ATTEMPT = "attempt-"  # before the number of an attempt, as the folder of a job's attempt is named
 
 
 @dataclass
-class Progress:
+class JobProgress:
     """As `JobProgress` of the protocol. Rates are tokens per second, times are seconds."""
 
     done: int
@@ -50,12 +53,19 @@ class JobFolder:
         self.model = path / "model"
         self.adapter = path / "adapter"
 
-    def write_progress(self, progress: Progress) -> None:
+    @property
+    def job_id(self) -> str:
+        """Of the job: the folder's name, or of an attempt's folder the name of the one around."""
+        path = self.path
+        return path.parent.name if path.name.startswith(ATTEMPT) else path.name
+
+    def write_progress(self, progress: JobProgress) -> None:
+        """ResourceExhausted when the disk is full."""
         replace_json(self.path / "progress.json", asdict(progress))
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> JobProgress | None:
         value = _read_json(self.path / "progress.json")
-        return None if value is None else Progress(**value)
+        return None if value is None else JobProgress(**value)
 
     def request(self, control: str) -> None:
         """Ask the run to stop: "cancel" for good, "pause" to go on later."""
@@ -69,13 +79,22 @@ class JobFolder:
         return path.read_text() if path.exists() else None
 
     def end(self, status: str, *, error: PlinthError | None = None, **facts: Any) -> None:
-        """Record how the run ended: "succeeded", "failed", "cancelled" or "paused"."""
+        """Record how the run ended: "succeeded", "failed", "cancelled" or "paused".
+
+        FailedPrecondition where it would have succeeded with a figure that is no finite number.
+        """
+        if status == "succeeded":
+            require_finite_figures(facts, "the run's figures")
         value: dict[str, Any] = {"status": status, **facts}
         if error is not None:
             value["error"] = {
                 "code": error.code, "message": error.message, "reason": error.reason,
             }  # fmt: skip
-        replace_json(self.path / "outcome.json", value)
+        try:
+            replace_json(self.path / "outcome.json", value)
+        except ResourceExhausted:  # a full disk must be told of too: in what progress took
+            (self.path / "progress.json").unlink(missing_ok=True)
+            replace_json(self.path / "outcome.json", value)
 
     def outcome(self) -> dict[str, Any] | None:
         return _read_json(self.path / "outcome.json")
@@ -108,10 +127,15 @@ class Throttle:
 
 
 def replace_json(path: Path, value: dict[str, Any]) -> None:
-    """A reader sees the old file or the new one, never half of one."""
+    """A reader sees the old file or the new one, never half of one. ResourceExhausted or DataLoss
+    where it can't be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value))
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(value))
+        temporary.replace(path)
+    except OSError as failed:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(failed, path.parent, path.stem) from failed
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

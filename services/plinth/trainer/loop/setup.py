@@ -21,17 +21,18 @@ from plinth.models.lora import LoraConfig, attach, merged_tensors
 from plinth.models.peft_format import save_adapter
 from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.trainer.checkpoint import (
     TrainState,
     checkpoints,
-    disk_error,
     load_checkpoint,
     read_state,
     save_checkpoint,
 )
 from plinth.trainer.data.sampler import Sampler
 from plinth.trainer.data.shards import DatasetInfo, Split, read_info
+from plinth.trainer.disk import disk_error
+from plinth.trainer.finite import require_finite_folder
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
 from plinth.trainer.loop.job_folder import JobFolder
@@ -65,9 +66,10 @@ class Run:
         return torch.autocast(kind, torch.bfloat16, enabled=self.state.precision == "bf16")
 
     def save(self) -> None:
-        """Checkpoint; replicas are equal, so one worker writes."""
-        if self.group.rank == 0:
-            save_checkpoint(self.folder.checkpoints, self.decoder, self.optimizer, self.state)
+        """Checkpoint; replicas are equal, so one worker writes, and the others wait for it."""
+        with self.group.patiently():
+            if self.group.rank == 0:
+                save_checkpoint(self.folder.checkpoints, self.decoder, self.optimizer, self.state)
 
     def renew_optimizer(self) -> None:
         self.optimizer = make_optimizer(self.decoder, self.config)
@@ -91,8 +93,9 @@ class Run:
 
 def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
     """Open the data, make or load the model, and go on from the last checkpoint if there is one."""
-    train = Split(Path(config.dataset), "train")
-    objective = make_objective(config, train, Split(Path(config.dataset), "validation"))
+    with group.patiently():
+        train = Split(Path(config.dataset), "train")
+        objective = make_objective(config, train, Split(Path(config.dataset), "validation"))
     if objective.items < config.batch_size:
         raise InvalidArgument(
             f"dataset {config.dataset} makes {objective.items} sequences or "
@@ -108,7 +111,8 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
     state = read_state(found, digest) if found else _decide(config, digest, group)
     torch.set_num_threads(state.threads)
     torch.manual_seed(config.seed)
-    decoder = make_decoder(config, train).to(group.device)
+    with group.patiently():
+        decoder = make_decoder(config, train).to(group.device)
     run = Run(
         config=config,
         group=group,
@@ -122,7 +126,8 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
     with run.autocast():
         objective.prepare(decoder, group, folder.path, config.micro_batch_size, _used(run))
     if found:
-        load_checkpoint(found, run.decoder, run.optimizer)
+        with group.patiently():
+            load_checkpoint(found, run.decoder, run.optimizer)
     return run
 
 
@@ -173,10 +178,13 @@ def _write_folder(target: Path, what: str, write: Callable[[Path], None]) -> Non
     shutil.rmtree(writing, ignore_errors=True)
     try:
         write(writing)
+        require_finite_folder(writing, f"the {what}")
         shutil.rmtree(target, ignore_errors=True)
         writing.rename(target)
-    except (OSError, SafetensorError) as failed:
+    except (OSError, SafetensorError, PlinthError) as failed:
         shutil.rmtree(writing, ignore_errors=True)
+        if isinstance(failed, PlinthError):
+            raise
         raise disk_error(failed, target.parent, what) from failed
 
 

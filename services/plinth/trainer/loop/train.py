@@ -12,36 +12,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-from torch import Tensor, nn
 
 from plinth.algos.schedules import Schedule
-from plinth.models.lora import base_tensors, dropping
+from plinth.models.lora import dropping
 from plinth.shared.errors import FailedPrecondition, PlinthError
+from plinth.trainer.finite import ADVICE, require_finite_figures
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
-from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
+from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.loop.report import Reporter, StepResult
 from plinth.trainer.loop.setup import Run, set_up
 
-_PROGRESS_S = 0.5
 _CHECKPOINT_S = 30.0
 _TRIAL_STEPS = (2, 5)  # warm-up, timed
 _DEVICE_CHECK_STEPS = 10  # an accelerator is asked for its loss this often
 _TIME_FOR_STEPS = 0.95  # of max_seconds; the rest is for checkpoints and the evaluation
-
-
-@dataclass
-class StepResult:
-    """Figures of one optimiser step; tensors so that an accelerator need not be waited for."""
-
-    loss: Tensor  # nats per token (or per pair) over the global batch
-    grad_norm: Tensor
-    learning_rate: float
-    tokens: int
-    stop: bool  # the first worker was asked to
 
 
 def train(config: TrainConfig, folder: JobFolder, group: Group) -> str:
@@ -75,18 +63,19 @@ def _train(config: TrainConfig, folder: JobFolder, group: Group) -> str:
         config.warmup_fraction,
         config.decay_fraction,
     )
-    report = _Reporter(run)
+    report = Reporter(run)
     checkpoint_due = _CheckpointClock(config.checkpoint_every)
     while run.state.step < run.state.total:
         result = take_step(run, schedule.at(run.state.step))
         if result.stop:
-            return _stop(run)
+            return _stop(run, report)
         report.step(result)
         if _due(run.state.step, config.eval_every) and run.state.step < run.state.total:
+            _require_finite(result)
             report.evaluation(_evaluate(run))
         if checkpoint_due(run.state.step):
-            _require_finite(run, result)
-            run.save()
+            _require_finite(result)
+            report.save()
     return _finish(run, report)
 
 
@@ -107,7 +96,8 @@ def take_step(run: Run, learning_rate: float) -> StepResult:
         [sum(b.weight for b in batches), sum(b.tokens for b in batches), asked]
     )
     if stop:
-        return StepResult(torch.zeros(()), torch.zeros(()), learning_rate, 0, True)
+        nothing = torch.zeros(())
+        return StepResult(run.state.step, nothing, nothing, learning_rate, 0, True)
     run.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=group.device)
     for number, batch in enumerate(batches):
@@ -122,9 +112,9 @@ def take_step(run: Run, learning_rate: float) -> StepResult:
     loss_all = total if group.world == 1 else torch.tensor(group.sum([float(total)])[0])
     limit = config.clip_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=False)
-    result = StepResult(loss_all, norm, learning_rate, int(tokens), False)
+    result = StepResult(run.state.step + 1, loss_all, norm, learning_rate, int(tokens), False)
     if group.device == "cpu" or _due(run.state.step, _DEVICE_CHECK_STEPS):
-        _require_finite(run, result)
+        _require_finite(result)
     for parameter_group in run.optimizer.param_groups:
         parameter_group["lr"] = learning_rate
     run.optimizer.step()
@@ -133,25 +123,15 @@ def take_step(run: Run, learning_rate: float) -> StepResult:
     return result
 
 
-def _sizes(decoder: nn.Module) -> dict[str, float]:
-    """Of the model that is published; and, where it was frozen, of what was trained."""
-    parameters = float(sum(t.numel() for t in base_tensors(decoder).values()))
-    if all(p.requires_grad for p in decoder.parameters()):
-        return {"parameters": parameters}
-    trained = float(sum(p.numel() for p in decoder.parameters() if p.requires_grad))
-    return {"parameters": parameters, "trained_parameters": trained}
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _require_finite(run: Run, result: StepResult) -> None:
+def _require_finite(result: StepResult) -> None:
     if not (math.isfinite(float(result.loss)) and math.isfinite(float(result.grad_norm))):
         raise FailedPrecondition(
-            f"the loss is not a number at step {run.state.step + 1} (loss {float(result.loss)}, "
-            f"gradient norm {float(result.grad_norm)}); the last good checkpoint is kept. Lower "
-            "the learning rate, warm up longer, or use fp32",
+            f"the loss is not a number at step {result.number} (loss {float(result.loss)}, "
+            f"gradient norm {float(result.grad_norm)}); the last good checkpoint is kept. {ADVICE}",
             reason="LOSS_NOT_FINITE",
         )
 
@@ -176,21 +156,38 @@ def _steps_in(seconds: float, run: Run, started: float) -> int:
 
 
 def _evaluate(run: Run) -> Mapping[str, float]:
-    return run.objective.evaluate(run.decoder, run.group, run.config.micro_batch_size)
+    """Held-out figures, all finite; the weights' last step is among what they look at."""
+    found = run.objective.evaluate(run.decoder, run.group, run.config.micro_batch_size)
+    what = f"the held-out figures after step {run.state.step}"
+    require_finite_figures(found or {"loss": _loss_again(run)}, what)
+    return found
 
 
-def _stop(run: Run) -> str:
+def _loss_again(run: Run) -> float:
+    """Where nothing was held out: the loss of the last step's first sequences, after it."""
+    config, group = run.config, run.group
+    at = (run.state.step - 1) * config.batch_size
+    items = run.sampler.at(at + group.rank * config.micro_batch_size, config.micro_batch_size)
+    batch = run.objective.batch(items.tolist()).to(group.device)
+    with torch.no_grad(), run.autocast():
+        (loss,) = group.sum([float(run.objective.loss_sum(run.decoder, batch))])
+    return loss
+
+
+def _stop(run: Run, report: Reporter | None = None) -> str:
     """Keep what was learnt; "cancel" and "pause" differ only in what the asker does next."""
-    if run.state.total:
-        run.save()
+    if report is not None:
+        report.save()
     status = "paused" if run.folder.requested() == "pause" else "cancelled"
     if run.group.rank == 0:
         run.folder.end(status, step=run.state.step)
     return status
 
 
-def _finish(run: Run, report: _Reporter) -> str:
-    run.save()
+def _finish(run: Run, report: Reporter) -> str:
+    if report.last is not None:
+        _require_finite(report.last)
+    report.save()
     evaluation = _evaluate(run)
     report.evaluation(evaluation)
     if run.group.rank == 0:
@@ -212,63 +209,3 @@ class _CheckpointClock:
             return False
         self._last = time.monotonic()
         return True
-
-
-@dataclass
-class _Reporter:
-    """Progress for people, written by the first worker and not too often."""
-
-    run: Run
-    began: float = field(default_factory=time.monotonic)
-    first_step: int = field(init=False)
-    first_tokens: int = field(init=False)
-    progress: Progress = field(init=False)
-
-    def __post_init__(self) -> None:
-        state = self.run.state
-        self.first_step, self.first_tokens = state.step, state.tokens
-        note = f"{state.precision}, {self.run.config.workers} × {state.threads} threads"
-        if state.step:
-            note = f"resumed at step {state.step}; {note}"
-        self.progress = Progress(done=state.step, total=state.total, note=note)
-        self._throttle = Throttle(_PROGRESS_S)
-        self._write()
-
-    def step(self, result: StepResult) -> None:
-        state = self.run.state
-        if self.run.group.rank != 0:
-            return
-        if not self._throttle.due() and state.step < state.total:
-            return
-        seconds = time.monotonic() - self.began
-        steps = state.step - self.first_step
-        state.loss = float(result.loss)
-        self.progress.done = state.step
-        self.progress.loss = state.loss
-        self.progress.learning_rate = result.learning_rate
-        self.progress.grad_norm = float(result.grad_norm)
-        self.progress.tokens_per_second = (state.tokens - self.first_tokens) / seconds
-        self.progress.eta_seconds = seconds / steps * (state.total - state.step)
-        self._write()
-
-    def evaluation(self, found: Mapping[str, float]) -> None:
-        if "validation_bits_per_byte" in found:
-            self.progress.validation_bits_per_byte = found["validation_bits_per_byte"]
-        if "validation_accuracy" in found:
-            self.progress.note = f"held-out accuracy {found['validation_accuracy']:.3f}"
-        self._write()
-
-    def metrics(self, found: Mapping[str, float]) -> dict[str, float]:
-        state, progress = self.run.state, self.progress
-        return {
-            "steps": float(state.total),
-            "tokens": float(state.tokens),
-            **_sizes(self.run.decoder),
-            "train_loss": progress.loss,
-            "tokens_per_second": progress.tokens_per_second,
-            **found,
-        }
-
-    def _write(self) -> None:
-        if self.run.group.rank == 0:
-            self.run.folder.write_progress(self.progress)

@@ -1,9 +1,9 @@
 """Bits per byte on held-out documents.
 
-Each document is scored alone from its beginning, in windows of T tokens that overlap by half, so
-that all but a document's first T/2 tokens have at least T/2 tokens before them. What is counted
-is what people wrote: for plain text all tokens but the closing end-of-text, conditioned on one
-before the document; for chats the assistant's tokens.
+Each document is scored alone from its beginning, in windows of T + 1 tokens, of which T are read
+(`plinth.algos.windows`, as the coordinator's `scoring.py` does with a served model). What is
+counted is what people wrote: for plain text all tokens but the closing end-of-text, conditioned on
+one before the document; for chats the assistant's tokens.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from plinth.algos.windows import windows
 from plinth.models.decoder import Decoder
 from plinth.trainer.data.shards import Split
 from plinth.trainer.objectives.batch import Batch, nll_sum, plain_positions
@@ -58,21 +59,21 @@ def evaluate(
     decoder: Decoder, split: Split, length: int, batch: int, group: Group
 ) -> Evaluation | None:
     """None where nothing was held out. Windows are dealt to the workers in turn."""
-    windows, counted, size = _windows(split, length)
+    parts, counted, size = _windows(split, length)
     if not counted or not size:
         return None
     nats = 0.0
-    with torch.no_grad():
-        for number, start in enumerate(range(0, len(windows), batch)):
+    with group.patiently(), torch.no_grad():
+        for number, start in enumerate(range(0, len(parts), batch)):
             if number % group.world == group.rank:
-                rows = _stack(windows[start : start + batch], length).to(group.device)
+                rows = _stack(parts[start : start + batch], length).to(group.device)
                 nats += float(nll_sum(decoder, rows))
     (nats,) = group.sum([nats])
     return Evaluation(nats, counted, size)
 
 
 def _windows(split: Split, length: int) -> tuple[list[_Window], int, int]:
-    windows: list[_Window] = []
+    parts: list[_Window] = []
     counted = size = 0
     sizes = split.document_bytes
     assert sizes is not None
@@ -84,32 +85,26 @@ def _windows(split: Split, length: int) -> tuple[list[_Window], int, int]:
             ids = np.concatenate(([split.info.end_of_text_id], ids[:-1]))
             mask = np.ones(len(ids), np.uint8)
         here = list(_of_document(ids, mask, length))
-        windows.extend(here)
+        parts.extend(here)
         counted += sum(int(w.learn_t.sum()) for w in here)
         size += int(sizes[number])
-    return windows, counted, size
+    return parts, counted, size
 
 
 def _of_document(ids: NDArray[np.int64], mask: NDArray[np.uint8], length: int) -> Iterator[_Window]:
-    stride = max(1, length // 2)
-    scored = 1  # targets before this index have been counted
-    start = 0
-    while scored < len(ids):
-        part = ids[start : start + length + 1]
-        learn = mask[start + 1 : start + length + 1].astype(bool)
-        learn[: scored - start - 1] = False
+    for window in windows(len(ids), length + 1):
+        learn = mask[window.start + 1 : window.end].astype(bool)
+        learn[: window.first - window.start - 1] = False
         if learn.any():
-            yield _Window(part, learn)
-        scored = start + len(part)
-        start += stride
+            yield _Window(ids[window.start : window.end], learn)
 
 
-def _stack(windows: list[_Window], length: int) -> Batch:
+def _stack(parts: list[_Window], length: int) -> Batch:
     """Right-padded to T: attention is causal, so padding is never seen."""
-    b = len(windows)
+    b = len(parts)
     ids, targets = (np.zeros((b, length), np.int64) for _ in range(2))
     learn = np.zeros((b, length), bool)
-    for row, window in enumerate(windows):
+    for row, window in enumerate(parts):
         n = len(window.ids_t1) - 1
         ids[row, :n], targets[row, :n] = window.ids_t1[:-1], window.ids_t1[1:]
         learn[row, :n] = window.learn_t

@@ -68,7 +68,7 @@ class DirectPreference:
             wanted: Sequence[int] = pairs.judged()
             if split == "train":
                 wanted = range(len(pairs)) if used is None else used
-            with torch.no_grad(), switched_off(decoder), precision:
+            with group.patiently(), torch.no_grad(), switched_off(decoder), precision:
                 for turn, items in enumerate(pieces(wanted, micro)):
                     if turn % group.world == group.rank:
                         batch = pairs.batch(items).to(group.device)
@@ -102,7 +102,7 @@ class DirectPreference:
         """Held-out loss, and how often the log-ratio prefers the right answer."""
         pairs = self._pairs["validation"]
         loss = wins = lead = fallen = 0.0
-        with torch.no_grad():
+        with group.patiently(), torch.no_grad():
             for turn, items in enumerate(pieces(pairs.judged(), micro)):
                 if turn % group.world != group.rank:
                     continue

@@ -64,7 +64,7 @@ class RewardModelling:
         count = len(judged)
         loss = 0.0
         leads = torch.zeros(count, dtype=torch.float64)
-        with torch.no_grad():
+        with group.patiently(), torch.no_grad():
             for turn, items in enumerate(pieces(judged, micro)):
                 if turn % group.world == group.rank:
                     chosen_b, rejected_b = pair_scores(decoder, pairs.batch(items).to(group.device))

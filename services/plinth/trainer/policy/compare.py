@@ -23,7 +23,7 @@ from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
-from plinth.trainer.loop.job_folder import JobFolder, Progress
+from plinth.trainer.loop.job_folder import JobFolder, JobProgress
 from plinth.trainer.loop.machine import choose_threads
 from plinth.trainer.loop.setup import open_decoder
 from plinth.trainer.policy.config import PolicyConfig
@@ -69,7 +69,7 @@ def _compare(config: TrainConfig, folder: JobFolder, group: Group) -> dict[str, 
         note = f"model {number + 1} of {len(config.candidates)} answers"
         if prompts:
             note += f" {_power(len(prompts), len(config.candidates) - 1)}"
-        folder.write_progress(Progress(number, len(config.candidates), unit="model", note=note))
+        folder.write_progress(JobProgress(number, len(config.candidates), unit="model", note=note))
         if folder.requested() is not None:
             return None
         decoder = open_decoder(Path(place), split.info).to(group.device)

@@ -158,7 +158,7 @@ def _sampler(policy: PolicyConfig, decoder: Decoder, folder: JobFolder, device: 
     return ShardSampler(
         decoder,
         folder.path / "weights",
-        folder.path.name,
+        folder.job_id,
         _redis_url("rollouts by shards"),
         stop=lambda: folder.requested() is not None,
     )
@@ -178,7 +178,7 @@ def _judge(
     checks = checks_of(dataset, "train") | checks_of(dataset, "validation")
     return StageRewards(
         _redis_url("rewards by the reward stage"),
-        folder.path.name,
+        folder.job_id,
         config.rewards,
         tokenizer=info.tokenizer,
         checks=checks,

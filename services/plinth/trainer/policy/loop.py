@@ -2,7 +2,7 @@
 
 Each update is a function of the run's seed, its number and the weights before it: prompts are
 dealt by position, noise is counter-based, answers are ordered by id. So a run that is stopped
-between updates and goes on from `Progress` ends with the same weights.
+between updates and goes on from `PolicyState` ends with the same weights.
 
 One step ahead (`config.ahead`) the answers of the next update are sampled while this one is trained
 on, by weights that are one update old; truncated importance weights make up for that. Such a run
@@ -33,7 +33,7 @@ Reward = Callable[[Sequence[Rollout]], Sequence[float]]
 
 
 @dataclass
-class Progress:
+class PolicyState:
     """Where a run stands; with the actor's and the optimiser's tensors it is all of it."""
 
     update: int = 0
@@ -59,7 +59,7 @@ def optimise(
     prompts: Sequence[tuple[int, ...]],
     config: PolicyConfig,
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    progress: PolicyState,
     *,
     stop_ids: frozenset[int] = frozenset(),
     heard: Callable[[Sequence[Rollout]], None] = lambda _: None,

@@ -16,7 +16,7 @@ from plinth.shared.errors import PlinthError
 from plinth.shared.rollouts import StopAsked
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
-from plinth.trainer.loop.job_folder import JobFolder, Progress
+from plinth.trainer.loop.job_folder import JobFolder, JobProgress
 from plinth.trainer.loop.setup import rounding, write_adapter, write_model
 from plinth.trainer.policy import loop
 from plinth.trainer.policy.config import PolicyConfig
@@ -61,8 +61,8 @@ def _optimise(config: TrainConfig, folder: JobFolder, group: Group) -> str:
 
 def _run(job: PolicyJob, config: TrainConfig, folder: JobFolder) -> str:
     before = job.held_out_before()
-    progress = loop.Progress(job.state.step, job.state.controllers.get("kl", 0.0))
-    report = Progress(progress.update, config.steps, loss=job.state.loss, note="sampling")
+    progress = loop.PolicyState(job.state.step, job.state.controllers.get("kl", 0.0))
+    report = JobProgress(progress.update, config.steps, loss=job.state.loss, note="sampling")
     if told := folder.progress():  # a run that only lacked its model still has figures to report
         report.tokens_per_second = told.tokens_per_second
     folder.write_progress(report)
@@ -98,7 +98,9 @@ def _run(job: PolicyJob, config: TrainConfig, folder: JobFolder) -> str:
     return "succeeded"
 
 
-def _tell(report: Progress, update: loop.Update, config: TrainConfig, policy: PolicyConfig) -> None:
+def _tell(
+    report: JobProgress, update: loop.Update, config: TrainConfig, policy: PolicyConfig
+) -> None:
     learned = update.learned
     spent = sum(update.seconds.values())
     report.done = update.number + 1
@@ -119,7 +121,7 @@ def _tell(report: Progress, update: loop.Update, config: TrainConfig, policy: Po
     )
 
 
-def _metrics(report: Progress, job: PolicyJob, before: list[float]) -> dict[str, float]:
+def _metrics(report: JobProgress, job: PolicyJob, before: list[float]) -> dict[str, float]:
     """Held-out rewards of the policy as it was and as it is, prompt by prompt."""
     metrics = {
         "steps": float(report.total),

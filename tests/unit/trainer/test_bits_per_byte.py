@@ -1,0 +1,51 @@
+"""A run's held-out figure is the exam's: the same windows, token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import trainings
+from plinth.algos.windows import windows
+from plinth.kernels.training import SdpaBackend
+from plinth.models.config import ModelConfig
+from plinth.models.decoder import Decoder
+from plinth.trainer.data.shards import Split
+from plinth.trainer.loop import Group
+from plinth.trainer.objectives.bits_per_byte import evaluate
+
+
+def nll_of_window(decoder, ids, first):
+    """Of ids[first:], by the decoder on this window alone."""
+    inputs, n = torch.from_numpy(ids[:-1]), len(ids) - 1
+    backend = SdpaBackend(1, n)
+    logits = decoder.logits(decoder(inputs, torch.arange(n), backend), backend).float()
+    logp = logits.log_softmax(-1).gather(1, torch.from_numpy(ids[1:])[:, None])[:, 0]
+    return -logp[first - 1 :]
+
+
+@pytest.mark.parametrize(
+    ("documents", "length"), [(trainings.texts(60), 16), (trainings.chats(60), 7)]
+)
+def test_it_reads_documents_as_the_exam_does(documents, length, tmp_path):
+    dataset = trainings.dataset(tmp_path, documents)
+    split = Split(dataset, "validation")
+    config = ModelConfig(**trainings.MODEL, vocab_size=split.info.vocab_size)
+    decoder = Decoder(config)
+    decoder.init_weights(3)
+    nats = 0.0
+    with torch.no_grad():
+        for number in range(split.documents):
+            ids, mask = split.document(number)
+            if split.info.objective == "clm":
+                ids = np.concatenate(([split.info.end_of_text_id], ids[:-1]))
+                mask = np.ones(len(ids), np.uint8)
+            for window in windows(len(ids), length + 1):
+                if window.end > window.first:
+                    here = ids[window.start : window.end]
+                    nll = nll_of_window(decoder, here, window.first - window.start)
+                    learnt = torch.from_numpy(mask[window.first : window.end].copy())
+                    nats += float((nll * learnt).sum())
+        found = evaluate(decoder, split, length, 4, Group())
+    assert found.nats == pytest.approx(nats, rel=1e-5)
