@@ -16,8 +16,8 @@ from plinth.tokenizer.codec import Codec, StandIns
 from plinth.tokenizer.prompts import prompts
 from plinth.tokenizer.templates import Conversation, Rendered
 from plinth.tokenizer.turn_ends import turn_ends
+from plinth.trainer.exchanges import Turn
 from plinth.trainer.rendering import Renderer as TrainersRenderer
-from plinth.trainer.rendering import Turn
 from plinth.v1 import tokenizer_pb2 as pb
 
 MAX_CHARS = 10**6

@@ -93,9 +93,9 @@ def chatml(folder: Path) -> dict[str, Callable[..., Any]]:
     return {"render": renderer.chats(""), "stop_ids": lambda _: renderer.stop_ids("")}
 
 
-def dataset(folder: Path, documents: list[Document], **options) -> Path:
+def dataset(folder: Path, documents: list[Document], held_out: float = 0.1, **options) -> Path:
     """corpus → tokenizer → dataset in `folder`; returns the dataset."""
-    write_corpus(iter(documents), folder / "corpus", source="test", validation_fraction=0.1)
+    write_corpus(iter(documents), folder / "corpus", source="test", validation_fraction=held_out)
     tokens = tokenizer(folder / "tokenizer")
     tokenize_corpus(
         folder / "corpus",

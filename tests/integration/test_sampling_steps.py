@@ -32,7 +32,7 @@ from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import load_settings
 from plinth.shared.source_roots import SourceRoots
 from plinth.tokenizer import service as tokenizer
-from plinth.trainer.data.selected import selected
+from plinth.trainer.data.selected import of_prompts, selected
 from plinth.trainer.policy.rollouts import EngineSampler, Order
 from stage_replicas import Stages
 
@@ -114,7 +114,7 @@ async def test_samples_are_an_engines_and_become_pairs(tools: Tools, tmp_path: P
     rewards = {(line["prompt"], line["answer"]): line["reward"] for line in lines}
     said = [np.mean(one.raw_logprobs) for one in here]
     assert [line["logprob"] for line in lines] == pytest.approx(said)
-    for document in selected(folder, "extremes", 0.5, "likely", "out@1"):
+    for document in selected(folder, "extremes", 0.5, "likely", "out@1", of_prompts()):
         prompt, chosen = document.messages[-2][1], document.messages[-1][1]
         assert rewards[prompt, chosen] == 1
         assert rewards[prompt, document.rejected or ""] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import grpc
@@ -11,9 +12,13 @@ from prometheus_client import REGISTRY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trainings
+from chat_prompts import special_codec
 from patience import PATIENCE_S
+from plinth.cli import run_view
+from plinth.coordinator.steps import jobs
 from plinth.shared.errors import InvalidArgument, NotFound, PermissionDenied
 from plinth.shared.identity import Principal
+from plinth.shared.intake import Intake
 from plinth.shared.load import Load
 from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.status import from_rpc_error
@@ -23,11 +28,16 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.data.shards import Split
 from plinth.trainer.service import build as build_trainer
+from plinth.v1 import coordinator_pb2 as run_pb
 from plinth.v1 import tokenizer_pb2
 from plinth.v1 import trainer_pb2 as pb
 from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from plinth.v1.trainer_pb2_grpc import TrainerServiceStub
 
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TRAINER = {"background": False, "lease_s": 3.0, "threads": 1}
 SHAPE = pb.ModelSpec(family="llama", layers=2, hidden=32, heads=4, context=64, tie_embeddings=True)
 
@@ -267,6 +277,84 @@ async def test_failed_jobs_say_why_leave_nothing_and_can_be_tried_again(stack, t
 
     await until(tried_again)
     assert (await finished(stub, "bad"))[0].state == pb.JOB_STATE_SUCCEEDED
+
+
+def as_a_step(job, kind):
+    """As the coordinator takes it from the trainer, and its clients from the coordinator."""
+    outcome = jobs._outcome(job)
+    return run_pb.Step(
+        name="step",
+        kind=kind,
+        state=run_pb.STEP_STATE_SUCCEEDED,
+        output=outcome.output,
+        metrics_json=json.dumps(outcome.metrics),
+    )
+
+
+def warned(*steps):
+    return [text.plain for text in run_view.left_out(run_pb.Run(steps=steps))]
+
+
+async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
+    stack, trainer, tmp_path
+):
+    context, stub = trainer
+    special_codec(tmp_path / "special", trainings.SPECIAL, CHATML, eos_token="<|im_end|>")
+    context.store.publish("tokens", "tokenizer", tmp_path / "special")
+    await stack.add("tokenizer", build_tokenizer)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    rows = [
+        json.dumps({"prompt": f"{n}?", "completion": "yes " * (3 if n % 5 else 400)})
+        for n in range(60)
+    ]
+    (corpus / "rows.jsonl").write_text("\n".join([*rows, *rows[:20]]))
+    (corpus / "notes.json").write_text("[]")
+
+    async def do_job(job_id, **spec):
+        await do(stub, job_id, job_id, **spec)
+        job = (await stub.GetJob(pb.GetJobRequest(job_id=job_id))).job
+        manifest = json.loads(job.artifact.manifest_json)
+        return job, [Intake.from_json(one) for one in manifest["metrics"]["intake"]]
+
+    spec = pb.JobSpec(output_name="c", prepare=pb.PrepareSpec(corpus_dir=str(corpus)))
+    spec.prepare.max_left_out = 0.3
+    await stub.SubmitJob(pb.SubmitJobRequest(job_id="strict", spec=spec))
+    failed, _ = await finished(stub, "strict")
+    assert "1 of 2 files; left out: 1 of kind .json: that leaves out 50%, more than 30%" in (
+        failed.error
+    )
+    prepare = pb.PrepareSpec(corpus_dir=str(corpus), tokenizer="tokens", validation_fraction=0.1)
+    job, told = await do_job("chats", prepare=prepare)
+    assert told == [
+        Intake("files", 1, {"of kind .json": 1}),
+        Intake("chats", 60, {"repeated word for word": 20}),
+    ]
+    step = as_a_step(job, "data")
+    assert all(intake.line() in run_view.about(step) for intake in told)
+    assert len(warned(step)) == 2
+    assert "25% left out" in warned(step)[1]
+
+    tune = pb.TrainSpec(
+        objective="sft",
+        dataset="chats",
+        model=SHAPE,
+        sequence_length=20,
+        batch_size=2,
+        steps=2,
+        learning_rate=1e-3,
+    )
+    spec = pb.JobSpec(output_name="m", train=tune)
+    await stub.SubmitJob(pb.SubmitJobRequest(job_id="short", spec=spec))
+    failed, _ = await finished(stub, "short")
+    assert "Raise sequence_length, up to the model's context of 64" in failed.error
+    tune.sequence_length = 64
+    job, (told,) = await do_job("chat", train=tune)
+    assert told.unit == "chats" and told.share == 0
+    (cut,) = told.noted.values()
+    assert 5 <= cut <= 12
+    assert told.line() in run_view.about(as_a_step(job, "train"))
+    assert not warned(as_a_step(job, "train"))
 
 
 async def until(ask):

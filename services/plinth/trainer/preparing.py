@@ -26,7 +26,7 @@ from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import CorpusCounts, write_corpus
 from plinth.trainer.data.documents import corpus_files, read_files
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
-from plinth.trainer.data.selected import selected
+from plinth.trainer.data.selected import of_prompts, selected
 from plinth.trainer.data.shards import DatasetInfo
 from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.trainer.loop.job_folder import JobFolder, Progress, Throttle
@@ -112,12 +112,14 @@ class Preparation:
             documents, source = BUILTIN[spec.builtin](), spec.builtin
         elif spec.samples:
             folder = self.store.fetch(spec.samples)
+            intake.append(of_prompts())
             documents = selected(
                 folder,
                 spec.selection or "extremes",
                 spec.margin,
                 spec.ties or "first",
                 spec.samples,
+                intake[0],
             )
             source = spec.samples
         else:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from plinth.shared.answer_spans import answer_spans
+from plinth.shared.answer_spans import Span, answer_spans
+from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.prompt_dataset import RenderPrompts
 from plinth.trainer.data.tokenize import Messages, Render
+from plinth.trainer.exchanges import LongChat, Turn, answer_turns
 
-# A conversation, and whether the answer's turn is open at its end.
-Turn = tuple[Messages, bool]
 # By the tokenizer stage, (tokenizer, turns) to (ids of each, ids that end a turn).
 ApplyTemplates = Callable[[str, Sequence[Turn]], Awaitable[tuple[list[list[int]], list[int]]]]
 _CALL_TURNS = 512
@@ -28,11 +28,25 @@ class Renderer:
         """Conversations to (ids, mask of the assistant's answers), by the tokenizer `model`."""
 
         def render(batch: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
+            long = [LongChat.of(messages) for messages in batch]
+            made = [self._by_exchanges(model, chat) if chat else None for chat in long]
+            others = [m for m, one in zip(batch, made, strict=True) if one is None]
             # Both answers of a pair have one prompt: it is rendered once.
-            ids = self._ids(model, [turn for messages in batch for turn in _turns(messages)])
-            return [_masked(messages, ids, self.stop_ids(model)) for messages in batch]
+            ids = self._ids(model, [turn for messages in others for turn in _turns(messages)])
+            return [
+                _masked(*(one or _spans(messages, ids, self.stop_ids(model))))
+                for messages, one in zip(batch, made, strict=True)
+            ]
 
         return render
+
+    def _by_exchanges(self, model: str, chat: LongChat) -> tuple[Sequence[int], list[Span]] | None:
+        """None: as the definition has it, one answer after another."""
+        try:
+            ids = self._ids(model, list(chat.turns()))
+        except InvalidArgument:  # a template may refuse a part and take the whole
+            return None
+        return chat.spans(ids, self.stop_ids(model))
 
     def stop_ids(self, model: str) -> tuple[int, ...]:
         """Ids that end an answer of `model`, which was rendered by before; its template's first."""
@@ -62,25 +76,22 @@ class Renderer:
 def _turns(messages: Messages) -> Iterator[Turn]:
     """The whole, and for each answer: its prompt, and all up to its end."""
     yield messages, False
-    for number, (role, _) in enumerate(messages):
-        if role == "assistant":
-            yield messages[:number], True
-            yield messages[: number + 1], False
+    for pair in answer_turns(messages):
+        yield from pair
 
 
-def _masked(
+def _spans(
     messages: Messages, ids: dict[Turn, list[int]], stop_ids: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    turns = [
-        (ids[messages[:number], True], ids[messages[: number + 1], False])
-        for number, (role, _) in enumerate(messages)
-        if role == "assistant"
-    ]
-    kept, spans = answer_spans(ids[messages, False], turns, stop_ids)
+) -> tuple[Sequence[int], list[Span]]:
+    turns = [(ids[prompt], ids[upto]) for prompt, upto in answer_turns(messages)]
+    return answer_spans(ids[messages, False], turns, stop_ids)
+
+
+def _masked(kept: Sequence[int], spans: Sequence[Span]) -> tuple[list[int], list[int]]:
     mask = [0] * len(kept)
     for span in spans:
         mask[span.begin : span.end] = [1] * (span.end - span.begin)
-    return kept, mask
+    return list(kept), mask
 
 
 def _calls(turns: Sequence[Turn]) -> Iterator[list[Turn]]:

@@ -25,10 +25,11 @@ from plinth.shared.rpc.server import GrpcService
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.tasks import cancel_and_wait
 from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
+from plinth.trainer.exchanges import Turn
 from plinth.trainer.execution import Execution
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.records import JobRecords
-from plinth.trainer.rendering import Renderer, Turn
+from plinth.trainer.rendering import Renderer
 from plinth.trainer.validation import check_spec
 from plinth.v1 import common_pb2, tokenizer_pb2
 from plinth.v1 import trainer_pb2 as pb

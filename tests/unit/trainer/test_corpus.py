@@ -180,7 +180,7 @@ def test_a_dataset_is_not_made_of_a_corpus_whose_splits_overlap(tmp_path, form):
             tokenizer_ref="t@1",
             tokenizer_digest="sha256:0",
             corpus_ref="mine@3",
-            render=trainings.chatml(tokenizer),
+            **trainings.chatml(tokenizer),
         )
 
     apart = {"train": [of_one_prompt(form, n, n) for n in range(9)]}

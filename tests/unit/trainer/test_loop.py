@@ -150,6 +150,20 @@ def test_long_conversations_are_cut_and_hopeless_ones_dropped(chat):
     assert sorted(n for pack in objective._packs for n in pack) == list(range(split.documents))
 
 
+@pytest.mark.parametrize("objective", ["clm", "sft", "dpo", "reward"])
+def test_with_nothing_held_out_a_training_ends_and_measures_nothing(tmp_path, plain, objective):
+    documents = {"clm": trainings.texts(60), "sft": trainings.chats(60)}
+    made = trainings.dataset(
+        tmp_path / "data", documents.get(objective, trainings.pairs(60)), held_out=0
+    )
+    start = {}
+    if objective in ("dpo", "reward"):
+        start = {"init_from": str(run(tmp_path / "s", trainings.config(plain, steps=1)).model)}
+        start["model"] = None
+    job = run(tmp_path / "a", trainings.config(made, objective=objective, steps=2, **start))
+    assert not [name for name in job.outcome()["metrics"] if name.startswith("validation")]
+
+
 class Impatient(JobFolder):
     """Asks for a pause when it has been looked at `patience` times: once for each step."""
 

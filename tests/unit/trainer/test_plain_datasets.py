@@ -26,7 +26,8 @@ from plinth.trainer.data.documents import Document
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.shards import Split, read_info
 from plinth.trainer.data.tokenize import tokenize_corpus
-from plinth.trainer.rendering import Renderer, Turn
+from plinth.trainer.exchanges import Turn
+from plinth.trainer.rendering import Renderer
 from plinth.v1 import tokenizer_pb2 as pb
 
 HOSTILE = (

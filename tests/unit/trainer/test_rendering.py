@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from plinth.trainer.data.tokenize import Messages
-from plinth.trainer.rendering import Renderer, Turn
+from plinth.trainer.exchanges import Turn
+from plinth.trainer.rendering import Renderer
 
 END = "$"
 

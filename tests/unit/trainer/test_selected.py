@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
@@ -12,8 +13,10 @@ from plinth.trainer.data.documents import read_file
 from plinth.trainer.data.selected import (
     Scored,
     best_documents,
+    of_prompts,
     pair_documents,
     read_scored,
+    selected,
     write_documents,
 )
 
@@ -148,3 +151,38 @@ def test_a_bad_line_is_named(line, says, tmp_path) -> None:
 def test_what_cannot_be_selected_from_is_refused(make, says) -> None:
     with pytest.raises(InvalidArgument, match=says):
         list(make())
+
+
+def test_each_prompt_is_told_of(tmp_path) -> None:
+    """Which gave something to learn from, and why the others did not."""
+    cases = [
+        (partial(best_documents), 2, {"empty answers": 1}),
+        (partial(best_documents, at_least=0.95), 1, {"without an answer worth 0.95": 1}),
+        (partial(pair_documents), 1, {"whose answers are worth the same within 0": 1}),
+        (partial(pair_documents, pairing="all", margin=2.0), 0,
+         {"whose answers are worth the same within 2": 2}),
+    ]  # fmt: skip
+    for make, taken, noted in cases:
+        intake = of_prompts()
+        documents = list(make(SAMPLES, intake=intake))
+        assert intake.taken == len({d.messages[:-1] for d in documents}) == taken
+        assert intake.noted == {"empty answers": 1, **noted}
+        assert intake.missing == 0
+
+
+def test_where_nothing_is_selected_the_advice_is_about_samples(tmp_path) -> None:
+    path = tmp_path / "samples.jsonl"
+    lines = [{"prompt": f"{n}?", "answer": a, "reward": r} for n in range(9) for a, r in
+             (("a", 0.1), ("b", 0.2))]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def made(margin: float, out: str) -> object:
+        intake = of_prompts()
+        found = selected(tmp_path, "extremes", margin, "first", "s@1", intake)
+        return write_corpus(
+            found, tmp_path / out, source="s@1", validation_fraction=0.2, intake=[intake]
+        )
+
+    with pytest.raises(InvalidArgument, match=r"9 whose answers are worth .* margin smaller"):
+        made(0.5, "a")
+    assert made(0.05, "b")

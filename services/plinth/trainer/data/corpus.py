@@ -129,7 +129,7 @@ def write_corpus(
             writer.close()
     counts.digest = f"sha256:{digest.hexdigest()}"
     _count(counts, taken, budget, intake)
-    _check_not_empty(counts, budget, source)
+    _check_not_empty(counts, budget, source, intake)
     check_intake(counts.intake, max_left_out, "Look at what was left out")
     _settle_split(out, counts, sizes, validation_fraction, source, shard_bytes)
     (out / "corpus.json").write_text(json.dumps({"format": 1, **counts.to_json()}, indent=1))
@@ -186,7 +186,9 @@ def _check_form(document: Document, counts: CorpusCounts, source: str) -> None:
     counts.form = document.form
 
 
-def _check_not_empty(counts: CorpusCounts, budget: Budget, source: str) -> None:
+def _check_not_empty(
+    counts: CorpusCounts, budget: Budget, source: str, intake: Sequence[Intake]
+) -> None:
     if any(counts.documents.values()):
         return
     if budget.smallest:
@@ -195,6 +197,12 @@ def _check_not_empty(counts: CorpusCounts, budget: Budget, source: str) -> None:
             f"{_UNITS[counts.form]} that were read has {budget.smallest:,} bytes; set max_bytes "
             "to at least that",
             field="max_bytes",
+        )
+    if any(one.unit == "prompts" for one in intake):
+        raise InvalidArgument(
+            f"of the samples {source} none was selected: {intake[0].line()}. Make margin smaller, "
+            "or sample more or more varied answers (samples, temperature)",
+            field="samples",
         )
     raise InvalidArgument(
         f"corpus {source} is empty: its files hold no text. Put UTF-8 text there",

@@ -17,6 +17,7 @@ from typing import Any
 
 from plinth.algos.selection import all_pairs, extremes, top_k
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.intake import Intake
 from plinth.shared.messages import Messages, parse_string, parse_turns
 from plinth.trainer.data.documents import MAX_LINE_BYTES, Document
 
@@ -41,16 +42,22 @@ class Scored:
 
 
 def best_documents(
-    samples: Iterable[Scored], *, keep: int = 1, at_least: float = -math.inf
+    samples: Iterable[Scored],
+    *,
+    keep: int = 1,
+    at_least: float = -math.inf,
+    intake: Intake | None = None,
 ) -> Iterator[Document]:
     """For each prompt, chats that end with its `keep` best answers, if they have the reward
-    `at_least` (rejection sampling; Touvron et al. 2023)."""
-    for group in _groups(samples):
-        for index in top_k([sample.reward for sample in group], keep):
-            chosen = group[index]
-            if chosen.reward >= at_least:
-                messages = (*chosen.prompt, ("assistant", chosen.answer))
-                yield Document(messages=messages, cut_off=chosen.cut_off)
+    `at_least` (rejection sampling; Touvron et al. 2023). `intake` is told of each prompt."""
+    intake = intake or of_prompts()
+    for group in _groups(samples, intake):
+        best = [group[index] for index in top_k([sample.reward for sample in group], keep)]
+        good = [chosen for chosen in best if chosen.reward >= at_least]
+        _tell(intake, bool(good), f"without an answer worth {at_least:g}")
+        for chosen in good:
+            messages = (*chosen.prompt, ("assistant", chosen.answer))
+            yield Document(messages=messages, cut_off=chosen.cut_off)
 
 
 def pair_documents(
@@ -60,22 +67,25 @@ def pair_documents(
     margin: float = 0.0,
     ties: str = "first",
     source: str = "reward",
+    intake: Intake | None = None,
 ) -> Iterator[Document]:
     """For each prompt, preference pairs whose rewards lie more than `margin` apart: the best
     against the worst, or "all". A prompt whose answers are all worth the same gives none. `ties`:
-    who of equal rewards is the best or the worst, one of TIES."""
+    who of equal rewards is the best or the worst, one of TIES. `intake` is told of each prompt."""
+    intake = intake or of_prompts()
     if pairing not in PAIRINGS:
         raise InvalidArgument(
             f"pairing {pairing!r} is unknown; use {' or '.join(map(repr, PAIRINGS))}",
             field="pairing",
         )
-    for group in _groups(samples):
+    for group in _groups(samples, intake):
         rewards = [sample.reward for sample in group]
         if pairing == "all":
             found = all_pairs(rewards, margin)
         else:
             likelihoods = _likelihoods(group) if ties == "likely" else None
             found = [pair] if (pair := extremes(rewards, margin, likelihoods)) else []
+        _tell(intake, bool(found), f"whose answers are worth the same within {margin:g}")
         for better, worse in found:
             yield Document(
                 messages=(*group[better].prompt, ("assistant", group[better].answer)),
@@ -97,7 +107,19 @@ def _likelihoods(group: Sequence[Scored]) -> list[float]:
     return told
 
 
-def _groups(samples: Iterable[Scored]) -> list[list[Scored]]:
+def of_prompts() -> Intake:
+    """To count prompts in. What a selection passes over is what was asked of it: it is noted."""
+    return Intake("prompts")
+
+
+def _tell(intake: Intake, taken: bool, otherwise: str) -> None:
+    if taken:
+        intake.taken += 1
+    else:
+        intake.note(otherwise)
+
+
+def _groups(samples: Iterable[Scored], intake: Intake) -> list[list[Scored]]:
     """Samples by prompt, in order of first sight. An answer that was given twice counts once (a
     corpus would drop the second), and an empty one never: there is nothing to learn."""
     groups: dict[Messages, dict[str, Scored]] = {}
@@ -109,7 +131,9 @@ def _groups(samples: Iterable[Scored]) -> list[list[Scored]]:
             )
         if not sample.prompt or sample.prompt[-1][0] == "assistant":
             raise InvalidArgument("a prompt must end with a turn that is not the assistant's")
-        if sample.answer.strip():
+        if not sample.answer.strip():
+            intake.note("empty answers")
+        else:
             group = groups.setdefault(sample.prompt, {})
             group.setdefault(sample.answer, sample)
             if len(group) > MAX_SAMPLES:
@@ -118,13 +142,16 @@ def _groups(samples: Iterable[Scored]) -> list[list[Scored]]:
 
 
 def selected(
-    folder: Path, selection: str, margin: float, ties: str, source: str
+    folder: Path, selection: str, margin: float, ties: str, source: str, intake: Intake
 ) -> Iterator[Document]:
-    """Documents out of a folder of scored samples, by one of SELECTIONS and one of TIES."""
+    """Documents out of a folder of scored samples, by one of SELECTIONS and one of TIES. `intake`
+    is told of each prompt."""
     samples = read_scored(folder / SAMPLES)
     if selection == "best":
-        return best_documents(samples, at_least=margin)
-    return pair_documents(samples, pairing=selection, margin=margin, ties=ties, source=source)
+        return best_documents(samples, at_least=margin, intake=intake)
+    return pair_documents(
+        samples, pairing=selection, margin=margin, ties=ties, source=source, intake=intake
+    )
 
 
 # -- files ---------------------------------------------------------------------------------------

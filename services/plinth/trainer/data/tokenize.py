@@ -47,7 +47,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
-_BATCH_CHARACTERS = 1 << 20
+_BATCH_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 256
 
 
@@ -176,13 +176,13 @@ def _last_run(mask: list[int]) -> list[int]:
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Groups that are bounded in number and in characters."""
+    """Groups that are bounded in number and in bytes."""
     while group := list(islice(documents, 1)):
-        size = len(group[0].text)
+        size = group[0].size
         for document in islice(documents, _BATCH_DOCUMENTS - 1):
             group.append(document)
-            size += len(document.text)
-            if size >= _BATCH_CHARACTERS:
+            size += document.size
+            if size >= _BATCH_BYTES:
                 break
         yield group
 
