@@ -48,6 +48,7 @@ class Answer:
     text: str
     tokens: int
     seconds: float
+    cut_off: bool  # by max_tokens or the context
 
 
 def windows(length: int, context: int) -> Iterator[Window]:
@@ -203,7 +204,8 @@ class ServedModel:
                 skip_special=True,
             )
         )
-        return Answer(prompt, decoded.texts[0], len(ids), seconds)
+        cut_off = finish == common_pb2.FINISH_REASON_LENGTH
+        return Answer(prompt, decoded.texts[0], len(ids), seconds, cut_off)
 
     async def prompt_ids(
         self, messages: Sequence[common_pb2.ChatMessage]
