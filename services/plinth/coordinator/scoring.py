@@ -39,6 +39,7 @@ class Answer:
     text: str
     tokens: int
     seconds: float
+    cut_off: bool  # by max_tokens or the context
 
 
 def start_id(model: Path, config: dict[str, object]) -> int:
@@ -185,7 +186,8 @@ class ServedModel:
                 skip_special=True,
             )
         )
-        return Answer(prompt, decoded.texts[0], len(ids), seconds)
+        cut_off = finish == common_pb2.FINISH_REASON_LENGTH
+        return Answer(prompt, decoded.texts[0], len(ids), seconds, cut_off)
 
     async def prompt_ids(
         self, messages: Sequence[common_pb2.ChatMessage]

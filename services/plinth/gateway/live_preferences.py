@@ -71,6 +71,7 @@ class AnswerRecorder:
         self._prompt = prompt
         self._request_id = current_request_id()
         self._texts: dict[int, list[str]] = defaultdict(list)
+        self._cut_off: set[int] = set()
         self._size = 0
         self._tokens = 0
 
@@ -78,6 +79,8 @@ class AnswerRecorder:
         """A piece of one of the answers."""
         self._size += len(event.text)
         self._tokens += len(event.tokens)
+        if event.finish == common_pb2.FINISH_REASON_LENGTH:
+            self._cut_off.add(index)
         if self._size <= MAX_RESPONSES * MAX_BYTES:  # no more is kept than could be used
             self._texts[index].append(event.text)
 
@@ -113,6 +116,7 @@ class AnswerRecorder:
                 model=prepared.model.artifact,
                 weights_digest=prepared.model.weights_digest,
                 sampling=prepared.sampling,
+                cut_off=index in self._cut_off,
             )
             response.sampling.sample_index += index
         price = 0

@@ -84,12 +84,15 @@ class PreferenceResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    CUT_OFF_FIELD_NUMBER: _builtins.int
     response_id: _builtins.str
     """Unique within the task. Given or made by the platform; tells nothing of who wrote it."""
     text: _builtins.str
     model: _builtins.str
     """Who wrote it: an artifact reference ("chat@3"), or any name; empty if not known."""
     weights_digest: _builtins.str
+    cut_off: _builtins.bool
+    """Its length ended it: no token of the model's does, and none is learned to."""
     @_builtins.property
     def sampling(self) -> _common_pb2.SamplingParams:
         """How it was sampled, where the platform did that or saw it."""
@@ -102,10 +105,11 @@ class PreferenceResponse(_message.Message):
         model: _builtins.str = ...,
         weights_digest: _builtins.str = ...,
         sampling: _common_pb2.SamplingParams | None = ...,
+        cut_off: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "response_id", b"response_id", "sampling", b"sampling", "text", b"text", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_off", b"cut_off", "model", b"model", "response_id", b"response_id", "sampling", b"sampling", "text", b"text", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -131,6 +131,22 @@ def test_pairs_against_a_naive_count(seed: int) -> None:
     assert set(pairs(seen(tasks, judgements))) == wanted
 
 
+@pytest.mark.parametrize("cut_off", [0, 1])
+@pytest.mark.parametrize("shape", ["trl", "hh"])
+def test_an_answer_that_its_length_ended_stays_one(shape: str, cut_off: int) -> None:
+    """From the response to the trainer's document, and from an exported line to a response."""
+    one = task("t")
+    one.responses[cut_off].cut_off = True
+    (pair,) = judged_pairs(seen([one], [says("t", ["r0"], ["r1"])]), pb.PairSelection())
+    line = pair.line(shape)
+    read = parse_document(line, "line")
+    assert (read.cut_off, read.rejected_cut_off) == (not cut_off, bool(cut_off))
+    ((_, again, _),) = read_lines(pb.ImportPairsRequest(jsonl=line.encode()), "c")
+    assert {r.text: r.cut_off for r in again.responses} == {
+        r.text: r.cut_off for r in one.responses
+    }
+
+
 @pytest.mark.parametrize("shape", ["trl", "hh"])
 def test_the_trainer_reads_every_line(shape: str) -> None:
     one = task("t")

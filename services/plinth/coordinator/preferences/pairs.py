@@ -161,6 +161,8 @@ def _pair(
         "reasons": [judgement.reason for judgement in agreeing if judgement.reason],
         "task_id": task.task_id,
     }
+    sides = {"cut_off": chosen, "rejected_cut_off": rejected}
+    labels |= {label: True for label, response in sides.items() if response.cut_off}
     prompt = tuple((message.role, message.content) for message in task.prompt)
     return JudgedPair(task.task_id, prompt, chosen.text, rejected.text, labels)
 
@@ -209,12 +211,15 @@ def _read(
     chosen = messages[-1][1]
     prompt = [common_pb2.ChatMessage(role=role, content=text) for role, text in messages[:-1]]
     models = {chosen: value.get("chosen_model"), rejected: value.get("rejected_model")}
+    cut_off = {chosen: value.get("cut_off"), rejected: value.get("rejected_cut_off")}
     key = json.dumps([messages[:-1], *sorted(models)], ensure_ascii=False)
     spec = pb.TaskSpec(
         task_id=f"import-{hashlib.sha256(key.encode()).hexdigest()[:32]}",
         prompt=prompt,
         responses=[
-            pb.PreferenceResponse(text=text, model=str(models[text] or ""))
+            pb.PreferenceResponse(
+                text=text, model=str(models[text] or ""), cut_off=cut_off[text] is True
+            )
             for text in sorted(models)
         ],
         wanted=0,

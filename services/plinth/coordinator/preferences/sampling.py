@@ -76,6 +76,7 @@ class Sampler:
                 model=served.artifact,
                 weights_digest=served.weights_digest,
                 sampling=sampling,
+                cut_off=answer.cut_off,
             )
             try:
                 return add_response(task, response, "sample")

@@ -211,7 +211,7 @@ def make_decoder(config: TrainConfig, train: Split) -> Decoder:
         assert config.model is not None
         decoder = Decoder(ModelConfig(**{**config.model, "vocab_size": info.vocab_size}))
         decoder.init_weights(config.seed)
-        ends = (*info.stop_ids, info.eos_id, info.end_of_text_id)
+        ends = (info.eos_id, *info.stop_ids, info.end_of_text_id)
         decoder.config = replace(decoder.config, eos_ids=tuple(dict.fromkeys(ends)))
     if config.objective == "reward":
         decoder = RewardModel.of(decoder, config.seed)
