@@ -109,15 +109,10 @@ def import_command(
 
 
 def _check_base(source: str, base: str | None, allow_other_base: bool, *, adapter: bool) -> None:
-    if adapter and not base:
-        raise InvalidArgument(
-            f"{source} is a PEFT adapter; say with --base which model it belongs to, such as "
-            "--base smollm2",
-            field="base",
-        )
     if base and not adapter:
         raise InvalidArgument(
-            f"{source} is no PEFT adapter (it has no adapter_config.json), so it takes no --base",
+            f"{source} is no folder of a PEFT adapter (with adapter_config.json), so it takes no "
+            "--base",
             field="base",
         )
     if allow_other_base and not adapter:
