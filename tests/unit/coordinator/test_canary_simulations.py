@@ -119,7 +119,7 @@ def test_a_canary_five_times_as_bad_is_not_promoted(runs: int) -> None:
 def test_one_that_is_worse_by_just_the_margin_is_neither(runs: int, at_a_time: float) -> None:
     """The edge, where every bound is tightest: after each request or two, and after many."""
     require = CanaryRequire(error_share_above_at_most=0.1, ttft_p95_ratio_at_most=None)
-    options: dict[str, Any] = {"require": require, "requests": 300, "at_a_time": at_a_time}
+    options: dict[str, Any] = {"require": require, "requests": 150, "at_a_time": at_a_time}
     found = decisions(runs, Revision(0.02), Revision(0.12), **options)
     print(found)
     most = binom.ppf(0.999, runs, 0.05)

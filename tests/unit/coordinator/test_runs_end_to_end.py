@@ -119,7 +119,10 @@ async def test_a_requirement_that_is_not_met(world: World, coordinator: Coordina
     assert await asyncio.to_thread(world.deployments.list) == []
     assert await asyncio.to_thread(world.store.aliases, "mini") == {}
     await coordinator.submit("r2", steps__exam__require="{bits_per_byte_below_ngram: 0.9}")
-    assert "90.0% is required" in (await coordinator.end("r2")).error
+    assert (
+        "above the 5-gram's 0.709, 90.0% below it is required"
+        in (await coordinator.end("r2")).error
+    )
 
 
 async def test_pause_resume_cancel(world: World, coordinator: Coordinator) -> None:
