@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import policy_job
 import trainings
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.loop import Group, TrainConfig
 from plinth.trainer.loop.job_folder import JobFolder
@@ -91,6 +93,54 @@ def test_killed_before_its_model_it_reports_what_it_had(made, tmp_path, monkeypa
     assert metrics["train_loss"] == told.loss != 0
     assert metrics["tokens_per_second"] == told.tokens_per_second
     assert 0 < told.figures["gap"] <= metrics["widest_gap"] < 1e-4
+
+
+def indifferent(folder, target):
+    """The reward model with a head of zeros: whatever is said has the reward 0."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    (head,) = (name for name in tensors if name.startswith("score"))
+    save_file({**tensors, head: torch.zeros_like(tensors[head])}, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, r"answers to a prompt had equal rewards .*more samples per prompt \(now 4\)"),
+        ({"objective": "rloo"}, r"answers to a prompt had equal rewards"),
+        ({"objective": "ppo", "policy": {"samples": 1}}, "answers of a batch had equal rewards"),
+    ],
+)
+def test_a_run_that_was_taught_nothing_does_not_succeed(made, tmp_path, change, says) -> None:
+    """Also when it was stopped in between; and each update has said so."""
+    dataset, start, reward = made
+    judge = indifferent(reward, tmp_path / "judge")
+    config = policy_job.planned(dataset, start, judge, steps=2, **change)
+
+    class Paused(JobFolder):
+        def requested(self):
+            return "pause" if self.progress().done else None
+
+    job = Paused(trainings.job(tmp_path / "a", config))
+    assert optimise_policy(config, job, Group()) == "paused"
+    assert "taught nothing" in job.progress().note
+    assert job.progress().figures["zero_variance_groups"] > 0
+    job = JobFolder(job.path)
+    job.begin()
+    assert optimise_policy(config, job, Group()) == "failed"
+    error = job.error()
+    assert isinstance(error, FailedPrecondition)
+    assert error.reason == "ZERO_VARIANCE"
+    assert re.search(says, error.message)
+    assert not job.model.exists()
+
+
+def test_a_run_that_was_taught_something_says_how_often_it_was_not(made, tmp_path) -> None:
+    config = planned(made, steps=2)
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    assert optimise_policy(config, job, Group()) == "succeeded", job.outcome()
+    assert job.outcome()["metrics"]["void_updates"] == 0
 
 
 def test_models_are_compared_on_the_same_prompts(made, tmp_path) -> None:

@@ -70,6 +70,7 @@ class PolicyShape(BaseModel):
     missing_eos_penalty: float | None = None
     bootstrap: bool | None = None
     stop_kl: float | None = None
+    max_update_kl: float | None = None
     kl_explosion: float | None = None
     rollouts: Literal["", "local", "shards"] = ""
     ahead: int = Field(default=0, ge=0, le=1)

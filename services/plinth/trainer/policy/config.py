@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 
+from plinth.algos.policy import KL_ESTIMATORS
 from plinth.shared.errors import InvalidArgument
 
 ALGORITHMS = ("ppo", "grpo", "rloo")
@@ -17,6 +19,7 @@ _NOT_NEGATIVE = (
     "clip_norm",
     "weight_decay",
     "stop_kl",
+    "max_update_kl",
     "kl_explosion",
 )
 
@@ -47,7 +50,7 @@ class PolicyConfig:
     entropy_weight: float = 0.0
     kl_coefficient: float = 0.05  # 0: no reference is kept
     kl_target: float = 0.0  # nats per answer; 0: the coefficient stays as it is
-    kl_estimator: str = "k1"
+    kl_estimator: str = ""  # k1 in the reward; in the loss k2 (the default there) or k3
     kl_in: str = "reward"  # or "loss"
     gamma: float = 1.0
     lam: float = 0.95
@@ -59,8 +62,12 @@ class PolicyConfig:
     bootstrap: bool = False  # an answer that was cut off would have gone on: value what follows
     clip_norm: float = 1.0
     weight_decay: float = 0.0
-    stop_kl: float = 0.0  # nats per token to the sampler; the update's other epochs are dropped
-    kl_explosion: float = 0.0  # nats per answer to the reference; the run ends at its last good one
+    # Nats per token from the policy before an update. At the first the update's other steps are
+    # dropped (a clip of 0.2 alone lets some 0.02 through); at the second, after it, the run ends.
+    # 0: off.
+    stop_kl: float = 0.1
+    max_update_kl: float = 1.0
+    kl_explosion: float = 0.0  # nats per answer to the reference, at which the run ends; 0: off
     max_gap: float = 1e-3  # of |log p(trainer) - log p(sampler)|, relative to max(1, |log p|)
     seed: int = 0
     rollouts: str = "local"  # by an engine in the trainer's process, or "shards"
@@ -88,17 +95,43 @@ class PolicyConfig:
             need(0 < getattr(self, name) < math.inf, name, "above 0")
         for name in _NOT_NEGATIVE:
             need(0 <= getattr(self, name) < math.inf, name, "0 or more")
-        need(self.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "k1, k2 or k3")
         need(self.rollouts in ("local", "shards"), "rollouts", "'local' or 'shards'")
         need(self.ahead in (0, 1), "ahead", "0 or 1")
         need(not self.ahead or self.rollouts == "shards", "ahead", "0 unless rollouts is 'shards'")
         need(1 <= self.importance_cap < math.inf, "importance_cap", "at least 1")
         need(self.kl_in in ("reward", "loss"), "kl_in", "'reward' or 'loss'")
+        self._check_estimator()
         need(self.normalise in ("tokens", "answers", "constant"), "normalise", "a known choice")
         need(self.answers % self.minibatches == 0, "minibatches", f"a divisor of {self.answers}")
         need(math.isfinite(self.max_gap) and self.max_gap > 0, "max_gap", "above 0")
         if self.algorithm != "ppo":
             need(self.samples >= 2, "samples", f"at least 2: {self.algorithm} compares a group")
+
+    def _check_estimator(self) -> None:
+        """All three estimate the KL; whose gradients hold a policy, `kl_estimate` says."""
+        if self.estimator in KL_ESTIMATORS[self.kl_in]:
+            return
+        if self.estimator not in chain(*KL_ESTIMATORS.values()):
+            why = "must be k1, k2 or k3"
+        elif self.kl_in == "loss":
+            why = (
+                "which in the loss has an expected gradient of zero and holds nothing: use k2 (the "
+                "gradient of KL(policy ‖ reference)) or k3 (of KL(reference ‖ policy)), or give "
+                "kl_in 'reward'"
+            )
+        else:
+            why = (
+                "which in the reward also pushes down what is rarer than in the reference, and "
+                "holds nothing: use k1, or give kl_in 'loss'"
+            )
+        raise InvalidArgument(
+            f"kl_estimator is {self.estimator!r}, {why}", reason="KL_GRADIENT", field="kl_estimator"
+        )
+
+    @property
+    def estimator(self) -> str:
+        """Of the KL where it enters."""
+        return self.kl_estimator or KL_ESTIMATORS[self.kl_in][0]
 
     @property
     def answers(self) -> int:

@@ -29,7 +29,7 @@ def pieces(rows_b: Tensor, size: int) -> list[Tensor]:
 class Figures:
     """Weighted means of what is told along the way."""
 
-    NAMES = ("entropy", "policy_loss", "value_loss", "clipped", "kl_to_sampler", "grad_norm")
+    NAMES = ("entropy", "policy_loss", "value_loss", "clipped", "grad_norm")
 
     def __init__(self) -> None:
         self._sums = dict.fromkeys(self.NAMES, 0.0)
@@ -59,7 +59,7 @@ class Step:
     figures: Figures = field(default_factory=Figures)
 
     def take(self, rows_b: Tensor, outputs: Outputs | None) -> bool:
-        """One step on these rows; whether the policy had moved far enough to stop instead.
+        """One step on these rows, or False: the policy had moved far enough to stop instead.
 
         outputs: of these very rows, if they were computed with a graph.
         """
@@ -82,11 +82,22 @@ class Step:
                 "or raise kl_coefficient",
                 reason="LOSS_NOT_FINITE",
             )
-        self.figures.add(grad_norm=float(norm), kl_to_sampler=kl_sum / tokens)
         if config.stop_kl and kl_sum / tokens > config.stop_kl:
-            return True
+            return False
+        self.figures.add(grad_norm=float(norm))
         self.optimizer.step()
-        return False
+        return True
+
+    def moved(self) -> float:
+        """Nats per token from the policy before the first step to the one now (k3), by as many
+        answers as are computed at a time."""
+        rows_b = torch.arange(min(len(self.batch.last_b), self.config.micro_batch))
+        batch = self.batch.rows(rows_b)
+        with torch.no_grad():
+            now = look(self.actor, batch, self.config)
+            # Of the inverse ratio: what the estimator calls the policy has sampled here.
+            kl_bt = algo.kl_estimate(self.targets.old_bt[rows_b], now.logprobs_bt, "k3")
+        return float(kl_bt[batch.valid_bt].mean())
 
     def _loss(
         self, now: Outputs, rows_b: Tensor, tokens: float, answers: float
@@ -135,8 +146,16 @@ class Step:
             figures.add(here, value_loss=float(value_bt.detach().sum()) / here)
         if targets.reference_bt is not None and config.kl_in == "loss":
             reference_bt = targets.reference_bt[rows_b]
-            kl_bt = algo.kl_estimate(now.logprobs_bt, reference_bt, config.kl_estimator)
-            loss = loss + self.coefficient * mean(torch.where(valid_bt, kl_bt, 0.0))
+            kl_bt = algo.kl_estimate(now.logprobs_bt, reference_bt, config.estimator)
+            # Samples are of the policy before this batch's first step, or of an older one; the
+            # gradients that the estimators have are expectations over the policy of now.
+            sampled_bt = (targets.old_bt if targets.behaviour_bt is None else targets.behaviour_bt)[
+                rows_b
+            ]
+            weights_bt = algo.truncated_weights(
+                now.logprobs_bt.detach(), sampled_bt, config.importance_cap
+            )
+            loss = loss + self.coefficient * mean(torch.where(valid_bt, weights_bt * kl_bt, 0.0))
         if config.entropy_weight:
             loss = loss - config.entropy_weight * mean(now.entropy_bt)
             figures.add(here, entropy=float(now.entropy_bt.detach().sum()) / here)

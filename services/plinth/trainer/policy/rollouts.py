@@ -20,7 +20,7 @@ from plinth.engine.request import (
     Sampling,
     TokensEvent,
 )
-from plinth.shared.errors import Aborted
+from plinth.shared.errors import DataLoss
 
 
 @dataclass(frozen=True)
@@ -157,16 +157,16 @@ def _with(sampling: Sampling, seed: int, index: int) -> Sampling:
 def check_fresh(
     rollouts: Iterable[Rollout], revision: int, digests: Collection[str], staleness: int = 0
 ) -> None:
-    """Aborted, naming the rollout, unless all are of known weights and at most `staleness` old."""
+    """DataLoss, naming the rollout, unless all are of known weights and at most `staleness` old."""
     for rollout in rollouts:
         if rollout.weights_digest not in digests:
-            raise Aborted(
+            raise DataLoss(
                 f"rollout {rollout.id} was sampled by weights {rollout.weights_digest}, which this "
                 "run never had",
                 reason="UNKNOWN_WEIGHTS",
             )
         if not revision - staleness <= rollout.revision <= revision:
-            raise Aborted(
+            raise DataLoss(
                 f"rollout {rollout.id} is of revision {rollout.revision}; at revision {revision} "
                 f"the run takes rollouts at most {staleness} old",
                 reason="STALE_ROLLOUT",
