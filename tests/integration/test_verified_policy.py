@@ -60,7 +60,6 @@ def spec(**changes: Any) -> pb.TrainSpec:
         "objective": "grpo",
         "dataset": "d@1",
         "init_from": "start@1",
-        "sequence_length": 64,
         "batch_size": 64,
         "steps": 12,
         "learning_rate": 1e-2,

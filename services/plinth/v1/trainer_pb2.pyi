@@ -469,6 +469,7 @@ class TrainSpec(_message.Message):
     init_from: _builtins.str
     """Start from this model artifact, or make a new one from `model`."""
     sequence_length: _builtins.int
+    """In tokens; a policy has none."""
     batch_size: _builtins.int
     """Sequences per optimiser step over all workers, gradient accumulation included."""
     micro_batch_size: _builtins.int
@@ -477,10 +478,13 @@ class TrainSpec(_message.Message):
     """Optimiser steps; or, when 0, as many as fit `max_seconds`, fixed by measurement at the start."""
     max_seconds: _builtins.float
     learning_rate: _builtins.float
+    """What an objective can't use of this and the rest is refused. 0: the objective's own default, as
+    it is for all that is not given; see docs/objectives.md.
+    """
     schedule: _builtins.str
     """"cosine" or "wsd"; default wsd."""
     warmup_fraction: _builtins.float
-    """Share of the steps for warm-up (default 0.02) and for the decay at the end (default 0.4)."""
+    """Share of the steps for warm-up and, of wsd, for the decay at the end (default 0.4)."""
     decay_fraction: _builtins.float
     weight_decay: _builtins.float
     clip_norm: _builtins.float

@@ -64,6 +64,13 @@ class DataSpec(StepSpec):
             raise ValueError("prompts need a tokenizer")
         if (self.selection or self.margin or self.ties) and not self.samples:
             raise ValueError("selection, margin and ties are for samples")
+        for name in ("validation_fraction", "max_bytes"):
+            if (self.corpus or self.prompts) and getattr(self, name):
+                what = "corpus" if self.corpus else "prompts"
+                raise ValueError(
+                    f"{name} has no effect on {what}, which are split and cut where they are made: "
+                    "give it to that step"
+                )
         return self
 
     def paths(self) -> dict[str, str]:

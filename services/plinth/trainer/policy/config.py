@@ -8,6 +8,7 @@ from itertools import chain
 
 from plinth.algos.policy import KL_ESTIMATORS
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.objectives import OBJECTIVES
 
 ALGORITHMS = ("ppo", "grpo", "rloo")
 _NOT_NEGATIVE = (
@@ -39,7 +40,7 @@ class PolicyConfig:
     samples: int = 1  # per prompt
     max_new_tokens: int = 64
     temperature: float = 1.0
-    learning_rate: float = 1e-5
+    learning_rate: float = OBJECTIVES["ppo"].learning_rate
     epochs: int = 1  # over each batch
     minibatches: int = 1  # optimiser steps per epoch
     micro_batch: int = 16  # answers per forward pass

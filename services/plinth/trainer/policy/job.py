@@ -12,6 +12,7 @@ from plinth.models.decoder import Decoder
 from plinth.models.reward import load_reward_model
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.settings import load_settings
+from plinth.shared.storage import open_storage
 from plinth.trainer.checkpoint import (
     TrainState,
     checkpoints,
@@ -174,6 +175,7 @@ def _sampler(policy: PolicyConfig, decoder: Decoder, folder: JobFolder, device: 
         folder.path / "weights",
         folder.path.name,
         _redis_url("rollouts by shards"),
+        lambda: open_storage(load_settings().store()),
         stop=lambda: folder.requested() is not None,
     )
 
