@@ -349,10 +349,11 @@ async def test_a_policy_that_ran_away_is_not_tried_again(trainer, tmp_path):
     for name, kind, folder in (("d", "dataset", dataset), ("m", "model", start)):
         context.store.publish(name, kind, folder)
     context.store.publish("r", "reward", reward)
-    spec = pb.JobSpec(output_name="away", train=policy_job.spec(learning_rate=0.3))
+    train = policy_job.spec(learning_rate=3e-2, policy={"kl_explosion": 0.01})
+    spec = pb.JobSpec(output_name="away", train=train)
     await stub.SubmitJob(pb.SubmitJobRequest(job_id="away", spec=spec))
     job, seen = await finished(stub, "away")
     assert job.state == pb.JOB_STATE_FAILED
     assert job.attempts == 1
-    assert "lower the learning rate (now 0.3)" in job.error
+    assert "raise kl_coefficient (now 0.05) or lower the learning rate (now 0.03)" in job.error
     assert not any(at.state == pb.JOB_STATE_QUEUED for at in seen[1:])
