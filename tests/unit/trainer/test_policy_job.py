@@ -179,7 +179,8 @@ def test_a_comparison_of_one_is_refused() -> None:
         ({"batch_size": 18}, "no multiple of 4"),
         ({"policy": {"samples": 1}}, "at least 2"),
         ({"policy": {"kl_estimator": "k7"}}, "k1, k2 or k3"),
-        ({"objective": "sft"}, "is for ppo"),
+        ({"objective": "sft", "sequence_length": LENGTH}, "is for ppo"),
+        ({"sequence_length": LENGTH}, "'grpo' can't use it"),
     ],
 )
 def test_what_cannot_be_right_is_refused(change, words) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -35,8 +36,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled answer. Log-probabilities are the sampler's: after temperature and filters, and
-    before them. `revision` counts the policy's updates; the digest names its very weights."""
+    """One sampled answer. Log-probabilities are the sampler's, in float32: after temperature and
+    filters, and before them. `revision` counts the policy's updates; the digest names its very
+    weights."""
 
     group: int
     sample_index: int
@@ -134,8 +136,8 @@ class EngineSampler(Sampler):
             order.prompt,
             tuple(token.id for token in tokens),
             order.seed,
-            tuple(token.logprob for token in tokens),
-            tuple(token.raw_logprob for token in tokens),
+            tuple(array("f", (token.logprob for token in tokens))),
+            tuple(array("f", (token.raw_logprob for token in tokens))),
             self._revision,
             self._engine.weights_digest,
             finish is Finish.STOP,
