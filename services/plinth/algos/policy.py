@@ -18,10 +18,6 @@ _EPS = 1e-8
 # -- KL to a reference ---------------------------------------------------------------------------
 
 
-# Where a penalty stands decides which of them have the gradient of a divergence: see `kl_estimate`.
-KL_ESTIMATORS = {"reward": ("k1",), "loss": ("k2", "k3")}
-
-
 def kl_estimate(logprobs_bt: Tensor, reference_bt: Tensor, estimator: str = "k1") -> Tensor:
     """Per-token estimate of KL(policy ‖ reference) on the policy's own samples (Schulman 2020).
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+# By where a policy's KL enters; the first is the default.
+KL_ESTIMATORS = {"reward": ("k1",), "loss": ("k2", "k3")}
 ADAPTER_RATE = 10.0  # times a default learning rate (Schulman et al. 2025, "LoRA without regret")
 
 
@@ -110,6 +113,26 @@ def _usable(objective: str, name: str) -> str:
     return f"it is for {', '.join(whose)}; {objective!r} uses {', '.join(mine)}"
 
 
+def wrong_estimator(where: str, estimator: str) -> str | None:
+    """What speaks against a KL estimator in the "reward" or in the "loss"; None: it holds a policy.
+
+    Values of all three estimate the KL; for their gradients see `kl_estimate` of algos.policy."""
+    if estimator in KL_ESTIMATORS[where]:
+        return None
+    if estimator not in chain(*KL_ESTIMATORS.values()):
+        return f"{estimator!r} is unknown; use k1, k2 or k3"
+    if where == "loss":
+        return (
+            f"{estimator!r} in the loss has an expected gradient of zero and holds nothing: use k2 "
+            "(the gradient of KL(policy ‖ reference)) or k3 (of KL(reference ‖ policy)), or give "
+            "kl_in 'reward'"
+        )
+    return (
+        f"{estimator!r} in the reward also pushes down what is rarer than in the reference, and "
+        "holds nothing: use k1, or give kl_in 'loss'"
+    )
+
+
 def _policy_misfits(given: Mapping[str, Any]) -> Iterator[Misfit]:
     """What of a policy's section has no effect beside the rest of it."""
     if given.get("policy.kl_coefficient") == 0:
@@ -125,6 +148,9 @@ def _policy_misfits(given: Mapping[str, Any]) -> Iterator[Misfit]:
                     "an update is one optimiser step, whose policy is still the one that sampled; "
                     "give more epochs or minibatches",
                 )
+    where, estimator = given.get("policy.kl_in") or "reward", given.get("policy.kl_estimator")
+    if estimator and (why := wrong_estimator(where, estimator)):
+        yield Misfit("policy.kl_estimator", why)
     in_loss = given.get("policy.kl_in") == "loss" and steps > 1
     if "policy.importance_cap" in given and not given.get("policy.ahead") and not in_loss:
         yield Misfit(

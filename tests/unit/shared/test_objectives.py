@@ -148,6 +148,13 @@ def test_what_a_refusal_names_is_taken(objective) -> None:
         ("sft", {"max_seconds": 9.0}, "max_seconds", "give one of the two"),
         ("clm", {"max_seconds": 9.0}, "max_seconds", "give one of the two"),
         ("clm", {"schedule": "cosine", "decay_fraction": 0.2}, "decay_fraction", "schedule 'wsd'"),
+        (
+            "grpo",
+            {"policy.kl_in": "loss", "policy.kl_estimator": "k1"},
+            "policy.kl_estimator",
+            "gradient of zero",
+        ),
+        ("ppo", {"policy.kl_estimator": "k3"}, "policy.kl_estimator", "use k1"),
         ("ppo", {"policy.clip_low": 0.1}, "policy.clip_low", "more epochs or minibatches"),
         ("grpo", {"policy.stop_kl": 0.1}, "policy.stop_kl", "more epochs or minibatches"),
         ("grpo", {"policy.importance_cap": 3.0}, "policy.importance_cap", "for ahead 1"),

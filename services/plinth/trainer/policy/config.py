@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import chain
 
-from plinth.algos.policy import KL_ESTIMATORS
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.objectives import OBJECTIVES
+from plinth.shared.objectives import KL_ESTIMATORS, OBJECTIVES, wrong_estimator
 
 ALGORITHMS = ("ppo", "grpo", "rloo")
 _NOT_NEGATIVE = (
@@ -101,33 +99,15 @@ class PolicyConfig:
         need(not self.ahead or self.rollouts == "shards", "ahead", "0 unless rollouts is 'shards'")
         need(1 <= self.importance_cap < math.inf, "importance_cap", "at least 1")
         need(self.kl_in in ("reward", "loss"), "kl_in", "'reward' or 'loss'")
-        self._check_estimator()
+        if why := wrong_estimator(self.kl_in, self.estimator):
+            raise InvalidArgument(
+                f"kl_estimator: {why}", reason="KL_GRADIENT", field="kl_estimator"
+            )
         need(self.normalise in ("tokens", "answers", "constant"), "normalise", "a known choice")
         need(self.answers % self.minibatches == 0, "minibatches", f"a divisor of {self.answers}")
         need(math.isfinite(self.max_gap) and self.max_gap > 0, "max_gap", "above 0")
         if self.algorithm != "ppo":
             need(self.samples >= 2, "samples", f"at least 2: {self.algorithm} compares a group")
-
-    def _check_estimator(self) -> None:
-        """All three estimate the KL; whose gradients hold a policy, `kl_estimate` says."""
-        if self.estimator in KL_ESTIMATORS[self.kl_in]:
-            return
-        if self.estimator not in chain(*KL_ESTIMATORS.values()):
-            why = "must be k1, k2 or k3"
-        elif self.kl_in == "loss":
-            why = (
-                "which in the loss has an expected gradient of zero and holds nothing: use k2 (the "
-                "gradient of KL(policy ‖ reference)) or k3 (of KL(reference ‖ policy)), or give "
-                "kl_in 'reward'"
-            )
-        else:
-            why = (
-                "which in the reward also pushes down what is rarer than in the reference, and "
-                "holds nothing: use k1, or give kl_in 'loss'"
-            )
-        raise InvalidArgument(
-            f"kl_estimator is {self.estimator!r}, {why}", reason="KL_GRADIENT", field="kl_estimator"
-        )
 
     @property
     def estimator(self) -> str:
