@@ -46,10 +46,10 @@ _LOOP = _ALL | _names(
     "sequence_length max_seconds schedule warmup_fraction decay_fraction precision eval_every "
     "lora.dropout",
 )
-_PAIRS = _LOOP | _names("", "pairs pairs.label_smoothing")
+_PAIRS = _LOOP | _names("", "max_left_out pairs pairs.label_smoothing")
 _POLICY = (
     _ALL
-    | _names("", "policy reward rewards")
+    | _names("", "max_left_out policy reward rewards")
     | _names(
         "policy",
         "samples max_new_tokens temperature epochs minibatches clip_low clip_high entropy_weight "
@@ -64,7 +64,9 @@ OBJECTIVES: Mapping[str, Objective] = {
     # Brown et al. 2020, table 2.1: GPT-3 small.
     "clm": Objective(_LOOP | {"model"}, 6e-4, weight_decay=0.1, warmup_fraction=0.02),
     # Touvron et al. 2023 (Llama 2), section 3.1; and 3.2.2, with TRL's absence of decay.
-    "sft": Objective(_LOOP | {"model"}, 2e-5, weight_decay=0.1, warmup_fraction=0.03),
+    "sft": Objective(
+        _LOOP | _names("", "max_left_out model"), 2e-5, weight_decay=0.1, warmup_fraction=0.03
+    ),
     "reward": Objective(_PAIRS | _names("pairs", "centring margin"), 1e-5, warmup_fraction=0.03),
     # Rafailov et al. 2023, appendix B.
     "dpo": Objective(
