@@ -151,18 +151,20 @@ class Step:
             loss = loss + config.value_weight * value_bt.sum() / tokens
             figures.add(here, value_loss=float(value_bt.detach().sum()) / here)
         if targets.reference_bt is not None and config.kl_in == "loss":
-            reference_bt = targets.reference_bt[rows_b]
-            kl_bt = algo.kl_estimate(now.logprobs_bt, reference_bt, config.estimator)
-            # Samples are of the policy before this batch's first step, or of an older one; the
-            # gradients that the estimators have are expectations over the policy of now.
-            sampled_bt = (targets.old_bt if targets.behaviour_bt is None else targets.behaviour_bt)[
-                rows_b
-            ]
-            weights_bt = algo.truncated_weights(
-                now.logprobs_bt.detach(), sampled_bt, config.importance_cap
-            )
-            loss = loss + self.coefficient * mean(torch.where(valid_bt, weights_bt * kl_bt, 0.0))
+            kl_bt = self._penalties(now, rows_b, targets.reference_bt[rows_b])
+            loss = loss + self.coefficient * mean(torch.where(valid_bt, kl_bt, 0.0))
         if config.entropy_weight:
             loss = loss - config.entropy_weight * mean(now.entropy_bt)
             figures.add(here, entropy=float(now.entropy_bt.detach().sum()) / here)
         return loss, float(terms.kl_to_old)
+
+    def _penalties(self, now: Outputs, rows_b: Tensor, reference_bt: Tensor) -> Tensor:
+        """The KL's estimate at each token, weighted: its gradient is an expectation over the policy
+        of now, and the samples are of the one before this batch's first step, or older."""
+        targets, config = self.targets, self.config
+        kl_bt = algo.kl_estimate(now.logprobs_bt, reference_bt, config.estimator)
+        sampled_bt = targets.old_bt if targets.behaviour_bt is None else targets.behaviour_bt
+        weights_bt = algo.truncated_weights(
+            now.logprobs_bt.detach(), sampled_bt[rows_b], config.importance_cap
+        )
+        return weights_bt * kl_bt

@@ -71,8 +71,7 @@ def learn(
     for those of the update itself, the actor is unchanged then.
     """
     _check(rollouts, scores)
-    device = next(actor.parameters()).device
-    batch = RolloutBatch.of(rollouts).to(str(device))
+    batch = RolloutBatch.of(rollouts).to(str(next(actor.parameters()).device))
     # 1. The policy as it is, on its own answers. With one optimiser step over one forward pass the
     #    graph is kept, and step 5 need not compute it again.
     once = config.epochs * config.minibatches == 1 and len(rollouts) <= config.micro_batch
@@ -92,6 +91,7 @@ def learn(
     if reference_bt is not None:  # k1: unbiased, whatever the estimator in the loss
         kl_bt = algo.kl_estimate(before.logprobs_bt, reference_bt)
     kl = _check_kl(kl_bt if weights_bt is None else weights_bt * kl_bt, valid_bt, config)
+    device = batch.ids_bt.device
     scores_b = torch.tensor(scores, dtype=torch.float32, device=device)
     ended_b = torch.tensor([rollout.ended for rollout in rollouts], device=device)
     rewards_b = scores_b - config.missing_eos_penalty * (~ended_b).float()
@@ -109,7 +109,7 @@ def learn(
     taken = sum(takewhile(bool, (step.take(rows_b, outputs) for rows_b in steps)))
     # 6. How far that was; on its way from there a policy seldom comes back.
     update_kl = _check_moved(step.moved(), config)
-    lengths_b = valid_bt.sum(1).float()
+    equal_g = _equal(rewards_b, config)
     return Learned(
         score=float(scores_b.mean()),
         score_std=float(scores_b.std(unbiased=False)),
@@ -117,11 +117,11 @@ def learn(
         gap=gap,
         gap_within=within,
         tokens=int(valid_bt.sum()),
-        length=float(lengths_b.mean()),
+        length=float(valid_bt.sum(1).float().mean()),
         ended=float(ended_b.float().mean()),
         update_kl=update_kl,
         dropped_steps=len(steps) - taken,
-        groups=len(equal_g := _equal(rewards_b, config)),
+        groups=len(equal_g),
         zero_variance_groups=int(equal_g.sum()),
         importance=_mean_weight(targets, valid_bt),
         **step.figures.means(),
