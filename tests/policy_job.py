@@ -50,7 +50,6 @@ def spec(**changes: Any) -> pb.TrainSpec:
         "dataset": "d@1",
         "init_from": "m@1",
         "reward": "r@1",
-        "sequence_length": LENGTH,
         "batch_size": 16,
         "steps": 6,
         "learning_rate": 3e-3,

@@ -88,6 +88,18 @@ POLICY = (
         _figures("gap", "gap_limit"),
     ),
     Panel(
+        "How far an update moved the policy",
+        "short",
+        "Nats per token; some 0.02 is usual; at max_update_kl the run ends. Rises: lower the rate.",
+        _figures("update_kl"),
+    ),
+    Panel(
+        "Groups that taught nothing, and steps that were dropped",
+        "short",
+        "Groups of equal rewards: prompts that are always solved, or never. Dropped at stop_kl.",
+        _figures("zero_variance_groups", "dropped_steps"),
+    ),
+    Panel(
         "Entropy, and ratios that were clipped",
         "short",
         "Entropy near 0: the policy says one thing only. Clipped above a fifth: too large steps.",

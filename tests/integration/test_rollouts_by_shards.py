@@ -26,8 +26,11 @@ from plinth.inference.rollouts import RolloutConsumer
 from plinth.models.decoder import Decoder
 from plinth.models.lora import LoraConfig, adapters, attach
 from plinth.models.weights import load_decoder
-from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared import rollout_results
+from plinth.shared.errors import FailedPrecondition, NotFound, Unavailable
+from plinth.shared.rollout_results import RolloutResults
 from plinth.shared.rollouts import StopAsked, rollout_queue
+from plinth.shared.storage import Storage, open_storage
 from plinth.shared.tasks import cancel_and_wait
 from plinth.trainer.loop import Group
 from plinth.trainer.loop.job_folder import JobFolder
@@ -57,7 +60,8 @@ async def shard(redis: Redis, served: Path, name: str = "s1", **options: Any) ->
     client = EngineClient(engines.engine(served))
     client.start()
     settings = {"device": "cpu", "kv_bytes": 1 << 26, "idle_s": 60.0, **options}
-    consumer = RolloutConsumer(name, rollout_queue(redis), client, **settings)
+    results = RolloutResults(lambda: open_storage(f"file://{served.parent / 'store'}"))
+    consumer = RolloutConsumer(name, rollout_queue(redis), client, results, **settings)
     running = asyncio.create_task(consumer.run())
     try:
         yield consumer, client
@@ -66,13 +70,22 @@ async def shard(redis: Redis, served: Path, name: str = "s1", **options: Any) ->
         await client.stop()
 
 
+def no_store() -> Storage:
+    raise AssertionError("what is small goes through the queue alone")
+
+
 async def with_sampler(
-    decoder: Decoder, folder: Path, url: str, work: Callable[[ShardSampler], T], **options: Any
+    decoder: Decoder,
+    folder: Path,
+    url: str,
+    work: Callable[[ShardSampler], T],
+    storage: Callable[[], Storage] = no_store,
+    **options: Any,
 ) -> T:
     """`work` in a thread, as the trainer's worker does it."""
 
     def run() -> T:
-        sampler = ShardSampler(decoder, folder / "weights", "run-1", url, **options)
+        sampler = ShardSampler(decoder, folder / "weights", "run-1", url, storage, **options)
         try:
             return work(sampler)
         finally:
@@ -118,6 +131,38 @@ async def test_shards_answer_as_an_engine_in_the_process_does(
         (g, i) for g in range(6) for i in range(3)
     ]
     assert (await rollout_queue(redis_client).inspect()).pending == 0
+
+
+async def test_large_answers_go_through_the_store(
+    redis_client: Redis,
+    redis_server: str,
+    tmp_path: Path,
+    policy: Path,
+    served: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bit for bit, and the queue holds their names alone; a shard without that store says so."""
+    monkeypatch.setattr(rollout_results, "INLINE_BYTES", 100)
+
+    def ask(sampler: ShardSampler) -> list[Rollout]:
+        sampler.renew(0)
+        return sampler.sample(ORDERS, SAMPLING)
+
+    def store() -> Storage:
+        return open_storage(f"file://{served.parent / 'store'}")
+
+    async with shard(redis_client, served):
+        found = await with_sampler(load_decoder(policy), tmp_path / "a", redis_server, ask, store)
+    assert found == here(load_decoder(policy), 0)
+    keys = [key async for key in redis_client.scan_iter("*result*")]
+    sizes = [len(await redis_client.hget(key, "value")) for key in keys]
+    assert len(sizes) == len(ORDERS)
+    assert max(sizes) < 300
+    elsewhere = open_storage(f"file://{tmp_path / 'elsewhere'}")
+    with pytest.raises(NotFound, match="must have one store"):
+        await with_sampler(
+            load_decoder(policy), tmp_path / "b", redis_server, ask, lambda: elsewhere
+        )
 
 
 async def test_shards_answer_with_adapters_merged(

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import policy_job
 import trainings
 from chat_prompts import special_codec
 from patience import PATIENCE_S
@@ -426,3 +427,20 @@ async def reached(stub, step):
         if update.job.progress.done >= step:
             return
         assert update.job.state != pb.JOB_STATE_FAILED, update.job.error
+
+
+async def test_a_policy_that_ran_away_is_not_tried_again(trainer, tmp_path):
+    """Another attempt would go the same way; the user is told at once, and what would be right."""
+    context, stub = trainer
+    dataset, start, reward = await asyncio.to_thread(policy_job.made, tmp_path / "policy")
+    for name, kind, folder in (("d", "dataset", dataset), ("m", "model", start)):
+        context.store.publish(name, kind, folder)
+    context.store.publish("r", "reward", reward)
+    train = policy_job.spec(learning_rate=3e-2, policy={"kl_explosion": 0.01})
+    spec = pb.JobSpec(output_name="away", train=train)
+    await stub.SubmitJob(pb.SubmitJobRequest(job_id="away", spec=spec))
+    job, seen = await finished(stub, "away")
+    assert job.state == pb.JOB_STATE_FAILED
+    assert job.attempts == 1
+    assert "raise kl_coefficient (now 0.05) or lower the learning rate (now 0.03)" in job.error
+    assert not any(at.state == pb.JOB_STATE_QUEUED for at in seen[1:])

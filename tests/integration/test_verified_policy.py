@@ -60,12 +60,12 @@ def spec(**changes: Any) -> pb.TrainSpec:
         "objective": "grpo",
         "dataset": "d@1",
         "init_from": "start@1",
-        "sequence_length": 64,
         "batch_size": 64,
         "steps": 12,
         "learning_rate": 1e-2,
         "seed": 4,
-        "policy": pb.PolicySpec(samples=8, max_new_tokens=3, kl_coefficient=0),
+        # So few updates learn something by leaps alone.
+        "policy": pb.PolicySpec(samples=8, max_new_tokens=3, kl_coefficient=0, max_update_kl=0),
         "rewards": [reward_pb2.RewardSource(name="checks", rule_json='{"kind": "checks"}')],
         **changes,
     }
@@ -120,7 +120,7 @@ async def test_rules_are_learned_and_a_stop_changes_nothing(
     [
         ({"rewards": []}, "either a reward model"),
         ({"reward": "judge@1"}, "either a reward model"),
-        ({"objective": "sft", "policy": None}, "rewards"),
+        ({"objective": "sft", "policy": None, "sequence_length": 64}, "rewards"),
     ],
 )
 def test_a_policy_has_one_kind_of_judge(change: dict[str, Any], says: str) -> None:

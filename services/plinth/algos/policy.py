@@ -23,6 +23,13 @@ def kl_estimate(logprobs_bt: Tensor, reference_bt: Tensor, estimator: str = "k1"
 
     "k1": log π/π_ref, unbiased and noisy; "k2": half its square, biased, low variance;
     "k3": (r - 1) - log r with r = π_ref/π, unbiased and never negative.
+
+    Values are one thing, gradients another (Liu et al. 2025, "Rethinking KL regularization in
+    RLHF"; Shah et al. 2025, "A comedy of estimators"). In expectation over the policy's samples,
+    in the loss: k1's gradient is zero, k2's is that of KL(policy ‖ reference), k3's that of
+    KL(reference ‖ policy). As a cost in the reward, where none flows through the value: k1 gives
+    the gradient of KL(policy ‖ reference); k2 and k3, which are never negative, push down what is
+    rarer than in the reference as well, and so hold nothing.
     """
     log_ratio_bt = logprobs_bt - reference_bt
     if estimator == "k1":

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from plinth.coordinator.scoring import context_length, end_ids, read_config
 from plinth.shared.errors import DataLoss, FailedPrecondition
 from plinth.shared.prompt_set import Prompt
-from plinth.shared.rewards import RewardTasks
-from plinth.shared.rollouts import MAX_SAMPLES, RolloutTasks
+from plinth.shared.rewards import RewardTasks, divided
+from plinth.shared.rollout_results import RolloutResults, check_fits, raw_logprobs
+from plinth.shared.rollouts import RolloutTasks
 from plinth.shared.store import ArtifactRecord
 from plinth.v1 import common_pb2, reward_pb2, rollouts_pb2, tokenizer_pb2
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from plinth.coordinator.steps.contract import Tools
 
 _CALL = 256  # conversations and sequences of one call to the tokenizer
-_SCORED = 256  # answers of one reward task
 _SCORING_S = 1800.0
 
 
@@ -63,7 +63,7 @@ class Respondent:
 
         Raises FailedPrecondition (a prompt that leaves no room), and what `RolloutTasks` raises.
         """
-        assert 1 <= samples <= MAX_SAMPLES
+        check_fits(samples, max_tokens)
         folder = await asyncio.to_thread(self._tools.store.fetch, self._model)
         context = context_length(await asyncio.to_thread(read_config, folder))
         rendered, stops = await self._rendered(prompts)
@@ -89,7 +89,8 @@ class Respondent:
             )
             for number, ids in enumerate(rendered)
         ]
-        results = await RolloutTasks(self._tools.redis, heard=heard).answers(tasks)
+        stored = RolloutResults(lambda: self._tools.store.storage)
+        results = await RolloutTasks(self._tools.redis, stored, heard=heard).answers(tasks)
         if len({result.weights_digest for result in results}) > 1:
             raise DataLoss(f"shards answered for {self._model.ref} with different weights")
         texts = iter(
@@ -101,7 +102,7 @@ class Respondent:
                 tuple(ids),
                 tuple(sample.ids),
                 next(texts),
-                tuple(sample.raw_logprobs),
+                tuple(raw_logprobs(sample)),
                 sample.ended,
             )
             for prompt, ids, result in zip(prompts, rendered, results, strict=True)
@@ -115,10 +116,7 @@ class Respondent:
         FailedPrecondition for an answer that can't be scored."""
         tasks = RewardTasks(self._tools.redis, self._name)
         ids = []
-        for low in range(0, len(answers), _SCORED):
-            request = reward_pb2.ScoreRewardsRequest(
-                sources=sources, items=[_item(one) for one in answers[low : low + _SCORED]]
-            )
+        for request in divided(sources, [_item(one) for one in answers]):
             content = request.SerializeToString(deterministic=True)
             id = f"{self._name}.{hashlib.sha256(content).hexdigest()[:32]}"
             await tasks.submit(id, request)

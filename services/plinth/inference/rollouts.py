@@ -27,7 +27,8 @@ from plinth.shared.errors import (
     Unavailable,
 )
 from plinth.shared.queue import Lease, LeaseLost, Queue
-from plinth.shared.rollouts import LEASE_S, MAX_SAMPLES
+from plinth.shared.rollout_results import MAX_SAMPLES, RolloutResults
+from plinth.shared.rollouts import LEASE_S
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import counter, get_logger
 from plinth.v1 import rollouts_pb2 as pb
@@ -49,14 +50,16 @@ class RolloutConsumer:
         shard_id: str,
         queue: Queue,
         engine: EngineClient,
+        results: RolloutResults,
         *,
         device: str,
         kv_bytes: int,
         idle_s: float,
     ) -> None:
-        """`idle_s`: how long the weights of a policy nobody asks for are kept."""
+        """`results` packs what is answered. `idle_s`: how long the weights of a policy nobody asks
+        for are kept."""
         self._shard_id, self._queue, self._engine = shard_id, queue, engine
-        self._idle_s = idle_s
+        self._results, self._idle_s = results, idle_s
         self._policy = _Policy(engine, device, kv_bytes)
         self._samples = 0  # in work
         self._changed = asyncio.Event()
@@ -128,9 +131,11 @@ class RolloutConsumer:
         heart = asyncio.create_task(self._heartbeats(lease))
         try:
             await asyncio.wait({answering, heart}, return_when=asyncio.FIRST_COMPLETED)
-            result = answering.result() if answering.done() else heart.result()
-            assert isinstance(result, pb.RolloutResult)
-            await _said(self._queue.complete, lease, result.SerializeToString())
+            if not answering.done():
+                heart.result()  # raises: it ends in no other way
+            result = answering.result()
+            packed = await asyncio.to_thread(self._results.pack, result)
+            await _said(self._queue.complete, lease, packed)
             _TASKS.labels("answered").inc()
             _SAMPLES.inc(sum(len(sample.ids) for sample in result.samples))
         except LeaseLost as lost:
@@ -271,8 +276,8 @@ def _sample(index: int, answer: Answer) -> pb.RolloutSample:
     return pb.RolloutSample(
         sample_index=index,
         ids=[token.id for token in answer.tokens],
-        logprobs=[token.logprob for token in answer.tokens],
-        raw_logprobs=[token.raw_logprob for token in answer.tokens],
+        token_logprobs=[token.logprob for token in answer.tokens],
+        raw_token_logprobs=[token.raw_logprob for token in answer.tokens],
         ended=answer.finish is Finish.STOP,
     )
 

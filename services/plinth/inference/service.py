@@ -20,6 +20,7 @@ from plinth.shared import tracing
 from plinth.shared.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from plinth.shared.identity import current_principal
 from plinth.shared.load import FirstTokens, Load
+from plinth.shared.rollout_results import RolloutResults
 from plinth.shared.rollouts import rollout_queue
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext
@@ -106,6 +107,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
                 self._context.replica_id,
                 rollout_queue(self._context.redis),
                 self._engine,
+                RolloutResults(lambda: store.storage),
                 device=settings.device,
                 kv_bytes=settings.policy_kv_cache_bytes,
                 idle_s=settings.policy_idle_s,

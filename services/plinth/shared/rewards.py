@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -26,12 +26,14 @@ from plinth.shared.errors import (
     PlinthError,
     Unavailable,
 )
-from plinth.shared.queue import Queue
+from plinth.shared.queue import MAX_PAYLOAD_BYTES, Queue
 from plinth.v1 import reward_pb2 as pb
 
 QUEUE = "rewards"
 # Each death of a replica costs an attempt.
 MAX_ATTEMPTS = 10
+MAX_ITEMS = 256  # of one task, so that replicas share what is large
+_AROUND, _AROUND_ITEM = 1024, 16  # bytes: what a task says beside its request; a field's head
 _LOOK_S = 1.0
 _ANNOUNCED, _ANNOUNCED_TTL_S = 10_000, 3600
 
@@ -39,6 +41,25 @@ _ANNOUNCED, _ANNOUNCED_TTL_S = 10_000, 3600
 def rewards_queue(redis: Redis, *, lease_s: float = 15.0) -> Queue:
     """The one queue of reward tasks."""
     return Queue(redis, QUEUE, lease_s=lease_s, max_attempts=MAX_ATTEMPTS)
+
+
+def divided(
+    sources: Sequence[pb.RewardSource], items: Sequence[pb.RewardItem], tokenizer: str = ""
+) -> Iterator[pb.ScoreRewardsRequest]:
+    """Requests for the items, in their order, each of which the queue takes; none for none."""
+    bare = pb.ScoreRewardsRequest(sources=sources, tokenizer=tokenizer)
+    room = MAX_PAYLOAD_BYTES - bare.ByteSize() - _AROUND
+    here: list[pb.RewardItem] = []
+    size = 0
+    for item in items:
+        bytes_ = item.ByteSize() + _AROUND_ITEM
+        if here and (size + bytes_ > room or len(here) == MAX_ITEMS):
+            yield pb.ScoreRewardsRequest(sources=sources, items=here, tokenizer=tokenizer)
+            here, size = [], 0
+        here.append(item)
+        size += bytes_
+    if here:
+        yield pb.ScoreRewardsRequest(sources=sources, items=here, tokenizer=tokenizer)
 
 
 class RewardTasks:

@@ -19,15 +19,13 @@ from redis.asyncio import Redis
 
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.queue import Queue
+from plinth.shared.rollout_results import RESULT_TTL_S, RolloutResults
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import rollouts_pb2 as pb
 
 QUEUE = "rollouts"
-MAX_SAMPLES = 64  # of one task
 LEASE_S = 15.0
 MAX_ATTEMPTS = 7  # each death of a shard costs its tasks one
-# A result is taken within seconds; a run that goes on after a stop may ask for it again.
-RESULT_TTL_S = 3600.0
 _DEADLINE_S = 3600.0  # a task of a run that is gone does not wait for ever
 _POLL_S = 0.01
 _LOOK_S = 1.0  # how often it is asked whether a task died, or the run is to stop
@@ -69,14 +67,16 @@ class RolloutTasks:
     def __init__(
         self,
         redis: Redis,
+        results: RolloutResults,
         *,
         stop: Callable[[], bool] = lambda: False,
         patience_s: float = 600.0,
         heard: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`stop` is asked while it waits; StopAsked then. `patience_s`: without any result for so
-        long, Unavailable. `heard` is told how many results are there."""
-        self._queue = rollout_queue(redis)
+        """`results` reads those that went through the store. `stop` is asked while it waits;
+        StopAsked then. `patience_s`: without any result for so long, Unavailable. `heard` is told
+        how many results are there."""
+        self._queue, self._results = rollout_queue(redis), results
         self._stop, self._patience_s, self._heard = stop, patience_s, heard
 
     async def answers(self, tasks: Sequence[pb.RolloutTask]) -> list[pb.RolloutResult]:
@@ -104,7 +104,8 @@ class RolloutTasks:
     ) -> AsyncGenerator[tuple[str, pb.RolloutResult], None]:
         """(id, result) of each, as they come.
 
-        Raises FailedPrecondition when a task was given up, with its reason. However it ends early,
+        Raises FailedPrecondition when a task was given up, with its reason, and what `unpack`
+        raises. However it ends early,
         what is left of the tasks is cancelled.
         """
         waiting = list(ids)
@@ -116,7 +117,7 @@ class RolloutTasks:
                 for id, value in came:
                     waiting.remove(id)
                     heard = time.monotonic()
-                    yield id, pb.RolloutResult.FromString(value)
+                    yield id, await asyncio.to_thread(self._results.unpack, value)
                 self._heard(len(ids) - len(waiting))
                 now = time.monotonic()
                 if now - looked > _LOOK_S:

@@ -11,7 +11,6 @@ from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.lora import LoraConfig, target_names
 from plinth.shared.errors import InvalidArgument
-from plinth.trainer.loop.config import POLICY_OBJECTIVES
 from plinth.trainer.refusals import in_range, refuse
 from plinth.v1 import trainer_pb2 as pb
 
@@ -31,11 +30,6 @@ def check_lora(spec: pb.TrainSpec) -> None:
     if lora.HasField("alpha"):
         in_range("lora.alpha", lora.alpha, 1e-6, 1e6)
     in_range("lora.dropout", lora.dropout, 0.0, 0.95)
-    if lora.dropout and spec.objective in POLICY_OBJECTIVES:
-        refuse(
-            "lora.dropout",
-            f"has no place in {spec.objective!r}: the trainer must compute what the sampler did",
-        )
     if len(lora.targets) > MAX_TARGETS:
         refuse("lora.targets", f"{len(lora.targets)} names, at most {MAX_TARGETS}")
     if not all(lora.targets):

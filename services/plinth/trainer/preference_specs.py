@@ -8,6 +8,8 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.objectives import OBJECTIVES
+from plinth.shared.rollout_results import check_fits
 from plinth.trainer.loop.config import DATASETS, POLICY_OBJECTIVES
 from plinth.trainer.objectives.pairs import PairOptions
 from plinth.trainer.policy.config import PolicyConfig
@@ -77,7 +79,12 @@ def check_policy(spec: pb.TrainSpec) -> None:
         refuse("steps", f"{spec.objective!r} counts updates: give steps, not max_seconds")
     if (spec.workers or 1) != 1:
         refuse("workers", f"{spec.objective!r} runs on one worker")
-    policy_of(spec)
+    policy = policy_of(spec)
+    if policy is not None and policy.rollouts == "shards":
+        try:
+            check_fits(policy.samples, policy.max_new_tokens)
+        except InvalidArgument as wrong:
+            refuse(f"policy.{wrong.field}", wrong.message)
 
 
 def policy_of(spec: pb.TrainSpec) -> PolicyConfig | None:
@@ -91,6 +98,8 @@ def policy_of(spec: pb.TrainSpec) -> PolicyConfig | None:
     # ListFields has what was given: optional fields that were set, others that are not zero.
     fields: dict[str, Any] = {field.name: value for field, value in given.ListFields()}
     fields["samples"] = samples
+    defaults = OBJECTIVES[spec.objective]
+    fields["weight_decay"] = defaults.weight_decay
     for name in ("clip_norm", "weight_decay"):
         if spec.HasField(name):
             fields[name] = getattr(spec, name)
@@ -99,7 +108,7 @@ def policy_of(spec: pb.TrainSpec) -> PolicyConfig | None:
             algorithm=spec.objective,
             updates=spec.steps,
             prompts=spec.batch_size // samples,
-            learning_rate=spec.learning_rate,
+            learning_rate=rate_of(spec),
             micro_batch=spec.micro_batch_size or min(16, spec.batch_size),
             seed=spec.seed,
             **fields,
@@ -108,6 +117,12 @@ def policy_of(spec: pb.TrainSpec) -> PolicyConfig | None:
         raise InvalidArgument(
             f"policy.{wrong.message}", field=f"spec.train.policy.{wrong.field}"
         ) from wrong
+
+
+def rate_of(spec: pb.TrainSpec) -> float:
+    """The learning rate that was given, or the objective's own."""
+    defaults = OBJECTIVES[spec.objective]
+    return spec.learning_rate or defaults.default_rate(adapter=spec.HasField("lora"))
 
 
 def rewards_of(spec: pb.TrainSpec) -> tuple[dict[str, Any], ...]:

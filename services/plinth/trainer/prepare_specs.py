@@ -57,6 +57,14 @@ def check_prepare(spec: pb.PrepareSpec) -> None:
             f"max_left_out is {spec.max_left_out}, must be 0 to 1",
             field="spec.prepare.max_left_out",
         )
+    held, cut = spec.HasField("validation_fraction"), bool(spec.max_bytes)
+    for name, said in (("validation_fraction", held), ("max_bytes", cut)):
+        if said and (spec.corpus or spec.prompts):
+            raise InvalidArgument(
+                f"{name} has no effect on a corpus or prompts, which were split and cut when they "
+                "were made: give it there",
+                field=f"spec.prepare.{name}",
+            )
     fraction = validation_fraction(spec)
     if not 0 <= fraction <= 0.5:
         raise InvalidArgument(

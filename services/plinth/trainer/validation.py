@@ -17,6 +17,7 @@ from typing import Any
 from plinth.algos.schedules import KINDS, check_fractions
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
+from plinth.shared import objectives
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.data.shards import DatasetInfo, read_info
@@ -29,6 +30,7 @@ from plinth.trainer.preference_specs import (
     compare_policy,
     pairs_of,
     policy_of,
+    rate_of,
     rewards_of,
 )
 from plinth.trainer.prepare_specs import check_prepare
@@ -76,12 +78,14 @@ def _check_train(spec: pb.TrainSpec) -> None:
         refuse("dataset", "is empty; name a dataset artifact")
     if bool(spec.init_from) == spec.HasField("model"):
         refuse("model", "give either init_from or model: a start, or the shape of a new one")
-    in_range("sequence_length", spec.sequence_length, 2, MAX_SEQUENCE)
+    if "sequence_length" in objectives.OBJECTIVES[spec.objective].takes:
+        in_range("sequence_length", spec.sequence_length, 2, MAX_SEQUENCE)
     in_range("batch_size", spec.batch_size, 1, MAX_BATCH)
     in_range("steps", spec.steps, 0, MAX_STEPS)
     if spec.steps == 0:
         in_range("max_seconds", spec.max_seconds, 1.0, MAX_SECONDS)
-    in_range("learning_rate", spec.learning_rate, 1e-9, 10.0)
+    if spec.learning_rate:
+        in_range("learning_rate", spec.learning_rate, 1e-9, 10.0)
     for name, limit in (
         ("warmup_fraction", 1.0),
         ("decay_fraction", 1.0),
@@ -104,6 +108,19 @@ def _check_train(spec: pb.TrainSpec) -> None:
             "micro_batch_size",
             f"{micro} does not divide a worker's share of {spec.batch_size // workers} sequences",
         )
+    for misfit in objectives.misfits(spec.objective, _given(spec)):
+        refuse(misfit.name, misfit.why)
+
+
+def _given(spec: pb.TrainSpec) -> dict[str, Any]:
+    """What was said, by the names of `objectives`: optional fields that were set, others that are
+    not zero."""
+    said: dict[str, Any] = {}
+    for field, value in spec.ListFields():
+        said[field.name] = value
+        if field.name in ("pairs", "policy", "lora"):
+            said |= {f"{field.name}.{part.name}": inner for part, inner in value.ListFields()}
+    return said
 
 
 def _check_schedule(spec: pb.TrainSpec) -> None:
@@ -154,12 +171,17 @@ def plan_train(
     workers = spec.workers or 1
     share = spec.batch_size // workers
     micro = spec.micro_batch_size or _micro_batch(
-        share, spec.sequence_length, config.vocab_size, settings.device
+        share, spec.sequence_length or config.context, config.vocab_size, settings.device
     )
+    defaults = objectives.OBJECTIVES[spec.objective]
     optional = {
-        name: getattr(spec, name)
-        for name in ("warmup_fraction", "decay_fraction", "weight_decay", "clip_norm")
-        if spec.HasField(name)
+        "warmup_fraction": defaults.warmup_fraction,
+        "weight_decay": defaults.weight_decay,
+        **{
+            name: getattr(spec, name)
+            for name in ("warmup_fraction", "decay_fraction", "weight_decay", "clip_norm")
+            if spec.HasField(name)
+        },
     }
     return TrainConfig(
         objective=spec.objective,
@@ -171,7 +193,7 @@ def plan_train(
         micro_batch_size=micro,
         steps=spec.steps,
         max_seconds=spec.max_seconds,
-        learning_rate=spec.learning_rate,
+        learning_rate=rate_of(spec),
         schedule=spec.schedule or "wsd",
         precision=spec.precision or "auto",
         seed=spec.seed,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plinth/v1/rollouts.proto\x12\tplinth.v1\"Q\n\rPolicyWeights\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\xb4\x01\n\x0bRolloutTask\x12(\n\x06policy\x18\x01 \x01(\x0b\x32\x18.plinth.v1.PolicyWeights\x12\r\n\x05group\x18\x02 \x01(\r\x12\x12\n\nprompt_ids\x18\x03 \x03(\r\x12\x0f\n\x07samples\x18\x04 \x01(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x13\n\x0btemperature\x18\x07 \x01(\x01\x12\x10\n\x08stop_ids\x18\x08 \x03(\r\"i\n\rRolloutSample\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x01\x12\x14\n\x0craw_logprobs\x18\x04 \x03(\x01\x12\r\n\x05\x65nded\x18\x05 \x01(\x08\"v\n\rRolloutResult\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12)\n\x07samples\x18\x03 \x03(\x0b\x32\x18.plinth.v1.RolloutSample\x12\x10\n\x08shard_id\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plinth/v1/rollouts.proto\x12\tplinth.v1\"Q\n\rPolicyWeights\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\xb4\x01\n\x0bRolloutTask\x12(\n\x06policy\x18\x01 \x01(\x0b\x32\x18.plinth.v1.PolicyWeights\x12\r\n\x05group\x18\x02 \x01(\r\x12\x12\n\nprompt_ids\x18\x03 \x03(\r\x12\x0f\n\x07samples\x18\x04 \x01(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x13\n\x0btemperature\x18\x07 \x01(\x01\x12\x10\n\x08stop_ids\x18\x08 \x03(\r\"\x9d\x01\n\rRolloutSample\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x01\x12\x14\n\x0craw_logprobs\x18\x04 \x03(\x01\x12\r\n\x05\x65nded\x18\x05 \x01(\x08\x12\x16\n\x0etoken_logprobs\x18\x06 \x03(\x02\x12\x1a\n\x12raw_token_logprobs\x18\x07 \x03(\x02\"\x86\x01\n\rRolloutResult\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12)\n\x07samples\x18\x03 \x03(\x0b\x32\x18.plinth.v1.RolloutSample\x12\x10\n\x08shard_id\x18\x04 \x01(\t\x12\x0e\n\x06stored\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICYWEIGHTS']._serialized_end=120
   _globals['_ROLLOUTTASK']._serialized_start=123
   _globals['_ROLLOUTTASK']._serialized_end=303
-  _globals['_ROLLOUTSAMPLE']._serialized_start=305
-  _globals['_ROLLOUTSAMPLE']._serialized_end=410
-  _globals['_ROLLOUTRESULT']._serialized_start=412
-  _globals['_ROLLOUTRESULT']._serialized_end=530
+  _globals['_ROLLOUTSAMPLE']._serialized_start=306
+  _globals['_ROLLOUTSAMPLE']._serialized_end=463
+  _globals['_ROLLOUTRESULT']._serialized_start=466
+  _globals['_ROLLOUTRESULT']._serialized_end=600
 # @@protoc_insertion_point(module_scope)

@@ -108,6 +108,8 @@ class RolloutSample(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     RAW_LOGPROBS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    TOKEN_LOGPROBS_FIELD_NUMBER: _builtins.int
+    RAW_TOKEN_LOGPROBS_FIELD_NUMBER: _builtins.int
     sample_index: _builtins.int
     ended: _builtins.bool
     """By itself, not by length."""
@@ -115,10 +117,16 @@ class RolloutSample(_message.Message):
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One per id: after temperature, and before."""
+        """As shards told them before they had `token_logprobs`: read, but no longer written."""
 
     @_builtins.property
     def raw_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def token_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One per id: after temperature, and before."""
+
+    @_builtins.property
+    def raw_token_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -127,10 +135,12 @@ class RolloutSample(_message.Message):
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         raw_logprobs: _abc.Iterable[_builtins.float] | None = ...,
         ended: _builtins.bool = ...,
+        token_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        raw_token_logprobs: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "ids", b"ids", "logprobs", b"logprobs", "raw_logprobs", b"raw_logprobs", "sample_index", b"sample_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "ids", b"ids", "logprobs", b"logprobs", "raw_logprobs", b"raw_logprobs", "raw_token_logprobs", b"raw_token_logprobs", "sample_index", b"sample_index", "token_logprobs", b"token_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -144,10 +154,13 @@ class RolloutResult(_message.Message):
     WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     SHARD_ID_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Of the weights that answered."""
     weights_digest: _builtins.str
     shard_id: _builtins.str
+    stored: _builtins.str
+    """Where the whole result lies on the store, instead of `samples`: above 1 MiB."""
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutSample]: ...
     def __init__(
@@ -157,10 +170,11 @@ class RolloutResult(_message.Message):
         weights_digest: _builtins.str = ...,
         samples: _abc.Iterable[Global___RolloutSample] | None = ...,
         shard_id: _builtins.str = ...,
+        stored: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "samples", b"samples", "shard_id", b"shard_id", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "samples", b"samples", "shard_id", b"shard_id", "stored", b"stored", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

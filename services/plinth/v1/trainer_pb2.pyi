@@ -248,6 +248,7 @@ class PolicySpec(_message.Message):
     ROLLOUTS_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
     IMPORTANCE_CAP_FIELD_NUMBER: _builtins.int
+    MAX_UPDATE_KL_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Answers per prompt; TrainSpec.batch_size is answers per update, steps are updates. Default 1
     for "ppo", 4 for "grpo" and "rloo".
@@ -262,7 +263,9 @@ class PolicySpec(_message.Message):
     entropy_weight: _builtins.float
     kl_coefficient: _builtins.float
     """KL to the model that the run starts from: its weight (0: none), the nats per answer that a
-    controller aims at (0: the weight stays), "k1", "k2" or "k3", and "reward" or "loss".
+    controller aims at (0: the weight stays), where it enters, "reward" (default) or "loss", and by
+    which estimator: "k1" in the reward; in the loss "k2" (default, the gradient of KL(policy ‖
+    reference)) or "k3" (of KL(reference ‖ policy)). k1 in the loss would have no gradient.
     """
     kl_target: _builtins.float
     kl_estimator: _builtins.str
@@ -278,9 +281,11 @@ class PolicySpec(_message.Message):
     missing_eos_penalty: _builtins.float
     bootstrap: _builtins.bool
     stop_kl: _builtins.float
-    """Nats per token to the sampler at which an update's other steps are dropped."""
+    """Nats per token from the policy before an update, at which its other steps are dropped; default
+    0.1, 0: off.
+    """
     kl_explosion: _builtins.float
-    """Nats per answer to the reference at which the run ends."""
+    """Nats per answer to the reference at which the run ends; default 0: off."""
     rollouts: _builtins.str
     """Who samples: "local" (default), an engine in the trainer's worker; or "shards", those of
     whatever models are served, through the queue of rollouts.
@@ -290,6 +295,10 @@ class PolicySpec(_message.Message):
     one update old; its tokens count by their importance, at most importance_cap (default 2).
     """
     importance_cap: _builtins.float
+    max_update_kl: _builtins.float
+    """Nats per token from the policy before an update to the one after it, at which the run ends;
+    default 1, 0: off.
+    """
     def __init__(
         self,
         *,
@@ -318,10 +327,11 @@ class PolicySpec(_message.Message):
         rollouts: _builtins.str = ...,
         ahead: _builtins.int = ...,
         importance_cap: _builtins.float | None = ...,
+        max_update_kl: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_importance_cap", b"_importance_cap", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "gamma", b"gamma", "importance_cap", b"importance_cap", "kl_coefficient", b"kl_coefficient", "kl_explosion", b"kl_explosion", "kl_target", b"kl_target", "lam", b"lam", "missing_eos_penalty", b"missing_eos_penalty", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_importance_cap", b"_importance_cap", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_max_update_kl", b"_max_update_kl", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "gamma", b"gamma", "importance_cap", b"importance_cap", "kl_coefficient", b"kl_coefficient", "kl_explosion", b"kl_explosion", "kl_target", b"kl_target", "lam", b"lam", "max_update_kl", b"max_update_kl", "missing_eos_penalty", b"missing_eos_penalty", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_importance_cap", b"_importance_cap", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "ahead", b"ahead", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "epochs", b"epochs", "gamma", b"gamma", "importance_cap", b"importance_cap", "kl_coefficient", b"kl_coefficient", "kl_estimator", b"kl_estimator", "kl_explosion", b"kl_explosion", "kl_in", b"kl_in", "kl_target", b"kl_target", "lam", b"lam", "max_new_tokens", b"max_new_tokens", "minibatches", b"minibatches", "missing_eos_penalty", b"missing_eos_penalty", "normalise", b"normalise", "rollouts", b"rollouts", "samples", b"samples", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap", "_by_std", b"_by_std", "_clip_high", b"_clip_high", "_clip_low", b"_clip_low", "_entropy_weight", b"_entropy_weight", "_gamma", b"_gamma", "_importance_cap", b"_importance_cap", "_kl_coefficient", b"_kl_coefficient", "_kl_explosion", b"_kl_explosion", "_kl_target", b"_kl_target", "_lam", b"_lam", "_max_update_kl", b"_max_update_kl", "_missing_eos_penalty", b"_missing_eos_penalty", "_stop_kl", b"_stop_kl", "_temperature", b"_temperature", "_whiten_advantages", b"_whiten_advantages", "_whiten_rewards", b"_whiten_rewards", "ahead", b"ahead", "bootstrap", b"bootstrap", "by_std", b"by_std", "clip_high", b"clip_high", "clip_low", b"clip_low", "entropy_weight", b"entropy_weight", "epochs", b"epochs", "gamma", b"gamma", "importance_cap", b"importance_cap", "kl_coefficient", b"kl_coefficient", "kl_estimator", b"kl_estimator", "kl_explosion", b"kl_explosion", "kl_in", b"kl_in", "kl_target", b"kl_target", "lam", b"lam", "max_new_tokens", b"max_new_tokens", "max_update_kl", b"max_update_kl", "minibatches", b"minibatches", "missing_eos_penalty", b"missing_eos_penalty", "normalise", b"normalise", "rollouts", b"rollouts", "samples", b"samples", "stop_kl", b"stop_kl", "temperature", b"temperature", "whiten_advantages", b"whiten_advantages", "whiten_rewards", b"whiten_rewards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bootstrap: _TypeAlias = _typing.Literal["bootstrap"]  # noqa: Y015
     _WhichOneofArgType__bootstrap: _TypeAlias = _typing.Literal["_bootstrap", b"_bootstrap"]  # noqa: Y015
@@ -345,6 +355,8 @@ class PolicySpec(_message.Message):
     _WhichOneofArgType__kl_target: _TypeAlias = _typing.Literal["_kl_target", b"_kl_target"]  # noqa: Y015
     _WhichOneofReturnType__lam: _TypeAlias = _typing.Literal["lam"]  # noqa: Y015
     _WhichOneofArgType__lam: _TypeAlias = _typing.Literal["_lam", b"_lam"]  # noqa: Y015
+    _WhichOneofReturnType__max_update_kl: _TypeAlias = _typing.Literal["max_update_kl"]  # noqa: Y015
+    _WhichOneofArgType__max_update_kl: _TypeAlias = _typing.Literal["_max_update_kl", b"_max_update_kl"]  # noqa: Y015
     _WhichOneofReturnType__missing_eos_penalty: _TypeAlias = _typing.Literal["missing_eos_penalty"]  # noqa: Y015
     _WhichOneofArgType__missing_eos_penalty: _TypeAlias = _typing.Literal["_missing_eos_penalty", b"_missing_eos_penalty"]  # noqa: Y015
     _WhichOneofReturnType__stop_kl: _TypeAlias = _typing.Literal["stop_kl"]  # noqa: Y015
@@ -377,6 +389,8 @@ class PolicySpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_target) -> _WhichOneofReturnType__kl_target | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lam) -> _WhichOneofReturnType__lam | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_update_kl) -> _WhichOneofReturnType__max_update_kl | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__missing_eos_penalty) -> _WhichOneofReturnType__missing_eos_penalty | None: ...
     @_typing.overload
@@ -471,6 +485,7 @@ class TrainSpec(_message.Message):
     init_from: _builtins.str
     """Start from this model artifact, or make a new one from `model`."""
     sequence_length: _builtins.int
+    """In tokens; a policy has none."""
     batch_size: _builtins.int
     """Sequences per optimiser step over all workers, gradient accumulation included."""
     micro_batch_size: _builtins.int
@@ -479,10 +494,13 @@ class TrainSpec(_message.Message):
     """Optimiser steps; or, when 0, as many as fit `max_seconds`, fixed by measurement at the start."""
     max_seconds: _builtins.float
     learning_rate: _builtins.float
+    """What an objective can't use of this and the rest is refused. 0: the objective's own default, as
+    it is for all that is not given; see docs/objectives.md.
+    """
     schedule: _builtins.str
     """"cosine" or "wsd"; default wsd."""
     warmup_fraction: _builtins.float
-    """Share of the steps for warm-up (default 0.02) and for the decay at the end (default 0.4)."""
+    """Share of the steps for warm-up and, of wsd, for the decay at the end (default 0.4)."""
     decay_fraction: _builtins.float
     weight_decay: _builtins.float
     clip_norm: _builtins.float

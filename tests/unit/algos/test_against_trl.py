@@ -3,6 +3,8 @@
 Runs in the peers' environments only (`ops/bench/peers.sh`), each of which has a TRL:
 
     PYTHONPATH=services:tests .bench/trl/bin/python -m pytest tests/unit/algos/test_against_trl.py
+
+With PLINTH_KEEP_FIGURES=1 what it sees is kept for `test_trl_figures.py`, which runs everywhere.
 """
 
 from __future__ import annotations
@@ -17,15 +19,9 @@ from datasets import Dataset  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
 from checkpoints import random_llama  # noqa: E402
-from plinth.algos import policy as algo  # noqa: E402
-from plinth.algos.preferences import (  # noqa: E402
-    PairLogprobs,
-    bradley_terry_loss,
-    dpo_loss,
-    ipo_loss,
-)
 from plinth.models.weights import load_decoder  # noqa: E402
 from plinth.trainer.objectives.pairs import PairBatch, answer_logprobs  # noqa: E402
+from trl_figures import agree  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -103,10 +99,8 @@ def test_dpo_and_ipo(folders, tmp_path, loss) -> None:
     sides = []
     for folder in folders:
         sums_b, tokens_b = answer_logprobs(load_decoder(folder), batch)
-        values_b = sums_b / tokens_b if loss == "ipo" else sums_b
-        sides.append(PairLogprobs(*values_b.chunk(2)))
-    ours_b = ipo_loss(*sides, 0.3) if loss == "ipo" else dpo_loss(*sides, 0.3)
-    assert float(ours_b.mean()) == pytest.approx(float(theirs), rel=1e-5)
+        sides.append((sums_b / tokens_b if loss == "ipo" else sums_b).detach())
+    agree("pairs", theirs, policy=sides[0], reference=sides[1], beta=0.3, loss=loss)
 
 
 @pytest.mark.parametrize("centring", [0.0, 0.05])
@@ -132,14 +126,7 @@ def test_reward_models(folders, tmp_path, centring, margin) -> None:
         scores_b = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
         ).logits[:, 0]
-    chosen_b, rejected_b = scores_b.chunk(2)
-    ours_b = bradley_terry_loss(
-        chosen_b,
-        rejected_b,
-        margin_b=None if margin is None else torch.full_like(chosen_b, margin),
-        centring=centring,
-    )
-    assert float(ours_b.mean()) == pytest.approx(float(theirs), rel=1e-5)
+    agree("scores", theirs, scores=scores_b, margin=margin, centring=centring)
 
 
 def grpo(folder, out, **options):
@@ -174,9 +161,8 @@ def test_advantages_of_groups(folders, tmp_path, scale, by_std) -> None:
     trainer, given = grpo(folders[0], tmp_path, scale_rewards=scale)
     inputs = [{"prompt": row["prompt"]} for row in rows(2) for _ in range(4)]
     theirs = trainer._generate_and_score_completions(inputs)["advantages"]
-    ours = algo.group_advantages(torch.tensor(given[-1]), 4, by_std=by_std)
     assert len(set(given[-1])) > 4
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    agree("group", theirs, scores=torch.tensor(given[-1]), by_std=by_std)
 
 
 def test_advantages_of_the_others(folders, tmp_path) -> None:
@@ -202,8 +188,7 @@ def test_advantages_of_the_others(folders, tmp_path) -> None:
     )
     inputs = [{"prompt": row["prompt"]} for row in rows(2) for _ in range(4)]
     theirs = trainer._generate_and_score_completions(inputs)["advantages"]
-    ours = algo.leave_one_out_advantages(torch.tensor(given[-1]), 4)
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    agree("others", theirs, scores=torch.tensor(given[-1]))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
@@ -245,21 +230,19 @@ def test_clipped_losses_with_kl(folders, tmp_path, loss, normalise, beta) -> Non
     }
     theirs = trainer._compute_loss(trainer.model, inputs)
     valid_bt = mask_bt.bool()
-    terms = algo.clipped_policy_loss(
-        now_bt, old_bt, advantages_b[:, None].expand(b, t), valid_bt, low=0.1, high=0.25
+    agree(
+        "clipped",
+        theirs,
+        now=now_bt,
+        old=old_bt,
+        reference=reference_bt,
+        advantages=advantages_b,
+        valid=valid_bt,
+        low=0.1,
+        high=0.25,
+        normalise=normalise,
+        beta=beta,
     )
-    assert 0 < int(terms.clipped) < int(valid_bt.sum())
-
-    def mean(x_bt):
-        return algo.normalised(
-            x_bt, valid_bt, normalise, tokens=float(valid_bt.sum()), answers=b, longest=t
-        )
-
-    ours = mean(terms.loss_bt)
-    if beta:
-        kl_bt = algo.kl_estimate(now_bt, reference_bt, "k3")
-        ours = ours + beta * mean(torch.where(valid_bt, kl_bt, 0.0))
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -269,8 +252,7 @@ def test_whitening(shift) -> None:
     x_bt = torch.randn(6, 9, generator=chance) * 3 + 2
     valid_bt = torch.rand(6, 9, generator=chance) > 0.4
     theirs = utils.masked_whiten(x_bt, valid_bt, shift_mean=shift)
-    ours = algo.whiten(x_bt, valid_bt, shift_mean=shift)
-    torch.testing.assert_close(ours[valid_bt], theirs[valid_bt], atol=1e-6, rtol=1e-6)
+    agree("whitened", theirs[valid_bt], x=x_bt, valid=valid_bt, shift=shift)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
@@ -341,13 +323,18 @@ def test_ppos_kl_rewards_and_value_loss(folders, tmp_path, estimator) -> None:
     with torch.no_grad():
         values_bt = value.score(value.model(ids_bt).last_hidden_state)[:, prompt - 1 : -1, 0]
         scores_b = reward.score(reward.model(ids_bt).last_hidden_state)[:, -1, 0]
-    valid_bt = torch.ones(len(ids_bt), response, dtype=torch.bool)
-    kl_bt = algo.kl_estimate(logp(policy), logp(reference), estimator)
-    assert float(kl_bt.sum(1).mean()) == pytest.approx(figures["objective/kl"], rel=1e-4)
-    rewards_bt = algo.token_rewards(scores_b, kl_bt, valid_bt, 0.2)
-    assert float(rewards_bt.sum(1).mean()) == pytest.approx(
-        figures["objective/rlhf_reward"], rel=1e-4, abs=1e-5
+    theirs = [figures[f] for f in ("objective/kl", "objective/rlhf_reward", "loss/value_avg")]
+    agree(
+        "ppo",
+        torch.tensor(theirs),
+        rel=1e-4,
+        now=logp(policy),
+        reference=logp(reference),
+        scores=scores_b,
+        values=values_bt,
+        estimator=estimator,
+        coefficient=0.2,
+        gamma=0.97,
+        lam=0.8,
+        clip=0.05,
     )
-    _, returns_bt = algo.gae(rewards_bt, values_bt, valid_bt, gamma=0.97, lam=0.8)
-    loss_bt = algo.clipped_value_loss(values_bt, values_bt, returns_bt, valid_bt, 0.05)
-    assert float(loss_bt.mean()) == pytest.approx(figures["loss/value_avg"], rel=1e-4)

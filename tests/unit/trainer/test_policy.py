@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from plinth.engine.engine import Engine
 from plinth.engine.request import Sampling
@@ -16,7 +18,7 @@ from plinth.engine.scheduler import Limits
 from plinth.kernels.paged import KvCache
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
-from plinth.shared.errors import Aborted, DataLoss, InvalidArgument
+from plinth.shared.errors import DataLoss, FailedPrecondition, InvalidArgument
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.loop import PolicyState, Update, optimise
 from plinth.trainer.policy.model import Actor, RolloutBatch, logprobs
@@ -160,10 +162,55 @@ def test_kl_holds_the_policy_back() -> None:
     assert adaptive[-1].coefficient > 0.05
 
 
-def test_an_explosion_ends_the_run() -> None:
-    with pytest.raises(Aborted) as caught:
-        Trial(replace(CONFIG, kl_coefficient=1e-9, kl_explosion=2.0)).run()
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kl_explosion": 2.0, "kl_coefficient": 1e-9},
+        {"max_update_kl": 1e-3},
+    ],
+)
+def test_an_explosion_ends_the_run_for_good(change) -> None:
+    """Another attempt would go the same way: what ends it is no error that is tried again."""
+    with pytest.raises(FailedPrecondition) as caught:
+        Trial(replace(CONFIG, **change)).run()
     assert caught.value.reason == "KL_EXPLOSION"
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+def test_a_rate_of_three_tenths_does_not_go_by_without_a_word(algorithm) -> None:
+    batch = {"prompts": 32, "samples": 1} if algorithm == "ppo" else {}
+    with pytest.raises(FailedPrecondition, match=r"lower the learning rate \(now 0\.3\)"):
+        Trial(replace(CONFIG, algorithm=algorithm, learning_rate=0.3, **batch)).run()
+    updates = Trial(replace(CONFIG, algorithm=algorithm, **batch)).run(5)  # as it says
+    assert max(update.learned.update_kl for update in updates) < 0.1
+
+
+def test_an_updates_other_steps_are_dropped_once_it_went_far_enough() -> None:
+    config = replace(
+        CONFIG, algorithm="ppo", prompts=32, samples=1, epochs=4, minibatches=2, max_update_kl=0.0
+    )
+    far = [Trial(replace(config, stop_kl=bound)).run(1)[0].learned for bound in (0.0, 0.02)]
+    assert far[0].dropped_steps == 0
+    assert 0 < far[1].dropped_steps < 8
+    assert far[1].update_kl < far[0].update_kl
+
+
+def test_what_an_update_moved_is_measured_after_its_last_step() -> None:
+    """KL(old ‖ new) against the probabilities before and after, of each fourth of 32 answers."""
+    trial = Trial(replace(CONFIG, micro_batch=32))
+    rollouts = sampler_of(trial.policy).sample(
+        [Order(g, PROMPTS[g], 8, seed=g) for g in range(4)], Sampling(1.0, max_tokens=12)
+    )
+    batch = RolloutBatch.of(rollouts)
+    valid_bt = batch.valid_bt
+    before = logprobs(trial.policy, rollouts, 1.0, 32)
+    scores = share_of_target(rollouts)
+    found = learn(
+        trial.actor, trial.optimizer, rollouts, scores, None, trial.config, 0.0, torch.Generator()
+    )
+    ratio = (logprobs(trial.policy, rollouts, 1.0, 32) - before)[::4][valid_bt[::4]]
+    assert found.update_kl == pytest.approx(float((ratio.exp() - 1 - ratio).mean()), rel=1e-4)
+    assert found.update_kl > 1e-3
 
 
 def test_one_corrupted_tensor_is_caught_on_the_first_batch() -> None:
@@ -200,7 +247,21 @@ def test_a_constant_reward_changes_nothing_by_groups() -> None:
     before = trial.weights()
     (update,) = trial.run(1, lambda rollouts: [0.7] * len(rollouts))
     assert update.learned.grad_norm == 0
+    assert (update.learned.zero_variance_groups, update.learned.groups) == (4, 4)
     assert all(torch.equal(before[name], value) for name, value in trial.weights().items())
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+@given(rewards=st.lists(st.sampled_from([0.0, 1.0]), min_size=6, max_size=6))
+@settings(max_examples=12)
+def test_groups_without_variance_are_counted(algorithm, rewards) -> None:
+    """With a critic the whole batch is one group: its rewards are compared through the values."""
+    shape = {"prompts": 6, "samples": 1} if algorithm == "ppo" else {"prompts": 3, "samples": 2}
+    trial = Trial(replace(CONFIG, algorithm=algorithm, max_new_tokens=2, **shape))
+    (update,) = trial.run(1, lambda _: rewards)
+    groups = [rewards] if algorithm == "ppo" else [rewards[i : i + 2] for i in (0, 2, 4)]
+    assert update.learned.groups == len(groups)
+    assert update.learned.zero_variance_groups == sum(len(set(group)) == 1 for group in groups)
 
 
 def test_the_end_of_an_answer_is_learned_too() -> None:
@@ -237,9 +298,9 @@ def test_stale_and_foreign_rollouts_are_refused() -> None:
     (made,) = rollouts
     check_fresh(rollouts, 0, {made.weights_digest})
     check_fresh(rollouts, 1, {made.weights_digest}, staleness=1)
-    with pytest.raises(Aborted, match="never had"):
+    with pytest.raises(DataLoss, match="never had"):
         check_fresh(rollouts, 0, {"sha256:other"})
-    with pytest.raises(Aborted, match="at most 0 old"):
+    with pytest.raises(DataLoss, match="at most 0 old"):
         check_fresh(rollouts, 1, {made.weights_digest})
 
 

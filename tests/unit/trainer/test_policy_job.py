@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import policy_job
 import trainings
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.loop import Group, TrainConfig
 from plinth.trainer.loop.job_folder import JobFolder
@@ -93,6 +95,54 @@ def test_killed_before_its_model_it_reports_what_it_had(made, tmp_path, monkeypa
     assert 0 < told.figures["gap"] <= metrics["widest_gap"] < 1e-4
 
 
+def indifferent(folder, target):
+    """The reward model with a head of zeros: whatever is said has the reward 0."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    (head,) = (name for name in tensors if name.startswith("score"))
+    save_file({**tensors, head: torch.zeros_like(tensors[head])}, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, r"answers to a prompt had equal rewards .*more samples per prompt \(now 4\)"),
+        ({"objective": "rloo"}, r"answers to a prompt had equal rewards"),
+        ({"objective": "ppo", "policy": {"samples": 1}}, "answers of a batch had equal rewards"),
+    ],
+)
+def test_a_run_that_was_taught_nothing_does_not_succeed(made, tmp_path, change, says) -> None:
+    """Also when it was stopped in between; and each update has said so."""
+    dataset, start, reward = made
+    judge = indifferent(reward, tmp_path / "judge")
+    config = policy_job.planned(dataset, start, judge, steps=2, **change)
+
+    class Paused(JobFolder):
+        def requested(self):
+            return "pause" if self.progress().done else None
+
+    job = Paused(trainings.job(tmp_path / "a", config))
+    assert optimise_policy(config, job, Group()) == "paused"
+    assert "taught nothing" in job.progress().note
+    assert job.progress().figures["zero_variance_groups"] > 0
+    job = JobFolder(job.path)
+    job.begin()
+    assert optimise_policy(config, job, Group()) == "failed"
+    error = job.error()
+    assert isinstance(error, FailedPrecondition)
+    assert error.reason == "ZERO_VARIANCE"
+    assert re.search(says, error.message)
+    assert not job.model.exists()
+
+
+def test_a_run_that_was_taught_something_says_how_often_it_was_not(made, tmp_path) -> None:
+    config = planned(made, steps=2)
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    assert optimise_policy(config, job, Group()) == "succeeded", job.outcome()
+    assert job.outcome()["metrics"]["void_updates"] == 0
+
+
 def test_models_are_compared_on_the_same_prompts(made, tmp_path) -> None:
     dataset, start, reward = made
     better = JobFolder(trainings.job(tmp_path / "b", planned(made, steps=20)))
@@ -149,7 +199,8 @@ def test_no_more_prompts_are_answered_than_are_asked_for(made, tmp_path) -> None
         ({"batch_size": 18}, "no multiple of 4"),
         ({"policy": {"samples": 1}}, "at least 2"),
         ({"policy": {"kl_estimator": "k7"}}, "k1, k2 or k3"),
-        ({"objective": "sft"}, "is for ppo"),
+        ({"objective": "sft", "sequence_length": LENGTH}, "is for ppo"),
+        ({"sequence_length": LENGTH}, "'grpo' can't use it"),
     ],
 )
 def test_what_cannot_be_right_is_refused(change, words) -> None:

@@ -70,6 +70,14 @@ class DataSpec(StepSpec):
             raise ValueError("prompts need a tokenizer")
         if (self.selection or self.margin or self.ties) and not self.samples:
             raise ValueError("selection, margin and ties are for samples")
+        cut, held = bool(self.max_bytes), self.validation_fraction is not None
+        for name, said in (("validation_fraction", held), ("max_bytes", cut)):
+            if said and (self.corpus or self.prompts):
+                what = "corpus" if self.corpus else "prompts"
+                raise ValueError(
+                    f"{name} has no effect on {what}, which are split and cut where they are made: "
+                    "give it to that step"
+                )
         return self
 
     def paths(self) -> dict[str, str]:

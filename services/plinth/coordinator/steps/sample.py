@@ -15,13 +15,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from plinth.coordinator.respondent import Respondent, Sampled
 from plinth.coordinator.rewards import CHECKS, WeightedRule, sources_of
 from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
 from plinth.shared.prompt_set import read_prompts
-from plinth.shared.rollouts import MAX_SAMPLES
+from plinth.shared.rollout_results import MAX_SAMPLES
 from plinth.shared.tasks import cancel_and_wait
 
 SAMPLES = "samples.jsonl"
@@ -46,7 +46,15 @@ class SampleSpec(StepSpec):
     # Rules by name; and a reward model with its weight, if one is given.
     rewards: dict[Name, WeightedRule] = Field(default=dict(CHECKS), max_length=15)
     reward: Input | None = None
-    reward_weight: float = Field(default=1, ge=-1e6, le=1e6)
+    reward_weight: float | None = Field(default=None, ge=-1e6, le=1e6)  # of it then; default 1
+
+    @model_validator(mode="after")
+    def _whole(self) -> SampleSpec:
+        if self.reward_weight is not None and self.reward is None:
+            raise ValueError("reward_weight is of a reward model: give reward, or leave it out")
+        if not self.rewards and self.reward is None:
+            raise ValueError("nothing would score the answers: give rewards (rules) or reward")
+        return self
 
     def produces(self) -> str:
         return "samples"
@@ -80,7 +88,8 @@ class SampleStep:
         async for event in progress_of(sampling, done, len(prompts)):
             yield event
         yield Progress(0.95, "the answers are scored")
-        sources = sources_of(spec.rewards, work.inputs.get("reward"), spec.reward_weight)
+        weight = 1.0 if spec.reward_weight is None else spec.reward_weight
+        sources = sources_of(spec.rewards, work.inputs.get("reward"), weight)
         answers = await respondent.scored(sampling.result(), sources)
         figures = summary(answers)
         record = await asyncio.to_thread(_publish, work, tools, answers, figures)

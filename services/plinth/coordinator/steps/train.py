@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +12,9 @@ from plinth.coordinator.rewards import WeightedRule, sources_of
 from plinth.coordinator.scoring import context_length, read_config
 from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
+from plinth.shared.errors import InvalidArgument
+from plinth.shared.objectives import OBJECTIVES, misfits
+from plinth.shared.rollout_results import check_fits
 from plinth.v1 import trainer_pb2 as pb
 
 
@@ -36,7 +39,7 @@ class PairShape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     beta: float | None = Field(default=None, gt=0, le=100)
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    loss: Literal["", "sigmoid", "ipo"] = ""
     label_smoothing: float = Field(default=0, ge=0, lt=0.5)
     likelihood_weight: float = Field(default=0, ge=0, le=100)
     centring: float = Field(default=0, ge=0, le=100)
@@ -70,6 +73,7 @@ class PolicyShape(BaseModel):
     missing_eos_penalty: float | None = None
     bootstrap: bool | None = None
     stop_kl: float | None = None
+    max_update_kl: float | None = None
     kl_explosion: float | None = None
     rollouts: Literal["", "local", "shards"] = ""
     ahead: int = Field(default=0, ge=0, le=1)
@@ -108,13 +112,14 @@ class TrainSpec(StepSpec):
     micro_batch_size: int = Field(default=0, ge=0, le=1 << 16)
     steps: int = Field(default=0, ge=0)
     max_seconds: float = Field(default=0, ge=0)
-    learning_rate: float = Field(default=3e-3, gt=0, le=1)
-    schedule: Literal["wsd", "cosine"] = "wsd"
+    # Here and below, what is not given is the objective's own default: see `shared.objectives`.
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    schedule: Literal["wsd", "cosine"] | None = None
     warmup_fraction: float | None = Field(default=None, ge=0, le=1)
     decay_fraction: float | None = Field(default=None, ge=0, le=1)
     weight_decay: float | None = Field(default=None, ge=0)
     clip_norm: float | None = Field(default=None, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] | None = None
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     workers: int = Field(default=1, ge=1, le=1024)
     checkpoint_every: int = Field(default=0, ge=0)
@@ -124,7 +129,7 @@ class TrainSpec(StepSpec):
     reward: Input | None = None  # for the same: the model that judges
     # For the same: rules that judge, at the reward stage; with a reward model as one more opinion.
     rewards: dict[Name, WeightedRule] | None = Field(default=None, min_length=1, max_length=15)
-    reward_weight: float = Field(default=1, ge=-1e6, le=1e6)
+    reward_weight: float | None = Field(default=None, ge=-1e6, le=1e6)  # of it then; default 1
     lora: LoraShape | None = None  # train an adapter, not the model
     # The share of chats, pairs or prompts that may be left out as too long before the step fails.
     max_left_out: float | None = Field(default=None, ge=0, le=1)
@@ -137,8 +142,6 @@ class TrainSpec(StepSpec):
             raise ValueError("give steps or max_seconds, or the training would have no end")
         if self.objective in (*_PAIRS, *_POLICY) and self.init_from is None:
             raise ValueError(f"{self.objective} starts from a model: give init_from")
-        if self.objective not in _PAIRS and self.pairs is not None:
-            raise ValueError(f"pairs is for {' and '.join(_PAIRS)}, not for {self.objective}")
         if self.lora is not None and self.init_from is None:
             raise ValueError("lora adapts a model that there is: give init_from, not model")
         policy = self.objective in _POLICY
@@ -146,9 +149,27 @@ class TrainSpec(StepSpec):
             raise ValueError(f"{self.objective} needs a judge: give reward or rewards")
         if policy and not self.steps:
             raise ValueError(f"{self.objective} counts updates: give steps, not max_seconds")
-        if not policy and (self.policy or self.reward or self.rewards):
-            raise ValueError(f"policy, reward and rewards are for {', '.join(_POLICY)}")
+        if self.reward_weight is not None and (self.reward is None or self.rewards is None):
+            raise ValueError("reward_weight is of a reward model beside rules: reward and rewards")
+        if self.policy is not None and self.policy.rollouts == "shards":
+            try:
+                check_fits(self.policy.samples or 1, self.policy.max_new_tokens)
+            except InvalidArgument as wrong:
+                raise ValueError(f"policy.{wrong.field}: {wrong.message}") from wrong
+        for misfit in misfits(self.objective, self._given()):
+            raise ValueError(f"{misfit.name}: {misfit.why}")
         return self
+
+    def _given(self) -> dict[str, Any]:
+        """What was said, by the names of `shared.objectives`."""
+        said = {name: getattr(self, name) for name in (*_SAME, *_PARTS) if _told(self, name)}
+        for section in _SECTIONS & said.keys():
+            part = getattr(self, section)
+            names = type(part).model_fields
+            said |= {
+                f"{section}.{name}": getattr(part, name) for name in names if _told(part, name)
+            }
+        return said
 
     def produces(self) -> str:
         return "reward" if self.objective == "reward" else "model"
@@ -175,6 +196,13 @@ _SAME = (
     "eval_every",
     "max_left_out",
 )
+_SECTIONS = {"pairs", "policy", "lora"}
+_PARTS = ("init_from", "model", "reward", "rewards", *_SECTIONS)
+
+
+def _told(part: BaseModel, name: str) -> bool:
+    """Whether a field was given a value of its own."""
+    return bool(getattr(part, name) != type(part).model_fields[name].default)
 
 
 class TrainStep:
@@ -182,13 +210,18 @@ class TrainStep:
     pure = True
 
     def surroundings(self, spec: TrainSpec, run_id: str) -> Mapping[str, str]:
-        return {}
+        # What is not said in the spec shapes the result too.
+        defaults = OBJECTIVES[spec.objective]
+        rate = defaults.default_rate(adapter=spec.lora is not None)
+        return {"defaults": f"{rate} {defaults.weight_decay} {defaults.warmup_fraction}"}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
         spec = work.spec
         assert isinstance(spec, TrainSpec)
+        said = {name: getattr(spec, name) for name in _SAME}
         train = pb.TrainSpec(
-            dataset=work.inputs["dataset"].ref, **{name: getattr(spec, name) for name in _SAME}
+            dataset=work.inputs["dataset"].ref,
+            **{name: value for name, value in said.items() if value is not None},
         )
         if spec.model is not None:
             train.model.CopyFrom(pb.ModelSpec(**spec.model.model_dump()))
@@ -198,7 +231,8 @@ class TrainStep:
             train.init_from = start.ref
             folder = await asyncio.to_thread(tools.store.fetch, start)
             context = context_length(await asyncio.to_thread(read_config, folder))
-        train.sequence_length = spec.sequence_length or context
+        if "sequence_length" in OBJECTIVES[spec.objective].takes:
+            train.sequence_length = spec.sequence_length or context
         if spec.pairs is not None:
             train.pairs.CopyFrom(pb.PairSpec(**spec.pairs.model_dump()))
         if spec.policy is not None:
@@ -207,7 +241,8 @@ class TrainStep:
             train.lora.CopyFrom(pb.LoraSpec(**spec.lora.model_dump()))
         judge = work.inputs.get("reward")
         if spec.rewards is not None:
-            train.rewards.extend(sources_of(spec.rewards, judge, spec.reward_weight))
+            weight = 1.0 if spec.reward_weight is None else spec.reward_weight
+            train.rewards.extend(sources_of(spec.rewards, judge, weight))
         elif judge is not None:
             train.reward = judge.ref
         job = pb.JobSpec(output_name=work.output_name, train=train)

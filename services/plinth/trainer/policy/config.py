@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.objectives import KL_ESTIMATORS, OBJECTIVES, wrong_estimator
 
 ALGORITHMS = ("ppo", "grpo", "rloo")
 _NOT_NEGATIVE = (
@@ -17,6 +18,7 @@ _NOT_NEGATIVE = (
     "clip_norm",
     "weight_decay",
     "stop_kl",
+    "max_update_kl",
     "kl_explosion",
 )
 
@@ -36,7 +38,7 @@ class PolicyConfig:
     samples: int = 1  # per prompt
     max_new_tokens: int = 64
     temperature: float = 1.0
-    learning_rate: float = 1e-5
+    learning_rate: float = OBJECTIVES["ppo"].learning_rate
     epochs: int = 1  # over each batch
     minibatches: int = 1  # optimiser steps per epoch
     micro_batch: int = 16  # answers per forward pass
@@ -47,7 +49,7 @@ class PolicyConfig:
     entropy_weight: float = 0.0
     kl_coefficient: float = 0.05  # 0: no reference is kept
     kl_target: float = 0.0  # nats per answer; 0: the coefficient stays as it is
-    kl_estimator: str = "k1"
+    kl_estimator: str = ""  # k1 in the reward; in the loss k2 (the default there) or k3
     kl_in: str = "reward"  # or "loss"
     gamma: float = 1.0
     lam: float = 0.95
@@ -59,8 +61,12 @@ class PolicyConfig:
     bootstrap: bool = False  # an answer that was cut off would have gone on: value what follows
     clip_norm: float = 1.0
     weight_decay: float = 0.0
-    stop_kl: float = 0.0  # nats per token to the sampler; the update's other epochs are dropped
-    kl_explosion: float = 0.0  # nats per answer to the reference; the run ends at its last good one
+    # Nats per token from the policy before an update. At the first the update's other steps are
+    # dropped (a clip of 0.2 alone lets some 0.02 through); at the second, after it, the run ends.
+    # 0: off.
+    stop_kl: float = 0.1
+    max_update_kl: float = 1.0
+    kl_explosion: float = 0.0  # nats per answer to the reference, at which the run ends; 0: off
     max_gap: float = 1e-3  # of |log p(trainer) - log p(sampler)|, relative to max(1, |log p|)
     seed: int = 0
     rollouts: str = "local"  # by an engine in the trainer's process, or "shards"
@@ -88,17 +94,25 @@ class PolicyConfig:
             need(0 < getattr(self, name) < math.inf, name, "above 0")
         for name in _NOT_NEGATIVE:
             need(0 <= getattr(self, name) < math.inf, name, "0 or more")
-        need(self.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "k1, k2 or k3")
         need(self.rollouts in ("local", "shards"), "rollouts", "'local' or 'shards'")
         need(self.ahead in (0, 1), "ahead", "0 or 1")
         need(not self.ahead or self.rollouts == "shards", "ahead", "0 unless rollouts is 'shards'")
         need(1 <= self.importance_cap < math.inf, "importance_cap", "at least 1")
         need(self.kl_in in ("reward", "loss"), "kl_in", "'reward' or 'loss'")
+        if why := wrong_estimator(self.kl_in, self.estimator):
+            raise InvalidArgument(
+                f"kl_estimator: {why}", reason="KL_GRADIENT", field="kl_estimator"
+            )
         need(self.normalise in ("tokens", "answers", "constant"), "normalise", "a known choice")
         need(self.answers % self.minibatches == 0, "minibatches", f"a divisor of {self.answers}")
         need(math.isfinite(self.max_gap) and self.max_gap > 0, "max_gap", "above 0")
         if self.algorithm != "ppo":
             need(self.samples >= 2, "samples", f"at least 2: {self.algorithm} compares a group")
+
+    @property
+    def estimator(self) -> str:
+        """Of the KL where it enters."""
+        return self.kl_estimator or KL_ESTIMATORS[self.kl_in][0]
 
     @property
     def answers(self) -> int:

@@ -12,6 +12,7 @@ from plinth.models.decoder import Decoder
 from plinth.models.reward import load_reward_model
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.settings import load_settings
+from plinth.shared.storage_url import open_storage
 from plinth.trainer.checkpoint import (
     TrainState,
     checkpoints,
@@ -34,6 +35,7 @@ from plinth.trainer.policy.prompts import HELD_OUT, answer, prompts_of, sampler_
 from plinth.trainer.policy.rollouts import Sampler
 from plinth.trainer.policy.shards import ShardSampler
 from plinth.trainer.policy.stage_rewards import StageRewards
+from plinth.trainer.policy.update import Learned
 
 
 @dataclass
@@ -53,14 +55,27 @@ class PolicyJob:
     held_out_prompts: list[tuple[int, ...]]
     stop_ids: frozenset[int]
 
+    def heard(self, learned: Learned) -> None:
+        """Of one more update; what is kept of it goes with the checkpoints."""
+        kept = self.state.controllers
+        kept["gap"] = max(self.widest_gap, learned.gap)
+        kept["void"] = self.void_updates + (learned.zero_variance_groups == learned.groups)
+        kept["score"] = learned.score
+
     @property
     def widest_gap(self) -> float:
-        """The largest gap between trainer and sampler so far; it goes with the checkpoints."""
+        """The largest gap between trainer and sampler so far."""
         return self.state.controllers.get("gap", 0.0)
 
-    @widest_gap.setter
-    def widest_gap(self, gap: float) -> None:
-        self.state.controllers["gap"] = gap
+    @property
+    def void_updates(self) -> int:
+        """Updates in which all rewards that are compared with one another were equal."""
+        return int(self.state.controllers.get("void", 0))
+
+    @property
+    def last_score(self) -> float:
+        """The mean reward of the last update."""
+        return self.state.controllers.get("score", 0.0)
 
     @classmethod
     def open(cls, config: TrainConfig, folder: JobFolder, group: Group) -> PolicyJob:
@@ -160,6 +175,7 @@ def _sampler(policy: PolicyConfig, decoder: Decoder, folder: JobFolder, device: 
         folder.path / "weights",
         folder.job_id,
         _redis_url("rollouts by shards"),
+        lambda: open_storage(load_settings().store()),
         stop=lambda: folder.requested() is not None,
     )
 

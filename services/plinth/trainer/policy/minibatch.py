@@ -14,6 +14,8 @@ from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.model import Actor, Outputs, RolloutBatch
 from plinth.trainer.policy.targets import Targets
 
+MEASURED = 8  # answers that tell how far an update went, at most
+
 
 def look(actor: Actor, batch: RolloutBatch, config: PolicyConfig) -> Outputs:
     """What actor and critic say of these answers."""
@@ -29,7 +31,7 @@ def pieces(rows_b: Tensor, size: int) -> list[Tensor]:
 class Figures:
     """Weighted means of what is told along the way."""
 
-    NAMES = ("entropy", "policy_loss", "value_loss", "clipped", "kl_to_sampler", "grad_norm")
+    NAMES = ("entropy", "policy_loss", "value_loss", "clipped", "grad_norm")
 
     def __init__(self) -> None:
         self._sums = dict.fromkeys(self.NAMES, 0.0)
@@ -59,7 +61,7 @@ class Step:
     figures: Figures = field(default_factory=Figures)
 
     def take(self, rows_b: Tensor, outputs: Outputs | None) -> bool:
-        """One step on these rows; whether the policy had moved far enough to stop instead.
+        """One step on these rows, or False: the policy had moved far enough to stop instead.
 
         outputs: of these very rows, if they were computed with a graph.
         """
@@ -82,11 +84,26 @@ class Step:
                 "or raise kl_coefficient",
                 reason="LOSS_NOT_FINITE",
             )
-        self.figures.add(grad_norm=float(norm), kl_to_sampler=kl_sum / tokens)
         if config.stop_kl and kl_sum / tokens > config.stop_kl:
-            return True
+            return False
+        self.figures.add(grad_norm=float(norm))
         self.optimizer.step()
-        return False
+        return True
+
+    def moved(self) -> float:
+        """Nats per token from the policy before the first step to the one now (k3), by a few
+        answers from all over the batch: one more look at all would cost a fifth of an update."""
+        rows_b = torch.arange(0, answers := len(self.batch.last_b), -(-answers // MEASURED))
+        total = tokens = 0.0
+        for micro_b in pieces(rows_b, self.config.micro_batch):
+            batch = self.batch.rows(micro_b)
+            with torch.no_grad():
+                now = look(self.actor, batch, self.config)
+                # Of the inverse ratio: what the estimator calls the policy has sampled here.
+                kl_bt = algo.kl_estimate(self.targets.old_bt[micro_b], now.logprobs_bt, "k3")
+            total += float(kl_bt[batch.valid_bt].sum())
+            tokens += float(batch.valid_bt.sum())
+        return total / tokens
 
     def _loss(
         self, now: Outputs, rows_b: Tensor, tokens: float, answers: float
@@ -134,10 +151,20 @@ class Step:
             loss = loss + config.value_weight * value_bt.sum() / tokens
             figures.add(here, value_loss=float(value_bt.detach().sum()) / here)
         if targets.reference_bt is not None and config.kl_in == "loss":
-            reference_bt = targets.reference_bt[rows_b]
-            kl_bt = algo.kl_estimate(now.logprobs_bt, reference_bt, config.kl_estimator)
+            kl_bt = self._penalties(now, rows_b, targets.reference_bt[rows_b])
             loss = loss + self.coefficient * mean(torch.where(valid_bt, kl_bt, 0.0))
         if config.entropy_weight:
             loss = loss - config.entropy_weight * mean(now.entropy_bt)
             figures.add(here, entropy=float(now.entropy_bt.detach().sum()) / here)
         return loss, float(terms.kl_to_old)
+
+    def _penalties(self, now: Outputs, rows_b: Tensor, reference_bt: Tensor) -> Tensor:
+        """The KL's estimate at each token, weighted: its gradient is an expectation over the policy
+        of now, and the samples are of the one before this batch's first step, or older."""
+        targets, config = self.targets, self.config
+        kl_bt = algo.kl_estimate(now.logprobs_bt, reference_bt, config.estimator)
+        sampled_bt = targets.old_bt if targets.behaviour_bt is None else targets.behaviour_bt
+        weights_bt = algo.truncated_weights(
+            now.logprobs_bt.detach(), sampled_bt[rows_b], config.importance_cap
+        )
+        return weights_bt * kl_bt

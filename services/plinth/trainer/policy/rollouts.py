@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +21,7 @@ from plinth.engine.request import (
     Sampling,
     TokensEvent,
 )
-from plinth.shared.errors import Aborted
+from plinth.shared.errors import DataLoss
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled answer. Log-probabilities are the sampler's: after temperature and filters, and
-    before them. `revision` counts the policy's updates; the digest names its very weights."""
+    """One sampled answer. Log-probabilities are the sampler's, in float32: after temperature and
+    filters, and before them. `revision` counts the policy's updates; the digest names its very
+    weights."""
 
     group: int
     sample_index: int
@@ -134,8 +136,8 @@ class EngineSampler(Sampler):
             order.prompt,
             tuple(token.id for token in tokens),
             order.seed,
-            tuple(token.logprob for token in tokens),
-            tuple(token.raw_logprob for token in tokens),
+            tuple(array("f", (token.logprob for token in tokens))),
+            tuple(array("f", (token.raw_logprob for token in tokens))),
             self._revision,
             self._engine.weights_digest,
             finish is Finish.STOP,
@@ -157,16 +159,16 @@ def _with(sampling: Sampling, seed: int, index: int) -> Sampling:
 def check_fresh(
     rollouts: Iterable[Rollout], revision: int, digests: Collection[str], staleness: int = 0
 ) -> None:
-    """Aborted, naming the rollout, unless all are of known weights and at most `staleness` old."""
+    """DataLoss, naming the rollout, unless all are of known weights and at most `staleness` old."""
     for rollout in rollouts:
         if rollout.weights_digest not in digests:
-            raise Aborted(
+            raise DataLoss(
                 f"rollout {rollout.id} was sampled by weights {rollout.weights_digest}, which this "
                 "run never had",
                 reason="UNKNOWN_WEIGHTS",
             )
         if not revision - staleness <= rollout.revision <= revision:
-            raise Aborted(
+            raise DataLoss(
                 f"rollout {rollout.id} is of revision {rollout.revision}; at revision {revision} "
                 f"the run takes rollouts at most {staleness} old",
                 reason="STALE_ROLLOUT",

@@ -12,7 +12,7 @@ import numpy as np
 
 from plinth.algos.intervals import wilson
 from plinth.models.weights import save_decoder
-from plinth.shared.errors import PlinthError
+from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.shared.rollouts import StopAsked
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
@@ -29,7 +29,9 @@ _FIGURES = (
     "entropy",
     "value_loss",
     "clipped",
-    "kl_to_sampler",
+    "update_kl",
+    "zero_variance_groups",
+    "dropped_steps",
     "gap",
     "gap_within",
     "length",
@@ -83,13 +85,14 @@ def _run(job: PolicyJob, config: TrainConfig, folder: JobFolder) -> str:
         job.state.step, job.state.controllers["kl"] = progress.update, progress.coefficient
         job.state.tokens += update.learned.tokens
         job.state.loss = update.learned.policy_loss
-        job.widest_gap = max(job.widest_gap, update.learned.gap)
+        job.heard(update.learned)
         _tell(report, update, config, job.policy)
         folder.write_progress(report)
         if progress.update % every == 0 or progress.update == config.steps:
             job.save()
         if folder.requested() is not None:
             return job.stop()
+    _check_taught(job)
     metrics = _metrics(report, job, before)
     write_adapter(folder, config, job.actor.policy)
     write_model(folder, config, lambda out: save_decoder(job.actor.policy, out))
@@ -119,6 +122,28 @@ def _tell(
         f"reward {learned.score:.3f} · KL {learned.kl:.2f} nats · {learned.length:.0f} tokens · "
         f"gap {learned.gap:.0e}"
     )
+    if learned.zero_variance_groups:
+        report.note += (
+            f" · {learned.zero_variance_groups} of {learned.groups} groups taught nothing"
+        )
+    if learned.dropped_steps:
+        report.note += f" · {learned.dropped_steps} steps dropped at {learned.update_kl:.2f} nats"
+
+
+def _check_taught(job: PolicyJob) -> None:
+    """A run whose every update was void would publish what it started from as a success."""
+    policy, updates = job.policy, job.state.total
+    if job.void_updates < updates:
+        return
+    whose = "of a batch" if policy.has_critic else "to a prompt"
+    more = "" if policy.has_critic else f", or more samples per prompt (now {policy.samples})"
+    raise FailedPrecondition(
+        f"in all {updates} updates the answers {whose} had equal rewards (the last "
+        f"{job.last_score:g} on average), so there was nothing to learn: give rewards that tell "
+        f"answers apart, prompts that are neither always nor never solved{more}, or a higher "
+        f"temperature (now {policy.temperature:g})",
+        reason="ZERO_VARIANCE",
+    )
 
 
 def _metrics(report: JobProgress, job: PolicyJob, before: list[float]) -> dict[str, float]:
@@ -129,6 +154,9 @@ def _metrics(report: JobProgress, job: PolicyJob, before: list[float]) -> dict[s
         "train_loss": report.loss,
         "tokens_per_second": report.tokens_per_second,
         "widest_gap": job.widest_gap,  # |Δ log p| between trainer and sampler, over all updates
+        "void_updates": float(
+            job.void_updates
+        ),  # in which all rewards that are compared were equal
     }
     if not before:  # nothing was held out
         return metrics

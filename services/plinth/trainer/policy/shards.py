@@ -19,7 +19,9 @@ from plinth.models.decoder import Decoder
 from plinth.models.lora import merged_tensors
 from plinth.models.weights import save_tensors, weights_digest
 from plinth.shared.connection import connect
+from plinth.shared.rollout_results import RolloutResults, logprobs, raw_logprobs
 from plinth.shared.rollouts import RolloutTasks
+from plinth.shared.storage import Storage
 from plinth.trainer.policy.rollouts import Order, Rollout, Sampler
 from plinth.v1 import rollouts_pb2 as pb
 
@@ -33,15 +35,18 @@ class ShardSampler(Sampler):
         folder: Path,
         run_id: str,
         redis_url: str,
+        storage: Callable[[], Storage],
         *,
         stop: Callable[[], bool] = lambda: False,
         patience_s: float = 600.0,
     ) -> None:
-        """`folder`: where weights lie for the shards; `stop`, `patience_s`: see RolloutTasks."""
+        """`folder`: where weights lie for the shards; `storage`: of results that are too large
+        for the queue, opened for the first of them; `stop`, `patience_s`: see RolloutTasks."""
         self._decoder, self._folder, self._run_id = decoder, folder, run_id
         self._runner = asyncio.Runner()
         self._redis = self._runner.run(_connected(redis_url))
-        self._tasks = RolloutTasks(self._redis, stop=stop, patience_s=patience_s)
+        results = RolloutResults(storage)
+        self._tasks = RolloutTasks(self._redis, results, stop=stop, patience_s=patience_s)
         self._weights = pb.PolicyWeights(run_id=run_id)
         self._started: dict[str, Order] = {}  # by task
 
@@ -113,8 +118,8 @@ def _rollouts(order: Order, result: pb.RolloutResult) -> list[Rollout]:
             order.prompt,
             tuple(sample.ids),
             order.seed,
-            tuple(sample.logprobs),
-            tuple(sample.raw_logprobs),
+            tuple(logprobs(sample)),
+            tuple(raw_logprobs(sample)),
             result.revision,
             result.weights_digest,
             sample.ended,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import groupby
 from typing import Any
@@ -17,7 +17,7 @@ from google.protobuf.json_format import ParseDict
 
 from plinth.shared.connection import connect
 from plinth.shared.errors import DeadlineExceeded, FailedPrecondition
-from plinth.shared.rewards import RewardTasks
+from plinth.shared.rewards import RewardTasks, divided
 from plinth.shared.rollouts import StopAsked
 from plinth.trainer.policy.rollouts import Rollout
 from plinth.v1 import reward_pb2 as pb
@@ -54,30 +54,29 @@ class StageRewards:
 
     def begin(self, group: Sequence[Rollout]) -> None:
         """Has the answers to one prompt scored while others are still sampled."""
-        id, request = self._task(group)
-        self._runner.run(self._tasks.submit(id, request))
-        self._begun.add(id)
+        for id, request in self._requests(group):
+            self._runner.run(self._tasks.submit(id, request))
+            self._begun.add(id)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
         """In their order, which must hold groups together. Raises what scoring raises;
         FailedPrecondition names an answer that can't be scored; StopAsked."""
-        groups = [list(group) for _, group in groupby(rollouts, lambda rollout: rollout.group)]
-        tasks = [self._task(group) for group in groups]
-        for (id, _), group in zip(tasks, groups, strict=True):
-            if id not in self._begun:
-                self.begin(group)
-        rewards = self._runner.run(self._scored([id for id, _ in tasks]))
+        ids: list[str] = []
+        for _, group in groupby(rollouts, lambda rollout: rollout.group):
+            for id, request in self._requests(list(group)):
+                if id not in self._begun:
+                    self._runner.run(self._tasks.submit(id, request))
+                ids.append(id)
+        rewards = self._runner.run(self._scored(ids))
         self._begun.clear()
         return [_total(rollout, one) for rollout, one in zip(rollouts, rewards, strict=True)]
 
-    def _task(self, group: Sequence[Rollout]) -> tuple[str, pb.ScoreRewardsRequest]:
-        request = pb.ScoreRewardsRequest(
-            sources=self._sources,
-            items=[self._item(rollout) for rollout in group],
-            tokenizer=self._tokenizer,
-        )
-        content = sha256(request.SerializeToString(deterministic=True)).hexdigest()[:32]
-        return f"{self._run_id}.{content}", request
+    def _requests(self, group: Sequence[Rollout]) -> Iterator[tuple[str, pb.ScoreRewardsRequest]]:
+        """With their ids; one, unless the group is too large for the queue."""
+        items = [self._item(rollout) for rollout in group]
+        for request in divided(self._sources, items, self._tokenizer):
+            content = sha256(request.SerializeToString(deterministic=True)).hexdigest()[:32]
+            yield f"{self._run_id}.{content}", request
 
     def _item(self, rollout: Rollout) -> pb.RewardItem:
         return pb.RewardItem(

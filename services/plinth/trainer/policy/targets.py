@@ -22,6 +22,7 @@ class Targets:
     old_values_bt: Tensor | None = None
     returns_bt: Tensor | None = None
     weights_bt: Tensor | None = None  # of tokens by older weights
+    behaviour_bt: Tensor | None = None  # of the weights that sampled, where they are older
 
 
 def critic_targets(
@@ -64,12 +65,22 @@ def group_targets(
     config: PolicyConfig,
     coefficient: float,
 ) -> Targets:
-    """GRPO's and RLOO's: one advantage per answer, against its group."""
-    if config.kl_in == "reward":
-        rewards_b = rewards_b - coefficient * torch.where(batch.valid_bt, kl_bt, 0.0).sum(1)
+    """GRPO's and RLOO's: one advantage per answer, against its group.
+
+    A KL in the reward stands beside what GRPO has normalised, as it does in its loss (Shao et al.
+    2024, eq. 3): divided by a group's deviation, it would be all there is where rewards are equal.
+    """
     if config.algorithm == "grpo":
         advantages_b = algo.group_advantages(rewards_b, config.samples, by_std=config.by_std)
     else:
         advantages_b = algo.leave_one_out_advantages(rewards_b, config.samples)
+    if config.kl_in == "reward":
+        kl_b = torch.where(batch.valid_bt, kl_bt, 0.0).sum(1)
+        cost_b = (
+            algo.group_advantages(kl_b, config.samples, by_std=False)
+            if config.algorithm == "grpo"
+            else algo.leave_one_out_advantages(kl_b, config.samples)
+        )
+        advantages_b = advantages_b - coefficient * cost_b
     advantages_bt = torch.where(batch.valid_bt, advantages_b[:, None], 0.0)
     return Targets(before.logprobs_bt, advantages_bt, reference_bt)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from plinth.algos import policy as algo
-from plinth.shared.errors import Aborted, DataLoss, InvalidArgument
+from plinth.shared.errors import DataLoss, FailedPrecondition, InvalidArgument
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.minibatch import Step, look, pieces
 from plinth.trainer.policy.model import Actor, Outputs, RolloutBatch
@@ -35,8 +36,11 @@ class Learned:
     policy_loss: float
     value_loss: float
     clipped: float
-    kl_to_sampler: float  # per token, after the last step
     grad_norm: float
+    update_kl: float  # per token, from the policy before the update to the one after it
+    dropped_steps: int  # by `stop_kl`
+    groups: int  # whose rewards are compared: a prompt's answers; with a critic, the whole batch
+    zero_variance_groups: int  # whose rewards are all equal: nothing tells their answers apart
     gap: float  # the largest |Δ log p| between trainer and sampler, relative to max(1, |log p|)
     gap_within: float  # the share of tokens within GAP_TOLERANCE
     tokens: int
@@ -62,12 +66,12 @@ def learn(
     (of this policy to that one, truncated) say how much each token counts.
 
     Raises InvalidArgument (an answer without tokens, a score that is no number), DataLoss (trainer
-    and sampler disagree: the weights did not arrive as they were sent), Aborted (the KL exploded)
-    and FailedPrecondition (a loss that is no number). The actor is unchanged by all but the last.
+    and sampler disagree: the weights did not arrive as they were sent) and FailedPrecondition: the
+    KL to the reference, or of this very update, is beyond its bound; the loss is no number. But
+    for those of the update itself, the actor is unchanged then.
     """
     _check(rollouts, scores)
-    device = next(actor.parameters()).device
-    batch = RolloutBatch.of(rollouts).to(str(device))
+    batch = RolloutBatch.of(rollouts).to(str(next(actor.parameters()).device))
     # 1. The policy as it is, on its own answers. With one optimiser step over one forward pass the
     #    graph is kept, and step 5 need not compute it again.
     once = config.epochs * config.minibatches == 1 and len(rollouts) <= config.micro_batch
@@ -78,17 +82,16 @@ def learn(
     gap, within = _check_gap(before.logprobs_bt, batch, limit)
     # 3. KL to the reference, and each answer's reward.
     valid_bt = batch.valid_bt
-    kl_bt = torch.zeros_like(before.logprobs_bt)
-    if reference_bt is not None:
-        kl_bt = algo.kl_estimate(before.logprobs_bt, reference_bt, config.kl_estimator)
-    kl = float(torch.where(valid_bt, kl_bt, 0.0).sum(1).mean())
-    if config.kl_explosion and kl > config.kl_explosion:
-        raise Aborted(
-            f"KL to the reference is {kl:.1f} nats per answer, {config.kl_explosion:g} is the "
-            "bound; raise kl_coefficient or lower the learning rate. The last checkpoint is the "
-            "last good policy",
-            reason="KL_EXPLOSION",
+    weights_bt = None
+    if stale:
+        weights_bt = algo.truncated_weights(
+            before.logprobs_bt, batch.sampler_bt, config.importance_cap
         )
+    kl_bt = torch.zeros_like(before.logprobs_bt)
+    if reference_bt is not None:  # k1: unbiased, whatever the estimator in the loss
+        kl_bt = algo.kl_estimate(before.logprobs_bt, reference_bt)
+    kl = _check_kl(kl_bt if weights_bt is None else weights_bt * kl_bt, valid_bt, config)
+    device = batch.ids_bt.device
     scores_b = torch.tensor(scores, dtype=torch.float32, device=device)
     ended_b = torch.tensor([rollout.ended for rollout in rollouts], device=device)
     rewards_b = scores_b - config.missing_eos_penalty * (~ended_b).float()
@@ -99,16 +102,14 @@ def learn(
         else group_targets(before, batch, rewards_b, kl_bt, reference_bt, config, coefficient)
     )
     if stale:
-        weights_bt = algo.truncated_weights(
-            before.logprobs_bt, batch.sampler_bt, config.importance_cap
-        )
-        targets = replace(targets, weights_bt=weights_bt)
+        targets = replace(targets, weights_bt=weights_bt, behaviour_bt=batch.sampler_bt)
     # 5. Epochs over shuffled minibatches, until the policy has moved far enough.
     step = Step(actor, optimizer, batch, targets, config, coefficient)
-    for rows_b in _minibatches(len(rollouts), config, generator):
-        if step.take(rows_b, outputs):
-            break
-    lengths_b = valid_bt.sum(1).float()
+    steps = list(_minibatches(len(rollouts), config, generator))
+    taken = sum(takewhile(bool, (step.take(rows_b, outputs) for rows_b in steps)))
+    # 6. How far that was; on its way from there a policy seldom comes back.
+    update_kl = _check_moved(step.moved(), config)
+    equal_g = _equal(rewards_b, config)
     return Learned(
         score=float(scores_b.mean()),
         score_std=float(scores_b.std(unbiased=False)),
@@ -116,8 +117,12 @@ def learn(
         gap=gap,
         gap_within=within,
         tokens=int(valid_bt.sum()),
-        length=float(lengths_b.mean()),
+        length=float(valid_bt.sum(1).float().mean()),
         ended=float(ended_b.float().mean()),
+        update_kl=update_kl,
+        dropped_steps=len(steps) - taken,
+        groups=len(equal_g),
+        zero_variance_groups=int(equal_g.sum()),
         importance=_mean_weight(targets, valid_bt),
         **step.figures.means(),
     )
@@ -170,6 +175,36 @@ def _check_gap(old_bt: Tensor, batch: RolloutBatch, limit: float) -> tuple[float
             reason="LOGPROB_GAP",
         )
     return worst, float((gaps <= GAP_TOLERANCE).float().mean())
+
+
+def _check_kl(kl_bt: Tensor, valid_bt: Tensor, config: PolicyConfig) -> float:
+    """Nats per answer to the reference."""
+    kl = float(torch.where(valid_bt, kl_bt, 0.0).sum(1).mean())
+    if config.kl_explosion and not kl <= config.kl_explosion:  # NaN too
+        raise FailedPrecondition(
+            f"KL to the reference is {kl:.1f} nats per answer, {config.kl_explosion:g} is the "
+            "bound (kl_explosion): raise kl_coefficient (now "
+            f"{config.kl_coefficient:g}) or lower the learning rate (now {config.learning_rate:g})",
+            reason="KL_EXPLOSION",
+        )
+    return kl
+
+
+def _check_moved(kl: float, config: PolicyConfig) -> float:
+    if config.max_update_kl and not kl <= config.max_update_kl:  # NaN too
+        raise FailedPrecondition(
+            f"one update has moved the policy by {kl:.2g} nats per token, "
+            f"{config.max_update_kl:g} is the bound (max_update_kl): lower the learning rate (now "
+            f"{config.learning_rate:g}); some 0.02 is usual",
+            reason="KL_EXPLOSION",
+        )
+    return kl
+
+
+def _equal(rewards_b: Tensor, config: PolicyConfig) -> Tensor:
+    """Of each group of rewards that are compared with one another, whether all are equal."""
+    rewards_gb = rewards_b.view(-1, len(rewards_b) if config.has_critic else config.samples)
+    return (rewards_gb == rewards_gb[:, :1]).all(1)
 
 
 def _mean_weight(targets: Targets, valid_bt: Tensor) -> float:
