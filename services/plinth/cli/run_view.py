@@ -17,6 +17,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from plinth.cli.chat import printable
+from plinth.cli.contest_view import contest
 from plinth.cli.run_outcome import promotions
 from plinth.cli.tables import WholeTable
 from plinth.shared.differences import beside
@@ -172,7 +173,7 @@ def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> Rend
         parts += [_answer(answer) for exam in exams for answer in exam.get("answers", [])]
     for step in run.steps:
         if step.kind == "compare":
-            parts.append(_contest(metrics(step)))
+            parts.append(contest(metrics(step)))
         elif step.kind == "canary" and "canary" in metrics(step):
             parts.append(_trial(metrics(step)))
         elif step.kind == "verify" and "sides" in metrics(step):
@@ -216,23 +217,6 @@ def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:
     if made:
         table.add_row("answers", f"{made[-1]:,.0f} tokens/s, one stream")
     return table
-
-
-def _contest(figures: dict[str, Any]) -> RenderableType:
-    """Models side by side, as the judge sees them."""
-    table = WholeTable()
-    for title in ("model", "reward", "wins against the first", "95 % interval", ""):
-        table.add_column(title, justify="left" if title in {"model", ""} else "right")
-    for name, model in figures["models"].items():
-        first = name == "baseline"  # which is not compared with itself
-        table.add_row(
-            str(model["model"]),
-            f"{model['reward']:+.3f}",
-            "" if first else f"{model['win_rate']:.1%}",
-            "" if first else f"{model['win_rate_low']:.1%} to {model['win_rate_high']:.1%}",
-            "goes on" if name == figures["winner"] else "",
-        )
-    return Group(table, Text(figures.get("why", "")))
 
 
 def _trial(figures: dict[str, Any]) -> RenderableType:

@@ -58,3 +58,27 @@ def test_a_model_that_lost_against_counting_is_above_it() -> None:
     told = shown(step("evaluate", {**exam, "below_ngram": -0.26}))
     assert "2.000 (26.0% above it)" in told
     assert "2.000 (26.0% below it)" in shown(step("evaluate", {**exam, "below_ngram": 0.26}))
+
+
+def test_a_contest_shows_what_was_asked_and_what_each_model_said() -> None:
+    figures = contest("candidate", "dpo@1 wins")
+    figures["shown"] = [
+        {
+            "prompt": "user\nWhat is `os.sep` for?\nassistant",
+            "reference": "The separator of paths.",
+            "answers": {"baseline": "Return the list\x1b[2J", "candidate": " "},
+        }
+    ]
+    for share, model in zip((0.5, 0.25), figures["models"].values(), strict=True):
+        model |= {"distinct_trigrams": share, "reference_own": share}
+        model |= {"reference_others": 0.01, "reference_p_value": 0.0005}
+    told = shown(step("compare", figures, "dpo@1"))
+    assert "> What is `os.sep` for?" in told
+    assert "assistant" not in told
+    assert "The separator of paths." in told
+    assert "\x1b" not in told
+    said = [line.split(maxsplit=1) for line in told.splitlines() if line.startswith("dpo@1 ")]
+    assert ["dpo@1", "(nothing)"] in [[part.strip() for part in line] for line in said]
+    (row,) = [line for line in told.splitlines() if "goes on" in line]
+    for cell in ("dpo@1", "52.0%", "0.25", "25.0%", "1.0%", "0.0005"):
+        assert cell in row

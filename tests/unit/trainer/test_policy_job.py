@@ -165,7 +165,21 @@ def test_models_are_compared_on_the_same_prompts(made, tmp_path) -> None:
     assert trained["win_rate"] > 0.5
     assert trained["win_rate_low"] < trained["win_rate"] < trained["win_rate_high"]
     report = json.loads((job.model / "comparison.json").read_text())
-    assert len(report["answers"]) == 3
+    assert report["models"] == [same, twin, trained]
+    assert len(report["shown"]) == 3
+    held_out = [line["chosen"][0]["content"] for line in documents(dataset.parent / "corpus")]
+    for shown in report["shown"]:
+        assert shown["reference"] in held_out
+        assert shown["0"] == shown["1"]
+    for figures in report["models"]:
+        assert 0 <= figures["distinct_trigrams"] <= 1
+        assert 0 < figures["reference_p_value"] <= 1
+
+
+def documents(corpus: Path) -> list[dict[str, Any]]:
+    """What is held out of a corpus artifact."""
+    (file,) = (corpus / "validation").glob("*.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_a_comparison_of_one_is_refused() -> None:

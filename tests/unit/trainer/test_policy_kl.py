@@ -20,7 +20,7 @@ from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.policy.config import PolicyConfig
-from plinth.trainer.policy.loop import Progress, optimise
+from plinth.trainer.policy.loop import PolicyState, optimise
 from plinth.trainer.policy.model import Actor, RolloutBatch
 from plinth.trainer.policy.rollouts import Order, Rollout, Sampler
 from plinth.trainer.policy.update import learn
@@ -98,7 +98,7 @@ def trained(config: PolicyConfig) -> tuple[Tensor, Tensor]:
     cool = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, config.updates)
     prompts = [PROMPT] * config.prompts
     run = optimise(
-        actor, reference, Proportional(policy), worth, prompts, config, optimizer, Progress()
+        actor, reference, Proportional(policy), worth, prompts, config, optimizer, PolicyState()
     )
     for _ in run:
         cool.step()
@@ -290,6 +290,6 @@ def test_the_kl_that_is_told_is_unbiased_whatever_the_loss_has() -> None:
     truth = float((p.exp() * (p - q)).sum())
     assert abs(float((p.exp() * 0.5 * (p - q).square()).sum()) - truth) > 0.1 * truth
     run = optimise(
-        actor, reference, Proportional(policy), worth, [PROMPT], config, optimizer, Progress()
+        actor, reference, Proportional(policy), worth, [PROMPT], config, optimizer, PolicyState()
     )
     assert next(run).learned.kl == pytest.approx(truth, rel=0.02)

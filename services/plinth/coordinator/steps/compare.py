@@ -118,12 +118,19 @@ class CompareStep:
                 "why": why,
                 "prompts": figures["prompts"],
                 "models": models,
+                "shown": [_by_name(one, names) for one in figures["shown"]],
                 "report": report.ref,
             }
             yield Outcome(models[winner]["model"], metrics)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         await cancel_job(work, tools)
+
+
+def _by_name(shown: Mapping[str, str], names: Sequence[str]) -> dict[str, Any]:
+    """One prompt with what each model answered: the report has models by number."""
+    answers = {name: shown[str(number)] for number, name in enumerate(names)}
+    return {"prompt": shown["prompt"], "reference": shown.get("reference"), "answers": answers}
 
 
 def _behind(reference: str | None, steps: Mapping[str, StepSpec]) -> Iterator[str]:

@@ -73,24 +73,25 @@ def stdlib_instruct() -> Iterator[Document]:
 
 def stdlib_preferences() -> Iterator[Document]:
     """Each answer against one that was cut off, scrambled, repeated, misworded, or belongs to
-    something else."""
-    before = ""
+    something else of the same module, so that nothing is learned of what is held out."""
+    module = before = ""
     for exchange in stdlib_instruct():
         answer = exchange.messages[-1][1]
-        rule, worse = _made_worse(answer, before)
-        before = answer
+        rule, worse = _made_worse(answer, before if exchange.split_group == module else "")
+        module, before = exchange.split_group, answer
         if worse and worse != answer:
             yield replace(exchange, rejected=worse, source=f"rule:{rule}")
 
 
 def _made_worse(answer: str, foreign: str) -> tuple[str, str]:
-    """(rule, worse answer), both decided by the answer alone and the one before it.
+    """(rule, worse answer), both decided by the answer alone and by another one, if there is one.
 
     A little worse as often as much worse: a judge that only ever saw ruins can't tell a good answer
     from a fair one.
     """
     chance = random.Random(blake2b(answer.encode(), digest_size=8).digest())
-    rule = chance.choice(("truncated", "scrambled", "repeated", "misworded", "foreign"))
+    by_another = ("misworded", "foreign") if foreign else ()
+    rule = chance.choice(("truncated", "scrambled", "repeated", *by_another))
     if rule == "foreign":
         return rule, foreign
     words = answer.split()
@@ -129,8 +130,6 @@ def _repeated(words: list[str], chance: random.Random) -> list[str]:
 
 def _misworded(words: list[str], chance: random.Random, *, foreign: list[str]) -> list[str]:
     """One word in three to eight is another answer's."""
-    if not foreign:
-        return words
     for at in chance.sample(range(len(words)), max(1, len(words) // chance.choice((3, 5, 8)))):
         words = [*words[:at], chance.choice(foreign), *words[at + 1 :]]
     return words

@@ -4,12 +4,17 @@ Every model answers the same held-out prompts with the same noise. The first is 
 others are compared with it prompt by prompt. Two answers are a tie where they are the same, or
 where the judge gives both the same score; a tie says nothing of which model is better, and counts
 half in the win rate.
+
+A judge can be pleased by answers that say little. So the report tells two things beside its scores:
+how varied the answers are, and, where the dataset has an answer of its own to each prompt, whether
+they speak of what was asked.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from plinth.algos.paired import PairedCounts, rate_shown
+from plinth.algos.reference_overlap import reference_overlap
+from plinth.shared.answer_form import distinct_trigrams
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop.config import TrainConfig
@@ -28,8 +35,7 @@ from plinth.trainer.loop.machine import choose_threads
 from plinth.trainer.loop.setup import open_decoder
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.judge import Judge
-from plinth.trainer.policy.prompts import answer, prompts_of, sampler_for
-from plinth.trainer.policy.rollouts import Rollout
+from plinth.trainer.policy.prompts import Prompt, answer, prompts_of, references_of, sampler_for
 
 REPORT = "comparison.json"
 _SHOWN = 3  # prompts whose answers the report holds
@@ -63,8 +69,7 @@ def _compare(config: TrainConfig, folder: JobFolder, group: Group) -> dict[str, 
     split = Split(Path(config.dataset), "validation")
     judge = Judge(Path(config.reward), policy.micro_batch, group.device)
     answers: list[list[AnswerScore]] = []
-    shown: list[list[str]] = []
-    prompts: list[tuple[int, ...]] = []
+    prompts: list[Prompt] = []
     for number, place in enumerate(config.candidates):
         note = f"model {number + 1} of {len(config.candidates)} answers"
         if prompts:
@@ -87,12 +92,38 @@ def _compare(config: TrainConfig, folder: JobFolder, group: Group) -> dict[str, 
         rollouts = answer(sampler, prompts, policy, frozenset(decoder.config.eos_ids))
         scores = judge(rollouts)
         answers.append([(one.response, score) for one, score in zip(rollouts, scores, strict=True)])
-        shown.append(_texts(Path(config.dataset), rollouts[:_SHOWN]))
-    return {
-        "prompts": len(prompts),
-        "models": [against(answers[0], theirs) for theirs in answers],
-        "answers": shown,
-    }
+    return _report(_Texts(Path(config.dataset), prompts, references_of(split)), answers)
+
+
+class _Texts:
+    """Prompts, their references if they have any, and answers, as people read them."""
+
+    def __init__(
+        self, dataset: Path, prompts: Sequence[Prompt], references: Mapping[Prompt, Prompt]
+    ) -> None:
+        self._tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
+        self.prompts = self.read(prompts)
+        known = bool(prompts) and all(prompt in references for prompt in prompts)
+        self.references = self.read([references[p] for p in prompts]) if known else None
+
+    def read(self, all_ids: Sequence[Prompt]) -> list[str]:
+        return [_text(self._tokenizer, ids) for ids in all_ids]
+
+
+def _report(texts: _Texts, answers: Sequence[Sequence[AnswerScore]]) -> dict[str, Any]:
+    models, shown = [], [{"prompt": text.strip()} for text in texts.prompts[:_SHOWN]]
+    for one, reference in zip(shown, texts.references or (), strict=False):
+        one["reference"] = reference
+    for number, theirs in enumerate(answers):
+        words = texts.read([ids for ids, _ in theirs])
+        figures = against(answers[0], theirs) | {"distinct_trigrams": distinct_trigrams(words)}
+        if texts.references is not None:
+            overlap = reference_overlap(texts.prompts, words, texts.references)
+            figures |= {f"reference_{name}": value for name, value in asdict(overlap).items()}
+        models.append(figures)
+        for one, answer_ in zip(shown, words, strict=False):
+            one[str(number)] = answer_
+    return {"prompts": len(texts.prompts), "models": models, "shown": shown}
 
 
 def _power(prompts: int, rivals: int) -> str:
@@ -124,11 +155,6 @@ def against(baseline: Sequence[AnswerScore], answers: Sequence[AnswerScore]) -> 
         "win_rate_low": low,
         "win_rate_high": high,
     }
-
-
-def _texts(dataset: Path, rollouts: Sequence[Rollout]) -> list[str]:
-    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
-    return [_text(tokenizer, rollout.response) for rollout in rollouts]
 
 
 def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

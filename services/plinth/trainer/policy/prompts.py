@@ -35,6 +35,22 @@ def prompts_of(split: Split, longest: int) -> list[Prompt]:
     return list(found)
 
 
+def references_of(split: Split) -> dict[Prompt, Prompt]:
+    """The answer that the dataset has for each prompt, of a pair the preferred one, of several the
+    first; as ids. Prompts alone have none."""
+    found: dict[Prompt, Prompt] = {}
+    if split.info.objective == "prompts":
+        return found
+    step = 2 if split.info.objective == "pairs" else 1
+    for number in range(0, split.documents, step):
+        ids, mask = split.document(number)
+        answers = np.flatnonzero(mask)
+        if len(answers):
+            prompt = tuple(ids[: answers[0]].tolist())
+            found.setdefault(prompt, tuple(ids[answers].tolist()))
+    return found
+
+
 def sampler_for(decoder: Decoder, answers: int, device: str) -> EngineSampler:
     """An engine with room for `answers` at a time, over the decoder's own tensors."""
     running = min(answers, RUNNING)
