@@ -196,10 +196,12 @@ async def test_pairs_out_and_in_again(client: httpx.AsyncClient, stack: Preferen
     assert hh["chosen"] == "\n\nHuman: Question t0?\n\nAssistant: a good answer to t0"
 
     for shape in ("trl", "hh"):
-        for expected in ({"imported": 2, "known": 0}, {"imported": 0, "known": 2}):
+        for only, imported in (("true", 2), ("false", 2), ("false", 0)):
             answer = await client.post(
-                f"{BASE}/import?collection=from-{shape}", content=exported[shape].encode()
+                f"{BASE}/import?collection=from-{shape}&check_only={only}",
+                content=exported[shape].encode(),
             )
+            expected = {"imported": imported, "known": 2 - imported, "contradictions": []}
             assert answer.json() == expected, answer.text
         again = await client.get(f"{BASE}/export", params={"collection": f"from-{shape}"})
         first = json.loads(again.text.splitlines()[0])
@@ -207,9 +209,9 @@ async def test_pairs_out_and_in_again(client: httpx.AsyncClient, stack: Preferen
         for name in ("prompt", "chosen", "rejected", "source", "annotators", "reasons"):
             assert first[name] == original[name]
     bad = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p"}\n'
-    answer = await client.post(f"{BASE}/import?collection=x&source=rule", content=bad)
+    answer = await client.post(f"{BASE}/import?collection=x&source=rule&first_line=41", content=bad)
     assert answer.status_code == 400
-    assert "line 2" in answer.json()["error"]["message"]
+    assert "line 42" in answer.json()["error"]["message"]
     assert (await get(client, "tasks", collection="x"))["total"] == 0  # nothing half done
     answer = await client.post(f"{BASE}/import?collection=x", content=bad.splitlines()[0])
     assert answer.json()["error"]["code"] == "source_missing"

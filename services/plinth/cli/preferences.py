@@ -15,6 +15,7 @@ from rich.text import Text
 
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import REFUSE_ABOVE, Intake, check_intake
+from plinth.shared.messages import PAGE
 
 if TYPE_CHECKING:
     from plinth.cli.preference_client import PreferenceClient
@@ -256,7 +257,7 @@ def read_tasks(path: Path) -> list[tuple[str, pb.TaskSpec]]:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidArgument(
                 f'{path}:{number}: no task ({error}); a line is {{"prompt": …, "responses": '
-                '["…", "…"]}}, with task_id, wanted and gold if you like'
+                f'["…", "…"]}}, with task_id, wanted and gold if you like; see {PAGE}'
             ) from error
     return found
 

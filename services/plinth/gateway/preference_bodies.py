@@ -244,6 +244,8 @@ class ImportQuery(CollectionQuery):
 
     source: Source | None = None
     annotator: Name = ""
+    first_line: int = Field(default=1, ge=1, le=2**53)
+    check_only: bool = False
 
 
 def _tiers(ranking: list[list[str]]) -> list[pb.Tier]:

@@ -191,6 +191,8 @@ def _add_results(app: APIRouter, stub: Stub, limit: int, clients: StageClients) 
             collection=asked.collection,
             jsonl=await read_bytes(request, limit),
             annotator=asked.annotator,
+            first_line=asked.first_line,
+            check_only=asked.check_only,
         )
         if asked.source is not None:
             ask.source = bodies.SOURCES[asked.source]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.messages import PAGE, parse_string
 from plinth.shared.splits import prompt_key
 
 MAX_PROMPTS, MAX_PROMPT_CHARS, MAX_CHECKS = 100_000, 100_000, 32
@@ -45,12 +46,19 @@ class Prompt:
 
 def read_prompts(path: Path) -> Iterator[Prompt]:
     """The prompts of a file, in order. InvalidArgument names file and line."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
             if number > MAX_PROMPTS:
                 raise InvalidArgument(f"{path}: more than {MAX_PROMPTS:,} prompts")
+            where = f"{path}:{number}"
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidArgument(
+                    f"{where}: not UTF-8 ({error}); convert it (iconv -t utf-8)"
+                ) from error
             if line.strip():
-                yield _parse(line, f"{path}:{number}")
+                yield _parse(line, where)
 
 
 def write_prompts(prompts: Iterable[Prompt], path: Path) -> int:
@@ -64,14 +72,15 @@ def _parse(line: str, where: str) -> Prompt:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"{where}: not JSON ({error})") from error
+        raise InvalidArgument(f"{where}: not JSON ({error}); see {PAGE}") from error
     if not isinstance(value, dict):
-        raise InvalidArgument(f"{where}: must be an object with 'prompt'")
+        raise InvalidArgument(f"{where}: must be an object with 'prompt'; see {PAGE}")
     text, group, checks = value.get("prompt"), value.get("group", ""), value.get("checks", [])
     if not isinstance(text, str) or not 0 < len(text.strip()) <= MAX_PROMPT_CHARS:
         raise InvalidArgument(
-            f"{where}: 'prompt' must be a text of 1 to {MAX_PROMPT_CHARS:,} characters"
+            f"{where}: 'prompt' must be a text of 1 to {MAX_PROMPT_CHARS:,} characters; see {PAGE}"
         )
+    parse_string(text, where, "prompt")
     if not isinstance(group, str) or len(group) > 100:
         raise InvalidArgument(f"{where}: 'group' must be a text of at most 100 characters")
     if (

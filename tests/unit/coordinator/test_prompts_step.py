@@ -57,6 +57,8 @@ def test_a_file_of_prompts_is_read_back_as_it_was_written(tmp_path: Path) -> Non
         ("[]", "an object"),
         ('{"prompt": ""}', "'prompt' must be"),
         ('{"prompt": 3}', "'prompt' must be"),
+        ('{"prompt": "\\ud800"}', "lone surrogate"),
+        ('{"prompt": "\udcff"}', "not UTF-8"),
         ('{"prompt": "x", "checks": [3]}', "'checks' must be"),
         ('{"prompt": "x", "checks": [{}]}', "with a 'kind'"),
         ('{"prompt": "x", "group": 3}', "'group' must be"),
@@ -64,7 +66,7 @@ def test_a_file_of_prompts_is_read_back_as_it_was_written(tmp_path: Path) -> Non
 )
 def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str, says: str) -> None:
     path = tmp_path / "p.jsonl"
-    path.write_text(f'{{"prompt": "good"}}\n{line}\n')
+    path.write_text(f'\ufeff{{"prompt": "good"}}\n{line}\n', "utf-8", "surrogateescape")
     with pytest.raises(InvalidArgument, match=says) as caught:
         list(read_prompts(path))
     assert "p.jsonl:2" in caught.value.message
@@ -84,3 +86,28 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str, says: str)
 def test_a_spec_that_can_not_work_is_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         PromptsSpec(**{**GRID, **change})
+
+
+def test_a_prompt_that_repeats_a_held_out_one_is_left_out_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    texts = ["What is bread?", "Why?", "what is  BREAD?", "Who?", "What is bread?"]
+    write_prompts(map(Prompt, texts), path)
+    intake = Intake("prompts")
+    sides = split(PromptsSpec(kind="prompts", file=str(path), held_out=1), intake)
+    assert [prompt.text for prompt in sides["train"]] == ["Why?", "Who?"]
+    assert [prompt.text for prompt in sides["validation"]] == ["What is bread?"]
+    assert intake == Intake("prompts", 3, {"that repeat a held-out one": 2})
+    write_prompts([Prompt("a?"), Prompt("A?"), Prompt(" a?")], path)
+    with pytest.raises(InvalidArgument, match="1 different prompts in 3 lines"):
+        split(PromptsSpec(kind="prompts", file=str(path), held_out=1), Intake("prompts"))
+
+
+def test_topics_that_are_the_same_are_one(tmp_path: Path) -> None:
+    intake = Intake("prompts")
+    spec = PromptsSpec(**{**GRID, "topics": ["bread", "tea", "Bread", "rain"], "held_out": 1})
+    sides = split(spec, intake)
+    told = {side: {prompt.text.lower() for prompt in prompts} for side, prompts in sides.items()}
+    assert not told["train"] & told["validation"]
+    assert intake.left_out == {"topics that are there already": 1}
+    with pytest.raises(ValidationError, match="must leave some of the 1"):
+        PromptsSpec(**{**GRID, "topics": ["bread", " BREAD"], "held_out": 1})

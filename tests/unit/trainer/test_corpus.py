@@ -1,5 +1,6 @@
 import json
 import re
+from functools import cache
 from itertools import islice
 
 import pytest
@@ -10,11 +11,17 @@ import trainings
 from plinth.coordinator.steps.data import DataSpec
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.prompt_set import Prompt, write_prompts
-from plinth.trainer.data.builtin import BUILTIN, stdlib, stdlib_instruct
+from plinth.trainer.data.builtin import BUILTIN, stdlib
 from plinth.trainer.data.corpus import read_split, write_corpus
 from plinth.trainer.data.documents import Document
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.tokenize import tokenize_corpus
+
+
+@cache
+def builtin(name):
+    """Read once: each reads the whole library."""
+    return list(BUILTIN[name]())
 
 
 def write(out, documents, fraction=0.1, **options):
@@ -89,14 +96,14 @@ def test_stdlib_is_the_same_every_time_and_has_documentation(tmp_path):
         return counts.digest, counts.bytes
 
     assert begin("a") == begin("b")
-    texts = [d.text for d in stdlib()]
+    texts = [d.text for d in builtin("stdlib")]
     assert any(t.startswith("Assignment statements\n****") for t in texts)  # a topic of pydoc
     assert any("def dumps(" in t for t in texts)
     assert sum(len(t) for t in texts) > 8_000_000
 
 
 def test_stdlib_instruct_asks_with_signatures():
-    found = [dict(d.messages) for d in stdlib_instruct()]
+    found = [dict(d.messages) for d in builtin("stdlib-instruct")]
     assert len(found) > 3000
     assert all(24 <= len(d["assistant"]) <= 480 for d in found)
     questions = [d["user"] for d in found]
@@ -105,7 +112,8 @@ def test_stdlib_instruct_asks_with_signatures():
 
 
 def test_stdlib_preferences_are_docstrings_against_what_a_rule_made_of_them():
-    first, second = (list(islice(BUILTIN["stdlib-preferences"](), 400)) for _ in range(2))
+    first = builtin("stdlib-preferences")[:400]
+    second = list(islice(BUILTIN["stdlib-preferences"](), 400))
     assert first == second
     assert {d.source for d in first} == {"rule:truncated", "rule:scrambled", "rule:foreign"}
     for document in first:
@@ -153,10 +161,23 @@ def test_documents_of_one_prompt_are_on_one_side(tmp_path, form, prompts):
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_no_builtin_corpus_has_a_prompt_on_both_sides(tmp_path, name):
-    counts = write(tmp_path / "a", BUILTIN[name](), max_bytes=1_500_000)
+    counts = write(tmp_path / "a", builtin(name), max_bytes=1_500_000)
     sides = [{asked(d) for d in read_split(tmp_path / "a", s)} for s in counts.documents]
     assert not sides[0] & sides[1]
     assert 0.05 < counts.held_out < 0.15
+
+
+def test_a_prompt_held_out_of_one_dataset_is_held_out_of_the_others(tmp_path):
+    """Of those that are split at the same fraction: what is measured on pairs is not tuned on."""
+    sides = {}
+    for name in ("stdlib-instruct", "stdlib-preferences"):
+        write(tmp_path / name, builtin(name), 0.1, max_bytes=400_000)
+        sides[name] = [
+            {asked(d) for d in read_split(tmp_path / name, s)} for s in ("train", "validation")
+        ]
+    (learned, _), (_, measured) = sides.values()
+    assert len(measured) > 50
+    assert not learned & measured
 
 
 def corpus_of(folder, sides):

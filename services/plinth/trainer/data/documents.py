@@ -109,8 +109,8 @@ def parse_document(line: str, where: str) -> Document:
             f"{where}: not JSON ({wrong}); each line must be an object, see {PAGE}"
         ) from wrong
     row = parse_row(value, where)
-    flags = (value.get(name) is True for name in _FLAGS)
-    return Document(row.text, row.messages, row.rejected, row.source, *flags)
+    cut_off, rejected_cut_off = (value.get(name) is True for name in _FLAGS)
+    return Document(row.text, row.messages, row.rejected, row.source, cut_off, rejected_cut_off)
 
 
 def corpus_files(

@@ -42,7 +42,9 @@ def tokenize_prompts(
     stop_ids: Callable[[str], Sequence[int]] = lambda _: (),
 ) -> DatasetInfo:
     """Write a dataset to the new folder `out`. `stop_ids`: see `tokenize_corpus`.
-    InvalidArgument: a split of the set is empty, or has a prompt of the other (SPLITS_OVERLAP)."""
+
+    InvalidArgument: a split of the set is empty, or has a prompt of the other (SPLITS_OVERLAP).
+    """
     encoder = load_tokenizer(tokenizer)
     out.mkdir(parents=True)
     (out / "tokenizer").mkdir()

@@ -18,7 +18,7 @@ from typing import Any
 from plinth.algos.selection import all_pairs, extremes, top_k
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
-from plinth.shared.messages import Messages, parse_string, parse_turns
+from plinth.shared.messages import PAGE, Messages, parse_string, parse_turns
 from plinth.trainer.data.documents import MAX_LINE_BYTES, Document
 
 PAIRINGS = ("extremes", "all")
@@ -175,9 +175,11 @@ def _parse(raw: bytes, where: str) -> Scored:
     try:
         value: Any = json.loads(raw)
     except (ValueError, RecursionError) as wrong:
-        raise InvalidArgument(f"{where}: not JSON ({wrong})") from wrong
+        raise InvalidArgument(f"{where}: not JSON ({wrong}); see {PAGE}") from wrong
     if not isinstance(value, dict):
-        raise InvalidArgument(f"{where}: must be an object with 'prompt', 'answer' and 'reward'")
+        raise InvalidArgument(
+            f"{where}: must be an object with 'prompt', 'answer' and 'reward'; see {PAGE}"
+        )
     prompt, reward = value.get("prompt"), value.get("reward")
     turns: Messages = (
         (("user", parse_string(prompt, where, "prompt")),)
