@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 
+from plinth.cli.tables import WholeTable, show
 from plinth.shared.errors import InvalidArgument, PlinthError
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ app = typer.Typer(no_args_is_help=True, help="Models: import, export, serve, lis
 Data = Annotated[
     Path | None, typer.Option("--data", help="The stack's data directory (default: ./.plinth).")
 ]
-_ANY_WIDTH = 10_000  # columns
 _KINDS = ("model", "reward", "adapter")
 
 Dtype = Annotated[
@@ -109,15 +107,10 @@ def import_command(
 
 
 def _check_base(source: str, base: str | None, allow_other_base: bool, *, adapter: bool) -> None:
-    if adapter and not base:
-        raise InvalidArgument(
-            f"{source} is a PEFT adapter; say with --base which model it belongs to, such as "
-            "--base smollm2",
-            field="base",
-        )
     if base and not adapter:
         raise InvalidArgument(
-            f"{source} is no PEFT adapter (it has no adapter_config.json), so it takes no --base",
+            f"{source} is no folder of a PEFT adapter (with adapter_config.json), so it takes no "
+            "--base",
             field="base",
         )
     if allow_other_base and not adapter:
@@ -216,9 +209,8 @@ def serve_command(
 @app.command("list")
 def list_command(data: Data = None) -> None:
     """All versions of all models, reward models and adapters, with their bases and aliases."""
-    table = Table("model", "kind", "base", "aliases", "from", "licence", "made")
-    for column in table.columns:
-        column.overflow = "fold"  # a reference that was cut would name nothing
+    titles = ("model", "kind", "base", "aliases", "from", "licence", "made")
+    table = WholeTable(*titles, texts=("aliases", "from", "licence"))
     with _opened(data) as (_, store):
         records = store.list()
         kinds = {record.ref: record.kind for record in records}
@@ -235,11 +227,7 @@ def list_command(data: Data = None) -> None:
                 escape(record.manifest["license"] or ""),
                 made.strftime("%Y-%m-%d %H:%M"),
             )
-    console = Console()
-    if not console.is_terminal:  # for a program: one line per version, whatever its width
-        wide = console.options.update(width=_ANY_WIDTH)
-        console = Console(width=Measurement.get(console, wide, table).maximum)
-    console.print(table)
+    show(Console(), table)
 
 
 @app.command("show")

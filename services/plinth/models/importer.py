@@ -20,7 +20,7 @@ from torch import Tensor
 from plinth.models.dtypes import cast, exactly
 from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer, padding_warnings, tokenizer_config
-from plinth.models.hf import Checkpoint
+from plinth.models.hf import INDEX, WEIGHTS, Checkpoint
 from plinth.models.hub import Snapshot, download, parse_hub_name
 from plinth.models.inherited_settings import carry_settings
 from plinth.models.reward import check_reward_tensors, is_reward_model, save_reward_tensors
@@ -28,7 +28,7 @@ from plinth.models.sources import DEFAULT_SOURCE, file_digest, folder_digest, lo
 from plinth.models.tokenizer_files import check_tokenizer, import_tokenizer
 from plinth.models.weights import check_tensors, save_tensors, weights_digest, write_json
 from plinth.models.whole_folder import write_errors
-from plinth.shared.errors import AlreadyExists
+from plinth.shared.errors import AlreadyExists, InvalidArgument
 
 _CARD_CHARACTERS = 1 << 20  # a header is at its top
 
@@ -97,15 +97,29 @@ def import_source(
         if kind == "hub":
             repository, written = parse_hub_name(source)
             snapshot = download(repository, revision or written, token, Path(staging) / "download")
+            _refuse_adapter(
+                snapshot.folder, source, f"hf download {repository} --local-dir ADAPTER, "
+            )
             facts = _import_folder(snapshot.folder, made, dtype) | _hub_facts(snapshot)
         elif kind == "gguf":
             facts = _import_gguf(place, made, dtype)
         else:
+            _refuse_adapter(place, source)
             facts = _import_folder(place, made, dtype)
         digest = weights_digest(made)
         made.rename(out)
     label = source if kind == "hub" or source == DEFAULT_SOURCE else place.name
     return ImportedModel(folder=out, source=label, weights_digest=digest, **facts)
+
+
+def _refuse_adapter(folder: Path, source: str, first: str = "") -> None:
+    whole = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    if (folder / "adapter_config.json").is_file() and not whole:
+        raise InvalidArgument(
+            f"{source} is a PEFT adapter, not a model; merge it into the one that it belongs to: "
+            f"{first}plinth models import ADAPTER --base MODEL --name NAME",
+            reason="ADAPTER",
+        )
 
 
 def _made(folder: Path) -> Path:

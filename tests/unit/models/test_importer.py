@@ -239,6 +239,18 @@ def test_a_model_comes_from_a_hub(hub: Hub, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hub", "made"]
 
 
+def test_an_adapter_of_a_hub_is_told_from_a_model(hub: Hub, tmp_path: Path) -> None:
+    """A repository that holds a whole model too is that model."""
+    (hub.folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    import_source("hf:org/tiny", tmp_path / "whole")
+    (hub.folder / "model.safetensors").rename(hub.folder / "adapter_model.safetensors")
+    with pytest.raises(InvalidArgument, match="is a PEFT adapter, not a model") as caught:
+        import_source("hf:org/tiny", tmp_path / "made")
+    assert "hf download org/tiny --local-dir ADAPTER, plinth models import ADAPTER --base" in (
+        caught.value.message
+    )
+
+
 def test_a_hub_s_revision_and_token_are_honoured(hub: Hub, tmp_path: Path) -> None:
     import_source("hf:org/tiny@v1", tmp_path / "a")
     import_source("hf:org/tiny", tmp_path / "b", revision="v1")

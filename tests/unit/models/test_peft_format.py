@@ -168,7 +168,10 @@ def test_the_command_line_imports_an_adapter(llama, tmp_path) -> None:
     assert "--base" in " ".join(alone.output.split())
     stray = plinth("import", str(llama), "--name", "tuned", "--base", "base")
     assert stray.exit_code == 1
-    assert "no PEFT adapter" in " ".join(stray.output.split())
+    assert "no folder of a PEFT adapter" in " ".join(stray.output.split())
+    served = plinth("serve", adapter)
+    assert served.exit_code == 1
+    assert "is a PEFT adapter, not a model" in " ".join(served.output.split())
     done = plinth("import", adapter, "--name", "tuned", "--base", "base")
     assert done.exit_code == 0, done.output
     assert "tuned@1" in done.output
