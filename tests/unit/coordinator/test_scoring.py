@@ -77,7 +77,7 @@ def test_what_is_read_from_a_models_config(tmp_path: Path) -> None:
         context_length({})
     tokenizer.write_text('{"added_tokens": [{"id": 9, "content": "<|endoftext|>"}]}')
     assert start_id(tmp_path, {"eos_token_id": 5}) == 9
-    # Without a separator, what ends a sequence by the tokenizer: training puts it between documents.
+    # Without a separator, the tokenizer's end-of-sequence, which training puts between documents.
     tokenizer.write_text('{"added_tokens": [{"id": 7, "content": "</s>"}]}')
     for eos in ('"</s>"', '{"content": "</s>"}'):
         (tmp_path / "tokenizer_config.json").write_text(f'{{"eos_token": {eos}}}')
