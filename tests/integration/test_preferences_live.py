@@ -69,6 +69,7 @@ async def test_what_the_client_saw_is_what_is_judged(stack: PreferenceStack) -> 
         )
         seen = answer.json()["choices"][0]["message"]["content"]
         assert seen == script_text(3, 0, 60)
+        assert answer.json()["choices"][0]["finish_reason"] == "length"
     (task,) = await tasks(stack, 1)
     assert (task["origin"], task["request_id"]) == ("live", "req-1")
     assert task["prompt"] == [{"role": "user", "content": "Sag es"}]
@@ -77,6 +78,7 @@ async def test_what_the_client_saw_is_what_is_judged(stack: PreferenceStack) -> 
     assert other["text"] == script_text(other["sampling"]["seed"], 0, 60)
     assert other["text"] != seen
     assert (other["sampling"]["temperature"], other["sampling"]["max_tokens"]) == (1.0, 60)
+    assert mine["cut_off"] is other["cut_off"] is True
 
 
 async def test_a_stream_and_several_samples(stack: PreferenceStack) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plinth.coordinator.heldout import judge_by_ngram, read
-from plinth.coordinator.scoring import context_length, start_id
+from plinth.coordinator.scoring import context_length, end_ids, start_id
 from plinth.models.ngram import ByteNgram
 from plinth.shared.errors import DataLoss, FailedPrecondition
 
@@ -43,6 +43,14 @@ def test_nothing_held_out_and_no_text(tmp_path: Path) -> None:
         list(read(corpus, "validation"))
 
 
+def test_a_model_ends_where_either_of_its_files_says(tmp_path: Path) -> None:
+    assert end_ids(tmp_path) == []
+    (tmp_path / "config.json").write_text('{"eos_token_id": 5}')
+    assert end_ids(tmp_path) == [5]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 5, 9]}')
+    assert end_ids(tmp_path) == [7, 5, 9]
+
+
 def test_what_is_read_from_a_models_config(tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text("{}")
@@ -55,6 +63,11 @@ def test_what_is_read_from_a_models_config(tmp_path: Path) -> None:
         context_length({})
     tokenizer.write_text('{"added_tokens": [{"id": 9, "content": "<|endoftext|>"}]}')
     assert start_id(tmp_path, {"eos_token_id": 5}) == 9
+    # Without a separator, the tokenizer's end-of-sequence, which training puts between documents.
+    tokenizer.write_text('{"added_tokens": [{"id": 7, "content": "</s>"}]}')
+    for eos in ('"</s>"', '{"content": "</s>"}'):
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"eos_token": {eos}}}')
+        assert start_id(tmp_path, {"eos_token_id": [5, 7]}) == 7
     tokenizer.write_text("[")
     with pytest.raises(DataLoss, match=r"tokenizer\.json"):
         start_id(tmp_path, {"eos_token_id": 5})

@@ -139,7 +139,7 @@ def written(start: Path, objective: str, folder: Path) -> Path:
     return job.model
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(ids, st.none() | st.tuples(ids, says), says)
 @example(LLAMA3 | {"eos_token_id": OTHER}, (LLAMA3, {"temperature": 0.6, "top_p": 0.9}), {})
 @example({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}, None, {"temperature": 0.7})

@@ -129,7 +129,7 @@ def rewarded(name: str, chat: Chat, **more: Any) -> tuple[int, ...]:
     return ids
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.sampled_from(sorted(FAMILIES)), talks(), words)
 @example("Plinth", (("user", "?"), ("assistant", "Paris.")), "Rome")
 @example("Phi 3", (("user", "?"), ("assistant", "a"), ("user", "!"), ("assistant", "b")), "c")
