@@ -33,9 +33,11 @@ def main() -> None:
 
     def watch() -> None:
         while not done.wait(0.02):
-            free = ray.available_resources()
-            for name, before in least.items():
-                least[name] = min(before, free.get(name, 0.0))
+            # Nothing is told before the node has registered; what is all taken is left out too, but
+            # there is always some of each.
+            for name, free in ray.available_resources().items():
+                if name in least:
+                    least[name] = min(least[name], free)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
