@@ -108,11 +108,9 @@ def test_evidence_points_where_the_outcomes_do() -> None:
 
 # (control's failures, treated's, margin, treated's share of all, whether it is worse)
 SIZES = [
-    (0.0, 0.0, 0.01, 0.1, False),
     (0.01, 0.01, 0.05, 0.1, False),
     (0.05, 0.05, 0.1, 0.5, False),
     (0.05, 0.01, 0.0, 0.1, False),
-    (0.2, 0.1, 0.0, 0.5, False),
     (0.01, 0.1, 0.01, 0.1, True),
     (0.2, 0.4, 0.05, 0.3, True),
 ]
@@ -142,7 +140,7 @@ def test_the_size_that_is_told_has_the_power_that_is_told(
                 reached += 1
                 break
     assert 130 <= reached <= 200
-    assert reached < 200 or control == treated == 0
+    assert reached < 200
 
 
 def test_what_can_not_be_shown_has_no_size() -> None:
