@@ -215,7 +215,7 @@ async def test_the_consumer_of_jobs(redis_client: Redis, tmp_path: Path) -> None
     todo: dict[str, Exception] = {}
 
     class Work:
-        def __init__(self, job: trainer_pb2.Job) -> None:
+        def __init__(self, job: trainer_pb2.Job, fence: int) -> None:
             self.error = todo[job.job_id]
             self.folder = JobFolder(tmp_path)
 
@@ -225,7 +225,13 @@ async def test_the_consumer_of_jobs(redis_client: Redis, tmp_path: Path) -> None
         def stop(self, how: str) -> None:
             return None
 
-    make: Callable[[Any], Any] = Work
+        def progress(self) -> None:
+            return None
+
+        def give_up(self) -> None:
+            return None
+
+    make: Callable[[Any, int], Any] = Work
     with capture_logs():
         async with alive(JobConsumer("c", queue, records, make, lease_s=15.0)):
             for number, error in enumerate([*PERMANENT, *TRANSIENT, *CRASHES]):
@@ -249,7 +255,7 @@ async def test_a_crash_that_is_the_same_each_time_is_given_up(
     begun: dict[str, int] = {"same": 0, "other": 0}
 
     class Work:
-        def __init__(self, job: trainer_pb2.Job) -> None:
+        def __init__(self, job: trainer_pb2.Job, fence: int) -> None:
             self.id = job.job_id
             self.folder = JobFolder(tmp_path)
 
@@ -260,7 +266,13 @@ async def test_a_crash_that_is_the_same_each_time_is_given_up(
         def stop(self, how: str) -> None:
             return None
 
-    make: Callable[[Any], Any] = Work
+        def progress(self) -> None:
+            return None
+
+        def give_up(self) -> None:
+            return None
+
+    make: Callable[[Any, int], Any] = Work
     with capture_logs():
         async with alive(JobConsumer("c", queue, records, make, lease_s=15.0)):
             for id in begun:

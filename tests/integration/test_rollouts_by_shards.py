@@ -30,7 +30,8 @@ from plinth.shared import rollout_results
 from plinth.shared.errors import FailedPrecondition, NotFound, Unavailable
 from plinth.shared.rollout_results import RolloutResults
 from plinth.shared.rollouts import StopAsked, rollout_queue
-from plinth.shared.storage import Storage, open_storage
+from plinth.shared.storage import Storage
+from plinth.shared.storage_url import open_storage
 from plinth.shared.tasks import cancel_and_wait
 from plinth.trainer.loop import Group
 from plinth.trainer.loop.job_folder import JobFolder

@@ -38,7 +38,7 @@ async def coordinator(world: World) -> AsyncIterator[Coordinator]:
         ({"steps__vocabulary__vocab_size": "301"}, "steps.vocabulary.vocab_size"),
         ({"name": "other"}, "name"),
         ({"steps__exam__prompts": ""}, "steps.exam.prompts"),
-        ({"steps__pretrain__steps": "3"}, "steps.pretrain.steps"),
+        ({"steps__pretrain__batch_size": "3"}, "steps.pretrain.batch_size"),
     ],
 )
 async def test_other_settings_under_the_same_id_are_told(

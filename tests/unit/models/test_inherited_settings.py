@@ -213,7 +213,6 @@ def test_a_policy_and_a_merged_adapter_say_what_their_base_said(
         dataset("pairs"),
         start,
         judge,
-        sequence_length=128,
         batch_size=4,
         steps=1,
         policy={"samples": 2, "max_new_tokens": 4},

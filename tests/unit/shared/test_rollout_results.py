@@ -26,7 +26,8 @@ from plinth.shared.rollout_results import (
     raw_logprobs,
 )
 from plinth.shared.rollouts import rollout_queue
-from plinth.shared.storage import Storage, open_storage
+from plinth.shared.storage import Storage
+from plinth.shared.storage_url import open_storage
 from plinth.trainer.validation import check_spec
 from plinth.v1 import reward_pb2, rollouts_pb2
 from plinth.v1 import trainer_pb2 as pb

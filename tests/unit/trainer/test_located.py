@@ -29,7 +29,7 @@ class Stage:
     def __init__(self, error: PlinthError | None = None) -> None:
         self.error = error
 
-    async def apply(self, model: str, turns: Sequence[Turn]) -> list[list[int]]:
+    async def apply(self, model: str, turns: Sequence[Turn]) -> tuple[list[list[int]], list[int]]:
         if self.error is not None:
             raise self.error
         made = []
@@ -38,7 +38,7 @@ class Stage:
             if "bad" in text:
                 raise InvalidArgument("no bad words", metadata={"conversation": str(number)})
             made.append(list((text + "<assistant>" * open_turn).encode()))
-        return made
+        return made, [ord("\n")]
 
 
 def chat(number: int, words: str = "fine", turns: int = 1) -> Document:

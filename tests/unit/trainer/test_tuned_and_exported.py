@@ -122,7 +122,9 @@ def test_a_sharded_bf16_checkpoint_tuned_by_lora_opens_elsewhere_with_equal_logi
         lora=pb.LoraSpec(rank=4, alpha=16),
     )
     job = pb.Job(job_id="j", spec=pb.JobSpec(output_name="tuned", train=spec))
-    record = Execution(job, settings=settings, store=store, launcher=Here(), renderer=None).run()
+    record = Execution(
+        job, fence=1, settings=settings, store=store, launcher=Here(), renderer=None
+    ).run()
     assert 0 < record.manifest["metrics"]["lost_to_rounding"] < 1
     served = ours(load_decoder(store.fetch(record)))
     adapted = load_decoder(store.fetch("base"))
@@ -168,7 +170,10 @@ def test_every_objective_keeps_the_type_of_what_it_starts_from(data, tmp_path, j
     base = checkpoint(data, tmp_path / "base", "llama", dtype)
     changes, kind = JOBS[job]
     fields = {"sequence_length": LENGTH, "batch_size": 8, "steps": 2, "learning_rate": 1e-3}
-    spec = pb.TrainSpec(dataset="d", init_from="b", **fields, **changes)
+    said = {name: value for name, value in fields.items() if name != "sequence_length"}
+    spec = pb.TrainSpec(
+        dataset="d", init_from="b", **(said if changes.get("reward") else fields), **changes
+    )
     settings = load_settings(trainer={"threads": 1}).trainer
     judge = None
     if changes.get("reward"):
