@@ -14,7 +14,7 @@ from plinth.cluster.backup.restoring import Restored, restore
 from plinth.coordinator.preferences.collection import Collection
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunRecords
-from plinth.coordinator.steps.contract import Outcome
+from plinth.coordinator.steps.contract import StepOutcome
 from plinth.gateway.api_keys import KeyStore
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
@@ -60,7 +60,7 @@ async def furnish(settings: Settings, redis: Redis, work: Path) -> str:
     store.set_alias("chat", "prod", 1)
     store.set_alias("chat", "prod", 2)
     DeploymentRecords(store).put(coordinator_pb2.Deployment(name="chat", artifact=chat, shards=2))
-    outcome = Outcome(chat, {"loss": 1.5}, reused=False)
+    outcome = StepOutcome(chat, {"loss": 1.5}, reused=False)
     StepResults(store).publish("sha256:ab", outcome, fence=3, origin={"run": "r1", "step": "s"})
     plain, _ = await KeyStore(redis).create("acme", {"inference"}, "a label")
     queue = Queue(redis, "trainer-jobs", lease_s=60)

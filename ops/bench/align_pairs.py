@@ -25,7 +25,7 @@ def make_pairs(folder: Path, algorithm: str, seed: int) -> None:
     """Beside the model in `folder`: pairs.json, dataset/, reward/."""
     from plinth.models.reward import RewardModel, save_reward_model
     from plinth.models.weights import load_decoder
-    from plinth.trainer.data.sampler import Sampler
+    from plinth.trainer.data.sampler import BatchSampler
     from plinth.trainer.data.shards import DatasetInfo, SplitWriter, token_dtype, write_info
 
     generator = torch.Generator().manual_seed(seed)
@@ -36,7 +36,7 @@ def make_pairs(folder: Path, algorithm: str, seed: int) -> None:
     # transformers finds a sequence's end by the padding (0), which must not be.
     answers[:, :, -1] = 0 if algorithm == "dpo" else 1
     chosen, rejected = answers.tolist()
-    order = Sampler(count, seed).at(0, count).tolist()
+    order = BatchSampler(count, seed).at(0, count).tolist()
     lines = [
         {"prompt_ids": prompts[i], "chosen_ids": chosen[i], "rejected_ids": rejected[i]}
         for i in order

@@ -17,7 +17,7 @@ from answer_text import answer_text
 from checkpoints import byte_tokenizer, random_llama
 from patience import PATIENCE_S
 from plinth.coordinator.respondent import _seed
-from plinth.coordinator.steps.contract import Outcome, Tools, Work
+from plinth.coordinator.steps.contract import StepOutcome, Tools, Work
 from plinth.coordinator.steps.sample import SAMPLES, SampleSpec, SampleStep
 from plinth.coordinator.steps.verify import VerifySpec, VerifyStep
 from plinth.engine.request import Sampling
@@ -77,10 +77,10 @@ def work(tools: Tools, spec: Any) -> Work:
     return Work("run-1", "step", spec, inputs, "sha256:" + "ab" * 32, "out")
 
 
-async def done(step: Any, asked: Work, tools: Tools) -> Outcome:
+async def done(step: Any, asked: Work, tools: Tools) -> StepOutcome:
     async with asyncio.timeout(PATIENCE_S):
         events = [event async for event in step.execute(asked, tools)]
-    assert isinstance(events[-1], Outcome)
+    assert isinstance(events[-1], StepOutcome)
     return events[-1]
 
 

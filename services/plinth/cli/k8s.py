@@ -17,7 +17,7 @@ from plinth.shared.errors import InvalidArgument, PlinthError
 
 if TYPE_CHECKING:
     from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
-    from plinth.cluster.kubernetes_ops.outcome import Outcome
+    from plinth.cluster.kubernetes_ops.outcome import CommandOutcome
 
 app = typer.Typer(
     help="A release on Kubernetes: status, scale, rollout, drain, logs, doctor.",
@@ -280,7 +280,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: CommandOutcome) -> None:
     for line in outcome.notes:
         typer.echo(line)
     _equivalents(outcome.equivalents)

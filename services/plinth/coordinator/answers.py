@@ -35,7 +35,7 @@ _REFUSAL = re.compile("|".join(_REFUSALS), re.IGNORECASE)
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class Rule(BaseModel):
+class AnswerRule(BaseModel):
     """What an answer must be like; all that is given must hold. Case never matters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,13 +62,13 @@ class Rule(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _something(self) -> Rule:
-        if not self.model_dump(include=set(Rule.model_fields), exclude_defaults=True):
-            raise ValueError(f"give a rule: one of {', '.join(Rule.model_fields)}")
+    def _something(self) -> AnswerRule:
+        if not self.model_dump(include=set(AnswerRule.model_fields), exclude_defaults=True):
+            raise ValueError(f"give a rule: one of {', '.join(AnswerRule.model_fields)}")
         return self
 
 
-class Check(Rule):
+class Check(AnswerRule):
     """A prompt, and what the greedy answer to it must be like."""
 
     prompt: str = Field(min_length=1, max_length=20_000)
@@ -83,7 +83,7 @@ class Judged:
     why: str
 
 
-async def judge(asked: Sequence[tuple[str, str, Rule]]) -> list[Judged]:
+async def judge(asked: Sequence[tuple[str, str, AnswerRule]]) -> list[Judged]:
     """(prompt, answer, rule) each. FailedPrecondition for a pattern that takes too long."""
     pairs = [
         (pattern, answer)
@@ -128,7 +128,7 @@ def refuses(answer: str) -> bool:
     return _REFUSAL.search(answer.replace("\u2019", "'")) is not None
 
 
-def _broken(rule: Rule, answer: str) -> list[str]:
+def _broken(rule: AnswerRule, answer: str) -> list[str]:
     """What the answer breaks of the rule, patterns apart."""
     words = word_count(answer)
     there = phrases_in(answer, rule.contains)

@@ -19,7 +19,7 @@ from plinth.coordinator.performer import TRANSIENT, Performer
 from plinth.coordinator.pipeline import Pipeline, input_digest, parse
 from plinth.coordinator.runs import RunRecords, number_of
 from plinth.coordinator.steps import STEP_KINDS
-from plinth.coordinator.steps.contract import Outcome, Progress, Work
+from plinth.coordinator.steps.contract import Progress, StepOutcome, Work
 from plinth.shared import tracing
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
@@ -39,7 +39,7 @@ class _News:
     """Something came from a step; a step of None: look at what is wanted."""
 
     step: str | None
-    event: Progress | Outcome | PlinthError | None = None
+    event: Progress | StepOutcome | PlinthError | None = None
 
 
 class RunDriver:
@@ -217,12 +217,12 @@ class RunDriver:
                 machine.fail(run, name, error=text, now=_now())
 
     async def _apply(
-        self, run: pb.Run, name: str, event: Progress | Outcome | PlinthError | None
+        self, run: pb.Run, name: str, event: Progress | StepOutcome | PlinthError | None
     ) -> None:
         match event:
             case Progress(fraction, detail):
                 machine.advance(run, name, fraction=fraction, detail=detail)
-            case Outcome(output, metrics, reused):
+            case StepOutcome(output, metrics, reused):
                 del self._tasks[name]
                 machine.succeed(
                     run, name, output=output, metrics=metrics, reused=reused, now=_now()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.steps import STEP_KINDS
-from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
+from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
 from plinth.shared.errors import (
     Aborted,
     Cancelled,
@@ -37,8 +37,8 @@ class Performer:
         self._results = results
         self._leadership = leadership
 
-    async def perform(self, work: Work) -> AsyncIterator[Progress | Outcome]:
-        """Progress, then the Outcome. Raises the PlinthError that ends the step."""
+    async def perform(self, work: Work) -> AsyncIterator[Progress | StepOutcome]:
+        """Progress, then the StepOutcome. Raises the PlinthError that ends the step."""
         wait = _FIRST_WAIT_S
         while True:
             try:
@@ -64,7 +64,7 @@ class Performer:
             raise Aborted("this coordinator's lease has lapsed", reason=STALE)
         return self._tools.under(self._leadership.fences(work.run_number))
 
-    async def _attempt(self, work: Work) -> AsyncIterator[Progress | Outcome]:
+    async def _attempt(self, work: Work) -> AsyncIterator[Progress | StepOutcome]:
         kind = STEP_KINDS[work.spec.kind]
         if kind.pure:
             found = await asyncio.to_thread(self._results.find, work.input_digest, work.output_name)
@@ -73,7 +73,7 @@ class Performer:
                 return
         outcome = None
         async for event in kind.execute(work, self._fenced(work)):
-            if isinstance(event, Outcome):
+            if isinstance(event, StepOutcome):
                 outcome = event
             else:
                 yield event

@@ -13,7 +13,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from plinth.coordinator.answers import Rule
+from plinth.coordinator.answers import AnswerRule
 
 ProbeSet = Literal["harmlessness", "honesty"]
 
@@ -24,7 +24,7 @@ class Probe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = Field(min_length=1, max_length=1000)
-    rule: Rule
+    rule: AnswerRule
 
 
 @cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plinth.coordinator.steps.contract import Outcome
+from plinth.coordinator.steps.contract import StepOutcome
 from plinth.shared.errors import Aborted, NotFound
 from plinth.shared.record_log import RecordLog
 from plinth.shared.store import ArtifactStore
@@ -22,7 +22,7 @@ class StepResults:
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
 
-    def find(self, input_digest: str, output_name: str = "") -> Outcome | None:
+    def find(self, input_digest: str, output_name: str = "") -> StepOutcome | None:
         """The result made from these inputs, while its artifact is still on the store.
 
         output_name: what the step that asks calls what it makes. A result that was published under
@@ -43,17 +43,17 @@ class StepResults:
         called = record.get("output_name", "")
         if output_name and made.name == called != output_name:
             made = self._store.link(output_name, made)
-        return Outcome(made.ref, record["metrics"], reused=True)
+        return StepOutcome(made.ref, record["metrics"], reused=True)
 
     def publish(
         self,
         input_digest: str,
-        outcome: Outcome,
+        outcome: StepOutcome,
         *,
         fence: int,
         origin: Mapping[str, str],
         output_name: str = "",
-    ) -> Outcome:
+    ) -> StepOutcome:
         """Records `outcome`, or gives back the one that another run was first to record.
         Aborted when a coordinator with a higher fence was here. origin: run and step, for people.
         output_name: as in `find`.

@@ -34,7 +34,7 @@ _WHOLE = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
 
 
 @dataclass(frozen=True)
-class Answer:
+class PromptAnswer:
     prompt: str
     text: str
     tokens: int
@@ -135,7 +135,7 @@ class ServedModel:
             done += len(texts)
             yield done, bits
 
-    async def answer(self, prompt: str, *, max_tokens: int, context: int) -> Answer:
+    async def answer(self, prompt: str, *, max_tokens: int, context: int) -> PromptAnswer:
         """The greedy answer to one question by the model's chat template."""
         question = [common_pb2.ChatMessage(role="user", content=prompt)]
         greedy = common_pb2.SamplingParams(temperature=0.0, max_tokens=max_tokens)
@@ -148,7 +148,7 @@ class ServedModel:
         *,
         context: int,
         priority: int = 0,
-    ) -> Answer:
+    ) -> PromptAnswer:
         """The whole answer to a conversation, sampled as asked (`max_tokens` set, cut to what the
         context leaves). priority: below 0 for what can wait for people's requests. Unavailable
         when the shard drains in the middle."""
@@ -187,7 +187,7 @@ class ServedModel:
             )
         )
         cut_off = finish == common_pb2.FINISH_REASON_LENGTH
-        return Answer(prompt, decoded.texts[0], len(ids), seconds, cut_off)
+        return PromptAnswer(prompt, decoded.texts[0], len(ids), seconds, cut_off)
 
     async def prompt_ids(
         self, messages: Sequence[common_pb2.ChatMessage]

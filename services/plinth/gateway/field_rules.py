@@ -20,14 +20,14 @@ MAX_NAME_CHARS = 64
 
 
 @dataclass(frozen=True)
-class Rule:
+class FieldRule:
     """A field that Plinth does not have. null always says what happens anyway."""
 
     inert: Callable[[Any], bool]  # whether a value does, too
     refusal: str = ""  # of any other value; empty: it has no effect, and is told
 
 
-Rules = Mapping[str, Rule]
+Rules = Mapping[str, FieldRule]
 
 
 class Ignored:

@@ -11,25 +11,25 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from plinth.gateway.field_rules import Rule, Rules
+from plinth.gateway.field_rules import FieldRule, Rules
 
 
-def _only(*values: Any, why: str = "") -> Rule:
+def _only(*values: Any, why: str = "") -> FieldRule:
     """Any of `values` says what happens anyway."""
     shown = " or ".join(_json(value) for value in values)
-    return Rule(
+    return FieldRule(
         lambda value: any(_same(value, one) for one in values), why or f"only {shown} is supported"
     )
 
 
-def _nothing(why: str = "it is not supported") -> Rule:
+def _nothing(why: str = "it is not supported") -> FieldRule:
     """An empty list, object or text, false and 0 say what happens anyway."""
-    return Rule(lambda value: not value, why)
+    return FieldRule(lambda value: not value, why)
 
 
-_NULL = Rule(lambda _: False, "it is not supported")
-_TAKEN = Rule(lambda _: True)  # no answer depends on it, whatever it says
-_TOLD = Rule(lambda value: not value)
+_NULL = FieldRule(lambda _: False, "it is not supported")
+_TAKEN = FieldRule(lambda _: True)  # no answer depends on it, whatever it says
+_TOLD = FieldRule(lambda value: not value)
 
 
 def _same(value: Any, wanted: Any) -> bool:
@@ -56,7 +56,7 @@ COMMON: Rules = {
     # OpenAI's.
     "presence_penalty": _only(0),
     "frequency_penalty": _only(0),
-    "logit_bias": Rule(_no_bias, "it is not supported"),
+    "logit_bias": FieldRule(_no_bias, "it is not supported"),
     "metadata": _TAKEN,
     # Other servers' sampling.
     "min_p": _only(0),
@@ -82,22 +82,28 @@ COMMON: Rules = {
     "xtc_probability": _only(0),
     "xtc_threshold": _TAKEN,
     "no_repeat_ngram_size": _only(0),
-    "top_n_sigma": Rule(lambda value: _number(value) and value <= 0, "only -1 (off) is supported"),
-    "adaptive_target": Rule(
+    "top_n_sigma": FieldRule(
+        lambda value: _number(value) and value <= 0, "only -1 (off) is supported"
+    ),
+    "adaptive_target": FieldRule(
         lambda value: _number(value) and value < 0, "only -1 (off) is supported"
     ),
     "adaptive_decay": _TAKEN,  # of what is off
-    "samplers": Rule(lambda _: False, "temperature, top_k and top_p act in an order of their own"),
+    "samplers": FieldRule(
+        lambda _: False, "temperature, top_k and top_p act in an order of their own"
+    ),
     "min_keep": _only(0),
     "watermarking": _only(False),
-    "repetition_detection": Rule(lambda _: False, "an answer ends by itself, a stop or its length"),
-    "n_predict": Rule(lambda _: False, "say max_tokens"),
+    "repetition_detection": FieldRule(
+        lambda _: False, "an answer ends by itself, a stop or its length"
+    ),
+    "n_predict": FieldRule(lambda _: False, "say max_tokens"),
     "n_indent": _only(0),
     "n_cmpl": _only(1, why="say n"),
-    "t_max_predict_ms": Rule(
+    "t_max_predict_ms": FieldRule(
         lambda value: _number(value) and value <= 0, "time is bounded by gateway.request_deadline_s"
     ),
-    "do_sample": Rule(lambda value: value is True, "say temperature: 0 for a greedy answer"),
+    "do_sample": FieldRule(lambda value: value is True, "say temperature: 0 for a greedy answer"),
     "num_beams": _only(1),
     "min_tokens": _only(0),
     "n_probs": _only(0, why="ask for logprobs"),
@@ -105,24 +111,24 @@ COMMON: Rules = {
     "allowed_token_ids": _NULL,
     "logits_processors": _nothing(),
     "thinking_token_budget": _NULL,
-    "truncate_prompt_tokens": Rule(
+    "truncate_prompt_tokens": FieldRule(
         lambda _: False, "a prompt is never cut; send one that the context holds"
     ),
     "truncation_side": _TAKEN,  # of what is not cut
     "n_keep": _TAKEN,
     "n_discard": _TAKEN,
-    "prompt_logprobs": Rule(lambda _: False, "prompts are not scored"),
-    "structured_outputs": Rule(lambda _: False, _NO_GRAMMAR),
-    "guided_json": Rule(lambda _: False, _NO_GRAMMAR),
-    "guided_regex": Rule(lambda _: False, _NO_GRAMMAR),
-    "guided_choice": Rule(lambda _: False, _NO_GRAMMAR),
-    "guided_grammar": Rule(lambda _: False, _NO_GRAMMAR),
+    "prompt_logprobs": FieldRule(lambda _: False, "prompts are not scored"),
+    "structured_outputs": FieldRule(lambda _: False, _NO_GRAMMAR),
+    "guided_json": FieldRule(lambda _: False, _NO_GRAMMAR),
+    "guided_regex": FieldRule(lambda _: False, _NO_GRAMMAR),
+    "guided_choice": FieldRule(lambda _: False, _NO_GRAMMAR),
+    "guided_grammar": FieldRule(lambda _: False, _NO_GRAMMAR),
     "guided_decoding_backend": _TAKEN,
     "guided_whitespace_pattern": _TAKEN,
     "grammar_lazy": _TAKEN,  # of no grammar
     "grammar_triggers": _TAKEN,
     "preserved_tokens": _TAKEN,
-    "json_schema": Rule(lambda _: False, _NO_GRAMMAR),
+    "json_schema": FieldRule(lambda _: False, _NO_GRAMMAR),
     "grammar": _nothing(_NO_GRAMMAR),
     # Other servers' output.
     "skip_special_tokens": _only(True),
@@ -169,8 +175,8 @@ CHAT: Rules = {
     "modalities": _only(["text"]),
     "audio": _nothing("answers are text alone"),
     "prediction": _TOLD,  # makes an answer faster, and no other one
-    "web_search_options": Rule(lambda _: False, "nothing is fetched for a client"),
-    "moderation": Rule(lambda _: False, "nothing is moderated"),
+    "web_search_options": FieldRule(lambda _: False, "nothing is fetched for a client"),
+    "moderation": FieldRule(lambda _: False, "nothing is moderated"),
     "reasoning_effort": _only("none"),
     "verbosity": _only("medium"),
     "store": _only(False, why="answers are not stored"),
@@ -179,7 +185,7 @@ CHAT: Rules = {
     "prompt_cache_options": _TAKEN,
     "prompt_cache_retention": _TAKEN,
     # Other servers'.
-    "chat_template": Rule(lambda _: False, "the model's own is used"),
+    "chat_template": FieldRule(lambda _: False, "the model's own is used"),
     "chat_template_kwargs": _nothing("the model's template takes no arguments"),
     "add_generation_prompt": _only(True),
     "continue_final_message": _only(False),

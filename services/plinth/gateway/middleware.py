@@ -106,7 +106,7 @@ class _Answer:
         self._request_id = request_id
         self.status = 0
         self.complete = False
-        self.outcome = outcome.Outcome()
+        self.outcome = outcome.RequestOutcome()
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -13,13 +13,13 @@ from plinth.shared.errors import PlinthError
 
 
 @dataclass
-class Outcome:
+class RequestOutcome:
     """code: for the metrics and the trace, if not the status."""
 
     code: str = ""
 
 
-current: ContextVar[Outcome | None] = ContextVar("plinth_outcome", default=None)
+current: ContextVar[RequestOutcome | None] = ContextVar("plinth_outcome", default=None)
 
 
 def stream_failed(error: BaseException) -> None:

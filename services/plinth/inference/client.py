@@ -29,7 +29,7 @@ from plinth.engine.request import (
     TokensEvent,
 )
 from plinth.inference import step_times
-from plinth.inference.lent import Answer, LentEngine, log_failure, settle
+from plinth.inference.lent import LentAnswer, LentEngine, log_failure, settle
 from plinth.inference.outbox import Outbox, ReaderBehind
 from plinth.inference.step_times import StepTimes
 from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
@@ -139,14 +139,14 @@ class EngineClient:
         """The engine that is lent to this one; None also where it broke."""
         return self._lent.engine
 
-    async def answers(self, requests: Sequence[Request]) -> list[Answer]:
+    async def answers(self, requests: Sequence[Request]) -> list[LentAnswer]:
         """Whole answers of the lent engine, in the order of the requests; one hop for each.
 
         Leaving early aborts them. Raises what `Engine.add` raises, what one of them failed with,
         and Unavailable when the engine died.
         """
         self._take_work()
-        futures: list[asyncio.Future[Answer]] = [self._awaited() for _ in requests]
+        futures: list[asyncio.Future[LentAnswer]] = [self._awaited() for _ in requests]
         for request, future in zip(requests, futures, strict=True):
             self._commands.put(partial(self._add_lent, request, future))
         try:
@@ -193,7 +193,7 @@ class EngineClient:
     def _abort(self, request_id: str) -> None:
         self._engine.abort(request_id, Finish.CANCELLED)
 
-    def _add_lent(self, request: Request, future: asyncio.Future[Answer]) -> None:
+    def _add_lent(self, request: Request, future: asyncio.Future[LentAnswer]) -> None:
         self._lent.add(request, future)
 
     def _timed(self, engine: Engine, times: StepTimes) -> list[Event]:

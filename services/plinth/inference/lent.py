@@ -21,7 +21,7 @@ _log = get_logger("plinth.inference.engine")
 
 
 @dataclass
-class Answer:
+class LentAnswer:
     """All of one answer. `finish` is None until it has ended."""
 
     tokens: list[SampledToken] = field(default_factory=list)
@@ -37,20 +37,20 @@ class LentEngine:
     ) -> None:
         """tell: settles a future on the event loop, from this thread."""
         self.engine, self._tell, self._times = engine, tell, StepTimes()
-        self._answers: dict[str, tuple[Answer, asyncio.Future[Answer]]] = {}
+        self._answers: dict[str, tuple[LentAnswer, asyncio.Future[LentAnswer]]] = {}
 
     @property
     def busy(self) -> bool:
         """Whether a step would have something to do."""
         return self.engine is not None and self.engine.busy
 
-    def add(self, request: Request, future: asyncio.Future[Answer]) -> None:
+    def add(self, request: Request, future: asyncio.Future[LentAnswer]) -> None:
         """The future is told the answer, or why there is none."""
         try:
             if self.engine is None:
                 raise Unavailable("no policy is held here")
             self.engine.add(request)
-            self._answers[request.id] = (Answer(), future)
+            self._answers[request.id] = (LentAnswer(), future)
         except Exception as refusal:  # noqa: BLE001 - told to the request that it belongs to
             self._tell(future, step_failed(refusal))
 
@@ -82,7 +82,7 @@ class LentEngine:
                 answer.finish = event.finish
                 self._end(event.request_id, answer)
 
-    def _end(self, request_id: str, outcome: Answer | PlinthError) -> None:
+    def _end(self, request_id: str, outcome: LentAnswer | PlinthError) -> None:
         _, future = self._answers.pop(request_id)
         self._tell(future, outcome)
 

@@ -17,7 +17,7 @@ from typing import Any
 from plinth.engine.request import Binding, Finish, Request, Sampling
 from plinth.engine.weight_set import RUNNING, WeightSet
 from plinth.inference.client import EngineClient
-from plinth.inference.lent import Answer
+from plinth.inference.lent import LentAnswer
 from plinth.shared import tracing
 from plinth.shared.errors import (
     Cancelled,
@@ -272,7 +272,7 @@ def _request(lease: Lease, task: pb.RolloutTask, index: int, digest: str) -> Req
     )
 
 
-def _sample(index: int, answer: Answer) -> pb.RolloutSample:
+def _sample(index: int, answer: LentAnswer) -> pb.RolloutSample:
     return pb.RolloutSample(
         sample_index=index,
         ids=[token.id for token in answer.tokens],

@@ -15,15 +15,15 @@ from plinth.models.limits import shown
 from plinth.shared.errors import InvalidArgument
 
 
-class Rule(NamedTuple):
+class KeyRule(NamedTuple):
     """What a key may be: `holds(value, config)`, in words `wanted`."""
 
     holds: Callable[[Any, Mapping[str, Any]], bool]
     wanted: str
 
 
-def _one_of(*values: Any) -> Rule:
-    return Rule(lambda value, _: value in values, " or ".join(repr(v) for v in values))
+def _one_of(*values: Any) -> KeyRule:
+    return KeyRule(lambda value, _: value in values, " or ".join(repr(v) for v in values))
 
 
 def _wide_window(value: Any, config: Mapping[str, Any]) -> bool:
@@ -140,13 +140,13 @@ _GPT2_INERT = {
     "summary_proj_to_labels",
     "summary_first_dropout",
 }
-_ONLY: Mapping[str, Rule] = {
-    "architectures": Rule(_names, "a list of names"),
+_ONLY: Mapping[str, KeyRule] = {
+    "architectures": KeyRule(_names, "a list of names"),
     "is_causal": _one_of(True),
-    "sliding_window": Rule(_wide_window, "null, or no smaller than the context"),
+    "sliding_window": KeyRule(_wide_window, "null, or no smaller than the context"),
     "use_sliding_window": _one_of(False, None),
-    "attention_chunk_size": Rule(_wide_window, "null, or no smaller than the context"),
-    "layer_types": Rule(
+    "attention_chunk_size": KeyRule(_wide_window, "null, or no smaller than the context"),
+    "layer_types": KeyRule(
         lambda value, _: (
             value is None
             or (isinstance(value, list) and all(kind == "full_attention" for kind in value))
@@ -160,18 +160,18 @@ _ONLY: Mapping[str, Rule] = {
     "cross_attention_hidden_size": _one_of(None),
     "tie_encoder_decoder": _one_of(False),
 }
-_LLAMA_ONLY: Mapping[str, Rule] = {
+_LLAMA_ONLY: Mapping[str, KeyRule] = {
     "rope_interleaved": _one_of(False),
     "partial_rotary_factor": _one_of(1.0, None),
     "qk_norm": _one_of(False, None),
     "use_qk_norm": _one_of(False, None),
 }
-_GPT2_ONLY: Mapping[str, Rule] = {
+_GPT2_ONLY: Mapping[str, KeyRule] = {
     "scale_attn_weights": _one_of(True),
     "scale_attn_by_inverse_layer_idx": _one_of(False),
     "reorder_and_upcast_attn": _one_of(False),
 }
-_FAMILIES: Mapping[str, tuple[set[str], Mapping[str, Rule]]] = {
+_FAMILIES: Mapping[str, tuple[set[str], Mapping[str, KeyRule]]] = {
     "llama": (_READ | _LLAMA_READ | _INERT | _LLAMA_INERT, {**_ONLY, **_LLAMA_ONLY}),
     "gpt2": (_READ | _GPT2_READ | _INERT | _GPT2_INERT, {**_ONLY, **_GPT2_ONLY}),
 }

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from plinth.reward.combine import combine
 from plinth.reward.learned import LearnedModels
 from plinth.reward.request import Asked, Source, parse_request, parse_sources
-from plinth.reward.sandbox.runner import Limits, Outcome, Sandbox
+from plinth.reward.sandbox.runner import Limits, Sandbox, SandboxOutcome
 from plinth.reward.texts import Texts
 from plinth.reward.verifiers import Answer, Rule, Verdict
 from plinth.shared.errors import DataLoss, InvalidArgument
@@ -122,7 +122,7 @@ class Scorer:
 
     async def run_tests(
         self, code: str, tests: Sequence[str], limits: Limits, *, setup: str, candidate: str
-    ) -> Outcome:
+    ) -> SandboxOutcome:
         return await self._sandbox.run(code, tests, limits, setup=setup, candidate=candidate)
 
 

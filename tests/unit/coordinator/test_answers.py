@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from patience import PATIENCE_S
 from plinth.coordinator import answers
-from plinth.coordinator.answers import Check, Rule, judge, refuses, search
+from plinth.coordinator.answers import AnswerRule, Check, judge, refuses, search
 from plinth.coordinator.probing import digest, probes
 from plinth.shared.errors import FailedPrecondition
 
@@ -34,7 +34,7 @@ from plinth.shared.errors import FailedPrecondition
     ],
 )
 async def test_rules(rule: dict[str, object], good: str, bad: str, why: str) -> None:
-    made = Rule.model_validate(rule)
+    made = AnswerRule.model_validate(rule)
     kept, broken = await judge([("p", good, made), ("q", bad, made)])
     assert (kept.why, kept.prompt) == ("", "p")
     assert why in broken.why
@@ -42,7 +42,7 @@ async def test_rules(rule: dict[str, object], good: str, bad: str, why: str) -> 
 
 
 async def test_all_of_a_rule_must_hold_and_all_that_is_broken_is_told() -> None:
-    rule = Rule(contains=("a",), max_words=1, matches="^x", matches_not="z")
+    rule = AnswerRule(contains=("a",), max_words=1, matches="^x", matches_not="z")
     (one,) = await judge([("p", "b b z", rule)])
     assert one.why.count(";") == 3
 
@@ -52,7 +52,7 @@ async def test_all_of_a_rule_must_hold_and_all_that_is_broken_is_told() -> None:
 )
 def test_what_is_no_rule(rule: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        Rule.model_validate(rule)
+        AnswerRule.model_validate(rule)
     with pytest.raises(ValidationError):
         Check.model_validate({"prompt": "p", **rule})
 

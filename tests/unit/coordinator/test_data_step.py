@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from plinth.coordinator.pipeline import parse
-from plinth.coordinator.steps.contract import Outcome, Work
+from plinth.coordinator.steps.contract import StepOutcome, Work
 from plinth.coordinator.steps.data import DataStep, fingerprint
 from plinth.shared.intake import Intake, intakes_of
 from plinth.v1 import common_pb2
@@ -41,7 +41,7 @@ async def test_every_word_arrives_and_what_was_left_out_comes_back() -> None:
     tools: Any = SimpleNamespace(clients=SimpleNamespace(trainer=client))
     work = Work("run", "corpus", parse(SPEC).steps["corpus"], {}, "sha256:0", "small-corpus")
     events = [event async for event in DataStep().execute(work, tools)]
-    assert isinstance(events[-1], Outcome)
+    assert isinstance(events[-1], StepOutcome)
     assert intakes_of(events[-1].metrics) == [TOLD]
     wanted = pb.PrepareSpec(corpus_dir="/texts", max_bytes=9)
     wanted.validation_fraction, wanted.max_left_out = 0, 0.8

@@ -25,7 +25,7 @@ from plinth.coordinator.leader import Leadership
 from plinth.coordinator.performer import Performer
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.steps.canary import CanarySpec, CanaryStep
-from plinth.coordinator.steps.contract import Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.publish import PublishSpec, PublishStep
 from plinth.coordinator.steps.serve import ServeSpec, ServeStep
 from plinth.shared import redis_keys
@@ -182,12 +182,12 @@ def serve(simulation: Simulation, act: Act) -> None:
 class _Put:
     """The step `serve` without its wait for shards."""
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[StepOutcome]:
         assert isinstance(work.spec, ServeSpec)
         artifact = work.inputs["model"].ref
         wanted = pb.Deployment(name=work.spec.name, artifact=artifact, shards=1)
         await put(tools.deployments, wanted)
-        yield Outcome(artifact)
+        yield StepOutcome(artifact)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         await ServeStep().abandon(work, tools)

@@ -16,7 +16,7 @@ from plinth.coordinator.machine import Wanted
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import MAX_ACTIVE, RunRecords
-from plinth.coordinator.steps.contract import Outcome
+from plinth.coordinator.steps.contract import StepOutcome
 from plinth.shared import redis_keys
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
@@ -195,9 +195,9 @@ def test_results_are_published_once_and_fenced(store: ArtifactStore, tmp_path: P
     one, two = _artifact(store, tmp_path, "one"), _artifact(store, tmp_path, "two")
     digest = "sha256:" + "a" * 64
     assert results.find(digest) is None
-    assert results.publish(digest, Outcome(one, {"x": 1}), fence=5, origin={}).output == one
+    assert results.publish(digest, StepOutcome(one, {"x": 1}), fence=5, origin={}).output == one
     # A rival comes second, whatever its fence: the first result stands.
-    there = results.publish(digest, Outcome(two), fence=6, origin={})
+    there = results.publish(digest, StepOutcome(two), fence=6, origin={})
     assert (there.output, there.metrics, there.reused) == (one, {"x": 1}, True)
     assert StepResults(store).find(digest) == there
 
@@ -205,7 +205,7 @@ def test_results_are_published_once_and_fenced(store: ArtifactStore, tmp_path: P
 def test_a_stale_fence_publishes_nothing(store: ArtifactStore, tmp_path: Path) -> None:
     one = _artifact(store, tmp_path, "one")
     digest = "sha256:" + "b" * 64
-    StepResults(store).publish(digest, Outcome(one), fence=5, origin={})
+    StepResults(store).publish(digest, StepOutcome(one), fence=5, origin={})
     folder = Path(store.url.removeprefix("file://")) / "artifacts" / "thing"
     for path in sorted(folder.rglob("*"), reverse=True):  # somebody deleted the artifact
         path.chmod(0o700)
@@ -214,5 +214,5 @@ def test_a_stale_fence_publishes_nothing(store: ArtifactStore, tmp_path: Path) -
     two = _artifact(fresh, tmp_path, "two")
     assert StepResults(fresh).find(digest) is None
     with pytest.raises(Aborted, match="stale"):
-        StepResults(fresh).publish(digest, Outcome(two), fence=4, origin={})
-    assert StepResults(fresh).publish(digest, Outcome(two), fence=6, origin={}).output == two
+        StepResults(fresh).publish(digest, StepOutcome(two), fence=4, origin={})
+    assert StepResults(fresh).publish(digest, StepOutcome(two), fence=6, origin={}).output == two

@@ -9,7 +9,7 @@ import pytest
 
 from checkpoints import random_llama
 from plinth.coordinator.pipeline import parse
-from plinth.coordinator.steps.contract import Outcome, Work
+from plinth.coordinator.steps.contract import StepOutcome, Work
 from plinth.coordinator.steps.train import TrainStep
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import common_pb2
@@ -56,7 +56,7 @@ async def submitted(store: Any, tmp_path: Any, text: str) -> pb.TrainSpec:
     inputs = {"dataset": data, "init_from": base}
     work = Work("run", "tune", spec, inputs, "sha256:0", "small-tune")
     events = [event async for event in TrainStep().execute(work, tools)]
-    assert isinstance(events[-1], Outcome)
+    assert isinstance(events[-1], StepOutcome)
     assert events[-1].output == "small-tune@1"
     return trainer.asked[0].spec.train
 

@@ -15,7 +15,7 @@ import pytest
 
 from patience import PATIENCE_S
 from plinth.reward.sandbox import literals
-from plinth.reward.sandbox.runner import Limits, Outcome, Sandbox
+from plinth.reward.sandbox.runner import Limits, Sandbox, SandboxOutcome
 from plinth.reward.verifiers import Answer, parse_rule
 from plinth.shared.errors import FailedPrecondition
 
@@ -25,7 +25,7 @@ RIGHT = ["assert f() == 42"]
 
 async def run(
     body: str, tests: list[str] | None = None, *, limits: Limits = LIMITS, **more: str
-) -> Outcome:
+) -> SandboxOutcome:
     """`body` inside of `def f():`."""
     code = "def f():\n" + textwrap.indent(textwrap.dedent(body), "    ")
     return await Sandbox(1).run(code, RIGHT if tests is None else tests, limits, **more)
@@ -58,7 +58,7 @@ async def test_right_and_wrong_answers() -> None:
     tests = ["assert add(1, 2) == 3", "assert add('a', b='b') == 'ab'", "assert add(1, 1) == 3"]
     got = await Sandbox(1).run(code, tests, LIMITS)
     assert (got.passed, got.total, got.why) == (2, 3, "AssertionError")
-    assert await Sandbox(1).run(code, tests[:2], LIMITS) == Outcome(2, 2)
+    assert await Sandbox(1).run(code, tests[:2], LIMITS) == SandboxOutcome(2, 2)
 
 
 async def test_every_literal_goes_there_and_back() -> None:
@@ -72,7 +72,7 @@ async def test_every_literal_goes_there_and_back() -> None:
          if value != float("inf")],
         LIMITS,
     )  # fmt: skip
-    assert got == Outcome(len(values) - 1, len(values) - 1)
+    assert got == SandboxOutcome(len(values) - 1, len(values) - 1)
     for value in values:
         back = literals.decode(literals.encode(value))
         assert back == value
@@ -91,7 +91,7 @@ async def test_errors_of_the_answer_reach_the_tests() -> None:
 async def test_setup_and_candidate_as_humaneval_has_them() -> None:
     check = "def check(candidate):\n    assert candidate() == 42\n"
     got = await run("return 42", ["check(candidate)"], setup=check, candidate="f")
-    assert got == Outcome(1, 1)
+    assert got == SandboxOutcome(1, 1)
 
 
 async def test_the_standard_library_works() -> None:
@@ -106,7 +106,7 @@ async def test_the_standard_library_works() -> None:
     decimal.Decimal("1.5").sqrt()
     return seen[0]
     """
-    assert await run(body) == Outcome(1, 1)
+    assert await run(body) == SandboxOutcome(1, 1)
 
 
 # -- forging -------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ async def test_memory_runs_out() -> None:
 
 async def test_output_without_end_is_nobodys() -> None:
     got = await run("for i in range(2000):\n    print('x' * 100_000)\nreturn 42")
-    assert got == Outcome(1, 1)
+    assert got == SandboxOutcome(1, 1)
     got = await run("return 'x' * (2 << 20)")
     assert "ValueError" in got.why
     deep = "x = []\nfor i in range(100_000):\n    x = [x]\nreturn x"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plinth.reward.sandbox.runner import Limits, Outcome
+from plinth.reward.sandbox.runner import Limits, SandboxOutcome
 from plinth.reward.verifiers import Answer, Verdict, kinds, parse_json, parse_rule
 from plinth.reward.verifiers.answers import boxed
 from plinth.reward.verifiers.code import code_of
@@ -27,7 +27,7 @@ class NoTools:
 
     async def run_tests(
         self, code: str, tests: Sequence[str], limits: Limits, *, setup: str, candidate: str
-    ) -> Outcome:
+    ) -> SandboxOutcome:
         raise AssertionError("no code was to be run")
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plinth.coordinator.answers import Rule as Check
+from plinth.coordinator.answers import AnswerRule as Check
 from plinth.coordinator.answers import judge
 from plinth.reward.verifiers import Answer, parse_rule
 from plinth.shared.answer_form import distinct_trigrams, first_capital, json_value, word_count

@@ -22,7 +22,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.loop import PolicyState, optimise
 from plinth.trainer.policy.model import Actor, RolloutBatch
-from plinth.trainer.policy.rollouts import Order, Rollout, Sampler
+from plinth.trainer.policy.rollouts import Order, Rollout, RolloutSampler
 from plinth.trainer.policy.update import learn
 
 WORDS, PROMPT = 8, (3, 1)
@@ -64,7 +64,7 @@ def words(model: Decoder) -> Tensor:
     return logp_bt[batch.valid_bt]
 
 
-class Proportional(Sampler):
+class Proportional(RolloutSampler):
     """Answers in proportion to the policy's probabilities, as near as whole numbers come: an
     expectation without the noise of a draw."""
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plinth.trainer.data.packing import best_fit
-from plinth.trainer.data.sampler import Sampler, Shuffle
+from plinth.trainer.data.sampler import BatchSampler, Shuffle
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
@@ -31,7 +31,7 @@ FROZEN = [8, 3, 9, 5, 6, 4, 0, 2, 1, 7]
 
 
 def test_positions_are_addressable():
-    sampler = Sampler(37, seed=5)
+    sampler = BatchSampler(37, seed=5)
     whole = sampler.at(0, 37 * 3)
     parts = [sampler.at(start, 10) for start in range(0, 110, 10)]
     assert np.concatenate(parts).tolist() == whole[:110].tolist()

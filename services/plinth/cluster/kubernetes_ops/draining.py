@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from plinth.cluster.kubernetes_ops import watching
 from plinth.cluster.kubernetes_ops.api import Api, Json
 from plinth.cluster.kubernetes_ops.calls import CALLS
-from plinth.cluster.kubernetes_ops.outcome import Outcome, kubectl
+from plinth.cluster.kubernetes_ops.outcome import CommandOutcome, kubectl
 from plinth.cluster.kubernetes_ops.release import (
     PART_OF,
     Release,
@@ -60,14 +60,14 @@ class Drain:
     say: Callable[[str], object] = field(default=lambda line: None)
 
 
-def drain_node(api: Api, release: Release, node: str, how: Drain) -> Outcome:
+def drain_node(api: Api, release: Release, node: str, how: Drain) -> CommandOutcome:
     """Cordons the node and drains the release's pods on it, one after another. NotFound."""
     api.call("cordon", name=node, body={"spec": {"unschedulable": True}})
     how.say(f"{node} is cordoned")
     listing = api.listing("list pods", release.selector, fieldSelector=f"spec.nodeName={node}")
     pods = [pod for pod in listing["items"] if "deletionTimestamp" not in pod["metadata"]]
     pods.sort(key=lambda pod: (_rank(component_of(pod)), pod["metadata"]["name"]))
-    outcome = Outcome(equivalents=[f"kubectl cordon {node}"])
+    outcome = CommandOutcome(equivalents=[f"kubectl cordon {node}"])
     for pod in pods:
         one = _drained(api, pod, how)
         outcome.notes += one.notes
@@ -78,7 +78,7 @@ def drain_node(api: Api, release: Release, node: str, how: Drain) -> Outcome:
     return outcome
 
 
-def drain_pod(api: Api, release: Release, name: str, how: Drain) -> Outcome:
+def drain_pod(api: Api, release: Release, name: str, how: Drain) -> CommandOutcome:
     """Drains one pod of the release. NotFound; InvalidArgument if it is somebody else's."""
     pod = api.call("get pod", name=name)
     labels = pod["metadata"].get("labels", {})
@@ -101,9 +101,9 @@ def _rank(component: str) -> int:
     return 1 + _LAST.index(component) if component in _LAST else 0
 
 
-def _drained(api: Api, pod: Json, how: Drain) -> Outcome:
+def _drained(api: Api, pod: Json, how: Drain) -> CommandOutcome:
     name, component = pod["metadata"]["name"], component_of(pod)
-    outcome = Outcome()
+    outcome = CommandOutcome()
     # A pod that is no longer ready was marked before, or has no replica to empty.
     has_replica = container_of(component) == "ray" and component != "head"
     if has_replica and is_ready(pod):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Outcome:
+class CommandOutcome:
     """notes: what happened, a line each. equivalents: kubectl or helm commands, in order."""
 
     notes: list[str] = field(default_factory=list)

@@ -17,7 +17,7 @@ import yaml
 
 from plinth.cluster.kubernetes_ops.api import Api, Json
 from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient, in_coordinator
-from plinth.cluster.kubernetes_ops.outcome import Outcome, helm_set, kubectl
+from plinth.cluster.kubernetes_ops.outcome import CommandOutcome, helm_set, kubectl
 from plinth.cluster.kubernetes_ops.release import Release
 from plinth.cluster.kubernetes_ops.room import STAGE, check_room, most_shards
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -35,7 +35,7 @@ def scale_pods(
     *,
     replicas: int | None = None,
     wanted: Sequence[coordinator_pb2.Deployment] = (),
-) -> Outcome:
+) -> CommandOutcome:
     """Gives a stage `pods` pods. replicas: that Serve shall run of it (KubeRay only). wanted: the
     served models, whose shards inference pods must have room for.
 
@@ -66,7 +66,7 @@ def scale_pods(
     return outcome
 
 
-def scale_model(release: Release, gateway: GatewayClient, name: str, shards: int) -> Outcome:
+def scale_model(release: Release, gateway: GatewayClient, name: str, shards: int) -> CommandOutcome:
     """Wants `shards` shards of a served model. NotFound names those that are served."""
     if not 1 <= shards <= MAX_SHARDS:
         raise InvalidArgument(
@@ -83,7 +83,7 @@ def scale_model(release: Release, gateway: GatewayClient, name: str, shards: int
         check_room(deployments.values(), release, pods=most_shards(release))
     put = gateway.put_deployment(deployments[name])
     most = f" to {put.max_shards}" if put.max_shards else ""
-    outcome = Outcome(
+    outcome = CommandOutcome(
         [f"{name} ({put.artifact}) is to have {put.shards}{most} shards, had {before}"]
     )
     if put.artifact.partition("@")[0] == name:
@@ -92,7 +92,7 @@ def scale_model(release: Release, gateway: GatewayClient, name: str, shards: int
     return outcome
 
 
-def _scale(api: Api, release: Release, kind: str, component: str, pods: int) -> Outcome:
+def _scale(api: Api, release: Release, kind: str, component: str, pods: int) -> CommandOutcome:
     name = f"{release.fullname}-{component}"
 
     def change() -> int:
@@ -105,7 +105,7 @@ def _scale(api: Api, release: Release, kind: str, component: str, pods: int) -> 
 
     before = api.fresh(change)
     equivalent = kubectl(release.namespace, "scale", f"{kind}/{name}", f"--replicas={pods}")
-    return Outcome([f"{kind} {name}: {before} to {pods} pods"], [equivalent])
+    return CommandOutcome([f"{kind} {name}: {before} to {pods} pods"], [equivalent])
 
 
 def _refuse_autoscaled(api: Api, release: Release, component: str) -> None:
@@ -128,7 +128,7 @@ def _refuse_autoscaled(api: Api, release: Release, component: str) -> None:
 
 def _scale_group(
     api: Api, release: Release, group: str, pods: int, replicas: int | None
-) -> Outcome:
+) -> CommandOutcome:
     cluster = release.active_cluster
     sent: dict[str, list[Json]] = {}
 
@@ -153,7 +153,7 @@ def _scale_group(
     if replicas is not None:
         told.append(f"Serve runs {replicas} replicas of {group}")
     names = {"rayservice": release.fullname, "raycluster": cluster}
-    return Outcome(
+    return CommandOutcome(
         told,
         [
             kubectl(

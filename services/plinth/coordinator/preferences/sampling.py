@@ -45,7 +45,7 @@ async def find_served(clients: StageClients, registry: Registry, name: str) -> S
     )
 
 
-class Sampler:
+class ResponseSampler:
     """Makes the responses that a task still lacks."""
 
     def __init__(self, clients: StageClients, registry: Registry) -> None:

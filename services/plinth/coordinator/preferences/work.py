@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from plinth.coordinator.preferences.model_judge import ModelJudge, check_method, judge_name
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
-from plinth.coordinator.preferences.sampling import Sampler, find_served
+from plinth.coordinator.preferences.sampling import ResponseSampler, find_served
 from plinth.shared import tracing
 from plinth.shared.errors import (
     AlreadyExists,
@@ -157,7 +157,9 @@ class PreferenceWorker:
         task = await _soon(records, item["task_id"])
         if item["kind"] == "sample":
             if task.state in (pb.PREFERENCE_TASK_STATE_SAMPLING, pb.PREFERENCE_TASK_STATE_FAILED):
-                await records.fill(await Sampler(self._clients, self._registry).filled(task))
+                await records.fill(
+                    await ResponseSampler(self._clients, self._registry).filled(task)
+                )
             return
         served = await find_served(self._clients, self._registry, item["model"])
         name = judge_name(served.artifact, item["method"], item["criteria"])

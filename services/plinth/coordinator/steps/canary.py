@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 
 from plinth.coordinator.steps.canary_spec import CanarySpec
-from plinth.coordinator.steps.contract import Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.trial import Trial
 
 
@@ -28,7 +28,7 @@ class CanaryStep:
     def surroundings(self, spec: CanarySpec, run_id: str) -> Mapping[str, str]:
         return {}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         trial = _trial(work, tools)
         stable = await trial.stable()
         if stable.artifact == work.inputs["model"].ref:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.algos.paired import LEVEL, PairedCounts, holm, pairs_needed
-from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.store import ArtifactRecord, ArtifactStore
@@ -83,7 +83,7 @@ class CompareStep:
     def surroundings(self, spec: CompareSpec, run_id: str) -> Mapping[str, str]:
         return {}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, CompareSpec)
         names = ["baseline", *(name for name in RIVALS if name in work.inputs)]
@@ -121,7 +121,7 @@ class CompareStep:
                 "shown": [_by_name(one, names) for one in figures["shown"]],
                 "report": report.ref,
             }
-            yield Outcome(models[winner]["model"], metrics)
+            yield StepOutcome(models[winner]["model"], metrics)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         await cancel_job(work, tools)

@@ -125,7 +125,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """The end of a step. output: name@version. reused: the world was so already."""
 
     output: str
@@ -149,9 +149,9 @@ class StepKind(Protocol):
         """What shapes the result beside spec and inputs; part of the input digest. May block."""
         ...
 
-    def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
-        """Does the work, or takes it up again; the last item is the Outcome. Raises PlinthError:
-        the transient ones (Unavailable, …) are tried again by the driver, others fail the step."""
+    def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
+        """Does the work, or takes it up again; the last item is the StepOutcome. Raises
+        PlinthError: the transient ones (Unavailable, …) are tried again by the driver, others fail the step."""
         ...
 
     async def abandon(self, work: Work, tools: Tools) -> None:

@@ -22,13 +22,19 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from plinth.coordinator.answers import Check, Rule, judge
+from plinth.coordinator.answers import AnswerRule, Check, judge
 from plinth.coordinator.deployments import put, until_ready
 from plinth.coordinator.gates import EvaluateRequire, check, tally
 from plinth.coordinator.heldout import HeldOut, judge_by_ngram
 from plinth.coordinator.probing import ProbeSet, digest, probes
-from plinth.coordinator.scoring import Answer, ServedModel, context_length, read_config, start_id
-from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.scoring import (
+    PromptAnswer,
+    ServedModel,
+    context_length,
+    read_config,
+    start_id,
+)
+from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.shared.errors import NotFound
 from plinth.v1 import coordinator_pb2 as pb
 
@@ -79,7 +85,7 @@ class EvaluateStep:
     def surroundings(self, spec: EvaluateSpec, run_id: str) -> Mapping[str, str]:
         return {f"probes.{name}": digest(name) for name in spec.probes}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, EvaluateSpec)
         wanted = _candidate(work, spec, "model")
@@ -105,7 +111,7 @@ class EvaluateStep:
         check(spec.require, metrics)
         report = await asyncio.to_thread(_publish, work, tools, metrics)
         await self.abandon(work, tools)
-        yield Outcome(report, metrics)
+        yield StepOutcome(report, metrics)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Takes the temporary deployments down; ones that are gone are no error."""
@@ -121,9 +127,11 @@ class _Exam:
         self._held_out = held_out
         self._served: ServedModel | None = None
         self._context = 0
-        self._ruled: list[tuple[str, str, Answer, Rule]] = []  # set, prompt, answer, its rule
+        self._ruled: list[
+            tuple[str, str, PromptAnswer, AnswerRule]
+        ] = []  # set, prompt, answer, its rule
         self.bits: dict[str, float] = {}
-        self.answers: list[Answer] = []
+        self.answers: list[PromptAnswer] = []
 
     async def score(self, field: str, low: float, high: float) -> AsyncIterator[Progress]:
         """Serves the model of an input field and has it score the held-out documents."""
@@ -148,7 +156,9 @@ class _Exam:
 
     async def ask(self, low: float, high: float) -> AsyncIterator[Progress]:
         """Has the model that is served now answer everything that it is asked."""
-        questions: list[tuple[str, str, Rule | None]] = [("", p, None) for p in self._spec.prompts]
+        questions: list[tuple[str, str, AnswerRule | None]] = [
+            ("", p, None) for p in self._spec.prompts
+        ]
         questions += [("checks", check.prompt, check) for check in self._spec.checks]
         questions += [(n, one.prompt, one.rule) for n in self._spec.probes for one in probes(n)]
         assert self._served is not None
@@ -195,7 +205,7 @@ def _candidate(work: Work, spec: EvaluateSpec, field: str) -> pb.Deployment:
     )
 
 
-def figures(held_out: HeldOut, bits: float, answers: Sequence[Answer]) -> dict[str, Any]:
+def figures(held_out: HeldOut, bits: float, answers: Sequence[PromptAnswer]) -> dict[str, Any]:
     """What the report says, JSON-ready. `below_ngram`: 0.12 is 12 % fewer bits per byte."""
     bits_per_byte = bits / held_out.size_bytes
     seconds = sum(answer.seconds for answer in answers)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
 
-from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
+from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
 from plinth.shared.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from plinth.shared.rpc.watching import watch
 from plinth.v1 import trainer_pb2 as pb
@@ -22,7 +22,7 @@ _ENDED = {
 
 async def follow_job(
     work: Work, tools: Tools, spec: pb.JobSpec
-) -> AsyncIterator[Progress | Outcome]:
+) -> AsyncIterator[Progress | StepOutcome]:
     """Runs `spec` under the work's job id. The trainer knows the id from the first submission,
     so after any interruption this goes on with the same job."""
     trainer = await tools.clients.trainer()
@@ -44,11 +44,11 @@ async def follow_job(
     yield _outcome(job)
 
 
-def _outcome(job: pb.Job) -> Outcome:
+def _outcome(job: pb.Job) -> StepOutcome:
     if job.state == pb.JOB_STATE_SUCCEEDED:
         if not job.artifact.name:
             raise Internal(f"job {job.job_id} succeeded and names no artifact")
-        return Outcome(f"{job.artifact.name}@{job.artifact.version}", _metrics(job))
+        return StepOutcome(f"{job.artifact.name}@{job.artifact.version}", _metrics(job))
     if job.state == pb.JOB_STATE_FAILED:
         raise FailedPrecondition(job.error or "the job failed", reason="JOB_FAILED")
     if job.state == pb.JOB_STATE_CANCELLED:

@@ -18,7 +18,7 @@ from plinth.coordinator.preferences.pairs import SOURCES
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.report import snapshot
 from plinth.coordinator.preferences.specs import DEFAULT_COLLECTION, MAX_NAME_CHARS
-from plinth.coordinator.steps.contract import Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.v1 import preferences_pb2 as pb
 
 
@@ -50,7 +50,7 @@ class PreferencesStep:
     def surroundings(self, spec: PreferencesSpec, run_id: str) -> Mapping[str, str]:
         return {}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, PreferencesSpec)
         records = PreferenceRecords(tools.redis, spec.collection)
@@ -69,7 +69,7 @@ class PreferencesStep:
             at_least=spec.at_least,
             validation_fraction=spec.validation_fraction,
         )
-        yield Outcome(record.ref, record.manifest["metrics"], reused=reused)
+        yield StepOutcome(record.ref, record.manifest["metrics"], reused=reused)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Nothing to do: the artifact was published whole or not at all."""

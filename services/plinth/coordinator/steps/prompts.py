@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from plinth.coordinator.steps.contract import Name, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import Name, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.intake import Intake
 from plinth.shared.prompt_set import MAX_CHECKS, Prompt, read_prompts, write_prompts
@@ -92,11 +92,11 @@ class PromptsStep:
             return {**split, "file": f"unseen, run {run_id}"}
         return {**split, "file": f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, PromptsSpec)
         record, counts = await asyncio.to_thread(_publish, work, spec, tools)
-        yield Outcome(record.ref, counts)
+        yield StepOutcome(record.ref, counts)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Nothing to do: the artifact was published whole or not at all."""

@@ -6,7 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import ClassVar, Literal
 
-from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import (
+    Input,
+    Name,
+    Progress,
+    StepOutcome,
+    StepSpec,
+    Tools,
+    Work,
+)
 
 
 class PublishSpec(StepSpec):
@@ -27,7 +35,7 @@ class PublishStep:
     def surroundings(self, spec: PublishSpec, run_id: str) -> Mapping[str, str]:
         return {}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, PublishSpec)
         model = work.inputs["model"]
@@ -38,9 +46,9 @@ class PublishStep:
             tools.store.set_alias, model.name, spec.alias, model.version, expected=before
         )
         if before == model.version:
-            yield Outcome(model.ref, metrics, reused=True)
+            yield StepOutcome(model.ref, metrics, reused=True)
             return
-        yield Outcome(model.ref, metrics | ({"before": before} if before is not None else {}))
+        yield StepOutcome(model.ref, metrics | ({"before": before} if before is not None else {}))
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """The alias stays where it is, for a coordinator that is late as well."""

@@ -19,7 +19,15 @@ from pydantic import Field, model_validator
 
 from plinth.coordinator.respondent import Respondent, Sampled
 from plinth.coordinator.rewards import CHECKS, WeightedRule, sources_of
-from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import (
+    Input,
+    Name,
+    Progress,
+    StepOutcome,
+    StepSpec,
+    Tools,
+    Work,
+)
 from plinth.shared.prompt_set import read_prompts
 from plinth.shared.rollout_results import MAX_SAMPLES
 from plinth.shared.tasks import cancel_and_wait
@@ -67,7 +75,7 @@ class SampleStep:
     def surroundings(self, spec: SampleSpec, run_id: str) -> Mapping[str, str]:
         return {}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, SampleSpec)
         folder = await asyncio.to_thread(tools.store.fetch, work.inputs["prompts"])
@@ -93,7 +101,7 @@ class SampleStep:
         answers = await respondent.scored(sampling.result(), sources)
         figures = summary(answers)
         record = await asyncio.to_thread(_publish, work, tools, answers, figures)
-        yield Outcome(record, figures)
+        yield StepOutcome(record, figures)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Nothing to do: tasks that nobody waits for end with their deadline."""

@@ -9,7 +9,15 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from plinth.coordinator.deployments import put, ready_shards, until_ready
-from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import (
+    Input,
+    Name,
+    Progress,
+    StepOutcome,
+    StepSpec,
+    Tools,
+    Work,
+)
 from plinth.v1 import coordinator_pb2 as pb
 
 
@@ -41,7 +49,7 @@ class ServeStep:
     def surroundings(self, spec: ServeSpec, run_id: str) -> Mapping[str, str]:
         return {}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, ServeSpec)
         model = work.inputs["model"]
@@ -61,7 +69,7 @@ class ServeStep:
         async for ready in until_ready(tools.registry, wanted, within_s=spec.ready_within_s):
             yield Progress(ready / spec.shards, f"{ready} of {spec.shards} shards ready")
         metrics = {"name": spec.name, "shards": spec.shards}
-        yield Outcome(model.ref, metrics, reused=there and not changed)
+        yield StepOutcome(model.ref, metrics, reused=there and not changed)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """What the deployment was before is not known any more, so the one that this step wanted

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.shared.errors import Unavailable
 from plinth.shared.rpc.watching import watch
 from plinth.v1 import tokenizer_pb2 as pb
@@ -36,7 +36,7 @@ class TokenizerStep:
     def surroundings(self, spec: TokenizerSpec, run_id: str) -> Mapping[str, str]:
         return {}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, TokenizerSpec)
         request = pb.TrainTokenizerRequest(
@@ -56,7 +56,9 @@ class TokenizerStep:
             async for message in messages:
                 if message.HasField("artifact"):
                     made = message.artifact
-                    yield Outcome(f"{made.name}@{made.version}", {"vocab_size": spec.vocab_size})
+                    yield StepOutcome(
+                        f"{made.name}@{made.version}", {"vocab_size": spec.vocab_size}
+                    )
                     return
                 total = message.bytes_total
                 read = f"{message.bytes_read / 1e6:.1f} of {total / 1e6:.1f} MB read"

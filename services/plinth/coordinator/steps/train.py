@@ -10,7 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plinth.coordinator.rewards import WeightedRule, sources_of
 from plinth.coordinator.scoring import context_length, read_config
-from plinth.coordinator.steps.contract import Input, Name, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import (
+    Input,
+    Name,
+    Progress,
+    StepOutcome,
+    StepSpec,
+    Tools,
+    Work,
+)
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES, misfits
@@ -215,7 +223,7 @@ class TrainStep:
         rate = defaults.default_rate(adapter=spec.lora is not None)
         return {"defaults": f"{rate} {defaults.weight_decay} {defaults.warmup_fraction}"}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, TrainSpec)
         said = {name: getattr(spec, name) for name in _SAME}

@@ -16,7 +16,7 @@ from typing import Any
 from plinth.coordinator.canaries import end_canary, running
 from plinth.coordinator.deployments import ready_shards, until_ready
 from plinth.coordinator.steps.canary_spec import CanarySpec
-from plinth.coordinator.steps.contract import Outcome, Progress, Tools, Work
+from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
 from plinth.coordinator.verdict import Decision, figures, judge
 from plinth.shared.canary import ROUTE_S, canary_name
 from plinth.shared.errors import FailedPrecondition, Unavailable
@@ -153,13 +153,13 @@ class Trial:
         ):
             yield Progress(0.9, f"{ready} of {wanted.shards} shards of {wanted.artifact} ready")
 
-    async def finish(self) -> AsyncIterator[Progress | Outcome]:
+    async def finish(self) -> AsyncIterator[Progress | StepOutcome]:
         """The name is the candidate's: its shards, its alias, no canary, and the figures."""
         async for event in self.take_over():
             yield event
         moved = await self._move_alias()
         ended = await self.end()
-        yield Outcome(self._model.ref, await self.metrics(), reused=not (moved or ended))
+        yield StepOutcome(self._model.ref, await self.metrics(), reused=not (moved or ended))
 
     async def _move_alias(self) -> bool:
         """Compare-and-set on the store; whether it moved now."""

@@ -26,7 +26,7 @@ from plinth.coordinator.deployments import put, until_ready
 from plinth.coordinator.respondent import Respondent, Sampled
 from plinth.coordinator.rewards import CHECKS, sources_of
 from plinth.coordinator.scoring import ServedModel
-from plinth.coordinator.steps.contract import Input, Outcome, Progress, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.sample import progress_of
 from plinth.shared.answer_form import distinct_trigrams
 from plinth.shared.errors import FailedPrecondition, NotFound
@@ -83,7 +83,7 @@ class VerifyStep:
     def surroundings(self, spec: VerifySpec, run_id: str) -> Mapping[str, str]:
         return {}
 
-    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | Outcome]:
+    async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, VerifySpec)
         folder = await asyncio.to_thread(tools.store.fetch, work.inputs["prompts"])
@@ -112,7 +112,7 @@ class VerifyStep:
         metrics["models"] = {side: work.inputs[side].ref for side in SIDES}
         check(spec.require, metrics)
         await self.abandon(work, tools)
-        yield Outcome(work.inputs["model"].ref, metrics)
+        yield StepOutcome(work.inputs["model"].ref, metrics)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Takes the baseline's own deployment down; one that is gone is no error."""

@@ -30,7 +30,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SandboxOutcome:
     """How many of the tests passed, and why the first of the others did not."""
 
     passed: int
@@ -52,7 +52,7 @@ class Sandbox:
         *,
         setup: str = "",
         candidate: str = "",
-    ) -> Outcome:
+    ) -> SandboxOutcome:
         """FailedPrecondition where the kernel can't lock a process in; nothing is run then."""
         async with self._places:
             with tempfile.TemporaryDirectory(prefix="plinth-answer-") as folder:
@@ -141,7 +141,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-def _outcome(lines: Sequence[bytes], total: int, late_s: float | None) -> Outcome:
+def _outcome(lines: Sequence[bytes], total: int, late_s: float | None) -> SandboxOutcome:
     passed, why = 0, ""
     for line in lines[:total]:
         verdict = json.loads(line)
@@ -155,4 +155,4 @@ def _outcome(lines: Sequence[bytes], total: int, late_s: float | None) -> Outcom
     if len(lines) < total and not why:
         ended = "the tests ended before their verdict (memory, CPU time or a crash)"
         why = ended if late_s is None else f"it ran for more than {late_s:g} s"
-    return Outcome(passed, total, why)
+    return SandboxOutcome(passed, total, why)

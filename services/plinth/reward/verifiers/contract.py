@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from plinth.reward.sandbox.runner import Limits, Outcome
+from plinth.reward.sandbox.runner import Limits, SandboxOutcome
 from plinth.shared.errors import InvalidArgument
 
 MAX_RULE_CHARS = 64 << 10
@@ -50,7 +50,7 @@ class Tools(Protocol):
 
     async def run_tests(
         self, code: str, tests: Sequence[str], limits: Limits, *, setup: str, candidate: str
-    ) -> Outcome:
+    ) -> SandboxOutcome:
         """Of Python code, locked in. FailedPrecondition where that can't be done."""
         ...
 

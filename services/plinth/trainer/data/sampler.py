@@ -52,7 +52,7 @@ class Shuffle:
         return x.astype(np.int64)
 
 
-class Sampler:
+class BatchSampler:
     """An endless stream of items, epoch after epoch, addressed by position."""
 
     def __init__(self, items: int, seed: int) -> None:

@@ -29,7 +29,7 @@ from plinth.trainer.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from plinth.trainer.data.sampler import Sampler
+from plinth.trainer.data.sampler import BatchSampler
 from plinth.trainer.data.shards import DatasetInfo, Split, read_info
 from plinth.trainer.disk import disk_error
 from plinth.trainer.finite import require_finite_folder
@@ -55,7 +55,7 @@ class Run:
     group: Group
     folder: JobFolder
     objective: Objective
-    sampler: Sampler
+    sampler: BatchSampler
     decoder: Decoder
     optimizer: torch.optim.Optimizer
     state: TrainState
@@ -118,7 +118,7 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
         group=group,
         folder=folder,
         objective=objective,
-        sampler=Sampler(objective.items, config.seed),
+        sampler=BatchSampler(objective.items, config.seed),
         decoder=decoder,
         optimizer=make_optimizer(decoder, config),
         state=state,

@@ -32,7 +32,7 @@ from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.judge import Judge
 from plinth.trainer.policy.model import Actor
 from plinth.trainer.policy.prompts import HELD_OUT, answer, prompts_of, sampler_for
-from plinth.trainer.policy.rollouts import Sampler
+from plinth.trainer.policy.rollouts import RolloutSampler
 from plinth.trainer.policy.shards import ShardSampler
 from plinth.trainer.policy.stage_rewards import StageRewards
 from plinth.trainer.policy.update import Learned
@@ -48,7 +48,7 @@ class PolicyJob:
     actor: Actor
     reference: Decoder | None
     judge: Judge | StageRewards
-    sampler: Sampler
+    sampler: RolloutSampler
     optimizer: torch.optim.Optimizer
     state: TrainState
     prompts: list[tuple[int, ...]]
@@ -166,7 +166,9 @@ class PolicyJob:
         return self.judge(rollouts)
 
 
-def _sampler(policy: PolicyConfig, decoder: Decoder, folder: JobFolder, device: str) -> Sampler:
+def _sampler(
+    policy: PolicyConfig, decoder: Decoder, folder: JobFolder, device: str
+) -> RolloutSampler:
     """An engine of this process over the policy's own tensors, or the shards."""
     if policy.rollouts == "local":
         return sampler_for(decoder, max(policy.answers, HELD_OUT), device)

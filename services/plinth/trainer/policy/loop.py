@@ -22,10 +22,10 @@ from plinth.algos.policy import AdaptiveKl
 from plinth.engine.request import Sampling
 from plinth.models.decoder import Decoder
 from plinth.models.lora import switched_off
-from plinth.trainer.data.sampler import Sampler as Dealer
+from plinth.trainer.data.sampler import BatchSampler
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.model import Actor, logprobs
-from plinth.trainer.policy.rollouts import Order, Rollout, Sampler, check_fresh, in_order
+from plinth.trainer.policy.rollouts import Order, Rollout, RolloutSampler, check_fresh, in_order
 from plinth.trainer.policy.update import Learned, learn
 
 # Rewards of answers: one finite number each.
@@ -54,7 +54,7 @@ class Update:
 def optimise(
     actor: Actor,
     reference: Decoder | None,
-    sampler: Sampler,
+    sampler: RolloutSampler,
     reward: Reward,
     prompts: Sequence[tuple[int, ...]],
     config: PolicyConfig,
@@ -68,7 +68,7 @@ def optimise(
 
     `heard` is told of each prompt's answers as soon as they are there. Raises what `learn` raises.
     """
-    dealer = Dealer(len(prompts), config.seed)
+    dealer = BatchSampler(len(prompts), config.seed)
     controller = AdaptiveKl(progress.coefficient or config.kl_coefficient, config.kl_target)
     sampling = Sampling(config.temperature, max_tokens=config.max_new_tokens, stop_ids=stop_ids)
     orders = partial(_orders, dealer, prompts, config)

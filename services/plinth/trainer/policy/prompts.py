@@ -12,7 +12,7 @@ from plinth.models.decoder import Decoder
 from plinth.trainer.data.shards import Split
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.loop import hash_seed
-from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, Sampler
+from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, RolloutSampler
 
 HELD_OUT = 128  # prompts that are answered to compare models, at most
 _SEED = 0x5EED
@@ -58,7 +58,7 @@ def sampler_for(decoder: Decoder, answers: int, device: str) -> EngineSampler:
 
 
 def answer(
-    sampler: Sampler, prompts: Sequence[Prompt], policy: PolicyConfig, stop: frozenset[int]
+    sampler: RolloutSampler, prompts: Sequence[Prompt], policy: PolicyConfig, stop: frozenset[int]
 ) -> list[Rollout]:
     """One answer to each prompt, with the same noise for every model that is asked."""
     orders = [

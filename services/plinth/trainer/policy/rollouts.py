@@ -1,6 +1,7 @@
 """Samples of a policy, with all that is needed to learn from them, refuse them, or make them again.
 
-`Sampler` is the seam: here an engine in this process, in `shards` a queue and who pulls from it.
+`RolloutSampler` is the seam: here an engine in this process, in `shards` a queue and who pulls
+from it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Rollout:
         return f"{self.revision}.{self.group}.{self.sample_index}"
 
 
-class Sampler(ABC):
+class RolloutSampler(ABC):
     """Answers by the policy as it was told last."""
 
     @abstractmethod
@@ -83,7 +84,7 @@ def in_order(rollouts: Iterable[Rollout]) -> list[Rollout]:
     return sorted(rollouts, key=lambda rollout: (rollout.group, rollout.sample_index))
 
 
-class EngineSampler(Sampler):
+class EngineSampler(RolloutSampler):
     """Samples on an engine of this process, whose decoder the trainer updates in place."""
 
     def __init__(self, engine: Engine) -> None:

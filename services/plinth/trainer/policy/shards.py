@@ -22,11 +22,11 @@ from plinth.shared.connection import connect
 from plinth.shared.rollout_results import RolloutResults, logprobs, raw_logprobs
 from plinth.shared.rollouts import RolloutTasks
 from plinth.shared.storage import Storage
-from plinth.trainer.policy.rollouts import Order, Rollout, Sampler
+from plinth.trainer.policy.rollouts import Order, Rollout, RolloutSampler
 from plinth.v1 import rollouts_pb2 as pb
 
 
-class ShardSampler(Sampler):
+class ShardSampler(RolloutSampler):
     """Not thread-safe; close it."""
 
     def __init__(
