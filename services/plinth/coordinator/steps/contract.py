@@ -151,7 +151,8 @@ class StepKind(Protocol):
 
     def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         """Does the work, or takes it up again; the last item is the StepOutcome. Raises
-        PlinthError: the transient ones (Unavailable, …) are tried again by the driver, others fail the step."""
+        PlinthError: the transient ones (Unavailable, …) are tried again by the driver, others fail
+        the step."""
         ...
 
     async def abandon(self, work: Work, tools: Tools) -> None:

@@ -132,7 +132,7 @@ def hash_seed(seed: int, number: int) -> int:
 
 
 def _orders(
-    dealer: Dealer, prompts: Sequence[tuple[int, ...]], config: PolicyConfig, number: int
+    dealer: BatchSampler, prompts: Sequence[tuple[int, ...]], config: PolicyConfig, number: int
 ) -> list[Order]:
     chosen = dealer.at(number * config.prompts, config.prompts).tolist()
     return [
