@@ -179,9 +179,14 @@ def parse_overrides(given: list[str]) -> dict[str, str]:
     return overrides
 
 
+# What a step that asks about Python makes of another text.
+_PASSAGES = {"stdlib-instruct": "chats", "stdlib-preferences": "pairs"}
+
+
 def corpus_overrides(text: str, corpus: Path) -> dict[str, str]:
     """What makes a pipeline read the folder: in its step `corpus`, or its only one that reads
-    text. InvalidArgument when it is not clear which one that is."""
+    text; what was made of Python's documentation is then made of that step's text.
+    InvalidArgument when it is not clear which step that is."""
     folder = corpus.expanduser().resolve()
     if not folder.is_dir():
         raise InvalidArgument(f"--corpus {corpus}: there is no such folder", field="corpus")
@@ -198,8 +203,16 @@ def corpus_overrides(text: str, corpus: Path) -> dict[str, str]:
             f"(there is: {', '.join(reads) or 'none'})",
             field="corpus",
         )
-    step = f"steps.{'corpus' if 'corpus' in reads else reads[0]}"
-    return {f"{step}.corpus_dir": yaml.safe_dump(str(folder)), f"{step}.builtin": ""}
+    name = "corpus" if "corpus" in reads else reads[0]
+    step = f"steps.{name}"
+    overrides = {f"{step}.corpus_dir": yaml.safe_dump(str(folder)), f"{step}.builtin": ""}
+    for other in reads:
+        form = _PASSAGES.get(str(_mapping(steps[other]).get("builtin")))
+        if other != name and form:
+            taken = ("builtin", "validation_fraction", "max_bytes")
+            overrides |= dict.fromkeys((f"steps.{other}.{field}" for field in taken), "")
+            overrides |= {f"steps.{other}.corpus": f"${name}", f"steps.{other}.passages": form}
+    return overrides
 
 
 def new_run_id(text: str) -> str:

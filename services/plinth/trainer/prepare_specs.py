@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.builtin import BUILTIN
+from plinth.trainer.data.passages import FORMS
 from plinth.trainer.data.selected import MAX_MARGIN, SELECTIONS, TIES
 from plinth.v1 import trainer_pb2 as pb
 
@@ -47,7 +48,8 @@ def check_prepare(spec: pb.PrepareSpec) -> None:
             f"builtin corpus {spec.builtin!r} is unknown; there is: {', '.join(BUILTIN)}",
             field="spec.prepare.builtin",
         )
-    if (spec.corpus or spec.prompts) and not spec.tokenizer:
+    _check_passages(spec)
+    if (spec.corpus or spec.prompts) and not (spec.tokenizer or spec.passages):
         raise InvalidArgument(
             "a corpus or prompts artifact needs a tokenizer to make a dataset of it",
             field="spec.prepare.tokenizer",
@@ -77,3 +79,17 @@ def validation_fraction(spec: pb.PrepareSpec) -> float:
     if spec.HasField("validation_fraction"):
         return spec.validation_fraction
     return DEFAULT_VALIDATION_FRACTION
+
+
+def _check_passages(spec: pb.PrepareSpec) -> None:
+    if spec.passages and spec.passages not in FORMS:
+        raise InvalidArgument(
+            f"passages {spec.passages!r} is unknown; there is: {', '.join(FORMS)}",
+            field="spec.prepare.passages",
+        )
+    if spec.passages and (not spec.corpus or spec.tokenizer):
+        raise InvalidArgument(
+            "passages are made of a corpus artifact, and without a tokenizer: prepare what they "
+            "make with one",
+            field="spec.prepare.passages",
+        )

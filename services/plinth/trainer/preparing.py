@@ -25,8 +25,9 @@ from plinth.shared.splits import SPLIT_VERSION, SPLITS
 from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.data.builtin import BUILTIN
-from plinth.trainer.data.corpus import CorpusCounts, write_corpus
+from plinth.trainer.data.corpus import CorpusCounts, read_split, write_corpus
 from plinth.trainer.data.documents import Document, corpus_files, read_files
+from plinth.trainer.data.passages import Passages
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.selected import of_prompts, selected
 from plinth.trainer.data.shards import DatasetInfo
@@ -80,9 +81,9 @@ class Preparation:
         work = self.folder.path / "work"
         shutil.rmtree(work, ignore_errors=True)  # of an attempt that died
         work.mkdir()
-        source = self.store.fetch(corpus) if corpus else work / "corpus"
+        source = self.store.fetch(corpus) if corpus and tokenizer else work / "corpus"
         facts: dict[str, Any] = {}
-        if corpus is None and prompts is None:
+        if (corpus is None or spec.passages) and prompts is None:
             counts = self._write_corpus(spec, source)
             facts = counts.to_json()
             facts = {"intake": facts.pop("intake"), "corpus": facts}
@@ -125,6 +126,8 @@ class Preparation:
                 intake[0],
             )
             source = spec.samples
+        elif spec.passages:
+            return self._write_passages(spec, out)
         else:
             folder = self.roots.check(spec.corpus_dir, field="corpus_dir")
             files, found = corpus_files(folder, self._checked)
@@ -139,6 +142,20 @@ class Preparation:
             max_left_out=spec.max_left_out if spec.HasField("max_left_out") else None,
             intake=intake,
             on_bytes=self._on_bytes("reading documents", spec.max_bytes),
+        )
+
+    def _write_passages(self, spec: pb.PrepareSpec, out: Path) -> CorpusCounts:
+        folder, made = self.store.fetch(spec.corpus), Passages(spec.passages)
+        learned, held_out = (made.of(read_split(folder, split), split) for split in SPLITS)
+        return write_corpus(
+            learned,
+            out,
+            source=spec.corpus,
+            validation_fraction=0,
+            held_out=held_out,
+            max_left_out=spec.max_left_out if spec.HasField("max_left_out") else 1,
+            intake=[made.intake],
+            on_bytes=self._on_bytes("making passages", 0),
         )
 
     def _checked(self, file: Path) -> None:

@@ -62,6 +62,7 @@ class PrepareSpec(_message.Message):
     PROMPTS_FIELD_NUMBER: _builtins.int
     TIES_FIELD_NUMBER: _builtins.int
     MAX_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
     corpus_dir: _builtins.str
     """A folder that the trainer's machine can read; empty with `builtin` set."""
     builtin: _builtins.str
@@ -99,6 +100,10 @@ class PrepareSpec(_message.Message):
     """Of files, and of documents, chats or pairs: the share that may be left out (as repeated, of
     another kind …) before the job fails. Default 0.5.
     """
+    passages: _builtins.str
+    """Of a text `corpus`, without a tokenizer: make "chats" or preference "pairs" of its paragraphs,
+    each to be gone on with from its first sentence. What is held out stays held out.
+    """
     def __init__(
         self,
         *,
@@ -114,10 +119,11 @@ class PrepareSpec(_message.Message):
         prompts: _builtins.str = ...,
         ties: _builtins.str = ...,
         max_left_out: _builtins.float | None = ...,
+        passages: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_left_out", b"_max_left_out", "_validation_fraction", b"_validation_fraction", "max_left_out", b"max_left_out", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_left_out", b"_max_left_out", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "max_left_out", b"max_left_out", "prompts", b"prompts", "samples", b"samples", "selection", b"selection", "ties", b"ties", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_left_out", b"_max_left_out", "_validation_fraction", b"_validation_fraction", "builtin", b"builtin", "corpus", b"corpus", "corpus_dir", b"corpus_dir", "margin", b"margin", "max_bytes", b"max_bytes", "max_left_out", b"max_left_out", "passages", b"passages", "prompts", b"prompts", "samples", b"samples", "selection", b"selection", "ties", b"ties", "tokenizer", b"tokenizer", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_left_out: _TypeAlias = _typing.Literal["max_left_out"]  # noqa: Y015
     _WhichOneofArgType__max_left_out: _TypeAlias = _typing.Literal["_max_left_out", b"_max_left_out"]  # noqa: Y015

@@ -13,6 +13,7 @@ import yaml
 from redis.asyncio import Redis
 
 from coordinator_replica import EXAMPLES, PIPELINE, Coordinator, states
+from plinth.cli.quickstart import PIPELINES
 from plinth.cli.runs import corpus_overrides, parse_overrides
 from plinth.coordinator import machine, runs
 from plinth.coordinator.machine import Wanted
@@ -163,6 +164,19 @@ def test_a_corpus_without_its_step_say_which_one(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="give path=value, such as name=mine"):
         parse_overrides(["name"])
     assert parse(text, parse_overrides(["name=mine"])).name == "mine"
+
+
+def test_with_a_corpus_of_your_own_no_step_of_the_quickstart_asks_about_python(
+    tmp_path: Path,
+) -> None:
+    """One setting, and all steps follow it; at its fractions the same texts are held out."""
+    text = (PIPELINES / "quickstart.yaml").read_text()
+    steps: Any = parse(text, corpus_overrides(text, tmp_path)).steps
+    data = {name: step for name, step in steps.items() if step.kind == "data"}
+    assert not [name for name, step in data.items() if step.builtin]
+    assert data["corpus"].corpus_dir == str(tmp_path)
+    for name, form in (("instructions", "chats"), ("preferences", "pairs")):
+        assert (data[name].corpus, data[name].passages) == ("$corpus", form)
 
 
 @pytest.mark.parametrize(

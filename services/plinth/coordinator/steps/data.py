@@ -43,6 +43,9 @@ class DataSpec(StepSpec):
     selection: Literal["extremes", "all", "best"] | None = None
     margin: float = Field(default=0, ge=0, le=1e6)
     ties: Literal["first", "likely"] | None = None
+    # Of a text corpus: chats or preference pairs of its paragraphs, each to be gone on with from
+    # its first sentence; another data step makes a dataset of them.
+    passages: Literal["chats", "pairs"] | None = None
     tokenizer: Input | None = None
     # Of the bytes; 0 holds nothing out, and nothing can be measured on held-out text then.
     validation_fraction: float | None = Field(default=None, ge=0, le=0.5)
@@ -70,6 +73,10 @@ class DataSpec(StepSpec):
             raise ValueError("prompts need a tokenizer")
         if (self.selection or self.margin or self.ties) and not self.samples:
             raise ValueError("selection, margin and ties are for samples")
+        if self.passages and (not self.corpus or self.tokenizer):
+            raise ValueError("passages are made of a corpus, and without a tokenizer")
+        if self.corpus and not (self.tokenizer or self.passages):
+            raise ValueError("a corpus needs a tokenizer, or passages to make of it")
         cut, held = bool(self.max_bytes), self.validation_fraction is not None
         for name, said in (("validation_fraction", held), ("max_bytes", cut)):
             if said and (self.corpus or self.prompts):
@@ -121,6 +128,7 @@ class DataStep:
             prepare.prompts = work.inputs["prompts"].ref
         if "corpus" in work.inputs:
             prepare.corpus = work.inputs["corpus"].ref
+            prepare.passages = spec.passages or ""
         if "tokenizer" in work.inputs:
             prepare.tokenizer = work.inputs["tokenizer"].ref
         job = pb.JobSpec(output_name=work.output_name, prepare=prepare)

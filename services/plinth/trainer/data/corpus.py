@@ -91,6 +91,7 @@ def write_corpus(
     *,
     source: str,
     validation_fraction: float,
+    held_out: Iterator[Document] | None = None,
     max_bytes: int = 0,
     max_left_out: float | None = None,
     intake: Sequence[Intake] = (),
@@ -98,7 +99,8 @@ def write_corpus(
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> CorpusCounts:
     """Write documents to the new folder `out`. `source` names the corpus in errors; `intake` is
-    what was left out before documents came of it.
+    what was left out before documents came of it. With `held_out` the sides are given: it is read
+    after `documents`, of which none is held out then, whatever `validation_fraction` says.
 
     `on_bytes` is told the bytes read so far; what it raises ends the work. InvalidArgument: no
     documents, more than one form, more left out than `max_left_out`, or nothing to hold out.
@@ -107,7 +109,7 @@ def write_corpus(
     taken, sizes, budget = Intake("documents"), dict[bytes, int](), Budget(max_bytes)
     writers = {split: ShardWriter(out / split, shard_bytes) for split in SPLITS}
     try:
-        for document in documents:
+        for document, given in _sides(documents, held_out):
             key = document.digest()
             if key in seen:
                 taken.leave_out("repeated word for word")
@@ -118,7 +120,8 @@ def write_corpus(
                 digest.update(fitting.digest())
                 group = fitting.split_key()
                 sizes[group] = sizes.get(group, 0) + fitting.size
-                split = "validation" if split_share(group) < validation_fraction else "train"
+                hashed = "validation" if split_share(group) < validation_fraction else "train"
+                split = given or hashed
                 writers[split].add(fitting)
                 counts.add(split, fitting)
                 on_bytes(budget.taken)
@@ -131,9 +134,18 @@ def write_corpus(
     _count(counts, taken, budget, intake)
     _check_not_empty(counts, budget, source, intake)
     check_intake(counts.intake, max_left_out, "Look at what was left out")
-    _settle_split(out, counts, sizes, validation_fraction, source, shard_bytes)
+    if held_out is None:
+        _settle_split(out, counts, sizes, validation_fraction, source, shard_bytes)
     (out / "corpus.json").write_text(json.dumps({"format": 1, **counts.to_json()}, indent=1))
     return counts
+
+
+def _sides(
+    documents: Iterator[Document], held_out: Iterator[Document] | None
+) -> Iterator[tuple[Document, str]]:
+    """Each with its split, where that is given."""
+    yield from ((document, "" if held_out is None else "train") for document in documents)
+    yield from ((document, "validation") for document in held_out or ())
 
 
 def _count(counts: CorpusCounts, taken: Intake, budget: Budget, intake: Sequence[Intake]) -> None:
