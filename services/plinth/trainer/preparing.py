@@ -237,7 +237,9 @@ def of_kind(store: ArtifactStore, reference: str, kind: str) -> ArtifactRecord:
     """The artifact, if it is one of that kind; InvalidArgument if not."""
     record = store.get(reference)
     if record.kind != kind:
-        raise InvalidArgument(f"{record.ref} is a {record.kind}, not a {kind}", field=kind)
+        raise InvalidArgument(
+            f"{record.ref} is of kind {record.kind}, where one of kind {kind} is wanted", field=kind
+        )
     return record
 
 

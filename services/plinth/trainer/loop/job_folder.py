@@ -26,6 +26,9 @@ from plinth.trainer.finite import require_finite_figures
 CONTROLS = ("cancel", "pause")
 ATTEMPT = "attempt-"  # before the number of an attempt, as the folder of a job's attempt is named
 
+# Of an error, beside its code: all that decides what becomes of the job.
+_ERROR = ("message", "reason", "field", "retry_after_s", "metadata")
+
 
 @dataclass
 class JobProgress:
@@ -87,9 +90,7 @@ class JobFolder:
             require_finite_figures(facts, "the run's figures")
         value: dict[str, Any] = {"status": status, **facts}
         if error is not None:
-            value["error"] = {
-                "code": error.code, "message": error.message, "reason": error.reason,
-            }  # fmt: skip
+            value["error"] = {"code": error.code, **{name: getattr(error, name) for name in _ERROR}}
         try:
             replace_json(self.path / "outcome.json", value)
         except ResourceExhausted:  # a full disk must be told of too: in what progress took
@@ -104,7 +105,8 @@ class JobFolder:
         found = (self.outcome() or {}).get("error")
         if found is None:
             return None
-        return ERROR_TYPES.get(found["code"], Internal)(found["message"], reason=found["reason"])
+        said = {name: found[name] for name in _ERROR if name in found}
+        return ERROR_TYPES.get(found["code"], Internal)(**said)
 
     def begin(self) -> None:
         """Forget an earlier attempt's end; its checkpoints stay."""
