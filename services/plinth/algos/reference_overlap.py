@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _DRAWS = 1999
+# Prompts that are looked at: every answer is held against every reference, which takes memory of
+# their number times that of all words, and its square.
+MOST = 1000
 _LEAST_LETTERS = 3
 # What English sentences are held together by.
 _STOP_WORDS = """
@@ -41,13 +44,17 @@ class ReferenceOverlap:
 def reference_overlap(
     prompts: Sequence[str], answers: Sequence[str], references: Sequence[str], seed: int = 0
 ) -> ReferenceOverlap:
-    """Over prompts 0 … N-1, each with its answer and its reference. Fewer than two, or references
-    without words, show nothing: the p-value is 1. ValueError unless the three are as many."""
+    """Over the first `MOST` prompts, each with its answer and its reference. Fewer than two, or
+    references without words, show nothing: the p-value is 1. ValueError unless the three are as
+    many."""
+    if not len(prompts) == len(answers) == len(references):
+        raise ValueError(
+            f"{len(prompts)} prompts, {len(answers)} answers and {len(references)} references"
+        )
+    prompts, answers, references = prompts[:MOST], answers[:MOST], references[:MOST]
     asked = [content_words(text) for text in prompts]
     named = [content_words(text) - known for text, known in zip(answers, asked, strict=True)]
     wanted = [content_words(text) for text in references]
-    if len(wanted) != len(asked):
-        raise ValueError(f"{len(wanted)} references to {len(asked)} prompts")
     count = len(asked)
     if count < 2:
         return ReferenceOverlap(0.0, 0.0, 1.0)
@@ -55,7 +62,7 @@ def reference_overlap(
     # Row: the answer and prompt; column: the reference, without the words of that prompt.
     known_nn = asked_nw @ wanted_nw.T
     left_nn = wanted_nw.sum(axis=1)[None, :] - known_nn
-    share_nn = named_nw @ wanted_nw.T / np.maximum(left_nn, 1)
+    share_nn = (named_nw @ wanted_nw.T).astype(np.float64) / np.maximum(left_nn, 1)
     own = float(np.trace(share_nn)) / count
     others = (float(share_nn.sum()) / count - own) / (count - 1)
     chance = np.random.default_rng(seed)
@@ -72,12 +79,12 @@ def content_words(text: str) -> set[str]:
     return {word for word in words if len(word) >= _LEAST_LETTERS}.difference(_STOP_WORDS.split())
 
 
-def _indicators(*of: Sequence[set[str]]) -> list[NDArray[np.float64]]:
+def _indicators(*of: Sequence[set[str]]) -> list[NDArray[np.float32]]:
     """[N, W] each: which of all the words each text has."""
     index = {word: at for at, word in enumerate(sorted(set().union(*(s for ss in of for s in ss))))}
     made = []
     for texts in of:
-        has_nw = np.zeros((len(texts), len(index)))
+        has_nw = np.zeros((len(texts), len(index)), dtype=np.float32)
         for row, words in enumerate(texts):
             has_nw[row, [index[word] for word in words]] = 1
         made.append(has_nw)

@@ -98,7 +98,8 @@ class PrepareSpec(_message.Message):
     """
     max_left_out: _builtins.float
     """Of files, and of documents, chats or pairs: the share that may be left out (as repeated, of
-    another kind …) before the job fails. Default 0.5.
+    another kind …) before the job fails. Default 0.5; with `passages` 1, since of most texts more
+    than half are headings, tables and code.
     """
     passages: _builtins.str
     """Of a text `corpus`, without a tokenizer: make "chats" or preference "pairs" of its paragraphs,

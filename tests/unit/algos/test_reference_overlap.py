@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from plinth.algos.reference_overlap import content_words, reference_overlap
+from plinth.algos.reference_overlap import MOST, content_words, reference_overlap
 
 WORDS = [f"w{''.join(chr(97 + int(c)) for c in str(n))}x" for n in range(400)]
 
@@ -63,5 +63,14 @@ def test_what_shows_nothing_says_so() -> None:
     assert reference_overlap([], [], []).p_value == 1
     assert reference_overlap(["a"], ["word"], ["word"]).p_value == 1
     assert reference_overlap(["a", "b"], ["x", "y"], ["", ""]).p_value == 1
-    with pytest.raises(ValueError, match=r"argument 2|references"):
-        reference_overlap(["a"], ["b"], ["c", "d"])
+    for wrong in ((["a"], ["b"], ["c", "d"]), (["a"], [], ["c"])):
+        with pytest.raises(ValueError, match=r"prompts, \d answers and \d references"):
+            reference_overlap(*wrong)
+
+
+def test_what_many_prompts_take_is_bounded() -> None:
+    """Of 200,000 the square alone would be 160 GB."""
+    few = [WORDS[number % len(WORDS)] for number in range(MOST)]
+    many = few + ["other words"] * (200_000 - MOST)
+    blank = [""] * len(many)
+    assert reference_overlap(blank, many, many) == reference_overlap(blank[:MOST], few, few)
