@@ -77,7 +77,7 @@ def test_checks_stand_beside_their_prompts(tmp_path: Path) -> None:
     encoder = Tokenizer.from_file(str(start / "tokenizer.json"))
     for name in ("train", "validation"):
         split = Split(dataset, name)
-        assert split.info.objective == "prompts"
+        assert split.info.form == "prompts"
         prompts, checks = prompts_of(split, 60), checks_of(dataset, name)
         assert len(prompts) == len(checks) == split.documents
         for ids in prompts:

@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES
 from plinth.shared.rollout_results import check_fits
-from plinth.trainer.loop.config import DATASETS, POLICY_OBJECTIVES
+from plinth.trainer.loop.config import LEARNS_FROM, POLICY_OBJECTIVES
 from plinth.trainer.objectives.pairs import PairOptions
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.refusals import in_range, one_of, refuse
@@ -22,7 +22,7 @@ _ALL = 1 << 31  # more prompts than any split has
 
 
 def check_pairs(spec: pb.TrainSpec) -> None:
-    on_pairs = DATASETS[spec.objective] == ("pairs",)
+    on_pairs = LEARNS_FROM[spec.objective] == ("pairs",)
     if spec.HasField("pairs") and not on_pairs:
         refuse("pairs", f"is for 'dpo' and 'reward'; the objective is {spec.objective!r}")
     if on_pairs and not spec.init_from:
@@ -40,7 +40,7 @@ def check_pairs(spec: pb.TrainSpec) -> None:
 
 
 def pairs_of(spec: pb.TrainSpec) -> dict[str, Any] | None:
-    if DATASETS[spec.objective] != ("pairs",):
+    if LEARNS_FROM[spec.objective] != ("pairs",):
         return None
     given = spec.pairs
     beta = {"beta": given.beta} if given.HasField("beta") else {}

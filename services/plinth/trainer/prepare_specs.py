@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.builtin import BUILTIN
-from plinth.trainer.data.passages import FORMS
+from plinth.trainer.data.passages import PASSAGES
 from plinth.trainer.data.selected import MAX_MARGIN, SELECTIONS, TIES
 from plinth.v1 import trainer_pb2 as pb
 
@@ -82,9 +82,9 @@ def validation_fraction(spec: pb.PrepareSpec) -> float:
 
 
 def _check_passages(spec: pb.PrepareSpec) -> None:
-    if spec.passages and spec.passages not in FORMS:
+    if spec.passages and spec.passages not in PASSAGES:
         raise InvalidArgument(
-            f"passages {spec.passages!r} is unknown; there is: {', '.join(FORMS)}",
+            f"passages {spec.passages!r} is unknown; there is: {', '.join(PASSAGES)}",
             field="spec.prepare.passages",
         )
     if spec.passages and (not spec.corpus or spec.tokenizer):

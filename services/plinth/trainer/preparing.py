@@ -27,6 +27,7 @@ from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.corpus import CorpusCounts, read_split, write_corpus
 from plinth.trainer.data.documents import Document, corpus_files, read_files
+from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.passages import Passages
 from plinth.trainer.data.prompt_dataset import tokenize_prompts
 from plinth.trainer.data.selected import of_prompts, selected
@@ -223,9 +224,8 @@ class Preparation:
 
 def _tokenised(info: DatasetInfo) -> Intake:
     """Of a corpus or a set of prompts: all of it."""
-    units = {"clm": "documents", "sft": "chats", "pairs": "pairs", "prompts": "prompts"}
     documents = sum(split.documents for split in info.splits.values())
-    return Intake(units[info.objective], documents // (2 if info.objective == "pairs" else 1))
+    return Intake(FORMS[info.form].unit, documents // (2 if info.form == "pairs" else 1))
 
 
 def _folder_of(spec: pb.PrepareSpec, corpus: ArtifactRecord | None) -> str:

@@ -20,8 +20,9 @@ from plinth.models.config import ModelConfig
 from plinth.shared import objectives
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
+from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.shards import DatasetInfo, read_info
-from plinth.trainer.loop.config import DATASETS, OBJECTIVES, PRECISIONS, TrainConfig
+from plinth.trainer.loop.config import LEARNS_FROM, OBJECTIVES, PRECISIONS, TrainConfig
 from plinth.trainer.lora_specs import check_adapter_name, check_lora, lora_fields
 from plinth.trainer.preference_specs import (
     check_compare,
@@ -42,12 +43,6 @@ MAX_SEQUENCE, MAX_BATCH, MAX_WORKERS, MAX_STEPS = 1 << 20, 1 << 16, 4096, 10**9
 MAX_SECONDS = 90 * 86400.0
 _LOGITS_BYTES = 256 << 20  # of one micro-batch in float32
 _MICRO_TOKENS = {"cpu": 4096, "cuda": 65536}
-_MADE_FROM = {
-    "clm": "plain text",
-    "sft": "chat messages",
-    "pairs": "preference pairs",
-    "prompts": "prompts alone",
-}
 
 
 def check_spec(spec: pb.JobSpec) -> None:
@@ -149,12 +144,12 @@ def plan_train(
     """
     _check_train(spec)
     info = read_info(dataset)
-    if info.objective not in DATASETS[spec.objective]:
-        fit = " or ".join(repr(n) for n, kinds in DATASETS.items() if info.objective in kinds)
+    if info.form not in LEARNS_FROM[spec.objective]:
+        fit = " or ".join(repr(n) for n, forms in LEARNS_FROM.items() if info.form in forms)
         refuse(
             "objective",
             f"{spec.objective!r} does not fit the dataset, which was prepared from "
-            f"{_MADE_FROM[info.objective]}, for {fit}",
+            f"{FORMS[info.form].called}, for {fit}",
         )
     model = None if init_from else new_model(spec.model, info, spec.sequence_length)
     config = existing_model(init_from, dataset, info) if init_from else model
@@ -166,7 +161,7 @@ def plan_train(
             "sequence_length",
             f"{spec.sequence_length} is longer than the model's context of {config.context}",
         )
-    if info.objective == "clm":
+    if info.form == "text":
         _check_enough(spec, info)
     workers = spec.workers or 1
     share = spec.batch_size // workers
@@ -221,7 +216,7 @@ def plan_compare(
 ) -> TrainConfig:
     """The configuration of a comparison whose models read the dataset's tokens. Local folders."""
     info = read_info(dataset)
-    if info.objective == "clm":
+    if info.form == "text":
         refuse("dataset", "was prepared from plain text; prompts come from chats or pairs")
     for folder in (*models, reward):
         existing_model(folder, dataset, info)

@@ -224,7 +224,7 @@ def test_the_trainer_makes_a_dataset_of_it(store: ArtifactStore, tmp_path: Path)
         tokenizer_digest="sha256:0",
         **trainings.chatml(tokenizer),
     )
-    assert info.objective == "pairs"
+    assert info.form == "pairs"
     assert sum(info.splits[split].documents for split in ("train", "validation")) == 2 * 36
 
 

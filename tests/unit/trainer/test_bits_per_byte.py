@@ -38,7 +38,7 @@ def test_it_reads_documents_as_the_exam_does(documents, length, tmp_path):
     with torch.no_grad():
         for number in range(split.documents):
             ids, mask = split.document(number)
-            if split.info.objective == "clm":
+            if split.info.form == "text":
                 ids = np.concatenate(([split.info.end_of_text_id], ids[:-1]))
                 mask = np.ones(len(ids), np.uint8)
             for window in windows(len(ids), length + 1):

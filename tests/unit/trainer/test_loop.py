@@ -93,7 +93,7 @@ def test_windows_score_every_target_once(plain, chat):
     for dataset in (plain, chat):
         split = Split(dataset, "validation")
         _, counted, size = module._windows(split, 16)
-        if split.info.objective == "clm":
+        if split.info.form == "text":
             assert counted == split.tokens - split.documents  # all but the closing end-of-text
         else:
             masks = [split.document(i)[1] for i in range(split.documents)]

@@ -65,5 +65,5 @@ def test_what_is_held_out_of_a_corpus_is_held_out_of_its_passages(tmp_path: Path
 
 def test_passages_are_made_of_plain_text_alone() -> None:
     chat = Document(messages=(("user", "a"), ("assistant", "b")))
-    with pytest.raises(InvalidArgument, match="plain text, and the corpus holds messages"):
+    with pytest.raises(InvalidArgument, match="plain text, and the corpus holds chat messages"):
         list(Passages("chats").of([chat], "train"))

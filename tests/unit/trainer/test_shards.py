@@ -55,7 +55,7 @@ def test_masks_cover_the_answers_only(tmp_path):
     ids, mask = split.document(0)
     learnt = encoder.decode(ids[mask.astype(bool)].tolist(), skip_special_tokens=False)
     assert learnt == dict(first.messages)["assistant"] + "<|im_end|>"
-    assert split.info.objective == "sft"
+    assert split.info.form == "messages"
 
 
 def test_damaged_and_foreign_datasets(plain, tmp_path):
@@ -79,6 +79,43 @@ def test_damaged_and_foreign_datasets(plain, tmp_path):
         tokenize_corpus(
             plain / "corpus", tmp_path, tmp_path / "o", tokenizer_ref="", tokenizer_digest=""
         )
+
+
+@pytest.mark.parametrize(
+    ("version", "documents", "told", "form"),
+    [
+        (1, trainings.texts, "clm", "text"),
+        (2, trainings.texts, "clm", "text"),
+        (2, trainings.chats, "sft", "messages"),
+        (2, trainings.pairs, "pairs", "pairs"),
+    ],
+)
+def test_a_dataset_that_tells_its_form_by_an_objective_is_read(
+    version, documents, told, form, tmp_path
+):
+    """As versions before format 3 wrote it."""
+    dataset = trainings.dataset(tmp_path, documents(30))
+    now = Split(dataset, "train")
+    assert now.info.form == form
+    info = json.loads((dataset / "dataset.json").read_text())
+    assert "objective" not in info
+    del info["form"]
+    before = {**info, "objective": told, "format": version}
+    (dataset / "dataset.json").write_text(json.dumps(before))
+    then = Split(dataset, "train")
+    assert then.info.form == form
+    assert then.lengths().tolist() == now.lengths().tolist()
+    for one, other in zip(then.document(0), now.document(0), strict=True):
+        assert one.tolist() == other.tolist()
+
+
+def test_masks_of_format_1_are_not_read(tmp_path):
+    dataset = trainings.dataset(tmp_path, trainings.chats(30))
+    info = json.loads((dataset / "dataset.json").read_text())
+    del info["form"]
+    (dataset / "dataset.json").write_text(json.dumps({**info, "objective": "sft", "format": 1}))
+    with pytest.raises(InvalidArgument, match="format 1 and form 'messages' is not read"):
+        read_info(dataset)
 
 
 def test_wide_ids_survive(tmp_path):

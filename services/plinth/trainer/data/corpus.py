@@ -21,11 +21,10 @@ from plinth.shared.intake import Intake, check_intake
 from plinth.shared.splits import SPLITS, split_share
 from plinth.trainer.data.budget import Budget
 from plinth.trainer.data.documents import Document, parse_document
+from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.resplit import by_hash, settled
 
 SHARD_BYTES = 64 * 1024 * 1024
-_FORMS = {"text": "plain text", "messages": "chat messages", "pairs": "preference pairs"}
-_UNITS = {"text": "documents", "messages": "chats", "pairs": "pairs"}
 
 
 @dataclass
@@ -149,7 +148,7 @@ def _sides(
 
 
 def _count(counts: CorpusCounts, taken: Intake, budget: Budget, intake: Sequence[Intake]) -> None:
-    taken.unit = _UNITS.get(counts.form, "documents")
+    taken.unit = FORMS[counts.form].unit if counts.form else "documents"
     taken.taken = sum(counts.documents.values())
     for what, count in budget.notes().items():
         taken.note(what, count)
@@ -191,8 +190,8 @@ def _settle_split(
 def _check_form(document: Document, counts: CorpusCounts, source: str) -> None:
     if counts.form and document.form != counts.form:
         raise InvalidArgument(
-            f"corpus {source} mixes {_FORMS[counts.form]} and {_FORMS[document.form]}; make two "
-            "corpora of them",
+            f"corpus {source} mixes {FORMS[counts.form].called} and "
+            f"{FORMS[document.form].called}; make two corpora of them",
             field="corpus_dir",
         )
     counts.form = document.form
@@ -206,8 +205,8 @@ def _check_not_empty(
     if budget.smallest:
         raise InvalidArgument(
             f"corpus {source}: max_bytes is {budget.most:,}, and the smallest of the "
-            f"{_UNITS[counts.form]} that were read has {budget.smallest:,} bytes; set max_bytes "
-            "to at least that",
+            f"{FORMS[counts.form].unit} that were read has {budget.smallest:,} bytes; set "
+            "max_bytes to at least that",
             field="max_bytes",
         )
     if any(one.unit == "prompts" for one in intake):

@@ -82,11 +82,11 @@ def _count(needed: np.ndarray, longest: int, intake: Intake) -> None:
 
 def _prompt_lengths(split: Split) -> np.ndarray:
     """Tokens of each different prompt."""
-    if split.info.objective == "prompts":
+    if split.info.form == "prompts":
         found = {split.document(number)[0].tobytes() for number in range(split.documents)}
     else:
         found = set()
-        step = 2 if split.info.objective == "pairs" else 1
+        step = 2 if split.info.form == "pairs" else 1
         for number in range(0, split.documents, step):
             ids, mask = split.document(number)
             if mask.any():

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
 from plinth.trainer.data.documents import Document
+from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.worse_answers import made_worse
 
-FORMS = ("chats", "pairs")
+PASSAGES = ("chats", "pairs")  # what they are made into
 _ASK = "Go on: {sentence}"
 _BLANK = re.compile(r"\n\s*\n")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -30,9 +31,9 @@ _PROSE = 0.8  # share of letters and spaces, from which on a paragraph is prose
 class Passages:
     """Told the documents of both sides in turn, first what is learned from."""
 
-    def __init__(self, form: str) -> None:
-        """`form`: one of FORMS. `intake` counts paragraphs."""
-        self._form = form
+    def __init__(self, into: str) -> None:
+        """`into`: one of PASSAGES. `intake` counts paragraphs."""
+        self._into = into
         self._asked: dict[str, str] = {}  # question, as it is compared, to the side that has it
         self.intake = Intake("paragraphs")
 
@@ -40,8 +41,9 @@ class Passages:
         """The exchanges of one side. InvalidArgument: the corpus holds no plain text."""
         for document in documents:
             if document.form != "text":
+                form = FORMS[document.form]
                 raise InvalidArgument(
-                    f"passages are made of plain text, and the corpus holds {document.form}",
+                    f"passages are made of plain text, and the corpus holds {form.called}",
                     field="spec.prepare.corpus",
                 )
             before = ""
@@ -65,7 +67,7 @@ class Passages:
 
     def _made(self, question: str, answer: str, before: str) -> Iterator[Document]:
         messages = (("user", _ASK.format(sentence=question)), ("assistant", answer))
-        if self._form == "chats":
+        if self._into == "chats":
             yield Document(messages=messages)
             return
         rule, worse = made_worse(answer, before)

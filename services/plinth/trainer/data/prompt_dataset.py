@@ -1,6 +1,6 @@
 """A set of prompts and a tokenizer make a dataset for policies: ids to go on from, with checks.
 
-Objective "prompts": a document is a prompt with the assistant's turn open, and none of it is
+Of the form "prompts": a document is a prompt with the assistant's turn open, and none of it is
 learned. `<split>.checks.jsonl` has, for the same document, the rules that its answers are held to.
 """
 
@@ -16,6 +16,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.messages import Messages
 from plinth.shared.prompt_set import Prompt, read_prompts
 from plinth.shared.splits import SPLITS, Overlap
+from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.located import located
 from plinth.trainer.data.shards import (
     SHARD_TOKENS,
@@ -53,7 +54,7 @@ def tokenize_prompts(
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, out / "tokenizer" / name)
     info = DatasetInfo(
-        objective="prompts",
+        form="prompts",
         tokenizer=tokenizer_ref,
         tokenizer_digest=tokenizer_digest,
         vocab_size=encoder.vocab_size,
@@ -62,7 +63,7 @@ def tokenize_prompts(
         dtype=token_dtype(encoder.vocab_size),
         splits={},
     )
-    overlap = Overlap("the set of prompts", "prompt")
+    overlap = Overlap("the set of prompts", FORMS["prompts"].split_by)
     for split in SPLITS:
         path = prompts / f"{split}.jsonl"
         found = list(read_prompts(path))
@@ -90,7 +91,7 @@ def _write(
 
 
 def checks_of(dataset: Path, name: str) -> dict[tuple[int, ...], str]:
-    """JSON of the rules of each prompt of a split, by its ids; none for other kinds of dataset."""
+    """JSON of the rules of each prompt of a split, by its ids; none for datasets of other forms."""
     path = dataset / f"{name}.checks.jsonl"
     if not path.is_file():
         return {}

@@ -6,8 +6,8 @@ tokenizer/               the tokenizer's files, so that a dataset stands alone
 <split>-00000.idx        int64 [documents + 1]: where each document begins, and the end
 <split>-00000.mask.bin   not for plain text: uint8 per id, 1 where the model shall learn it, which
                          is an answer as `shared.answer_spans` has it
-validation-bytes.bin     int64 per validation document: UTF-8 bytes of its text (SFT: of its
-                         answers), for bits per byte
+validation-bytes.bin     int64 per validation document: UTF-8 bytes of its text (with masks:
+                         of its answers), for bits per byte
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plinth.shared.errors import DataLoss, InvalidArgument
+from plinth.trainer.data.forms import FORMS
 
-FORMAT = 2
+FORMAT = 3
+# Before format 3 the form was told by an objective that it is for.
+_FORM_OF = {"clm": "text", "sft": "messages", "pairs": "pairs", "prompts": "prompts"}
 SHARD_TOKENS = 64 * 1024 * 1024
 
 Ids = NDArray[np.int64]
@@ -45,7 +48,9 @@ class SplitInfo:
 class DatasetInfo:
     """`dataset.json`."""
 
-    objective: str  # "clm"; with masks "sft", or "pairs": documents 2i (chosen) and 2i + 1
+    # One of `FORMS`. All but "text" have masks; of "pairs", documents 2i are chosen and 2i + 1
+    # rejected.
+    form: str
     tokenizer: str  # artifact reference
     tokenizer_digest: str
     vocab_size: int
@@ -78,7 +83,7 @@ class SplitWriter:
             self._bytes = (folder / "validation-bytes.bin").open("wb")
 
     def add(self, ids: Sequence[int], size: int, mask: Sequence[int] | None = None) -> None:
-        """One document: its ids, its UTF-8 bytes, and for SFT its mask."""
+        """One document: its ids, its UTF-8 bytes, and but for plain text its mask."""
         if not self._files:
             self._open()
         array = np.asarray(ids, dtype=self._dtype)
@@ -141,14 +146,16 @@ def read_info(folder: Path) -> DatasetInfo:
     if not path.is_file():
         raise InvalidArgument(f"{folder} is not a dataset: it has no dataset.json", field="dataset")
     value = json.loads(path.read_text())
-    format, objective = value.get("format"), value.get("objective")
+    form = value.get("form") or _FORM_OF.get(value.pop("objective", ""), "")
     # Of format 1 the masks hold what a template writes behind an answer; plain text has none.
-    if format != FORMAT and (format, objective) != (1, "clm"):
+    readable = value.get("format") in (2, FORMAT) or (value.get("format"), form) == (1, "text")
+    if not readable or form not in FORMS:
         raise InvalidArgument(
-            f"{path}: format {format!r} of objective {objective!r} is not read, this Plinth reads "
-            f"format {FORMAT}; prepare the dataset again",
+            f"{path}: a dataset of format {value.get('format')!r} and form {form!r} is not read, "
+            f"this Plinth reads format {FORMAT}; prepare it again",
             field="dataset",
         )
+    value["form"] = form
     value["splits"] = {name: SplitInfo(**split) for name, split in value["splits"].items()}
     return DatasetInfo(**value)
 
@@ -167,7 +174,7 @@ class Split:
             self._ids.append(_mapped(path, dtype, shard["tokens"]))
             index = _mapped(path.with_suffix(".idx"), np.dtype("<i8"), shard["documents"] + 1)
             self._offsets.append(index)
-            if self.info.objective != "clm":
+            if self.info.form != "text":
                 mask = _mapped(path.with_suffix(".mask.bin"), np.dtype("u1"), shard["tokens"])
                 self._masks.append(mask)
         tokens = [shard["tokens"] for shard in split.shards]

@@ -26,6 +26,7 @@ from plinth.shared.plain_text import (
 from plinth.shared.splits import SPLITS, Overlap
 from plinth.trainer.data.corpus import read_split
 from plinth.trainer.data.documents import BOUNDARY, Document
+from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.located import located
 from plinth.trainer.data.shards import (
     SHARD_TOKENS,
@@ -40,8 +41,6 @@ Messages = tuple[tuple[str, str], ...]
 Render = Callable[[Sequence[Messages]], list[tuple[list[int], list[int]]]]
 StopIds = Callable[[], Sequence[int]]
 
-UNITS = {"text": "text", "messages": "prompt", "pairs": "prompt"}  # what splits must not share
-KIND_OF_FORM = {"text": "clm", "messages": "sft", "pairs": "pairs"}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -97,7 +96,7 @@ def tokenize_corpus(
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, out / "tokenizer" / name)
     info = DatasetInfo(
-        objective=KIND_OF_FORM[first.form],
+        form=first.form,
         tokenizer=tokenizer_ref,
         tokenizer_digest=tokenizer_digest,
         vocab_size=encoder.vocab_size,
@@ -106,7 +105,7 @@ def tokenize_corpus(
         dtype=token_dtype(encoder.vocab_size),
         splits={},
     )
-    done, overlap = 0, Overlap(f"corpus {corpus_ref or corpus}", UNITS[first.form])
+    done, overlap = 0, Overlap(f"corpus {corpus_ref or corpus}", FORMS[first.form].split_by)
     for split in SPLITS:
         with closing(SplitWriter(out, split, info.dtype, masked, shard_tokens)) as writer:
             for batch in _batches(_apart(read_split(corpus, split), split, overlap)):

@@ -11,15 +11,15 @@ from typing import Any
 from plinth.models.weights import weights_digest
 
 POLICY_OBJECTIVES = ("ppo", "grpo", "rloo")
-# What each objective learns from: the kinds of dataset. A policy takes the prompts alone.
-DATASETS = {
-    "clm": ("clm",),
-    "sft": ("sft",),
+# The forms of data that each objective learns from. A policy takes the prompts alone.
+LEARNS_FROM = {
+    "clm": ("text",),
+    "sft": ("messages",),
     "dpo": ("pairs",),
     "reward": ("pairs",),
-    **dict.fromkeys(POLICY_OBJECTIVES, ("sft", "pairs", "prompts")),
+    **dict.fromkeys(POLICY_OBJECTIVES, ("messages", "pairs", "prompts")),
 }
-OBJECTIVES = tuple(DATASETS)
+OBJECTIVES = tuple(LEARNS_FROM)
 PRECISIONS = ("auto", "fp32", "bf16")
 
 

@@ -81,7 +81,7 @@ def _windows(split: Split, length: int) -> tuple[list[_Window], int, int]:
         if counted >= MAX_TOKENS:
             break
         ids, mask = split.document(number)
-        if split.info.objective == "clm":
+        if split.info.form == "text":
             ids = np.concatenate(([split.info.end_of_text_id], ids[:-1]))
             mask = np.ones(len(ids), np.uint8)
         here = list(_of_document(ids, mask, length))

@@ -23,10 +23,10 @@ Prompt = tuple[int, ...]
 def prompts_of(split: Split, longest: int) -> list[Prompt]:
     """What stands before the answers, each once, in the order of the split; `longest` in tokens."""
     found: dict[Prompt, None] = {}
-    if split.info.objective == "prompts":
+    if split.info.form == "prompts":
         whole = (split.document(number)[0] for number in range(split.documents))
         return list(dict.fromkeys(tuple(ids.tolist()) for ids in whole if len(ids) <= longest))
-    step = 2 if split.info.objective == "pairs" else 1
+    step = 2 if split.info.form == "pairs" else 1
     for number in range(0, split.documents, step):
         ids, mask = split.document(number)
         answers = np.flatnonzero(mask)
@@ -39,9 +39,9 @@ def references_of(split: Split) -> dict[Prompt, Prompt]:
     """The answer that the dataset has for each prompt, of a pair the preferred one, of several the
     first; as ids. Prompts alone have none."""
     found: dict[Prompt, Prompt] = {}
-    if split.info.objective == "prompts":
+    if split.info.form == "prompts":
         return found
-    step = 2 if split.info.objective == "pairs" else 1
+    step = 2 if split.info.form == "pairs" else 1
     for number in range(0, split.documents, step):
         ids, mask = split.document(number)
         answers = np.flatnonzero(mask)
