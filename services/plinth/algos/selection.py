@@ -36,9 +36,9 @@ def top_k(rewards: Sequence[float], k: int) -> list[int]:
 
 
 def extremes(
-    rewards: Sequence[float], margin: float = 0.0, likelihoods: Sequence[float] | None = None
+    rewards: Sequence[float], min_gap: float = 0.0, likelihoods: Sequence[float] | None = None
 ) -> tuple[int, int] | None:
-    """(best, worst), if their rewards lie more than `margin` apart.
+    """(best, worst), if their rewards lie more than `min_gap` apart.
 
     likelihoods: one for each; of equal rewards the likeliest is the best and the least likely the
     worst, so that what is learned leans towards the model's own language. Without, the earlier one
@@ -51,13 +51,13 @@ def extremes(
         _check(likelihoods)
         best = max(order, key=lambda i: (rewards[i], likelihoods[i], -i))
         worst = min(order, key=lambda i: (rewards[i], likelihoods[i], i))
-    return (best, worst) if rewards[best] - last > _margin(margin) else None
+    return (best, worst) if rewards[best] - last > _checked_gap(min_gap) else None
 
 
-def all_pairs(rewards: Sequence[float], margin: float = 0.0) -> list[tuple[int, int]]:
-    """Every (better, worse) more than `margin` apart; widest gaps first."""
+def all_pairs(rewards: Sequence[float], min_gap: float = 0.0) -> list[tuple[int, int]]:
+    """Every (better, worse) more than `min_gap` apart; widest gaps first."""
     _check(rewards)
-    least = _margin(margin)
+    least = _checked_gap(min_gap)
     n = range(len(rewards))
     found = [(i, j) for i in n for j in n if rewards[i] - rewards[j] > least]
     return sorted(found, key=lambda pair: (rewards[pair[1]] - rewards[pair[0]], pair))
@@ -133,7 +133,7 @@ def _check(rewards: Sequence[float]) -> None:
             )
 
 
-def _margin(margin: float) -> float:
-    if not 0 <= margin < math.inf:
-        raise InvalidArgument(f"margin is {margin}, must be 0 or more", field="margin")
-    return margin
+def _checked_gap(min_gap: float) -> float:
+    if not 0 <= min_gap < math.inf:
+        raise InvalidArgument(f"min_gap is {min_gap}, must be 0 or more", field="min_gap")
+    return min_gap

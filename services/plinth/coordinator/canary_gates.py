@@ -77,8 +77,8 @@ class Gate:
     bar: float
 
     @property
-    def margin(self) -> float:
-        """How far the canary's share of failures may lie above the stable revision's."""
+    def noninferiority_margin(self) -> float:
+        """How far the canary's share of failures may lie above the stable revision's, in [0, 1]."""
         return self.bar
 
     def look(self, shown: Shown, stable: Tally, canary: Tally, ratio: float, last: bool) -> Shown:
@@ -90,7 +90,11 @@ class Gate:
         enough = 1 if last else max(1.0, ratio * block.treated / 2)
         if not block.treated or block.control < enough:
             return shown
-        return Shown(self.kept(stable), self.kept(canary), shown.evidence.after(block, self.margin))
+        return Shown(
+            self.kept(stable),
+            self.kept(canary),
+            shown.evidence.after(block, self.noninferiority_margin),
+        )
 
     def block(self, shown: Shown, stable: Tally, canary: Tally) -> Outcomes:
         """What came since the last block."""
@@ -116,14 +120,19 @@ class Gate:
         revisions' shares of failures; without `treated` the canary's are as many, or, where a
         canary that is as good can't pass, half as many."""
         if treated is None:
-            treated = control if self.margin else control / 2
+            treated = control if self.noninferiority_margin else control / 2
         return treated_needed(
-            control, treated, self.margin, treated_share=share, level=LEVEL, power=POWER
+            control,
+            treated,
+            self.noninferiority_margin,
+            treated_share=share,
+            level=LEVEL,
+            power=POWER,
         )
 
     def fewest(self, share: float) -> int:
         """The same in the best case: without it nothing can be shown."""
-        return self.needed(share, 0.0 if self.margin else 1.0, 0.0) or 1
+        return self.needed(share, 0.0 if self.noninferiority_margin else 1.0, 0.0) or 1
 
     def outlook(self, share: float, stable: Tally, canary: Tally) -> str:
         """How far it is, at the stable revision's present share of failures."""
@@ -135,7 +144,7 @@ class Gate:
             return (
                 f"{seen} {self.WHAT} of the canary; where {now:.1%} {self.FAILED} none are enough"
             )
-        better = "" if self.margin else " and half as many of the canary's"
+        better = "" if self.noninferiority_margin else " and half as many of the canary's"
         return (
             f"{seen} of about {needed:,} {self.WHAT} of the canary, where {now:.1%} "
             f"{self.FAILED}{better}"
@@ -145,7 +154,7 @@ class Gate:
         """What it takes to show this, before anything was counted."""
         sizes = {p: self.needed(share, p) for p in (0.0, 0.01, 0.05, 0.2)}
         told = [f"{n:,} where {p:.0%} {self.FAILED}" for p, n in sizes.items() if n is not None]
-        better = "" if self.margin else ", if the canary halves them"
+        better = "" if self.noninferiority_margin else ", if the canary halves them"
         return f"of {self.WHAT} {', '.join(told)}{better}"
 
 
@@ -188,7 +197,7 @@ class FirstTokenGate(Gate):
     WHAT, FAILED = "first tokens", "are slow"
 
     @property
-    def margin(self) -> float:
+    def noninferiority_margin(self) -> float:
         return 0.0
 
     def look(self, shown: Shown, stable: Tally, canary: Tally, ratio: float, last: bool) -> Shown:

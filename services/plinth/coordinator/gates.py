@@ -72,11 +72,11 @@ def check(require: EvaluateRequire, metrics: Mapping[str, Any]) -> None:
 def _bits(require: EvaluateRequire, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     bits, ngram = metrics["bits_per_byte"], metrics["ngram_bits_per_byte"]
     failed = []
-    margin = require.bits_per_byte_below_ngram
-    if margin is not None and metrics["below_ngram"] < margin:
+    required = require.bits_per_byte_below_ngram
+    if required is not None and metrics["below_ngram"] < required:
         why = (
             f"{bits:.3f} bits per byte held out is {beside(metrics['below_ngram'])} the 5-gram's "
-            f"{ngram:.3f}, {beside(margin)} it is required: train longer, on more text, or lower "
+            f"{ngram:.3f}, {beside(required)} it is required: train longer, on more text, or lower "
             "require.bits_per_byte_below_ngram"
         )
         failed.append(("bits_per_byte_below_ngram", why))

@@ -85,7 +85,9 @@ def figures(state: CanaryState, require: CanaryRequire) -> dict[str, object]:
         "seconds": state.age_s,
         "evidence": {
             gate.NAME: {
-                "log_not_worse": shown[gate.NAME].evidence.log_not_worse(gate.margin),
+                "log_not_worse": shown[gate.NAME].evidence.log_not_worse(
+                    gate.noninferiority_margin
+                ),
                 "log_worse": shown[gate.NAME].evidence.log_worse(),
             }
             for gate in gates_of(require)
@@ -107,7 +109,7 @@ def figures(state: CanaryState, require: CanaryRequire) -> dict[str, object]:
 
 
 def _is_shown(gate: Gate, shown: Shown) -> bool:
-    return shown.evidence.log_not_worse(gate.margin) >= -math.log(LEVEL)
+    return shown.evidence.log_not_worse(gate.noninferiority_margin) >= -math.log(LEVEL)
 
 
 def _more(gate: Gate, state: CanaryState) -> str:

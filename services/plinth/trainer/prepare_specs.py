@@ -5,7 +5,7 @@ from __future__ import annotations
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.passages import PASSAGES
-from plinth.trainer.data.selected import MAX_MARGIN, SELECTIONS, TIES
+from plinth.trainer.data.selected import MAX_GAP, SELECTIONS, TIES
 from plinth.v1 import trainer_pb2 as pb
 
 DEFAULT_VALIDATION_FRACTION = 0.02
@@ -39,9 +39,9 @@ def check_prepare(spec: pb.PrepareSpec) -> None:
             "selection, margin and ties are for samples; name an artifact of kind 'samples'",
             field="spec.prepare.samples",
         )
-    if not 0 <= spec.margin <= MAX_MARGIN:
+    if not 0 <= spec.margin <= MAX_GAP:
         raise InvalidArgument(
-            f"margin is {spec.margin}, must be 0 to {MAX_MARGIN:g}", field="spec.prepare.margin"
+            f"margin is {spec.margin}, must be 0 to {MAX_GAP:g}", field="spec.prepare.margin"
         )
     if spec.builtin and spec.builtin not in BUILTIN:
         raise InvalidArgument(

@@ -86,10 +86,12 @@ class PrepareSpec(_message.Message):
     """Scored samples (an artifact of kind "samples"), as another source."""
     selection: _builtins.str
     """What becomes of each prompt's samples: "extremes" (default; the best against the worst) or
-    "all" make pairs of those whose rewards are more than `margin` apart; "best" keeps the best as
-    a chat, if its reward is at least `margin`.
+    "all" make pairs, "best" keeps the best as a chat.
     """
     margin: _builtins.float
+    """With "extremes" and "all" the least gap between the rewards of a pair: they are more than this
+    apart. With "best" the least reward of a chat. Not the margin of a loss (PairSpec.margin).
+    """
     prompts: _builtins.str
     """A set of prompts (an artifact of kind "prompts"), as another source; needs a tokenizer."""
     ties: _builtins.str
@@ -203,7 +205,9 @@ class PairSpec(_message.Message):
     centring: _builtins.float
     """Reward: weight of the squared sum of both scores, which pins their mean; default 0."""
     margin: _builtins.float
-    """Reward: by how much the preferred answer must win; default 0."""
+    """Reward: the margin of the ranking loss (Llama 2, eq. 2), by which the preferred answer's score
+    must lie above the other's; default 0.
+    """
     def __init__(
         self,
         *,

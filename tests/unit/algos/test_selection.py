@@ -29,22 +29,22 @@ def test_the_best_k_are_those_that_no_other_choice_beats(rewards, k) -> None:
 
 
 @given(REWARDS, st.sampled_from([0.0, 0.25, 1.0, 9.0]))
-def test_pairs_are_all_that_lie_further_apart_than_the_margin(rewards, margin) -> None:
-    found = all_pairs(rewards, margin)
+def test_pairs_are_all_that_lie_further_apart_than_the_gap(rewards, min_gap) -> None:
+    found = all_pairs(rewards, min_gap)
     truth = {
         (i, j)
         for i, j in itertools.product(range(len(rewards)), repeat=2)
-        if rewards[i] > rewards[j] + margin
+        if rewards[i] > rewards[j] + min_gap
     }
     assert set(found) == truth
     assert len(found) == len(truth)
     gaps = [rewards[i] - rewards[j] for i, j in found]
     assert gaps == sorted(gaps, reverse=True)
     if truth:
-        best, worst = extremes(rewards, margin)
+        best, worst = extremes(rewards, min_gap)
         assert (best, worst) == (int(np.argmax(rewards)), int(np.argmin(rewards)))
     else:
-        assert extremes(rewards, margin) is None
+        assert extremes(rewards, min_gap) is None
 
 
 def test_a_constant_reward_has_no_pairs() -> None:

@@ -37,54 +37,54 @@ def chance(block: Outcomes, control: float, treated: float) -> float:
 
 @given(st.integers(1, 9), st.integers(1, 5), SHARES, SHARES, SHARES, MARGINS)
 def test_the_mean_is_at_most_one_under_every_pair_of_the_null(
-    n: int, m: int, a: float, b: float, q: float, margin: float
+    n: int, m: int, a: float, b: float, q: float, delta: float
 ) -> None:
-    """At the margin, where it is largest, and inside; whatever the alternative."""
-    not_worse = b - a < margin
-    edge = min(q + margin, 1.0)
+    """At the delta, where it is largest, and inside; whatever the alternative."""
+    not_worse = b - a < delta
+    edge = min(q + delta, 1.0)
     far = (1 + edge) / 2 if not_worse else edge / 2
     for treated in (edge, far):
-        null = (max(edge - margin, 0.0), treated)
+        null = (max(edge - delta, 0.0), treated)
         mean = math.fsum(
-            chance(block, *null) * math.exp(log_e_value(block, (a, b), margin))
+            chance(block, *null) * math.exp(log_e_value(block, (a, b), delta))
             for block in outcomes(n, m)
         )
         assert mean <= 1 + 1e-9
 
 
 @given(st.integers(1, 20), st.integers(1, 20), SHARES, SHARES, MARGINS)
-def test_the_nearest_pair_is_scipys(n: int, m: int, a: float, b: float, margin: float) -> None:
+def test_the_nearest_pair_is_scipys(n: int, m: int, a: float, b: float, delta: float) -> None:
     def divergence(x: float) -> float:
-        y = x + margin
+        y = x + delta
         ours = a * math.log(a / x) + (1 - a) * math.log((1 - a) / (1 - x))
         return n * ours + m * (b * math.log(b / y) + (1 - b) * math.log((1 - b) / (1 - y)))
 
-    if not a + margin < 1:
+    if not a + delta < 1:
         return
-    found = _nearest(n, m, a, b, margin)
+    found = _nearest(n, m, a, b, delta)
     truth = minimize_scalar(
-        divergence, bounds=(1e-9, 1 - margin - 1e-9), method="bounded", options={"xatol": 1e-12}
+        divergence, bounds=(1e-9, 1 - delta - 1e-9), method="bounded", options={"xatol": 1e-12}
     )
     assert divergence(found) <= truth.fun + 1e-7 * (1 + abs(truth.fun))
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("delta", [0.0, 0.05, 0.3])
 @pytest.mark.parametrize("control", [0.02, 0.3])
 def test_what_is_chosen_block_by_block_stays_a_supermartingale(
-    margin: float, control: float
+    delta: float, control: float
 ) -> None:
     """Each block's alternative depends on what came before it: all paths of three blocks."""
-    treated = control + margin
+    treated = control + delta
     blocks = outcomes(2, 1)
     mean_not_worse = mean_worse = 0.0
     paths: list[tuple[float, Evidence]] = [(1.0, Evidence())]
     for _ in range(3):
         paths = [
-            (p * chance(block, control, treated), evidence.after(block, margin))
+            (p * chance(block, control, treated), evidence.after(block, delta))
             for p, evidence in paths
             for block in blocks
         ]
-    mean_not_worse = math.fsum(p * math.exp(e.log_not_worse(margin)) for p, e in paths)
+    mean_not_worse = math.fsum(p * math.exp(e.log_not_worse(delta)) for p, e in paths)
     mean_worse = math.fsum(p * math.exp(e.log_worse()) for p, e in paths)
     assert 0 < mean_not_worse <= 1 + 1e-9
     assert 0 < mean_worse <= 1 + 1e-9
@@ -106,7 +106,7 @@ def test_evidence_points_where_the_outcomes_do() -> None:
     assert good.log_not_worse(0.01) > math.log(20) > 0 > good.log_worse()
 
 
-# (control's failures, treated's, margin, treated's share of all, whether it is worse)
+# (control's failures, treated's, delta, treated's share of all, whether it is worse)
 SIZES = [
     (0.01, 0.01, 0.05, 0.1, False),
     (0.05, 0.05, 0.1, 0.5, False),
@@ -122,8 +122,8 @@ def test_the_size_that_is_told_has_the_power_that_is_told(
 ) -> None:
     """80 % by a diffusion's first passage; simulated, with blocks of one, it is 65 to 95 %: 200
     runs have a standard error of 3 points, the rest is that small counts are no diffusion."""
-    control, treated, margin, share, worse = case
-    told = treated_needed(control, treated, margin, treated_share=share, level=0.05, worse=worse)
+    control, treated, delta, share, worse = case
+    told = treated_needed(control, treated, delta, treated_share=share, level=0.05, worse=worse)
     assert told is not None
     rng = np.random.default_rng(7)
     per_block = round((1 - share) / share)
@@ -134,8 +134,8 @@ def test_the_size_that_is_told_has_the_power_that_is_told(
             block = Outcomes(
                 per_block, rng.binomial(per_block, control), 1, rng.binomial(1, treated)
             )
-            evidence = evidence.after(block, margin)
-            log = evidence.log_worse() if worse else evidence.log_not_worse(margin)
+            evidence = evidence.after(block, delta)
+            log = evidence.log_worse() if worse else evidence.log_not_worse(delta)
             if log >= math.log(20):
                 reached += 1
                 break

@@ -147,7 +147,7 @@ def test_all_gates_together(runs: int) -> None:
 
 
 def rows() -> list[tuple[float, float, float, int]]:
-    """(share of failures, margin, traffic share, size) as the documentation's table has them."""
+    """(share of failures, bar, traffic share, size) as the documentation's table has them."""
     table = re.findall(
         r"^\| ([\d.]+) % \| ([\d.]+) points? \| ([\d.]+) % \| ([\d,]+) \|", DOCS.read_text(), re.M
     )
@@ -159,24 +159,24 @@ def rows() -> list[tuple[float, float, float, int]]:
 
 def test_the_documentation_tells_the_sizes_that_the_screen_does() -> None:
     assert len(rows()) >= 8
-    for failing, margin, share, size in rows():
-        assert ErrorGate(margin).needed(share, failing) == size
-        assert VerdictGate(margin).needed(share, failing) == size
+    for failing, bar, share, size in rows():
+        assert ErrorGate(bar).needed(share, failing) == size
+        assert VerdictGate(bar).needed(share, failing) == size
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_power_at_the_documented_sizes() -> None:
     """80 % is told, by a diffusion; simulated it is 65 to 100 %, which the documentation says."""
-    for failing, margin, share, size in rows():
+    for failing, bar, share, size in rows():
         if size > 6000:
             continue
-        require = CanaryRequire(error_share_above_at_most=margin, ttft_p95_ratio_at_most=None)
+        require = CanaryRequire(error_share_above_at_most=bar, ttft_p95_ratio_at_most=None)
         at_a_time = max(1.0, size / 100)
         found = decisions(
             2000, Revision(failing), Revision(failing),
             require=require, requests=size + math.ceil(at_a_time), share=share, at_a_time=at_a_time,
         )  # fmt: skip
-        print(failing, margin, share, size, found)
+        print(failing, bar, share, size, found)
         assert found["promote"] >= 0.62 * 2000
         assert found["reject"] <= 0.05 * 2000

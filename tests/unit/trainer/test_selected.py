@@ -42,7 +42,7 @@ def test_the_best_of_each_prompt_become_chats() -> None:
     assert good == ["4", "Paris", "Paris."]
 
 
-def test_pairs_are_of_one_prompt_and_worth_the_margin() -> None:
+def test_pairs_are_of_one_prompt_and_further_apart_than_the_gap() -> None:
     (only,) = pair_documents(SAMPLES, source="reward:judge@1")
     assert (only.messages[-1][1], only.rejected) == ("4", "5")
     assert only.messages[:-1] == SUM
@@ -50,10 +50,10 @@ def test_pairs_are_of_one_prompt_and_worth_the_margin() -> None:
     every = [(d.messages[-1][1], d.rejected) for d in pair_documents(SAMPLES, pairing="all")]
     assert every == [("4", "5"), ("Four", "5"), ("4", "Four")]
     wide = [
-        (d.messages[-1][1], d.rejected) for d in pair_documents(SAMPLES, pairing="all", margin=0.5)
+        (d.messages[-1][1], d.rejected) for d in pair_documents(SAMPLES, pairing="all", min_gap=0.5)
     ]
     assert wide == [("4", "5"), ("Four", "5")]
-    assert list(pair_documents(SAMPLES, margin=1.0)) == []
+    assert list(pair_documents(SAMPLES, min_gap=1.0)) == []
 
 
 def test_of_equal_rewards_the_likeliest_is_the_best_and_the_least_likely_the_worst(
@@ -144,7 +144,7 @@ def test_a_bad_line_is_named(line, says, tmp_path) -> None:
         (lambda: best_documents([Scored((), "4", 1.0)]), "not the assistant's"),
         (lambda: pair_documents([Scored((*SUM, ("assistant", "4")), "5", 1.0)]), "not the assist"),
         (lambda: pair_documents(SAMPLES, pairing="some"), "'extremes' or 'all'"),
-        (lambda: pair_documents(SAMPLES, margin=-1.0), "margin is -1.0"),
+        (lambda: pair_documents(SAMPLES, min_gap=-1.0), "min_gap is -1.0"),
         (lambda: best_documents(SAMPLES, keep=0), "k is 0"),
     ],
 )
@@ -159,7 +159,7 @@ def test_each_prompt_is_told_of(tmp_path) -> None:
         (partial(best_documents), 2, {"empty answers": 1}),
         (partial(best_documents, at_least=0.95), 1, {"without an answer worth 0.95": 1}),
         (partial(pair_documents), 1, {"whose answers are worth the same within 0": 1}),
-        (partial(pair_documents, pairing="all", margin=2.0), 0,
+        (partial(pair_documents, pairing="all", min_gap=2.0), 0,
          {"whose answers are worth the same within 2": 2}),
     ]  # fmt: skip
     for make, taken, noted in cases:
@@ -176,9 +176,9 @@ def test_where_nothing_is_selected_the_advice_is_about_samples(tmp_path) -> None
              (("a", 0.1), ("b", 0.2))]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def made(margin: float, out: str) -> object:
+    def made(least: float, out: str) -> object:
         intake = of_prompts()
-        found = selected(tmp_path, "extremes", margin, "first", "s@1", intake)
+        found = selected(tmp_path, "extremes", least, "first", "s@1", intake)
         return write_corpus(
             found, tmp_path / out, source="s@1", validation_fraction=0.2, intake=[intake]
         )

@@ -41,6 +41,8 @@ class DataSpec(StepSpec):
     prompts: Input | None = None
     # What becomes of each prompt's samples; see `PrepareSpec` in trainer.proto.
     selection: Literal["extremes", "all", "best"] | None = None
+    # The least gap between the rewards of a pair; with "best", the least reward of a chat. The
+    # margin of a reward model's loss is another: `pairs.margin` of a step `train`.
     margin: float = Field(default=0, ge=0, le=1e6)
     ties: Literal["first", "likely"] | None = None
     # Of a text corpus: chats or preference pairs of its paragraphs, each to be gone on with from

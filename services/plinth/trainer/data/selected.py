@@ -25,7 +25,7 @@ PAIRINGS = ("extremes", "all")
 SELECTIONS = (*PAIRINGS, "best")
 TIES = ("first", "likely")
 SAMPLES = "samples.jsonl"  # in an artifact of kind "samples"
-MAX_MARGIN = 1e6
+MAX_GAP = 1e6
 MAX_SAMPLES = 4096  # of one prompt: pairs grow with the square
 
 
@@ -64,12 +64,12 @@ def pair_documents(
     samples: Iterable[Scored],
     *,
     pairing: str = "extremes",
-    margin: float = 0.0,
+    min_gap: float = 0.0,
     ties: str = "first",
     source: str = "reward",
     intake: Intake | None = None,
 ) -> Iterator[Document]:
-    """For each prompt, preference pairs whose rewards lie more than `margin` apart: the best
+    """For each prompt, preference pairs whose rewards lie more than `min_gap` apart: the best
     against the worst, or "all". A prompt whose answers are all worth the same gives none. `ties`:
     who of equal rewards is the best or the worst, one of TIES. `intake` is told of each prompt."""
     intake = intake or of_prompts()
@@ -81,11 +81,11 @@ def pair_documents(
     for group in _groups(samples, intake):
         rewards = [sample.reward for sample in group]
         if pairing == "all":
-            found = all_pairs(rewards, margin)
+            found = all_pairs(rewards, min_gap)
         else:
             likelihoods = _likelihoods(group) if ties == "likely" else None
-            found = [pair] if (pair := extremes(rewards, margin, likelihoods)) else []
-        _tell(intake, bool(found), f"whose answers are worth the same within {margin:g}")
+            found = [pair] if (pair := extremes(rewards, min_gap, likelihoods)) else []
+        _tell(intake, bool(found), f"whose answers are worth the same within {min_gap:g}")
         for better, worse in found:
             yield Document(
                 messages=(*group[better].prompt, ("assistant", group[better].answer)),
@@ -142,15 +142,15 @@ def _groups(samples: Iterable[Scored], intake: Intake) -> list[list[Scored]]:
 
 
 def selected(
-    folder: Path, selection: str, margin: float, ties: str, source: str, intake: Intake
+    folder: Path, selection: str, least: float, ties: str, source: str, intake: Intake
 ) -> Iterator[Document]:
     """Documents out of a folder of scored samples, by one of SELECTIONS and one of TIES. `intake`
     is told of each prompt."""
     samples = read_scored(folder / SAMPLES)
     if selection == "best":
-        return best_documents(samples, at_least=margin, intake=intake)
+        return best_documents(samples, at_least=least, intake=intake)
     return pair_documents(
-        samples, pairing=selection, margin=margin, ties=ties, source=source, intake=intake
+        samples, pairing=selection, min_gap=least, ties=ties, source=source, intake=intake
     )
 
 

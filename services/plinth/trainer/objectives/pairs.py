@@ -28,7 +28,7 @@ class PairOptions:
     label_smoothing: float = 0.0  # both: the share of labels that are wrong
     likelihood_weight: float = 0.0  # DPO: of the preferred answer's loss per token
     centring: float = 0.0  # reward: pins the mean score to zero
-    margin: float = 0.0  # reward: by how much the preferred answer must win
+    margin: float = 0.0  # reward: of the ranking loss, see `bradley_terry_loss`
 
 
 @dataclass(frozen=True)
