@@ -20,8 +20,6 @@ from itertools import takewhile
 from plinth.shared.errors import InvalidArgument
 
 SPLITS = ("train", "validation")
-# What an earlier version split otherwise is split again: part of the digest of what a step does.
-SPLIT_VERSION = "by opening, 1"
 # A side may differ by so much of what was asked for before the hash alone no longer decides.
 _TOLERANCE = 0.5
 _SHOWN = 80

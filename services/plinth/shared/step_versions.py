@@ -4,7 +4,8 @@ which an earlier result is found.
 A number goes up by one when what a step of that kind makes from the same settings and inputs
 changes: a fault was mended, a default moved, a format grew. Then the step is done again, and so is
 whatever takes what it makes. It stays for what leaves the result as it is: speed, messages, names.
-The package's version is not used: it would train every model again at each release.
+The package's version is not used: it would train every model again at each release. How data is
+split is a part of what "data", "prompts" and "preferences" make.
 
 `tests/unit/coordinator/test_step_versions.py` holds what small steps make, by version.
 """

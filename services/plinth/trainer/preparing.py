@@ -21,7 +21,7 @@ from google.protobuf.json_format import MessageToDict
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.intake import Intake
 from plinth.shared.source_roots import SourceRoots
-from plinth.shared.splits import SPLIT_VERSION, SPLITS
+from plinth.shared.splits import SPLITS
 from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.data.builtin import BUILTIN
@@ -67,12 +67,7 @@ class Preparation:
             "samples": samples and samples.digest,
             "tokenizer": tokenizer and tokenizer.digest,
             "corpus": corpus and corpus.digest,
-            # A dataset from before text was plain may hold special tokens that its text spelled.
-            "text": "plain" if tokenizer else "",
-            # Likewise, with what a template writes behind an answer learned as a part of it.
-            "answers": "to their end token" if tokenizer else "",
             "python": sys.version if spec.builtin else "",
-            "split": SPLIT_VERSION,
         }
         # A folder's content is not known before it is read.
         if not spec.corpus_dir and (

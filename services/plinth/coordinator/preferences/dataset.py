@@ -23,7 +23,8 @@ from plinth.coordinator.preferences.pairs import (
 from plinth.coordinator.preferences.report import Snapshot, agreement
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.intake import Intake
-from plinth.shared.splits import SPLIT_VERSION, SPLITS, held_out, prompt_key
+from plinth.shared.splits import SPLITS, held_out, prompt_key
+from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import preferences_pb2 as pb
 
@@ -62,9 +63,8 @@ def publish_pairs(
         "sources": sorted(source_word(source) for source in set(selection.sources)),
         "min_agreement": selection.min_agreement,
         "validation_fraction": validation_fraction,
-        "split": SPLIT_VERSION,
     }
-    key = json.dumps([config, content], sort_keys=True)
+    key = json.dumps([STEP_VERSIONS["preferences"], config, content], sort_keys=True)
     input_digest = f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
     if (found := store.find_by_input(name, input_digest)) is not None:
         return found, True

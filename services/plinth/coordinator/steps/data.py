@@ -18,7 +18,6 @@ from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, Step
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.corpus_folder import CorpusFolder
 from plinth.shared.file_digests import file_digest
-from plinth.shared.splits import SPLIT_VERSION
 from plinth.v1 import trainer_pb2 as pb
 
 _SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")
@@ -101,16 +100,13 @@ class DataStep:
     pure = True
 
     def surroundings(self, spec: DataSpec, run_id: str) -> Mapping[str, str]:
-        # A dataset from before text was plain may hold special tokens that its corpus spelled.
-        text = {"text": "plain"} if spec.tokenizer else {}
-        text["split"] = SPLIT_VERSION
         if spec.corpus_dir:
             # A folder that only the trainer's machine sees: no other run's result stands for it.
             found = fingerprint(Path(spec.corpus_dir))
-            return {**text, "corpus_dir": found or f"unseen, run {run_id}"}
+            return {"corpus_dir": found or f"unseen, run {run_id}"}
         if spec.builtin:
-            return {**text, "python": platform.python_version()}
-        return text
+            return {"python": platform.python_version()}
+        return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec

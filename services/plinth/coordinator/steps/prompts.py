@@ -24,7 +24,7 @@ from plinth.coordinator.steps.contract import Name, Progress, StepOutcome, StepS
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.intake import Intake
 from plinth.shared.prompt_set import MAX_CHECKS, Prompt, read_prompts, write_prompts
-from plinth.shared.splits import SPLIT_VERSION, SPLITS, normalised
+from plinth.shared.splits import SPLITS, normalised
 from plinth.shared.store import ArtifactRecord
 
 Topic = Annotated[str, Field(min_length=1, max_length=200)]
@@ -84,13 +84,12 @@ class PromptsStep:
     pure = True
 
     def surroundings(self, spec: PromptsSpec, run_id: str) -> Mapping[str, str]:
-        split = {"split": SPLIT_VERSION}
         if spec.file is None:
-            return split
+            return {}
         path = Path(spec.file)
         if not path.is_file():
-            return {**split, "file": f"unseen, run {run_id}"}
-        return {**split, "file": f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"}
+            return {"file": f"unseen, run {run_id}"}
+        return {"file": f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
