@@ -14,10 +14,8 @@ calls block; from asyncio use `asyncio.to_thread`. Safe to share between threads
 from __future__ import annotations
 
 import copy
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, TypeAlias
@@ -25,51 +23,16 @@ from typing import Any, TypeAlias
 from plinth.shared import manifest as manifests
 from plinth.shared.aliases import ANY, move_alias
 from plinth.shared.artifact_cache import ArtifactCache, verify_files
-from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
+from plinth.shared.artifact_versions import ArtifactRecord, ArtifactVersions, content_owner
+from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.fencing import Fence
 from plinth.shared.manifest import MANIFEST, SCHEMA, Reference, check_name
 from plinth.shared.record_log import RecordLog
 from plinth.shared.storage import Storage, Tree
 from plinth.shared.storage_url import open_storage
 from plinth.shared.version import CODE_VERSION
-from plinth.v1 import common_pb2
 
-_CONTENT = re.compile(r"artifacts/([a-z0-9][a-z0-9._-]{0,63})/content/[0-9a-f]{16}-[0-9a-f]{16}")
-
-
-@dataclass(frozen=True)
-class ArtifactRecord:
-    """One version of one artifact. `manifest` is shared: do not change it."""
-
-    name: str
-    version: int
-    kind: str
-    digest: str
-    uri: str
-    parents: tuple[str, ...]
-    manifest: dict[str, Any]
-    created_unix_ms: int
-    input_digest: str | None = None
-    # Path of the content below the store's root.
-    path: str = ""
-
-    @property
-    def ref(self) -> str:
-        return f"{self.name}@{self.version}"
-
-    def to_proto(self, aliases: Sequence[str] = ()) -> common_pb2.Artifact:
-        return common_pb2.Artifact(
-            name=self.name,
-            version=self.version,
-            kind=self.kind,
-            digest=self.digest,
-            uri=self.uri,
-            parents=self.parents,
-            manifest_json=manifests.canonical_json(self.manifest).decode(),
-            aliases=aliases,
-            created_unix_ms=self.created_unix_ms,
-        )
-
+__all__ = ["ArtifactRecord", "ArtifactStore"]
 
 # (inside the class, `list` is the method)
 Records: TypeAlias = list[ArtifactRecord]
@@ -91,8 +54,8 @@ class ArtifactStore:
         self.storage: Storage = open_storage(url)
         self.url = self.storage.url
         self._cache = ArtifactCache(self.storage, cache_dir)
-        self._logs: dict[str, RecordLog] = {}
-        self._records: dict[tuple[str, int], ArtifactRecord] = {}
+        self._versions = ArtifactVersions(self.storage)
+        self._alias_logs: dict[str, RecordLog] = {}  # what was read of them is kept
         self._fence: Fence | None = None
 
     def under(self, fence: Fence) -> ArtifactStore:
@@ -139,7 +102,7 @@ class ArtifactStore:
             "license": license,
             "extra": dict(extra or {}),
             "code_version": CODE_VERSION,
-            "created_unix_ms": time.time_ns() // 1_000_000,
+            "created_unix_ms": _now(),
         }
         manifests.canonical_json(description)  # refuse what is no JSON before copying gigabytes
         path = f"artifacts/{name}/content/{token_hex(8)}-{token_hex(8)}"
@@ -149,7 +112,7 @@ class ArtifactStore:
                 description["digest"] = manifests.content_digest(description["files"])
                 tree.write(MANIFEST, [manifests.canonical_json(description)])
                 tree.commit()
-                record = self._record_version(path, description)
+                record = self._versions.record(name, path, description, _same_as(description))
         except BaseException:
             self._sweep()
             raise
@@ -160,65 +123,18 @@ class ArtifactStore:
     def link(self, name: str, record: ArtifactRecord) -> ArtifactRecord:
         """Publishes what `record` is as the next version of `name` too; its files are not copied.
         A version of `name` that is the same stands."""
-        check_name(name, "name")
-        content = _CONTENT.fullmatch(record.path)
-        assert content is not None, record.path
-        log = self._versions(name)
-        while True:
-            number = log.last() + 1
-            for there in self._all_versions(name):
-                if (there.path, there.kind) == (record.path, record.kind):
-                    return there
-            row = {
-                "name": name,
-                "version": number,
-                "kind": record.kind,
-                "digest": record.digest,
-                "input_digest": record.input_digest,
-                "content": record.path,
-                "content_of": content[1],
-                "created_unix_ms": time.time_ns() // 1_000_000,
-            }
-            if log.append(number, row):
-                return self._load(name, number)
-
-    def _record_version(self, path: str, description: dict[str, Any]) -> ArtifactRecord:
-        """Takes the next free version number; or finds that a rival published the same."""
-        name = description["name"]
-        log = self._versions(name)
-        while True:
-            # The number first: whatever a rival records after the look takes this number from us.
-            number = log.last() + 1
-            if (same := self._published(description)) is not None:
-                return same
-            record = {
-                "name": name,
-                "version": number,
-                "kind": description["kind"],
-                "digest": description["digest"],
-                "input_digest": description["input_digest"],
-                "content": path,
-                "created_unix_ms": description["created_unix_ms"],
-            }
-            if log.append(number, record):
-                return self._load(name, number)
-
-    def _published(self, description: dict[str, Any]) -> ArtifactRecord | None:
-        """The newest version with this content made from these inputs."""
-        for record in self._all_versions(description["name"]):
-            if (record.digest, record.input_digest, record.kind) == (
-                description["digest"],
-                description["input_digest"],
-                description["kind"],
-            ):
-                return record
-        return None
+        return self._versions.record(
+            name,
+            record.path,
+            vars(record) | {"created_unix_ms": _now()},
+            lambda there: (there.path, there.kind) == (record.path, record.kind),
+        )
 
     def _sweep(self) -> None:
         """Removes what dead publishers committed without living to record it."""
         for path in self.storage.abandoned():
-            match = _CONTENT.fullmatch(path)
-            if match and all(path != record.path for record in self._all_versions(match[1])):
+            name = content_owner(path)
+            if name and all(path != record.path for record in self._versions.newest_first(name)):
                 self.storage.remove_tree(path)
 
     # -- reading ---------------------------------------------------------------------------
@@ -226,9 +142,9 @@ class ArtifactStore:
     def get(self, ref: str) -> ArtifactRecord:
         """`name` (latest version), `name@7` or `name:prod`. NotFound says what there is."""
         reference = Reference.parse(ref)
-        numbers = self._versions(reference.name).numbers()
+        numbers = self._versions.numbers(reference.name)
         if not numbers:
-            known = self._known(self.storage.names("artifacts")[:20])
+            known = self._known(self._versions.names()[:20])
             raise NotFound(
                 f"no artifact is called {reference.name!r}{known}",
                 reason="ARTIFACT_NOT_FOUND",
@@ -252,21 +168,20 @@ class ArtifactStore:
                 reason="VERSION_NOT_FOUND",
                 field="reference",
             )
-        return self._load(reference.name, version)
+        return self._versions.load(reference.name, version)
 
     def list(self, kind: str | None = None) -> Records:
         """All versions of all artifacts (of one kind), by name, newest first."""
         return [
             record
-            for name in self.storage.names("artifacts")
-            for record in self._all_versions(name)
+            for name in self._versions.names()
+            for record in self._versions.newest_first(name)
             if kind is None or record.kind == kind
         ]
 
     def find_by_input(self, name: str, input_digest: str) -> ArtifactRecord | None:
         """The newest version of `name` that was made from these inputs."""
-        check_name(name, "name")
-        found = (r for r in self._all_versions(name) if r.input_digest == input_digest)
+        found = (r for r in self._versions.newest_first(name) if r.input_digest == input_digest)
         return next(found, None)
 
     def fetch(self, ref: str | ArtifactRecord) -> Path:
@@ -314,49 +229,19 @@ class ArtifactStore:
         check_name(alias, "alias")
         move_alias(self._moves(name, alias), f"{name}:{alias}", None, ANY, self._fence)
 
-    # -- records ---------------------------------------------------------------------------
-
-    def _versions(self, name: str) -> RecordLog:
-        return self._log(f"artifacts/{check_name(name, 'name')}/versions")
-
     def _moves(self, name: str, alias: str) -> RecordLog:
-        return self._log(f"artifacts/{check_name(name, 'name')}/aliases/{alias}")
+        folder = f"artifacts/{check_name(name, 'name')}/aliases/{alias}"
+        return self._alias_logs.setdefault(folder, RecordLog(self.storage, folder))
 
-    def _log(self, folder: str) -> RecordLog:
-        return self._logs.setdefault(folder, RecordLog(self.storage, folder))
 
-    def _all_versions(self, name: str) -> Records:
-        return [self._load(name, number) for number in reversed(self._versions(name).numbers())]
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
-    def _load(self, name: str, version: int) -> ArtifactRecord:
-        if (name, version) in self._records:
-            return self._records[name, version]
-        row = self._versions(name).read(version)
-        path = str(row["content"])
-        match = _CONTENT.fullmatch(path)
-        if match is None or match[1] != row.get("content_of", name):
-            raise DataLoss(f"the record of {name}@{version} points to {path!r}")
-        try:
-            data = self.storage.read(f"{path}/{MANIFEST}")
-        except FileNotFoundError as error:
-            raise DataLoss(f"{name}@{version} has no {MANIFEST} at {path}") from error
-        manifest = manifests.parse_json(data, f"the manifest of {name}@{version}", SCHEMA)
-        if manifest["digest"] != row["digest"]:
-            raise DataLoss(f"the manifest of {name}@{version} is not the one it was published with")
-        record = ArtifactRecord(
-            name=name,
-            version=version,
-            kind=row["kind"],
-            digest=row["digest"],
-            uri=self.storage.uri(path),
-            parents=tuple(manifest["parents"]),
-            manifest=manifest,
-            created_unix_ms=row["created_unix_ms"],
-            input_digest=row["input_digest"],
-            path=path,
-        )
-        self._records[name, version] = record
-        return record
+
+def _same_as(description: Mapping[str, Any]) -> Callable[[ArtifactRecord], bool]:
+    """Whether a version has this content, made from these inputs."""
+    wanted = tuple(description[field] for field in ("digest", "input_digest", "kind"))
+    return lambda there: (there.digest, there.input_digest, there.kind) == wanted
 
 
 def _copy(tree: Tree, files: list[manifests.SourceFile]) -> dict[str, dict[str, Any]]:

@@ -233,9 +233,9 @@ def _publish_and_die(url: str, source: str, at: str) -> None:
     if at == "staging":
         local_storage._LocalTree.commit = die  # type: ignore[method-assign]
     elif at == "committed":
-        store._record_version = die  # type: ignore[method-assign,assignment]
+        store._versions.record = die  # type: ignore[method-assign,assignment]
     elif at == "recorded":
-        store._load = die  # type: ignore[method-assign,assignment]
+        store._versions.load = die  # type: ignore[method-assign,assignment]
     store.publish("chat", "model", Path(source))
 
 
