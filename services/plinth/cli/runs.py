@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from plinth.cli.corpus_option import corpus_overrides, mapping
 from plinth.cli.tables import WholeTable, show
 from plinth.shared.errors import InvalidArgument
 
@@ -36,7 +37,7 @@ def run(
     file: Annotated[Path, typer.Argument(help="A pipeline file", exists=True, dir_okay=False)],
     corpus: Annotated[
         Path | None,
-        typer.Option(help="Your folder of text, for the step `corpus`", file_okay=False),
+        typer.Option(help="Your folder of text; what comes of it has its name", file_okay=False),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -51,10 +52,12 @@ def run(
     text = file.read_text("utf-8")
     overrides = parse_overrides(set_ or [])
     if corpus is not None:
-        overrides |= corpus_overrides(text, corpus)
+        overrides = corpus_overrides(_read(text), corpus, overrides)
     console = Console()
     with connect(data, url) as client:
-        submitted = client.submit(run_id or new_run_id(text), text, overrides)
+        submitted = client.submit(
+            run_id or new_run_id(text, overrides.get("name")), text, overrides
+        )
         tell_if_known(console, submitted)
         if detach:
             console.print(submitted.run_id, highlight=False)
@@ -134,7 +137,7 @@ def fork(
     overrides = parse_overrides(set_ or [])
     console = Console()
     with connect(data, url) as client:
-        new = run_id or new_run_id(client.get(source).pipeline_yaml)
+        new = run_id or new_run_id(client.get(source).pipeline_yaml, overrides.get("name"))
         forked = client.fork(new, source, from_step, overrides)
         tell_if_known(console, forked)
         if detach:
@@ -179,58 +182,19 @@ def parse_overrides(given: list[str]) -> dict[str, str]:
     return overrides
 
 
-# What a step that asks about Python makes of another text.
-_PASSAGES = {"stdlib-instruct": "chats", "stdlib-preferences": "pairs"}
-
-
-def corpus_overrides(text: str, corpus: Path) -> dict[str, str]:
-    """What makes a pipeline read the folder: in its step `corpus`, or its only one that reads
-    text; what was made of Python's documentation is then made of that step's text.
-    InvalidArgument when it is not clear which step that is."""
-    folder = corpus.expanduser().resolve()
-    if not folder.is_dir():
-        raise InvalidArgument(f"--corpus {corpus}: there is no such folder", field="corpus")
-    steps = _mapping(_read(text).get("steps"))
-    reads = [
-        name
-        for name, fields in steps.items()
-        if _mapping(fields).get("kind") == "data" and not _mapping(fields).get("corpus")
-    ]
-    if "corpus" not in reads and len(reads) != 1:
-        raise InvalidArgument(
-            "--corpus: the pipeline has no data step called `corpus`; say which one with "
-            f"--set steps.NAME.corpus_dir={folder} --set steps.NAME.builtin= "
-            f"(there is: {', '.join(reads) or 'none'})",
-            field="corpus",
-        )
-    name = "corpus" if "corpus" in reads else reads[0]
-    step = f"steps.{name}"
-    overrides = {f"{step}.corpus_dir": yaml.safe_dump(str(folder)), f"{step}.builtin": ""}
-    for other in reads:
-        form = _PASSAGES.get(str(_mapping(steps[other]).get("builtin")))
-        if other != name and form:
-            taken = ("builtin", "validation_fraction", "max_bytes")
-            overrides |= dict.fromkeys((f"steps.{other}.{field}" for field in taken), "")
-            overrides |= {f"steps.{other}.corpus": f"${name}", f"steps.{other}.passages": form}
-    return overrides
-
-
-def new_run_id(text: str) -> str:
-    """ "<pipeline>-<time>-<chance>"; a name that is none is told by the coordinator."""
-    name = str(_read(text).get("name") or "run")[:16]
+def new_run_id(text: str, name: str | None = None) -> str:
+    """ "<pipeline>-<time>-<chance>"; a name that is none is told by the coordinator. `name` stands
+    instead of the one in the text."""
+    name = str(name or _read(text).get("name") or "run")[:22]  # a run's id has 40 characters
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in name).strip("-") or "run"
     return f"{plain}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def _read(text: str) -> dict[str, object]:
+def _read(text: str) -> dict[str, Any]:
     try:
-        return _mapping(yaml.safe_load(text))
+        return mapping(yaml.safe_load(text))
     except (yaml.YAMLError, RecursionError) as error:
         raise InvalidArgument(f"the pipeline is no YAML: {error}") from error
-
-
-def _mapping(value: object) -> dict[str, object]:
-    return value if isinstance(value, dict) else {}
 
 
 def _watch(client: RunClient, console: Console, run_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import yaml
 from redis.asyncio import Redis
 
 from coordinator_replica import EXAMPLES, PIPELINE, Coordinator, states
-from plinth.cli.quickstart import PIPELINES
-from plinth.cli.runs import corpus_overrides, parse_overrides
+from plinth.cli.corpus_option import corpus_overrides
+from plinth.cli.runs import parse_overrides
 from plinth.coordinator import machine, runs
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.pipeline import parse
@@ -29,20 +29,6 @@ from plinth.shared.manifest import check_name
 from plinth.shared.storage_url import open_storage
 from plinth.v1 import coordinator_pb2 as pb
 from scripted_stages import World
-
-
-@pytest.fixture
-async def world(redis_client: Redis, redis_server: str, tmp_path: Path) -> AsyncIterator[World]:
-    async with World(tmp_path, redis_server) as world:
-        yield world
-
-
-@pytest.fixture
-async def coordinator(world: World) -> AsyncIterator[Coordinator]:
-    coordinator = Coordinator(world, "one")
-    await coordinator.start()
-    yield coordinator
-    await coordinator.stop()
 
 
 async def test_too_many_runs_wait_for_one_or_cancel_one(
@@ -155,7 +141,7 @@ def test_a_corpus_without_its_step_say_which_one(tmp_path: Path) -> None:
         "{name: p, steps: {one: {kind: data, builtin: stdlib}, two: {kind: data, builtin: stdlib}}}"
     )
     with pytest.raises(InvalidArgument) as caught:
-        corpus_overrides(text, tmp_path)
+        corpus_overrides(yaml.safe_load(text), tmp_path, {})
     advised = re.findall(r"--set (\S+)", caught.value.message)
     (first,) = re.findall(r"there is: (\w+),", caught.value.message)
     given = parse_overrides([one.replace("NAME", first) for one in advised])
@@ -164,19 +150,6 @@ def test_a_corpus_without_its_step_say_which_one(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="give path=value, such as name=mine"):
         parse_overrides(["name"])
     assert parse(text, parse_overrides(["name=mine"])).name == "mine"
-
-
-def test_with_a_corpus_of_your_own_no_step_of_the_quickstart_asks_about_python(
-    tmp_path: Path,
-) -> None:
-    """One setting, and all steps follow it; at its fractions the same texts are held out."""
-    text = (PIPELINES / "quickstart.yaml").read_text()
-    steps: Any = parse(text, corpus_overrides(text, tmp_path)).steps
-    data = {name: step for name, step in steps.items() if step.kind == "data"}
-    assert not [name for name, step in data.items() if step.builtin]
-    assert data["corpus"].corpus_dir == str(tmp_path)
-    for name, form in (("instructions", "chats"), ("preferences", "pairs")):
-        assert (data[name].corpus, data[name].passages) == ("$corpus", form)
 
 
 @pytest.mark.parametrize(
