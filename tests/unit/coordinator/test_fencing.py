@@ -119,8 +119,8 @@ class Interleaved:
 
 
 class Simulation:
-    """An alias and a deployment called `name`, coordinators with fences and stores of their own,
-    and who wrote what, in order."""
+    """An artifact with an alias and a deployment, both called `name`, coordinators with fences and
+    stores of their own, and who wrote what, in order."""
 
     def __init__(
         self,
@@ -131,8 +131,11 @@ class Simulation:
         self.name, self._perform = name, perform
         self._stores = {term: copy.copy(store) for term, store in stores.items()}
         self.told: list[tuple[str, Act]] = []  # whose each record is, and who ended well, in order
+        for version in range(1, VERSIONS + 1):
+            self._stores[1].link(name, self._stores[1].get(f"m@{version}"))
         for store in self._stores.values():
             store.storage = cast(Any, Interleaved(store.storage, self.carry_out, self.told))
+            store._alias_logs = {}  # one of another simulation would suspend, and tell, there
 
     def tools(self, act: Act) -> Tools:
         store = self._stores[act.term]
@@ -165,8 +168,8 @@ class _NoRedis:
 def publish(simulation: Simulation, act: Act) -> None:
     """What the step does, with its retries and refusals."""
     tools = simulation.tools(act)
-    model = tools.store.get(f"m@{act.version}")
-    spec = PublishSpec(kind="publish", model="m", alias=simulation.name)
+    model = tools.store.get(f"{simulation.name}@{act.version}")
+    spec = PublishSpec(kind="publish", model=simulation.name, alias="prod")
     work = Work(f"r{act.run}", "s", spec, {"model": model}, "sha256:0", "m")
     _settle(simulation, act, PublishStep(), work, tools)
 
@@ -216,9 +219,9 @@ def _settle(simulation: Simulation, act: Act, step: Any, work: Work, tools: Tool
 
 def values(simulation: Simulation, what: str) -> list[int | None]:
     """What stood after each record, oldest first."""
-    folder = {"alias": "artifacts/m/aliases", "deployment": "deployments"}[what]
-    store = simulation.tools(Act(1, 1, 1, "look", 0)).store
-    log = RecordLog(store.storage, f"{folder}/{simulation.name}")
+    name = simulation.name
+    folder = {"alias": f"artifacts/{name}/aliases/prod", "deployment": f"deployments/{name}"}[what]
+    log = RecordLog(simulation.tools(Act(1, 1, 1, "look", 0)).store.storage, folder)
     found = []
     for number in log.numbers():
         record = log.read(number)
