@@ -76,7 +76,8 @@ def _bits(require: EvaluateRequire, metrics: Mapping[str, Any]) -> list[tuple[st
     if required is not None and metrics["below_ngram"] < required:
         why = (
             f"{bits:.3f} bits per byte held out is {beside(metrics['below_ngram'])} the 5-gram's "
-            f"{ngram:.3f}, {beside(required)} it is required: train longer, on more text, or lower "
+            f"{ngram:.3f}, {beside(required)} it is required: give the step that trained it more "
+            "max_seconds (docs/quickstart.md says how many are enough), more text, or lower "
             "require.bits_per_byte_below_ngram"
         )
         failed.append(("bits_per_byte_below_ngram", why))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,17 @@ def test_a_side_is_said_once(below: float, says: str) -> None:
     with pytest.raises(FailedPrecondition) as caught:
         check(EvaluateRequire(bits_per_byte_below_ngram=0.06), found)
     assert f"is {says} the 5-gram's 2.000, 6.0% below it is required" in caught.value.message
+
+
+def test_an_exam_that_is_failed_says_where_it_is_told_how_much_is_enough() -> None:
+    found = {"bits_per_byte": 2.0, "ngram_bits_per_byte": 2.0, "below_ngram": 0.01}
+    with pytest.raises(FailedPrecondition, match="more max_seconds") as caught:
+        check(EvaluateRequire(bits_per_byte_below_ngram=0.06), found)
+    (page,) = re.findall(r"docs/\S+\.md", caught.value.message)
+    text = (Path(__file__).parents[3] / page).read_text()
+    assert "steps.pretrain.max_seconds" in text
+    for setting in re.findall(r"require\.\w+", caught.value.message):
+        assert f"steps.exam.{setting}" in text
 
 
 async def test_bits_per_byte_against_a_baseline(bench: Bench) -> None:
