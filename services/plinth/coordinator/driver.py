@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from plinth.coordinator import machine, metrics
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.machine import Wanted
-from plinth.coordinator.performer import TRANSIENT, Performer
+from plinth.coordinator.performer import Performer, waits_for
 from plinth.coordinator.pipeline import Pipeline, input_digest, parse
 from plinth.coordinator.runs import RunRecords, number_of
 from plinth.coordinator.steps import STEP_KINDS
@@ -137,12 +137,12 @@ class RunDriver:
             return self._works[name]
         try:
             work = await asyncio.to_thread(self._resolve, run, pipeline, name)
-        except TRANSIENT as error:
-            _log.info("a step waits", step=name, reason=error.message)
-            asyncio.get_running_loop().call_later(1.0, self._news.put_nowait, _News(None))
-            return None
         except PlinthError as error:
-            machine.fail(run, name, error=error.message, now=_now())
+            if waits_for(error):
+                _log.info("a step waits", step=name, reason=error.message)
+                asyncio.get_running_loop().call_later(1.0, self._news.put_nowait, _News(None))
+            else:
+                machine.fail(run, name, error=error.message, now=_now())
             return None
         self._works[name] = work
         return work
