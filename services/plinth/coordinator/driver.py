@@ -222,11 +222,13 @@ class RunDriver:
         match event:
             case Progress(fraction, detail):
                 machine.advance(run, name, fraction=fraction, detail=detail)
-            case StepOutcome(output, metrics, reused):
+            case StepOutcome(output, figures, reused):
                 del self._tasks[name]
                 machine.succeed(
-                    run, name, output=output, metrics=metrics, reused=reused, now=_now()
+                    run, name, output=output, metrics=figures, reused=reused, now=_now()
                 )
+                if not reused:
+                    metrics.took(machine.step_of(run, name).kind, figures)
             case PlinthError():
                 del self._tasks[name]
                 await self._abandon(self._works[name])
