@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 from plinth.shared.corpus_folder import SUFFIXES, CorpusFolder, kind_of
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
-from plinth.shared.messages import PAGE
+from plinth.shared.messages import PAGE, TO_UTF8
 from plinth.shared.rows import parse_row
 from plinth.shared.splits import prompt_key, text_key
 
@@ -222,8 +222,7 @@ def _decoded(stream: IO[bytes], path: Path) -> Iterator[str]:
 
 def _not_text(where: str, why: str) -> InvalidArgument:
     return InvalidArgument(
-        f"{where}: not UTF-8 text ({why[:120]}); convert it (iconv -t utf-8) or take it out of "
-        "the corpus folder",
+        f"{where}: not UTF-8 text ({why[:120]}); {TO_UTF8}; or take it out of the corpus folder",
         field="corpus_dir",
     )
 
