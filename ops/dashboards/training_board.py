@@ -46,6 +46,33 @@ JOBS = (
     ),
 )
 
+DATA = (
+    Panel(
+        "Data that steps took",
+        "short",
+        "Files, documents, chats, pairs and prompts, of steps that ended; reused ones took none.",
+        (
+            Query(
+                f"sum by (step_kind) (increase(plinth_data_items_taken_total[{_RATE}]))",
+                "{{step_kind}}",
+            ),
+        ),
+        stack=True,
+    ),
+    Panel(
+        "Data that steps left out",
+        "short",
+        "By why; the run's screen has it in words. Much too_long: raise sequence_length.",
+        (
+            Query(
+                f"sum by (step_kind, reason) (increase(plinth_data_items_left_out_total[{_RATE}]))",
+                "{{step_kind}} {{reason}}",
+            ),
+        ),
+        stack=True,
+    ),
+)
+
 LEARNING = (
     Panel(
         "Loss",
@@ -179,6 +206,7 @@ BOARD = Board(
     "Jobs, what they learn, and what feeds them.",
     (
         ("Jobs", JOBS),
+        ("Data", DATA),
         ("Learning", LEARNING),
         ("Policy", POLICY),
         ("Rollouts, rewards, preferences", AROUND),

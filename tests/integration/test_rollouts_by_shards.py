@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,13 @@ from plinth.models.decoder import Decoder
 from plinth.models.lora import LoraConfig, adapters, attach
 from plinth.models.weights import load_decoder
 from plinth.shared import rollout_results
-from plinth.shared.errors import FailedPrecondition, NotFound, Unavailable
+from plinth.shared.errors import (
+    ERROR_TYPES,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from plinth.shared.rollout_results import RolloutResults
 from plinth.shared.rollouts import StopAsked, rollout_queue
 from plinth.shared.storage import Storage
@@ -348,6 +354,62 @@ async def test_a_policy_whose_engine_broke_is_taken_anew(
         rollouts = await with_sampler(load_decoder(policy), tmp_path, redis_server, ask)
         client.check()
         assert client.lent is not broken[0]
+    assert rollouts == [r for r in here(load_decoder(policy), 0) if r.group == ORDERS[0].group]
+
+
+async def test_what_may_pass_is_tried_again_and_what_can_not_is_told_at_once(
+    redis_client: Redis, policy: Path, served: Path
+) -> None:
+    """Each kind of error, once; by its own word for whether it may pass."""
+    errors = [kind("x") for kind in ERROR_TYPES.values()]
+    errors.append(ResourceExhausted("the queue is full", retry_after_s=0.1))
+    tasks = {f"{n}": pb.RolloutTask(prompt_ids=[n + 2], max_tokens=2) for n in range(len(errors))}
+    queue, states = rollout_queue(redis_client), {}
+    async with shard(redis_client, served) as (_, client), asyncio.timeout(PATIENCE_S):
+        answers, to_raise = client.answers, dict(enumerate(errors, 2))
+
+        async def fails_once(requests: Sequence[engines.Request]) -> Any:
+            if (error := to_raise.pop(requests[0].ids[0], None)) is not None:
+                raise error
+            return await answers(requests)
+
+        client.answers = fails_once
+        for id, task in tasks.items():
+            task.samples, task.temperature, task.policy.folder = 1, 1.0, str(policy)
+            await queue.add(id, task.SerializeToString())
+        while len(states) < len(tasks):
+            for id in tasks:
+                if (found := await queue.find(id)) and found.state in ("completed", "dead"):
+                    states[id] = found.state
+            await asyncio.sleep(0.01)
+    assert states == {
+        str(n): "completed" if error.transient else "dead" for n, error in enumerate(errors)
+    }
+
+
+async def test_weights_that_a_shard_can_not_see_yet_are_looked_for_again(
+    redis_client: Redis, redis_server: str, tmp_path: Path, policy: Path, served: Path
+) -> None:
+    """A folder that arrives late, as on shared storage."""
+
+    def work(sampler: ShardSampler) -> list[Rollout]:
+        sampler.renew(0)
+        folder = Path(sampler._weights.folder)
+        away = folder.rename(tmp_path / "away")
+        sampler.start(ORDERS[:1], SAMPLING)
+        (id,) = sampler._started
+
+        async def failed_once() -> None:
+            queue = sampler._tasks._queue
+            while not ((found := await queue.find(id)) and found.reason):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+        sampler._runner.run(asyncio.wait_for(failed_once(), PATIENCE_S))
+        away.rename(folder)
+        return [rollout for some in sampler.arrivals() for rollout in some]
+
+    async with shard(redis_client, served):
+        rollouts = await with_sampler(load_decoder(policy), tmp_path, redis_server, work)
     assert rollouts == [r for r in here(load_decoder(policy), 0) if r.group == ORDERS[0].group]
 
 

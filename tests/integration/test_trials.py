@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from gateway_stages import Stack, running_stack
+from plinth.cluster.ports import free_port
 from plinth.cluster.trials import chaos, smoke
 from plinth.cluster.trials.pods import RIGHTS, Pods
 from plinth.cluster.trials.visitor import GatewayUrls, Visitor, visit
@@ -22,6 +23,7 @@ from plinth.reward.service import build as build_reward
 from plinth.shared.errors import (
     FailedPrecondition,
     Internal,
+    NotFound,
     PermissionDenied,
     PlinthError,
     Unavailable,
@@ -137,6 +139,26 @@ async def test_smoke_says_what_is_missing(
         stack.shard.fails = True
         with pytest.raises(Unavailable, match="/v1/completions answered 500"):
             await smoke.run(visitor, "chat")
+
+
+async def test_what_ends_an_answer_over_grpc_is_told_as_what_ends_one_over_rest(
+    tmp_path: Path, redis_server: str, redis_client: object
+) -> None:
+    async with running_stack(tmp_path, redis_server) as stack:
+
+        async def end(model: str, grpc: str = stack.grpc_address) -> PlinthError:
+            with pytest.raises(PlinthError) as caught:
+                async with visit(stack.settings, GatewayUrls(stack.url, grpc)) as visitor:
+                    async for _ in visitor.tokens(model, "?", 2, 1):
+                        pass
+            return caught.value
+
+        assert isinstance(await end("nobody"), NotFound)
+        away = await end("chat", f"127.0.0.1:{free_port()}")
+        assert isinstance(away, Unavailable)
+        assert "can't be reached" in away.message
+        stack.shard.fails = True
+        assert isinstance(await end("chat"), Internal)
 
 
 async def test_smoke_fails_where_no_one_takes_jobs(

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import REFUSE_ABOVE, Intake, check_intake
-from plinth.shared.messages import PAGE
+from plinth.shared.messages import PAGE, TO_UTF8
 
 if TYPE_CHECKING:
     from plinth.cli.preference_client import PreferenceClient
@@ -233,9 +233,7 @@ def read_tasks(path: Path) -> list[tuple[str, pb.TaskSpec]]:
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InvalidArgument(
-            f"{path}: not UTF-8 ({error}); convert it (iconv -t utf-8)"
-        ) from error
+        raise InvalidArgument(f"{path}: not UTF-8 ({error}); {TO_UTF8}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from plinth.coordinator import machine, metrics
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.machine import Wanted
-from plinth.coordinator.performer import TRANSIENT, Performer
+from plinth.coordinator.performer import Performer, waits_for
 from plinth.coordinator.pipeline import Pipeline, input_digest, parse
 from plinth.coordinator.runs import RunRecords, number_of
 from plinth.coordinator.steps import STEP_KINDS
@@ -137,12 +137,12 @@ class RunDriver:
             return self._works[name]
         try:
             work = await asyncio.to_thread(self._resolve, run, pipeline, name)
-        except TRANSIENT as error:
-            _log.info("a step waits", step=name, reason=error.message)
-            asyncio.get_running_loop().call_later(1.0, self._news.put_nowait, _News(None))
-            return None
         except PlinthError as error:
-            machine.fail(run, name, error=error.message, now=_now())
+            if waits_for(error):
+                _log.info("a step waits", step=name, reason=error.message)
+                asyncio.get_running_loop().call_later(1.0, self._news.put_nowait, _News(None))
+            else:
+                machine.fail(run, name, error=error.message, now=_now())
             return None
         self._works[name] = work
         return work
@@ -222,11 +222,13 @@ class RunDriver:
         match event:
             case Progress(fraction, detail):
                 machine.advance(run, name, fraction=fraction, detail=detail)
-            case StepOutcome(output, metrics, reused):
+            case StepOutcome(output, figures, reused):
                 del self._tasks[name]
                 machine.succeed(
-                    run, name, output=output, metrics=metrics, reused=reused, now=_now()
+                    run, name, output=output, metrics=figures, reused=reused, now=_now()
                 )
+                if not reused:
+                    metrics.took(machine.step_of(run, name).kind, figures)
             case PlinthError():
                 del self._tasks[name]
                 await self._abandon(self._works[name])

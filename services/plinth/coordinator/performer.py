@@ -13,20 +13,17 @@ from plinth.coordinator.leader import Leadership
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
-from plinth.shared.errors import (
-    Aborted,
-    Cancelled,
-    DeadlineExceeded,
-    Internal,
-    ResourceExhausted,
-    Unavailable,
-)
+from plinth.shared.errors import Aborted, Cancelled, Internal, PlinthError, ResourceExhausted
 from plinth.shared.fencing import STALE
 
-# A disk or a queue that is full too: a run waits for room, and says so.
-TRANSIENT = (Unavailable, DeadlineExceeded, Aborted, Cancelled, ResourceExhausted)
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 5.0
+
+
+def waits_for(error: PlinthError) -> bool:
+    """Whether a run waits until that is over, and says so: for a disk that is full, too, and for a
+    stage that broke the call off."""
+    return error.transient or isinstance(error, Cancelled | ResourceExhausted)
 
 
 class Performer:
@@ -46,7 +43,9 @@ class Performer:
                     yield event
                     wait = _FIRST_WAIT_S
                 return
-            except TRANSIENT as raised:
+            except PlinthError as raised:
+                if not waits_for(raised):
+                    raise
                 error = raised
             yield Progress(0.0, f"waits: {error.message}")
             await asyncio.sleep(max(wait, error.retry_after_s or 0))
@@ -97,6 +96,8 @@ async def _persist(act: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             return await act()
-        except TRANSIENT:
+        except PlinthError as error:
+            if not waits_for(error):
+                raise
             await asyncio.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT_S)

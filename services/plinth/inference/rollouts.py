@@ -21,9 +21,10 @@ from plinth.inference.lent import LentAnswer
 from plinth.shared import tracing
 from plinth.shared.errors import (
     Cancelled,
+    DataLoss,
     InvalidArgument,
+    NotFound,
     PlinthError,
-    ResourceExhausted,
     Unavailable,
 )
 from plinth.shared.queue import Lease, LeaseLost, Queue
@@ -148,8 +149,7 @@ class RolloutConsumer:
                 await self._queue.release(lease)
             raise
         except PlinthError as error:
-            retry = not isinstance(error, InvalidArgument | ResourceExhausted)
-            await self._refuse(lease, error.message, retry=retry)
+            await self._refuse(lease, error.message, retry=error.transient)
         finally:
             await cancel_and_wait(answering, heart)
 
@@ -195,7 +195,8 @@ class _Policy:
 
     @asynccontextmanager
     async def holding(self, wanted: pb.PolicyWeights) -> AsyncIterator[WeightSet]:
-        """The weights named, which stay while the block runs."""
+        """The weights named, which stay while the block runs. Unavailable: this shard does not see
+        them, or not whole."""
         async with self._exchange:  # those who come later, for whatever weights, wait their turn
             if self._set is not None and self._engine.lent is not self._set.engine:
                 self._set, self._folder = None, ""  # it broke
@@ -203,7 +204,11 @@ class _Policy:
             if held is None or not self._is(wanted):
                 await self._quiet.wait()
                 self._folder = ""
-                held = await self._take(Path(wanted.folder), wanted.digest)
+                try:
+                    held = await self._take(Path(wanted.folder), wanted.digest)
+                except (DataLoss, NotFound) as error:
+                    # Of shared storage another shard, or this one a moment later, sees more.
+                    raise Unavailable(error.message, reason=error.reason) from error
                 self._folder = wanted.folder
             self._users += 1
             self._quiet.clear()

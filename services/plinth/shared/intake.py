@@ -15,6 +15,26 @@ from plinth.shared.errors import InvalidArgument
 
 WARN_ABOVE = 0.1
 REFUSE_ABOVE = 0.5
+# What is left out is told in words, with lengths and kinds of file; these few names are for who
+# counts it (a label of a metric). By how the words begin.
+REASONS = {
+    "too_long": ("longer than ", "whose answers begin after "),
+    "repeated": (
+        "repeated word for word",
+        "that repeat a held-out one",
+        "asked in what is learned from",
+        "topics that are there already",
+    ),
+    "unread": ("of kind ", "of other kinds", "in a folder that can't be opened", "a broken link"),
+    "nothing_to_learn": ("without a token to learn", "of no two sentences of prose"),
+    "undecided": ("undecided", "that contradict"),
+    "other": ("",),
+}
+
+
+def reason_of(why: str) -> str:
+    """The name in REASONS of what `Intake.leave_out` was told."""
+    return next(name for name, begins in REASONS.items() if why.startswith(begins))
 
 
 @dataclass

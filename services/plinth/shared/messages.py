@@ -12,6 +12,9 @@ from typing import Any
 from plinth.shared.errors import InvalidArgument
 
 PAGE = "docs/data.md"  # every shape of row, with examples
+# What is not UTF-8 has an encoding that only its owner knows; `iconv` does not guess it.
+TO_UTF8 = "convert it, as Latin-1 by: iconv -f latin1 -t utf-8 FILE > NEW"
+FROM_UTF16 = "convert it, if it is UTF-16 by: iconv -f utf-16 -t utf-8 FILE > NEW"
 ROLES = ("system", "user", "assistant")
 Messages = tuple[tuple[str, str], ...]
 # Of a message, what would be learned or left out by itself; nothing here does either.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plinth.shared.errors import InvalidArgument
-from plinth.shared.messages import PAGE, parse_string
+from plinth.shared.messages import PAGE, TO_UTF8, parse_string
 from plinth.shared.splits import prompt_key
 
 MAX_PROMPTS, MAX_PROMPT_CHARS, MAX_CHECKS = 100_000, 100_000, 32
@@ -54,9 +54,7 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InvalidArgument(
-                    f"{where}: not UTF-8 ({error}); convert it (iconv -t utf-8)"
-                ) from error
+                raise InvalidArgument(f"{where}: not UTF-8 ({error}); {TO_UTF8}") from error
             if line.strip():
                 yield _parse(line, where)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plinth.shared.errors import InvalidArgument, PermissionDenied
+from plinth.shared.settings_values import variable
 
 if TYPE_CHECKING:
     from plinth.shared.settings import Settings
@@ -57,9 +58,11 @@ class SourceRoots:
         if not any(self._opens(root, found) for root in self._roots):
             there = "none" if not self._roots else f"{len(self._roots)} of them"
             raise PermissionDenied(
-                f"{field}: {text[:200]!r} lies in no folder that requests may read from; an "
-                f"operator opens folders by the setting source_roots (now {there}; hidden ones in "
-                "them, and the data directory, stay closed)",
+                f"{field}: {text[:200]!r} lies in no folder that requests may read from (now "
+                f"{there}). Whoever runs the platform opens folders by the setting source_roots, "
+                f"or {variable('source_roots')}=/FOLDER{os.pathsep}/ANOTHER (all that are to be "
+                "open), and starts it again; hidden folders in them, and the data directory, stay "
+                "closed unless they are named themselves",
                 reason="PATH_NOT_ALLOWED",
                 metadata={"field": field},
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plinth.shared.errors import FailedPrecondition
 
-ADVICE = "Lower the learning rate, warm up longer, or use fp32"
+ADVICE = "Lower the learning rate"
 
 
 def require_finite_tensors(tensors: Mapping[str, Tensor], what: str) -> None:

@@ -244,10 +244,15 @@ def _check_enough(spec: pb.TrainSpec, info: DatasetInfo) -> None:
     tokens = info.splits["train"].tokens
     needed = spec.batch_size * spec.sequence_length + 1
     if tokens < needed:
+        ways = ["add text"]
+        if batch := (tokens - 1) // spec.sequence_length:
+            ways.append(f"make batch_size at most {batch}")
+        if (longest := (tokens - 1) // spec.batch_size) > 1:
+            ways.append(f"make sequence_length at most {longest}")
         refuse(
             "batch_size",
             f"one batch of {spec.batch_size} × {spec.sequence_length} tokens needs {needed} and "
-            f"the dataset has {tokens}; add text, or make the batch or the sequence smaller",
+            f"the dataset has {tokens}; {', or '.join(ways)}",
         )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+import trainings
 from backups import furnish, make, publish, put_back, quiet, settings_of, store_told
 from patience import PATIENCE_S
 from plinth.cluster.backup import restoring, store_copy
@@ -42,6 +44,7 @@ from plinth.shared.registry import Registry
 from plinth.shared.settings import Settings
 from plinth.shared.storage_url import open_storage
 from plinth.shared.store import ArtifactStore
+from plinth.trainer.data.shards import Split
 from plinth.trainer.records import JobRecords
 from plinth.v1 import trainer_pb2
 
@@ -310,6 +313,26 @@ async def test_the_store_alone_heals_what_is_damaged(
     assert done.copied == 1
     store.verify("chat@1")
     assert await redis_client.dbsize() == before
+
+
+async def test_a_dataset_that_training_finds_damaged_is_restored_as_it_says(
+    backed_up: Settings, place: Path, tmp_path: Path
+) -> None:
+    """To prepare it again gives what is there: it is the same content of the same inputs."""
+    store = ArtifactStore(backed_up.store())
+    made = trainings.dataset(tmp_path / "made", trainings.texts(5))
+    dataset = store.publish("tokens", "dataset", made, input_digest="sha256:0")
+    await asyncio.to_thread(make, backed_up, place)
+    damaged = next(store.fetch(dataset).glob("train-*.bin"))
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"rotten")
+    again = store.publish("tokens", "dataset", made, input_digest="sha256:0")
+    with pytest.raises(DataLoss) as caught:
+        Split(store.fetch(again), "train")
+    said = re.search(r"`plinth restore PLACE --only (\w+) --merge-store`", caught.value.message)
+    assert said is not None
+    await asyncio.to_thread(put_back, backed_up, place, only=said[1], merge_store=True)
+    assert Split(store.fetch(dataset), "train").documents
 
 
 async def test_a_damaged_artifact_makes_no_backup(

@@ -12,10 +12,13 @@ import pytest
 import yaml
 from redis.asyncio import Redis
 
+import trainings
 from coordinator_replica import EXAMPLES, PIPELINE, Coordinator, states
 from plinth.cli.corpus_option import corpus_overrides
+from plinth.cli.quickstart import PIPELINES
 from plinth.cli.runs import parse_overrides
-from plinth.coordinator import machine, runs
+from plinth.coordinator import gates, machine, runs
+from plinth.coordinator.heldout import judge_by_ngram
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.runs import RunRecords
@@ -27,6 +30,7 @@ from plinth.shared.errors import (
 )
 from plinth.shared.manifest import check_name
 from plinth.shared.storage_url import open_storage
+from plinth.trainer.data.corpus import write_corpus
 from plinth.v1 import coordinator_pb2 as pb
 from scripted_stages import World
 
@@ -97,6 +101,28 @@ async def test_a_name_that_is_not_served_a_step_serve_puts_the_first_there(
     text = f"{{name: p, steps: {{first: {serve}, trial: {canary[:-1]}, after: [first]}}}}}}"
     await coordinator.submit("r2", text)
     assert (await coordinator.end("r2")).state == pb.RUN_STATE_SUCCEEDED
+
+
+@pytest.mark.parametrize("below", [0.05, 0.0, -0.3])
+def test_a_gate_that_is_not_met_is_lowered(below: float) -> None:
+    found = {"bits_per_byte": 2.0, "ngram_bits_per_byte": 2.0, "below_ngram": below}
+    with pytest.raises(FailedPrecondition, match=r"or lower require\.(\w+)") as caught:
+        gates.check(gates.EvaluateRequire(bits_per_byte_below_ngram=0.06), found)
+    (name,) = re.findall(r"or lower require\.(\w+)", caught.value.message)
+    gates.check(gates.EvaluateRequire.model_validate({name: below}), found)
+    better = {**found, "bits_per_byte": 1.8, "below_ngram": 0.1}  # trained longer
+    gates.check(gates.EvaluateRequire(bits_per_byte_below_ngram=0.06), better)
+
+
+def test_a_corpus_that_holds_nothing_out_is_made_with_a_fraction(tmp_path: Path) -> None:
+    def corpus(fraction: float) -> Path:
+        folder = tmp_path / f"{fraction}"
+        write_corpus(iter(trainings.texts(4)), folder, source="test", validation_fraction=fraction)
+        return folder
+
+    with pytest.raises(FailedPrecondition, match="raise validation_fraction of its step"):
+        judge_by_ngram(corpus(0.0), max_bytes=1000)
+    assert judge_by_ngram(corpus(0.02), max_bytes=1000).documents
 
 
 def _misspelt() -> Iterator[tuple[str, str, str]]:

@@ -266,3 +266,28 @@ def test_nobody_but_the_rpc_layer_knows_grpcs_errors_and_channels() -> None:
             if "RpcError" in ast.unparse(one)
         ]
     assert found == []
+
+
+def test_who_waits_for_grpcs_errors_opens_the_channel_that_raises_them() -> None:
+    """In the tests and the programs beside the platform: around a stage's channel, whose calls
+    raise PlinthErrors, a handler of gRPC's own catches nothing."""
+    root = Path(__file__).parents[3]
+    opens = {"insecure_channel", "secure_channel"}
+    found, handled = [], 0
+    for path in [*(root / "tests").rglob("*.py"), *(root / "ops").rglob("*.py")]:
+        tree = ast.parse(path.read_text())
+        waits = [
+            *(n.type for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type),
+            *(
+                argument
+                for n in ast.walk(tree)
+                if isinstance(n, ast.Call) and ast.unparse(n.func).endswith(("raises", "suppress"))
+                for argument in n.args
+            ),
+        ]
+        waits = [one for one in waits if "RpcError" in ast.unparse(one)]
+        handled += len(waits)
+        if waits and not opens & {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}:
+            found += [f"{path.relative_to(root)}:{one.lineno}" for one in waits]
+    assert handled > 20  # of raw channels
+    assert found == []

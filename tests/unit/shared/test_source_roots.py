@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,30 @@ def test_only_an_absolute_path_is_a_path(host: Path, path: str) -> None:
 def test_without_roots_nothing_is_open(host: Path) -> None:
     with pytest.raises(PermissionDenied, match="now none"):
         SourceRoots(()).check(host / "open", field="f")
+
+
+@pytest.mark.parametrize("how", ["variable", "setting"])
+@pytest.mark.parametrize("path", ["closed/a", "open/.ssh", "open/data/secrets", "open/a/.hidden"])
+def test_a_folder_that_is_closed_is_opened_as_the_refusal_says(
+    host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, how: str
+) -> None:
+    data, wanted = host / "open" / "data", host / path
+    monkeypatch.setenv("PLINTH_SOURCE_ROOTS", str(host / "open"))
+    with pytest.raises(PermissionDenied) as caught:
+        SourceRoots.of(load_settings(data_dir=data)).check(wanted, field="corpus_dir")
+    said = re.search(r"by the setting (\w+), or (\w+)=/FOLDER(.)/ANOTHER", caught.value.message)
+    assert said is not None
+    setting, name, between = said.groups()
+    opened = [str(host / "opened"), str(wanted)]
+    if how == "variable":
+        monkeypatch.setenv(name, between.join(opened))
+        settings = load_settings(data_dir=data)
+    else:
+        monkeypatch.delenv("PLINTH_SOURCE_ROOTS")
+        settings = load_settings(data_dir=data, **{setting: opened})
+    assert SourceRoots.of(settings).check(wanted, field="corpus_dir") == wanted
+    with pytest.raises(PermissionDenied):  # "all that are to be open"
+        SourceRoots.of(settings).check(host / "open" / "a" / "x.txt", field="corpus_dir")
 
 
 PARTS = ["open", "root", "closed", "a", "out", "in", "chain", "file", "loop", ".ssh", "x.txt"]

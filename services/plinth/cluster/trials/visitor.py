@@ -7,17 +7,16 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 from redis.asyncio import Redis
 
 from plinth.gateway.api_keys import KeyStore
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable
-from plinth.shared.rpc.gateway_channel import GatewayAddress, open_async
+from plinth.shared.rpc.gateway_channel import AsyncGatewayConnection, GatewayAddress
 from plinth.shared.settings import Settings
 from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
@@ -45,11 +44,11 @@ class Visitor:
     """One key at both APIs."""
 
     def __init__(
-        self, urls: GatewayUrls, key: str, redis: Redis, channel: grpc.aio.Channel
+        self, urls: GatewayUrls, key: str, redis: Redis, gateway: AsyncGatewayConnection
     ) -> None:
         self.redis = redis
-        self._urls, self._key = urls, key
-        self._stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+        self._urls, self._key, self._gateway = urls, key, gateway
+        self._stub = gateway_pb2_grpc.GatewayServiceStub(gateway.channel)
 
     def rest(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON that `path` answers. Unavailable with the status and what it said."""
@@ -68,7 +67,8 @@ class Visitor:
             raise Unavailable(f"{self._urls.rest} does not answer: {error}") from error
 
     async def tokens(self, model: str, prompt: str, count: int, seed: int) -> AsyncIterator[int]:
-        """Ids of a seeded completion of exactly `count` tokens, as they come."""
+        """Ids of a seeded completion of exactly `count` tokens, as they come. PlinthError: what the
+        gateway ends it with, or that it can't be reached."""
         request = gateway_pb2.CompleteRequest(
             model=model,
             prompt=prompt,
@@ -76,10 +76,12 @@ class Visitor:
                 max_tokens=count, ignore_eos=True, temperature=1.0, seed=seed
             ),
         )
-        metadata = (("authorization", f"Bearer {self._key}"),)
-        async for piece in self._stub.Complete(request, metadata=metadata, timeout=TIMEOUT_S):
-            for token in piece.tokens:
-                yield token.id
+        async with aclosing(
+            self._gateway.stream(self._stub.Complete, request, TIMEOUT_S)
+        ) as pieces:
+            async for piece in pieces:
+                for token in piece.tokens:
+                    yield token.id
 
 
 @asynccontextmanager
@@ -92,8 +94,8 @@ async def visit(settings: Settings, urls: GatewayUrls) -> AsyncIterator[Visitor]
     try:
         plain, record = await store.create(TENANT, {"inference"}, "helm test")
         try:
-            async with open_async(GatewayAddress.parse(urls.grpc)) as channel:
-                yield Visitor(urls, plain, redis, channel)
+            async with AsyncGatewayConnection(GatewayAddress.parse(urls.grpc), plain) as gateway:
+                yield Visitor(urls, plain, redis, gateway)
         finally:
             await store.revoke(record.key_id)
     finally:

@@ -140,7 +140,8 @@ class Collection:
                 return
             if await self._redis.scard(known) >= MAX_COLLECTIONS:
                 raise ResourceExhausted(
-                    f"there are {MAX_COLLECTIONS} collections, the limit; use one of them",
+                    f"there are {MAX_COLLECTIONS} collections, the limit; use one of them, or "
+                    "delete one",
                     reason="TOO_MANY_COLLECTIONS",
                 )
             await self._redis.sadd(known, self.collection)

@@ -20,7 +20,7 @@ from plinth.coordinator.preferences.report import Snapshot
 from plinth.coordinator.preferences.specs import annotator_of, make_task
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
-from plinth.shared.messages import PAGE, Messages, hh_dialogue, turns_json
+from plinth.shared.messages import PAGE, TO_UTF8, Messages, hh_dialogue, turns_json
 from plinth.shared.rows import parse_pair
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
@@ -186,7 +186,7 @@ def read_lines(
     except UnicodeDecodeError as error:
         line = (request.first_line or 1) + request.jsonl.count(b"\n", 0, error.start)
         raise InvalidArgument(
-            f"line {line}: not UTF-8 ({error}); convert it (iconv -t utf-8)", field="jsonl"
+            f"line {line}: not UTF-8 ({error}); {TO_UTF8}", field="jsonl"
         ) from error
     first = request.first_line or 1
     numbered = [(number, line) for number, line in enumerate(lines, first) if line.strip()]

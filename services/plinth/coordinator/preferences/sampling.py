@@ -7,6 +7,7 @@ a crash asks for the same responses.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 from plinth.coordinator.preferences.specs import DEFAULT_TOKENS, add_response
@@ -66,6 +67,7 @@ class ResponseSampler:
     async def _add(
         self, task: pb.PreferenceTask, served: Served, spec: pb.SampleSpec, index: int, sample: int
     ) -> None:
+        refused: Counter[str] = Counter()
         for attempt in range(_TRIES):
             sampling = _sampling(task.task_id, spec, index, sample, attempt)
             answer = await served.model.chat(
@@ -80,13 +82,26 @@ class ResponseSampler:
             )
             try:
                 return add_response(task, response, "sample")
-            except InvalidArgument:
-                continue  # blank, or what was said before: another seed
+            except InvalidArgument as wrong:  # another seed
+                refused[_why(answer.text, wrong)] += 1
         raise FailedPrecondition(
-            f"{spec.model} gave {_TRIES} answers that are empty, too long, or the same as another "
-            "response; raise the temperature or max_tokens",
+            f"{spec.model} gave {_TRIES} answers of which none is a new response: "
+            + ", ".join(f"{count} {why}" for why, count in refused.most_common()),
             reason="NOTHING_NEW",
         )
+
+
+def _why(text: str, wrong: InvalidArgument) -> str:
+    """What is wrong with an answer, and what would help."""
+    if wrong.reason == "RESPONSE_TWICE":
+        return "the same as another response (raise the temperature, or max_tokens)"
+    if wrong.reason != "RESPONSE_TEXT":
+        return wrong.message
+    return (
+        "empty (raise the temperature, or max_tokens)"
+        if not text.strip()
+        else "too long (lower max_tokens)"
+    )
 
 
 def _sampling(

@@ -9,7 +9,7 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,13 +80,6 @@ def open_blocking(address: GatewayAddress) -> grpc.Channel:
     return grpc.secure_channel(address.target, _credentials(address), options=_options(address))
 
 
-def open_async(address: GatewayAddress) -> grpc.aio.Channel:
-    """For asynchronous stubs. Raises as `open_blocking`."""
-    if not address.tls:
-        return grpc.aio.insecure_channel(address.target, options=_OPTIONS)
-    return grpc.aio.secure_channel(address.target, _credentials(address), options=_options(address))
-
-
 class GatewayConnection:
     """A blocking channel with a key. Every call raises the PlinthError that the platform raised, or
     Unavailable that says what to look at where nobody answered at the address."""
@@ -154,6 +147,42 @@ class GatewayConnection:
             finally:
                 call.cancel()
             time.sleep(wait_s)
+
+
+class AsyncGatewayConnection:
+    """The same for asynchronous callers, as a context."""
+
+    def __init__(self, address: GatewayAddress, key: str) -> None:
+        """Raises as `open_blocking`."""
+        self.address = address
+        self.channel = _open_async(address)
+        self._metadata = (("authorization", f"Bearer {key}"),)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+
+    async def stream(
+        self, method: Callable[..., Any], request: Any, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
+        """The answers of a streaming `method` of a stub on `channel`. Raises as a
+        GatewayConnection's."""
+        call = method(request, metadata=self._metadata, timeout=timeout_s)
+        try:
+            async for message in call:
+                yield message
+        except grpc.RpcError as error:
+            raise _told(error, self.address) from error
+        finally:
+            call.cancel()
+
+
+def _open_async(address: GatewayAddress) -> grpc.aio.Channel:
+    if not address.tls:
+        return grpc.aio.insecure_channel(address.target, options=_OPTIONS)
+    return grpc.aio.secure_channel(address.target, _credentials(address), options=_options(address))
 
 
 # What gRPC's core says of a handshake that failed, and what it comes from.

@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 from plinth.shared.corpus_folder import SUFFIXES, CorpusFolder, kind_of
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
-from plinth.shared.messages import PAGE
+from plinth.shared.messages import FROM_UTF16, PAGE, TO_UTF8
 from plinth.shared.rows import parse_row
 from plinth.shared.splits import prompt_key, text_key
 
@@ -210,7 +210,7 @@ def _decoded(stream: IO[bytes], path: Path) -> Iterator[str]:
         raw = stream.read(1 << 16)
         done = not raw
         if b"\0" in raw:
-            raise _not_text(str(path), "it holds NUL bytes")
+            raise _not_text(str(path), "it holds NUL bytes", FROM_UTF16)
         try:
             text = pending + decoder.decode(raw, final=done)
         except UnicodeDecodeError as wrong:
@@ -220,10 +220,9 @@ def _decoded(stream: IO[bytes], path: Path) -> Iterator[str]:
         yield text.removesuffix(pending).replace("\r\n", "\n")
 
 
-def _not_text(where: str, why: str) -> InvalidArgument:
+def _not_text(where: str, why: str, remedy: str = TO_UTF8) -> InvalidArgument:
     return InvalidArgument(
-        f"{where}: not UTF-8 text ({why[:120]}); convert it (iconv -t utf-8) or take it out of "
-        "the corpus folder",
+        f"{where}: not UTF-8 text ({why[:120]}); {remedy}; or take it out of the corpus folder",
         field="corpus_dir",
     )
 

@@ -221,7 +221,11 @@ def _mapped(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     actual = path.stat().st_size if path.is_file() else -1
     if actual != expected:
         state = "is missing" if actual < 0 else f"has {actual} bytes instead of {expected}"
-        raise DataLoss(f"dataset file {path} {state}; prepare the dataset again")
+        # To prepare it again would help nothing: of the same inputs a run takes what is there.
+        raise DataLoss(
+            f"dataset file {path} {state}; restore the store from a backup: "
+            "`plinth restore PLACE --only store --merge-store`"
+        )
     if count == 0:
         return np.zeros(0, dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,))

@@ -97,15 +97,7 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
         train = Split(Path(config.dataset), "train")
         objective = make_objective(config, train, Split(Path(config.dataset), "validation"))
     if objective.items < config.batch_size:
-        raise InvalidArgument(
-            f"dataset {config.dataset} makes {objective.items} sequences or "
-            f"pairs of {config.sequence_length} tokens, fewer than one batch of "
-            f"{config.batch_size}; add text, or make "
-            # Of chats and pairs a shorter sequence holds fewer, not more.
-            f"{'batch_size or sequence_length' if config.objective == 'clm' else 'batch_size'} "
-            "smaller",
-            field="batch_size",
-        )
+        raise _too_few(config, objective.items, train.tokens)
     digest = config.digest()
     found = _last_checkpoint(folder, group)
     state = read_state(found, digest) if found else _decide(config, digest, group)
@@ -129,6 +121,20 @@ def set_up(config: TrainConfig, folder: JobFolder, group: Group) -> Run:
         with group.patiently():
             load_checkpoint(found, run.decoder, run.optimizer)
     return run
+
+
+def _too_few(config: TrainConfig, items: int, tokens: int) -> InvalidArgument:
+    ways = ["add text" if config.objective == "clm" else "add data"]
+    if items:
+        ways.append(f"make batch_size at most {items}")
+    # Of chats and pairs a shorter sequence holds fewer, not more.
+    if config.objective == "clm" and (longest := (tokens - 1) // config.batch_size) > 1:
+        ways.append(f"make sequence_length at most {longest}")
+    return InvalidArgument(
+        f"dataset {config.dataset} makes {items} sequences or pairs of {config.sequence_length} "
+        f"tokens, fewer than one batch of {config.batch_size}; {', or '.join(ways)}",
+        field="batch_size",
+    )
 
 
 def _used(run: Run) -> list[int] | None:

@@ -111,11 +111,7 @@ class PolicyJob:
         room = decoder.config.context - policy.max_new_tokens
         prompts = prompts_of(train, room)
         if len(prompts) < policy.prompts:
-            raise InvalidArgument(
-                f"the dataset has {len(prompts)} prompts of at most {room} tokens, fewer than one "
-                f"batch of {policy.prompts}; make max_new_tokens or batch_size smaller",
-                field="batch_size",
-            )
+            raise _too_few(train, policy, decoder.config.context, len(prompts))
         if found:
             load_checkpoint(found[-1], actor, optimizer)
         return cls(
@@ -164,6 +160,21 @@ class PolicyJob:
         self.sampler.renew(self.state.step)
         rollouts = answer(self.sampler, self.held_out_prompts, self.policy, self.stop_ids)
         return self.judge(rollouts)
+
+
+def _too_few(split: Split, policy: PolicyConfig, context: int, fitting: int) -> InvalidArgument:
+    """Of prompts. Each way that is named is enough by itself."""
+    ways = []
+    if fitting:
+        ways.append(f"make batch_size at most {fitting * policy.samples}")
+    lengths = sorted(map(len, prompts_of(split, context - 1)))
+    if len(lengths) >= policy.prompts:
+        ways.append(f"make max_new_tokens at most {context - lengths[policy.prompts - 1]}")
+    return InvalidArgument(
+        f"the dataset has {fitting} prompts of at most {context - policy.max_new_tokens} tokens, "
+        f"fewer than one batch of {policy.prompts}; {', or '.join([*ways, 'add prompts'])}",
+        field="batch_size",
+    )
 
 
 def _sampler(

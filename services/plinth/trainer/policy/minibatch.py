@@ -80,8 +80,8 @@ class Step:
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=False)
         if not math.isfinite(float(norm)):
             raise FailedPrecondition(
-                "the loss is not a number; the last good policy is kept. Lower the learning rate, "
-                "or raise kl_coefficient",
+                "the loss is not a number; the last good policy is kept. Lower the learning rate "
+                f"(now {config.learning_rate:g})",
                 reason="LOSS_NOT_FINITE",
             )
         if config.stop_kl and kl_sum / tokens > config.stop_kl:
