@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 import trainings
 from coordinator_replica import EXAMPLES, PIPELINE, Coordinator, states
 from plinth.cli.corpus_option import corpus_overrides
-from plinth.cli.quickstart import PIPELINES
 from plinth.cli.runs import parse_overrides
 from plinth.coordinator import gates, machine, runs
 from plinth.coordinator.heldout import judge_by_ngram
