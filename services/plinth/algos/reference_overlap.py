@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 _DRAWS = 1999
 # Prompts that are looked at: every answer is held against every reference, which takes memory of
-# their number times that of all words, and its square.
+# their number's square.
 MOST = 1000
 _LEAST_LETTERS = 3
 # What English sentences are held together by.
@@ -58,11 +58,10 @@ def reference_overlap(
     count = len(asked)
     if count < 2:
         return ReferenceOverlap(0.0, 0.0, 1.0)
-    asked_nw, named_nw, wanted_nw = _indicators(asked, named, wanted)
     # Row: the answer and prompt; column: the reference, without the words of that prompt.
-    known_nn = asked_nw @ wanted_nw.T
-    left_nn = wanted_nw.sum(axis=1)[None, :] - known_nn
-    share_nn = (named_nw @ wanted_nw.T).astype(np.float64) / np.maximum(left_nn, 1)
+    sizes_n = np.array([len(words) for words in wanted])
+    left_nn = sizes_n[None, :] - _shared(asked, wanted)
+    share_nn = _shared(named, wanted) / np.maximum(left_nn, 1)
     own = float(np.trace(share_nn)) / count
     others = (float(share_nn.sum()) / count - own) / (count - 1)
     chance = np.random.default_rng(seed)
@@ -79,13 +78,20 @@ def content_words(text: str) -> set[str]:
     return {word for word in words if len(word) >= _LEAST_LETTERS}.difference(_STOP_WORDS.split())
 
 
-def _indicators(*of: Sequence[set[str]]) -> list[NDArray[np.float32]]:
-    """[N, W] each: which of all the words each text has."""
-    index = {word: at for at, word in enumerate(sorted(set().union(*(s for ss in of for s in ss))))}
-    made = []
-    for texts in of:
-        has_nw = np.zeros((len(texts), len(index)), dtype=np.float32)
-        for row, words in enumerate(texts):
-            has_nw[row, [index[word] for word in words]] = 1
-        made.append(has_nw)
-    return made
+def _shared(texts: Sequence[set[str]], references: Sequence[set[str]]) -> NDArray[np.int64]:
+    """[N, N]: how many words text n shares with each reference."""
+    found: dict[str, list[int]] = {}
+    for number, words in enumerate(references):
+        for word in words:
+            found.setdefault(word, []).append(number)
+    of = {word: np.array(numbers) for word, numbers in found.items()}
+    nothing = np.array([], dtype=np.int64)
+    return np.stack(
+        [
+            np.bincount(
+                np.concatenate([nothing, *(of[word] for word in words & of.keys())]),
+                minlength=len(references),
+            )
+            for words in texts
+        ]
+    )

@@ -20,14 +20,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from plinth.shared.private_folders import make_private
+from plinth.shared.telemetry import get_logger
 from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.job_folder import ATTEMPT, JobFolder
 
 # What an attempt leaves to the next one beside its checkpoints, which go last.
-_LEFT = ("reference.safetensors", "before.json", "progress.json", "checkpoints")
+_LEFT = ("reference.safetensors", "progress.json", "checkpoints")
 _INPUTS, _GIVEN_UP = "inputs", "given-up"
 _NUMBERED = re.compile(re.escape(ATTEMPT) + r"([0-9]+)")
+
+_log = get_logger("plinth.trainer")
 
 
 class Attempt:
@@ -46,9 +49,9 @@ class Attempt:
                 JobFolder(before).request("pause")
 
     def take_over(self, inputs: str, config: TrainConfig) -> None:
-        """Goes on from the newest checkpoint that there is for these inputs (a digest). One of this
-        job must have been made with this configuration, else the run refuses it; another job's is
-        left alone if it was not."""
+        """Goes on from the newest checkpoint that there is for these inputs (a digest) and this
+        configuration. One that an earlier version of the code made with what it understood of the
+        job is left alone: the job begins again."""
         (self.folder.path / _INPUTS).write_text(inputs)
         if checkpoints(self.folder.checkpoints):
             return
@@ -63,12 +66,17 @@ class Attempt:
         for path in (self.folder.path, *(before for _, before in self._earlier())):
             if finished or not checkpoints(path / "checkpoints"):
                 shutil.rmtree(path, ignore_errors=True)
+        if finished:  # put back from a backup
+            shutil.rmtree(self._job / "checkpoints", ignore_errors=True)
         with suppress(OSError):  # others are at work in it
             self._job.rmdir()
 
     def give_up(self) -> None:
-        """The job has ended without a result: a job of the same inputs may have what it left."""
-        with suppress(FileNotFoundError):  # it left nothing
+        """The job has ended without a result: a job of the same inputs may have what it left.
+
+        Where that can't be noted (nothing was left, the disk is full), it stays nobody's.
+        """
+        with suppress(OSError):
             (self.folder.path / _GIVEN_UP).touch()
 
     def _earlier(self) -> list[tuple[int, Path]]:
@@ -76,10 +84,17 @@ class Attempt:
         return [(number, path) for number, path in _attempts(self._job) if number < self._fence]
 
     def _places(self, inputs: str, config_digest: str) -> Iterator[Path]:
-        yield self._job  # put back from a backup
-        for _, path in self._earlier():
-            if _read(path / _INPUTS) in ("", inputs):
+        own = [path for _, path in self._earlier() if _read(path / _INPUTS) in ("", inputs)]
+        for path in (self._job, *own):  # the first: put back from a backup
+            made_with = _made_with(path)
+            if made_with in ("", config_digest):
                 yield path
+            else:
+                _log.warning(
+                    "a checkpoint was made with another configuration: the job begins again",
+                    job=self._job.name,
+                    checkpoint=_newest(path),
+                )
         for job in self._jobs.iterdir():
             for _, path in _attempts(job):
                 given_up = (path / _GIVEN_UP).exists() and _read(path / _INPUTS) == inputs

@@ -45,6 +45,8 @@ class TrainState:
     loss: float = 0.0  # of the last step, nats per token
     seconds: float = 0.0  # spent on the steps, over all attempts
     controllers: dict[str, float] = field(default_factory=dict)  # what adapts as the run goes
+    # Of a policy: rewards of the held-out prompts before its first update.
+    held_out_before: list[float] | None = None
     format: int = FORMAT
 
 

@@ -145,7 +145,10 @@ class JobConsumer:
             await self._failed(job, lease, execution, error, retry=error.transient)
         except Exception as crash:  # noqa: BLE001 - a job's crash must not end the consumer
             _log.exception("job crashed", job=job.job_id)
-            inner = Internal(described(crash))
+            # Of an attempt's folder the words are those of no other attempt: the same crash is
+            # known again by what it says of the job's.
+            whose = str(execution.folder.path)
+            inner = Internal(described(crash).replace(whose, str(execution.folder.path.parent)))
             again = inner.message != before or lease.attempts < SAME_CRASHES
             await self._failed(job, lease, execution, inner, retry=again)
         else:
@@ -218,8 +221,8 @@ class JobConsumer:
         _show(job, await asyncio.to_thread(execution.progress))
         metrics.ENDED.labels("cancelled" if how == "cancel" else "paused").inc()
         if how == "cancel":
-            await asyncio.to_thread(execution.give_up)
             await self._end(job, lease, pb.JOB_STATE_CANCELLED)
+            await asyncio.to_thread(execution.give_up)
             await self._said(lambda: self._queue.fail(lease, "cancelled", retry=False))
         else:
             job.state = pb.JOB_STATE_QUEUED
@@ -235,8 +238,8 @@ class JobConsumer:
         metrics.ENDED.labels("failed" if last else "retried").inc()
         tracing.failed(error.reason or error.code)
         if last:
-            await asyncio.to_thread(execution.give_up)
             await self._end(job, lease, pb.JOB_STATE_FAILED)
+            await asyncio.to_thread(execution.give_up)
         else:
             job.state = pb.JOB_STATE_QUEUED
             await self._record(job, lease)

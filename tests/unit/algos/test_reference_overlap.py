@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 
@@ -74,3 +75,17 @@ def test_what_many_prompts_take_is_bounded() -> None:
     many = few + ["other words"] * (200_000 - MOST)
     blank = [""] * len(many)
     assert reference_overlap(blank, many, many) == reference_overlap(blank[:MOST], few, few)
+
+
+def test_memory_is_not_that_of_all_words() -> None:
+    """60,000 words over as many prompts as are looked at: a table of both would take 240 MB."""
+    words = ["".join(random.Random(n).choices("abcdefghijklmnop", k=12)) for n in range(60_000)]
+    texts = [" ".join(words[n * 60 : n * 60 + 60]) for n in range(MOST)]
+    tracemalloc.start()
+    try:
+        told = reference_overlap(["" for _ in texts], texts, texts)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (told.own, told.others, told.p_value) == (1, 0, 1 / 2000)
+    assert most < 120e6

@@ -65,9 +65,10 @@ def test_no_attempt_touches_a_later_one_and_none_loses_a_checkpoint(history):
             later = {n: contents(a.folder.path) for n, a in enumerate(attempts) if n > number}
             before = newest(a.folder.checkpoints for a in attempts)
             if action == "take over":
+                had = newest([attempt.folder.checkpoints])
                 attempt.take_over("inputs", Config())
                 mine = newest(a.folder.checkpoints for a in attempts[: number + 1])
-                assert newest([attempt.folder.checkpoints]) in (mine, *range(mine))
+                assert newest([attempt.folder.checkpoints]) == (had if had >= 0 else mine)
             elif action == "checkpoint":
                 checkpointed(attempt, turn)
             elif action == "stop":
@@ -105,6 +106,20 @@ def test_what_a_backup_put_back_is_gone_on_from(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["checkpoints", "attempt-1/checkpoints"])
+def test_what_another_version_of_the_code_made_is_begun_anew(tmp_path, place):
+    """Its digest of the same job is another; the run would refuse the checkpoint for good."""
+    older = tmp_path / "j" / place / "step-00000007"
+    older.mkdir(parents=True)
+    (older / "state.json").write_text(json.dumps({"config_digest": "sha256:older", "step": 7}))
+    attempt = Attempt(tmp_path, "j", 2)
+    attempt.begin()
+    attempt.take_over("inputs", Config())
+    assert not checkpoints(attempt.folder.checkpoints)
+    attempt.leave(finished=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_a_job_that_was_given_up_is_gone_on_from_by_another(tmp_path):
     mine = Attempt(tmp_path, "mine", 1)
     mine.begin()
@@ -128,11 +143,22 @@ def test_only_a_job_that_was_given_up_is_gone_on_from_by_another(tmp_path):
 def small_disk(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=64", "tmpfs", str(place)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("this machine does not let this user mount")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_job_is_given_up_on_a_full_disk(small_disk):
+    """Nobody may have what it left then; that its end is told comes first."""
+    attempt = Attempt(small_disk / "jobs", "j", 1)
+    attempt.begin()
+    with pytest.raises(OSError, match="No space"):
+        for number in range(100_000):
+            (small_disk / f"{number}").touch()
+    attempt.give_up()
+    assert [path.name for path in attempt.folder.path.iterdir()] == []
 
 
 def test_a_full_disk_is_told_of_even_there(small_disk):

@@ -390,12 +390,17 @@ def test_importance_weights_are_of_this_policy_to_the_samplers() -> None:
     actor = Actor(new, value_head=False)
     optimizer = torch.optim.SGD(actor.parameters(), lr=0.0)
     scores = [0.0, 1.0, 0.5, 0.25]
-    learn(actor, optimizer, rollouts, scores, None, config, 0.0, torch.Generator(), stale=True)
-    found = {name: p.grad.clone() for name, p in new.named_parameters() if p.grad is not None}
     batch = RolloutBatch.of(rollouts)
+    reference_bt = torch.where(batch.valid_bt, batch.sampler_bt - 0.5, 0.0)
+    told = learn(
+        actor, optimizer, rollouts, scores, reference_bt, config, 0.0, torch.Generator(), stale=True
+    )
+    found = {name: p.grad.clone() for name, p in new.named_parameters() if p.grad is not None}
     new.zero_grad()
     now_bt = actor(batch, 1.0).logprobs_bt
     weights_bt = (now_bt.detach() - batch.sampler_bt).exp().clamp(max=1.25)
+    kl_bt = (weights_bt * (now_bt.detach() - reference_bt))[batch.valid_bt]
+    assert told.kl == pytest.approx(float(kl_bt.sum()) / len(rollouts), rel=1e-4)
     groups = torch.tensor(scores).view(2, 2)
     advantages_b = (
         (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)

@@ -111,7 +111,7 @@ def indifferent(folder, target):
     [
         ({}, r"answers to a prompt had equal rewards .*more samples per prompt \(now 4\)"),
         ({"objective": "rloo"}, r"answers to a prompt had equal rewards"),
-        ({"objective": "ppo", "policy": {"samples": 1}}, "answers of a batch had equal rewards"),
+        ({"objective": "ppo", "policy": {"samples": 1}}, r"in all 2 updates the answers had equal"),
     ],
 )
 def test_a_run_that_was_taught_nothing_does_not_succeed(made, tmp_path, change, says) -> None:
@@ -126,7 +126,7 @@ def test_a_run_that_was_taught_nothing_does_not_succeed(made, tmp_path, change, 
 
     job = Paused(trainings.job(tmp_path / "a", config))
     assert optimise_policy(config, job, Group()) == "paused"
-    assert "taught nothing" in job.progress().note
+    assert re.search("taught nothing|all [0-9]+ answers were equal", job.progress().note)
     assert job.progress().figures["zero_variance_groups"] > 0
     job = JobFolder(job.path)
     job.begin()
@@ -143,6 +143,54 @@ def test_a_run_that_was_taught_something_says_how_often_it_was_not(made, tmp_pat
     job = JobFolder(trainings.job(tmp_path / "a", config))
     assert optimise_policy(config, job, Group()) == "succeeded", job.outcome()
     assert job.outcome()["metrics"]["void_updates"] == 0
+
+
+@pytest.mark.parametrize(("judge", "status"), [("reward", "succeeded"), ("indifferent", "failed")])
+def test_a_critic_learns_from_one_answer_an_update(made, tmp_path, judge, status) -> None:
+    """It compares with the updates before: only rewards that are equal over all teach nothing."""
+    dataset, start, reward = made
+    folder = reward if judge == "reward" else indifferent(reward, tmp_path / "judge")
+    config = policy_job.planned(
+        dataset, start, folder, steps=3, batch_size=1, objective="ppo", policy={"samples": 1}
+    )
+    job = JobFolder(trainings.job(tmp_path / "a", config))
+    assert optimise_policy(config, job, Group()) == status, job.outcome()
+    assert "equal" not in job.progress().note
+
+
+@pytest.mark.parametrize("kept", ["folder", "checkpoints alone", "an older version's"])
+def test_before_is_before_the_first_update(made, tmp_path, kept) -> None:
+    """A run that goes on compares with the policy as it was, or with nothing: the checkpoint tells
+    it, wherever that was put back."""
+    config = planned(made, steps=4, checkpoint_every=2)
+    whole = JobFolder(trainings.job(tmp_path / "whole", config))
+    assert optimise_policy(config, whole, Group()) == "succeeded"
+
+    class Paused(JobFolder):
+        def requested(self):
+            return "pause" if self.progress().done >= 2 else None
+
+    job = Paused(trainings.job(tmp_path / "parts", config))
+    assert optimise_policy(config, job, Group()) == "paused"
+    again = JobFolder(trainings.job(tmp_path / "again", config))
+    if kept == "folder":
+        again = JobFolder(job.path)
+    else:
+        shutil.copytree(job.checkpoints, again.checkpoints)
+    if kept == "an older version's":
+        for path in again.checkpoints.glob("*/state.json"):
+            state = json.loads(path.read_text())
+            del state["held_out_before"]
+            path.write_text(json.dumps(state))
+    again.begin()
+    assert optimise_policy(config, again, Group()) == "succeeded", again.outcome()
+    whole, again = (one.outcome()["metrics"] for one in (whole, again))
+    figures = {name for name in whole if name.startswith("validation_")}
+    assert "validation_reward_before" in figures
+    if kept == "an older version's":
+        assert not figures & again.keys()
+    else:
+        assert {name: again[name] for name in figures} == {name: whole[name] for name in figures}
 
 
 def test_models_are_compared_on_the_same_prompts(made, tmp_path) -> None:

@@ -64,7 +64,7 @@ def _train(config: TrainConfig, folder: JobFolder, group: Group) -> str:
         config.decay_fraction,
     )
     report = Reporter(run)
-    checkpoint_due = _CheckpointClock(config.checkpoint_every)
+    checkpoint_due = _CheckpointClock(config.checkpoint_every, group)
     while run.state.step < run.state.total:
         result = take_step(run, schedule.at(run.state.step))
         if result.stop:
@@ -197,15 +197,16 @@ def _finish(run: Run, report: Reporter) -> str:
 
 
 class _CheckpointClock:
-    """Every so many steps, or every so many seconds (the first worker's alone: it writes)."""
+    """Every so many steps, or every so many seconds: those of the first worker, since all wait for
+    one another at a checkpoint and their clocks are not one."""
 
-    def __init__(self, every: int) -> None:
-        self._every, self._last = every, time.monotonic()
+    def __init__(self, every: int, group: Group) -> None:
+        self._every, self._group, self._last = every, group, time.monotonic()
 
     def __call__(self, step: int) -> bool:
         if self._every:
             return step % self._every == 0
-        if time.monotonic() - self._last < _CHECKPOINT_S:
-            return False
-        self._last = time.monotonic()
-        return True
+        (due,) = self._group.from_first([time.monotonic() - self._last >= _CHECKPOINT_S])
+        if due:
+            self._last = time.monotonic()
+        return bool(due)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from plinth.trainer.data.prompt_dataset import checks_of
 from plinth.trainer.data.shards import DatasetInfo, Split
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.group import Group
-from plinth.trainer.loop.job_folder import JobFolder, replace_json
+from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.machine import choose_threads
 from plinth.trainer.loop.setup import adapt, make_decoder
 from plinth.trainer.policy.config import PolicyConfig
@@ -61,6 +61,8 @@ class PolicyJob:
         kept["gap"] = max(self.widest_gap, learned.gap)
         kept["void"] = self.void_updates + (learned.zero_variance_groups == learned.groups)
         kept["score"] = learned.score
+        kept["lowest"] = min(kept.get("lowest", math.inf), learned.lowest)
+        kept["highest"] = max(kept.get("highest", -math.inf), learned.highest)
 
     @property
     def widest_gap(self) -> float:
@@ -71,6 +73,15 @@ class PolicyJob:
     def void_updates(self) -> int:
         """Updates in which all rewards that are compared with one another were equal."""
         return int(self.state.controllers.get("void", 0))
+
+    @property
+    def taught(self) -> bool:
+        """Whether rewards that are compared differed in any update. A critic compares an answer
+        with those of the updates before, so one answer per update will do."""
+        if self.policy.has_critic:
+            kept = self.state.controllers
+            return kept.get("lowest", 0.0) < kept.get("highest", 1.0)
+        return self.void_updates < self.state.total
 
     @property
     def last_score(self) -> float:
@@ -146,12 +157,12 @@ class PolicyJob:
         return status
 
     def held_out_before(self) -> list[float]:
-        """Rewards of the held-out prompts before the first update; kept for a run that goes on."""
-        path = self.folder.path / "before.json"
-        if not path.is_file():
-            replace_json(path, {"rewards": self.held_out()})
-        rewards: list[float] = json.loads(path.read_text())["rewards"]
-        return rewards
+        """Rewards of the held-out prompts before the first update; empty where there are none, and
+        where a checkpoint does not tell them: the policy is another by then. They go with the
+        checkpoints."""
+        if self.state.held_out_before is None and self.state.step == 0:
+            self.state.held_out_before = self.held_out()
+        return self.state.held_out_before or []
 
     def held_out(self) -> list[float]:
         """Rewards of one answer to each held-out prompt, by the policy as it is now."""

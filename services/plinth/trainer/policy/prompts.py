@@ -37,7 +37,7 @@ def prompts_of(split: Split, longest: int) -> list[Prompt]:
 
 def references_of(split: Split) -> dict[Prompt, Prompt]:
     """The answer that the dataset has for each prompt, of a pair the preferred one, of several the
-    first; as ids. Prompts alone have none."""
+    first; as ids. Of a chat of several turns it is that of the first. Prompts alone have none."""
     found: dict[Prompt, Prompt] = {}
     if split.info.form == "prompts":
         return found
@@ -47,7 +47,8 @@ def references_of(split: Split) -> dict[Prompt, Prompt]:
         answers = np.flatnonzero(mask)
         if len(answers):
             prompt = tuple(ids[: answers[0]].tolist())
-            found.setdefault(prompt, tuple(ids[answers].tolist()))
+            first = answers[answers - answers[0] == np.arange(len(answers))]  # without a gap
+            found.setdefault(prompt, tuple(ids[first].tolist()))
     return found
 
 

@@ -122,10 +122,12 @@ def _tell(
         f"reward {learned.score:.3f} · KL {learned.kl:.2f} nats · {learned.length:.0f} tokens · "
         f"gap {learned.gap:.0e}"
     )
-    if learned.zero_variance_groups:
+    if learned.zero_variance_groups and not policy.has_critic:
         report.note += (
             f" · {learned.zero_variance_groups} of {learned.groups} groups taught nothing"
         )
+    elif learned.zero_variance_groups and policy.answers > 1:
+        report.note += f" · the rewards of all {policy.answers} answers were equal"
     if learned.dropped_steps:
         report.note += f" · {learned.dropped_steps} steps dropped at {learned.update_kl:.2f} nats"
 
@@ -133,12 +135,12 @@ def _tell(
 def _check_taught(job: PolicyJob) -> None:
     """A run whose every update was void would publish what it started from as a success."""
     policy, updates = job.policy, job.state.total
-    if job.void_updates < updates:
+    if job.taught:
         return
-    whose = "of a batch" if policy.has_critic else "to a prompt"
+    whose = "" if policy.has_critic else "to a prompt "
     more = "" if policy.has_critic else f", or more samples per prompt (now {policy.samples})"
     raise FailedPrecondition(
-        f"in all {updates} updates the answers {whose} had equal rewards (the last "
+        f"in all {updates} updates the answers {whose}had equal rewards (the last "
         f"{job.last_score:g} on average), so there was nothing to learn: give rewards that tell "
         f"answers apart, prompts that are neither always nor never solved{more}, or a higher "
         f"temperature (now {policy.temperature:g})",

@@ -31,6 +31,8 @@ class Learned:
 
     score: float  # mean over the answers, before any penalty
     score_std: float
+    lowest: float  # reward of an answer, after penalties
+    highest: float
     kl: float  # to the reference, per answer
     entropy: float  # 0 unless it has a weight in the loss: it is not computed else
     policy_loss: float
@@ -113,6 +115,8 @@ def learn(
     return Learned(
         score=float(scores_b.mean()),
         score_std=float(scores_b.std(unbiased=False)),
+        lowest=float(rewards_b.min()),
+        highest=float(rewards_b.max()),
         kl=kl,
         gap=gap,
         gap_within=within,
