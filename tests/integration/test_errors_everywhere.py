@@ -252,7 +252,7 @@ async def test_a_crash_that_is_the_same_each_time_is_given_up(
     redis_client: Redis, tmp_path: Path
 ) -> None:
     queue, records = Queue(redis_client, "jobs", backoff_s=0.01), JobRecords(redis_client)
-    begun: dict[str, int] = {"same": 0, "same of its folder": 0, "other": 0}
+    begun: dict[str, int] = {"same": 0, "same-of-its-folder": 0, "other": 0}
 
     class Work:
         def __init__(self, job: trainer_pb2.Job, fence: int) -> None:
@@ -261,7 +261,7 @@ async def test_a_crash_that_is_the_same_each_time_is_given_up(
 
         def run(self) -> None:
             begun[self.id] += 1
-            what = {"other": begun[self.id], "same of its folder": self.folder.path / "progress"}
+            what = {"other": begun[self.id], "same-of-its-folder": self.folder.path / "progress"}
             raise RuntimeError(f"it broke {what.get(self.id, '')}")
 
         def stop(self, how: str) -> None:
@@ -287,7 +287,7 @@ async def test_a_crash_that_is_the_same_each_time_is_given_up(
                         await records.get(id)
                     ).state != trainer_pb2.JOB_STATE_FAILED:
                         await asyncio.sleep(0.01)
-    assert begun["same"] == begun["same of its folder"] == SAME_CRASHES
+    assert begun["same"] == begun["same-of-its-folder"] == SAME_CRASHES
     assert (await records.get("same")).error == "RuntimeError: it broke "
 
 
