@@ -22,7 +22,8 @@ from gateway_stages import Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared import canary
-from plinth.shared.canary import Canaries, Tally
+from plinth.shared.canary import Canaries
+from plinth.shared.canary_counts import Tally
 from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
 NEW = "sha256:" + "cd" * 32

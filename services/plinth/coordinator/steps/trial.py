@@ -126,7 +126,8 @@ class Trial:
             await self._tools.canaries.promote(self._spec.name, self._id)
             yield Progress(0.7, f"takes over: {decision.why}")
             return
-        await self._tools.canaries.close(self._spec.name, self._id)
+        outcome = f"{_REASONS[decision.action]} {decision.why}"
+        await self._tools.canaries.close(self._spec.name, self._id, outcome)
         yield Progress(0.7, f"rolls back: {decision.why}")
         async for event in self._idle(canary_name(self._spec.name), self._model.ref, 0.7):
             yield event
@@ -208,11 +209,13 @@ class Trial:
             raise Unavailable("the canary's counts are gone; it starts over")
         spec = self._spec
         decision = judge(state, spec.require, requests=spec.requests, seconds=spec.seconds)
-        if decision.action == "wait" and not state.tallies["canary"].requests:
+        if decision.action == "wait" and not state.given:
             decision = replace(decision, why=f"a decision {spec.plan()}")
         if decision.evidence != state.evidence:
-            await self._tools.canaries.note(spec.name, self._id, decision.evidence)
-        seen = state.tallies["canary"].requests / spec.requests if spec.requests else 0.0
+            await self._tools.canaries.note(
+                spec.name, self._id, decision.evidence, decision.counted
+            )
+        seen = state.given / spec.requests if spec.requests else 0.0
         return decision, min(1.0, max(seen, state.age_s / spec.seconds))
 
     async def _widen(self, shards: int) -> AsyncIterator[Progress]:
@@ -263,12 +266,16 @@ class Trial:
             canary=self._model.ref,
             share=self._spec.share,
             sticky=self._spec.sticky,
+            requests=self._spec.requests,
         )
         if state == "closed":
-            decision, _ = await self._decision()
+            # What was decided then: a look at it now may say something else.
+            ended = await self._tools.canaries.state(self._spec.name)
+            reason, _, why = (ended.outcome if ended is not None else "").partition(" ")
             raise FailedPrecondition(
-                f"{self._model.ref} was rolled back: {decision.why}",
-                reason=_REASONS.get(decision.action, "CANARY_REJECTED"),
+                f"{self._model.ref} was rolled back: "
+                f"{why or 'its canary was ended before anything was decided'}",
+                reason=reason or "CANARY_ENDED",
             )
 
     async def _keep_open(self) -> None:
