@@ -83,10 +83,9 @@ def judge(
     kept = _with_cohorts(Kept.read(state.evidence), state, gates)
     last = state.age_s >= seconds or _is_used_up(kept, state, requests)
     stable, canary = _tallies(kept, state)
+    ratio = _ratio(kept)
     shown = {
-        gate: gate.look(
-            kept.shown.get(gate.NAME, Shown()), stable, canary, _ratio(gate, kept, state), last
-        )
+        gate: gate.look(kept.shown.get(gate.NAME, Shown()), stable, canary, ratio, last)
         for gate in gates
     }
     kept = replace(kept, shown={gate.NAME: one for gate, one in shown.items()})
@@ -119,13 +118,10 @@ def _with_cohorts(kept: Kept, state: CanaryState, gates: list[Gate]) -> Kept:
             break
         tallies = {role: kept.tallies[role] + cohort.outcomes(role) for role in ROLES}
         kept = replace(kept, counted=cohort.number, tallies=tallies)
+        stable, canary = tallies["stable"], tallies["canary"]
+        ratio = _ratio(kept)
         shown = {
-            gate.NAME: gate.look(
-                kept.shown.get(gate.NAME, Shown()),
-                *(tallies[role] for role in ROLES),
-                _ratio(gate, kept, state),
-                last=False,
-            )
+            gate.NAME: gate.look(kept.shown.get(gate.NAME, Shown()), stable, canary, ratio, False)
             for gate in gates
             if not isinstance(gate, VerdictGate)
         }
@@ -141,11 +137,9 @@ def _tallies(kept: Kept, state: CanaryState) -> list[Tally]:
     ]
 
 
-def _ratio(gate: Gate, kept: Kept, state: CanaryState) -> float:
-    """The stable revision's requests to one of the canary's, by the requests that the gate may
-    count by now."""
-    if isinstance(gate, VerdictGate):
-        return (state.asked - state.given) / state.given if state.given else 0.0
+def _ratio(kept: Kept) -> float:
+    """The stable revision's requests to one of the canary's, by those that count: what is known
+    later must not decide where a block of earlier ones ends."""
     stable, canary = (kept.tallies[role].requests for role in ROLES)
     return stable / canary if canary else 0.0
 

@@ -80,6 +80,7 @@ class Revisions:
         self._within_s = deadline_s + AGAIN_S
         self._unbooked: deque[_Booking] = deque()
         self._booking: asyncio.Task[None] | None = None
+        self._choosing: set[asyncio.Task[Chosen | None]] = set()  # for clients that hung up
 
     async def choose(self, name: str, principal: Principal, user: str = "") -> Choice:
         """NotFound: no such model. Redis is asked only while shards of a canary are up."""
@@ -95,6 +96,7 @@ class Revisions:
             chosen = await asyncio.shield(choosing)
         except asyncio.CancelledError:
             # The client hung up meanwhile; what it is given all the same is to be booked.
+            self._choosing.add(choosing)
             choosing.add_done_callback(partial(self._given_up, stable, canary, answer))
             raise
         except Unavailable as error:
@@ -109,6 +111,7 @@ class Revisions:
         answer: str,
         choosing: asyncio.Task[Chosen | None],
     ) -> None:
+        self._choosing.discard(choosing)
         if choosing.cancelled() or choosing.exception() is not None:
             return  # nobody was given anything, or nobody can know
         self._queue(_choice(stable, canary, choosing.result()), "cancelled", answer)
@@ -154,6 +157,9 @@ class Revisions:
 
     async def drain(self) -> None:
         """Waits for what is still being booked, if Redis answers now."""
+        if self._choosing:
+            await asyncio.wait(self._choosing, timeout=DRAIN_S)
+            await cancel_and_wait(*self._choosing)
         if self._booking is not None:
             await asyncio.wait({self._booking}, timeout=DRAIN_S)
             await cancel_and_wait(self._booking)

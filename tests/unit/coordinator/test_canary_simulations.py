@@ -232,7 +232,7 @@ def test_identical_revisions_of_any_duration_are_not_rejected(runs: int, cut: fl
     """Of whose answers many are hung up on half-way, which is no failure, nor is it if more of the
     canary's are."""
     stable = Revision(0.01, lasts=about(10), cut=0.3)
-    options: dict[str, Any] = {"require": ERRORS, "requests": 1582, "at_a_time": 40.0}
+    options: dict[str, Any] = {"require": ERRORS, "requests": 1582, "at_a_time": 100.0}
     found = decisions(runs, stable, replace(stable, cut=cut), **options)
     print(found)
     assert found["reject"] <= 0.05 * runs
