@@ -136,6 +136,7 @@ class Simulation:
         # Whose each record is and where, and who ended well, in order.
         self.told: list[tuple[str, Act, str]] = []
         for store in self._stores.values():
+            store._logs = {}  # each keeps the storage that it was made with
             store.storage = cast(Any, Interleaved(store.storage, self.carry_out, self.told))
 
     def tools(self, act: Act) -> Tools:
@@ -278,8 +279,9 @@ def values(simulation: Simulation, what: str) -> list[int | None]:
 
 
 def check_order(simulation: Simulation, what: str, seen: list[int | None], at_first: int) -> None:
-    """Who moves it is no earlier than who wrote there, or found it right. seen: its values, of
-    which so many stood at first."""
+    """Who moves it is of no earlier leader than who wrote there, or found it right, and of no
+    earlier run than who wrote or wanted what stands there: to give up wants nothing. seen: its
+    values, of which so many stood at first."""
     records = iter(seen[at_first:])
     before = seen[at_first - 1] if at_first else None
     run = term = 0
@@ -290,7 +292,9 @@ def check_order(simulation: Simulation, what: str, seen: list[int | None], at_fi
         if value != before:
             assert act.run >= run
             assert act.term >= term
-        run, term, before = max(run, act.run), max(term, act.term), value
+        if value != before or act.what == "do":
+            run = max(run, act.run)
+        term, before = max(term, act.term), value
     assert next(records, None) is None
 
 
