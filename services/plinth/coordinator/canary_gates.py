@@ -163,8 +163,8 @@ class ErrorGate(Gate):
     def line(self, stable: Tally, canary: Tally) -> str:
         gone = canary.unanswered + stable.unanswered
         unanswered = (
-            f" ({canary.unanswered:,} and {stable.unanswered:,} of them had no first token before "
-            "their client hung up, or were not heard of again)"
+            f" ({canary.unanswered:,} and {stable.unanswered:,} of them had no first token by the "
+            "time that they ended)"
         )
         return (
             f"{canary.failed:,} of {canary.requests:,} requests of the canary failed, "
@@ -190,7 +190,8 @@ class VerdictGate(Gate):
 
 class FirstTokenGate(Gate):
     """A failure is a first token of the stable revision above a bound, or one of the canary above
-    `bar` times that, or none at all before the client hung up.
+    `bar` times that, or none at all until the client hung up or its time was over. Other errors
+    are not slow.
 
     The bound is the highest that at least 5 % of the stable revision's first tokens before the
     block lie above, to a bucket's 5 %: with fewer above there would be no room for the canary to

@@ -168,7 +168,7 @@ class GatewayCore:
                 principal, requests, choice.model, impatient=impatient
             )
         except BaseException as error:
-            self.revisions.book(choice, principal, outcome_of(error))
+            self.revisions.book(choice, principal, outcome_of(error, began=False))
             raise
         return Session(self.generator, prepared, admission, self.revisions, choice)
 

@@ -132,7 +132,8 @@ class Revisions:
         if outcome == "refused":
             return
         labels = (choice.model.name, choice.model.artifact)
-        metrics.REVISION_REQUESTS.labels(*labels, outcome).inc()
+        told = "error" if outcome == "late" else outcome
+        metrics.REVISION_REQUESTS.labels(*labels, told).inc()
         metrics.REVISION_TOKENS.labels(*labels).inc(tokens)
         if ttft_s is not None:
             metrics.REVISION_TTFT.labels(*labels).observe(ttft_s)
@@ -206,14 +207,16 @@ def at_fault(error: PlinthError) -> bool:
     return error.http >= 500 or isinstance(error, ResourceExhausted)
 
 
-def outcome_of(error: BaseException) -> str:
-    """What a request has come to that ended so: "error", "cancelled" by its client, or "refused"
-    where the revision is not to blame."""
+def outcome_of(error: BaseException, *, began: bool) -> str:
+    """What a request has come to that ended so: "error", "late" where it ran out of time before its
+    answer `began`, "cancelled" by its client, or "refused" where the revision is not to blame."""
     if not isinstance(error, Exception):
         return "cancelled"
     # One counts where it is answered, the other's tenant has used up its quota.
     if isinstance(error, Replaced | RateLimited):
         return "refused"
+    if isinstance(error, DeadlineExceeded) and not began:
+        return "late"
     return "refused" if isinstance(error, PlinthError) and not at_fault(error) else "error"
 
 

@@ -51,7 +51,7 @@ class Session:
         try:
             await self._admission.charge(self._prompt_tokens)
         except BaseException as error:
-            self._book(outcome_of(error))
+            self._book(outcome_of(error, began=False))
             raise
         try:
             await self._start()
@@ -112,7 +112,7 @@ class Session:
         try:
             yield
         except Exception as error:
-            self._outcome = outcome_of(error)
+            self._outcome = outcome_of(error, began=self._ttft_s is not None)
             raise
 
     def _book(self, outcome: str) -> None:

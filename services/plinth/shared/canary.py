@@ -186,8 +186,9 @@ class Canaries:
         cohort: int = 0,
         once: str = "",
     ) -> None:
-        """Books one request. outcome: "ok", "error", "cancelled" where its client hung up, or
-        "refused" where it is to count as not asked. answer: see `answer_key`. cohort: as chosen; 0
+        """Books one request. outcome: "ok", "error", "late" where its time was over before the
+        first token, "cancelled" where its client hung up, or "refused" where it is to count as not
+        asked. answer: see `answer_key`. cohort: as chosen; 0
         for one that was not drawn for this role, which counts in the totals only.
         once: names this call for a minute, in which it may be made again without counting twice."""
         bucket = "" if ttft_s is None else bucket_of(ttft_s)

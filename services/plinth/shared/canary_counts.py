@@ -22,8 +22,8 @@ _FIRST_BUCKET_S, _GROWTH, _BUCKETS = 0.001, 1.05, 320  # up to about 6,000 s, wi
 class Tally:
     """What came of one revision's requests. requests: as a total, those that were answered or
     failed; of cohorts, all that were assigned. cancelled: whose clients hung up. unanswered: those
-    of them that had no first token yet, and of cohorts also what was not heard of again. ttft:
-    bucket → answers."""
+    of them that had no first token yet, and of cohorts also those whose time was over before it
+    (as a total these are errors) and what was not heard of again. ttft: bucket → answers."""
 
     requests: int = 0
     errors: int = 0
@@ -36,7 +36,7 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """Errors, and requests whose clients did not wait for a first token."""
+        """Errors, and requests that waited for a first token until they ended."""
         return self.errors + self.unanswered
 
     def __add__(self, other: Tally) -> Tally:

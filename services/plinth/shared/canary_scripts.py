@@ -191,6 +191,10 @@ if ARGV[3] == 'cancelled' then
 else
   redis.call('HINCRBY', KEYS[1], of .. 'requests', 1)
   if ARGV[3] == 'error' then add('errors') end
+  if ARGV[3] == 'late' then
+    redis.call('HINCRBY', KEYS[1], of .. 'errors', 1)
+    book('unanswered', 1)
+  end
 end
 if tonumber(ARGV[4]) > 0 then redis.call('HINCRBY', KEYS[1], of .. 'tokens', ARGV[4]) end
 if ARGV[5] ~= '' then add('ttft.' .. ARGV[5]) end

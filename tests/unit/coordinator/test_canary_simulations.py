@@ -70,10 +70,10 @@ class Revision:
             ttft = {int(bucket): int(counts[bucket]) for bucket in np.flatnonzero(counts)}
         left = hung if self.hung_up_after_s < DEADLINE_S else 0
         tally = Tally(
-            requests=new - left - cut,
-            errors=failed + hung - left,
+            requests=new,
+            errors=failed,
             cancelled=left + cut,
-            unanswered=left,
+            unanswered=hung,
             good=new - bad,
             bad=bad,
             ttft=ttft,
@@ -100,11 +100,8 @@ class Slot:
         """Whatever hangs ends within the patience; until then it is missing."""
         if now_s < self.over_at_s:
             return self.unsettled
-        tallies = {
-            role: replace(tally, requests=tally.requests + tally.cancelled)
-            for role, tally in self.tallies.items()
-        }
-        return Cohort(self.number, now_s - self.until_s, self.given, self.given, tallies)
+        over_s = now_s - self.until_s
+        return Cohort(self.number, over_s, self.given, self.given, self.tallies)
 
     @cached_property
     def unsettled(self) -> Cohort:
@@ -185,6 +182,7 @@ def about(mean_s: float) -> Durations:
 
 # Errors and first tokens: what a canary asks if it is told nothing.
 DEFAULT = CanaryRequire()
+TIMES = CanaryRequire(error_share_above_at_most=None)
 
 
 SLOW = pytest.mark.slow, pytest.mark.timeout(3600)
@@ -194,13 +192,16 @@ SLOW = pytest.mark.slow, pytest.mark.timeout(3600)
     ("runs", "hung_up_after_s"),
     [(200, 30.0), *(pytest.param(2000, after, marks=SLOW) for after in (1.0, 30.0, DEADLINE_S))],
 )
-def test_a_canary_that_hangs_is_not_promoted(runs: int, hung_up_after_s: float) -> None:
-    """A fifth of its requests come to nothing, by gates that ask for errors and first tokens; the
-    clients hang up after a while, or wait for the deadline."""
+@pytest.mark.parametrize("require", [DEFAULT, ERRORS, TIMES], ids=["default", "errors", "times"])
+def test_a_canary_that_hangs_is_not_promoted(
+    runs: int, hung_up_after_s: float, require: CanaryRequire
+) -> None:
+    """A fifth of its requests come to nothing, by whatever gate; the clients hang up after a while,
+    or wait for the deadline."""
     stable = Revision(0.001, times=TTFT, lasts=about(4))
     canary = replace(stable, hangs=0.2, hung_up_after_s=hung_up_after_s)
     options: dict[str, Any] = {"requests": None, "seconds": 1000, "at_a_time": 10}
-    found = decisions(runs, stable, canary, require=DEFAULT, **options)
+    found = decisions(runs, stable, canary, require=require, **options)
     print(found)
     assert found["promote"] <= 0.05 * runs
     assert found["reject"] >= 0.9 * runs
@@ -255,14 +256,13 @@ def test_first_tokens_of_the_documented_number_show_that_times_are_the_same(
 ) -> None:
     """However close the stable revision's times lie together, wherever in their buckets; and one
     2.7 times as slow is not promoted."""
-    require = CanaryRequire(error_share_above_at_most=None)
     size = FirstTokenGate(2.0).fewest(0.1)
     assert size is not None
     assert f"it takes {size}\nfirst tokens" in DOCS.read_text()
     for median_s in (0.2, 0.205):
         same = Revision(times=log_normal(sigma, median_s))
         # Until the stable revision's quantile is known nothing is compared: some more requests.
-        options: dict[str, Any] = {"require": require, "requests": size + 5, "at_a_time": 5.0}
+        options: dict[str, Any] = {"require": TIMES, "requests": size + 5, "at_a_time": 5.0}
         found = decisions(runs, same, same, **options)
         print(found)
         assert found["promote"] >= 0.8 * runs
@@ -274,9 +274,8 @@ def test_first_tokens_of_the_documented_number_show_that_times_are_the_same(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_times_with_two_peaks_are_undecided_as_the_documentation_says() -> None:
-    require = CanaryRequire(error_share_above_at_most=None)
     two = Revision(times=log_normal(0.2, 0.06, late=0.04))
-    found = decisions(100, two, two, require=require, requests=3000, at_a_time=20.0)
+    found = decisions(100, two, two, require=TIMES, requests=3000, at_a_time=20.0)
     print(found)
     assert found["undecided"] >= 60
     assert found["reject"] <= 5

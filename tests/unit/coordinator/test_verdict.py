@@ -181,7 +181,7 @@ def test_a_cohort_counts_when_all_of_it_has_ended_and_none_before_an_earlier_one
     found = judge(open_canary(hangs, well), require, requests=None, seconds=60)
     assert (found.action, found.counted) == ("reject", 2)
     assert "5 of 20 requests of the canary failed, 0 of 180 of the stable" in found.why
-    assert "5 and 0 of them had no first token before their client hung up" in found.why
+    assert "5 and 0 of them had no first token by the time that they ended" in found.why
     # A slot that goes on may get more.
     now = cohort(1, tally(900), tally(400), over_s=-1)
     assert judge(open_canary(now), require, requests=None, seconds=60).counted == 0

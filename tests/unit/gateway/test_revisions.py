@@ -108,11 +108,12 @@ def test_what_a_request_has_come_to() -> None:
     for error, outcome in [
         (asyncio.CancelledError(), "cancelled"),
         (Unavailable("no shard"), "error"),
-        (DeadlineExceeded("too late"), "error"),
+        (DeadlineExceeded("too late"), "late"),
         (RuntimeError("a bug"), "error"),
         (ResourceExhausted("shards are full"), "error"),
         (RateLimited("quota"), "refused"),
         (Replaced("other weights"), "refused"),
         (InvalidArgument("too long"), "refused"),
     ]:
-        assert outcome_of(error) == outcome
+        assert outcome_of(error, began=False) == outcome
+        assert outcome_of(error, began=True) == ("error" if outcome == "late" else outcome)

@@ -228,18 +228,22 @@ async def test_requests_count_in_the_cohort_in_which_they_were_assigned(
     for gateway, one, outcome in zip(gateways * 2, first[:5], [*outcomes, "ok"], strict=False):
         more = {"tokens": 1, "ttft_s": 0.1 if outcome == "ok" else None, "answer": "a"}
         await gateway.settle("chat", *one[:2], outcome=outcome, cohort=one.cohort, **more)
-    left = {"tokens": 1, "ttft_s": 0.1, "answer": "a"}
+    left: dict[str, Any] = {"tokens": 1, "ttft_s": 0.1, "answer": "a"}
     await gateways[0].settle("chat", *first[5][:2], outcome="cancelled", cohort=1, **left)
+    left["ttft_s"] = None
+    await gateways[0].settle("chat", *first[7][:2], outcome="late", cohort=1, **left)
     state = await gateways[0].state("chat")
     assert state is not None
     assert state.patience_s == 600  # the longest of any gateway
     one, two = state.cohorts
-    assert (one.given, one.settled) == ({"stable": 4, "canary": 3}, {"stable": 3, "canary": 2})
+    assert (one.given, one.settled) == ({"stable": 4, "canary": 3}, {"stable": 3, "canary": 3})
     assert not one.is_closed(600)
     at = bucket_of(0.1)
     assert one.tallies["stable"] == Tally(3, 0, 1, 1, ttft={at: 2})
-    assert one.tallies["canary"] == Tally(2, 1, 1, 0, ttft={at: 1})
-    assert one.outcomes("canary") == Tally(3, 1, 1, 1, ttft={at: 1})
+    assert one.tallies["canary"] == Tally(3, 1, 1, 1, ttft={at: 1})
+    assert one.outcomes("stable") == Tally(4, 0, 1, 2, ttft={at: 2})  # one is missing
+    totals = state.tallies["canary"]
+    assert (totals.requests, totals.errors, totals.cancelled, totals.unanswered) == (2, 2, 1, 0)
     assert two.over_s < 0
     assert sum(two.given.values()) == 3
 
