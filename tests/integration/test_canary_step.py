@@ -176,7 +176,8 @@ class Cluster:
                 now = await self.canaries.state("chat")
                 if now is not None and now.evidence:
                     found: dict[str, Any] = json.loads(now.evidence)
-                    evidence: dict[str, Any] = found["error_share_above_at_most"]["evidence"]
+                    shown = found["shown"]["error_share_above_at_most"]
+                    evidence: dict[str, Any] = shown["evidence"]
                     if evidence["seen"]["treated"]:
                         return evidence
                 await asyncio.sleep(0.02)

@@ -22,7 +22,8 @@ from gateway_stages import Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
 from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared import canary
-from plinth.shared.canary import Canaries, Tally
+from plinth.shared.canary import Canaries
+from plinth.shared.canary_counts import ROLES, Tally
 from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
 
 NEW = "sha256:" + "cd" * 32
@@ -206,6 +207,46 @@ async def test_before_the_first_token_the_stable_revision_answers_instead(
         tallies = await counted(canaries, 30)
         assert (tallies["canary"].requests, tallies["canary"].errors) == (10, 10)
         assert (tallies["stable"].requests, tallies["stable"].errors) == (20, 0)
+
+
+async def test_every_request_ends_in_its_cohort_however_it_ends(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    """Evidence waits for what has not ended: answered, refused, failed over, and hung up on before
+    the first token and after it."""
+    async with running_stack(tmp_path, redis_server) as stack, http(stack) as client:
+        await complete(client)
+        canaries = await route(redis_client, 0.5)
+        new = await add_canary(stack)
+        for revision in ("chat@1", "chat@2"):
+            assert (await complete(client)).headers[MODEL_HEADER] == revision
+        for _ in range(2):  # each revision refuses one
+            assert (await complete(client, prompt=[1] * 5000)).status_code == 400
+        for failing in (False, True):  # the stable revision answers what the canary fails at
+            new.fails = failing
+            assert (await complete(client)).headers[MODEL_HEADER] == "chat@1"
+        new.fails = False
+        stack.shard.delay_s, new.first_token_s = 0.01, 10 * PATIENCE_S
+        ask = body(max_tokens=3000, stream=True)
+        async with client.stream("POST", "/v1/completions", json=ask) as response:
+            assert response.headers[MODEL_HEADER] == "chat@1"
+            await anext(response.aiter_lines())
+        asked = len(new.requests)
+        hanging = asyncio.create_task(complete(client))
+        await until(lambda: len(new.requests) > asked)
+        hanging.cancel()
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                state = await canaries.state("chat")
+                assert state is not None
+                if all(one.given == one.settled for one in state.cohorts):
+                    break
+                await asyncio.sleep(0.02)
+        found = {
+            role: sum((one.outcomes(role) for one in state.cohorts), Tally()) for role in ROLES
+        }
+        counts = {r: (t.requests, t.errors, t.cancelled, t.unanswered) for r, t in found.items()}
+        assert counts == {"stable": (3, 0, 1, 0), "canary": (3, 1, 1, 1)}
 
 
 async def test_a_canary_that_is_promoted_gets_all_and_a_closed_one_nothing(

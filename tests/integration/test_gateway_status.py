@@ -56,7 +56,9 @@ async def test_what_is_announced_queued_and_on_trial(stack: Stack, redis_client:
     await Queue(redis_client, "train").add("job-1", b"work")
     canaries = Canaries(redis_client)
     await canaries.open("chat", "run.trial.1", stable="chat@1", canary="chat@2", share=0.5)
-    id, role = await canaries.choose("chat", "chat@2") or ("", "")
+    chosen = await canaries.choose("chat", "chat@2")
+    assert chosen is not None
+    id, role, _ = chosen
     settled = {"outcome": "error", "tokens": 0, "ttft_s": 0.5, "answer": "a"}
     await canaries.settle("chat", id, role, **settled)
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING
 
 from plinth.coordinator.deployments import STAGE
+from plinth.shared.errors import NotFound
 from plinth.shared.records import DeploymentRecord
 from plinth.shared.registry import Registry
 from plinth.shared.telemetry import get_logger
@@ -21,7 +22,10 @@ async def end_canary(tools: Tools, record: DeploymentRecord | None, owner: str) 
     """Deletes the deployment in `record` if it is of `owner`; whether it was."""
     if record is None or record.deployment is None or record.deployment.owner != owner:
         return False
-    await asyncio.to_thread(tools.deployments.delete, record.name, expected=record.revision)
+    try:
+        await asyncio.to_thread(tools.deployments.delete, record.name, expected=record.revision)
+    except NotFound:
+        return False  # somebody else did so meanwhile
     return True
 
 

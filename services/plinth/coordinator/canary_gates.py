@@ -1,12 +1,15 @@
 """What a canary must keep to, each as a comparison of two shares of failures: what counts as a
 failure, how much more of them is allowed, and how many requests it takes to tell.
 
-A gate takes what came of both revisions' requests since its last look as one block of outcomes
-(`algos/sequential.py`), so its evidence holds however often it is looked at.
+A gate takes what came of both revisions' requests since its last block as one block of outcomes
+(`algos/sequential.py`), so its evidence holds however often it is looked at. What it takes are
+whole cohorts, in their order (`shared/canary_counts.py`): when a request ends says what came of it,
+so no block may depend on that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -14,7 +17,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.algos.sequential import Evidence, Outcomes, treated_needed
-from plinth.shared.canary import Tally, bucket_of
+from plinth.shared.canary_counts import Tally, buckets_of_ratio
 
 LEVEL = 0.05  # that a canary that breaks a gate is promoted; that one within all is rejected
 POWER = 0.8  # of the sizes that are told
@@ -31,11 +34,12 @@ class CanaryRequire(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # 0.01: less than one point above the stable revision's share of failed requests. The smaller,
+    # 0.01: less than one point above the stable revision's share of failed requests, which are also
+    # those that were hung up on before their first token. The smaller,
     # the more requests it takes (docs/promotion.md); at 0 only one that fails less often passes.
     error_share_above_at_most: float | None = Field(default=0.01, ge=0, le=1)
-    # 1.5: fewer of the canary's first tokens take more than 1.5 times the stable revision's 95th
-    # percentile than of the stable revision's take more than that percentile.
+    # 1.5: fewer of the canary's first tokens take more than 1.5 times a bound than of the stable
+    # revision's take more than the bound: the highest that 5 % of those lie above.
     ttft_p95_ratio_at_most: float | None = Field(default=2.0, gt=0, le=1000)
     # 0.02: less than two points below the stable revision's share of good verdicts (ReportOutcome).
     # At 0 only one that is liked more passes.
@@ -63,7 +67,7 @@ class Shown:
         evidence = raw["evidence"]
         seen = Outcomes(**evidence["seen"])
         logs = (tuple(evidence["not_worse"]), tuple(evidence["worse"]))
-        return cls(_tally(raw["stable"]), _tally(raw["canary"]), Evidence(seen, *logs))
+        return cls(tally_of(raw["stable"]), tally_of(raw["canary"]), Evidence(seen, *logs))
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Gate:
 
     def look(self, shown: Shown, stable: Tally, canary: Tally, ratio: float, last: bool) -> Shown:
         """With what came since the last block, once that is enough of both: a block of one stream
-        says nothing. ratio: of the stable revision's requests to the canary's. last: no more comes.
+        says nothing. stable, canary: all that counts by now. ratio: of the stable revision's
+        requests to the canary's. last: no more comes.
 
         How many outcomes came decides that, never what they are."""
         block = self.block(shown, stable, canary)
@@ -130,23 +135,22 @@ class Gate:
             power=POWER,
         )
 
-    def fewest(self, share: float) -> int:
-        """The same in the best case: without it nothing can be shown."""
-        return self.needed(share, 0.0 if self.noninferiority_margin else 1.0, 0.0) or 1
+    def fewest(self, share: float) -> int | None:
+        """The same in the best case: without it nothing can be shown. None: not with any number."""
+        return self.needed(share, 0.0 if self.noninferiority_margin else 1.0, 0.0)
 
-    def outlook(self, share: float, stable: Tally, canary: Tally) -> str:
+    def outlook(self, share: float, seen: Outcomes) -> str:
         """How far it is, at the stable revision's present share of failures."""
-        of, failed = self.counts(stable)
-        now = failed / of if of else 0.0
+        now = seen.control_failed / seen.control if seen.control else 0.0
         needed = self.needed(share, now)
-        seen = f"{self.counts(canary)[0]:,}"
         if needed is None:
             return (
-                f"{seen} {self.WHAT} of the canary; where {now:.1%} {self.FAILED} none are enough"
+                f"{seen.treated:,} {self.WHAT} of the canary; where {now:.1%} {self.FAILED} none "
+                "are enough"
             )
         better = "" if self.noninferiority_margin else " and half as many of the canary's"
         return (
-            f"{seen} of about {needed:,} {self.WHAT} of the canary, where {now:.1%} "
+            f"{seen.treated:,} of about {needed:,} {self.WHAT} of the canary, where {now:.1%} "
             f"{self.FAILED}{better}"
         )
 
@@ -163,13 +167,18 @@ class ErrorGate(Gate):
     WHAT, FAILED = "requests", "fail"
 
     def counts(self, tally: Tally) -> tuple[int, int]:
-        return tally.requests, tally.errors
+        return tally.requests, tally.failed
 
     def line(self, stable: Tally, canary: Tally) -> str:
+        gone = canary.unanswered + stable.unanswered
+        unanswered = (
+            f" ({canary.unanswered:,} and {stable.unanswered:,} of them had no first token by the "
+            "time that they ended)"
+        )
         return (
-            f"{canary.errors:,} of {canary.requests:,} requests of the canary failed, "
-            f"{stable.errors:,} of {stable.requests:,} of the stable revision's; less than "
-            f"{self.bar:.1%} more is allowed"
+            f"{canary.failed:,} of {canary.requests:,} requests of the canary failed, "
+            f"{stable.failed:,} of {stable.requests:,} of the stable revision's"
+            f"{unanswered if gone else ''}; less than {self.bar:.1%} more is allowed"
         )
 
 
@@ -189,9 +198,14 @@ class VerdictGate(Gate):
 
 
 class FirstTokenGate(Gate):
-    """A failure is a first token of the stable revision above its own 95th percentile, or one of
-    the canary above `bar` times that. The percentile is that of what was seen before the block; one
-    that is a little off compares the two at a neighbouring quantile."""
+    """A failure is a first token of the stable revision above a bound, or one of the canary above
+    `bar` times that, or none at all until the client hung up or its time was over. Other errors
+    are not slow.
+
+    The bound is the highest that at least 5 % of the stable revision's first tokens before the
+    block lie above, to a bucket's 5 %: with fewer above there would be no room for the canary to
+    have fewer still. The canary's is rounded down, against it. A bound that is a little off
+    compares the two at a neighbouring quantile."""
 
     NAME = "ttft_p95_ratio_at_most"
     WHAT, FAILED = "first tokens", "are slow"
@@ -207,25 +221,33 @@ class FirstTokenGate(Gate):
         return super().look(shown, stable, canary, ratio, last)
 
     def block(self, shown: Shown, stable: Tally, canary: Tally) -> Outcomes:
-        bound_s = shown.stable.ttft_quantile_s(TAIL)
-        assert bound_s is not None
-        now = (*_slow(stable, bound_s), *_slow(canary, self.bar * bound_s))
-        then = (*_slow(shown.stable, bound_s), *_slow(shown.canary, self.bar * bound_s))
+        ours = _bound(shown.stable.ttft)
+        theirs = ours + buckets_of_ratio(self.bar)
+        now = (*_slow(stable, ours), *_slow(canary, theirs))
+        then = (*_slow(shown.stable, ours), *_slow(shown.canary, theirs))
         return Outcomes(*(one - other for one, other in zip(now, then, strict=True)))
 
     def kept(self, tally: Tally) -> Tally:
         return tally
 
     def needed(self, share: float, control: float, treated: float | None = None) -> int | None:
-        treated = treated if treated is not None else 0.01
-        return super().needed(share, 1 - TAIL, treated)
+        return super().needed(share, control, 0.01 if treated is None else treated)
 
-    def outlook(self, share: float, stable: Tally, canary: Tally) -> str:
-        seen, needed = sum(canary.ttft.values()), self.needed(share, 0.0)
-        return f"{seen:,} of about {needed:,} {self.WHAT} of the canary, if 1% of them are slow"
+    def fewest(self, share: float) -> int | None:
+        return self.needed(share, 1 - TAIL, 0.0)
+
+    def outlook(self, share: float, seen: Outcomes) -> str:
+        if not seen.control or not seen.treated:
+            return f"0 {self.WHAT} of the canary beside enough of the stable revision's"
+        ours, theirs = seen.treated_failed / seen.treated, seen.control_failed / seen.control
+        needed = self.needed(share, theirs, ours)
+        told = f"{ours:.1%} of the canary's are slow and {theirs:.1%} of the stable revision's"
+        if needed is None:
+            return f"{seen.treated:,} {self.WHAT} of the canary; where {told} none are enough"
+        return f"{seen.treated:,} of about {needed:,} {self.WHAT} of the canary, where {told}"
 
     def plan(self, share: float) -> str:
-        fewest, some = (self.needed(share, 0, slow) for slow in (0.0, 0.01))
+        fewest, some = (self.needed(share, 1 - TAIL, slow) for slow in (0.0, 0.01))
         return f"of {self.WHAT} {fewest:,} where none are slow, {some:,} where 1% are"
 
     def line(self, stable: Tally, canary: Tally) -> str:
@@ -251,14 +273,25 @@ def detectable(gate: Gate, share: float, requests: int) -> float | None:
     """The least bar, in hundredths, that so many outcomes of the canary can show to be kept to
     where nothing fails. None: no bar."""
     bars = (replace(gate, bar=hundredths / 100) for hundredths in range(1, 100))
-    return next((one.bar for one in bars if one.fewest(share) <= requests), None)
+    return next((one.bar for one in bars if (one.fewest(share) or math.inf) <= requests), None)
 
 
-def _slow(tally: Tally, bound_s: float) -> tuple[int, int]:
-    """(first tokens, those above the bound), to a bucket's 5 %."""
-    bound = bucket_of(bound_s)
-    return sum(tally.ttft.values()), sum(n for at, n in tally.ttft.items() if at > bound)
+def _bound(ttft: Mapping[int, int]) -> int:
+    """The highest bucket that at least 5 % of these lie above."""
+    total, above = sum(ttft.values()), 0
+    for bucket in sorted(ttft, reverse=True):
+        above += ttft[bucket]
+        if above >= (1 - TAIL) * total - 1e-9:
+            return bucket - 1
+    raise AssertionError("there is at least one")
 
 
-def _tally(raw: Mapping[str, Any]) -> Tally:
+def _slow(tally: Tally, bound: int) -> tuple[int, int]:
+    """(requests that were to have a first token, those that had none up to that bucket)."""
+    above = sum(n for at, n in tally.ttft.items() if at > bound)
+    return sum(tally.ttft.values()) + tally.unanswered, above + tally.unanswered
+
+
+def tally_of(raw: Mapping[str, Any]) -> Tally:
+    """Of what JSON made of one."""
     return Tally(**{**raw, "ttft": {int(at): count for at, count in raw["ttft"].items()}})

@@ -14,7 +14,7 @@ from plinth.gateway.generation import Generator, TextRequest
 from plinth.gateway.keyring import Keyring
 from plinth.gateway.live_preferences import AnswerRecorder, LivePreferences
 from plinth.gateway.quotas import Admission, Quotas
-from plinth.gateway.revisions import Choice, Revisions, at_fault, falls_back
+from plinth.gateway.revisions import Choice, Revisions, falls_back, outcome_of
 from plinth.gateway.selection import Selection
 from plinth.gateway.session import Session
 from plinth.gateway.texts import Texts
@@ -76,7 +76,7 @@ class GatewayCore:
         # Connections of its own: a burst of look-ups must not cost the canary its share.
         self._canary_redis = connect(settings.redis_url.get_secret_value())
         canaries = Canaries(self._canary_redis)
-        self.revisions = Revisions(self.catalogue, canaries)
+        self.revisions = Revisions(self.catalogue, canaries, gateway.request_deadline_s)
         self.status = PlatformStatus(self._redis, registry, canaries)
         self._fresh: asyncio.Task[None] | None = None
 
@@ -146,7 +146,7 @@ class GatewayCore:
                         canary=choice.model.artifact,
                         reason=error.message,
                     )
-                    choice = Choice(choice.otherwise, choice.canary, "stable")
+                    choice = choice.instead()
                     continue
                 left -= 1
                 if not isinstance(error, Replaced) or not left:
@@ -167,9 +167,8 @@ class GatewayCore:
             prepared = await self.generator.prepare(
                 principal, requests, choice.model, impatient=impatient
             )
-        except PlinthError as error:
-            if at_fault(error):  # its tokenizer, for one
-                self.revisions.book(choice, principal, "error")
+        except BaseException as error:
+            self.revisions.book(choice, principal, outcome_of(error, began=False))
             raise
         return Session(self.generator, prepared, admission, self.revisions, choice)
 

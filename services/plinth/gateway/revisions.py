@@ -13,12 +13,14 @@ import uuid
 from collections import deque
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import Catalogue, ServedModel
+from plinth.gateway.failover import Replaced
 from plinth.gateway.quota_account import RateLimited
 from plinth.gateway.retry_budget import SHARDS_DIED
-from plinth.shared.canary import Canaries, answer_key
+from plinth.shared.canary import Canaries, Chosen, answer_key
 from plinth.shared.errors import (
     DeadlineExceeded,
     PlinthError,
@@ -40,13 +42,20 @@ _log = get_logger("plinth.gateway")
 
 @dataclass(frozen=True)
 class Choice:
-    """The revision of one request. canary, role: what it counts for while a canary is on.
+    """The revision of one request. canary, role, cohort: what it counts for while a canary is on;
+    it is to be booked whatever becomes of it, since what is not heard of again has failed.
     otherwise: the revision that answers where this one can't begin to."""
 
     model: ServedModel
     canary: str = ""
     role: str = ""
     otherwise: ServedModel | None = None
+    cohort: int = 0
+
+    def instead(self) -> Choice:
+        """The other revision's, which this request was not drawn for: it is in no cohort."""
+        assert self.otherwise is not None
+        return Choice(self.otherwise, self.canary, "stable")
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,15 @@ class _Booking:
 
 
 class Revisions:
-    """Chooses and books. One per process."""
+    """Chooses and books. One per process. deadline_s: the longest that a request may take."""
 
-    def __init__(self, catalogue: Catalogue, canaries: Canaries) -> None:
+    def __init__(self, catalogue: Catalogue, canaries: Canaries, deadline_s: float) -> None:
         self._catalogue = catalogue
         self._canaries = canaries
+        self._within_s = deadline_s + AGAIN_S
         self._unbooked: deque[_Booking] = deque()
         self._booking: asyncio.Task[None] | None = None
+        self._choosing: set[asyncio.Task[Chosen | None]] = set()  # for clients that hung up
 
     async def choose(self, name: str, principal: Principal, user: str = "") -> Choice:
         """NotFound: no such model. Redis is asked only while shards of a canary are up."""
@@ -77,18 +88,33 @@ class Revisions:
         if canary is None:
             return Choice(stable)
         who = f"{principal.tenant}\0{user}" if user else ""
+        answer = answer_key(principal.tenant, current_request_id())
+        choosing = asyncio.create_task(
+            self._canaries.choose(name, canary.artifact, who, answer, self._within_s)
+        )
         try:
-            answer = answer_key(principal.tenant, current_request_id())
-            chosen = await self._canaries.choose(name, canary.artifact, who, answer)
+            chosen = await asyncio.shield(choosing)
+        except asyncio.CancelledError:
+            # The client hung up meanwhile; what it is given all the same is to be booked.
+            self._choosing.add(choosing)
+            choosing.add_done_callback(partial(self._given_up, stable, canary, answer))
+            raise
         except Unavailable as error:
             _log.warning("no share for the canary while Redis is away", reason=error.message)
             return Choice(stable)
-        if chosen is None:
-            return Choice(stable)
-        id, role = chosen
-        if role == "stable":
-            return Choice(stable, id, role)
-        return Choice(canary, id, role, stable)
+        return _choice(stable, canary, chosen)
+
+    def _given_up(
+        self,
+        stable: ServedModel,
+        canary: ServedModel,
+        answer: str,
+        choosing: asyncio.Task[Chosen | None],
+    ) -> None:
+        self._choosing.discard(choosing)
+        if choosing.cancelled() or choosing.exception() is not None:
+            return  # nobody was given anything, or nobody can know
+        self._queue(_choice(stable, canary, choosing.result()), "cancelled", answer)
 
     def book(
         self,
@@ -99,15 +125,30 @@ class Revisions:
         tokens: int = 0,
         ttft_s: float | None = None,
     ) -> None:
-        """Counts a request at once, and in the background for its canary; never waits."""
+        """Counts a request at once, and in the background for its canary; never waits. outcome: as
+        in `Canaries.settle`."""
+        answer = answer_key(principal.tenant, current_request_id()) if choice.canary else ""
+        self._queue(choice, outcome, answer, tokens=tokens, ttft_s=ttft_s)
+        if outcome == "refused":
+            return
         labels = (choice.model.name, choice.model.artifact)
-        metrics.REVISION_REQUESTS.labels(*labels, outcome).inc()
+        told = "error" if outcome == "late" else outcome
+        metrics.REVISION_REQUESTS.labels(*labels, told).inc()
         metrics.REVISION_TOKENS.labels(*labels).inc(tokens)
         if ttft_s is not None:
             metrics.REVISION_TTFT.labels(*labels).observe(ttft_s)
+
+    def _queue(
+        self,
+        choice: Choice,
+        outcome: str,
+        answer: str,
+        *,
+        tokens: int = 0,
+        ttft_s: float | None = None,
+    ) -> None:
         if not choice.canary:
             return
-        answer = answer_key(principal.tenant, current_request_id())
         self._unbooked.append(_Booking(choice, outcome, tokens, ttft_s, answer))
         if len(self._unbooked) > MAX_UNBOOKED:
             self._unbooked.popleft()
@@ -117,6 +158,9 @@ class Revisions:
 
     async def drain(self) -> None:
         """Waits for what is still being booked, if Redis answers now."""
+        if self._choosing:
+            await asyncio.wait(self._choosing, timeout=DRAIN_S)
+            await cancel_and_wait(*self._choosing)
         if self._booking is not None:
             await asyncio.wait({self._booking}, timeout=DRAIN_S)
             await cancel_and_wait(self._booking)
@@ -145,13 +189,35 @@ class Revisions:
             tokens=one.tokens,
             ttft_s=one.ttft_s,
             answer=one.answer,
+            cohort=one.choice.cohort,
             once=one.id,
         )
+
+
+def _choice(stable: ServedModel, canary: ServedModel, chosen: Chosen | None) -> Choice:
+    if chosen is None:
+        return Choice(stable)
+    if chosen.role == "stable":
+        return Choice(stable, chosen.id, chosen.role, cohort=chosen.cohort)
+    return Choice(canary, chosen.id, chosen.role, stable, chosen.cohort)
 
 
 def at_fault(error: PlinthError) -> bool:
     """Whether the revision, and not the request, is to blame."""
     return error.http >= 500 or isinstance(error, ResourceExhausted)
+
+
+def outcome_of(error: BaseException, *, began: bool) -> str:
+    """What a request has come to that ended so: "error", "late" where it ran out of time before its
+    answer `began`, "cancelled" by its client, or "refused" where the revision is not to blame."""
+    if not isinstance(error, Exception):
+        return "cancelled"
+    # One counts where it is answered, the other's tenant has used up its quota.
+    if isinstance(error, Replaced | RateLimited):
+        return "refused"
+    if isinstance(error, DeadlineExceeded) and not began:
+        return "late"
+    return "refused" if isinstance(error, PlinthError) and not at_fault(error) else "error"
 
 
 def falls_back(error: PlinthError) -> bool:

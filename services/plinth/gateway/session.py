@@ -8,12 +8,11 @@ from contextlib import aclosing, contextmanager
 
 from plinth.gateway import metrics
 from plinth.gateway.answer_writer import TextEvent
-from plinth.gateway.failover import Replaced
 from plinth.gateway.generation import Generator, Prepared, merged
 from plinth.gateway.live_preferences import AnswerRecorder
 from plinth.gateway.quotas import Admission
 from plinth.gateway.retry_budget import SHARDS_DIED
-from plinth.gateway.revisions import Choice, Revisions, at_fault
+from plinth.gateway.revisions import Choice, Revisions, outcome_of
 from plinth.shared.errors import DeadlineExceeded, PlinthError
 
 
@@ -49,7 +48,11 @@ class Session:
     async def __aenter__(self) -> Session:
         """Pays for the prompts and waits for the first piece, so that what goes wrong until then
         has a status of its own. RateLimited; what shards and tokenizer raise."""
-        await self._admission.charge(self._prompt_tokens)
+        try:
+            await self._admission.charge(self._prompt_tokens)
+        except BaseException as error:
+            self._book(outcome_of(error, began=False))
+            raise
         try:
             await self._start()
         except BaseException as error:
@@ -100,14 +103,7 @@ class Session:
             return
         answers, self._answers = self._answers, None
         metrics.RUNNING.dec()
-        if self._outcome != "refused":
-            self._revisions.book(
-                self._choice,
-                self.prepared[0].principal,
-                self._outcome,
-                tokens=self._tokens,
-                ttft_s=self._ttft_s,
-            )
+        self._book(self._outcome)
         await answers.aclose()
 
     @contextmanager
@@ -115,15 +111,18 @@ class Session:
         """Takes note of what the revision is to blame for."""
         try:
             yield
-        except Replaced:  # nobody's fault; it counts where it is answered
-            self._outcome = "refused"
+        except Exception as error:
+            self._outcome = outcome_of(error, began=self._ttft_s is not None)
             raise
-        except PlinthError as error:
-            self._outcome = "error" if at_fault(error) else "refused"
-            raise
-        except Exception:
-            self._outcome = "error"
-            raise
+
+    def _book(self, outcome: str) -> None:
+        self._revisions.book(
+            self._choice,
+            self.prepared[0].principal,
+            outcome,
+            tokens=self._tokens,
+            ttft_s=self._ttft_s,
+        )
 
     def _counted(self, item: tuple[int, TextEvent]) -> tuple[int, TextEvent]:
         self._tokens += len(item[1].tokens)

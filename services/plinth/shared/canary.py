@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
 from plinth.shared import canary_scripts as scripts
 from plinth.shared import redis_keys
+from plinth.shared.canary_counts import CanaryState, bucket_of, parse_state
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.fencing import STALE, Fence
@@ -29,7 +27,6 @@ from plinth.shared.redis_keys import LEADER_LEASE
 
 SUFFIX = ".canary"  # deployment of the canary of "chat": "chat.canary"
 MAX_SHARE = 0.5
-ROLES = ("stable", "canary")
 ROUTE_S = 30.0  # a route that is not renewed for so long lapses
 KEPT_S = 7 * 86_400.0  # counters after the last change
 ANSWER_S = 3600.0  # how long an answer can be judged,
@@ -37,46 +34,17 @@ MAX_ANSWERS = 100_000  # of so many that came last, so that traffic can't fill R
 _ONCE_S = 60  # for commands that a broken connection sends twice
 # Sticky users may carry the canary this far above its share, of at least 50 requests.
 _SLACK = 0.02
-
-_FIRST_BUCKET_S, _GROWTH, _BUCKETS = 0.001, 1.05, 320  # up to about 6,000 s, within 5 %
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What came of one revision's requests. requests: answered or failed; cancelled ones, whose
-    clients hung up, are none of them. ttft: bucket → answers."""
-
-    requests: int = 0
-    errors: int = 0
-    cancelled: int = 0
-    tokens: int = 0
-    good: int = 0
-    bad: int = 0
-    ttft: Mapping[int, int] = field(default_factory=dict)
-
-    def ttft_quantile_s(self, share: float) -> float | None:
-        """Time to first token in seconds that `share` of the answers kept to, rounded up by at
-        most 5 %; None without any answer."""
-        total, seen = sum(self.ttft.values()), 0
-        for bucket in sorted(self.ttft):
-            seen += self.ttft[bucket]
-            if total and seen >= share * total:
-                return _FIRST_BUCKET_S * _GROWTH**bucket
-        return None
+# How long the slots of time last whose requests are one cohort, at least and at most.
+_SLOT_S = (0.5, 5.0)
 
 
-@dataclass(frozen=True)
-class CanaryState:
-    """One look at a canary. age_s: since it was opened. evidence: what the step that watches it
-    has kept (`note`), read together with the tallies."""
+class Chosen(NamedTuple):
+    """Who answers one request. role: "stable" or "canary". cohort: what it is counted in; 0 where
+    that is over."""
 
     id: str
-    state: str
-    age_s: float
-    asked: int
-    given: int
-    tallies: Mapping[str, Tally]
-    evidence: str = ""
+    role: str
+    cohort: int
 
 
 class Canaries:
@@ -108,12 +76,14 @@ class Canaries:
         canary: str,
         share: float,
         sticky: bool = False,
+        requests: int | None = None,
     ) -> str:
-        """Opens the route, or renews it for ROUTE_S; its state. FailedPrecondition while `name`
+        """Opens the route, or renews it for ROUTE_S; its state. requests: the canary is given so
+        many at most while it is not promoted; None: any number. FailedPrecondition while `name`
         has a canary of somebody else."""
         with redis_errors():
             state, detail = await self._open(
-                keys=[redis_keys.canary(name), redis_keys.lease(LEADER_LEASE)],
+                keys=[*_led(name), _cohorts(name)],
                 args=[
                     self._lease,
                     id,
@@ -123,6 +93,7 @@ class Canaries:
                     int(ROUTE_S * 1000),
                     int(KEPT_S * 1000),
                     "1" if sticky else "0",
+                    "" if requests is None else requests,
                 ],
             )
         if state == b"deposed":
@@ -140,16 +111,18 @@ class Canaries:
         """Sends all new requests to the canary."""
         await self._moved(name, id, "promoted")
 
-    async def close(self, name: str, id: str) -> None:
-        """Sends it no more requests, for good. What is counted stays. Idempotent."""
-        await self._moved(name, id, "closed")
+    async def close(self, name: str, id: str, outcome: str = "") -> None:
+        """Sends it no more requests, for good. What is counted stays. Idempotent: the first
+        outcome is kept, by which a step that is taken up again knows why."""
+        await self._moved(name, id, "closed", outcome)
 
-    async def note(self, name: str, id: str, evidence: str) -> None:
-        """Keeps what the step that watches it concludes so far, while the canary is open."""
+    async def note(self, name: str, id: str, evidence: str, counted: int) -> None:
+        """Keeps what the step that watches it concludes so far, while the canary is open. counted:
+        the last cohort that is in it; these are forgotten."""
         with redis_errors():
             done = await self._note(
-                keys=[redis_keys.canary(name), redis_keys.lease(LEADER_LEASE)],
-                args=[self._lease, id, evidence],
+                keys=[*_led(name), _cohorts(name)],
+                args=[self._lease, id, evidence, counted],
             )
         if done == -1:
             raise _deposed(name)
@@ -157,20 +130,24 @@ class Canaries:
     async def state(self, name: str) -> CanaryState | None:
         """None: `name` has had no canary for a long time."""
         with redis_errors():
-            raw: Any = await self._redis.hgetall(redis_keys.canary(name))
-            seconds, micros = await self._redis.time()
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hgetall(redis_keys.canary(name))
+                pipe.hgetall(_cohorts(name))
+                pipe.time()
+                raw, cohorts, (seconds, micros) = await pipe.execute()
         if not raw:
             return None
-        return _parse({k.decode(): v.decode() for k, v in raw.items()}, seconds + micros / 1e6)
+        return parse_state(_texts(raw), _texts(cohorts), seconds + micros / 1e6)
 
     async def choose(
-        self, name: str, artifact: str, user: str = "", answer: str = ""
-    ) -> tuple[str, str] | None:
-        """(id, role) of one request; None where no canary of that artifact is open.
+        self, name: str, artifact: str, user: str = "", answer: str = "", within_s: float = 600.0
+    ) -> Chosen | None:
+        """Who answers one request; None where no canary of that artifact is open. Each one that is
+        chosen for is to be settled, by its cohort.
 
         user: who asks. Where the canary is sticky the same user gets the same revision: users are
         drawn by hash, and the canary still never has more than 2 points above its share. answer:
-        see `answer_key`; what it can be judged by.
+        see `answer_key`; what it can be judged by. within_s: it is settled by then, or was lost.
         """
         with redis_errors():
             chosen: Any = await self._choose(
@@ -178,6 +155,7 @@ class Canaries:
                     redis_keys.canary(name),
                     redis_keys.canary(name, f"choice-{uuid.uuid4().hex}"),
                     *_answers(name),
+                    _cohorts(name),
                 ],
                 args=[
                     artifact,
@@ -187,9 +165,13 @@ class Canaries:
                     answer,
                     int(ANSWER_S * 1000),
                     MAX_ANSWERS,
+                    *(int(edge * 1000) for edge in _SLOT_S),
+                    int(within_s * 1000),
                 ],
             )
-        return (chosen[0].decode(), chosen[1].decode()) if chosen else None
+        if not chosen:
+            return None
+        return Chosen(chosen[0].decode(), chosen[1].decode(), int(chosen[2]))
 
     async def settle(
         self,
@@ -201,9 +183,13 @@ class Canaries:
         tokens: int,
         ttft_s: float | None,
         answer: str,
+        cohort: int = 0,
         once: str = "",
     ) -> None:
-        """Books one request. outcome: "ok", "error" or "cancelled". answer: see `answer_key`.
+        """Books one request. outcome: "ok", "error", "late" where its time was over before the
+        first token, "cancelled" where its client hung up, or "refused" where it is to count as not
+        asked. answer: see `answer_key`. cohort: as chosen; 0
+        for one that was not drawn for this role, which counts in the totals only.
         once: names this call for a minute, in which it may be made again without counting twice."""
         bucket = "" if ttft_s is None else bucket_of(ttft_s)
         with redis_errors():
@@ -212,6 +198,7 @@ class Canaries:
                     redis_keys.canary(name),
                     redis_keys.canary(name, f"once-{once or uuid.uuid4().hex}"),
                     *_answers(name),
+                    _cohorts(name),
                 ],
                 args=[
                     id,
@@ -223,6 +210,7 @@ class Canaries:
                     answer,
                     int(ANSWER_S * 1000),
                     MAX_ANSWERS,
+                    cohort,
                 ],
             )
 
@@ -245,21 +233,11 @@ class Canaries:
             )
         return _role(name, role.decode(), f"revision {revision!r}", "revision")
 
-    async def _moved(self, name: str, id: str, state: str) -> None:
+    async def _moved(self, name: str, id: str, state: str, outcome: str = "") -> None:
         with redis_errors():
-            done = await self._move(
-                keys=[redis_keys.canary(name), redis_keys.lease(LEADER_LEASE)],
-                args=[self._lease, id, state],
-            )
+            done = await self._move(keys=_led(name), args=[self._lease, id, state, outcome])
         if done == -1:
             raise _deposed(name)
-
-
-def bucket_of(seconds: float) -> int:
-    """Bucket of a time: times up to 1 ms in the first one, then 5 % wide each."""
-    if seconds <= _FIRST_BUCKET_S:
-        return 0
-    return min(_BUCKETS, math.ceil(math.log(seconds / _FIRST_BUCKET_S, _GROWTH) - 1e-9))
 
 
 def answer_key(tenant: str, request_id: str) -> str:
@@ -272,6 +250,19 @@ def canary_name(name: str) -> str:
     if name.endswith(SUFFIX):
         raise InvalidArgument(f"{name!r} is a canary's name; name what it is a canary of")
     return f"{name}{SUFFIX}"
+
+
+def _led(name: str) -> list[str]:
+    """The canary, and the lease of who may move it."""
+    return [redis_keys.canary(name), redis_keys.lease(LEADER_LEASE)]
+
+
+def _cohorts(name: str) -> str:
+    return redis_keys.canary(name, "cohorts")
+
+
+def _texts(raw: dict[bytes, bytes]) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in raw.items()}
 
 
 def _answers(name: str) -> list[str]:
@@ -302,24 +293,3 @@ def _role(name: str, role: str, what: str, where: str) -> str:
             f"{name!r} has no canary now: verdicts count while one is on", reason="NO_CANARY"
         )
     return role
-
-
-def _parse(fields: Mapping[str, str], now_s: float) -> CanaryState:
-    counts: dict[str, dict[str, Any]] = {role: {"ttft": {}} for role in ROLES}
-    for key, value in fields.items():
-        role, dot, what = key.partition(".")
-        if not dot:
-            continue
-        if what.startswith("ttft."):
-            counts[role]["ttft"][int(what[5:])] = int(value)
-        else:
-            counts[role][what] = int(value)
-    return CanaryState(
-        id=fields["id"],
-        state=fields["state"],
-        age_s=max(0.0, now_s - int(fields["opened"]) / 1000),
-        asked=int(fields.get("asked", 0)),
-        given=int(fields.get("given", 0)),
-        tallies={role: Tally(**counts[role]) for role in ROLES},
-        evidence=fields.get("evidence", ""),
-    )

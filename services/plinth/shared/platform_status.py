@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from plinth.shared import redis_keys
-from plinth.shared.canary import Canaries, Tally
+from plinth.shared.canary import Canaries
+from plinth.shared.canary_counts import Tally
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import PlinthError
 from plinth.shared.queue import Queue, queue_names

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
@@ -24,17 +25,19 @@ from plinth.coordinator.deployments import put
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.performer import Performer
 from plinth.coordinator.results import StepResults
+from plinth.coordinator.steps import trial
 from plinth.coordinator.steps.canary import CanarySpec, CanaryStep
 from plinth.coordinator.steps.contract import Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.publish import PublishSpec, PublishStep
 from plinth.coordinator.steps.serve import ServeSpec, ServeStep
 from plinth.shared import redis_keys
-from plinth.shared.canary import Canaries
+from plinth.shared.canary import Canaries, canary_name
+from plinth.shared.canary_counts import CanaryState, Tally
 from plinth.shared.errors import Aborted, FailedPrecondition
 from plinth.shared.fencing import Fence
 from plinth.shared.record_log import RecordLog
 from plinth.shared.records import DeploymentRecords
-from plinth.shared.registry import Registry
+from plinth.shared.registry import Registry, Replica
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2 as pb
@@ -57,7 +60,7 @@ class Act:
     during: tuple[Act, ...] = ()
 
 
-def acts() -> st.SearchStrategy[Act]:
+def acts(operations: int = 6) -> st.SearchStrategy[Act]:
     def of(during: st.SearchStrategy[tuple[Act, ...]]) -> st.SearchStrategy[Act]:
         return st.builds(
             Act,
@@ -65,7 +68,7 @@ def acts() -> st.SearchStrategy[Act]:
             term=st.sampled_from(TERMS),
             version=st.integers(1, VERSIONS),
             what=st.sampled_from(["do", "do", "do", "abandon"]),
-            at=st.integers(1, 6),
+            at=st.integers(1, operations),
             during=during,
         )
 
@@ -92,7 +95,7 @@ class Interleaved:
     """A store's storage where acts are suspended."""
 
     def __init__(
-        self, storage: Any, carry_out: Callable[[Act], None], told: list[tuple[str, Act]]
+        self, storage: Any, carry_out: Callable[[Act], None], told: list[tuple[str, Act, str]]
     ) -> None:
         self._storage = storage
         self._carry_out = carry_out
@@ -112,15 +115,15 @@ class Interleaved:
                         self._carry_out(act)
             answer = found(*arguments)
             if now is not None and name == "create" and answer:
-                self._told.append(("wrote", now.act))
+                self._told.append(("wrote", now.act, str(arguments[0])))
             return answer
 
         return operation
 
 
 class Simulation:
-    """An artifact with an alias and a deployment, both called `name`, coordinators with fences and
-    stores of their own, and who wrote what, in order."""
+    """An alias and a deployment called `name`, coordinators with fences and stores of their own,
+    and who wrote what, in order."""
 
     def __init__(
         self,
@@ -130,24 +133,22 @@ class Simulation:
     ) -> None:
         self.name, self._perform = name, perform
         self._stores = {term: copy.copy(store) for term, store in stores.items()}
-        self.told: list[tuple[str, Act]] = []  # whose each record is, and who ended well, in order
-        for version in range(1, VERSIONS + 1):
-            self._stores[1].link(name, self._stores[1].get(f"m@{version}"))
+        # Whose each record is and where, and who ended well, in order.
+        self.told: list[tuple[str, Act, str]] = []
         for store in self._stores.values():
+            store._logs = {}  # each keeps the storage that it was made with
             store.storage = cast(Any, Interleaved(store.storage, self.carry_out, self.told))
-            store._alias_logs = {}  # one of another simulation would suspend, and tell, there
 
     def tools(self, act: Act) -> Tools:
         store = self._stores[act.term]
         nothing: Any = None
-        canaries = Canaries(cast(Any, _NoRedis()))
         tools = Tools(
             store,
             DeploymentRecords(store),
+            cast(Any, _AllReady(self.name)),
             nothing,
             nothing,
-            nothing,
-            canaries,
+            cast(Any, _Promoted(f"r{act.run}.s.{act.version}")),
             SourceRoots(()),
         )
         return tools.under(Fence(act.term, act.run))
@@ -160,16 +161,46 @@ class Simulation:
             _NOW.reset(token)
 
 
-class _NoRedis:
-    def register_script(self, _: str) -> None:
-        return None
+class _AllReady:
+    """A registry where each version has an idle shard, as itself and as a canary."""
+
+    def __init__(self, name: str) -> None:
+        held = [
+            {"model": model, "artifact": f"m@{version}"}
+            for model in (name, canary_name(name))
+            for version in range(1, VERSIONS + 1)
+        ]
+        self._replica = Replica("inference", "a", "a:1", {"bindings": json.dumps(held)})
+
+    async def replicas(self, _: str) -> list[Replica]:
+        return [self._replica]
+
+
+class _Promoted:
+    """Canaries that have been found good by every run that asks."""
+
+    def __init__(self, id: str) -> None:
+        tallies = {"stable": Tally(), "canary": Tally()}
+        self._state = CanaryState(id, "promoted", 1.0, 10, 5, tallies)
+
+    def under(self, _: Fence) -> _Promoted:
+        return self
+
+    async def open(self, *_: str, **__: Any) -> str:
+        return "promoted"
+
+    async def state(self, _: str) -> CanaryState:
+        return self._state
+
+    async def close(self, *_: str) -> None:
+        pass
 
 
 def publish(simulation: Simulation, act: Act) -> None:
     """What the step does, with its retries and refusals."""
     tools = simulation.tools(act)
-    model = tools.store.get(f"{simulation.name}@{act.version}")
-    spec = PublishSpec(kind="publish", model=simulation.name, alias="prod")
+    model = tools.store.get(f"m@{act.version}")
+    spec = PublishSpec(kind="publish", model="m", alias=simulation.name)
     work = Work(f"r{act.run}", "s", spec, {"model": model}, "sha256:0", "m")
     _settle(simulation, act, PublishStep(), work, tools)
 
@@ -180,6 +211,18 @@ def serve(simulation: Simulation, act: Act) -> None:
     spec = ServeSpec(kind="serve", model="m", name=simulation.name)
     work = Work(f"r{act.run}", "s", spec, {"model": model}, "sha256:0", "m")
     _settle(simulation, act, _Put(), work, tools)
+
+
+def canary(simulation: Simulation, act: Act) -> None:
+    """From where its candidate was found good, or is the name's already."""
+    tools = simulation.tools(act)
+    model = tools.store.get(f"m@{act.version}")
+    name = simulation.name
+    spec = CanarySpec(kind="canary", model="m", name=name, alias=name)
+    work = Work(f"r{act.run}", "s", spec, {"model": model}, f"sha256:{act.version}", "m")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "_IDLE_S", 0.0)
+        _settle(simulation, act, CanaryStep(), work, tools)
 
 
 class _Put:
@@ -212,16 +255,18 @@ def _settle(simulation: Simulation, act: Act, step: Any, work: Work, tools: Tool
         except FailedPrecondition:
             return
         else:
-            simulation.told.append(("ended", act))
+            simulation.told.append(("ended", act, ""))
             return
     raise AssertionError("it never came to an end")
 
 
+FOLDERS = {"alias": "artifacts/m/aliases", "deployment": "deployments"}
+
+
 def values(simulation: Simulation, what: str) -> list[int | None]:
     """What stood after each record, oldest first."""
-    name = simulation.name
-    folder = {"alias": f"artifacts/{name}/aliases/prod", "deployment": f"deployments/{name}"}[what]
-    log = RecordLog(simulation.tools(Act(1, 1, 1, "look", 0)).store.storage, folder)
+    store = simulation.tools(Act(1, 1, 1, "look", 0)).store
+    log = RecordLog(store.storage, f"{FOLDERS[what]}/{simulation.name}")
     found = []
     for number in log.numbers():
         record = log.read(number)
@@ -231,6 +276,26 @@ def values(simulation: Simulation, what: str) -> list[int | None]:
             deployed = record["deployment"]
             found.append(int(deployed["artifact"].removeprefix("m@")) if deployed else None)
     return found
+
+
+def check_order(simulation: Simulation, what: str, seen: list[int | None], at_first: int) -> None:
+    """Who moves it is of no earlier leader than who wrote there, or found it right, and of no
+    earlier run than who wrote or wanted what stands there: to give up wants nothing. seen: its
+    values, of which so many stood at first."""
+    records = iter(seen[at_first:])
+    before = seen[at_first - 1] if at_first else None
+    run = term = 0
+    for told, act, where in simulation.told:
+        if told == "wrote" and not where.startswith(f"{FOLDERS[what]}/{simulation.name}/"):
+            continue
+        value = next(records) if told == "wrote" else before
+        if value != before:
+            assert act.run >= run
+            assert act.term >= term
+        if value != before or act.what == "do":
+            run = max(run, act.run)
+        term, before = max(term, act.term), value
+    assert next(records, None) is None
 
 
 _NAMES = count()
@@ -257,17 +322,9 @@ def test_the_latest_run_and_leader_stand_whatever_wakes_late(
     for act in story:
         simulation.carry_out(act)
     seen = values(simulation, what)
-    records = iter(seen)
-    before: int | None = None
-    run = term = 0
-    for told, act in simulation.told:
-        value = next(records) if told == "wrote" else before
-        if value != before:  # who moves it is no earlier than who wrote there, or found it right
-            assert act.run >= run
-            assert act.term >= term
-        run, term, before = max(run, act.run), max(term, act.term), value
+    check_order(simulation, what, seen, 0)
     # What stands is what an act that ended well, of the latest run among those that did, wanted.
-    done = [act for told, act in simulation.told if (told, act.what) == ("ended", "do")]
+    done = [act for told, act, _ in simulation.told if (told, act.what) == ("ended", "do")]
     if done:
         latest = max(act.run for act in done)
         assert seen[-1] in {act.version for act in done if act.run == latest}
@@ -275,12 +332,53 @@ def test_the_latest_run_and_leader_stand_whatever_wakes_late(
         assert set(seen) <= {None}
 
 
+@settings(max_examples=60)
+@given(st.lists(acts(operations=30), min_size=1, max_size=3))
+def test_canaries_keep_the_order_of_runs_and_leaders_on_all_that_they_write(
+    stores: Mapping[int, ArtifactStore], story: list[Act]
+) -> None:
+    """One writes the name's deployment first and its alias later, so an act that ends in between
+    leaves what the next one of its run finds."""
+    name = f"name{next(_NAMES)}"
+    first = pb.Deployment(name=name, artifact="m@1", shards=1)
+    DeploymentRecords(stores[1]).put(first)
+    simulation = Simulation(name, stores, canary)
+    for act in story:
+        simulation.carry_out(act)
+    check_order(simulation, "deployment", values(simulation, "deployment"), 1)
+    check_order(simulation, "alias", values(simulation, "alias"), 0)
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_canary_that_finds_all_as_it_wants_it_marks_it(
+    stores: Mapping[int, ArtifactStore], what: str
+) -> None:
+    """A run that was submitted before it and comes later moves nothing back."""
+    name, store = f"name{next(_NAMES)}", stores[2]
+    records = DeploymentRecords(store)
+    records.put(pb.Deployment(name=name, artifact="m@2", shards=1))
+    store.set_alias("m", name, 2)
+    simulation = Simulation(name, stores, canary)
+    simulation.carry_out(Act(run=9, term=1, version=2, what="do", at=0))
+    assert [told for told, _, _ in simulation.told] == ["wrote", "wrote", "ended"]
+    early = Fence(1, 7)
+    with pytest.raises(FailedPrecondition, match="submitted after"):
+        if what == "alias":
+            store.under(early).set_alias("m", name, 1)
+        else:
+            earlier = pb.Deployment(name=name, artifact="m@1", shards=1)
+            records.under(early).put(earlier)
+
+
 @pytest.fixture
-async def world(world: World, tmp_path: Path) -> World:
-    for version in ("1", "2", "3"):
-        (tmp_path / f"{version}.source").write_text(version)
-        await asyncio.to_thread(world.store.publish, "m", "model", tmp_path / f"{version}.source")
-    return world
+async def world(redis_client: Redis, redis_server: str, tmp_path: Path) -> AsyncIterator[World]:
+    async with World(tmp_path, redis_server) as world:
+        for version in ("1", "2", "3"):
+            (tmp_path / f"{version}.source").write_text(version)
+            await asyncio.to_thread(
+                world.store.publish, "m", "model", tmp_path / f"{version}.source"
+            )
+        yield world
 
 
 SHIP = """

@@ -12,7 +12,7 @@ import pytest
 from plinth.coordinator.canary_gates import CanaryRequire, Shown, gates_of
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.verdict import Decision, evidence_of, figures, judge
-from plinth.shared.canary import CanaryState, Tally, bucket_of
+from plinth.shared.canary_counts import CanaryState, Cohort, Tally, bucket_of
 from plinth.shared.errors import InvalidArgument
 
 
@@ -32,15 +32,40 @@ VERDICTS = {**TIMES, **ERRORS, "good_share_below_at_most": 0.05}
 def decide(
     *looks: tuple[Tally, Tally], age_s: float = 10, requests: int | None = None, **require: Any
 ) -> Decision:
-    """What the last of these looks says."""
+    """What the last of these looks says, at totals of which each look's increase is a cohort."""
     evidence, found = "", Decision("", "")
-    for stable, canary in looks:
-        asked, given = stable.requests + canary.requests, canary.requests
-        tallies = {"stable": stable, "canary": canary}
-        state = CanaryState("r", "open", age_s, asked, given, tallies, evidence)
+    before = (Tally(), Tally())
+    for number, now in enumerate(looks, 1):
+        stable, canary = now
+        new = [increase(one, was) for one, was in zip(now, before, strict=True)]
+        state = CanaryState(
+            "r",
+            "open",
+            age_s,
+            stable.requests + canary.requests,
+            canary.requests,
+            {"stable": stable, "canary": canary},
+            evidence,
+            cohorts=(cohort(number, *new),),
+        )
         found = judge(state, CanaryRequire(**require), requests=requests, seconds=60)
-        evidence = found.evidence
+        evidence, before = found.evidence, now
+        assert found.counted == number
     return found
+
+
+def increase(now: Tally, was: Tally) -> Tally:
+    ttft = {at: n - was.ttft.get(at, 0) for at, n in now.ttft.items()}
+    return Tally(now.requests - was.requests, now.errors - was.errors, ttft=ttft)
+
+
+def cohort(
+    number: int, stable: Tally, canary: Tally, over_s: float = 0.0, missing: int = 0
+) -> Cohort:
+    """missing: requests of the canary that have not ended."""
+    settled = {"stable": stable.requests, "canary": canary.requests}
+    given = {**settled, "canary": canary.requests + missing}
+    return Cohort(number, over_s, given, settled, {"stable": stable, "canary": canary})
 
 
 def test_one_that_is_as_good_is_waited_for_then_takes_over() -> None:
@@ -134,6 +159,64 @@ def test_the_evidence_survives_being_written_down() -> None:
     assert json.loads(json.dumps(told))["evidence"]["ttft_p95_ratio_at_most"]["log_worse"] < 3
 
 
+def open_canary(*cohorts: Cohort, evidence: str = "", **more: Any) -> CanaryState:
+    given = sum(one.given["canary"] for one in cohorts)
+    asked = given + sum(one.given["stable"] for one in cohorts)
+    nothing = {"stable": Tally(), "canary": Tally()}
+    return CanaryState(
+        "r", "open", 10, asked, given, nothing, evidence, patience_s=630, cohorts=cohorts, **more
+    )
+
+
+def test_a_cohort_counts_when_all_of_it_has_ended_and_none_before_an_earlier_one() -> None:
+    """Those where nothing hangs are over first, so that they would say that nothing fails."""
+    require = CanaryRequire(**ERRORS)
+    hangs = cohort(1, tally(90), tally(5), over_s=20, missing=5)
+    well = cohort(2, tally(90), tally(10), over_s=10)
+    found = judge(open_canary(hangs, well), require, requests=None, seconds=60)
+    assert (found.action, found.counted) == ("wait", 0)
+    assert "20 more are not counted yet" in found.why
+    # Once it can't end any more, what is missing has failed.
+    hangs = replace(hangs, over_s=630.0)
+    found = judge(open_canary(hangs, well), require, requests=None, seconds=60)
+    assert (found.action, found.counted) == ("reject", 2)
+    assert "5 of 20 requests of the canary failed, 0 of 180 of the stable" in found.why
+    assert "5 and 0 of them had no first token by the time that they ended" in found.why
+    # A slot that goes on may get more.
+    now = cohort(1, tally(900), tally(400), over_s=-1)
+    assert judge(open_canary(now), require, requests=None, seconds=60).counted == 0
+
+
+def test_hung_up_before_the_first_token_has_failed_and_was_slow_and_after_it_has_not() -> None:
+    gone = Tally(requests=40, cancelled=40, unanswered=40)
+    told = Tally(requests=40, cancelled=40, ttft={bucket_of(0.1): 40})
+    stable = tally(400)
+    for require, word in ((ERRORS, "40 of 60 requests"), (TIMES, "95 % of the canary's")):
+        cohorts = [cohort(1, stable, tally(20)), cohort(2, stable, gone)]
+        found = judge(open_canary(*cohorts), CanaryRequire(**require), requests=None, seconds=60)
+        assert found.action == "reject"
+        assert word in found.why
+        cohorts[1] = cohort(2, stable, told)
+        found = judge(open_canary(*cohorts), CanaryRequire(**require), requests=None, seconds=60)
+        assert found.action == "wait"
+
+
+def test_all_requests_are_used_up_once_each_of_them_counts() -> None:
+    require = CanaryRequire(**ERRORS)
+    late = open_canary(cohort(1, tally(90), tally(9), over_s=1, missing=1))
+    assert judge(late, require, requests=10, seconds=60).action == "wait"
+    assert judge(late, require, requests=10, seconds=10).action == "undecided"
+    over = open_canary(cohort(1, tally(90), tally(10), over_s=1))
+    assert judge(over, require, requests=10, seconds=60).action == "undecided"
+
+
+def test_evidence_of_an_earlier_version_is_begun_anew() -> None:
+    old = json.dumps({"error_share_above_at_most": {"stable": {"requests": 3}}})
+    state = open_canary(cohort(1, tally(90), tally(10)), evidence=old)
+    assert judge(state, CanaryRequire(), requests=None, seconds=60).counted == 1
+    assert figures(state, CanaryRequire())["evidence"] == {}
+
+
 def test_a_block_waits_for_enough_of_both_streams() -> None:
     """What comes of one long before the other is kept for its next block; at the end all counts."""
     gate = gates_of(CanaryRequire(**ERRORS))[0]
@@ -179,6 +262,21 @@ def test_a_canary_that_asks_for_nothing_is_refused() -> None:
     nothing = "{error_share_above_at_most: null, ttft_p95_ratio_at_most: null}"
     with pytest.raises(InvalidArgument, match="require asks for nothing"):
         parse(PIPELINE, {"steps.trial.require": nothing})
+
+
+@pytest.mark.parametrize("gate", ["error_share_above_at_most", "good_share_below_at_most"])
+@pytest.mark.parametrize("bar", ["1", "0.9999999"])
+def test_a_gate_that_allows_everything_is_refused(gate: str, bar: str) -> None:
+    more = {"steps.trial.requests": "null"}
+    with pytest.raises(InvalidArgument) as caught:
+        parse(PIPELINE, {**more, f"steps.trial.require.{gate}": bar})
+    assert caught.value.field == f"steps.trial.require.{gate}"
+    assert "allows any share of failures" in caught.value.message
+    # Each piece of advice is taken.
+    for better in ("0.5", "null"):
+        spec: Any = parse(PIPELINE, {**more, f"steps.trial.require.{gate}": better}).steps["trial"]
+        assert "of  " not in spec.plan()
+        assert not spec.plan().endswith("of requests ")
 
 
 @pytest.mark.parametrize(("bar", "says"), [("0.02", "334 where 0%"), ("0", "if the canary halves")])

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from patience import PATIENCE_S
 from plinth.shared import canary, redis_keys
-from plinth.shared.canary import Canaries, Tally, answer_key, bucket_of, canary_name
+from plinth.shared.canary import Canaries, Chosen, answer_key, canary_name
+from plinth.shared.canary_counts import Cohort, Tally, bucket_of
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 
 
@@ -145,8 +146,8 @@ async def test_outcomes_and_verdicts(redis_client: Any) -> None:
     state = await canaries.state("chat")
     assert state is not None
     buckets = {bucket_of(0.02): 2}
-    assert state.tallies["canary"] == Tally(2, 1, 1, 6, 0, 1, buckets)
-    assert state.tallies["stable"] == Tally(1, 0, 0, 3, 1, 0, {bucket_of(0.5): 1})
+    assert state.tallies["canary"] == Tally(2, 1, 1, 0, 6, 0, 1, buckets)
+    assert state.tallies["stable"] == Tally(1, 0, 0, 0, 3, 1, 0, {bucket_of(0.5): 1})
     await canaries.close("chat", "run-a")
     await canaries.open("chat", "run-b", stable="m@1", canary="m@3", share=0.1)
     with pytest.raises(FailedPrecondition):
@@ -181,19 +182,130 @@ async def test_a_command_that_is_sent_twice_counts_once(redis_client: Any) -> No
     canaries = Canaries(redis_client)
     await opened(canaries, 0.5)
     hash_ = redis_keys.canary("chat")
+    common = [*canary._answers("chat"), canary._cohorts("chat")]
     for _ in range(4):
         answer = await canaries._choose(
-            keys=[hash_, redis_keys.canary("chat", "choice-1"), *canary._answers("chat")],
-            args=["m@2", "", 0.02, 60, "a1", 60_000, 9],
+            keys=[hash_, redis_keys.canary("chat", "choice-1"), *common],
+            args=["m@2", "", 0.02, 60, "a1", 60_000, 9, 500, 5000, 600_000],
         )
-        assert answer[1] == b"stable"
+        assert answer[1:] == [b"stable", b"1"]
         await canaries._settle(
-            keys=[hash_, redis_keys.canary("chat", "once-1"), *canary._answers("chat")],
-            args=["run-a", "stable", "ok", 1, "", 60, "a1", 60_000, 9],
+            keys=[hash_, redis_keys.canary("chat", "once-1"), *common],
+            args=["run-a", "stable", "ok", 1, "", 60, "a1", 60_000, 9, 1],
         )
     state = await canaries.state("chat")
     assert state is not None
     assert (state.asked, state.tallies["stable"].requests) == (1, 1)
+    (cohort,) = state.cohorts
+    assert (cohort.given["stable"], cohort.settled["stable"]) == (1, 1)
+
+
+async def chosen(canaries: Canaries, **more: Any) -> Chosen:
+    found = await canaries.choose("chat", "m@2", **more)
+    assert found is not None
+    return found
+
+
+async def cohorts(canaries: Canaries) -> tuple[Cohort, ...]:
+    state = await canaries.state("chat")
+    assert state is not None
+    return state.cohorts
+
+
+async def test_requests_count_in_the_cohort_in_which_they_were_assigned(
+    redis_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late they end, and what never ends is missing; by several gateways."""
+    monkeypatch.setattr(canary, "_SLOT_S", (3600.0, 3600.0))
+    gateways = [Canaries(redis_client) for _ in range(3)]
+    await opened(gateways[0], 0.5)
+    first = [await chosen(gateways[n % 3], within_s=60.0 + n) for n in range(8)]
+    assert {one.cohort for one in first} == {1}
+    await redis_client.hset(redis_keys.canary("chat"), "cohort_until", 1)
+    assert {(await chosen(one)).cohort for one in gateways} == {2}
+
+    outcomes = ["ok", "error", "cancelled", "refused"]
+    for gateway, one, outcome in zip(gateways * 2, first[:5], [*outcomes, "ok"], strict=False):
+        more = {"tokens": 1, "ttft_s": 0.1 if outcome == "ok" else None, "answer": "a"}
+        await gateway.settle("chat", *one[:2], outcome=outcome, cohort=one.cohort, **more)
+    left: dict[str, Any] = {"tokens": 1, "ttft_s": 0.1, "answer": "a"}
+    await gateways[0].settle("chat", *first[5][:2], outcome="cancelled", cohort=1, **left)
+    left["ttft_s"] = None
+    await gateways[0].settle("chat", *first[7][:2], outcome="late", cohort=1, **left)
+    state = await gateways[0].state("chat")
+    assert state is not None
+    assert state.patience_s == 600  # the longest of any gateway
+    one, two = state.cohorts
+    assert (one.given, one.settled) == ({"stable": 4, "canary": 3}, {"stable": 3, "canary": 3})
+    assert not one.is_closed(600)
+    at = bucket_of(0.1)
+    assert one.tallies["stable"] == Tally(3, 0, 1, 1, ttft={at: 2})
+    assert one.tallies["canary"] == Tally(3, 1, 1, 1, ttft={at: 1})
+    assert one.outcomes("stable") == Tally(4, 0, 1, 2, ttft={at: 2})  # one is missing
+    totals = state.tallies["canary"]
+    assert (totals.requests, totals.errors, totals.cancelled, totals.unanswered) == (2, 2, 1, 0)
+    assert two.over_s < 0
+    assert sum(two.given.values()) == 3
+
+
+async def test_what_is_in_the_evidence_is_forgotten_and_ends_without_a_word(
+    redis_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "_SLOT_S", (0.0, 0.0))  # each request has its own
+    canaries = Canaries(redis_client)
+    await opened(canaries, 0.5)
+    found = []
+    for _ in range(12):
+        found.append(await chosen(canaries))
+        await redis_client.hset(redis_keys.canary("chat"), "cohort_until", 1)
+    assert [one.number for one in await cohorts(canaries)] == list(range(1, 13))
+    await canaries.note("chat", "run-a", "so far", 11)
+    for one in found:
+        await canaries.settle(
+            "chat", *one[:2], outcome="ok", tokens=1, ttft_s=0.1, answer="a", cohort=one.cohort
+        )
+    (left,) = await cohorts(canaries)
+    assert (left.number, left.settled) == (12, {"stable": 0, "canary": 1})
+    state = await canaries.state("chat")
+    assert state is not None
+    assert state.tallies["canary"].requests == 6  # the totals have all
+    # Another canary begins with nothing.
+    await canaries.close("chat", "run-a", "WHY because")
+    assert (await canaries.state("chat")).outcome == "WHY because"  # type: ignore[union-attr]
+    await canaries.open("chat", "run-b", stable="m@1", canary="m@3", share=0.1)
+    assert await cohorts(canaries) == ()
+
+
+async def test_slots_are_bounded_in_number_however_long_requests_take(redis_client: Any) -> None:
+    """By a clock that is set: a slot is a fiftieth of the canary's age, and at least a 128th of
+    what its evidence may wait for."""
+    canaries = Canaries(redis_client)
+    await opened(canaries, 0.5)
+    hash_ = redis_keys.canary("chat")
+
+    async def now_ms() -> float:
+        seconds, micros = await redis_client.time()
+        return float(seconds) * 1000 + micros / 1000
+
+    for age_s, within_s, lasts_s in [
+        (1, 600, 0.5), (100, 600, 2.0), (4e3, 600, 5.0), (4e3, 3600, 3600 / 128)
+    ]:  # fmt: skip
+        before = await now_ms()
+        opened_ms = int(before - age_s * 1000)
+        await redis_client.hset(hash_, mapping={"opened": opened_ms, "cohort_until": 1})
+        await chosen(canaries, within_s=within_s)
+        after = await now_ms()
+        until = int(await redis_client.hget(hash_, "cohort_until"))
+        late = (after - before) / 50  # older by then
+        assert before + lasts_s * 1000 - 3 <= until <= after + lasts_s * 1000 + late + 3
+
+
+async def test_a_canary_is_given_as_many_requests_as_it_may_take(redis_client: Any) -> None:
+    canaries = Canaries(redis_client)
+    await opened(canaries, 0.5, requests=3)
+    assert sum([await given_to_canary(canaries) for _ in range(50)]) == 3
+    await canaries.promote("chat", "run-a")
+    assert all([await given_to_canary(canaries) for _ in range(5)])
 
 
 @given(st.lists(st.floats(0.0011, 1000), min_size=1, max_size=50), st.floats(0.01, 1))

@@ -48,7 +48,15 @@ class CanarySpec(StepSpec):
     def conflicts(self, steps: Mapping[str, StepSpec]) -> Iterator[tuple[str, str]]:
         for gate in gates_of(self.require):
             fewest = gate.fewest(self.share)
-            if self.requests is not None and self.requests < fewest:
+            if fewest is None:
+                yield (
+                    f"require.{gate.NAME}",
+                    (
+                        f"{gate.bar:g} allows any share of failures, so that no number of requests "
+                        "would show anything; give less, such as 0.5, or null to not ask for it"
+                    ),
+                )
+            elif self.requests is not None and self.requests < fewest:
                 yield "requests", self._too_few(gate, fewest)
 
     def _too_few(self, gate: Gate, fewest: int) -> str:

@@ -19,7 +19,8 @@ from plinth.coordinator.steps.canary_spec import CanarySpec
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
 from plinth.coordinator.verdict import Decision, figures, judge
 from plinth.shared.canary import ROUTE_S, canary_name
-from plinth.shared.errors import FailedPrecondition, Unavailable
+from plinth.shared.errors import Aborted, FailedPrecondition, Unavailable
+from plinth.shared.fencing import SUPERSEDED
 from plinth.shared.records import DeploymentRecord
 from plinth.shared.store import ArtifactRecord
 from plinth.shared.tasks import cancel_and_wait
@@ -126,7 +127,8 @@ class Trial:
             await self._tools.canaries.promote(self._spec.name, self._id)
             yield Progress(0.7, f"takes over: {decision.why}")
             return
-        await self._tools.canaries.close(self._spec.name, self._id)
+        outcome = f"{_REASONS[decision.action]} {decision.why}"
+        await self._tools.canaries.close(self._spec.name, self._id, outcome)
         yield Progress(0.7, f"rolls back: {decision.why}")
         async for event in self._idle(canary_name(self._spec.name), self._model.ref, 0.7):
             yield event
@@ -147,6 +149,8 @@ class Trial:
             async for event in self._idle(self._spec.name, stable.artifact, 0.8):
                 yield event
             await self._replace()
+        else:
+            await self._mark()
         wanted = await self.stable()
         async for ready in until_ready(
             self._tools.registry, wanted, within_s=self._spec.ready_within_s
@@ -162,15 +166,14 @@ class Trial:
         yield StepOutcome(self._model.ref, await self.metrics(), reused=not (moved or ended))
 
     async def _move_alias(self) -> bool:
-        """Compare-and-set on the store; whether it moved now."""
+        """Compare-and-set on the store; whether it moved now. Also where it stands there already:
+        then it is marked as this run's."""
         store, alias = self._tools.store, self._spec.alias
         before = (await asyncio.to_thread(store.aliases, self._model.name)).get(alias)
-        if before == self._model.version:
-            return False
         await asyncio.to_thread(
             store.set_alias, self._model.name, alias, self._model.version, expected=before
         )
-        return True
+        return before != self._model.version
 
     async def end(self) -> bool:
         """No route, no deployment of the canary; whether there was one. Another's is left alone."""
@@ -179,21 +182,35 @@ class Trial:
         return await end_canary(self._tools, canary, self._id)
 
     async def roll_back(self) -> None:
+        """The name and its alias stay what they are now or go back to what they were, for a
+        coordinator that is late as well; no canary is left."""
         await self._tools.canaries.close(self._spec.name, self._id)
+        store, alias = self._tools.store, self._spec.alias
+        await asyncio.to_thread(store.claim_alias, self._model.name, alias)
         canary = await self._record(canary_name(self._spec.name))
         there = canary.deployment if canary is not None else None
-        if there is None or there.owner != self._id:
-            return
+        if there is not None and there.owner == self._id:
+            await self._put_back(there.stable)
+        await asyncio.to_thread(self._tools.deployments.claim, self._spec.name)
+        if not await end_canary(self._tools, canary, self._id):
+            await asyncio.to_thread(self._tools.deployments.claim, canary_name(self._spec.name))
+
+    async def _put_back(self, artifact: str) -> None:
+        """The name's deployment becomes `artifact` again, unless the alias has moved."""
         stable = await self._record(self._spec.name)
         now = stable.deployment if stable is not None else None
         aliases = await asyncio.to_thread(self._tools.store.aliases, self._model.name)
         promoted = aliases.get(self._spec.alias) == self._model.version
-        if now is not None and now.artifact == self._model.ref and not promoted:
-            before = pb.Deployment()
-            before.CopyFrom(now)
-            before.artifact = there.stable
+        if now is None or now.artifact != self._model.ref or promoted:
+            return
+        before = pb.Deployment()
+        before.CopyFrom(now)
+        before.artifact = artifact
+        try:
             await self._put(before, stable)
-        await end_canary(self._tools, canary, self._id)
+        except FailedPrecondition as error:
+            if error.reason != SUPERSEDED:
+                raise  # else a later run wants it as it is
 
     # -- parts ---------------------------------------------------------------------------------
 
@@ -208,18 +225,22 @@ class Trial:
             raise Unavailable("the canary's counts are gone; it starts over")
         spec = self._spec
         decision = judge(state, spec.require, requests=spec.requests, seconds=spec.seconds)
-        if decision.action == "wait" and not state.tallies["canary"].requests:
+        if decision.action == "wait" and not state.given:
             decision = replace(decision, why=f"a decision {spec.plan()}")
         if decision.evidence != state.evidence:
-            await self._tools.canaries.note(spec.name, self._id, decision.evidence)
-        seen = state.tallies["canary"].requests / spec.requests if spec.requests else 0.0
+            await self._tools.canaries.note(
+                spec.name, self._id, decision.evidence, decision.counted
+            )
+        seen = state.given / spec.requests if spec.requests else 0.0
         return decision, min(1.0, max(seen, state.age_s / spec.seconds))
 
     async def _widen(self, shards: int) -> AsyncIterator[Progress]:
         """As many shards of the canary as the name has: it takes all new requests for a while."""
-        record = await self._record(canary_name(self._spec.name))
-        assert record is not None
-        assert record.deployment is not None
+        name = canary_name(self._spec.name)
+        record = await self._record(name)
+        if record is None or record.deployment is None or record.deployment.owner != self._id:
+            # A coordinator that was deposed finished meanwhile; the next look finds what it did.
+            raise Aborted(f"{name} was taken down while it took over", reason="DEPLOYMENT_CHANGED")
         wanted = pb.Deployment()
         wanted.CopyFrom(record.deployment)
         wanted.shards = max(wanted.shards, shards)
@@ -255,6 +276,13 @@ class Trial:
         wanted.artifact = self._model.ref
         await self._put(wanted, record)
 
+    async def _mark(self) -> None:
+        """The name's deployment, which is the candidate, becomes this run's: no earlier one moves
+        it back."""
+        record = await self._record(self._spec.name)
+        if record is not None and record.deployment is not None:
+            await self._put(record.deployment, record)
+
     async def _open(self) -> None:
         state = await self._tools.canaries.open(
             self._spec.name,
@@ -263,12 +291,16 @@ class Trial:
             canary=self._model.ref,
             share=self._spec.share,
             sticky=self._spec.sticky,
+            requests=self._spec.requests,
         )
         if state == "closed":
-            decision, _ = await self._decision()
+            # What was decided then: a look at it now may say something else.
+            ended = await self._tools.canaries.state(self._spec.name)
+            reason, _, why = (ended.outcome if ended is not None else "").partition(" ")
             raise FailedPrecondition(
-                f"{self._model.ref} was rolled back: {decision.why}",
-                reason=_REASONS.get(decision.action, "CANARY_REJECTED"),
+                f"{self._model.ref} was rolled back: "
+                f"{why or 'its canary was ended before anything was decided'}",
+                reason=reason or "CANARY_ENDED",
             )
 
     async def _keep_open(self) -> None:
