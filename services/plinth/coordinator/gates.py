@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.coordinator.answers import Judged
-from plinth.shared.differences import beside
+from plinth.shared.differences import beside, digits_apart
 from plinth.shared.errors import FailedPrecondition
 
 _SHOWN, _SHOWN_CHARS = 20, 500  # answers that broke a rule, in a report
@@ -74,23 +74,28 @@ def _bits(require: EvaluateRequire, metrics: Mapping[str, Any]) -> list[tuple[st
     failed = []
     required = require.bits_per_byte_below_ngram
     if required is not None and metrics["below_ngram"] < required:
+        below = metrics["below_ngram"]
+        digits = digits_apart(100 * below, 100 * required, 1)
         why = (
-            f"{bits:.3f} bits per byte held out is {beside(metrics['below_ngram'])} the 5-gram's "
-            f"{ngram:.3f}, {beside(required)} it is required: give the step that trained it more "
+            f"{bits:.3f} bits per byte held out is {beside(below, digits)} the 5-gram's "
+            f"{ngram:.3f}, {beside(required, digits)} it is required: give the step that trained it more "
             "max_seconds (docs/quickstart.md says how many are enough), more text, or lower "
             "require.bits_per_byte_below_ngram"
         )
         failed.append(("bits_per_byte_below_ngram", why))
     ceiling = require.bits_per_byte_at_most
     if ceiling is not None and bits > ceiling:
-        why = f"{bits:.3f} bits per byte held out, at most {ceiling:.3f} is required"
+        digits = digits_apart(bits, ceiling, 3)
+        why = f"{bits:.{digits}f} bits per byte held out, at most {ceiling:.{digits}f} is required"
         failed.append(("bits_per_byte_at_most", why))
     ratio = require.bits_per_byte_ratio_at_most
     if ratio is not None and bits > ratio * metrics["baseline_bits_per_byte"]:
+        found = metrics["bits_per_byte_ratio"]
+        digits = digits_apart(found, ratio, 3)
         why = (
             f"{bits:.3f} bits per byte held out, the baseline has "
             f"{metrics['baseline_bits_per_byte']:.3f}: a ratio of "
-            f"{metrics['bits_per_byte_ratio']:.3f}, at most {ratio:g} is required"
+            f"{found:.{digits}f}, at most {ratio:.{digits}f} is required"
         )
         failed.append(("bits_per_byte_ratio_at_most", why))
     return failed

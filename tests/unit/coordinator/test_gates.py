@@ -130,14 +130,20 @@ async def test_regression_prompts_and_formats(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("below", "says"), [(-0.26, "26.0% above"), (0.01, "1.0% below"), (0.0001, "equal to")]
+    ("below", "says", "bar"),
+    [
+        (-0.26, "26.0% above", "6.0%"),
+        (0.01, "1.0% below", "6.0%"),
+        (0.0001, "equal to", "6.0%"),
+        (0.0597, "5.97% below", "6.00%"),
+    ],
 )
-def test_a_side_is_said_once(below: float, says: str) -> None:
-    """Never "-26.0% below"."""
+def test_a_side_is_said_once(below: float, says: str, bar: str) -> None:
+    """Never "-26.0% below", nor "6.0% below, 6.0% below it is required"."""
     found = {"bits_per_byte": 2.0, "ngram_bits_per_byte": 2.0, "below_ngram": below}
     with pytest.raises(FailedPrecondition) as caught:
         check(EvaluateRequire(bits_per_byte_below_ngram=0.06), found)
-    assert f"is {says} the 5-gram's 2.000, 6.0% below it is required" in caught.value.message
+    assert f"is {says} the 5-gram's 2.000, {bar} below it is required" in caught.value.message
 
 
 def test_an_exam_that_is_failed_says_where_it_is_told_how_much_is_enough() -> None:
