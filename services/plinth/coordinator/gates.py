@@ -78,9 +78,9 @@ def _bits(require: EvaluateRequire, metrics: Mapping[str, Any]) -> list[tuple[st
         digits = digits_apart(100 * below, 100 * required, 1)
         why = (
             f"{bits:.3f} bits per byte held out is {beside(below, digits)} the 5-gram's "
-            f"{ngram:.3f}, {beside(required, digits)} it is required: give the step that trained it more "
-            "max_seconds (docs/quickstart.md says how many are enough), more text, or lower "
-            "require.bits_per_byte_below_ngram"
+            f"{ngram:.3f}, {beside(required, digits)} it is required: give the step that trained "
+            "it more max_seconds (docs/quickstart.md says how many are enough), more text, or "
+            "lower require.bits_per_byte_below_ngram"
         )
         failed.append(("bits_per_byte_below_ngram", why))
     ceiling = require.bits_per_byte_at_most

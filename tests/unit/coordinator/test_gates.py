@@ -165,7 +165,7 @@ async def test_bits_per_byte_against_a_baseline(bench: Bench) -> None:
     require = {"bits_per_byte_ratio_at_most": 1.05}
     run = await bench.run("r1", baseline="mini@1", require=require)
     assert run.state == pb.RUN_STATE_FAILED
-    assert "a ratio of 1.100, at most 1.05 is required" in run.error
+    assert "a ratio of 1.100, at most 1.050 is required" in run.error
     bench.shard.nats = {True: 1.0, False: 1.04}
     run = await bench.run("r2", baseline="mini@1", require=require)
     assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
