@@ -226,6 +226,10 @@ async def test_every_request_ends_in_its_cohort_however_it_ends(
             new.fails = failing
             assert (await complete(client)).headers[MODEL_HEADER] == "chat@1"
         new.fails = False
+        assert (await complete(client)).headers[MODEL_HEADER] == "chat@1"
+        new.digest = "sha256:other"  # it refuses what the stable revision answers
+        assert (await complete(client)).headers[MODEL_HEADER] == "chat@1"
+        new.digest = NEW
         stack.shard.delay_s, new.first_token_s = 0.01, 10 * PATIENCE_S
         ask = body(max_tokens=3000, stream=True)
         async with client.stream("POST", "/v1/completions", json=ask) as response:
@@ -246,7 +250,7 @@ async def test_every_request_ends_in_its_cohort_however_it_ends(
             role: sum((one.outcomes(role) for one in state.cohorts), Tally()) for role in ROLES
         }
         counts = {r: (t.requests, t.errors, t.cancelled, t.unanswered) for r, t in found.items()}
-        assert counts == {"stable": (3, 0, 1, 0), "canary": (3, 1, 1, 1)}
+        assert counts == {"stable": (4, 0, 1, 0), "canary": (4, 2, 1, 1)}
 
 
 async def test_a_canary_that_is_promoted_gets_all_and_a_closed_one_nothing(

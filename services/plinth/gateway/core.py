@@ -14,7 +14,7 @@ from plinth.gateway.generation import Generator, TextRequest
 from plinth.gateway.keyring import Keyring
 from plinth.gateway.live_preferences import AnswerRecorder, LivePreferences
 from plinth.gateway.quotas import Admission, Quotas
-from plinth.gateway.revisions import Choice, Revisions, falls_back, outcome_of
+from plinth.gateway.revisions import Choice, Refusals, Revisions, falls_back, outcome_of
 from plinth.gateway.selection import Selection
 from plinth.gateway.session import Session
 from plinth.gateway.texts import Texts
@@ -132,6 +132,22 @@ class GatewayCore:
         admission: Admission,
     ) -> Session:
         """A session of the first revision that gives a first piece; `stack` leaves it."""
+        refusals = Refusals(self.revisions, principal)
+        try:
+            session = await self._first_begun(stack, principal, requests, admission, refusals)
+            refusals.answered()
+            return session
+        finally:
+            refusals.book()
+
+    async def _first_begun(
+        self,
+        stack: AsyncExitStack,
+        principal: Principal,
+        requests: Sequence[TextRequest],
+        admission: Admission,
+        refusals: Refusals,
+    ) -> Session:
         model, user = requests[0].model, requests[0].user
         choice = await self.revisions.choose(model, principal, user)
         left = MAX_REPLACED
@@ -140,6 +156,7 @@ class GatewayCore:
                 session = await self._prepared(principal, requests, admission, choice)
                 return await stack.enter_async_context(session)
             except PlinthError as error:
+                refusals.note(choice, error)
                 if choice.otherwise is not None and falls_back(error):
                     _log.warning(
                         "the canary can't answer; the stable revision does",

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import deque
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from plinth.gateway import metrics
@@ -126,7 +126,9 @@ class Revisions:
         ttft_s: float | None = None,
     ) -> None:
         """Counts a request at once, and in the background for its canary; never waits. outcome: as
-        in `Canaries.settle`."""
+        in `Canaries.settle`. What a canary refuses is counted by `Refusals`."""
+        if outcome == "refused" and choice.otherwise is not None:
+            return
         answer = answer_key(principal.tenant, current_request_id()) if choice.canary else ""
         self._queue(choice, outcome, answer, tokens=tokens, ttft_s=ttft_s)
         if outcome == "refused":
@@ -192,6 +194,32 @@ class Revisions:
             cohort=one.choice.cohort,
             once=one.id,
         )
+
+
+class Refusals:
+    """What a canary refused of one client's request: its failure if the stable revision answers
+    that, as its users would be refused it once it took over; else it counts as not asked."""
+
+    def __init__(self, revisions: Revisions, principal: Principal) -> None:
+        self._revisions = revisions
+        self._principal = principal
+        self._refused: list[tuple[Choice, bool]] = []  # whether it would be to blame
+        self._answered = False
+
+    def note(self, choice: Choice, error: PlinthError) -> None:
+        """What a session of `choice` ended with before it began."""
+        if choice.otherwise is not None and outcome_of(error, began=False) == "refused":
+            self._refused.append((choice, falls_back(error) and not isinstance(error, Replaced)))
+
+    def answered(self) -> None:
+        """The request is answered."""
+        self._answered = True
+
+    def book(self) -> None:
+        """Once it is known whether it is answered."""
+        for choice, to_blame in self._refused:
+            outcome = "error" if self._answered and to_blame else "refused"
+            self._revisions.book(replace(choice, otherwise=None), self._principal, outcome)
 
 
 def _choice(stable: ServedModel, canary: ServedModel, chosen: Chosen | None) -> Choice:

@@ -277,7 +277,7 @@ def test_times_with_two_peaks_are_undecided_as_the_documentation_says() -> None:
     two = Revision(times=log_normal(0.2, 0.06, late=0.04))
     found = decisions(100, two, two, require=TIMES, requests=3000, at_a_time=20.0)
     print(found)
-    assert found["undecided"] >= 60
+    assert 30 <= found["undecided"] <= 70
     assert found["reject"] <= 5
 
 

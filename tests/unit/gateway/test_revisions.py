@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 from redis.asyncio import Redis
@@ -14,7 +14,7 @@ from patience import PATIENCE_S
 from plinth.gateway.catalogue import ServedModel
 from plinth.gateway.failover import Replaced
 from plinth.gateway.quota_account import RateLimited
-from plinth.gateway.revisions import Choice, Revisions, outcome_of
+from plinth.gateway.revisions import Choice, Refusals, Revisions, outcome_of
 from plinth.shared import canary
 from plinth.shared.canary import Canaries, Chosen
 from plinth.shared.connection import connect
@@ -117,3 +117,32 @@ def test_what_a_request_has_come_to() -> None:
     ]:
         assert outcome_of(error, began=False) == outcome
         assert outcome_of(error, began=True) == ("error" if outcome == "late" else outcome)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_what_a_canary_refuses_is_its_failure_where_the_stable_revision_answers(
+    answered: bool,
+) -> None:
+    stable, new = (ServedModel("m", f"m@{n}", "sha256:x", 100, 1) for n in (1, 2))
+    principal = Principal("t", "k", frozenset())
+    for error, to_blame in [
+        (InvalidArgument("too long"), True),
+        (Replaced("other weights"), False),
+        (RateLimited("quota"), False),
+    ]:
+        revisions = MagicMock()
+        refusals = Refusals(revisions, principal)
+        refusals.note(Choice(new, "run-1", "canary", stable, cohort=3), error)
+        if answered:
+            refusals.answered()
+        refusals.book()
+        outcome = "error" if answered and to_blame else "refused"
+        counted = Choice(new, "run-1", "canary", cohort=3)
+        revisions.book.assert_called_once_with(counted, principal, outcome)
+    # What is booked elsewhere: errors, and what the stable revision refuses.
+    revisions = MagicMock()
+    refusals = Refusals(revisions, principal)
+    refusals.note(Choice(new, "run-1", "canary", stable, cohort=3), Unavailable("no shard"))
+    refusals.note(Choice(stable, "run-1", "stable", cohort=3), InvalidArgument("too long"))
+    refusals.book()
+    revisions.book.assert_not_called()
