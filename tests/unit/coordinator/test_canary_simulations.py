@@ -232,8 +232,8 @@ def test_a_slower_canary_that_fails_as_often_is_not_rejected(
 def test_identical_revisions_of_any_duration_are_not_rejected(runs: int, cut: float) -> None:
     """Of whose answers many are hung up on half-way, which is no failure, nor is it if more of the
     canary's are."""
-    stable = Revision(0.01, lasts=about(10), cut=0.3)
-    options: dict[str, Any] = {"require": ERRORS, "requests": 1582, "at_a_time": 100.0}
+    stable = Revision(0.01, lasts=about(5), cut=0.3)
+    options: dict[str, Any] = {"require": ERRORS, "requests": 1582, "at_a_time": 40.0}
     found = decisions(runs, stable, replace(stable, cut=cut), **options)
     print(found)
     assert found["reject"] <= 0.05 * runs
