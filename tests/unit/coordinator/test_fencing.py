@@ -136,7 +136,7 @@ class Simulation:
         # Whose each record is and where, and who ended well, in order.
         self.told: list[tuple[str, Act, str]] = []
         for store in self._stores.values():
-            store._logs = {}  # each keeps the storage that it was made with
+            store._alias_logs = {}  # each keeps the storage that it was made with
             store.storage = cast(Any, Interleaved(store.storage, self.carry_out, self.told))
 
     def tools(self, act: Act) -> Tools:
