@@ -93,7 +93,7 @@ def import_adapter(
     check_name(name, "name")
     record = store.get(base)
     if record.kind != "model":
-        raise InvalidArgument(f"not a model: {what_it_is(record, store)}", field="base")
+        raise InvalidArgument(f"a model is wanted; {what_it_is(record, store)}", field="base")
     original = folder_digest(folder)
     onto = f"{record.digest}, whatever it is" if allow_other_base else record.digest
     known = input_digest(f"{original} on {onto}", _MERGE, dtype)

@@ -20,7 +20,7 @@ def what_it_is(record: ArtifactRecord, store: ArtifactStore) -> str:
     if record.kind != ADAPTER:
         return said
     if merged := _merged(record, store):
-        return f"{said}; merged into its base it is {merged.ref}, {a_kind(merged.kind)}"
+        return f"{said}; merged into its base it is the {merged.kind} {merged.ref}"
     return (
         f"{said}; make a whole model of it: plinth models export {record.ref} DIR --merge, then "
         "plinth models import DIR --name NAME"

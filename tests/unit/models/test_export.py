@@ -452,7 +452,11 @@ def test_room_is_asked_for_before_anything_is_written(store, small, tmp_path, mo
 @pytest.mark.parametrize(
     ("ref", "options", "says"),
     [
-        ("words", {}, "words@1 is a tokenizer; a model, reward, adapter can be exported"),
+        (
+            "words",
+            {},
+            "words@1 is a tokenizer; of the kinds model, reward, adapter one can",
+        ),
         ("small", {"merge": True}, "--merge is for an adapter; small@1 is a model"),
         ("small", {"with_base": True}, "--with-base is for an adapter"),
         ("small", {"base_name": "x"}, "--base-name is for an adapter"),

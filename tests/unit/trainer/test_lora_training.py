@@ -492,6 +492,12 @@ def test_each_mistake_names_its_field(change, field, says) -> None:
     assert caught.value.field == f"spec.train.{field}"
 
 
+def test_a_reward_model_has_no_output_map_to_adapt(data, start, judge) -> None:
+    lora = pb.LoraSpec(rank=4, targets=["q_proj", "lm_head"])
+    with pytest.raises(InvalidArgument, match=r"lora\.targets: 'lm_head' is no linear map"):
+        planned(data, start, judge, objective="reward", lora=lora)
+
+
 def test_targets_that_the_model_has_not_are_named(data, start, judge) -> None:
     lora = pb.LoraSpec(rank=4, targets=["q_proj", "c_attn"])
     with pytest.raises(
