@@ -32,6 +32,7 @@ from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.setup import set_up
 from plinth.trainer.loop.train import take_step
+from plinth.trainer.lora_specs import lora_fields
 from plinth.trainer.objectives.dpo import DirectPreference
 from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs
 from plinth.trainer.objectives.reward import pair_scores
@@ -492,10 +493,14 @@ def test_each_mistake_names_its_field(change, field, says) -> None:
     assert caught.value.field == f"spec.train.{field}"
 
 
-def test_a_reward_model_has_no_output_map_to_adapt(data, start, judge) -> None:
-    lora = pb.LoraSpec(rank=4, targets=["q_proj", "lm_head"])
+def test_a_reward_model_has_no_output_map_to_adapt() -> None:
+    model = ModelConfig(**trainings.MODEL, vocab_size=300, tie_embeddings=False)
+    lora = pb.LoraSpec(rank=4, targets=["lm_head"])
+    fields = lora_fields(pb.TrainSpec(objective="sft", lora=lora), model)
+    assert fields is not None
+    assert fields["targets"] == ("lm_head",)
     with pytest.raises(InvalidArgument, match=r"lora\.targets: 'lm_head' is no linear map"):
-        planned(data, start, judge, objective="reward", lora=lora)
+        lora_fields(pb.TrainSpec(objective="reward", lora=lora), model)
 
 
 def test_targets_that_the_model_has_not_are_named(data, start, judge) -> None:
