@@ -246,6 +246,10 @@ async def test_what_is_wrong_is_said_at_the_door(stack, trainer, tmp_path):
     await refused(submit(prepare=both), InvalidArgument, "corpus_dir, builtin")
     nowhere = pb.PrepareSpec(corpus_dir=str(tmp_path / "none"))
     await refused(submit(prepare=nowhere), InvalidArgument, "does not exist")
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"text": "x"}\n')
+    file = pb.PrepareSpec(corpus_dir=str(chats))
+    await refused(submit(prepare=file), InvalidArgument, "is a file; name the folder")
     await refused(stub.GetJob(pb.GetJobRequest(job_id="nobody")), NotFound, "nobody")
     running = stack.parts[0][1]
     async with stack.channel(running, scopes=("tokenize",)) as channel:

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "chat": ("chat", "chat", "Talk to a served model"),
     "run": ("runs", "run", "Run a pipeline file"),
     "runs": ("runs", "app", "List, watch, pause, resume, cancel runs"),
-    "models": ("models", "app", "Import and list models"),
+    "models": ("models", "app", "Import, export, serve, list models"),
     "preferences": ("preferences", "app", "Judge responses; reports, pairs out and in"),
     "queue": ("queue", "app", "Inspect queues, requeue dead letters"),
     "keys": ("api_keys", "app", "Create, list and revoke API keys"),

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from plinth.shared.settings import Settings
     from plinth.shared.store import ArtifactRecord, ArtifactStore
 
-app = typer.Typer(no_args_is_help=True, help="Models: import, export, serve, list, show, alias.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Models: import, export, serve, list, show, alias.",
+)
 
 Data = Annotated[
     Path | None, typer.Option("--data", help="The stack's data directory (default: ./.plinth).")
@@ -54,7 +57,8 @@ def import_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of Hugging Face or PEFT, a GGUF file, hf:org/name[@rev], or smollm2."
+            help="A folder of Hugging Face or PEFT, a GGUF file, hf:org/name[@rev], or smollm2; "
+            "of the architectures of Llama and GPT-2."
         ),
     ],
     name: Annotated[str, typer.Option("--name", help="Artifact name to publish under.")],
@@ -199,9 +203,10 @@ def serve_command(
     with _opened(data) as (settings, _):
         wanted = serve_model(settings, source, shards=shards, max_shards=max_shards)
     most = f" to {wanted.max_shards}" if wanted.max_shards else ""
+    one = wanted.shards == 1 and not most
     Console().print(
         f"[bold]{wanted.name}[/] is to be served from {wanted.artifact} by "
-        f"{wanted.shards}{most} shards",
+        f"{wanted.shards}{most} {'shard' if one else 'shards'}",
         highlight=False,
     )
 

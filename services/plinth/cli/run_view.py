@@ -93,7 +93,7 @@ class PlainLines:
 
     def __init__(self) -> None:
         self._before = pb.Run()
-        self._said: dict[str, float] = {}  # step → when, on the monotonic clock
+        self._said: dict[str, tuple[float, str]] = {}  # step → when (monotonic), and its detail
 
     def update(self, run: pb.Run) -> Iterator[str]:
         """What is worth a line of its own since the last update."""
@@ -104,10 +104,12 @@ class PlainLines:
             if changed and step.state == pb.STEP_STATE_PENDING:
                 continue
             running = step.state == pb.STEP_STATE_RUNNING
-            moved = last is not None and last.detail != step.detail
-            due = time.monotonic() - self._said.get(step.name, 0.0) > _QUIET_S
-            if changed or (running and moved and due):
-                self._said[step.name] = time.monotonic()
+            # Against what was said last, not against the last update: what a step told in between
+            # may be all that it tells for hours (that it waits), so its first word comes at once.
+            when, said = self._said.get(step.name, (0.0, ""))
+            due = not said or time.monotonic() - when > _QUIET_S
+            if changed or (running and said != step.detail and due):
+                self._said[step.name] = (time.monotonic(), step.detail)
                 word = step_word(step)
                 yield f"{step.name:<20} {word:<10} {took(step):>7}  {about(step)}".rstrip()
         if self._before.state != run.state:

@@ -11,6 +11,7 @@ from pathlib import Path
 from plinth.models.publish import import_model
 from plinth.models.sources import DEFAULT_SOURCE, HUB_PREFIX, name_of
 from plinth.shared.errors import FailedPrecondition
+from plinth.shared.kinds import what_it_is
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
@@ -67,7 +68,7 @@ def resolve(store: ArtifactStore, reference: str, workspace: Path) -> ArtifactRe
         return import_model(store, reference, name_of(reference), workspace=workspace)
     record = store.get(reference)
     if record.kind != "model":
-        raise FailedPrecondition(f"{record.ref} is a {record.kind}; only a model can be served")
+        raise FailedPrecondition(f"only a model can be served; {what_it_is(record, store)}")
     return record
 
 

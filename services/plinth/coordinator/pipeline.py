@@ -26,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Name, StepSpec
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.kinds import a_kind, what_it_is
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactStore
@@ -76,8 +77,8 @@ def parse(text: str, overrides: Mapping[str, str] | None = None) -> Pipeline:
 def pinned(pipeline: Pipeline, store: ArtifactStore) -> Pipeline:
     """The pipeline with references to artifacts on the store fixed to the version that they name
     now, so that an alias that moves during the run changes nothing in it. Blocks on the store;
-    NotFound, and InvalidArgument where the kind is wrong."""
-    versions = {}
+    NotFound, and InvalidArgument where the kind is wrong, or the step's settings do not fit it."""
+    versions, mistakes = {}, _Mistakes()
     for step, spec in pipeline.steps.items():
         for field, reference in spec.inputs().items():
             if reference.startswith("$"):
@@ -85,12 +86,15 @@ def pinned(pipeline: Pipeline, store: ArtifactStore) -> Pipeline:
             record = store.get(reference)
             if record.kind not in spec.INPUTS[field]:
                 raise InvalidArgument(
-                    f"steps.{step}.{field}: takes a {' or '.join(sorted(spec.INPUTS[field]))}; "
-                    f"{record.ref} is a {record.kind}",
+                    f"steps.{step}.{field}: takes {_taken(spec, field)}; "
+                    f"{what_it_is(record, store)}",
                     reason="PIPELINE_INVALID",
                     field=f"steps.{step}.{field}",
                 )
             versions[f"steps.{step}.{field}"] = record.ref
+            for wrong, what in spec.misfits(field, record, store):
+                mistakes.add(f"steps.{step}.{wrong}", what)
+    mistakes.raise_if_any()
     return parse(pipeline.text, versions)
 
 
@@ -275,6 +279,10 @@ def _needs(spec: StepSpec) -> set[str]:
     return {r[1:] for r in references if r.startswith("$")} | set(spec.after)
 
 
+def _taken(spec: StepSpec, field: str) -> str:
+    return " or ".join(a_kind(kind) for kind in sorted(spec.INPUTS[field]))
+
+
 def _check_inputs(steps: Mapping[str, StepSpec], mistakes: _Mistakes) -> None:
     for step, spec in steps.items():
         for other in spec.after:
@@ -287,8 +295,8 @@ def _check_inputs(steps: Mapping[str, StepSpec], mistakes: _Mistakes) -> None:
             if source not in steps:
                 mistakes.add(path, f"no step {source!r}{_nearest(source, steps)}")
             elif (made := steps[source].produces()) not in spec.INPUTS[field]:
-                taken = " or ".join(sorted(spec.INPUTS[field]))
-                mistakes.add(path, f"takes a {taken}; the step {source!r} makes a {made}")
+                taken = _taken(spec, field)
+                mistakes.add(path, f"takes {taken}; the step {source!r} makes {a_kind(made)}")
     if mistakes.found:
         return
     for step, spec in steps.items():

@@ -19,6 +19,7 @@ from plinth.inference.rollouts import RolloutConsumer
 from plinth.shared import tracing
 from plinth.shared.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from plinth.shared.identity import current_principal
+from plinth.shared.kinds import what_it_is
 from plinth.shared.load import FirstTokens, Load
 from plinth.shared.rollout_results import RolloutResults
 from plinth.shared.rollouts import rollout_queue
@@ -86,7 +87,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         """Load the weights (off the loop) and start the engine."""
         record = await asyncio.to_thread(self._context.store.get, self._artifact)
         if record.kind != "model":
-            raise InvalidArgument(f"{record.ref} is a {record.kind}, not a model")
+            raise InvalidArgument(f"a model is wanted; {what_it_is(record, self._context.store)}")
         self._artifact = record.ref
         settings = self._context.settings.engine
         if self._kv_bytes:

@@ -1,6 +1,7 @@
 """Which model an adapter belongs to: told by a digest in files of ours, else by a name.
 
-    base.json      beside an adapter of ours: weights_digest, of its base in float32
+    base.json      beside an adapter of ours: weights_digest, of its base in float32;
+                   stop_token_ids, what ends its answers, the end of a turn first
 
 Shapes alone do not tell one model from another, and an adapter on the wrong one computes nonsense
 without an error. PEFT's files have no digest. They name the base as their trainer opened it: a
@@ -12,7 +13,7 @@ so one may insist here too.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from plinth.models.decoder import Decoder
 from plinth.models.hf import read_json
+from plinth.models.limits import shown
 from plinth.models.lora import base_tensors
 from plinth.models.sources import HUB_PREFIX, name_of
 from plinth.models.weights import weights_digest, write_json
@@ -40,40 +42,69 @@ class NamedBase:
     """What an adapter's files say of its base; empty where they say nothing.
 
     name: a hub's, a folder's or an artifact's; revision: the hub's; digest: of the weights in
-    float32, adapters left out.
+    float32, adapters left out; body: of those without the output map, which a reward model has not.
     """
 
     name: str = ""
     revision: str = ""
     digest: str = ""
+    body: bool = False
 
 
-def write_base(folder: Path, decoder: Decoder) -> None:
-    """Say in an adapter's folder what its base's weights are."""
-    write_json(folder / FILE, {"weights_digest": digest_of(decoder)})
+def write_base(folder: Path, decoder: Decoder, stop_ids: Sequence[int]) -> None:
+    """Say in an adapter's folder what its base's weights are, and by which ids its answers end."""
+    ends = list(dict.fromkeys([*stop_ids, *decoder.config.eos_ids]))
+    write_json(folder / FILE, {"weights_digest": digest_of(decoder), "stop_token_ids": ends})
 
 
-def read_base(folder: Path, config: Mapping[str, Any]) -> NamedBase:
-    """config: the adapter's `adapter_config.json`."""
-    own = read_json(folder / FILE) if (folder / FILE).is_file() else {}
+def read_base(folder: Path, config: Mapping[str, Any], *, reward: bool = False) -> NamedBase:
+    """config: the adapter's `adapter_config.json`; reward: it has a reward model's head."""
     return NamedBase(
         name=str(config.get("base_model_name_or_path") or ""),
         revision=str(config.get("revision") or ""),
-        digest=str(own.get("weights_digest") or ""),
+        digest=str(_own(folder).get("weights_digest") or ""),
+        body=reward,
     )
 
 
-def digest_of(decoder: Decoder) -> str:
-    """Of the base's weights alone, in the type in which they were loaded."""
+def read_stop_ids(folder: Path) -> list[int]:
+    """What the adapter in `folder` has learned to end its answers by, the end of a turn first;
+    empty for PEFT's own and for those that were saved before this was.
+
+    Raises InvalidArgument where the file says something else than ids there.
+    """
+    said = _own(folder).get("stop_token_ids", [])
+    if not isinstance(said, list) or not all(type(one) is int and one >= 0 for one in said):
+        raise InvalidArgument(
+            f"{folder / FILE}: stop_token_ids is {shown(said)}, must be a list of token ids",
+            field="stop_token_ids",
+        )
+    return said
+
+
+def _own(folder: Path) -> Mapping[str, Any]:
+    return read_json(folder / FILE) if (folder / FILE).is_file() else {}
+
+
+def digest_of(decoder: Decoder, *, body: bool = False) -> str:
+    """Of the base's weights alone, in the type in which they were loaded. body: without the output
+    map, as a reward model's always is: of one base both give the same."""
     tensors: Mapping[str, Tensor] = base_tensors(decoder)
-    return weights_digest({name: t for name, t in tensors.items() if name != "score.weight"})
+    left_out = {"score.weight", "lm_head.weight"} if body else {"score.weight"}
+    return weights_digest({name: t for name, t in tensors.items() if name not in left_out})
 
 
 def check_base(
-    named: NamedBase, record: ArtifactRecord, decoder: Decoder, where: str, *, insist: bool = False
+    named: NamedBase,
+    record: ArtifactRecord,
+    decoder: Decoder,
+    where: str,
+    *,
+    insist: bool | None = False,
 ) -> list[str]:
     """Whether `decoder`, which is the artifact `record`, is the base that is meant; what there is
-    to tell: nothing, unless the files do not say, or one insists.
+    to tell: nothing, unless the files do not say, or one insists. insist None: the base is the one
+    of the adapter's lineage, so nobody chose it.
 
     Raises InvalidArgument (OTHER_BASE) with both names where it is another model.
     """
@@ -84,16 +115,24 @@ def check_base(
     if source := record.manifest["extra"].get("source"):
         here += f" (imported from {source})"
     if theirs:
-        if theirs == (mine := digest_of(decoder)):
+        # A folder's digest is of all its weights, whatever was trained on them.
+        if theirs == (mine := digest_of(decoder, body=named.body and bool(named.digest))):
             return []
         meant, here = f"{meant}, weights {theirs[:19]}…", f"{here}, weights {mine[:19]}…"
     elif _same_name(named, record):
         return []
     if insist:
         return [f"merged by {INSIST}: the adapter was trained on {meant}, not on {here}"]
+    advice = (
+        f"{record.ref} is its base by its lineage, so one of them was changed since: train it "
+        "again; or, if you mean these two, export it --with-base and import that folder with "
+        f"--base {record.ref} {INSIST}"
+        if insist is None
+        else "Equal shapes do not make it the same model: name its own base, or say "
+        f"{INSIST} if {record.ref} is what you mean"
+    )
     raise InvalidArgument(
-        f"{where}: was trained on {meant}, and not on {here}. Equal shapes do not make it the same "
-        f"model: name its own base, or say {INSIST} if {record.ref} is what you mean",
+        f"{where}: was trained on {meant}, and not on {here}. {advice}",
         reason="OTHER_BASE",
         field="base",
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from plinth.models import sharded
+from plinth.models.adapter_base import read_stop_ids
 from plinth.models.dtypes import long_name, short_name
 from plinth.models.hf import INDEX, read_json
-from plinth.models.inherited_settings import pad_apart
+from plinth.models.inherited_settings import add_ends, pad_apart
 from plinth.models.merging import merge
 from plinth.models.model_card import write_card
 from plinth.models.peft_format import CONFIG as ADAPTER_CONFIG
@@ -33,6 +34,7 @@ from plinth.models.sources import HUB_PREFIX
 from plinth.models.weights import write_json
 from plinth.models.whole_folder import appearing, check_space, check_target
 from plinth.shared.errors import DataLoss, InvalidArgument
+from plinth.shared.kinds import a_kind
 from plinth.shared.manifest import MANIFEST
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 
@@ -95,7 +97,14 @@ def export_artifact(
         made = Path(staging) / "model"
         base_folder = store.fetch(base)
         check_space(made, _merged_size(base_folder, options.dtype))
-        kind, warnings = merge(base_folder, base, store.fetch(record), made, dtype=options.dtype)
+        kind, warnings = merge(
+            base_folder,
+            base,
+            store.fetch(record),
+            made,
+            dtype=options.dtype,
+            allow_other_base=None,
+        )
         done = _export_model(made, record, kind, out, options, base)
         return replace(done, warnings=tuple(warnings))
 
@@ -118,7 +127,8 @@ def base_of(store: ArtifactStore, adapter: ArtifactRecord) -> ArtifactRecord:
 def _check_options(record: ArtifactRecord, options: ExportOptions) -> None:
     if record.kind not in KINDS:
         raise InvalidArgument(
-            f"{record.ref} is a {record.kind}; a {', '.join(KINDS)} can be exported",
+            f"{record.ref} is {a_kind(record.kind)}; of the kinds {', '.join(KINDS)} one can be "
+            "exported",
             field="reference",
         )
     asked = {
@@ -129,7 +139,7 @@ def _check_options(record: ArtifactRecord, options: ExportOptions) -> None:
     given = [name for name, is_asked in asked.items() if is_asked]
     if given and record.kind != "adapter":
         raise InvalidArgument(
-            f"{given[0]} is for an adapter; {record.ref} is a {record.kind}, and whole",
+            f"{given[0]} is for an adapter; {record.ref} is {a_kind(record.kind)}, and whole",
             field=given[0],
         )
     if len(given) > 1:
@@ -215,8 +225,7 @@ def _export_adapter(
         if base_source is not None:
             (made / BASE_FOLDER).mkdir()
             _write_model(base_source, base_tensors, made / BASE_FOLDER, options)
-            if config.get("task_type") == "SEQ_CLS":
-                _for_rewards(made / BASE_FOLDER)
+            _for_adapter(made / BASE_FOLDER, read_stop_ids(source), config)
             write_card(made / BASE_FOLDER, base)
         write_card(made, record, base)
         size = _size_of(made.rglob("*"))
@@ -252,10 +261,15 @@ def hub_name(manifest: Mapping[str, Any]) -> str:
     return source.removeprefix(HUB_PREFIX).partition("@")[0] if source.startswith("hf:") else ""
 
 
-def _for_rewards(base: Path) -> None:
-    """PEFT opens a reward adapter's base as a sequence classifier, of as many labels as
-    config.json says (2 unless it does), which pads as a reward model must; opened as a causal
-    model it is the same."""
-    pad_apart(base)
+def _for_adapter(base: Path, stop_ids: Sequence[int], adapter: Mapping[str, Any]) -> None:
+    """PEFT takes all but the maps of an adapter from the base's folder: what ends an answer too.
+
+    A reward adapter's base is opened as a sequence classifier, of as many labels as config.json
+    says (2 unless it does), which pads as a reward model must; opened as a causal model it is the
+    same."""
+    add_ends(base, stop_ids)
+    if adapter.get("task_type") != "SEQ_CLS":
+        return
+    pad_apart(base, next(iter(stop_ids), None))
     path = base / "config.json"
     write_json(path, read_json(path) | {"id2label": {"0": "reward"}, "label2id": {"reward": 0}})

@@ -46,6 +46,22 @@ def carry_settings(base: Path, made: Path) -> None:
         write_json(made / _GENERATION, kept | ids)
 
 
+def add_ends(folder: Path, ends: Sequence[int]) -> None:
+    """Let the model in `folder` end its answers by these ids too: what an adapter has learned
+    becomes an `eos_token_id` of the model that it is put on."""
+    config = read_json(folder / _CONFIG)
+    size = int(config["vocab_size"])
+    there = (folder / _GENERATION).is_file()
+    generation = read_json(folder / _GENERATION) if there else {}
+    known = [*_ids(generation.get(_EOS), size), *_ids(config.get(_EOS), size)]
+    if not (added := [id_ for id_ in _ids(list(ends), size) if id_ not in known]):
+        return
+    for file, said in ((_CONFIG, config), (_GENERATION, generation)):
+        if (folder / file).is_file():
+            with_them = [*_ids(said.get(_EOS), size), *added]
+            write_json(folder / file, said | {_EOS: _as_written(said.get(_EOS), with_them)})
+
+
 def pad_apart(folder: Path, end_id: int | None = None) -> None:
     """Let a reward model, saved in `folder` with its tokenizer, pad with a token that ends none of
     its answers.
@@ -60,9 +76,10 @@ def pad_apart(folder: Path, end_id: int | None = None) -> None:
     tokenizer = read_json(folder / _TOKENIZER) if (folder / _TOKENIZER).is_file() else {}
     contents = _contents(folder)
     ids = {content: id_ for id_, content in contents.items()}
-    named = {role: ids.get(token_content(tokenizer.get(f"{role}_token")) or "") for role in _ROLES}
-    end = named["eos"] if end_id is None else end_id
     size = int(config["vocab_size"])
+    named = {role: ids.get(token_content(tokenizer.get(f"{role}_token")) or "") for role in _ROLES}
+    named = {role: next(iter(_ids(id_, size)), None) for role, id_ in named.items()}
+    end = named["eos"] if end_id is None else end_id
     candidates = [*_ids(config.get(_PAD), size), *(named[role] for role in _ROLES[1:])]
     pad = next((id_ for id_ in candidates if id_ is not None and id_ != end), None)
     write_json(folder / _CONFIG, config | {_PAD: pad})

@@ -18,14 +18,10 @@ from torch import Tensor, nn
 
 from plinth.models.decoder import Decoder
 from plinth.models.layers import Linear, LowRankAdapter
+from plinth.models.linear_maps import chosen
 from plinth.shared.errors import InvalidArgument
 
 MAX_RANK, MAX_ALPHA = 4096, 1e6
-# The linear maps of a block, as Hugging Face calls them: what is adapted unless told otherwise.
-BLOCK_MAPS = {
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    "gpt2": ("c_attn", "c_proj", "c_fc"),
-}
 
 
 @dataclass(frozen=True)
@@ -81,20 +77,7 @@ def target_names(decoder: nn.Module, family: str, targets: Sequence[str]) -> lis
     InvalidArgument for a target that means none.
     """
     names = [name for name, module in decoder.named_modules() if isinstance(module, Linear)]
-    wanted = tuple(targets) or BLOCK_MAPS[family]
-    for target in wanted:
-        if not any(_means(target, name) for name in names):
-            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
-            raise InvalidArgument(
-                f"targets: {target[:80]!r} is no linear map of this model; there are {known}",
-                field="targets",
-            )
-    return [name for name in names if any(_means(target, name) for target in wanted)]
-
-
-def _means(target: str, name: str) -> bool:
-    """PEFT's rule for a list of target_modules."""
-    return name == target or name.endswith(f".{target}")
+    return chosen(names, family, targets)
 
 
 def attach(decoder: Decoder, config: LoraConfig, seed: int) -> None:

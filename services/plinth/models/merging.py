@@ -11,7 +11,7 @@ import torch
 
 from plinth.models.adapter_base import check_base
 from plinth.models.dtypes import change_lost, short_name
-from plinth.models.inherited_settings import carry_settings, pad_apart
+from plinth.models.inherited_settings import add_ends, carry_settings, pad_apart
 from plinth.models.lora import merged_tensors
 from plinth.models.peft_format import put_on, read_adapter
 from plinth.models.reward import RewardModel, save_reward_model
@@ -33,13 +33,13 @@ def merge(
     made: Path,
     *,
     dtype: torch.dtype | None = None,
-    allow_other_base: bool = False,
+    allow_other_base: bool | None = False,
 ) -> tuple[str, list[str]]:
     """Fill the new folder `made`; its artifact's kind, "model" or "reward", and what to tell.
 
     dtype: of the result; None: the base's, tensor by tensor. allow_other_base: merge though the
-    adapter says that it was trained on another model. Raises what `read_adapter`, `check_base` and
-    `put_on` raise.
+    adapter says that it was trained on another model; None: see `check_base`. Raises what
+    `read_adapter`, `check_base` and `put_on` raise.
     """
     decoder = load_decoder(base_folder)
     adapter, where = read_adapter(adapter_folder), str(adapter_folder)
@@ -54,8 +54,9 @@ def merge(
     else:
         save_decoder(model, made)
     carry_settings(base_folder, made)
+    add_ends(made, adapter.stop_ids)
     if isinstance(model, RewardModel):
-        pad_apart(made)
+        pad_apart(made, next(iter(adapter.stop_ids), None))
     return (
         "reward" if isinstance(model, RewardModel) else "model",
         told + _rounding(base_folder, model, made),

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from plinth.models.adapter_base import read_stop_ids
+from plinth.models.hf import read_json
 from plinth.models.sources import HUB_PREFIX
 from plinth.shared.store import ArtifactRecord
 
@@ -40,4 +42,19 @@ def write_card(folder: Path, record: ArtifactRecord, base: ArtifactRecord | None
     if base is not None:
         done = "An adapter of" if alone else "An adapter, merged into"
         lines += ["", f"{done} {base.ref} ({base.digest})."]
+    if alone:
+        lines += ["", *_opening(folder)]
     (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _opening(folder: Path) -> list[str]:
+    """How PEFT opens the adapter there, where that is not said by its files alone."""
+    reward = read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
+    if reward:
+        return [
+            "A reward model: `AutoPeftModelForSequenceClassification.from_pretrained(FOLDER, "
+            "num_labels=1)`."
+        ]
+    if ends := read_stop_ids(folder):
+        return [f"Its answers end by the ids {ends}: `generate(..., eos_token_id={ends})`."]
+    return []

@@ -5,7 +5,8 @@ them on their base, and read with every setting that this decoder would not comp
     adapter_model.safetensors   base_model.model.<map>.lora_A.weight [r, in]
                                 base_model.model.<map>.lora_B.weight [out, r]
 
-    base.json                   ours alone, see `adapter_base`; PEFT passes it by
+    base.json                   ours alone, see `adapter_base`: which base, and what ends an
+                                answer; PEFT passes it by
 
 (Not in the safetensors' metadata, whose keys come in any order: equal adapters shall be equal
 files.) A reward model's head is not in its base, so it goes along: PEFT's modules_to_save.
@@ -16,7 +17,7 @@ transposed on disk.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plinth.models.adapter_base import NamedBase, read_base, write_base
+from plinth.models.adapter_base import NamedBase, read_base, read_stop_ids, write_base
 from plinth.models.decoder import Decoder
 from plinth.models.hf import check_finite, read_json
 from plinth.models.layers import Linear
@@ -44,8 +45,16 @@ _TENSOR = re.compile(r"base_model\.model\.(?P<map>.+)\.lora_(?P<side>[AB])\.weig
 # -- writing -------------------------------------------------------------------------------------
 
 
-def save_adapter(decoder: Decoder, config: LoraConfig, folder: Path, base: str) -> None:
-    """The decoder's adapters, which `config` attached. base: what the base is called."""
+def save_adapter(
+    decoder: Decoder,
+    config: LoraConfig,
+    folder: Path,
+    base: str,
+    stop_ids: Sequence[int] = (),
+) -> None:
+    """The decoder's adapters, which `config` attached. base: what the base is called. stop_ids:
+    what ends an answer of the data, the end of a turn first; the decoder's own come behind them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     reward = isinstance(decoder, RewardModel)
     tensors: dict[str, Tensor] = {}
@@ -56,7 +65,7 @@ def save_adapter(decoder: Decoder, config: LoraConfig, folder: Path, base: str) 
         tensors[_HEAD] = decoder.score.weight
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(stored, str(folder / WEIGHTS), metadata={"format": "pt"})
-    write_base(folder, decoder)
+    write_base(folder, decoder, stop_ids)
     family = decoder.config.family
     full = names_of(decoder, family, config.targets)
     alpha = config.full_alpha
@@ -84,12 +93,13 @@ def save_adapter(decoder: Decoder, config: LoraConfig, folder: Path, base: str) 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An opened adapter: map → (A, B) in float32, and its scale; what it says of its base; a
-    reward model's head [1, d]."""
+    """An opened adapter: map → (A, B) in float32, and its scale; what it says of its base; ids
+    that end its answers, the end of a turn first; a reward model's head [1, d]."""
 
     maps: Mapping[str, tuple[Tensor, Tensor]]
     scales: Mapping[str, float]
     base: NamedBase
+    stop_ids: Sequence[int] = ()
     head: Tensor | None = None
 
 
@@ -103,7 +113,8 @@ def read_adapter(folder: Path) -> AdapterFile:
     scales = {
         name: scale_of(config, name, a_ri.shape[0], where) for name, (a_ri, _) in maps.items()
     }
-    return AdapterFile(maps, scales, read_base(folder, config), head)
+    base = read_base(folder, config, reward=head is not None)
+    return AdapterFile(maps, scales, base, read_stop_ids(folder), head)
 
 
 def _read_tensors(

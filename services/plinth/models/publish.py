@@ -13,12 +13,13 @@ from pathlib import Path
 from plinth.models import hf_config
 from plinth.models.sources import folder_digest, source_digest
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.kinds import what_it_is
 from plinth.shared.manifest import check_name
 from plinth.shared.private_folders import make_private
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 
 # Part of every import's input digest: raise it when the same source gives other files.
-_STEP, _MERGE = "models/import/3", "models/merge/4"
+_STEP, _MERGE = "models/import/3", "models/merge/5"
 
 
 def import_model(
@@ -92,7 +93,7 @@ def import_adapter(
     check_name(name, "name")
     record = store.get(base)
     if record.kind != "model":
-        raise InvalidArgument(f"{record.ref} is a {record.kind}, not a model", field="base")
+        raise InvalidArgument(f"a model is wanted; {what_it_is(record, store)}", field="base")
     original = folder_digest(folder)
     onto = f"{record.digest}, whatever it is" if allow_other_base else record.digest
     known = input_digest(f"{original} on {onto}", _MERGE, dtype)

@@ -10,7 +10,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from plinth.shared.errors import NotFound
+from plinth.shared.errors import InvalidArgument, NotFound
 
 # The model that `make run` serves first.
 DEFAULT_SOURCE = "smollm2"
@@ -29,6 +29,11 @@ def locate(source: str) -> tuple[str, Path]:
     if path.is_dir():
         return "folder", path
     if path.is_file():
+        if path.suffix in _FOLDER_FILES or path.suffix in (".bin", ".pt", ".pth"):
+            raise InvalidArgument(
+                f"{source!r} is one file of a model's folder; give the folder, which has its "
+                f"config.json, all its weights and its tokenizer: {path.absolute().parent}"
+            )
         return "gguf", path
     raise NotFound(
         f"{source!r}: no such folder or file. A source is a Hugging Face folder, a GGUF file, "

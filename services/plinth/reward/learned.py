@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
+from plinth.shared.kinds import a_kind
 from plinth.shared.settings_sections import RewardSettings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.shared.telemetry import counter, get_logger, histogram
@@ -43,7 +44,7 @@ class LearnedModels:
         record = await asyncio.to_thread(self._store.get, reference)
         if record.kind != KIND:
             raise InvalidArgument(
-                f"{where}: {record.ref} is a {record.kind}, not a reward model", field=where
+                f"{where}: {record.ref} is {a_kind(record.kind)}, not a reward model", field=where
             )
         return record
 

@@ -82,8 +82,10 @@ class Intake:
     def line(self) -> str:
         """ "20 of 182 chats; left out: 162 longer than 256 tokens"."""
         total = self.taken + self.missing
-        parts = [f"{self.taken:,} of {total:,} {self.unit}" if self.missing else
-                 f"{self.taken:,} {self.unit}"]  # fmt: skip
+        unit = self.unit.removesuffix("s") if total == 1 else self.unit
+        parts = [
+            f"{self.taken:,} of {total:,} {unit}" if self.missing else f"{self.taken:,} {unit}"
+        ]
         if self.missing:
             parts.append(f"left out: {_counts(self.left_out)}")
         if self.noted:

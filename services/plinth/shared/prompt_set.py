@@ -17,6 +17,7 @@ from typing import Any
 
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.messages import PAGE, TO_UTF8, parse_string
+from plinth.shared.rows import why_no_json
 from plinth.shared.splits import prompt_key
 
 MAX_PROMPTS, MAX_PROMPT_CHARS, MAX_CHECKS = 100_000, 100_000, 32
@@ -70,7 +71,7 @@ def _parse(line: str, where: str) -> Prompt:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"{where}: not JSON ({error}); see {PAGE}") from error
+        raise InvalidArgument(f"{where}: not JSON ({why_no_json(error)}); see {PAGE}") from error
     if not isinstance(value, dict):
         raise InvalidArgument(f"{where}: must be an object with 'prompt'; see {PAGE}")
     text, group, checks = value.get("prompt"), value.get("group", ""), value.get("checks", [])

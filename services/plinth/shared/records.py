@@ -25,6 +25,7 @@ from plinth.shared.errors import (
     NotFound,
 )
 from plinth.shared.fencing import Fence, admitted, numbers
+from plinth.shared.kinds import what_it_is
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
 from plinth.shared.store import ArtifactStore
@@ -168,7 +169,7 @@ class DeploymentRecords:
         artifact = self._store.get(wanted.artifact)
         if artifact.kind != "model":
             raise InvalidArgument(
-                f"{artifact.ref} is a {artifact.kind}; a deployment serves a model",
+                f"a deployment serves a model; {what_it_is(artifact, self._store)}",
                 field="deployment.artifact",
             )
         wanted.artifact = artifact.ref

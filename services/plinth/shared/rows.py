@@ -7,6 +7,7 @@ test reads the examples. What else a row holds (ids, scores, labels) is left alo
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,14 @@ _HINTS = (
     ({"prompt", "answer", "reward"}, "these are samples: a step `data` takes them by `samples`"),
     ({"prompt"}, "prompts alone are for a step `prompts`"),
 )  # fmt: skip
+
+
+def why_no_json(error: ValueError | RecursionError) -> str:
+    """What is wrong with a line that `json.loads` refused, and at which of its characters. Python
+    counts lines within what it was given, which here is one line of a file."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return str(error)
 
 
 @dataclass(frozen=True)

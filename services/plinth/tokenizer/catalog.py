@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.kinds import a_kind
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.tokenizer.codec import Codec
 
@@ -34,7 +35,7 @@ class Catalog:
         record = self._store.get(model)
         if record.kind not in KINDS:
             raise InvalidArgument(
-                f"{record.ref} is a {record.kind} and has no tokenizer; "
+                f"{record.ref} is {a_kind(record.kind)} and has no tokenizer; "
                 f"name a model, a reward model or a tokenizer",
                 field="model",
             )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plinth.shared.errors import Cancelled, InvalidArgument, NotFound
+from plinth.shared.kinds import a_kind
 from plinth.shared.manifest import check_name
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
@@ -113,7 +114,9 @@ def _corpus(
         return files, vocabulary.files_digest(files), ()
     record = store.get(corpus)
     if record.kind != "corpus":
-        raise InvalidArgument(f"{record.ref} is a {record.kind}, not a corpus", field="corpus")
+        raise InvalidArgument(
+            f"{record.ref} is {a_kind(record.kind)}, not a corpus", field="corpus"
+        )
     return vocabulary.corpus_files(store.fetch(record)), record.digest, (record.ref,)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from plinth.shared import tracing
 from plinth.shared.errors import Internal
+from plinth.shared.kinds import ADAPTER_SUFFIX
 from plinth.shared.settings import Settings
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.step_versions import STEP_VERSIONS
@@ -24,7 +25,6 @@ from plinth.trainer.disk import disk_error, is_full
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.job_folder import JobProgress
-from plinth.trainer.lora_specs import ADAPTER_SUFFIX
 from plinth.trainer.preparing import Preparation, fields_of_spec, input_digest, of_kind
 from plinth.trainer.rendering import Renderer
 from plinth.trainer.validation import check_spec, context_of, plan_compare, plan_train

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from plinth.models.config import ModelConfig
-from plinth.models.decoder import Decoder
-from plinth.models.lora import LoraConfig, target_names
+from plinth.models.linear_maps import check_targets, chosen, map_names
+from plinth.models.lora import LoraConfig
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.kinds import ADAPTER_SUFFIX
+from plinth.shared.store import ArtifactStore
 from plinth.trainer.refusals import in_range, refuse
 from plinth.v1 import trainer_pb2 as pb
 
 MAX_RANK, MAX_TARGETS = 1024, 64
-ADAPTER_SUFFIX = "-adapter"  # of the artifact that holds the adapter alone
 _LONGEST_NAME = 64
 
 
@@ -46,6 +45,20 @@ def check_adapter_name(output_name: str, spec: pb.TrainSpec) -> None:
         )
 
 
+def check_lora_targets(spec: pb.TrainSpec, store: ArtifactStore) -> None:
+    """Of a job whose base is on the store: InvalidArgument for a target that the base has not, as
+    far as manifests tell. Blocks on the store."""
+    reward = spec.objective == "reward"
+    try:
+        check_targets(store, store.get(spec.init_from), list(spec.lora.targets), reward=reward)
+    except InvalidArgument as wrong:
+        raise _of_field(wrong) from wrong
+
+
+def _of_field(wrong: InvalidArgument) -> InvalidArgument:
+    return InvalidArgument(f"lora.{wrong.message}", field=f"spec.train.lora.{wrong.field}")
+
+
 def lora_fields(spec: pb.TrainSpec, model: ModelConfig) -> dict[str, Any] | None:
     """The whole configuration of the adapters, checked against the model; None without."""
     if not spec.HasField("lora"):
@@ -58,12 +71,9 @@ def lora_fields(spec: pb.TrainSpec, model: ModelConfig) -> dict[str, Any] | None
         targets=tuple(given.targets),
         rslora=given.rslora,
     )
-    with torch.device("meta"):
-        decoder = Decoder(model)
+    head = not model.tie_embeddings and spec.objective != "reward"
     try:
-        target_names(decoder, model.family, config.targets)
+        chosen(map_names(model.family, model.layers, head=head), model.family, config.targets)
     except InvalidArgument as wrong:
-        raise InvalidArgument(
-            f"lora.{wrong.message}", field=f"spec.train.lora.{wrong.field}"
-        ) from wrong
+        raise _of_field(wrong) from wrong
     return asdict(config)

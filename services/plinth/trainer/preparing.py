@@ -20,6 +20,7 @@ from google.protobuf.json_format import MessageToDict
 
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.intake import Intake
+from plinth.shared.kinds import a_kind, what_it_is
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.splits import SPLITS
 from plinth.shared.step_versions import STEP_VERSIONS
@@ -233,9 +234,7 @@ def of_kind(store: ArtifactStore, reference: str, kind: str) -> ArtifactRecord:
     """The artifact, if it is one of that kind; InvalidArgument if not."""
     record = store.get(reference)
     if record.kind != kind:
-        raise InvalidArgument(
-            f"{record.ref} is of kind {record.kind}, where one of kind {kind} is wanted", field=kind
-        )
+        raise InvalidArgument(f"{a_kind(kind)} is wanted; {what_it_is(record, store)}", field=kind)
     return record
 
 

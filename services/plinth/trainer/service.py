@@ -25,9 +25,11 @@ from plinth.shared.rpc.server import GrpcService
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.tasks import cancel_and_wait
 from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
+from plinth.trainer.data.documents import check_folder
 from plinth.trainer.exchanges import Turn
 from plinth.trainer.execution import Execution
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
+from plinth.trainer.lora_specs import check_lora_targets
 from plinth.trainer.records import JobRecords
 from plinth.trainer.rendering import Renderer
 from plinth.trainer.validation import check_spec
@@ -189,12 +191,11 @@ class TrainerStage(rpc.TrainerServiceServicer):
         )
         for reference in filter(None, named):
             self._context.store.get(reference)
-        field = "spec.prepare.corpus_dir"
-        if prepare.corpus_dir and not self._roots.check(prepare.corpus_dir, field=field).is_dir():
-            raise InvalidArgument(
-                f"corpus folder {prepare.corpus_dir} does not exist on the trainer's machine",
-                field=field,
-            )
+        if prepare.corpus_dir:
+            folder = self._roots.check(prepare.corpus_dir, field="spec.prepare.corpus_dir")
+            check_folder(folder, prepare.corpus_dir, field="spec.prepare.corpus_dir")
+        if train.HasField("lora"):
+            check_lora_targets(train, self._context.store)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         return pb.GetJobResponse(job=await self._records.get(request.job_id))

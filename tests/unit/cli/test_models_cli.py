@@ -66,6 +66,7 @@ def test_serve_writes_what_is_wanted_and_keeps_its_shards(source: Path, tmp_path
     assert plinth(tmp_path, "serve", "chat@1").exit_code == 0
     (wanted,) = records.list()
     assert (wanted.name, wanted.artifact, wanted.shards) == ("chat", "chat@1", 3)
+    assert "chat@1 by 1 shard\n" in plinth(tmp_path, "serve", "chat", "--shards", "1").output
     ranged = plinth(tmp_path, "serve", "chat", "--shards", "1", "--max-shards", "4")
     assert "chat@1 by 1 to 4 shards" in ranged.output
     assert plinth(tmp_path, "serve", "chat", "--shards", "2").exit_code == 0
@@ -195,4 +196,6 @@ def test_export_says_what_it_made(lineage: ArtifactStore, tmp_path: Path) -> Non
 def test_what_is_no_model_is_not_served(lineage: ArtifactStore, tmp_path: Path, ref: str) -> None:
     done = plinth(tmp_path, "serve", ref)
     assert done.exit_code == 1
-    assert "only a model can be served" in " ".join(done.output.split())
+    said = " ".join(done.output.split())
+    assert "only a model can be served" in said
+    assert ("is an adapter; make a whole model of it" in said) == (ref == "tuned-adapter")

@@ -36,6 +36,21 @@ def test_a_trained_step_says_its_loss_and_its_rate_if_there_is_one(
     assert about(step(pb.STEP_STATE_SUCCEEDED, **metrics)) == f"m@1  {says}".rstrip()
 
 
+def test_what_a_step_waits_for_is_said_at_once_and_once() -> None:
+    """A step begins without a word; what it says next may be all that it says for hours."""
+    lines = PlainLines()
+    waits = "waits for a trainer that is free"
+    said = [
+        line
+        for detail in ("", waits, waits, "step 1/900 · loss 20.581")
+        for line in lines.update(
+            pb.Run(run_id="r", steps=[step(pb.STEP_STATE_RUNNING, detail=detail)])
+        )
+        if line.startswith("train")
+    ]
+    assert [waits in line for line in said] == [False, True]
+
+
 def test_the_last_line_is_of_the_end_and_not_of_what_was_told_before() -> None:
     lines = PlainLines()
     running = step(pb.STEP_STATE_RUNNING, detail="step 1/900 · loss 20.581")

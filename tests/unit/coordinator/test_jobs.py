@@ -8,7 +8,7 @@ from plinth.v1 import trainer_pb2 as pb
 
 def test_a_job_that_waits_for_another_attempt_says_why() -> None:
     job = pb.Job(state=pb.JOB_STATE_QUEUED)
-    assert describe(job) == "queued at the trainer"
+    assert describe(job) == "waits for a trainer that is free"
     job.attempts, job.error = 3, "no tokenizer replica is up"
     told = describe(job)
     assert "no tokenizer replica is up" in told

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from plinth.coordinator.pipeline import Pipeline, input_digest, parse
+from plinth.coordinator.steps.train import LoraShape, TrainSpec
 from plinth.shared.errors import InvalidArgument
 
 GOOD = """
@@ -108,6 +112,11 @@ def test_what_is_no_pipeline(text: str, says: str) -> None:
         parse(text)
 
 
+def test_a_home_folder_is_no_path_of_a_stage() -> None:
+    with pytest.raises(InvalidArgument, match=r"must be an absolute path .*not '~/rows'.*~ is nob"):
+        parse(GOOD, {"steps.corpus.corpus_dir": "~/rows", "steps.corpus.builtin": ""})
+
+
 def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse(GOOD, {"steps.pretrain.sed": "1", "steps.vocabulary.vocab_size": "3"})
@@ -126,3 +135,23 @@ def test_digest_follows_whatever_shapes_the_result() -> None:
     assert digest(GOOD.replace("vocab_size: 512", "vocab_size: 513")) != digest()
     assert digest(corpus="d") != digest()
     assert digest(python="3.12") != digest()
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+
+
+def test_the_pages_way_from_rows_to_a_tuned_model_is_a_pipeline() -> None:
+    (text,) = re.findall(r"```yaml pipeline\n(.*?)```", PAGE, re.S)
+    pipeline = parse(text)
+    assert pipeline.needs("tuned") == {"rows"}
+    assert pipeline.output_name("tuned") == "tuned"
+    assert isinstance(tuned := pipeline.steps["tuned"], TrainSpec)
+    assert tuned.lora is not None
+    whole = parse(text, {"steps.tuned.lora": ""}).steps["tuned"]  # as the file's comment says
+    assert isinstance(whole, TrainSpec)
+    assert whole.lora is None
+
+
+def test_the_page_has_all_settings_of_lora() -> None:
+    table = PAGE.split("| `lora.` |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(LoraShape.model_fields)

@@ -209,6 +209,39 @@ async def test_artifacts_of_the_store_are_pinned_at_submission(
         await coordinator.submit("a/b", serve)
 
 
+LORA = """
+name: s
+steps:
+  tuned:
+    kind: train
+    objective: sft
+    dataset: rows
+    init_from: base
+    lora: {rank: 4, targets: [q_proj]}
+    steps: 1
+"""
+
+
+async def test_a_base_that_lora_can_not_go_on_is_refused_at_submission(
+    world: World, coordinator: Coordinator, tmp_path: Path
+) -> None:
+    """An adapter, which is no whole model; and targets that the base on the store has not."""
+    made = tmp_path / "files"
+    made.mkdir()
+    (made / "file").write_text("x")
+    config = {"model_type": "llama", "num_hidden_layers": 2, "tie_word_embeddings": False}
+    store = world.store
+    store.publish("base", "model", made, config=config)
+    store.publish("rows", "dataset", made)
+    store.publish("tuned", "model", made, parents=[store.publish("t-adapter", "adapter", made).ref])
+    with pytest.raises(InvalidArgument, match="takes a model; t-adapter@1 is an adapter"):
+        await coordinator.submit("r1", LORA.replace("init_from: base", "init_from: t-adapter"))
+    with pytest.raises(InvalidArgument, match=r"'qkv' is no linear map .* q_proj") as caught:
+        await coordinator.submit("r1", LORA.replace("[q_proj]", "[q_proj, qkv]"))
+    assert caught.value.field == "steps.tuned.lora.targets"
+    assert (await coordinator.submit("r1", LORA)).run_id == "r1"
+
+
 async def test_deployments_and_artifacts_over_grpc(world: World, coordinator: Coordinator) -> None:
     await coordinator.submit("r1")
     await coordinator.end("r1")

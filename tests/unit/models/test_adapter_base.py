@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -13,10 +14,11 @@ from checkpoints import byte_tokenizer, random_llama
 from plinth.cli.models import app
 from plinth.kernels.training import SdpaBackend
 from plinth.models.adapter_base import NamedBase, check_base
+from plinth.models.export import ExportOptions, export_artifact
 from plinth.models.lora import LoraConfig, adapters, attach
 from plinth.models.peft_format import save_adapter
 from plinth.models.publish import import_adapter, import_model
-from plinth.models.reward import load_reward_model
+from plinth.models.reward import RewardModel, load_reward_model
 from plinth.models.weights import load_decoder
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.store import ArtifactStore
@@ -27,10 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 @pytest.fixture
 def bases(store, tmp_path):
-    """Two models of one shape, on the store as "mine" and "other"."""
+    """Two models of one shape, on the store as "mine" and "other"; each has an output map."""
     made = {}
     for name, seed in (("mine", 0), ("other", 9)):
-        folder = byte_tokenizer(random_llama(tmp_path / name, layers=1, seed=seed))
+        folder = byte_tokenizer(random_llama(tmp_path / name, layers=1, seed=seed, tied=False))
         import_model(store, str(folder), name, workspace=tmp_path / "work")
         made[name] = folder
     return made
@@ -45,8 +47,10 @@ def by_peft(base, out, **options):
     return out
 
 
-def by_us(base, out):
+def by_us(base, out, *, reward=False):
     decoder = load_decoder(base)
+    if reward:
+        decoder = RewardModel.of(decoder, seed=2)
     attach(decoder, LoraConfig(rank=4), 1)
     with torch.no_grad():
         for adapter in adapters(decoder).values():
@@ -59,7 +63,11 @@ def merged(store, adapter, base, tmp_path, **options):
     return import_adapter(store, adapter, "tuned", base=base, workspace=tmp_path / "w", **options)
 
 
-@pytest.mark.parametrize("make", [by_us, by_peft])
+def rewards_by_us(base, out):
+    return by_us(base, out, reward=True)
+
+
+@pytest.mark.parametrize("make", [by_us, rewards_by_us, by_peft])
 def test_another_base_of_the_same_shape_is_refused_with_both_names(
     store, bases, tmp_path, make
 ) -> None:
@@ -67,7 +75,7 @@ def test_another_base_of_the_same_shape_is_refused_with_both_names(
     with pytest.raises(InvalidArgument) as caught:
         merged(store, adapter, "other", tmp_path)
     assert caught.value.reason == "OTHER_BASE"
-    named = "mine@1" if make is by_us else str(bases["mine"])
+    named = str(bases["mine"]) if make is by_peft else "mine@1"
     assert f"was trained on '{named}'" in caught.value.message
     assert "not on other@1 (imported from other)" in caught.value.message
     assert merged(store, adapter, "mine", tmp_path).parents == ("mine@1",)
@@ -142,6 +150,41 @@ def test_one_may_insist_as_the_message_says_and_it_is_told(bases, tmp_path) -> N
     assert "no PEFT adapter" in said
 
 
+def test_an_export_whose_base_was_changed_tells_a_way_that_works(store, bases, tmp_path) -> None:
+    """Its command has no --allow-other-base; importing what it exports has."""
+    by_us(bases["mine"], tmp_path / "adapter")
+    base = store.get("other")
+    store.publish("tuned-adapter", "adapter", tmp_path / "adapter", parents=[base.ref])
+    with pytest.raises(InvalidArgument) as caught:
+        export_artifact(
+            store,
+            "tuned-adapter",
+            tmp_path / "whole",
+            ExportOptions(merge=True),
+            workspace=tmp_path / "w",
+        )
+    assert caught.value.reason == "OTHER_BASE"
+    assert "was trained on 'mine@1'" in caught.value.message
+    assert "export it --with-base and import that folder with --base other@1" in (
+        caught.value.message
+    )
+    out = tmp_path / "apart"
+    options = ExportOptions(with_base=True)
+    export_artifact(store, "tuned-adapter", out, options, workspace=tmp_path / "w")
+    assert merged(store, out, "other@1", tmp_path, allow_other_base=True).kind == "model"
+
+
+@pytest.mark.parametrize("said", ["2", [2.5], [-1], [True], {"id": 2}])
+def test_ends_of_answers_that_are_no_ids_are_refused(store, bases, tmp_path, said) -> None:
+    adapter = by_us(bases["mine"], tmp_path / "adapter")
+    own = json.loads((adapter / "base.json").read_text())
+    (adapter / "base.json").write_text(json.dumps(own | {"stop_token_ids": said}))
+    with pytest.raises(
+        InvalidArgument, match=r"base\.json: stop_token_ids is .* list of token ids"
+    ):
+        merged(store, adapter, "mine", tmp_path)
+
+
 def test_an_adapter_that_names_no_base_is_merged_with_a_word(store, bases, tmp_path) -> None:
     adapter = by_peft(bases["mine"], tmp_path / "adapter")
     config = adapter / "adapter_config.json"
@@ -170,9 +213,11 @@ def test_pefts_reward_adapter_becomes_a_reward_model(store, bases, tmp_path) -> 
 
 
 def test_a_store_of_an_older_plinths_adapters_is_read(bases, tmp_path) -> None:
-    """Theirs say the digest alone, as do ours."""
+    """Theirs say the digest alone."""
     store = ArtifactStore((tmp_path / "s").as_uri())
     import_model(store, str(bases["mine"]), "mine", workspace=tmp_path / "work")
     adapter = by_us(bases["mine"], tmp_path / "adapter")
-    assert set((tmp_path / "adapter" / "base.json").read_text().split('"')) >= {"weights_digest"}
+    own = json.loads((adapter / "base.json").read_text())
+    assert own.keys() == {"weights_digest", "stop_token_ids"}
+    (adapter / "base.json").write_text(json.dumps({"weights_digest": own["weights_digest"]}))
     assert merged(store, adapter, "mine", tmp_path).kind == "model"

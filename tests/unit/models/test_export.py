@@ -214,6 +214,10 @@ def test_a_reward_adapter_opens_in_peft_and_merged_in_transformers(base, store, 
     _padded_rows_score_as_alone(exact, alone.folder / "base")
     theirs = opened.from_pretrained(alone.folder)  # which rounds the head to its base's bf16
     assert float(logits(theirs)[0, 0]) == pytest.approx(score, rel=0.05, abs=5e-3)
+    apart = exported(store, "tuned", tmp_path / "apart", base_name=str(base))
+    assert "from_pretrained(FOLDER, num_labels=1)" in (apart.folder / "README.md").read_text()
+    elsewhere = opened.from_pretrained(apart.folder, num_labels=1, dtype=torch.float32)
+    assert float(logits(elsewhere)[0, 0]) == pytest.approx(score, abs=1e-4)
     whole = exported(store, "tuned", tmp_path / "whole", merge=True, dtype=torch.float32)
     assert whole.kind == "reward"
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(whole.folder)
@@ -448,7 +452,11 @@ def test_room_is_asked_for_before_anything_is_written(store, small, tmp_path, mo
 @pytest.mark.parametrize(
     ("ref", "options", "says"),
     [
-        ("words", {}, "words@1 is a tokenizer; a model, reward, adapter can be exported"),
+        (
+            "words",
+            {},
+            "words@1 is a tokenizer; of the kinds model, reward, adapter one can",
+        ),
         ("small", {"merge": True}, "--merge is for an adapter; small@1 is a model"),
         ("small", {"with_base": True}, "--with-base is for an adapter"),
         ("small", {"base_name": "x"}, "--base-name is for an adapter"),

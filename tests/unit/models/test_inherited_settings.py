@@ -346,6 +346,21 @@ def test_where_every_token_ends_answers_there_is_no_padding(tmp_path: Path) -> N
     assert json.loads((source / "config.json").read_text())["pad_token_id"] is None
 
 
+def test_padding_is_a_token_of_the_model(tmp_path: Path) -> None:
+    """A tokenizer may have more tokens than its model: an embedding of such a one there is not."""
+    source = base(tmp_path / "source", {"eos_token_id": END, "pad_token_id": END}, None)
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    added = {**tokenizer["added_tokens"][0], "id": VOCABULARY, "content": "<|pad|>"}
+    tokenizer["added_tokens"].append(added)
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "bos_token": "<|im_start|>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(names))
+    pad_apart(source)
+    assert json.loads((source / "config.json").read_text())["pad_token_id"] == 1
+    made = json.loads((source / "tokenizer_config.json").read_text())
+    assert made["pad_token"] == "<|im_start|>"
+
+
 def classifier(
     folder: Path, family: str, labels: int = 1, dtype: torch.dtype = torch.float32
 ) -> Path:

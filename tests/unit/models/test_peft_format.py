@@ -288,5 +288,5 @@ def test_an_adapter_of_another_shape(llama, tmp_path) -> None:
 def test_the_base_must_be_a_model(llama, store, tmp_path) -> None:
     made_by_us(llama, tmp_path / "adapter")
     store.publish("words", "tokenizer", llama)
-    with pytest.raises(InvalidArgument, match="is a tokenizer, not a model"):
+    with pytest.raises(InvalidArgument, match="a model is wanted; words@1 is a tokenizer"):
         import_adapter(store, tmp_path / "adapter", "tuned", base="words", workspace=tmp_path)

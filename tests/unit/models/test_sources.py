@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plinth.models.sources import name_of, source_digest
+from plinth.models.sources import locate, name_of, source_digest
+from plinth.shared.errors import InvalidArgument
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,17 @@ def test_a_checkpoint_that_was_imported_before_is_found_by_its_content(tmp_path:
     assert source_digest(str(tmp_path / "b")) == digest
     (tmp_path / "b" / "config.json").write_text("{ }")
     assert source_digest(str(tmp_path / "b")) != digest
+
+
+@pytest.mark.parametrize(
+    "file", ["model-00001-of-00006.safetensors", "config.json", "pytorch_model.bin"]
+)
+def test_one_file_of_a_folder_names_the_folder(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(InvalidArgument, match="one file of a model's folder") as caught:
+        locate(str(tmp_path / file))
+    assert str(tmp_path) in caught.value.message.rpartition(": ")[2]
+    assert locate(str(tmp_path)) == ("folder", tmp_path)
 
 
 def test_a_source_is_known_without_torch() -> None:

@@ -31,6 +31,14 @@ def test_a_line_says_how_much_and_why() -> None:
     assert intakes_of({}) == []
 
 
+def test_one_is_told_as_one() -> None:
+    assert Intake("files", 1).line() == "1 file"
+    assert Intake("files", 0, {"of kind .png": 1}).line() == (
+        "0 of 1 file; left out: 1 of kind .png"
+    )
+    assert Intake("files", 1, {"of kind .png": 1}).line().startswith("1 of 2 files")
+
+
 @given(taken=st.integers(1, 500), missing=st.integers(0, 500))
 def test_a_tenth_warns_and_past_a_half_it_is_asked_for(taken: int, missing: int) -> None:
     intake = Intake("pairs", taken, {"too long": missing} if missing else {})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 
 import pydantic
 import pytest
@@ -153,3 +155,15 @@ def test_the_secrets_folder_is_its_owners_only(tmp_path) -> None:
     folder.chmod(0o755)
     with pytest.raises(FailedPrecondition, match="chmod 700"):
         settings.ensure_secrets_dir()
+
+
+def test_the_pages_file_and_variable_are_settings(tmp_path, monkeypatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    (text,) = re.findall(r"```yaml settings\n(.*?)```", page, re.S)
+    (tmp_path / "plinth.yaml").write_text(text)
+    settings = load_settings(data_dir=tmp_path)
+    assert (settings.gateway.port, settings.gateway.grpc_port) == (9000, 9001)
+    assert settings.source_roots == (Path.home() / "texts", Path("/data"))
+    (variable,) = re.findall(r"`(PLINTH_GATEWAY__PORT)=9000`", page)
+    monkeypatch.setenv(variable, "9100")
+    assert load_settings(data_dir=tmp_path).gateway.port == 9100

@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 
 import pytest
 
@@ -68,6 +69,11 @@ def test_a_byte_order_mark_and_split_characters(tmp_path):
         ("cut.txt.gz", gzip.compress(b"x" * 9000, mtime=0)[:-9], "cut.txt.gz: not a complete gzip"),
         ("no.gz.txt.gz", b"not gzip at all", "not a complete gzip"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl:2: not JSON"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": "y" "z"}\n',
+            r"a\.jsonl:2: not JSON \(Expecting ',' delimiter at character 14\);",
+        ),
         ("a.jsonl", b"[1]", "a.jsonl:1: need an object"),
         ("a.jsonl", b'{"text": 5}', "must be a string, not int"),
         ("a.jsonl", rb'{"text": "\ud800"}', "lone surrogate at character 0"),
@@ -86,6 +92,13 @@ def test_bad_files_name_themselves_and_the_remedy(tmp_path, name, data, says):
 def test_folders_without_text(tmp_path):
     with pytest.raises(InvalidArgument, match="does not exist"):
         list(read_folder(tmp_path / "none"))
+    chats = tmp_path / "elsewhere" / "chats.jsonl"
+    chats.parent.mkdir()
+    chats.write_text('{"text": "x"}\n')
+    with pytest.raises(InvalidArgument, match=r"chats\.jsonl is a file; name the folder that"):
+        list(read_folder(chats))
+    list(read_folder(chats.parent))  # as it says
+    shutil.rmtree(chats.parent)
     with pytest.raises(InvalidArgument, match="it is empty"):
         list(read_folder(tmp_path))
     (tmp_path / "a.bin").write_bytes(b"\0")

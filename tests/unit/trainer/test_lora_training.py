@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import trainings
 from killing import kill_at, processes_of
 from plinth.kernels.training import SdpaBackend
+from plinth.models.config import ModelConfig
 from plinth.models.lora import LoraConfig, adapters, attach, base_tensors
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import load_decoder, save_decoder
@@ -30,6 +31,7 @@ from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.setup import set_up
 from plinth.trainer.loop.train import take_step
+from plinth.trainer.lora_specs import lora_fields
 from plinth.trainer.objectives.dpo import DirectPreference
 from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs
 from plinth.trainer.objectives.reward import pair_scores
@@ -468,6 +470,16 @@ def test_each_mistake_names_its_field(change, field, says) -> None:
     with pytest.raises(InvalidArgument, match=says) as caught:
         check_spec(pb.JobSpec(output_name="m", train=spec(**change)))
     assert caught.value.field == f"spec.train.{field}"
+
+
+def test_a_reward_model_has_no_output_map_to_adapt() -> None:
+    model = ModelConfig(**trainings.MODEL, vocab_size=300, tie_embeddings=False)
+    lora = pb.LoraSpec(rank=4, targets=["lm_head"])
+    fields = lora_fields(pb.TrainSpec(objective="sft", lora=lora), model)
+    assert fields is not None
+    assert fields["targets"] == ("lm_head",)
+    with pytest.raises(InvalidArgument, match=r"lora\.targets: 'lm_head' is no linear map"):
+        lora_fields(pb.TrainSpec(objective="reward", lora=lora), model)
 
 
 def test_targets_that_the_model_has_not_are_named(datasets, start, judge) -> None:

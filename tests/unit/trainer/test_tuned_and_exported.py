@@ -32,11 +32,13 @@ peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 LENGTH = 64
+TEXT_END, TURN_END = 0, 2  # <|endoftext|>, the checkpoint's; <|im_end|>, the template's
 IDS = torch.arange(3, 43)[None]
 FAMILIES = {"llama": random_llama, "gpt2": random_gpt2}
 
 
 def checkpoint(datasets, folder, family, dtype=torch.bfloat16):
+    """With an output map of its own, and an end of text that is not what ends a turn."""
     vocabulary = Split(datasets("messages"), "train").info.vocab_size
     made = FAMILIES[family](
         folder,
@@ -44,11 +46,26 @@ def checkpoint(datasets, folder, family, dtype=torch.bfloat16):
         hidden=32,
         vocab_size=vocabulary,
         context=LENGTH,
+        tied=False,
         dtype=dtype,
         max_shard_size="30KB",
     )
     assert len(list(made.glob("model-*.safetensors"))) > 1
     shutil.copytree(datasets("messages") / "tokenizer", made, dirs_exist_ok=True)
+    for name in ("config.json", "generation_config.json"):
+        change(made / name, eos_token_id=TEXT_END)
+    change(made / "tokenizer_config.json", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return made
+
+
+def change(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def ends(folder):
+    """By transformers: as its `generate` reads them, and as config.json says."""
+    made = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+    assert transformers.AutoConfig.from_pretrained(folder).eos_token_id == made
     return made
 
 
@@ -71,25 +88,22 @@ def ours(decoder):
         return decoder.logits(hidden, backend)[None]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_sharded_bf16_checkpoint_tuned_by_lora_opens_elsewhere_with_equal_logits(
-    datasets, tmp_path, family
-) -> None:
-    source = checkpoint(datasets, tmp_path / "source", family)
-
+def commands(folder):
     def plinth(*arguments):
-        done = CliRunner().invoke(app, [*map(str, arguments), "--data", str(tmp_path / "data")])
+        done = CliRunner().invoke(app, [*map(str, arguments), "--data", str(folder)])
         assert done.exit_code == 0, done.output
         return " ".join(done.output.split())
 
-    plinth("import", source, "--name", "base")
-    settings = load_settings(
-        data_dir=tmp_path / "data", trainer={"threads": 1, "background": False}
-    )
+    return plinth
+
+
+def by_lora(folder, dataset, objective):
+    """The store in `folder` and what a job makes there by LoRA of its model `base`."""
+    settings = load_settings(data_dir=folder, trainer={"threads": 1, "background": False})
     store = ArtifactStore(settings.store())
-    store.publish("d", "dataset", datasets("messages"))
+    store.publish("d", "dataset", dataset)
     spec = pb.TrainSpec(
-        objective="sft",
+        objective=objective,
         dataset="d",
         init_from="base",
         sequence_length=LENGTH,
@@ -99,9 +113,21 @@ def test_a_sharded_bf16_checkpoint_tuned_by_lora_opens_elsewhere_with_equal_logi
         lora=pb.LoraSpec(rank=4, alpha=16),
     )
     job = pb.Job(job_id="j", spec=pb.JobSpec(output_name="tuned", train=spec))
-    record = Execution(
+    running = Execution(
         job, fence=1, settings=settings, store=store, launcher=Here(), renderer=None
-    ).run()
+    )
+    return store, running.run()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sharded_bf16_checkpoint_tuned_by_lora_opens_elsewhere_with_equal_logits(
+    datasets, tmp_path, family
+) -> None:
+    source = checkpoint(datasets, tmp_path / "source", family)
+
+    plinth = commands(tmp_path / "data")
+    plinth("import", source, "--name", "base")
+    store, record = by_lora(tmp_path / "data", datasets("messages"), "sft")
     assert 0 < record.manifest["metrics"]["lost_to_rounding"] < 1
     served = ours(load_decoder(store.fetch(record)))
     adapted = load_decoder(store.fetch("base"))
@@ -128,6 +154,38 @@ def test_a_sharded_bf16_checkpoint_tuned_by_lora_opens_elsewhere_with_equal_logi
     merged, tuned = (load_file(tmp_path / name / "model.safetensors") for name in MADE)
     assert merged.keys() == tuned.keys()
     assert all(torch.equal(merged[name], tuned[name]) for name in merged)
+
+    # Every way out ends an answer where the tuned model was taught to.
+    plinth("import", tmp_path / "adapter", "--base", "base", "--name", "back")
+    plinth("export", "back", tmp_path / "back")
+    for name in ("tuned", "merged", "back", "adapter/base"):
+        assert ends(tmp_path / name) == [TEXT_END, TURN_END], name
+    assert by_peft.generation_config.eos_token_id == [TEXT_END, TURN_END]
+    assert ends(source) == TEXT_END
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reward_models_adapter_is_merged_into_its_base_as_its_job_did(
+    datasets, tmp_path, family
+) -> None:
+    """Its base has an output map, and pads with what ends a turn; a reward model does neither."""
+    source = checkpoint(datasets, tmp_path / "source", family)
+    change(source / "config.json", pad_token_id=TURN_END)
+    change(source / "tokenizer_config.json", pad_token="<|im_end|>", bos_token="<|endoftext|>")
+    plinth = commands(tmp_path / "data")
+    plinth("import", source, "--name", "base")
+    assert by_lora(tmp_path / "data", datasets("pairs"), "reward")[1].kind == "reward"
+    plinth("export", "tuned", tmp_path / "tuned")
+    plinth("export", "tuned-adapter", tmp_path / "adapter", "--with-base")
+    assert "reward, bf16" in plinth("export", "tuned-adapter", tmp_path / "merged", "--merge")
+    plinth("import", tmp_path / "adapter", "--base", "base", "--name", "back")
+    plinth("export", "back", tmp_path / "back")
+    wanted = (tmp_path / "tuned" / "model.safetensors").read_bytes()
+    for place in ("merged", "back", "adapter/base"):
+        said = json.loads((tmp_path / place / "config.json").read_text())
+        assert (said["pad_token_id"], said["eos_token_id"]) == (TEXT_END, [TEXT_END, TURN_END])
+        if place != "adapter/base":
+            assert (tmp_path / place / "model.safetensors").read_bytes() == wanted
 
 
 MADE = ("merged", "tuned")

@@ -18,6 +18,7 @@ from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import Release
 from plinth.cluster.kubernetes_ops.room import check_room, most_shards, shards_now
 from plinth.shared.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.kinds import a_kind
 from plinth.v1 import gateway_pb2
 
 STEP = "canary"
@@ -77,7 +78,7 @@ def prepare(release: Release, gateway: GatewayClient, asked: Rollout) -> str:
     artifact = gateway.artifact(asked.model)
     if artifact.kind != "model":
         raise InvalidArgument(
-            f"{asked.model} is a {artifact.kind}; a model is rolled out", field="model"
+            f"{asked.model} is {a_kind(artifact.kind)}; a model is rolled out", field="model"
         )
     candidate = f"{artifact.name}@{artifact.version}"
     deployments = {one.name: one for one in gateway.deployments()}

@@ -21,7 +21,7 @@ from plinth.coordinator.preferences.specs import annotator_of, make_task
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
 from plinth.shared.messages import PAGE, TO_UTF8, Messages, hh_dialogue, turns_json
-from plinth.shared.rows import parse_pair
+from plinth.shared.rows import parse_pair, why_no_json
 from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
 
@@ -205,7 +205,7 @@ def _read(
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        message = f"{where}: not JSON ({error}); see {PAGE}"
+        message = f"{where}: not JSON ({why_no_json(error)}); see {PAGE}"
         raise InvalidArgument(message, field="jsonl") from error
     messages, rejected = parse_pair(value, where)[:2]
     chosen = messages[-1][1]

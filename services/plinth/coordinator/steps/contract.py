@@ -32,6 +32,17 @@ Input = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
+def absolute(value: str | None) -> str | None:
+    """A path that a stage reads on its own machine, for validators of pydantic; None stays."""
+    if value is not None and not value.startswith("/"):
+        home = ", and ~ is nobody's home there" if value.startswith("~") else ""
+        raise ValueError(
+            f"must be an absolute path (/…), not {value[:200]!r}: a stage reads it, in a folder of "
+            f"its own{home}"
+        )
+    return value
+
+
 class StepSpec(BaseModel):
     """What a pipeline file may say of a step; unknown keys are errors."""
 
@@ -61,6 +72,13 @@ class StepSpec(BaseModel):
 
     def conflicts(self, steps: Mapping[str, StepSpec]) -> Iterator[tuple[str, str]]:
         """(field, what is wrong) where this does not go with the pipeline's other steps."""
+        yield from ()
+
+    def misfits(
+        self, field: str, record: ArtifactRecord, store: ArtifactStore
+    ) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong) where this does not go with the artifact `record`, which `field`
+        names; asked at submission, of what is on the store by then. May block."""
         yield from ()
 
     def settings(self) -> dict[str, Any]:

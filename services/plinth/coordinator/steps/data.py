@@ -14,7 +14,15 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import (
+    Input,
+    Progress,
+    StepOutcome,
+    StepSpec,
+    Tools,
+    Work,
+    absolute,
+)
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.corpus_folder import CorpusFolder
 from plinth.shared.file_digests import file_digest
@@ -58,9 +66,7 @@ class DataSpec(StepSpec):
     @field_validator("corpus_dir")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        if value is not None and not Path(value).is_absolute():
-            raise ValueError(f"must be an absolute path, not {value!r}: it is read elsewhere")
-        return value
+        return absolute(value)
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:

@@ -69,7 +69,7 @@ def describe(job: pb.Job) -> str:
     if job.state == pb.JOB_STATE_QUEUED:
         if job.error:
             return f"waits at the trainer for another attempt, after {job.attempts}: {job.error}"
-        return "queued at the trainer"
+        return "waits for a trainer that is free"
     parts = []
     if progress.total and progress.unit == "step":
         parts.append(f"step {progress.done:,}/{progress.total:,}")

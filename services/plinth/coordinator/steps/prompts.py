@@ -20,7 +20,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from plinth.coordinator.steps.contract import Name, Progress, StepOutcome, StepSpec, Tools, Work
+from plinth.coordinator.steps.contract import (
+    Name,
+    Progress,
+    StepOutcome,
+    StepSpec,
+    Tools,
+    Work,
+    absolute,
+)
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.intake import Intake
 from plinth.shared.prompt_set import MAX_CHECKS, Prompt, read_prompts, write_prompts
@@ -55,9 +63,7 @@ class PromptsSpec(StepSpec):
     @field_validator("file")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        if value is not None and not Path(value).is_absolute():
-            raise ValueError(f"must be an absolute path, not {value!r}: it is read elsewhere")
-        return value
+        return absolute(value)
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsSpec:

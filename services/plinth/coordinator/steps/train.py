@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,9 +20,11 @@ from plinth.coordinator.steps.contract import (
     Work,
 )
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
+from plinth.models.linear_maps import check_targets
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES, misfits
 from plinth.shared.rollout_results import check_fits
+from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import trainer_pb2 as pb
 
 
@@ -178,6 +180,17 @@ class TrainSpec(StepSpec):
                 f"{section}.{name}": getattr(part, name) for name in names if _told(part, name)
             }
         return said
+
+    def misfits(
+        self, field: str, record: ArtifactRecord, store: ArtifactStore
+    ) -> Iterator[tuple[str, str]]:
+        if field != "init_from" or self.lora is None:
+            return
+        try:
+            reward = self.objective == "reward"
+            check_targets(store, record, self.lora.targets, reward=reward)
+        except InvalidArgument as wrong:
+            yield f"lora.{wrong.field}", wrong.message.removeprefix(f"{wrong.field}: ")
 
     def produces(self) -> str:
         return "reward" if self.objective == "reward" else "model"

@@ -22,7 +22,7 @@ from plinth.shared.corpus_folder import SUFFIXES, CorpusFolder, kind_of
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
 from plinth.shared.messages import FROM_UTF16, PAGE, TO_UTF8
-from plinth.shared.rows import parse_row
+from plinth.shared.rows import parse_row, why_no_json
 from plinth.shared.splits import prompt_key, text_key
 
 BOUNDARY = "<|endoftext|>"
@@ -117,7 +117,7 @@ def parse_document(line: str, where: str) -> Document:
         value = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as wrong:
         raise InvalidArgument(
-            f"{where}: not JSON ({wrong}); each line must be an object, see {PAGE}"
+            f"{where}: not JSON ({why_no_json(wrong)}); each line must be an object, see {PAGE}"
         ) from wrong
     row = parse_row(value, where)
     cut_off, rejected_cut_off = (value.get(name) is True for name in _FLAGS)
@@ -134,15 +134,23 @@ def parse_document(line: str, where: str) -> Document:
     )
 
 
+def check_folder(found: Path, said: str | Path, *, field: str) -> None:
+    """InvalidArgument unless the path `said`, whose links lead to `found`, is a folder."""
+    if found.is_dir():
+        return
+    if not found.exists():
+        why = "does not exist on the trainer's machine"
+    else:
+        why = f"is a file; name the folder that it lies in: its {'/'.join(SUFFIXES)} files are read"
+    raise InvalidArgument(f"corpus folder {said} {why}", field=field)
+
+
 def corpus_files(
     folder: Path, check: Callable[[Path], None] = lambda _: None
 ) -> tuple[list[Path], Intake]:
     """The files of a corpus folder in a fixed order, and what else is there; an error names what is
     wrong with it. `check` raises for what must not be read."""
-    if not folder.is_dir():
-        raise InvalidArgument(
-            f"corpus folder {folder} does not exist or is not a folder", field="corpus_dir"
-        )
+    check_folder(folder, folder, field="corpus_dir")
     found = CorpusFolder(folder, check)
     if not found.files:
         others = ", ".join(f"{count:,} {why}" for why, count in found.others.most_common())

@@ -19,6 +19,7 @@ from plinth.algos.selection import all_pairs, extremes, top_k
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
 from plinth.shared.messages import PAGE, Messages, parse_string, parse_turns
+from plinth.shared.rows import why_no_json
 from plinth.trainer.data.documents import MAX_LINE_BYTES, Document
 
 PAIRINGS = ("extremes", "all")
@@ -175,7 +176,7 @@ def _parse(raw: bytes, where: str) -> Scored:
     try:
         value: Any = json.loads(raw)
     except (ValueError, RecursionError) as wrong:
-        raise InvalidArgument(f"{where}: not JSON ({wrong}); see {PAGE}") from wrong
+        raise InvalidArgument(f"{where}: not JSON ({why_no_json(wrong)}); see {PAGE}") from wrong
     if not isinstance(value, dict):
         raise InvalidArgument(
             f"{where}: must be an object with 'prompt', 'answer' and 'reward'; see {PAGE}"

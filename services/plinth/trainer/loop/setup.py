@@ -164,9 +164,11 @@ def write_model(folder: JobFolder, config: TrainConfig, write: Callable[[Path], 
 def write_adapter(folder: JobFolder, config: TrainConfig, decoder: Decoder) -> None:
     """The decoder's adapter in PEFT's format, if the run trains one: complete or not there."""
     if config.lora is not None:
-        lora = lora_of(config.lora)
+        lora, ends = lora_of(config.lora), read_info(Path(config.dataset)).stop_ids
         _write_folder(
-            folder.adapter, "adapter", lambda out: save_adapter(decoder, lora, out, config.base)
+            folder.adapter,
+            "adapter",
+            lambda out: save_adapter(decoder, lora, out, config.base, ends),
         )
 
 

@@ -1,0 +1,99 @@
+"""The linear maps of a decoder by their names, which are what LoRA's targets mean. Needs no torch.
+
+A target is found among them before a model is opened: of an artifact, its manifest says enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from plinth.shared.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from plinth.shared.store import ArtifactRecord, ArtifactStore
+
+# The linear maps of a block, as Hugging Face calls them: what is adapted unless told otherwise.
+BLOCK_MAPS = {
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+}
+_OF_A_LAYER = {
+    "llama": (
+        "model.layers.{}.self_attn.q_proj",
+        "model.layers.{}.self_attn.k_proj",
+        "model.layers.{}.self_attn.v_proj",
+        "model.layers.{}.self_attn.o_proj",
+        "model.layers.{}.mlp.gate_proj",
+        "model.layers.{}.mlp.up_proj",
+        "model.layers.{}.mlp.down_proj",
+    ),
+    "gpt2": (
+        "transformer.h.{}.attn.c_attn",
+        "transformer.h.{}.attn.c_proj",
+        "transformer.h.{}.mlp.c_fc",
+        "transformer.h.{}.mlp.c_proj",
+    ),
+}
+_LAYER_KEYS = {"llama": "num_hidden_layers", "gpt2": "n_layer"}
+_GENERATIONS = 64  # of models tuned from one another
+
+
+def map_names(family: str, layers: int, *, head: bool) -> list[str]:
+    """Full names in the model's order. head: it has an output map of its own, which a model of
+    tied embeddings and a reward model have not."""
+    names = [name.format(n) for n in range(layers) for name in _OF_A_LAYER[family]]
+    return [*names, "lm_head"] if head else names
+
+
+def chosen(names: Sequence[str], family: str, targets: Sequence[str]) -> list[str]:
+    """Those of `names` that `targets` mean, full names or their ends; without any, the linear maps
+    of the blocks. InvalidArgument for a target that means none."""
+    wanted = tuple(targets) or BLOCK_MAPS[family]
+    for target in wanted:
+        if not any(_means(target, name) for name in names):
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+            raise InvalidArgument(
+                f"targets: {target[:80]!r} is no linear map of this model; there are {known}",
+                field="targets",
+            )
+    return [name for name in names if any(_means(target, name) for target in wanted)]
+
+
+def _means(target: str, name: str) -> bool:
+    """PEFT's rule for a list of target_modules."""
+    return name == target or name.endswith(f".{target}")
+
+
+def check_targets(
+    store: ArtifactStore, base: ArtifactRecord, targets: Sequence[str], *, reward: bool
+) -> None:
+    """InvalidArgument for a target that is no linear map of the model artifact `base`; reward: of
+    the reward model that is made of it. Nothing where manifests do not tell its shape."""
+    if shape := _shape(store, base):
+        family, layers, tied = shape
+        chosen(map_names(family, layers, head=not (tied or reward)), family, targets)
+
+
+def _shape(store: ArtifactStore, record: ArtifactRecord) -> tuple[str, int, bool] | None:
+    """(family, layers, tied): of an import, as its config.json says; of a new model, as its job
+    says; what was tuned has the shape of what it was tuned from."""
+    for _ in range(_GENERATIONS):
+        said: dict[str, Any] = record.manifest.get("config") or {}
+        if (family := said.get("model_type")) in _LAYER_KEYS:
+            layers, tied = said.get(_LAYER_KEYS[family]), said.get("tie_word_embeddings")
+            known = isinstance(layers, int) and isinstance(tied, bool)
+            return (family, layers, tied) if known else None
+        if isinstance(new := said.get("model"), dict):
+            family, layers = new.get("family"), new.get("layers")
+            known = family in _LAYER_KEYS and isinstance(layers, int)
+            return (family, layers, bool(new.get("tie_embeddings", False))) if known else None
+        try:
+            parents = [store.get(ref) for ref in record.parents]
+        except NotFound:
+            return None
+        models = [parent for parent in parents if parent.kind == "model"]
+        if not models:
+            return None
+        record = models[0]
+    return None
