@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import trainings
-from plinth.models.config import ModelConfig
-from plinth.models.decoder import Decoder
 from plinth.models.weights import save_decoder
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.data.shards import Split
@@ -23,11 +21,7 @@ def made(folder: Path) -> tuple[Path, Path, Path]:
     """(dataset of pairs, model to start from, reward model trained on the pairs)."""
     dataset = trainings.dataset(folder / "d", trainings.pairs(120))
     vocabulary = Split(dataset, "train").info.vocab_size
-    decoder = Decoder(
-        ModelConfig(**{**trainings.MODEL, "context": LENGTH, "vocab_size": vocabulary})
-    )
-    decoder.init_weights(3)
-    save_decoder(decoder, folder / "start")
+    save_decoder(trainings.decoder(3, context=LENGTH, vocab_size=vocabulary), folder / "start")
     config = trainings.config(
         dataset,
         objective="reward",

@@ -273,14 +273,11 @@ def test_the_latest_run_and_leader_stand_whatever_wakes_late(
 
 
 @pytest.fixture
-async def world(redis_client: Redis, redis_server: str, tmp_path: Path) -> AsyncIterator[World]:
-    async with World(tmp_path, redis_server) as world:
-        for version in ("1", "2", "3"):
-            (tmp_path / f"{version}.source").write_text(version)
-            await asyncio.to_thread(
-                world.store.publish, "m", "model", tmp_path / f"{version}.source"
-            )
-        yield world
+async def world(world: World, tmp_path: Path) -> World:
+    for version in ("1", "2", "3"):
+        (tmp_path / f"{version}.source").write_text(version)
+        await asyncio.to_thread(world.store.publish, "m", "model", tmp_path / f"{version}.source")
+    return world
 
 
 SHIP = """

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 from rich.console import Console
 
 from coordinator_replica import PIPELINE, Coordinator
@@ -16,20 +14,6 @@ from plinth.cli.runs import tell_if_known
 from plinth.shared.errors import AlreadyExists
 from plinth.v1 import coordinator_pb2 as pb
 from scripted_stages import World
-
-
-@pytest.fixture
-async def world(redis_client: Redis, redis_server: str, tmp_path: Path) -> AsyncIterator[World]:
-    async with World(tmp_path, redis_server) as world:
-        yield world
-
-
-@pytest.fixture
-async def coordinator(world: World) -> AsyncIterator[Coordinator]:
-    coordinator = Coordinator(world, "one")
-    await coordinator.start()
-    yield coordinator
-    await coordinator.stop()
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 from coordinator_replica import PIPELINE, Coordinator, states, steps, until
 from patience import PATIENCE_S
@@ -17,20 +15,6 @@ from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import coordinator_pb2 as pb
 from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, World
-
-
-@pytest.fixture
-async def world(redis_client: Redis, redis_server: str, tmp_path: Path) -> AsyncIterator[World]:
-    async with World(tmp_path, redis_server) as world:
-        yield world
-
-
-@pytest.fixture
-async def coordinator(world: World) -> AsyncIterator[Coordinator]:
-    coordinator = Coordinator(world, "one")
-    await coordinator.start()
-    yield coordinator
-    await coordinator.stop()
 
 
 async def test_a_run_from_corpus_to_served_model(world: World, coordinator: Coordinator) -> None:

@@ -9,8 +9,6 @@ import torch
 import trainings
 from plinth.algos.windows import windows
 from plinth.kernels.training import SdpaBackend
-from plinth.models.config import ModelConfig
-from plinth.models.decoder import Decoder
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group
 from plinth.trainer.objectives.bits_per_byte import evaluate
@@ -31,9 +29,7 @@ def nll_of_window(decoder, ids, first):
 def test_it_reads_documents_as_the_exam_does(documents, length, tmp_path):
     dataset = trainings.dataset(tmp_path, documents)
     split = Split(dataset, "validation")
-    config = ModelConfig(**trainings.MODEL, vocab_size=split.info.vocab_size)
-    decoder = Decoder(config)
-    decoder.init_weights(3)
+    decoder = trainings.decoder(3, vocab_size=split.info.vocab_size)
     nats = 0.0
     with torch.no_grad():
         for number in range(split.documents):

@@ -21,20 +21,13 @@ from plinth.trainer.objectives.sft import SupervisedFineTuning
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return trainings.dataset(tmp_path_factory.mktemp("plain"), trainings.texts(300))
+def plain(datasets):
+    return datasets("text")
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory):
-    return trainings.dataset(tmp_path_factory.mktemp("chat"), trainings.chats(200))
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def chat(datasets):
+    return datasets("messages")
 
 
 def run(folder, config):
@@ -126,8 +119,7 @@ def test_packed_conversations_do_not_see_one_another(chat):
     """Each packed answer's loss equals that of the conversation alone."""
     split = Split(chat, "train")
     objective = SupervisedFineTuning(split, split, 200, seed=1, pad_id=0)
-    decoder = Decoder(ModelConfig(**{**trainings.MODEL, "context": 256}, vocab_size=300))
-    decoder.init_weights(1)
+    decoder = trainings.decoder(1, context=256)
     batch = objective.batch([0])
     assert int(batch.segments_bt.max()) >= 2
     packed = objective.loss_sum(decoder, batch).item()

@@ -15,8 +15,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import trainings
 from killing import kill_at, processes_of
 from plinth.kernels.training import SdpaBackend
-from plinth.models.config import ModelConfig
-from plinth.models.decoder import Decoder
 from plinth.models.lora import LoraConfig, adapters, attach, base_tensors
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import load_decoder, save_decoder
@@ -44,49 +42,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 LENGTH = 64
 LORA = asdict(LoraConfig(rank=4, alpha=16))
-DOCUMENTS = {
-    "clm": lambda: trainings.texts(300),
-    "sft": lambda: trainings.chats(200),
-    "pairs": lambda: trainings.pairs(160),
-}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Kind → dataset, made when it is first asked for."""
-    made = {}
-
-    def of(kind):
-        if kind not in made:
-            made[kind] = trainings.dataset(tmp_path_factory.mktemp(kind), DOCUMENTS[kind]())
-        return made[kind]
-
-    return of
-
-
-@pytest.fixture(scope="module")
-def start(data, tmp_path_factory):
+def start(datasets, tmp_path_factory):
     """Family → a model to start from."""
-    vocabulary = Split(data("pairs"), "train").info.vocab_size
+    vocabulary = Split(datasets("pairs"), "train").info.vocab_size
     folders = {}
     for family in ("llama", "gpt2"):
-        shape = {**trainings.MODEL, "context": LENGTH, "vocab_size": vocabulary, "family": family}
+        shape = {"context": LENGTH, "vocab_size": vocabulary, "family": family}
         if family == "gpt2":
             shape |= {"kv_heads": 4, "attention_bias": True, "mlp_bias": True}
-        decoder = Decoder(ModelConfig(**shape))
-        decoder.init_weights(3)
+        decoder = trainings.decoder(3, **shape)
         with torch.no_grad():  # a head that is frozen must be able to say something
             decoder.embedding.weight.mul_(20)
         folders[family] = tmp_path_factory.mktemp(family) / "model"
         save_decoder(decoder, folders[family])
     return folders
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def config(dataset, folder, objective, **changes):
@@ -119,10 +91,10 @@ def greedy(decoder, prompt, tokens=16):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize(
-    ("objective", "kind", "changes"),
+    ("objective", "form", "changes"),
     [
-        ("clm", "clm", {}),
-        ("sft", "sft", {}),
+        ("clm", "text", {}),
+        ("sft", "messages", {}),
         ("dpo", "pairs", {"pairs": {"beta": 0.1}}),
         # Its loss is a square: at the others' rate adapters grow until float32 tells on the sum.
         ("dpo", "pairs", {"pairs": {"loss": "ipo"}, "learning_rate": 5e-3}),
@@ -131,10 +103,10 @@ def greedy(decoder, prompt, tokens=16):
     ids=["clm", "sft", "dpo", "ipo", "cdpo"],
 )
 def test_it_learns_and_peft_gives_the_same_answers(
-    data, start, tmp_path, family, objective, kind, changes
+    datasets, start, tmp_path, family, objective, form, changes
 ) -> None:
     peft = pytest.importorskip("peft")
-    made = config(data(kind), start[family], objective, **changes)
+    made = config(datasets(form), start[family], objective, **changes)
     job = JobFolder(trainings.job(tmp_path / "a", made))
     assert train(made, job, Group()) == "succeeded", job.outcome()
     metrics = job.outcome()["metrics"]
@@ -168,9 +140,9 @@ def test_it_learns_and_peft_gives_the_same_answers(
     assert not torch.allclose(before, ours, atol=1e-2)
 
 
-def test_a_reward_models_adapter_keeps_its_head(data, start, tmp_path) -> None:
+def test_a_reward_models_adapter_keeps_its_head(datasets, start, tmp_path) -> None:
     peft = pytest.importorskip("peft")
-    made = config(data("pairs"), start["llama"], "reward")
+    made = config(datasets("pairs"), start["llama"], "reward")
     job = JobFolder(trainings.job(tmp_path / "a", made))
     assert train(made, job, Group()) == "succeeded", job.outcome()
     assert job.outcome()["metrics"]["validation_accuracy_low"] > 0.5
@@ -181,7 +153,7 @@ def test_a_reward_models_adapter_keeps_its_head(data, start, tmp_path) -> None:
         start["llama"], num_labels=1, pad_token_id=0
     )
     theirs = peft.PeftModel.from_pretrained(base, job.adapter).eval()
-    batch = Pairs(Split(data("pairs"), "validation"), LENGTH, pad_id=0).batch([0, 1])
+    batch = Pairs(Split(datasets("pairs"), "validation"), LENGTH, pad_id=0).batch([0, 1])
     with torch.no_grad():
         chosen, rejected = pair_scores(ours, batch)
         for row, score in enumerate([*chosen, *rejected]):
@@ -189,9 +161,9 @@ def test_a_reward_models_adapter_keeps_its_head(data, start, tmp_path) -> None:
             assert float(theirs(ids).logits[0, 0]) == pytest.approx(float(score), abs=1e-3)
 
 
-def test_the_base_keeps_every_bit_and_only_the_adapter_has_state(data, start, tmp_path) -> None:
+def test_the_base_keeps_every_bit_and_only_the_adapter_has_state(datasets, start, tmp_path) -> None:
     made = config(
-        data("sft"), start["llama"], "sft", lora=LORA | {"dropout": 0.1}, weight_decay=0.1
+        datasets("messages"), start["llama"], "sft", lora=LORA | {"dropout": 0.1}, weight_decay=0.1
     )
     run = set_up(made, JobFolder(trainings.job(tmp_path / "a", made)), Group())
     fresh = {name: adapter.b.clone() for name, adapter in adapters(run.decoder).items()}
@@ -223,10 +195,10 @@ class Interrupted(JobFolder):
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo", "reward"])
-def test_stopped_and_resumed_is_bit_for_bit_the_same(data, start, tmp_path, objective) -> None:
-    kind = "sft" if objective == "sft" else "pairs"
+def test_stopped_and_resumed_is_bit_for_bit_the_same(datasets, start, tmp_path, objective) -> None:
+    form = "messages" if objective == "sft" else "pairs"
     lora = LORA | {"dropout": 0.2}
-    made = config(data(kind), start["llama"], objective, steps=7, lora=lora, checkpoint_every=3)
+    made = config(datasets(form), start["llama"], objective, steps=7, lora=lora, checkpoint_every=3)
     ends = []
     for name, folder in (("whole", JobFolder), ("parts", Interrupted)):
         job = folder(trainings.job(tmp_path / name, made))
@@ -246,9 +218,9 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(data, start, tmp_path, obje
     assert (job.model / "model.safetensors").read_bytes() != ends[0][0]
 
 
-def test_two_workers_one_killed_end_with_the_same_bits(data, start, tmp_path) -> None:
+def test_two_workers_one_killed_end_with_the_same_bits(datasets, start, tmp_path) -> None:
     made = config(
-        data("sft"),
+        datasets("messages"),
         start["llama"],
         "sft",
         workers=2,
@@ -272,10 +244,10 @@ def test_two_workers_one_killed_end_with_the_same_bits(data, start, tmp_path) ->
     assert ends[0] == ends[1]
 
 
-def test_a_checkpoint_does_not_go_on_upon_another_base(data, start, tmp_path) -> None:
+def test_a_checkpoint_does_not_go_on_upon_another_base(datasets, start, tmp_path) -> None:
     base = tmp_path / "base"
     shutil.copytree(start["llama"], base)
-    made = config(data("sft"), base, "sft", steps=7)
+    made = config(datasets("messages"), base, "sft", steps=7)
     job = Interrupted(trainings.job(tmp_path / "a", made))
     assert train(made, job, Group()) == "paused"
     other = load_decoder(base)
@@ -287,8 +259,10 @@ def test_a_checkpoint_does_not_go_on_upon_another_base(data, start, tmp_path) ->
     assert "another configuration or data" in job.error().message
 
 
-def test_the_reference_of_dpo_is_the_base_whatever_the_adapter_says(data, start, tmp_path) -> None:
-    split, held_out = (Split(data("pairs"), name) for name in ("train", "validation"))
+def test_the_reference_of_dpo_is_the_base_whatever_the_adapter_says(
+    datasets, start, tmp_path
+) -> None:
+    split, held_out = (Split(datasets("pairs"), name) for name in ("train", "validation"))
     decoder, plain = load_decoder(start["llama"]), load_decoder(start["llama"])
     attach(decoder, LoraConfig(rank=4), 1)
     with torch.no_grad():
@@ -308,9 +282,9 @@ def test_the_reference_of_dpo_is_the_base_whatever_the_adapter_says(data, start,
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["adapters", "all"])
 def test_a_policy_in_bf16_starts_from_a_reference_of_the_same_rounding(
-    data, start, tmp_path, lora
+    datasets, start, tmp_path, lora
 ) -> None:
-    made = config(data("pairs"), start["llama"], "dpo", precision="bf16", lora=lora)
+    made = config(datasets("pairs"), start["llama"], "dpo", precision="bf16", lora=lora)
     run = set_up(made, JobFolder(trainings.job(tmp_path / "a", made)), Group())
     assert float(take_step(run, 0.0).loss) == pytest.approx(math.log(2), abs=1e-6)
     # The evaluation is in float32, and so is its reference: no lead before the first step.
@@ -323,9 +297,11 @@ def test_a_policy_in_bf16_starts_from_a_reference_of_the_same_rounding(
 
 
 @pytest.fixture(scope="module")
-def judge(data, start, tmp_path_factory):
+def judge(datasets, start, tmp_path_factory):
     """A reward model for the pairs."""
-    made = config(data("pairs"), start["llama"], "reward", steps=20, lora=None, learning_rate=3e-3)
+    made = config(
+        datasets("pairs"), start["llama"], "reward", steps=20, lora=None, learning_rate=3e-3
+    )
     job = JobFolder(trainings.job(tmp_path_factory.mktemp("judge") / "j", made))
     assert train(made, job, Group()) == "succeeded", job.outcome()
     return job.model
@@ -350,9 +326,9 @@ def spec(**changes):
     return pb.TrainSpec(**{name: value for name, value in fields.items() if value is not None})
 
 
-def planned(data, start, judge, **changes):
+def planned(datasets, start, judge, **changes):
     return plan_train(
-        spec(**changes), data("pairs"), start["llama"], TrainerSettings(threads=1), judge
+        spec(**changes), datasets("pairs"), start["llama"], TrainerSettings(threads=1), judge
     )
 
 
@@ -364,8 +340,8 @@ PPO = {
 
 
 @pytest.mark.parametrize("change", [{}, {"objective": "rloo"}, PPO], ids=["grpo", "rloo", "ppo"])
-def test_a_policys_adapter_learns(data, start, judge, tmp_path, change) -> None:
-    made = planned(data, start, judge, steps=15, **change)
+def test_a_policys_adapter_learns(datasets, start, judge, tmp_path, change) -> None:
+    made = planned(datasets, start, judge, steps=15, **change)
     job = JobFolder(trainings.job(tmp_path / "a", made))
     assert optimise_policy(made, job, Group()) == "succeeded", job.outcome()
     metrics = job.outcome()["metrics"]
@@ -376,9 +352,9 @@ def test_a_policys_adapter_learns(data, start, judge, tmp_path, change) -> None:
 
 
 def test_a_policy_is_its_own_reference_and_its_critic_is_adapted_too(
-    data, start, judge, tmp_path
+    datasets, start, judge, tmp_path
 ) -> None:
-    made = planned(data, start, judge, **PPO)
+    made = planned(datasets, start, judge, **PPO)
     job = PolicyJob.open(made, JobFolder(trainings.job(tmp_path / "a", made)), Group())
     assert job.reference is job.actor.policy
     assert adapters(job.actor.critic)
@@ -390,15 +366,17 @@ def test_a_policy_is_its_own_reference_and_its_critic_is_adapted_too(
     assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
 
 
-def test_a_policy_stopped_and_resumed_is_bit_for_bit_the_same(data, start, judge, tmp_path) -> None:
-    made = planned(data, start, judge, **PPO)
+def test_a_policy_stopped_and_resumed_is_bit_for_bit_the_same(
+    datasets, start, judge, tmp_path
+) -> None:
+    made = planned(datasets, start, judge, **PPO)
 
     class Soon(Interrupted):
         patience = 3
 
     ends = []
-    for name, kind in (("whole", JobFolder), ("parts", Soon)):
-        job = kind(trainings.job(tmp_path / name, made))
+    for name, form in (("whole", JobFolder), ("parts", Soon)):
+        job = form(trainings.job(tmp_path / name, made))
         status = optimise_policy(made, job, Group())
         assert status == ("succeeded" if name == "whole" else "paused")
         if status == "paused":
@@ -413,10 +391,10 @@ def test_a_policy_stopped_and_resumed_is_bit_for_bit_the_same(data, start, judge
 
 
 def test_a_job_publishes_the_merged_model_and_the_adapter_of_its_base(
-    data, start, tmp_path
+    datasets, start, tmp_path
 ) -> None:
     store = ArtifactStore((tmp_path / "store").as_uri())
-    dataset = store.publish("d", "dataset", data("pairs"))
+    dataset = store.publish("d", "dataset", datasets("pairs"))
     base = store.publish("base", "model", start["llama"], license="mit")
     settings = load_settings(
         data_dir=tmp_path / "data", trainer={"threads": 1, "background": False}
@@ -445,9 +423,9 @@ def test_a_job_publishes_the_merged_model_and_the_adapter_of_its_base(
 
     record = attempt(job)
     adapter = store.get("tuned-adapter@1")
-    assert record.kind == "model"
+    assert record.form == "model"
     assert record.parents == (dataset.ref, base.ref, adapter.ref)
-    assert adapter.kind == "adapter"
+    assert adapter.form == "adapter"
     assert adapter.parents[0] == base.ref
     assert adapter.manifest["data_digests"][base.ref] == base.digest
     assert adapter.manifest["license"] == record.manifest["license"] == "mit"
@@ -492,12 +470,12 @@ def test_each_mistake_names_its_field(change, field, says) -> None:
     assert caught.value.field == f"spec.train.{field}"
 
 
-def test_targets_that_the_model_has_not_are_named(data, start, judge) -> None:
+def test_targets_that_the_model_has_not_are_named(datasets, start, judge) -> None:
     lora = pb.LoraSpec(rank=4, targets=["q_proj", "c_attn"])
     with pytest.raises(
         InvalidArgument, match=r"lora\.targets: 'c_attn' is no linear map"
     ) as caught:
-        planned(data, start, judge, lora=lora)
+        planned(datasets, start, judge, lora=lora)
     assert caught.value.field == "spec.train.lora.targets"
 
 

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import trainings
 from plinth.algos.intervals import wilson
-from plinth.models.decoder import Decoder
 from plinth.models.reward import RewardModel, load_reward_model
 from plinth.models.weights import load_decoder, save_decoder
 from plinth.shared.errors import InvalidArgument
@@ -30,21 +29,16 @@ LENGTH = 64
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return trainings.dataset(tmp_path_factory.mktemp("pairs"), trainings.pairs(160))
+def dataset(datasets):
+    return datasets("pairs")
 
 
 @pytest.fixture(scope="module")
 def start(dataset, tmp_path_factory):
     """A model to start from, with the dataset's tokenizer's vocabulary."""
-    from plinth.models.config import ModelConfig
-
-    info = Split(dataset, "train").info
-    shape = {**trainings.MODEL, "context": LENGTH, "vocab_size": info.vocab_size}
-    decoder = Decoder(ModelConfig(**shape))
-    decoder.init_weights(3)
+    vocabulary = Split(dataset, "train").info.vocab_size
     folder = tmp_path_factory.mktemp("start") / "model"
-    save_decoder(decoder, folder)
+    save_decoder(trainings.decoder(3, context=LENGTH, vocab_size=vocabulary), folder)
     return folder
 
 

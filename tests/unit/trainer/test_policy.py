@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trainings
 from plinth.engine.engine import Engine
 from plinth.engine.request import Sampling
 from plinth.engine.runner import Runner
 from plinth.engine.scheduler import Limits
 from plinth.kernels.paged import KvCache
-from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.shared.errors import DataLoss, FailedPrecondition, InvalidArgument
 from plinth.trainer.policy.config import PolicyConfig
@@ -42,23 +42,7 @@ CONFIG = PolicyConfig(
 
 
 def decoder(seed: int = 0) -> Decoder:
-    shape = ModelConfig(
-        family="llama",
-        vocab_size=16,
-        layers=2,
-        hidden=32,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        intermediate=64,
-        context=32,
-        tie_embeddings=True,
-        attention_bias=False,
-        mlp_bias=False,
-    )
-    made = Decoder(shape)
-    made.init_weights(seed)
-    return made
+    return trainings.decoder(seed, vocab_size=16)
 
 
 def sampler_of(model: Decoder) -> EngineSampler:

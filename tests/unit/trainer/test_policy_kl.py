@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import trainings
 from plinth.engine.request import Sampling
-from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.policy.config import PolicyConfig
@@ -32,22 +32,8 @@ BETA = 0.7
 
 def decoder(seed: int) -> Decoder:
     """Over eight words; its distributions are far from even."""
-    shape = ModelConfig(
-        family="llama",
-        vocab_size=WORDS,
-        layers=1,
-        hidden=16,
-        heads=2,
-        kv_heads=2,
-        head_dim=8,
-        intermediate=32,
-        context=8,
-        tie_embeddings=False,
-        attention_bias=False,
-        mlp_bias=False,
-    )
-    made = Decoder(shape)
-    made.init_weights(seed)
+    small = {"layers": 1, "hidden": 16, "heads": 2, "kv_heads": 2, "intermediate": 32, "context": 8}
+    made = trainings.decoder(seed, vocab_size=WORDS, tie_embeddings=False, **small)
     with torch.no_grad():
         made.lm_head.weight.mul_(10.0)
     return made

@@ -34,33 +34,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 LENGTH = 64
 IDS = torch.arange(3, 43)[None]
 FAMILIES = {"llama": random_llama, "gpt2": random_gpt2}
-DOCUMENTS = {
-    "sft": lambda: trainings.chats(120),
-    "pairs": lambda: trainings.pairs(120),
-}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    made = {}
-
-    def of(kind):
-        if kind not in made:
-            made[kind] = trainings.dataset(tmp_path_factory.mktemp(kind), DOCUMENTS[kind]())
-        return made[kind]
-
-    return of
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def checkpoint(data, folder, family, dtype=torch.bfloat16):
-    vocabulary = Split(data("sft"), "train").info.vocab_size
+def checkpoint(datasets, folder, family, dtype=torch.bfloat16):
+    vocabulary = Split(datasets("messages"), "train").info.vocab_size
     made = FAMILIES[family](
         folder,
         layers=2,
@@ -71,7 +48,7 @@ def checkpoint(data, folder, family, dtype=torch.bfloat16):
         max_shard_size="30KB",
     )
     assert len(list(made.glob("model-*.safetensors"))) > 1
-    shutil.copytree(data("sft") / "tokenizer", made, dirs_exist_ok=True)
+    shutil.copytree(datasets("messages") / "tokenizer", made, dirs_exist_ok=True)
     return made
 
 
@@ -96,9 +73,9 @@ def ours(decoder):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_sharded_bf16_checkpoint_tuned_by_lora_opens_elsewhere_with_equal_logits(
-    data, tmp_path, family
+    datasets, tmp_path, family
 ) -> None:
-    source = checkpoint(data, tmp_path / "source", family)
+    source = checkpoint(datasets, tmp_path / "source", family)
 
     def plinth(*arguments):
         done = CliRunner().invoke(app, [*map(str, arguments), "--data", str(tmp_path / "data")])
@@ -110,7 +87,7 @@ def test_a_sharded_bf16_checkpoint_tuned_by_lora_opens_elsewhere_with_equal_logi
         data_dir=tmp_path / "data", trainer={"threads": 1, "background": False}
     )
     store = ArtifactStore(settings.store())
-    store.publish("d", "dataset", data("sft"))
+    store.publish("d", "dataset", datasets("messages"))
     spec = pb.TrainSpec(
         objective="sft",
         dataset="d",
@@ -156,7 +133,7 @@ def test_a_sharded_bf16_checkpoint_tuned_by_lora_opens_elsewhere_with_equal_logi
 MADE = ("merged", "tuned")
 POLICY = pb.PolicySpec(samples=4, max_new_tokens=6)
 JOBS = {
-    "sft": ({"objective": "sft"}, "sft"),
+    "sft": ({"objective": "sft"}, "messages"),
     "dpo": ({"objective": "dpo"}, "pairs"),
     "reward": ({"objective": "reward"}, "pairs"),
     "reward-lora": ({"objective": "reward", "lora": pb.LoraSpec(rank=2)}, "pairs"),
@@ -166,9 +143,11 @@ JOBS = {
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("job", JOBS)
-def test_every_objective_keeps_the_type_of_what_it_starts_from(data, tmp_path, job, dtype) -> None:
-    base = checkpoint(data, tmp_path / "base", "llama", dtype)
-    changes, kind = JOBS[job]
+def test_every_objective_keeps_the_type_of_what_it_starts_from(
+    datasets, tmp_path, job, dtype
+) -> None:
+    base = checkpoint(datasets, tmp_path / "base", "llama", dtype)
+    changes, form = JOBS[job]
     fields = {"sequence_length": LENGTH, "batch_size": 8, "steps": 2, "learning_rate": 1e-3}
     said = {name: value for name, value in fields.items() if name != "sequence_length"}
     spec = pb.TrainSpec(
@@ -177,8 +156,8 @@ def test_every_objective_keeps_the_type_of_what_it_starts_from(data, tmp_path, j
     settings = load_settings(trainer={"threads": 1}).trainer
     judge = None
     if changes.get("reward"):
-        judge = judged(data, base, tmp_path, settings, fields)
-    made = plan_train(spec, data(kind), base, settings, judge)
+        judge = judged(datasets, base, tmp_path, settings, fields)
+    made = plan_train(spec, datasets(form), base, settings, judge)
     folder = JobFolder(trainings.job(tmp_path / "job", made))
     run = optimise_policy if judge else train
     assert run(made, folder, Group()) == "succeeded", folder.outcome()
@@ -190,9 +169,9 @@ def test_every_objective_keeps_the_type_of_what_it_starts_from(data, tmp_path, j
     assert ("lost_to_rounding" in metrics) == (dtype == torch.bfloat16)
 
 
-def judged(data, base, tmp_path, settings, fields):
+def judged(datasets, base, tmp_path, settings, fields):
     spec = pb.TrainSpec(dataset="d", init_from="b", objective="reward", **fields)
-    made = plan_train(spec, data("pairs"), base, settings, None)
+    made = plan_train(spec, datasets("pairs"), base, settings, None)
     folder = JobFolder(trainings.job(tmp_path / "judge", made))
     assert train(made, folder, Group()) == "succeeded", folder.outcome()
     return folder.model

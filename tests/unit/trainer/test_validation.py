@@ -12,8 +12,8 @@ SETTINGS = TrainerSettings()
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return trainings.dataset(tmp_path_factory.mktemp("plain"), trainings.texts(300))
+def data(datasets):
+    return datasets("text")
 
 
 def spec(**changes):
