@@ -13,7 +13,7 @@ from plinth.coordinator.leader import Leadership
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
-from plinth.shared.errors import Aborted, Cancelled, Internal, PlinthError, ResourceExhausted
+from plinth.shared.errors import Aborted, Internal, PlinthError, ResourceExhausted
 from plinth.shared.fencing import STALE
 
 _FIRST_WAIT_S = 0.5
@@ -21,9 +21,9 @@ _LONGEST_WAIT_S = 5.0
 
 
 def waits_for(error: PlinthError) -> bool:
-    """Whether a run waits until that is over, and says so: for a disk that is full, too, and for a
-    stage that broke the call off."""
-    return error.transient or isinstance(error, Cancelled | ResourceExhausted)
+    """Whether a run waits until that is over, and says so: for a disk or a queue that is full, too.
+    What somebody cancelled stays so."""
+    return error.transient or isinstance(error, ResourceExhausted)
 
 
 class Performer:
@@ -66,7 +66,9 @@ class Performer:
     async def _attempt(self, work: Work) -> AsyncIterator[Progress | StepOutcome]:
         kind = STEP_KINDS[work.spec.kind]
         if kind.pure:
-            found = await asyncio.to_thread(self._results.find, work.input_digest, work.output_name)
+            found = await asyncio.to_thread(
+                self._results.find, work.input_digest, work.output_name, work.inputs
+            )
             if found is not None:
                 yield found
                 return
@@ -85,6 +87,7 @@ class Performer:
                 work.input_digest,
                 outcome,
                 output_name=work.output_name,
+                inputs=work.inputs,
                 fence=self._leadership.fence,
                 origin=origin,
             )

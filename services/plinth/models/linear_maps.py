@@ -82,12 +82,14 @@ def _shape(store: ArtifactStore, record: ArtifactRecord) -> tuple[str, int, bool
         said: dict[str, Any] = record.manifest.get("config") or {}
         if (family := said.get("model_type")) in _LAYER_KEYS:
             layers, tied = said.get(_LAYER_KEYS[family]), said.get("tie_word_embeddings")
-            known = isinstance(layers, int) and isinstance(tied, bool)
-            return (family, layers, tied) if known else None
+            if isinstance(layers, int) and isinstance(tied, bool):
+                return family, layers, tied
+            return None
         if isinstance(new := said.get("model"), dict):
             family, layers = new.get("family"), new.get("layers")
-            known = family in _LAYER_KEYS and isinstance(layers, int)
-            return (family, layers, bool(new.get("tie_embeddings", False))) if known else None
+            if family in _LAYER_KEYS and isinstance(layers, int):
+                return family, layers, bool(new.get("tie_embeddings", False))
+            return None
         try:
             parents = [store.get(ref) for ref in record.parents]
         except NotFound:

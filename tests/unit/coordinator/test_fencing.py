@@ -371,14 +371,11 @@ def test_a_canary_that_finds_all_as_it_wants_it_marks_it(
 
 
 @pytest.fixture
-async def world(redis_client: Redis, redis_server: str, tmp_path: Path) -> AsyncIterator[World]:
-    async with World(tmp_path, redis_server) as world:
-        for version in ("1", "2", "3"):
-            (tmp_path / f"{version}.source").write_text(version)
-            await asyncio.to_thread(
-                world.store.publish, "m", "model", tmp_path / f"{version}.source"
-            )
-        yield world
+async def world(world: World, tmp_path: Path) -> World:
+    for version in ("1", "2", "3"):
+        (tmp_path / f"{version}.source").write_text(version)
+        await asyncio.to_thread(world.store.publish, "m", "model", tmp_path / f"{version}.source")
+    return world
 
 
 SHIP = """
@@ -421,6 +418,37 @@ async def test_a_person_moves_what_a_run_moved_and_a_later_run_moves_it_again(
         store.under(replace(now, run=6)).set_alias("m", "prod", 3)
     store.under(replace(now, run=8)).set_alias("m", "prod", 3)
     assert store.aliases("m") == {"prod": 3}
+
+
+@pytest.mark.parametrize("deployment", [False, True])
+def test_a_run_that_was_cancelled_before_it_wrote_is_in_nobodys_way(
+    tmp_path: Path, deployment: bool
+) -> None:
+    """It claimed what it might have written: that shuts out leaders of old, and no earlier run."""
+    store = ArtifactStore((tmp_path / "s").as_uri())
+    for version in (1, 2):
+        (tmp_path / "model").write_text(str(version))
+        store.publish("m", "model", tmp_path / "model")
+    records = DeploymentRecords(store)
+
+    def write(fence: Fence, version: int) -> None:
+        if deployment:
+            wanted = pb.Deployment(name="m", artifact=f"m@{version}", shards=1)
+            records.under(fence).put(wanted)
+        else:
+            store.under(fence).set_alias("m", "prod", version)
+
+    write(Fence(4, 6), 1)
+    if deployment:
+        records.under(Fence(5, 8)).claim("m")
+    else:
+        store.under(Fence(5, 8)).claim_alias("m", "prod")
+    with pytest.raises(Aborted):
+        write(Fence(4, 8), 2)
+    write(Fence(5, 7), 2)
+    with pytest.raises(FailedPrecondition):
+        write(Fence(5, 6), 1)
+    write(Fence(5, 8), 1)
 
 
 def _impure() -> list[tuple[Any, StepSpec]]:

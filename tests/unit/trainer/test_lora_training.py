@@ -377,8 +377,8 @@ def test_a_policy_stopped_and_resumed_is_bit_for_bit_the_same(
         patience = 3
 
     ends = []
-    for name, kind in (("whole", JobFolder), ("parts", Soon)):
-        job = kind(trainings.job(tmp_path / name, made))
+    for name, form in (("whole", JobFolder), ("parts", Soon)):
+        job = form(trainings.job(tmp_path / name, made))
         status = optimise_policy(made, job, Group())
         assert status == ("succeeded" if name == "whole" else "paused")
         if status == "paused":
@@ -425,9 +425,9 @@ def test_a_job_publishes_the_merged_model_and_the_adapter_of_its_base(
 
     record = attempt(job)
     adapter = store.get("tuned-adapter@1")
-    assert record.kind == "model"
+    assert record.form == "model"
     assert record.parents == (dataset.ref, base.ref, adapter.ref)
-    assert adapter.kind == "adapter"
+    assert adapter.form == "adapter"
     assert adapter.parents[0] == base.ref
     assert adapter.manifest["data_digests"][base.ref] == base.digest
     assert adapter.manifest["license"] == record.manifest["license"] == "mit"

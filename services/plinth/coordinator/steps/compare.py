@@ -6,9 +6,10 @@ that the two differ on, one-sided, at 2.5 % over all rivals together (Holm). Of 
 one with the highest win rate goes on. Where none does, the baseline stays, or, with `require`, the
 run ends here. docs/promotion.md says how many prompts a true win rate needs.
 
-With `require` the step is a gate, and a gate needs a judge of its own: a policy that has learned to
-please a reward model pleases it by construction. So a judge that any rival was trained against is
-refused, by the pipeline's text and by the rivals' lineage, unless `same_judge` owns up to it.
+A rival that wins goes on, with `require` or without, so the judge must be nobody's own: a policy
+that has learned to please a reward model pleases it by construction. A judge that any rival was
+trained against is refused, by the pipeline's text and by the rivals' lineage, unless `same_judge`
+owns up to it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from plinth.algos.paired import LEVEL, PairedCounts, holm, pairs_needed
 from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import trainer_pb2 as pb
 
@@ -49,7 +51,7 @@ class CompareSpec(StepSpec):
     kind: Literal["compare"]
     dataset: Input  # its held-out prompts are answered
     judge: Input  # a reward model
-    same_judge: bool = False  # a gate may use a judge that a rival was trained against
+    same_judge: bool = False  # a judge that a rival was trained against is taken all the same
     baseline: Input
     candidate: Input
     candidate_2: Input | None = None
@@ -62,13 +64,8 @@ class CompareSpec(StepSpec):
     def produces(self) -> str:
         return "model"
 
-    @property
-    def needs_own_judge(self) -> bool:
-        """Whether this is a gate that must not use a judge that a rival was trained against."""
-        return self.require.win_rate_low_above is not None and not self.same_judge
-
     def conflicts(self, steps: Mapping[str, StepSpec]) -> Iterator[tuple[str, str]]:
-        if not self.needs_own_judge:
+        if self.same_judge:
             return
         for rival in RIVALS:
             for step in _behind(getattr(self, rival), steps):
@@ -80,7 +77,7 @@ class CompareStep:
     spec: type[StepSpec] = CompareSpec
     pure = True
 
-    def surroundings(self, spec: CompareSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: CompareSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
@@ -88,7 +85,7 @@ class CompareStep:
         assert isinstance(spec, CompareSpec)
         names = ["baseline", *(name for name in RIVALS if name in work.inputs)]
         judge = work.inputs["judge"]
-        if spec.needs_own_judge:
+        if not spec.same_judge:
             rivals = [work.inputs[name] for name in names[1:]]
             await asyncio.to_thread(refuse_own_judge, tools.store, rivals, judge)
         job = pb.JobSpec(
@@ -121,7 +118,7 @@ class CompareStep:
                 "shown": [_by_name(one, names) for one in figures["shown"]],
                 "report": report.ref,
             }
-            yield StepOutcome(models[winner]["model"], metrics)
+            yield StepOutcome(models[winner]["model"], metrics, passes_on=winner)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         await cancel_job(work, tools)
@@ -179,8 +176,8 @@ def _same_judge(rival: str) -> str:
 
 
 def choose(models: Mapping[str, Mapping[str, Any]], require: CompareRequire) -> tuple[str, str]:
-    """(which goes on, why): the rival of the highest win rate among those that are beyond chance,
-    else the baseline.
+    """(which goes on, why): the rival of the highest win rate among those that are above one half,
+    or above `require`'s bar where that is higher, beyond chance; else the baseline.
 
     FailedPrecondition, with the figures, where no rival is above `require`'s bar beyond chance.
     """
@@ -189,18 +186,18 @@ def choose(models: Mapping[str, Mapping[str, Any]], require: CompareRequire) -> 
     bar = require.win_rate_low_above
     if bar is not None and not _beyond(rivals, bar):
         raise FailedPrecondition(
-            f"{_line(models, best, rivals[best])}: not above {bar:.1%} beyond chance"
-            f"{_among(rivals)}{_size(rivals[best], len(rivals))}; nothing is promoted",
+            f"{_line(models, best, rivals[best], bar)}: not above {bar:.1%} beyond chance"
+            f"{_among(rivals)}{_size(rivals[best], len(rivals), bar)}; nothing is promoted",
             reason="REQUIREMENT_NOT_MET",
             field="require.win_rate_low_above",
         )
-    beyond = _beyond(rivals, 0.5)
-    if beyond:
+    bar = max(0.5, bar or 0)
+    if beyond := _beyond(rivals, bar):
         best = max(beyond, key=lambda name: rivals[name].rate)
-        return best, f"{_line(models, best, rivals[best])}: beyond chance{_among(rivals)}"
+        return best, f"{_line(models, best, rivals[best], bar)}: beyond chance{_among(rivals)}"
     stays = f"{models['baseline']['model']} stays, no rival is better beyond chance"
-    size = _size(rivals[best], len(rivals))
-    return "baseline", f"{stays}{_among(rivals)}: {_line(models, best, rivals[best])}{size}"
+    size = _size(rivals[best], len(rivals), bar)
+    return "baseline", f"{stays}{_among(rivals)}: {_line(models, best, rivals[best], bar)}{size}"
 
 
 def pairs_of(figures: Mapping[str, Any]) -> PairedCounts:
@@ -212,11 +209,14 @@ def _beyond(rivals: Mapping[str, PairedCounts], bar: float) -> set[str]:
     return holm({name: pairs.p_value(bar) for name, pairs in rivals.items()})
 
 
-def _line(models: Mapping[str, Mapping[str, Any]], name: str, pairs: PairedCounts) -> str:
+def _line(
+    models: Mapping[str, Mapping[str, Any]], name: str, pairs: PairedCounts, bar: float
+) -> str:
+    of = "" if bar == 0.5 else f" of {bar:.1%} or less"
     return (
         f"{models[name]['model']} wins {pairs.rate:.1%} of {pairs.of:,} prompts against "
         f"{models['baseline']['model']} ({pairs.wins:,} won, {pairs.losses:,} lost, "
-        f"{pairs.ties:,} tied; p = {pairs.p_value():.2g})"
+        f"{pairs.ties:,} tied; p = {pairs.p_value(bar):.2g}{of})"
     )
 
 
@@ -224,12 +224,12 @@ def _among(rivals: Mapping[str, PairedCounts]) -> str:
     return f" ({LEVEL:.1%} one-sided, over {len(rivals)} rivals)" if len(rivals) > 1 else ""
 
 
-def _size(pairs: PairedCounts, rivals: int) -> str:
-    """How many prompts would show what was seen, if it is the truth."""
+def _size(pairs: PairedCounts, rivals: int, bar: float) -> str:
+    """How many prompts would show that what was seen is above the bar, if it is the truth."""
     differ = pairs.wins + pairs.losses
-    if not pairs.wins > pairs.losses > 0:
+    if not pairs.losses or pairs.rate <= bar:
         return ""
-    needed = pairs_needed(pairs.wins / differ, rivals=rivals, ties=pairs.ties / pairs.of)
+    needed = pairs_needed(pairs.wins / differ, rivals=rivals, ties=pairs.ties / pairs.of, above=bar)
     if needed <= pairs.of:
         return ""
     return f"; if that is the truth, some {needed:,} prompts would show it"

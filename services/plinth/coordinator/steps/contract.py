@@ -144,11 +144,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """The end of a step. output: name@version. reused: the world was so already."""
+    """The end of a step. output: name@version. reused: the world was so already. passes_on: the
+    input field whose artifact the output is, of a step that makes none but judges those it gets."""
 
     output: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
     reused: bool = False
+    passes_on: str = ""
 
 
 class StepKind(Protocol):
@@ -163,8 +165,9 @@ class StepKind(Protocol):
         whose result is a state of the world (an alias, a served model)."""
         ...
 
-    def surroundings(self, spec: Any, run_id: str) -> Mapping[str, str]:
-        """What shapes the result beside spec and inputs; part of the input digest. May block."""
+    def surroundings(self, spec: Any, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
+        """What shapes the result beside spec and inputs; part of the input digest. May block, and
+        reads no file outside of `roots`. PlinthError and OSError end the step."""
         ...
 
     def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

@@ -23,7 +23,9 @@ from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.models.linear_maps import check_targets
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES, misfits
+from plinth.shared.reward_plugins import plugins
 from plinth.shared.rollout_results import check_fits
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import trainer_pb2 as pb
 
@@ -230,11 +232,12 @@ class TrainStep:
     spec: type[StepSpec] = TrainSpec
     pure = True
 
-    def surroundings(self, spec: TrainSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: TrainSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         # What is not said in the spec shapes the result too.
         defaults = OBJECTIVES[spec.objective]
         rate = defaults.default_rate(adapter=spec.lora is not None)
-        return {"defaults": f"{rate} {defaults.weight_decay} {defaults.warmup_fraction}"}
+        said = {"defaults": f"{rate} {defaults.weight_decay} {defaults.warmup_fraction}"}
+        return said | plugins() if spec.rewards else said
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec

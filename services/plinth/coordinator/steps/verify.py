@@ -31,6 +31,8 @@ from plinth.coordinator.steps.sample import progress_of
 from plinth.shared.answer_form import distinct_trigrams
 from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.prompt_set import Prompt, read_prompts
+from plinth.shared.reward_plugins import plugins
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord
 from plinth.v1 import coordinator_pb2 as pb
 
@@ -80,8 +82,8 @@ class VerifyStep:
     spec: type[StepSpec] = VerifySpec
     pure = True
 
-    def surroundings(self, spec: VerifySpec, run_id: str) -> Mapping[str, str]:
-        return {}
+    def surroundings(self, spec: VerifySpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
+        return plugins()
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
@@ -112,7 +114,7 @@ class VerifyStep:
         metrics["models"] = {side: work.inputs[side].ref for side in SIDES}
         check(spec.require, metrics)
         await self.abandon(work, tools)
-        yield StepOutcome(work.inputs["model"].ref, metrics)
+        yield StepOutcome(work.inputs["model"].ref, metrics, passes_on="model")
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Takes the baseline's own deployment down; one that is gone is no error."""
