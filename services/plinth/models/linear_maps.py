@@ -93,9 +93,9 @@ def _shape(store: ArtifactStore, record: ArtifactRecord) -> tuple[str, int, bool
         try:
             parents = [store.get(ref) for ref in record.parents]
         except NotFound:
-            return None
+            break
         models = [parent for parent in parents if parent.kind == "model"]
         if not models:
-            return None
+            break
         record = models[0]
     return None
