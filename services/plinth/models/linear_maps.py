@@ -76,26 +76,34 @@ def check_targets(
 
 
 def _shape(store: ArtifactStore, record: ArtifactRecord) -> tuple[str, int, bool] | None:
-    """(family, layers, tied): of an import, as its config.json says; of a new model, as its job
-    says; what was tuned has the shape of what it was tuned from."""
+    """(family, layers, tied) of a model; what was tuned has the shape of what it was tuned from."""
     for _ in range(_GENERATIONS):
         said: dict[str, Any] = record.manifest.get("config") or {}
-        if (family := said.get("model_type")) in _LAYER_KEYS:
-            layers, tied = said.get(_LAYER_KEYS[family]), said.get("tie_word_embeddings")
-            if isinstance(layers, int) and isinstance(tied, bool):
-                return family, layers, tied
-            return None
-        if isinstance(new := said.get("model"), dict):
-            family, layers = new.get("family"), new.get("layers")
-            if family in _LAYER_KEYS and isinstance(layers, int):
-                return family, layers, bool(new.get("tie_embeddings", False))
-            return None
+        if "model_type" in said or "model" in said:
+            return _as_said(said)
         try:
             parents = [store.get(ref) for ref in record.parents]
         except NotFound:
-            break
+            return None
         models = [parent for parent in parents if parent.kind == "model"]
         if not models:
-            break
+            return None
         record = models[0]
+    return None
+
+
+def _as_said(said: dict[str, Any]) -> tuple[str, int, bool] | None:
+    """Of a new model as its job says, of an import as its config.json does."""
+    new = said.get("model")
+    if isinstance(new, dict):
+        family, layers, tied = (
+            new.get("family"),
+            new.get("layers"),
+            new.get("tie_embeddings", False),
+        )
+    else:
+        family = said.get("model_type")
+        layers, tied = said.get(_LAYER_KEYS.get(str(family), "")), said.get("tie_word_embeddings")
+    if family in _LAYER_KEYS and isinstance(layers, int) and isinstance(tied, bool):
+        return str(family), layers, tied
     return None
