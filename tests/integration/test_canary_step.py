@@ -266,7 +266,7 @@ async def test_better_weights_reach_prod_and_no_stream_breaks(
         assert told == {"chat@1": 891, "chat@2": 99}
         # A long answer of the old weights is still going on when the decision falls.
         made.stack.shards["shard-0"].delay_s = 0.005
-        long = asyncio.create_task(made.stream(700))
+        long = asyncio.create_task(made.stream(1500))
         await until(lambda: made.stack.shards["shard-0"].running == 1)
         told += await made.traffic(9, {"chat@1": 0.8, "chat@2": 0.9})
         assert told.total() == 999
@@ -275,7 +275,7 @@ async def test_better_weights_reach_prod_and_no_stream_breaks(
         assert await made.traffic(10) == {"chat@2": 10}
         assert not long.done()
         assert "shard-0" in made.served.values()
-        assert await long == ("chat@1", script_text(1, 0, 700))
+        assert await long == ("chat@1", script_text(1, 0, 1500))
         run = await made.end()
         assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
         figures = json.loads(run.steps[0].metrics_json)
@@ -310,7 +310,7 @@ async def test_slow_weights_roll_back(tmp_path: Path, redis_server: str, redis_c
         await made.submit(share=0.5, requests=None, require=times)
         await made.route("open")
         while not (run := await made.run()).finished_unix_ms:
-            await made.traffic(25)
+            await made.traffic(30)
         assert run.state == pb.RUN_STATE_FAILED
         assert "first tokens came within" in run.error
         await made.rolled_back()

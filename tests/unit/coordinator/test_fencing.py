@@ -122,8 +122,8 @@ class Interleaved:
 
 
 class Simulation:
-    """An alias and a deployment called `name`, coordinators with fences and stores of their own,
-    and who wrote what, in order."""
+    """An artifact with an alias and a deployment, both called `name`, coordinators with fences and
+    stores of their own, and who wrote what, in order."""
 
     def __init__(
         self,
@@ -135,6 +135,8 @@ class Simulation:
         self._stores = {term: copy.copy(store) for term, store in stores.items()}
         # Whose each record is and where, and who ended well, in order.
         self.told: list[tuple[str, Act, str]] = []
+        for version in range(1, VERSIONS + 1):
+            self._stores[1].link(name, self._stores[1].get(f"m@{version}"))
         for store in self._stores.values():
             store._alias_logs = {}  # each keeps the storage that it was made with
             store.storage = cast(Any, Interleaved(store.storage, self.carry_out, self.told))
@@ -166,8 +168,8 @@ class _AllReady:
 
     def __init__(self, name: str) -> None:
         held = [
-            {"model": model, "artifact": f"m@{version}"}
-            for model in (name, canary_name(name))
+            {"model": served, "artifact": f"{name}@{version}"}
+            for served in (name, canary_name(name))
             for version in range(1, VERSIONS + 1)
         ]
         self._replica = Replica("inference", "a", "a:1", {"bindings": json.dumps(held)})
@@ -199,16 +201,16 @@ class _Promoted:
 def publish(simulation: Simulation, act: Act) -> None:
     """What the step does, with its retries and refusals."""
     tools = simulation.tools(act)
-    model = tools.store.get(f"m@{act.version}")
-    spec = PublishSpec(kind="publish", model="m", alias=simulation.name)
+    model = tools.store.get(f"{simulation.name}@{act.version}")
+    spec = PublishSpec(kind="publish", model=simulation.name, alias="prod")
     work = Work(f"r{act.run}", "s", spec, {"model": model}, "sha256:0", "m")
     _settle(simulation, act, PublishStep(), work, tools)
 
 
 def serve(simulation: Simulation, act: Act) -> None:
     tools = simulation.tools(act)
-    model = tools.store.get(f"m@{act.version}")
-    spec = ServeSpec(kind="serve", model="m", name=simulation.name)
+    model = tools.store.get(f"{simulation.name}@{act.version}")
+    spec = ServeSpec(kind="serve", model=simulation.name, name=simulation.name)
     work = Work(f"r{act.run}", "s", spec, {"model": model}, "sha256:0", "m")
     _settle(simulation, act, _Put(), work, tools)
 
@@ -216,9 +218,9 @@ def serve(simulation: Simulation, act: Act) -> None:
 def canary(simulation: Simulation, act: Act) -> None:
     """From where its candidate was found good, or is the name's already."""
     tools = simulation.tools(act)
-    model = tools.store.get(f"m@{act.version}")
     name = simulation.name
-    spec = CanarySpec(kind="canary", model="m", name=name, alias=name)
+    model = tools.store.get(f"{name}@{act.version}")
+    spec = CanarySpec(kind="canary", model=name, name=name)
     work = Work(f"r{act.run}", "s", spec, {"model": model}, f"sha256:{act.version}", "m")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "_IDLE_S", 0.0)
@@ -260,13 +262,13 @@ def _settle(simulation: Simulation, act: Act, step: Any, work: Work, tools: Tool
     raise AssertionError("it never came to an end")
 
 
-FOLDERS = {"alias": "artifacts/m/aliases", "deployment": "deployments"}
+FOLDERS = {"alias": "artifacts/{}/aliases/prod", "deployment": "deployments/{}"}
 
 
 def values(simulation: Simulation, what: str) -> list[int | None]:
     """What stood after each record, oldest first."""
     store = simulation.tools(Act(1, 1, 1, "look", 0)).store
-    log = RecordLog(store.storage, f"{FOLDERS[what]}/{simulation.name}")
+    log = RecordLog(store.storage, FOLDERS[what].format(simulation.name))
     found = []
     for number in log.numbers():
         record = log.read(number)
@@ -274,7 +276,7 @@ def values(simulation: Simulation, what: str) -> list[int | None]:
             found.append(record["version"])
         else:
             deployed = record["deployment"]
-            found.append(int(deployed["artifact"].removeprefix("m@")) if deployed else None)
+            found.append(int(deployed["artifact"].rpartition("@")[2]) if deployed else None)
     return found
 
 
@@ -282,11 +284,12 @@ def check_order(simulation: Simulation, what: str, seen: list[int | None], at_fi
     """Who moves it is of no earlier leader than who wrote there, or found it right, and of no
     earlier run than who wrote or wanted what stands there: to give up wants nothing. seen: its
     values, of which so many stood at first."""
+    folder = FOLDERS[what].format(simulation.name)
     records = iter(seen[at_first:])
     before = seen[at_first - 1] if at_first else None
     run = term = 0
     for told, act, where in simulation.told:
-        if told == "wrote" and not where.startswith(f"{FOLDERS[what]}/{simulation.name}/"):
+        if told == "wrote" and not where.startswith(f"{folder}/"):
             continue
         value = next(records) if told == "wrote" else before
         if value != before:
@@ -332,7 +335,7 @@ def test_the_latest_run_and_leader_stand_whatever_wakes_late(
         assert set(seen) <= {None}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(acts(operations=30), min_size=1, max_size=3))
 def test_canaries_keep_the_order_of_runs_and_leaders_on_all_that_they_write(
     stores: Mapping[int, ArtifactStore], story: list[Act]
@@ -340,9 +343,9 @@ def test_canaries_keep_the_order_of_runs_and_leaders_on_all_that_they_write(
     """One writes the name's deployment first and its alias later, so an act that ends in between
     leaves what the next one of its run finds."""
     name = f"name{next(_NAMES)}"
-    first = pb.Deployment(name=name, artifact="m@1", shards=1)
-    DeploymentRecords(stores[1]).put(first)
     simulation = Simulation(name, stores, canary)
+    first = pb.Deployment(name=name, artifact=f"{name}@1", shards=1)
+    DeploymentRecords(stores[1]).put(first)
     for act in story:
         simulation.carry_out(act)
     check_order(simulation, "deployment", values(simulation, "deployment"), 1)
@@ -355,18 +358,18 @@ def test_a_canary_that_finds_all_as_it_wants_it_marks_it(
 ) -> None:
     """A run that was submitted before it and comes later moves nothing back."""
     name, store = f"name{next(_NAMES)}", stores[2]
-    records = DeploymentRecords(store)
-    records.put(pb.Deployment(name=name, artifact="m@2", shards=1))
-    store.set_alias("m", name, 2)
     simulation = Simulation(name, stores, canary)
+    records = DeploymentRecords(store)
+    records.put(pb.Deployment(name=name, artifact=f"{name}@2", shards=1))
+    store.set_alias(name, "prod", 2)
     simulation.carry_out(Act(run=9, term=1, version=2, what="do", at=0))
     assert [told for told, _, _ in simulation.told] == ["wrote", "wrote", "ended"]
     early = Fence(1, 7)
     with pytest.raises(FailedPrecondition, match="submitted after"):
         if what == "alias":
-            store.under(early).set_alias("m", name, 1)
+            store.under(early).set_alias(name, "prod", 1)
         else:
-            earlier = pb.Deployment(name=name, artifact="m@1", shards=1)
+            earlier = pb.Deployment(name=name, artifact=f"{name}@1", shards=1)
             records.under(early).put(earlier)
 
 
