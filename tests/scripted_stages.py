@@ -122,8 +122,12 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
                 (folder / "config.json").write_text(json.dumps(config))
                 separator = {"id": EOS, "content": "<|endoftext|>"}
                 (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [separator]}))
-                (folder / "parents.json").write_text(json.dumps([spec.output_name, *parents]))
-                return self._store.publish(spec.output_name, "model", folder, parents=parents)
+                made_of = [spec.output_name, spec.train.max_seconds, *parents]
+                (folder / "parents.json").write_text(json.dumps(made_of))
+                kind = "reward" if spec.train.objective == "reward" else "model"
+                return self._store.publish(spec.output_name, kind, folder, parents=parents)
+            if spec.WhichOneof("spec") == "compare":
+                return self._compared(folder, spec.output_name, list(spec.compare.models))
             prepare = spec.prepare
             if prepare.tokenizer:
                 parents = [p for p in (prepare.corpus, prepare.tokenizer) if p]
@@ -131,6 +135,15 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
                 return self._store.publish(spec.output_name, "dataset", folder, parents=parents)
             write_corpus(folder)
             return self._store.publish(spec.output_name, "corpus", folder)
+
+    def _compared(self, folder: Path, name: str, models: list[str]) -> ArtifactRecord:
+        """The last of the models wins 80 of 100."""
+        (folder / "report.json").write_text(json.dumps([name, *models]))
+        even, won = {"wins": 0, "losses": 0, "ties": 100}, {"wins": 80, "losses": 20, "ties": 0}
+        shown = {"prompt": "p", **{str(number): "a" for number in range(len(models))}}
+        figures = [*[even] * (len(models) - 1), won]
+        metrics = {"models": figures, "prompts": 100, "shown": [shown]}
+        return self._store.publish(name, "report", folder, metrics=metrics)
 
 
 class Caller:

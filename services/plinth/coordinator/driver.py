@@ -222,7 +222,7 @@ class RunDriver:
         match event:
             case Progress(fraction, detail):
                 machine.advance(run, name, fraction=fraction, detail=detail)
-            case StepOutcome(output, metrics, reused):
+            case StepOutcome(output, metrics, reused, _):
                 del self._tasks[name]
                 machine.succeed(
                     run, name, output=output, metrics=metrics, reused=reused, now=_now()

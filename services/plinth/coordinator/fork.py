@@ -117,8 +117,7 @@ def _check_output(step: pb.Step, store: ArtifactStore, results: StepResults) -> 
         made = None
     there = made is not None
     if made is not None and STEP_KINDS[step.kind].pure:
-        found = results.find(step.input_digest)
-        there = found is not None and store.get(found.output).digest == made.digest
+        there = results.stands(step.input_digest, made)
     if not there:
         raise FailedPrecondition(
             f"{step.output}, which the step {step.name} made, is on the store no more; fork from "

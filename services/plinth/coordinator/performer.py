@@ -67,7 +67,9 @@ class Performer:
     async def _attempt(self, work: Work) -> AsyncIterator[Progress | StepOutcome]:
         kind = STEP_KINDS[work.spec.kind]
         if kind.pure:
-            found = await asyncio.to_thread(self._results.find, work.input_digest, work.output_name)
+            found = await asyncio.to_thread(
+                self._results.find, work.input_digest, work.output_name, work.inputs
+            )
             if found is not None:
                 yield found
                 return
@@ -86,6 +88,7 @@ class Performer:
                 work.input_digest,
                 outcome,
                 output_name=work.output_name,
+                inputs=work.inputs,
                 fence=self._leadership.fence,
                 origin=origin,
             )

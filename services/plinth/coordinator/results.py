@@ -7,13 +7,17 @@ a writer with a lower one. Blocking; called in a thread.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from plinth.coordinator.steps.contract import StepOutcome
 from plinth.shared.errors import Aborted, NotFound
 from plinth.shared.record_log import RecordLog
-from plinth.shared.store import ArtifactStore
+from plinth.shared.store import ArtifactRecord, ArtifactStore
+
+NO_INPUTS: Final[Mapping[str, ArtifactRecord]] = MappingProxyType({})
 
 
 class StepResults:
@@ -22,28 +26,44 @@ class StepResults:
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
 
-    def find(self, input_digest: str, output_name: str = "") -> StepOutcome | None:
+    def find(
+        self,
+        input_digest: str,
+        output_name: str = "",
+        inputs: Mapping[str, ArtifactRecord] = NO_INPUTS,
+    ) -> StepOutcome | None:
         """The result made from these inputs, while its artifact is still on the store.
 
-        output_name: what the step that asks calls what it makes. A result that was published under
-        the name of another step (the pipeline was renamed, or has a copy) is published under this
-        one too, without a copy of its files; one that is another artifact (the winner of a
-        comparison) is given as it is. Left out: the result as it was recorded.
+        output_name, inputs: what the step that asks calls what it makes, and its inputs by field.
+        They may be called otherwise than those of the step that made the result (the pipeline was
+        renamed, or has a copy). What was made is published under this name too, without a copy of
+        its files; where an input was passed on (the winner of a comparison), it is this step's own
+        input of that field; and the figures name this step's inputs. Without a name: as recorded.
         """
         latest = self._log(input_digest).latest()
         if latest is None:
             return None
         record = latest[1]
+        metrics = _renamed(record["metrics"], record.get("inputs", {}), inputs)
+        if passed_on := record.get("passes_on", ""):
+            return StepOutcome(inputs[passed_on].ref, metrics, True, passed_on)
         try:
             made = self._store.get(record["output"])
         except NotFound:
             return None
         if made.digest != record["output_digest"]:
             return None  # the name was deleted and given to something else
-        called = record.get("output_name", "")
-        if output_name and made.name == called != output_name:
+        called = record["output_name"] or made.name
+        if made.name != called:
+            return None  # of an earlier version: an input, and which one is not known
+        if output_name not in ("", called):
             made = self._store.link(output_name, made)
-        return StepOutcome(made.ref, record["metrics"], reused=True)
+        return StepOutcome(made.ref, metrics, reused=True)
+
+    def stands(self, input_digest: str, made: ArtifactRecord) -> bool:
+        """Whether the result made from these inputs has this content."""
+        latest = self._log(input_digest).latest()
+        return latest is not None and latest[1]["output_digest"] == made.digest
 
     def publish(
         self,
@@ -53,14 +73,15 @@ class StepResults:
         fence: int,
         origin: Mapping[str, str],
         output_name: str = "",
+        inputs: Mapping[str, ArtifactRecord] = NO_INPUTS,
     ) -> StepOutcome:
         """Records `outcome`, or gives back the one that another run was first to record.
         Aborted when a coordinator with a higher fence was here. origin: run and step, for people.
-        output_name: as in `find`.
+        output_name, inputs: as in `find`.
         """
         log = self._log(input_digest)
         while True:
-            if (there := self.find(input_digest, output_name)) is not None:
+            if (there := self.find(input_digest, output_name, inputs)) is not None:
                 return there
             latest = log.latest()
             number, newest_fence = (latest[0], int(latest[1]["fence"])) if latest else (0, 0)
@@ -75,6 +96,8 @@ class StepResults:
                 "output_digest": self._store.get(outcome.output).digest,
                 "metrics": dict(outcome.metrics),
                 "output_name": output_name,
+                "passes_on": outcome.passes_on,
+                "inputs": {field: one.ref for field, one in inputs.items()},
                 "fence": fence,
                 "origin": dict(origin),
             }
@@ -83,3 +106,23 @@ class StepResults:
 
     def _log(self, input_digest: str) -> RecordLog:
         return RecordLog(self._store.storage, f"steps/{input_digest.removeprefix('sha256:')}")
+
+
+def _renamed(value: Any, before: Mapping[str, str], now: Mapping[str, ArtifactRecord]) -> Any:
+    """Figures with the references to inputs of then (by field) replaced by those of now."""
+    names = {before[field]: record.ref for field, record in now.items() if field in before}
+    if not names:
+        return value
+    any_of = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    reference = re.compile(rf"(?<![A-Za-z0-9._-])(?:{any_of})(?![0-9])")
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, str):
+            return reference.sub(lambda found: names[found[0]], value)
+        if isinstance(value, list):
+            return [walk(one) for one in value]
+        if isinstance(value, dict):
+            return {key: walk(one) for key, one in value.items()}
+        return value
+
+    return walk(value)

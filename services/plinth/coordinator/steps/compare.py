@@ -121,7 +121,7 @@ class CompareStep:
                 "shown": [_by_name(one, names) for one in figures["shown"]],
                 "report": report.ref,
             }
-            yield StepOutcome(models[winner]["model"], metrics)
+            yield StepOutcome(models[winner]["model"], metrics, passes_on=winner)
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         await cancel_job(work, tools)

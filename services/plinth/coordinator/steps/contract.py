@@ -126,11 +126,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """The end of a step. output: name@version. reused: the world was so already."""
+    """The end of a step. output: name@version. reused: the world was so already. passes_on: the
+    input field whose artifact the output is, of a step that makes none but judges those it gets."""
 
     output: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
     reused: bool = False
+    passes_on: str = ""
 
 
 class StepKind(Protocol):

@@ -112,7 +112,7 @@ class VerifyStep:
         metrics["models"] = {side: work.inputs[side].ref for side in SIDES}
         check(spec.require, metrics)
         await self.abandon(work, tools)
-        yield StepOutcome(work.inputs["model"].ref, metrics)
+        yield StepOutcome(work.inputs["model"].ref, metrics, passes_on="model")
 
     async def abandon(self, work: Work, tools: Tools) -> None:
         """Takes the baseline's own deployment down; one that is gone is no error."""
