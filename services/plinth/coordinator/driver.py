@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from plinth.coordinator import machine, metrics
 from plinth.coordinator.leader import Leadership
@@ -22,9 +24,15 @@ from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Work
 from plinth.shared import tracing
 from plinth.shared.change_feed import ChangeFeed
-from plinth.shared.errors import InvalidArgument, PlinthError, Unavailable
+from plinth.shared.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    PlinthError,
+    Unavailable,
+)
 from plinth.shared.source_roots import SourceRoots
-from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.v1 import coordinator_pb2 as pb
@@ -32,6 +40,8 @@ from plinth.v1 import coordinator_pb2 as pb
 _log = get_logger("plinth.coordinator")
 # Progress is saved at most this often.
 _GATHER_S = 0.25
+_AGAIN_S = 1.0  # a step whose inputs can't be had now
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class RunDriver:
         self._leadership = leadership
         self._news: asyncio.Queue[_News] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._resolving: dict[str, asyncio.Task[Work | PlinthError]] = {}
         self._works: dict[str, Work] = {}
 
     async def drive(self) -> None:
@@ -82,7 +93,7 @@ class RunDriver:
         try:
             await self._loop(run, pipeline, wanted)
         finally:
-            await cancel_and_wait(watcher, *self._tasks.values())
+            await cancel_and_wait(watcher, *self._tasks.values(), *self._resolving.values())
 
     async def _loop(self, run: pb.Run, pipeline: Pipeline, wanted: Wanted) -> None:
         saved = pb.Run()
@@ -93,11 +104,10 @@ class RunDriver:
                 await self._stop(run, pipeline)
             for name in machine.in_flight(run):
                 if name not in self._tasks:
-                    await self._start(run, pipeline, name)
-            begun = [
-                await self._begin(run, pipeline, name)
-                for name in machine.startable(run, pipeline, wanted)
-            ]
+                    self._start(run, pipeline, name)
+            startable = machine.startable(run, pipeline, wanted)
+            self._forget({*machine.in_flight(run), *startable})
+            begun = [self._begin(run, pipeline, name) for name in startable]
             # 2. Save, if anything changed; only then do new steps touch the world.
             machine.settle(run, wanted, _now())
             if run != saved:
@@ -114,63 +124,78 @@ class RunDriver:
             await self._take_news(run)
             wanted = await self._wanted(wanted)
 
-    async def _begin(self, run: pb.Run, pipeline: Pipeline, name: str) -> bool:
-        """Fixes the step's digest and marks it running."""
-        work = await self._work(run, pipeline, name)
+    def _begin(self, run: pb.Run, pipeline: Pipeline, name: str) -> bool:
+        """Fixes the step's digest and marks it running, once its work is known."""
+        work = self._work(run, pipeline, name)
         if work is None:
             return False
         now = _now()
         machine.begin(run, name, input_digest=work.input_digest, job_id=work.job_id, now=now)
         return True
 
-    async def _start(self, run: pb.Run, pipeline: Pipeline, name: str) -> None:
-        """Lets a step that is recorded as running do its work."""
-        work = await self._work(run, pipeline, name)
+    def _start(self, run: pb.Run, pipeline: Pipeline, name: str) -> None:
+        """Lets a step that is recorded as running do its work, once that is known."""
+        work = self._work(run, pipeline, name)
         if work is not None:
-            task = asyncio.create_task(self._perform(work))
-            task.add_done_callback(lambda _: self._news.put_nowait(_News(None)))
-            self._tasks[name] = task
+            self._tasks[name] = self._heard(self._perform(work))
 
-    async def _work(self, run: pb.Run, pipeline: Pipeline, name: str) -> Work | None:
-        """The step's work; None when it can't be had now, or ever: then the step has failed."""
+    def _work(self, run: pb.Run, pipeline: Pipeline, name: str) -> Work | None:
+        """The step's work; None when it isn't known yet (then news comes), or never will be: then
+        the step has failed."""
         if name in self._works:
             return self._works[name]
-        try:
-            work = await asyncio.to_thread(self._resolve, run, pipeline, name)
-        except TRANSIENT as error:
-            _log.info("a step waits", step=name, reason=error.message)
-            asyncio.get_running_loop().call_later(1.0, self._news.put_nowait, _News(None))
+        if name not in self._resolving:
+            self._resolving[name] = self._heard(self._resolve(run, pipeline, name))
+        if not self._resolving[name].done():
             return None
-        except PlinthError as error:
-            machine.fail(run, name, error=error.message, now=_now())
+        found = self._resolving.pop(name).result()
+        if isinstance(found, PlinthError):
+            machine.fail(run, name, error=found.message, now=_now())
             return None
-        self._works[name] = work
-        return work
+        self._works[name] = found
+        return found
 
-    def _resolve(self, run: pb.Run, pipeline: Pipeline, name: str) -> Work:
-        """The step with its inputs; in flight its recorded digest holds. Blocks on the store."""
+    def _forget(self, wanted: set[str]) -> None:
+        """Steps that may not begin any more (a pause): their inputs are looked at again then."""
+        for name in self._resolving.keys() - wanted:
+            self._resolving.pop(name).cancel()
+
+    def _heard(self, act: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
+        """A task of whose end there will be news."""
+        task = asyncio.create_task(act)
+        task.add_done_callback(lambda _: self._news.put_nowait(_News(None)))
+        return task
+
+    async def _resolve(self, run: pb.Run, pipeline: Pipeline, name: str) -> Work | PlinthError:
+        """The step with its inputs; in flight its recorded digest holds. Beside the loop, since a
+        corpus may take long to read. What may pass by itself is waited out; else what is wrong."""
         spec = pipeline.steps[name]
-        for field, path in spec.paths().items():  # also of runs from before the roots were changed
-            self._roots.check(path, field=field)
-        inputs: dict[str, ArtifactRecord] = {}
-        for field, reference in spec.inputs().items():
-            source = reference.removeprefix("$")
-            made = machine.step_of(run, source).output if source != reference else reference
-            inputs[field] = self._store.get(made)
-        digest = machine.step_of(run, name).input_digest or input_digest(
-            spec,
-            inputs={field: record.digest for field, record in inputs.items()},
-            surroundings=STEP_KINDS[spec.kind].surroundings(spec, run.run_id),
-        )
-        return Work(
-            run.run_id,
-            name,
-            spec,
-            inputs,
-            digest,
-            pipeline.output_name(name),
-            number_of(run),
-        )
+        references = {
+            field: machine.step_of(run, reference[1:]).output if reference[0] == "$" else reference
+            for field, reference in spec.inputs().items()
+        }
+        recorded, number = machine.step_of(run, name).input_digest, number_of(run)
+
+        def look() -> Work:
+            for field, path in spec.paths().items():  # also of runs from before they were changed
+                self._roots.check(path, field=field)
+            inputs = {field: self._store.get(made) for field, made in references.items()}
+            digest = recorded or input_digest(
+                spec,
+                inputs={field: record.digest for field, record in inputs.items()},
+                surroundings=STEP_KINDS[spec.kind].surroundings(spec, self._run_id, self._roots),
+            )
+            called = pipeline.output_name(name)
+            return Work(self._run_id, name, spec, inputs, digest, called, number)
+
+        while True:
+            try:
+                return await asyncio.to_thread(look)
+            except TRANSIENT as error:
+                _log.info("a step waits", step=name, reason=error.message)
+                await asyncio.sleep(_AGAIN_S)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run's owner is told
+                return _told(name, error)
 
     async def _perform(self, work: Work) -> None:
         attributes = {"plinth.run_id": work.run_id, "plinth.step": work.step}
@@ -178,7 +203,8 @@ class RunDriver:
             try:
                 async for event in self._performer.perform(work):
                     self._news.put_nowait(_News(work.step, event))
-            except PlinthError as error:
+            except Exception as raised:  # noqa: BLE001 - whatever it is, the run's owner is told
+                error = _told(work.step, raised)
                 tracing.failed(error.reason or error.code)
                 self._news.put_nowait(_News(work.step, error))
 
@@ -187,7 +213,8 @@ class RunDriver:
         for name in machine.in_flight(run):
             if (task := self._tasks.pop(name, None)) is not None:
                 await cancel_and_wait(task)
-            work = await self._work(run, pipeline, name)
+            while (work := self._work(run, pipeline, name)) is None and name in self._resolving:
+                await asyncio.wait({self._resolving[name]})  # its digest is known: nothing is read
             if work is not None:
                 await self._abandon(work)
             if name in machine.in_flight(run):
@@ -196,7 +223,8 @@ class RunDriver:
     async def _abandon(self, work: Work) -> None:
         try:
             await self._performer.abandon(work)
-        except PlinthError as error:  # what it left stays; that must not keep the run from ending
+        except Exception as raised:  # noqa: BLE001 - what it left stays; the run must end all the same
+            error = _told(work.step, raised)
             _log.warning("a step could not be undone", step=work.step, reason=error.message)
 
     async def _take_news(self, run: pb.Run) -> None:
@@ -209,12 +237,6 @@ class RunDriver:
         for one in news:
             if one.step is not None and one.step in self._tasks:
                 await self._apply(run, one.step, one.event)
-        for name, task in list(self._tasks.items()):
-            if task.done() and (error := task.exception()) is not None:
-                _log.error("a step failed by a fault of its own", step=name, exc_info=error)
-                del self._tasks[name]
-                text = f"internal error: {type(error).__name__}; the coordinator's log has it"
-                machine.fail(run, name, error=text, now=_now())
 
     async def _apply(
         self, run: pb.Run, name: str, event: Progress | StepOutcome | PlinthError | None
@@ -251,6 +273,22 @@ class RunDriver:
                 return await self._records.save(run, self._leadership)
             except Unavailable:
                 await asyncio.sleep(0.5)
+
+
+def _told(step: str, error: Exception) -> PlinthError:
+    """What the run's owner is told of whatever ended a step."""
+    if isinstance(error, PlinthError):
+        return error
+    if isinstance(error, OSError) and error.filename is not None:
+        remedy = "mend that, and submit the pipeline again (finished steps are reused)"
+        if isinstance(error, PermissionError):
+            remedy = "make the file readable to the coordinator, which has its own rights"
+        return FailedPrecondition(
+            f"{error.filename!s}: {error.strerror or type(error).__name__}; {remedy}",
+            reason="FILE_FAILED",
+        )
+    _log.error("a step failed by a fault of its own", step=step, exc_info=error)
+    return Internal(f"internal error: {type(error).__name__}; the coordinator's log has it")
 
 
 def _now() -> int:

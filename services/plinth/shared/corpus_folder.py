@@ -25,7 +25,7 @@ def kind_of(path: Path) -> str:
 class CorpusFolder:
     """The files below `root`, in the order of their paths."""
 
-    def __init__(self, root: Path, check: Callable[[Path], None] = lambda _: None) -> None:
+    def __init__(self, root: Path, check: Callable[[Path], object] = lambda _: None) -> None:
         """Looks at once. `check` is told each link that leads to a folder; what it raises is
         raised."""
         self.files: list[Path] = []

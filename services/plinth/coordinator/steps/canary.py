@@ -19,13 +19,14 @@ from collections.abc import AsyncIterator, Mapping
 from plinth.coordinator.steps.canary_spec import CanarySpec
 from plinth.coordinator.steps.contract import Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.trial import Trial
+from plinth.shared.source_roots import SourceRoots
 
 
 class CanaryStep:
     spec: type[StepSpec] = CanarySpec
     pure = False
 
-    def surroundings(self, spec: CanarySpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: CanarySpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

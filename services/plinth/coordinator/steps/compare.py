@@ -23,8 +23,9 @@ from plinth.algos.paired import LEVEL, PairedCounts, holm, pairs_needed
 from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
-from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.shared.source_roots import SourceRoots
 from plinth.v1 import trainer_pb2 as pb
+from plinth.shared.store import ArtifactRecord, ArtifactStore
 
 RIVALS = ("candidate", "candidate_2", "candidate_3")
 
@@ -80,7 +81,7 @@ class CompareStep:
     spec: type[StepSpec] = CompareSpec
     pure = True
 
-    def surroundings(self, spec: CompareSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: CompareSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

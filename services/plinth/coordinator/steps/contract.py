@@ -147,8 +147,9 @@ class StepKind(Protocol):
         whose result is a state of the world (an alias, a served model)."""
         ...
 
-    def surroundings(self, spec: Any, run_id: str) -> Mapping[str, str]:
-        """What shapes the result beside spec and inputs; part of the input digest. May block."""
+    def surroundings(self, spec: Any, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
+        """What shapes the result beside spec and inputs; part of the input digest. May block, and
+        reads no file outside of `roots`. PlinthError and OSError end the step."""
         ...
 
     def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,6 +18,7 @@ from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, Step
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.corpus_folder import CorpusFolder
 from plinth.shared.file_digests import file_digest
+from plinth.shared.source_roots import SourceRoots
 from plinth.v1 import trainer_pb2 as pb
 
 _SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")
@@ -99,10 +100,12 @@ class DataStep:
     spec: type[StepSpec] = DataSpec
     pure = True
 
-    def surroundings(self, spec: DataSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: DataSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         if spec.corpus_dir:
             # A folder that only the trainer's machine sees: no other run's result stands for it.
-            found = fingerprint(Path(spec.corpus_dir))
+            found = fingerprint(
+                Path(spec.corpus_dir), lambda path: roots.check(path, field="corpus_dir")
+            )
             return {"corpus_dir": found or f"unseen, run {run_id}"}
         if spec.builtin:
             return {"python": platform.python_version()}
@@ -137,13 +140,15 @@ class DataStep:
         await cancel_job(work, tools)
 
 
-def fingerprint(folder: Path) -> str | None:
+def fingerprint(folder: Path, check: Callable[[Path], object] = lambda _: None) -> str | None:
     """Digest of a folder's files by relative path and content, so that a changed corpus is prepared
-    again. None when this machine does not see the folder. OSError: it can't read a file of it."""
+    again. None when this machine does not see the folder. `check` is told what is about to be read,
+    links among it, and raises for what must not be; OSError: a file that can't be read."""
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for path in CorpusFolder(folder).files:
+    for path in CorpusFolder(folder, check).files:
+        check(path)
         line = f"{path.relative_to(folder)}\0{file_digest(path)}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return f"sha256:{digest.hexdigest()}"

@@ -36,6 +36,7 @@ from plinth.coordinator.scoring import (
 )
 from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.shared.errors import NotFound
+from plinth.shared.source_roots import SourceRoots
 from plinth.v1 import coordinator_pb2 as pb
 
 
@@ -82,7 +83,9 @@ class EvaluateStep:
     spec: type[StepSpec] = EvaluateSpec
     pure = True
 
-    def surroundings(self, spec: EvaluateSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(
+        self, spec: EvaluateSpec, run_id: str, roots: SourceRoots
+    ) -> Mapping[str, str]:
         return {f"probes.{name}": digest(name) for name in spec.probes}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

@@ -19,6 +19,7 @@ from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.report import snapshot
 from plinth.coordinator.preferences.specs import DEFAULT_COLLECTION, MAX_NAME_CHARS
 from plinth.coordinator.steps.contract import Progress, StepOutcome, StepSpec, Tools, Work
+from plinth.shared.source_roots import SourceRoots
 from plinth.v1 import preferences_pb2 as pb
 
 
@@ -47,7 +48,9 @@ class PreferencesStep:
     spec: type[StepSpec] = PreferencesSpec
     pure = False  # the judgements of a collection are a state of the world
 
-    def surroundings(self, spec: PreferencesSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(
+        self, spec: PreferencesSpec, run_id: str, roots: SourceRoots
+    ) -> Mapping[str, str]:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

@@ -24,6 +24,7 @@ from plinth.coordinator.steps.contract import Name, Progress, StepOutcome, StepS
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.intake import Intake
 from plinth.shared.prompt_set import MAX_CHECKS, Prompt, read_prompts, write_prompts
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.splits import SPLITS, normalised
 from plinth.shared.store import ArtifactRecord
 
@@ -83,7 +84,7 @@ class PromptsStep:
     spec: type[StepSpec] = PromptsSpec
     pure = True
 
-    def surroundings(self, spec: PromptsSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: PromptsSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         if spec.file is None:
             return {}
         path = Path(spec.file)

@@ -15,6 +15,7 @@ from plinth.coordinator.steps.contract import (
     Tools,
     Work,
 )
+from plinth.shared.source_roots import SourceRoots
 
 
 class PublishSpec(StepSpec):
@@ -32,7 +33,7 @@ class PublishStep:
     spec: type[StepSpec] = PublishSpec
     pure = False
 
-    def surroundings(self, spec: PublishSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: PublishSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

@@ -30,6 +30,7 @@ from plinth.coordinator.steps.contract import (
 )
 from plinth.shared.prompt_set import read_prompts
 from plinth.shared.rollout_results import MAX_SAMPLES
+from plinth.shared.source_roots import SourceRoots
 from plinth.shared.tasks import cancel_and_wait
 
 SAMPLES = "samples.jsonl"
@@ -72,7 +73,7 @@ class SampleStep:
     spec: type[StepSpec] = SampleSpec
     pure = True
 
-    def surroundings(self, spec: SampleSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: SampleSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

@@ -18,6 +18,7 @@ from plinth.coordinator.steps.contract import (
     Tools,
     Work,
 )
+from plinth.shared.source_roots import SourceRoots
 from plinth.v1 import coordinator_pb2 as pb
 
 
@@ -46,7 +47,7 @@ class ServeStep:
     spec: type[StepSpec] = ServeSpec
     pure = False
 
-    def surroundings(self, spec: ServeSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: ServeSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

@@ -11,6 +11,7 @@ from pydantic import Field
 from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.shared.errors import Unavailable
 from plinth.shared.rpc.watching import watch
+from plinth.shared.source_roots import SourceRoots
 from plinth.v1 import tokenizer_pb2 as pb
 from plinth.v1 import tokenizer_pb2_grpc as rpc
 
@@ -33,7 +34,9 @@ class TokenizerStep:
     spec: type[StepSpec] = TokenizerSpec
     pure = True
 
-    def surroundings(self, spec: TokenizerSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(
+        self, spec: TokenizerSpec, run_id: str, roots: SourceRoots
+    ) -> Mapping[str, str]:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:

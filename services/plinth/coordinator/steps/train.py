@@ -23,6 +23,7 @@ from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES, misfits
 from plinth.shared.rollout_results import check_fits
+from plinth.shared.source_roots import SourceRoots
 from plinth.v1 import trainer_pb2 as pb
 
 
@@ -217,7 +218,7 @@ class TrainStep:
     spec: type[StepSpec] = TrainSpec
     pure = True
 
-    def surroundings(self, spec: TrainSpec, run_id: str) -> Mapping[str, str]:
+    def surroundings(self, spec: TrainSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
         # What is not said in the spec shapes the result too.
         defaults = OBJECTIVES[spec.objective]
         rate = defaults.default_rate(adapter=spec.lora is not None)
