@@ -41,8 +41,7 @@ class PairedCounts:
         differ = self.wins + self.losses
         if not differ:
             return 1.0
-        share = 0.5 + (above - 0.5) * self.of / differ  # of the pairs that differ
-        return binomial_tail(self.wins, differ, min(max(share, 0.0), 1.0))
+        return binomial_tail(self.wins, differ, _of_differing(above, self.ties / self.of))
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Of the rate, with `level` on either side: Clopper and Pearson's (1934) for the pairs that
@@ -69,20 +68,26 @@ def holm(p_values: Mapping[str, float], level: float = LEVEL) -> set[str]:
     return found
 
 
-def pairs_needed(rate: float, *, rivals: int = 1, ties: float = 0.0, power: float = 0.8) -> int:
+def pairs_needed(
+    rate: float, *, rivals: int = 1, ties: float = 0.0, power: float = 0.8, above: float = 0.5
+) -> int:
     """Prompts from which on a side that truly wins `rate` of those that differ is found to be
     better with probability `power`, beside `rivals` - 1 others that need not be (Holm's first
-    step). ties: share of the prompts that don't differ. ValueError unless 0.5 < rate < 1."""
-    if not 0.5 < rate < 1:
-        raise ValueError(f"a rate between 0.5 and 1 can be shown, not {rate:g}")
+    step). ties: share of the prompts that don't differ. above: the bar that its rate (of all
+    prompts, ties as half) is tried against. ValueError unless that lies below the rate, and `rate`
+    below 1."""
+    bar = _of_differing(above, ties)
+    if not bar < rate < 1:
+        raise ValueError(f"a rate between {bar:g} and 1 can be shown, not {rate:g}")
     level = LEVEL / rivals
     ppf = NormalDist().inv_cdf
-    height = ppf(1 - level) / 2 + ppf(power) * math.sqrt(rate * (1 - rate))
-    about = math.ceil((height / (rate - 0.5)) ** 2)
+    height = ppf(1 - level) * math.sqrt(bar * (1 - bar))
+    height += ppf(power) * math.sqrt(rate * (1 - rate))
+    about = math.ceil((height / (rate - bar)) ** 2)
     if about > _MANY:
         return math.ceil(about / (1 - ties))
     enough = math.ceil(1.05 * about) + 20
-    while enough and power_of(enough - 1, rate, level) >= power:
+    while enough and power_of(enough - 1, rate, level, bar) >= power:
         enough -= 1
     return math.ceil(enough / (1 - ties))
 
@@ -98,9 +103,10 @@ def rate_shown(prompts: int, *, rivals: int = 1, power: float = 0.8) -> float:
     return high / 1000
 
 
-def power_of(differ: int, rate: float, level: float) -> float:
-    """Chance that so many pairs that differ, won at this rate, are beyond chance at this level."""
-    return binomial_tail(_critical(differ, level), differ, rate)
+def power_of(differ: int, rate: float, level: float, above: float = 0.5) -> float:
+    """Chance that so many pairs that differ, won at this rate, are beyond chance at this level;
+    all of them those that differ, `above` too."""
+    return binomial_tail(_critical(differ, level, above), differ, rate)
 
 
 def binomial_tail(wins: int, of: int, share: float) -> float:
@@ -130,12 +136,18 @@ def _falling(wins: int, of: int, share: float) -> float:
     return min(1.0, total)
 
 
-def _critical(of: int, level: float) -> int:
+def _of_differing(rate: float, ties: float) -> float:
+    """Share of the pairs that differ that must be won for a rate of all, `ties` of which differ
+    not: 0 to 1."""
+    return min(max(0.5 + (rate - 0.5) / (1 - ties), 0.0), 1.0)
+
+
+def _critical(of: int, level: float, above: float) -> int:
     """The fewest wins that are beyond chance; of + 1 if none are."""
     low, high = 0, of + 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if binomial_tail(middle, of, 0.5) <= level else (middle, high)
+        low, high = (low, middle) if binomial_tail(middle, of, above) <= level else (middle, high)
     return high
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from plinth.algos.paired import PairedCounts, pairs_needed
+from plinth.algos.paired import LEVEL, PairedCounts, pairs_needed
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.steps.compare import CompareRequire, CompareSpec, choose
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
@@ -87,6 +87,40 @@ def test_a_bar_beside_one_half() -> None:
     # A bar below one half is passed by one that is as good; the baseline still stays.
     level = {"baseline": BASE, "candidate": model("dpo@1", 100, 100)}
     assert choose(level, CompareRequire(win_rate_low_above=0.4))[0] == "baseline"
+
+
+def test_of_several_the_one_that_passed_the_bar_goes_on() -> None:
+    """The higher rate is no more than chance above it: many prompts differ there."""
+    models = {
+        "baseline": BASE,
+        "candidate": model("few@1", 200, 60, 740),
+        "candidate_2": model("many@1", 580, 420),
+    }
+    assert choose(models, CompareRequire(win_rate_low_above=0.5))[0] == "candidate_2"
+    winner, why = choose(models, CompareRequire(win_rate_low_above=0.55))
+    assert winner == "candidate"
+    assert "p = 0.0037 of 55.0% or less" in why
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "ties", "bar"),
+    [(560, 440, 0, 0.55), (530, 470, 0, 0.55), (56, 24, 20, 0.6), (5, 3, 2, 0.45)],
+)
+def test_figures_of_a_refusal_are_of_its_bar(wins: int, losses: int, ties: int, bar: float) -> None:
+    models = {"baseline": BASE, "candidate": model("dpo@1", wins, losses, ties)}
+    require = CompareRequire(win_rate_low_above=bar)
+    with pytest.raises(FailedPrecondition) as caught:
+        choose(models, require)
+    pairs = PairedCounts(wins, losses, ties)
+    assert f"p = {pairs.p_value(bar):.2g} of {bar:.1%} or less" in caught.value.message
+    told = re.search(r"some ([\d,]+) prompts would show it", caught.value.message)
+    assert (told is not None) == (pairs.rate > bar)
+    if told is not None:
+        scale = int(told[1].replace(",", "")) / pairs.of
+        more = PairedCounts(round(wins * scale), round(losses * scale), round(ties * scale))
+        assert more.p_value(bar) <= LEVEL
+        few = PairedCounts(*(round(n * scale / 4) for n in (wins, losses, ties)))
+        assert few.p_value(bar) > LEVEL
 
 
 def test_the_step_gives_a_model_and_takes_models() -> None:

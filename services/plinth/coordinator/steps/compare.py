@@ -180,8 +180,8 @@ def _same_judge(rival: str) -> str:
 
 
 def choose(models: Mapping[str, Mapping[str, Any]], require: CompareRequire) -> tuple[str, str]:
-    """(which goes on, why): the rival of the highest win rate among those that are beyond chance,
-    else the baseline.
+    """(which goes on, why): the rival of the highest win rate among those that are above one half,
+    or above `require`'s bar where that is higher, beyond chance; else the baseline.
 
     FailedPrecondition, with the figures, where no rival is above `require`'s bar beyond chance.
     """
@@ -190,18 +190,18 @@ def choose(models: Mapping[str, Mapping[str, Any]], require: CompareRequire) -> 
     bar = require.win_rate_low_above
     if bar is not None and not _beyond(rivals, bar):
         raise FailedPrecondition(
-            f"{_line(models, best, rivals[best])}: not above {bar:.1%} beyond chance"
-            f"{_among(rivals)}{_size(rivals[best], len(rivals))}; nothing is promoted",
+            f"{_line(models, best, rivals[best], bar)}: not above {bar:.1%} beyond chance"
+            f"{_among(rivals)}{_size(rivals[best], len(rivals), bar)}; nothing is promoted",
             reason="REQUIREMENT_NOT_MET",
             field="require.win_rate_low_above",
         )
-    beyond = _beyond(rivals, 0.5)
-    if beyond:
+    bar = max(0.5, bar or 0)
+    if beyond := _beyond(rivals, bar):
         best = max(beyond, key=lambda name: rivals[name].rate)
-        return best, f"{_line(models, best, rivals[best])}: beyond chance{_among(rivals)}"
+        return best, f"{_line(models, best, rivals[best], bar)}: beyond chance{_among(rivals)}"
     stays = f"{models['baseline']['model']} stays, no rival is better beyond chance"
-    size = _size(rivals[best], len(rivals))
-    return "baseline", f"{stays}{_among(rivals)}: {_line(models, best, rivals[best])}{size}"
+    size = _size(rivals[best], len(rivals), bar)
+    return "baseline", f"{stays}{_among(rivals)}: {_line(models, best, rivals[best], bar)}{size}"
 
 
 def pairs_of(figures: Mapping[str, Any]) -> PairedCounts:
@@ -213,11 +213,14 @@ def _beyond(rivals: Mapping[str, PairedCounts], bar: float) -> set[str]:
     return holm({name: pairs.p_value(bar) for name, pairs in rivals.items()})
 
 
-def _line(models: Mapping[str, Mapping[str, Any]], name: str, pairs: PairedCounts) -> str:
+def _line(
+    models: Mapping[str, Mapping[str, Any]], name: str, pairs: PairedCounts, bar: float
+) -> str:
+    of = "" if bar == 0.5 else f" of {bar:.1%} or less"
     return (
         f"{models[name]['model']} wins {pairs.rate:.1%} of {pairs.of:,} prompts against "
         f"{models['baseline']['model']} ({pairs.wins:,} won, {pairs.losses:,} lost, "
-        f"{pairs.ties:,} tied; p = {pairs.p_value():.2g})"
+        f"{pairs.ties:,} tied; p = {pairs.p_value(bar):.2g}{of})"
     )
 
 
@@ -225,12 +228,12 @@ def _among(rivals: Mapping[str, PairedCounts]) -> str:
     return f" ({LEVEL:.1%} one-sided, over {len(rivals)} rivals)" if len(rivals) > 1 else ""
 
 
-def _size(pairs: PairedCounts, rivals: int) -> str:
-    """How many prompts would show what was seen, if it is the truth."""
+def _size(pairs: PairedCounts, rivals: int, bar: float) -> str:
+    """How many prompts would show that what was seen is above the bar, if it is the truth."""
     differ = pairs.wins + pairs.losses
-    if not pairs.wins > pairs.losses > 0:
+    if not pairs.losses or pairs.rate <= bar:
         return ""
-    needed = pairs_needed(pairs.wins / differ, rivals=rivals, ties=pairs.ties / pairs.of)
+    needed = pairs_needed(pairs.wins / differ, rivals=rivals, ties=pairs.ties / pairs.of, above=bar)
     if needed <= pairs.of:
         return ""
     return f"; if that is the truth, some {needed:,} prompts would show it"
