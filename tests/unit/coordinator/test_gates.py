@@ -216,13 +216,14 @@ steps:
 """
 
 
-def test_a_gate_needs_another_judge_than_the_rivals_had() -> None:
+def test_a_contest_needs_another_judge_than_the_rivals_had() -> None:
+    """With a bar or without: the winner goes on either way."""
     parse(ALIGN)
-    with pytest.raises(InvalidArgument, match=r"candidate_2 \(in the step ppo\) was trained") as e:
-        parse(ALIGN, {"steps.contest.judge": "$judge"})
-    assert e.value.field == "steps.contest.judge"
+    for more in ({}, {"steps.contest.require": "{}"}):
+        with pytest.raises(InvalidArgument, match=r"candidate_2 \(in the step ppo\) was tr") as e:
+            parse(ALIGN, {"steps.contest.judge": "$judge", **more})
+        assert e.value.field == "steps.contest.judge"
     parse(ALIGN, {"steps.contest.judge": "$judge", "steps.contest.same_judge": "true"})
-    parse(ALIGN, {"steps.contest.judge": "$judge", "steps.contest.require": "{}"})  # no gate
     parse(ALIGN, {"steps.contest.judge": "$judge", "steps.contest.candidate_2": ""})  # no pupil
     with pytest.raises(InvalidArgument, match=r"steps\.contest\.judge: is needed"):
         parse(ALIGN, {"steps.contest.judge": ""})

@@ -6,9 +6,10 @@ that the two differ on, one-sided, at 2.5 % over all rivals together (Holm). Of 
 one with the highest win rate goes on. Where none does, the baseline stays, or, with `require`, the
 run ends here. docs/promotion.md says how many prompts a true win rate needs.
 
-With `require` the step is a gate, and a gate needs a judge of its own: a policy that has learned to
-please a reward model pleases it by construction. So a judge that any rival was trained against is
-refused, by the pipeline's text and by the rivals' lineage, unless `same_judge` owns up to it.
+A rival that wins goes on, with `require` or without, so the judge must be nobody's own: a policy
+that has learned to please a reward model pleases it by construction. A judge that any rival was
+trained against is refused, by the pipeline's text and by the rivals' lineage, unless `same_judge`
+owns up to it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, Step
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.source_roots import SourceRoots
-from plinth.v1 import trainer_pb2 as pb
 from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.v1 import trainer_pb2 as pb
 
 RIVALS = ("candidate", "candidate_2", "candidate_3")
 
@@ -50,7 +51,7 @@ class CompareSpec(StepSpec):
     kind: Literal["compare"]
     dataset: Input  # its held-out prompts are answered
     judge: Input  # a reward model
-    same_judge: bool = False  # a gate may use a judge that a rival was trained against
+    same_judge: bool = False  # a judge that a rival was trained against is taken all the same
     baseline: Input
     candidate: Input
     candidate_2: Input | None = None
@@ -63,13 +64,8 @@ class CompareSpec(StepSpec):
     def produces(self) -> str:
         return "model"
 
-    @property
-    def needs_own_judge(self) -> bool:
-        """Whether this is a gate that must not use a judge that a rival was trained against."""
-        return self.require.win_rate_low_above is not None and not self.same_judge
-
     def conflicts(self, steps: Mapping[str, StepSpec]) -> Iterator[tuple[str, str]]:
-        if not self.needs_own_judge:
+        if self.same_judge:
             return
         for rival in RIVALS:
             for step in _behind(getattr(self, rival), steps):
@@ -89,7 +85,7 @@ class CompareStep:
         assert isinstance(spec, CompareSpec)
         names = ["baseline", *(name for name in RIVALS if name in work.inputs)]
         judge = work.inputs["judge"]
-        if spec.needs_own_judge:
+        if not spec.same_judge:
             rivals = [work.inputs[name] for name in names[1:]]
             await asyncio.to_thread(refuse_own_judge, tools.store, rivals, judge)
         job = pb.JobSpec(
