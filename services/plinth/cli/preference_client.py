@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,10 @@ class PreferenceClient(GatewayConnection):
     def import_file(
         self, path: Path, source: int, annotator: str, *, check_only: bool
     ) -> pb.ImportPairsResponse:
-        """What became of all its lines, or with `check_only` what would. InvalidArgument names the
-        file and the line that is wrong."""
+        """What became of all its lines, or with `check_only` what would, over all the calls that
+        the file takes. InvalidArgument names the file and the line that is wrong."""
         total = pb.ImportPairsResponse()
+        said: dict[tuple[str, str], bytes] = {}  # of a task by a judge: what would stand
         for first, part in _parts(path):
             ask = pb.ImportPairsRequest(
                 collection=self._collection,
@@ -121,6 +122,9 @@ class PreferenceClient(GatewayConnection):
                     raise
                 where = f"{path}:{error.message.removeprefix('line ')}"
                 raise type(error)(where, reason=error.reason, field=error.field) from error
+            if check_only:
+                _look(answer.lines, said, total)
+                continue
             total.imported += answer.imported
             total.known += answer.known
             total.contradictions.extend(answer.contradictions)
@@ -128,6 +132,26 @@ class PreferenceClient(GatewayConnection):
 
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
         return self.call(method, request, _CALL_S)
+
+
+def _look(
+    lines: Iterable[pb.ImportLine],
+    said: dict[tuple[str, str], bytes],
+    total: pb.ImportPairsResponse,
+) -> None:
+    """Adds what would become of the lines of one call, after those before: who was first stays."""
+    for line in lines:
+        key = line.task_id, line.judge
+        if line.stands:
+            said.setdefault(key, line.stands)
+        elif key not in said:
+            said[key] = line.says
+            total.imported += 1
+            continue
+        if said[key] == line.says:
+            total.known += 1
+        else:
+            total.contradictions.add(line=line.line, task_id=line.task_id, annotator=line.annotator)
 
 
 def _parts(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -206,6 +206,8 @@ def import_pairs(
         typer.echo(_intake(done).line())
     for one in done.contradictions[:SHOWN_CONTRADICTIONS]:
         typer.echo(f"{file}:{one.line}: {one.annotator} said otherwise of task {one.task_id}")
+    # Others may have judged since the look.
+    check_intake([_intake(done)], max_left_out, remedy, setting=setting)
 
 
 def _intake(answer: pb.ImportPairsResponse) -> Intake:

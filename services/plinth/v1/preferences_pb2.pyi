@@ -1228,6 +1228,7 @@ class ImportPairsResponse(_message.Message):
     IMPORTED_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
     CONTRADICTIONS_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
     imported: _builtins.int
     known: _builtins.int
     """Lines that were there already."""
@@ -1235,20 +1236,65 @@ class ImportPairsResponse(_message.Message):
     def contradictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportContradiction]:
         """Lines that say otherwise than the same judge said before: that stays, they are left out."""
 
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportLine]:
+        """With check_only, each line: so that whoever sends a file in several calls can tell what one of
+        them would make of what comes later.
+        """
+
     def __init__(
         self,
         *,
         imported: _builtins.int = ...,
         known: _builtins.int = ...,
         contradictions: _abc.Iterable[Global___ImportContradiction] | None = ...,
+        lines: _abc.Iterable[Global___ImportLine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contradictions", b"contradictions", "imported", b"imported", "known", b"known"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contradictions", b"contradictions", "imported", b"imported", "known", b"known", "lines", b"lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportPairsResponse: _TypeAlias = ImportPairsResponse  # noqa: Y015
+
+@_typing.final
+class ImportLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    ANNOTATOR_FIELD_NUMBER: _builtins.int
+    JUDGE_FIELD_NUMBER: _builtins.int
+    SAYS_FIELD_NUMBER: _builtins.int
+    STANDS_FIELD_NUMBER: _builtins.int
+    line: _builtins.int
+    """Counted as first_line says."""
+    task_id: _builtins.str
+    annotator: _builtins.str
+    judge: _builtins.str
+    """Who judges: the same for all that one judge says."""
+    says: _builtins.bytes
+    """Digest of the ranking in the line."""
+    stands: _builtins.bytes
+    """Digest of what that judge said of that task in the collection; empty where it said nothing."""
+    def __init__(
+        self,
+        *,
+        line: _builtins.int = ...,
+        task_id: _builtins.str = ...,
+        annotator: _builtins.str = ...,
+        judge: _builtins.str = ...,
+        says: _builtins.bytes = ...,
+        stands: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotator", b"annotator", "judge", b"judge", "line", b"line", "says", b"says", "stands", b"stands", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportLine: _TypeAlias = ImportLine  # noqa: Y015
 
 @_typing.final
 class ImportContradiction(_message.Message):

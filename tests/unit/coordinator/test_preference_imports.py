@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from patience import PATIENCE_S
+from plinth.cli import preference_client
 from plinth.cli.preference_client import _parts
 from plinth.coordinator.preferences import importing
 from plinth.coordinator.preferences.pairs import judged_pairs, read_lines
@@ -61,6 +66,7 @@ async def test_looking_writes_nothing_and_says_what_would_become_of_it(
     lines = [line(1), line(2), line(2, reverse=True), line(1, reverse=True)]
     looked = await imported(redis_client, lines, check_only=True)
     assert len(await there(redis_client)) == 1
+    del looked.lines[:]
     assert looked == await imported(redis_client, lines)
     assert [one.line for one in looked.contradictions] == [13, 14]
 
@@ -134,6 +140,35 @@ def lines_of(parts: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, pb.Prefe
         ask = pb.ImportPairsRequest(jsonl=part, source=RULE, first_line=first)
         for number, task, _ in read_lines(ask, "c"):
             yield number, task
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_file_is_looked_at_as_a_whole(
+    redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """However many calls it takes, the look says what the import will do, and that with which
+    lines."""
+    monkeypatch.setattr(preference_client, "_IMPORT_LINES", 3)
+    chance = Random(seed)
+    rows = [line(chance.randrange(6), reverse=chance.random() < 0.4) for _ in range(20)]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(rows))
+    loop = asyncio.get_running_loop()
+    records = PreferenceRecords(redis_client, "c")
+    await imported(redis_client, [line(0), line(1, reverse=True)])  # said before
+
+    class Client(preference_client.PreferenceClient):
+        def _call(self, _: Any, ask: pb.ImportPairsRequest) -> pb.ImportPairsResponse:
+            lines = read_lines(ask, "c")
+            act = importing.import_lines(records, lines, check_only=ask.check_only)
+            return asyncio.run_coroutine_threadsafe(act, loop).result(PATIENCE_S)
+
+    with Client("127.0.0.1:1", "key", "c") as client:
+        act = partial(client.import_file, path, RULE, "length")
+        looked = await asyncio.to_thread(act, check_only=True)
+        done = await asyncio.to_thread(act, check_only=False)
+    assert looked == done
+    assert done.contradictions and done.imported and done.known
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])

@@ -7,6 +7,7 @@ left out, whenever it comes: who was first stays.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable
 
@@ -28,7 +29,10 @@ async def import_lines(
         judgement.judged_unix_ms = time.time_ns() // 1_000_000
         judgement.key_id = key_id
         key = task.task_id, judge_field(judgement)
-        before = here.get(key) or await records.said_by(task.task_id, judgement)
+        stands = None if key in here else await records.said_by(task.task_id, judgement)
+        if check_only:
+            answer.lines.append(_line(number, judgement, task.task_id, stands))
+        before = here.get(key) or stands
         if before is None:
             before = judgement if check_only else await _put(records, number, task, judgement)
             new = before is judgement
@@ -44,6 +48,24 @@ async def import_lines(
                 line=number, task_id=task.task_id, annotator=judgement.annotator
             )
     return answer
+
+
+def _line(
+    number: int, judgement: pb.Judgement, task_id: str, stands: pb.Judgement | None
+) -> pb.ImportLine:
+    return pb.ImportLine(
+        line=number,
+        task_id=task_id,
+        annotator=judgement.annotator,
+        judge=judge_field(judgement),
+        says=_digest(judgement),
+        stands=b"" if stands is None else _digest(stands),
+    )
+
+
+def _digest(judgement: pb.Judgement) -> bytes:
+    ranking = pb.Judgement(ranking=judgement.ranking)
+    return hashlib.sha256(ranking.SerializeToString(deterministic=True)).digest()[:16]
 
 
 async def _put(
