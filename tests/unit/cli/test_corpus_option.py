@@ -45,6 +45,9 @@ def test_nothing_is_published_or_served_under_the_names_of_the_file(
 ) -> None:
     """A run on other text moves no alias of the file's own models and takes none of their names."""
     text = (PIPELINES / file).read_text("utf-8")
+    for folder in ("vim", "Émacs 29") if file == "align.yaml" else ():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pairs.jsonl").write_text("{}")
     own = parse(text)
     others = [set(names(with_corpus(tmp_path / folder, text))) for folder in ("vim", "Émacs 29")]
     assert not set(names(own)) & others[0]
@@ -80,5 +83,41 @@ def test_what_was_said_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["samples", "prompts"])
 def test_a_step_that_reads_no_text_is_not_given_the_folder(source: str, tmp_path: Path) -> None:
     text = f"{{name: p, steps: {{one: {{kind: data, {source}: s, tokenizer: m}}}}}}"
-    with pytest.raises(InvalidArgument, match=r"no data step called `corpus`.*there is: none"):
+    with pytest.raises(InvalidArgument, match="no step of this pipeline reads a folder"):
         with_corpus(tmp_path, text)
+
+
+PAIRS = "{kind: data, builtin: stdlib-preferences}"
+
+
+@pytest.mark.parametrize("name", ["corpus", "pairs"])
+def test_text_is_no_rows(name: str, tmp_path: Path) -> None:
+    """A reward model would learn from paragraphs what it is to learn from pairs."""
+    text = f"{{name: p, steps: {{{name}: {PAIRS}}}}}"
+    with pytest.raises(InvalidArgument, match=r"the folder has no \.jsonl file"):
+        with_corpus(tmp_path, text)
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    steps: Any = with_corpus(tmp_path, text).steps
+    assert steps[name].corpus_dir == str(tmp_path)
+    (tmp_path / "a.md").write_text("text")
+    for pipeline in (text, (PIPELINES / "align.yaml").read_text("utf-8")):
+        with pytest.raises(InvalidArgument, match=r"is made of pairs, and a\.md is text"):
+            with_corpus(tmp_path, pipeline)
+
+
+def test_the_only_step_that_reads_text_is_found_among_others(tmp_path: Path) -> None:
+    text = f"{{name: p, steps: {{pairs: {PAIRS}, texts: {{kind: data, builtin: stdlib}}}}}}"
+    steps: Any = with_corpus(tmp_path, text).steps
+    assert steps["texts"].corpus_dir == str(tmp_path)
+    assert (steps["pairs"].corpus, steps["pairs"].passages) == ("$texts", "pairs")
+
+
+def test_advice_that_is_given_is_followed(tmp_path: Path) -> None:
+    text = "{name: p, steps: {a: {kind: data, builtin: stdlib}, b: {kind: data, builtin: stdlib}}}"
+    with pytest.raises(InvalidArgument) as caught:
+        with_corpus(tmp_path, text)
+    message = caught.value.message
+    for name in message.split("there is: ")[1].rstrip(")").split(", "):
+        said = [word.replace("NAME", name) for word in message.split() if "NAME" in word]
+        steps: Any = parse(text, dict(word.split("=", 1) for word in said)).steps
+        assert (steps[name].corpus_dir, steps[name].builtin) == (str(tmp_path), None)
