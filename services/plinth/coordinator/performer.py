@@ -15,7 +15,6 @@ from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
 from plinth.shared.errors import (
     Aborted,
-    Cancelled,
     DeadlineExceeded,
     Internal,
     ResourceExhausted,
@@ -23,8 +22,9 @@ from plinth.shared.errors import (
 )
 from plinth.shared.fencing import STALE
 
-# A disk or a queue that is full too: a run waits for room, and says so.
-TRANSIENT = (Unavailable, DeadlineExceeded, Aborted, Cancelled, ResourceExhausted)
+# A disk or a queue that is full too: a run waits for room, and says so. What somebody cancelled is
+# not: it stays so.
+TRANSIENT = (Unavailable, DeadlineExceeded, Aborted, ResourceExhausted)
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 5.0
 
