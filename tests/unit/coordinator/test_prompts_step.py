@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from plinth.coordinator.steps.prompts import PromptsSpec, split
+from plinth.coordinator.steps.contract import StepOutcome, Work
+from plinth.coordinator.steps.prompts import PromptsSpec, PromptsStep, split
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.intake import Intake
 from plinth.shared.prompt_set import Prompt, read_prompts, write_prompts
+from plinth.shared.store import ArtifactStore
 
 BRIEF = {"name": "brief", "ask": "Be brief.", "checks": [{"kind": "max_words", "n": 5}]}
 LOWER = {"name": "lower", "ask": "No capitals.", "checks": [{"kind": "lower_case"}]}
@@ -111,3 +114,23 @@ def test_topics_that_are_the_same_are_one(tmp_path: Path) -> None:
     assert intake.left_out == {"topics that are there already": 1}
     with pytest.raises(ValidationError, match="must leave some of the 1"):
         PromptsSpec(**{**GRID, "topics": ["bread", " BREAD"], "held_out": 1})
+
+
+async def test_where_most_is_left_out_the_step_asks(tmp_path: Path) -> None:
+    """Eighty prompts of which one is held out are one prompt."""
+    path = tmp_path / "p.jsonl"
+    texts = ["A?"] * 80 + [f"q{n}" for n in range(10)] + ["a?", "b?"]
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    tools: Any = SimpleNamespace(store=ArtifactStore((tmp_path / "store").as_uri()))
+
+    async def outcome(**more: Any) -> StepOutcome:
+        spec = PromptsSpec(kind="prompts", file=str(path), held_out=2, **more)
+        work = Work("r", "s", spec, {}, "sha256:0", "p-s")
+        (event,) = [event async for event in PromptsStep().execute(work, tools)]
+        assert isinstance(event, StepOutcome)
+        return event
+
+    with pytest.raises(InvalidArgument, match="leaves out 87%, more than 50%") as caught:
+        await outcome()
+    advised = caught.value.message.split("max_left_out: ")[1]
+    assert (await outcome(max_left_out=float(advised))).metrics["train"] == 10

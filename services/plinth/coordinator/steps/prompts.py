@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from plinth.coordinator.steps.contract import Name, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.shared.errors import InvalidArgument, NotFound
-from plinth.shared.intake import Intake
+from plinth.shared.intake import Intake, check_intake
 from plinth.shared.prompt_set import MAX_CHECKS, Prompt, read_prompts, write_prompts
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.splits import SPLITS, normalised
@@ -52,6 +52,8 @@ class PromptsSpec(StepSpec):
     constraints: tuple[Constraint, ...] = Field(default=(), max_length=100)
     # Of the topics, or of the file's prompts: the last so many are held out.
     held_out: int = Field(ge=1, le=100_000)
+    # The share of the topics, or of the file's prompts, that may be left out before the step fails.
+    max_left_out: float | None = Field(default=None, ge=0, le=1)
 
     @field_validator("file")
     @classmethod
@@ -147,6 +149,7 @@ def _split_file(path: Path, held_out: int, intake: Intake) -> dict[str, list[Pro
 def _publish(work: Work, spec: PromptsSpec, tools: Tools) -> tuple[ArtifactRecord, dict[str, Any]]:
     intake = Intake("prompts")
     sides = split(spec, intake)
+    check_intake([intake], spec.max_left_out, "Give prompts that differ")
     with tempfile.TemporaryDirectory(prefix="plinth-prompts-") as name:
         folder = Path(name)
         counts: dict[str, Any] = {s: write_prompts(sides[s], folder / f"{s}.jsonl") for s in SPLITS}
