@@ -15,12 +15,15 @@ ANY: Final = -1
 def move_alias(
     moves: RecordLog, alias: str, version: int | None, expected: int | None, fence: Fence | None
 ) -> None:
-    """Points the alias to `version`; None: to the one that it has, so that only the fence is noted.
+    """Points the alias to `version`; None: to the one that it has, so that only the leader is
+    noted (a claim).
 
     alias: "name:alias", for people. expected: the version that it must have now, None for no such
     alias yet, ANY where the last caller wins. Aborted: it has another one. Raises also what
     `fencing.admitted` does.
     """
+    if version is None and fence is not None:
+        fence = fence.of_claim()
     while True:
         number, last = moves.latest() or (0, None)
         now = last["version"] if last else None

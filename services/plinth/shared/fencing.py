@@ -16,7 +16,7 @@ are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plinth.shared.errors import Aborted, FailedPrecondition
@@ -33,6 +33,11 @@ class Fence:
     term: int
     run: int = 0
     lease: str = ""
+
+    def of_claim(self) -> Fence:
+        """For a claim: nothing is written in the run's name, so no earlier run is in the wrong. A
+        writer of the same run that is late is one of an earlier leader."""
+        return replace(self, run=0)
 
 
 def admitted(

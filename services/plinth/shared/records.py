@@ -104,8 +104,9 @@ class DeploymentRecords:
         self._append(name, None, expected)
 
     def claim(self, name: str) -> None:
-        """Marks `name` with the fence and leaves what is wanted as it is: a leader that was
-        deposed can't change it any more. Aborted: it is this one that was deposed."""
+        """Marks `name` with the leader's number and leaves what is wanted as it is: a leader that
+        was deposed can't change it any more, any run can. Aborted: it is this one that was
+        deposed."""
         self._append(name, AS_IT_IS, ANY)
 
     def _append(
@@ -115,6 +116,9 @@ class DeploymentRecords:
         expected: int | None,
     ) -> DeploymentRecord:
         log = self._log(name)
+        by = self._fence
+        if by is not None and isinstance(to, AsItIs):
+            by = by.of_claim()
         while True:
             now = self.get(name)
             revision = now.revision if now else None
@@ -129,7 +133,7 @@ class DeploymentRecords:
             wanted = before if isinstance(to, AsItIs) else to
             last = {"fence": now.fence} if now else None
             same = before == wanted
-            fence = admitted(self._fence, last, f"deployment {name}", same=same)
+            fence = admitted(by, last, f"deployment {name}", same=same)
             if now is not None and same and fence == now.fence:
                 return now
             number = (revision or 0) + 1

@@ -224,8 +224,8 @@ class ArtifactStore:
         move_alias(self._moves(name, alias), f"{name}:{alias}", version, expected, self._fence)
 
     def claim_alias(self, name: str, alias: str) -> None:
-        """Marks the alias with the fence and leaves it where it is: a leader that was deposed
-        can't move it any more. Aborted: it is this one that was deposed."""
+        """Marks the alias with the leader's number and leaves it where it is: a leader that was
+        deposed can't move it any more, any run can. Aborted: it is this one that was deposed."""
         check_name(alias, "alias")
         move_alias(self._moves(name, alias), f"{name}:{alias}", None, ANY, self._fence)
 

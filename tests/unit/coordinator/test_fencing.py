@@ -265,7 +265,9 @@ def test_the_latest_run_and_leader_stand_whatever_wakes_late(
         if value != before:  # who moves it is no earlier than who wrote there, or found it right
             assert act.run >= run
             assert act.term >= term
-        run, term, before = max(run, act.run), max(term, act.term), value
+        # A claim is in nobody's name: it shuts out leaders, no run.
+        run = max(run, act.run) if act.what == "do" else run
+        term, before = max(term, act.term), value
     # What stands is what an act that ended well, of the latest run among those that did, wanted.
     done = [act for told, act in simulation.told if (told, act.what) == ("ended", "do")]
     if done:
@@ -323,6 +325,37 @@ async def test_a_person_moves_what_a_run_moved_and_a_later_run_moves_it_again(
         store.under(replace(now, run=6)).set_alias("m", "prod", 3)
     store.under(replace(now, run=8)).set_alias("m", "prod", 3)
     assert store.aliases("m") == {"prod": 3}
+
+
+@pytest.mark.parametrize("deployment", [False, True])
+def test_a_run_that_was_cancelled_before_it_wrote_is_in_nobodys_way(
+    tmp_path: Path, deployment: bool
+) -> None:
+    """It claimed what it might have written: that shuts out leaders of old, and no earlier run."""
+    store = ArtifactStore((tmp_path / "s").as_uri())
+    for version in (1, 2):
+        (tmp_path / "model").write_text(str(version))
+        store.publish("m", "model", tmp_path / "model")
+    records = DeploymentRecords(store)
+
+    def write(fence: Fence, version: int) -> None:
+        if deployment:
+            wanted = pb.Deployment(name="m", artifact=f"m@{version}", shards=1)
+            records.under(fence).put(wanted)
+        else:
+            store.under(fence).set_alias("m", "prod", version)
+
+    write(Fence(4, 6), 1)
+    if deployment:
+        records.under(Fence(5, 8)).claim("m")
+    else:
+        store.under(Fence(5, 8)).claim_alias("m", "prod")
+    with pytest.raises(Aborted):
+        write(Fence(4, 8), 2)
+    write(Fence(5, 7), 2)
+    with pytest.raises(FailedPrecondition):
+        write(Fence(5, 6), 1)
+    write(Fence(5, 8), 1)
 
 
 def _impure() -> list[tuple[Any, StepSpec]]:
