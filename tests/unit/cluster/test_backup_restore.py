@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from backups import furnish, make, publish, put_back, quiet, settings_of, store_told
 from patience import PATIENCE_S
+from plinth.cluster.backup import checkpoints as job_checkpoints
 from plinth.cluster.backup import restoring, store_copy
 from plinth.cluster.backup.archive import Archive
 from plinth.cluster.backup.restoring import check
@@ -42,6 +43,8 @@ from plinth.shared.registry import Registry
 from plinth.shared.settings import Settings
 from plinth.shared.storage_url import open_storage
 from plinth.shared.store import ArtifactStore
+from plinth.trainer.attempts import Attempt
+from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.records import JobRecords
 from plinth.v1 import trainer_pb2
 
@@ -197,6 +200,44 @@ async def test_checkpoints_of_open_jobs_come_back(
     await asyncio.to_thread(put_back, home, place)
     assert [path.name for path in folder.iterdir()] == ["step-00000200"]
     assert (folder / "step-00000200" / "model.safetensors").read_bytes() == b"w" * 200
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_job_goes_on_after_a_restore_as_it_would_have(tmp_path: Path, given_up: bool) -> None:
+    """From its own checkpoint; and from another's of the same inputs, that ended without a
+    result."""
+
+    class Config:
+        def digest(self) -> str:
+            return "sha256:c"
+
+    def goes_on(jobs: Path, job: str, inputs: str) -> list[str]:
+        attempt = Attempt(jobs, job, 7)
+        attempt.begin()
+        attempt.take_over(inputs, Config())  # type: ignore[arg-type]
+        return [one.name for one in checkpoints(attempt.folder.checkpoints)]
+
+    jobs = tmp_path / "a" / "jobs"
+    first = Attempt(jobs, "r1.train", 3)
+    first.begin()
+    first.take_over("sha256:in", Config())  # type: ignore[arg-type]
+    step = first.folder.checkpoints / "step-00000010"
+    step.mkdir(parents=True)
+    (step / "state.json").write_text(json.dumps({"config_digest": "sha256:c"}))
+    if given_up:
+        first.give_up()
+    archive = Archive((tmp_path / "archive").as_uri())
+    found, _ = job_checkpoints.copy_out(tmp_path / "a", archive)
+    found = [job_checkpoints.Checkpoint.from_json(one.to_json()) for one in found]
+    for home, job in (("own", "r1.train"), ("other", "r2.train")):
+        job_checkpoints.copy_back(found, archive, tmp_path / home)
+        assert job_checkpoints.copy_back(found, archive, tmp_path / home) == 0
+        wanted = ["step-00000010"] if given_up or home == "own" else []
+        assert goes_on(tmp_path / home / "jobs", job, "sha256:in") == wanted
+        left = [*(tmp_path / home).rglob("given-up")]
+        assert left == []  # it is this job's now
+    job_checkpoints.copy_back(found, archive, tmp_path / "changed")
+    assert goes_on(tmp_path / "changed" / "jobs", "r2.train", "sha256:else") == []
 
 
 def test_the_embedded_redis_is_started_for_it(tmp_path: Path, place: Path) -> None:

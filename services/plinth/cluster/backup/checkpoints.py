@@ -1,4 +1,5 @@
-"""Checkpoints of jobs that have not ended: the newest of each, so that a restored job goes on.
+"""Checkpoints of jobs that have not ended, or ended without a result: the newest of each, so that
+after a restore the job goes on, or one of the same inputs does.
 
 They lie in the data directory (`trainer/attempts.py` says where), not on the store. Where that
 directory is another machine's, there are none to be seen here, and a restored job begins again.
@@ -22,18 +23,23 @@ from plinth.shared.storage import check_path, storage_errors
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _STEP = re.compile(r"step-[0-9]{8}")
 _CHECKPOINTS = "checkpoints/step-????????"
+# As `trainer/attempts.py` names them; no attempt of a lease has the number 0.
+_RESTORED, _INPUTS, _GIVEN_UP = "attempt-0", "inputs", "given-up"
 _TRIES = 3
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint in an archive. `step` is its folder's name."""
+    """One checkpoint in an archive. `step` is its folder's name. inputs: what its attempt noted
+    that the job is made from, "" if nothing. given_up: the job had ended without a result."""
 
     job: str
     step: str
     content: str
+    inputs: str = ""
+    given_up: bool = False
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
@@ -43,7 +49,8 @@ class Checkpoint:
             raise DataLoss(
                 f"{job[:80]!r}, {step[:80]!r} names no checkpoint", reason="BACKUP_DAMAGED"
             )
-        return cls(job, step, str(value["content"]))
+        inputs, given_up = str(value.get("inputs", "")), bool(value.get("given_up"))
+        return cls(job, step, str(value["content"]), inputs, given_up)
 
 
 def copy_out(data_dir: Path, archive: Archive) -> tuple[list[Checkpoint], int]:
@@ -64,16 +71,23 @@ def copy_out(data_dir: Path, archive: Archive) -> tuple[list[Checkpoint], int]:
                     copied += archive.add_content(name, _files(steps[-1]))
             except FileNotFoundError:  # newer ones took its place meanwhile
                 continue
-            found.append(Checkpoint(job.name, steps[-1].name, name))
+            attempt = steps[-1].parents[1]  # or the job's own folder: put back from a backup
+            inputs, given_up = attempt / _INPUTS, (attempt / _GIVEN_UP).exists()
+            noted = inputs.read_text() if inputs.exists() else ""
+            found.append(Checkpoint(job.name, steps[-1].name, name, noted, given_up))
             break
     return found, copied
 
 
 def copy_back(found: list[Checkpoint], archive: Archive, data_dir: Path) -> int:
-    """Puts them where the trainer looks; bytes copied. What is there already stays."""
+    """Puts them where the trainer looks, as an attempt before all others; bytes copied. What is
+    there already stays."""
     copied = 0
     for one in found:
-        folder = data_dir.resolve() / "jobs" / one.job / "checkpoints"
+        attempt = data_dir.resolve() / "jobs" / one.job
+        if one.inputs:
+            attempt /= _RESTORED
+        folder = attempt / "checkpoints"
         final, writing = folder / one.step, folder / f".writing-{one.step}"
         if final.is_dir():
             continue
@@ -86,6 +100,10 @@ def copy_back(found: list[Checkpoint], archive: Archive, data_dir: Path) -> int:
                 with to.open("xb") as out:
                     for chunk in archive.read(content, file):
                         out.write(chunk)
+            if one.inputs:
+                (attempt / _INPUTS).write_text(one.inputs)
+            if one.given_up:
+                (attempt / _GIVEN_UP).touch()
             writing.rename(final)
         copied += content.bytes
     return copied
