@@ -23,8 +23,9 @@ from plinth.shared.errors import (
     PlinthError,
     Unavailable,
 )
+from plinth.shared.rpc.calls import Requests, StageCall
 from plinth.shared.rpc.channel import open_channel
-from plinth.shared.rpc.status import raised_by_call, said, to_status
+from plinth.shared.rpc.status import from_rpc_error, raised_by_call, said, to_status
 from plinth.shared.settings import Settings, load_settings
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -266,3 +267,52 @@ def test_nobody_but_the_rpc_layer_knows_grpcs_errors_and_channels() -> None:
             if "RpcError" in ast.unparse(one)
         ]
     assert found == []
+
+
+class Over:
+    """A call that ended in the moment in which it is written to."""
+
+    async def write(self, _: bytes) -> None:
+        raise asyncio.InvalidStateError
+
+    def done(self) -> bool:
+        return True
+
+    def cancelled(self) -> bool:
+        return False
+
+    async def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.INTERNAL
+
+    async def details(self) -> str:
+        return "RST_STREAM"
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        return grpc.aio.Metadata()
+
+
+async def test_what_a_write_raises_is_known_for_a_calls_error() -> None:
+    """Else a stream that broke there is taken for one that nobody could be asked for."""
+    call = StageCall(Over(), Requests(None, 100, "tokenizer (Train)"), None)
+    with pytest.raises(Unavailable) as caught:
+        await call.write(b"more")
+    assert raised_by_call(caught.value) is not None
+    assert not said(caught.value)
+
+
+async def test_what_the_requests_raise_keeps_its_cause(settings) -> None:
+    """They may come from another call, whose error it is."""
+    inner = grpc.aio.AioRpcError(
+        grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata(), "no such thing"
+    )
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise from_rpc_error(inner)
+
+    async with steered(settings) as (server, channel, _):
+        server.end = lambda _context: asyncio.Event().wait()
+        with pytest.raises(NotFound) as caught:
+            async with asyncio.timeout(PATIENCE_S):
+                await channel.stream_unary("/plinth.v1.Any/stream_unary")(requests())
+        assert raised_by_call(caught.value) is inner

@@ -97,7 +97,8 @@ class StageCall:
         except asyncio.InvalidStateError:
             if not self._call.done() or self._call.cancelled():
                 raise  # of a call that its caller has ended, or said all to
-            raise await self._ended() from None
+            ended = await self._ended()
+            raise ended from ended.__cause__
 
     async def done_writing(self) -> None:
         with self._typed():
@@ -121,7 +122,7 @@ class StageCall:
             raise from_rpc_error(error, self._requests.where) from error
         except asyncio.CancelledError:
             if self._asked is not None and self._asked.raised is not None:
-                raise self._asked.raised from None
+                raise self._asked.raised from self._asked.raised.__cause__
             raise
 
     async def _ended(self) -> PlinthError:
