@@ -55,6 +55,21 @@ def test_nothing_is_cut(rows: list[tuple[str, list[str], str]], width: int, term
     assert len(together) >= sum(len(a) + sum(map(len, w)) + len(b) for a, w, b in rows)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\u2028"])
+@pytest.mark.parametrize("kind", [escape, Text])
+def test_a_text_of_several_lines_is_one_line_in_a_pipe(end: str, kind: type) -> None:
+    table = WholeTable("run", "error")
+    table.add_row("r1", kind(f"first line{end}second [b]line"))
+    table.add_row("r2", kind("none"))
+    rows = printed(table, 20, terminal=False).splitlines()
+    assert [row.split() for row in rows[1:]] == [
+        ["r1", "first", "line", "second", "[b]line"],
+        ["r2", "none"],
+    ]
+    # A person sees the lines as they are.
+    assert len(printed(table, 80, terminal=True).splitlines()) == 4
+
+
 LONG = "quickstart-with-a-long-name-1130-095959-ab12"
 MODEL = "a-model-of-some-forty-characters-exactly@123"
 
