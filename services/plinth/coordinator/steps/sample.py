@@ -29,6 +29,7 @@ from plinth.coordinator.steps.contract import (
     Work,
 )
 from plinth.shared.prompt_set import read_prompts
+from plinth.shared.reward_plugins import plugins
 from plinth.shared.rollout_results import MAX_SAMPLES
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.tasks import cancel_and_wait
@@ -74,7 +75,7 @@ class SampleStep:
     pure = True
 
     def surroundings(self, spec: SampleSpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
-        return {}
+        return plugins() if spec.rewards else {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec

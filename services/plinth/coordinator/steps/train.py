@@ -22,6 +22,7 @@ from plinth.coordinator.steps.contract import (
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES, misfits
+from plinth.shared.reward_plugins import plugins
 from plinth.shared.rollout_results import check_fits
 from plinth.shared.source_roots import SourceRoots
 from plinth.v1 import trainer_pb2 as pb
@@ -222,7 +223,8 @@ class TrainStep:
         # What is not said in the spec shapes the result too.
         defaults = OBJECTIVES[spec.objective]
         rate = defaults.default_rate(adapter=spec.lora is not None)
-        return {"defaults": f"{rate} {defaults.weight_decay} {defaults.warmup_fraction}"}
+        said = {"defaults": f"{rate} {defaults.weight_decay} {defaults.warmup_fraction}"}
+        return said | plugins() if spec.rewards else said
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec

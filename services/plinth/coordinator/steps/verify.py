@@ -31,6 +31,7 @@ from plinth.coordinator.steps.sample import progress_of
 from plinth.shared.answer_form import distinct_trigrams
 from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.prompt_set import Prompt, read_prompts
+from plinth.shared.reward_plugins import plugins
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord
 from plinth.v1 import coordinator_pb2 as pb
@@ -82,7 +83,7 @@ class VerifyStep:
     pure = True
 
     def surroundings(self, spec: VerifySpec, run_id: str, roots: SourceRoots) -> Mapping[str, str]:
-        return {}
+        return plugins()
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plinth.reward.sandbox.runner import Limits, SandboxOutcome
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.reward_plugins import ENTRY_POINTS
 
 MAX_RULE_CHARS = 64 << 10
-ENTRY_POINTS = "plinth.rewards"
 
 
 @dataclass(frozen=True)
