@@ -105,7 +105,7 @@ class PreferenceClient(GatewayConnection):
         """What became of all its lines, or with `check_only` what would, over all the calls that
         the file takes. InvalidArgument names the file and the line that is wrong."""
         total = pb.ImportPairsResponse()
-        said: dict[tuple[str, str], bytes] = {}  # of a task by a judge: what would stand
+        said: dict[tuple[str, str], str] = {}  # of a task by a judge: what would stand
         for first, part in _parts(path):
             ask = pb.ImportPairsRequest(
                 collection=self._collection,
@@ -136,7 +136,7 @@ class PreferenceClient(GatewayConnection):
 
 def _look(
     lines: Iterable[pb.ImportLine],
-    said: dict[tuple[str, str], bytes],
+    said: dict[tuple[str, str], str],
     total: pb.ImportPairsResponse,
 ) -> None:
     """Adds what would become of the lines of one call, after those before: who was first stays."""

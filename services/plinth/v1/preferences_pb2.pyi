@@ -1274,9 +1274,9 @@ class ImportLine(_message.Message):
     annotator: _builtins.str
     judge: _builtins.str
     """Who judges: the same for all that one judge says."""
-    says: _builtins.bytes
+    says: _builtins.str
     """Digest of the ranking in the line."""
-    stands: _builtins.bytes
+    stands: _builtins.str
     """Digest of what that judge said of that task in the collection; empty where it said nothing."""
     def __init__(
         self,
@@ -1285,8 +1285,8 @@ class ImportLine(_message.Message):
         task_id: _builtins.str = ...,
         annotator: _builtins.str = ...,
         judge: _builtins.str = ...,
-        says: _builtins.bytes = ...,
-        stands: _builtins.bytes = ...,
+        says: _builtins.str = ...,
+        stands: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -59,13 +59,13 @@ def _line(
         annotator=judgement.annotator,
         judge=judge_field(judgement),
         says=_digest(judgement),
-        stands=b"" if stands is None else _digest(stands),
+        stands="" if stands is None else _digest(stands),
     )
 
 
-def _digest(judgement: pb.Judgement) -> bytes:
+def _digest(judgement: pb.Judgement) -> str:
     ranking = pb.Judgement(ranking=judgement.ranking)
-    return hashlib.sha256(ranking.SerializeToString(deterministic=True)).digest()[:16]
+    return hashlib.sha256(ranking.SerializeToString(deterministic=True)).hexdigest()[:32]
 
 
 async def _put(
