@@ -37,12 +37,13 @@ class PairedCounts:
 
     def p_value(self, above: float = 0.5) -> float:
         """Chance of so many wins or more, where the rate is `above` at most. With other bars than
-        one half the number of ties is taken as given."""
+        one half the number of ties is taken as given; where it alone makes a rate that is above
+        the bar, 0."""
         differ = self.wins + self.losses
         if not differ:
             return 1.0
         share = 0.5 + (above - 0.5) * self.of / differ  # of the pairs that differ
-        return binomial_tail(self.wins, differ, min(max(share, 0.0), 1.0))
+        return binomial_tail(self.wins, differ, min(share, 1.0)) if share >= 0 else 0.0
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Of the rate, with `level` on either side: Clopper and Pearson's (1934) for the pairs that
