@@ -73,9 +73,11 @@ def exact(digits: str) -> Fraction:
 
 
 def _repeating(whole: str, fixed: str, period: str) -> Fraction:
-    shift = 10 ** len(fixed[:MAX_CHARS])
+    shift: int = 10 ** len(fixed[:MAX_CHARS])
     value = exact(whole + fixed) / shift
-    return value + exact(period) / (shift * (10 ** len(period) - 1))
+    repeats = exact(period)  # before a power of so many digits is made
+    nines: int = 10 ** len(period) - 1
+    return value + repeats / (shift * nines)
 
 
 def _english(digits: str) -> str:
