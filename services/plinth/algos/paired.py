@@ -37,11 +37,13 @@ class PairedCounts:
 
     def p_value(self, above: float = 0.5) -> float:
         """Chance of so many wins or more, where the rate is `above` at most. With other bars than
-        one half the number of ties is taken as given."""
+        one half the number of ties is taken as given; where it alone makes a rate that is above
+        the bar, 0."""
         differ = self.wins + self.losses
         if not differ:
             return 1.0
-        return binomial_tail(self.wins, differ, _of_differing(above, self.ties / self.of))
+        share = _of_differing(above, self.ties / self.of)
+        return binomial_tail(self.wins, differ, min(share, 1.0)) if share >= 0 else 0.0
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Of the rate, with `level` on either side: Clopper and Pearson's (1934) for the pairs that
@@ -76,7 +78,7 @@ def pairs_needed(
     step). ties: share of the prompts that don't differ. above: the bar that its rate (of all
     prompts, ties as half) is tried against. ValueError unless that lies below the rate, and `rate`
     below 1."""
-    bar = _of_differing(above, ties)
+    bar = min(max(_of_differing(above, ties), 0.0), 1.0)
     if not bar < rate < 1:
         raise ValueError(f"a rate between {bar:g} and 1 can be shown, not {rate:g}")
     level = LEVEL / rivals
@@ -138,8 +140,8 @@ def _falling(wins: int, of: int, share: float) -> float:
 
 def _of_differing(rate: float, ties: float) -> float:
     """Share of the pairs that differ that must be won for a rate of all, `ties` of which differ
-    not: 0 to 1."""
-    return min(max(0.5 + (rate - 0.5) / (1 - ties), 0.0), 1.0)
+    not: below 0 where the ties alone exceed it, above 1 where no wins reach it."""
+    return 0.5 + (rate - 0.5) / (1 - ties)
 
 
 def _critical(of: int, level: float, above: float) -> int:

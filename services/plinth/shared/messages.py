@@ -6,7 +6,7 @@ Every error names the place and what would be right. `rows.py` says which rows h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plinth.shared.errors import InvalidArgument
@@ -35,6 +35,22 @@ def parse_string(value: Any, where: str, name: str) -> str:
             "write the character itself, or remove it"
         ) from wrong
     return value
+
+
+def parse_optional(row: Mapping[str, Any], where: str, name: str) -> str:
+    """The text that a row has by that key; empty where it has none or null."""
+    value = row.get(name)
+    return "" if value is None else parse_string(value, where, name)
+
+
+def parse_flag(row: Mapping[str, Any], where: str, name: str) -> bool:
+    """What a row says by that key; false where it says nothing or null."""
+    value = row.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidArgument(
+            f"{where}: {name!r} must be true or false, not {type(value).__name__}"
+        )
+    return value is True
 
 
 def parse_messages(value: Any, where: str) -> Messages:

@@ -82,6 +82,7 @@ def _parse(line: str, where: str) -> Prompt:
     parse_string(text, where, "prompt")
     if not isinstance(group, str) or len(group) > 100:
         raise InvalidArgument(f"{where}: 'group' must be a text of at most 100 characters")
+    parse_string(group, where, "group")
     if (
         not isinstance(checks, list)
         or len(checks) > MAX_CHECKS
@@ -90,4 +91,5 @@ def _parse(line: str, where: str) -> Prompt:
         raise InvalidArgument(
             f"{where}: 'checks' must be a list of at most {MAX_CHECKS} rules, each with a 'kind'"
         )
+    parse_string(json.dumps(checks, ensure_ascii=False), where, "checks")
     return Prompt(text, group, tuple(checks))

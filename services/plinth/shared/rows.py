@@ -18,6 +18,7 @@ from plinth.shared.messages import (
     hh_turns,
     names_hh_turns,
     parse_messages,
+    parse_optional,
     parse_string,
     parse_turns,
 )
@@ -154,7 +155,7 @@ def parse_pair(value: dict[str, Any], where: str) -> tuple[Messages, str, str]:
             f"{where}: 'messages' beside a pair must be the chosen conversation; these are others, "
             f"so whether the row is a chat or a pair can't be told. See {PAGE}"
         )
-    return chosen, rejected[-1][1], parse_string(value.get("source") or "", where, "source")
+    return chosen, rejected[-1][1], parse_optional(value, where, "source")
 
 
 def _whole(prompt: Messages, said: Messages, name: str, where: str) -> Messages:

@@ -17,7 +17,8 @@ def check_prepare(spec: pb.PrepareSpec) -> None:
     given = [name for name in SOURCES if getattr(spec, name)]
     if len(given) != 1:
         raise InvalidArgument(
-            f"give one of corpus_dir, builtin, corpus or samples, not {', '.join(given) or 'none'}",
+            f"give one of {', '.join(SOURCES[:-1])} or {SOURCES[-1]}, "
+            f"not {', '.join(given) or 'none'}",
             field="spec.prepare",
         )
     if spec.selection and spec.selection not in SELECTIONS:

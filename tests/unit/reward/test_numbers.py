@@ -33,6 +33,11 @@ READ: list[tuple[str, Any, str]] = [
     ("1.234,56", F("1234.56"), ""),  # a comma that can only be decimal
     ("1.234.567", 1_234_567, ""),
     ("1 000 000", 10**6, ""),  # ISO 80000-1
+    ("100 000.5", F("100000.5"), ""),
+    ("100 000 km", 10**5, "km"),
+    ("$10 000 000", 10**7, "dollar"),
+    (r"\frac{1}{100 000}", F(1, 10**5), ""),
+    ("5 123/456", 5 + F(123, 456), ""),
     ("1\u202f234,5", F("1234.5"), ""),
     ("1'000'000", 10**6, ""),
     ("1{,}000", 1000, ""),  # LaTeX
@@ -141,6 +146,14 @@ LAST = [
     ("**7**", "7"),
     ("costs $5 and $6", "$6"),
     ("- 5 apples", "5"),  # a bullet
+    # groups by spaces are one number
+    ("The answer is 100 000", "100 000"),
+    ("It fell to -100 000.", "-100 000"),
+    ("100 000 people came", "100 000"),
+    ("It is 100 000...", "100 000"),
+    ("It cost 10 000 000 $.", "10 000 000 $"),
+    ("in 2020 500 came", "500"),
+    ("12\n345", "345"),
     # not within words, names and indices; no ordinals
     ("There are 3 atoms in H2O", "3"),
     ("x^2 = 9", "9"),
@@ -155,6 +168,8 @@ LAST = [
     ("3 on 1/2/2024", "1/2/2024"),
     ("3 on 2024-01-05", "2024-01-05"),
     ("it is 3.333...", "3.333..."),
+    ("It is 100 000/2", "100 000/2"),
+    ("It is 100 200 300,5", "100 200 300,5"),
     ("no number", None),
     ("", None),
 ]
@@ -166,6 +181,8 @@ NEAR = {"kind": "number", "absolute": 0.01}
 # (rule, what was answered, the reference, whether it is right by mathematics)
 RIGHT = [
     (EXACT, "The answer is 3/4.", "1/4", 0),
+    (EXACT, "The answer is 100 000", "100,000", 1),
+    (EXACT, "The answer is 100 000", "0", 0),
     (EXACT, "The answer is 1/4.", "1/4", 1),
     (EXACT, "The answer is 2.", "1/2", 0),
     (EXACT, "The answer is 1/2.", "2", 0),
@@ -276,6 +293,71 @@ def test_only_equal_numbers_are_equal(data: st.DataObject, one: F, other: F) -> 
 
 @given(st.text(st.sampled_from("0123456789.,/ -+$%^{}\\fracx10eE½ \n:'*()"), max_size=60))
 def test_any_text_is_a_number_or_none(text: str) -> None:
+    number(text)
+    last = last_number(text)
+    if last is not None:
+        number(last)
+
+
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *(
+            "{}",
+            "-{}",
+            "{}...",
+            "{}\u2026",
+            "{}/3",
+            "3/{}",
+            "1 1/{}",
+            "1 {}/3",
+            "{}.5",
+            "0.{}",
+            ".{}",
+        ),
+        *("{},50 €", "€{},50", "€{}", "{} €", "{}%", "{}e3", "1e{}", "10^{}", "3 × 10^{{{}}}"),
+        *(r"0.{}\overline{{3}}", r"0.\overline{{{}}}", r"{}.\overline{{3}}", r"\frac{{1}}{{{}}}"),
+        *(
+            r"\frac{{{}}}{{2}}",
+            r"1\frac{{{}}}{{2}}",
+            r"\boxed{{{}}}",
+            "{} million",
+            "1 000 {}",
+            "½{}",
+        ),
+        *("1" + ",000" * 2000 + "{}", "1" + " 000" * 2000, "1" + ".000" * 2000 + ",5"),
+    ],
+)
+def test_more_digits_than_a_number_has_are_none(form: str) -> None:
+    """Python refuses to make an integer of more than 4,300 digits."""
+    text = form.format(LONG)
+    assert number(text) is None
+    last = last_number(f"First 12. It is {text}")
+    assert last is not None
+    assert len(last) > 400 or "½" in form
+    assert number(last) is None
+
+
+@pytest.mark.parametrize("text", [r"\frac²3", r"\frac3²", r"1\frac{²}{3}", "²", "①", r"\frac①2"])
+def test_what_unicode_calls_a_digit_and_is_none_is_no_number(text: str) -> None:
+    assert number(text) is None
+    last_number(f"It is {text}")
+
+
+HOSTILE = st.sampled_from(
+    [
+        *"0123456789.,/ -+$€%^{}eE½²①٣\n:'*()\u2026\u00a0",
+        *(LONG, "...", " 000", "10^", "1 1/", " million", " cm"),
+        *(r"\frac", r"\overline", r"\boxed", r"\text"),
+    ]
+)
+
+
+@given(st.lists(HOSTILE, max_size=30).map("".join))
+def test_hostile_text_is_a_number_or_none(text: str) -> None:
     number(text)
     last = last_number(text)
     if last is not None:

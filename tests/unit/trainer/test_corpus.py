@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 
@@ -277,6 +278,48 @@ def test_a_small_text_corpus_holds_out_what_was_asked(tmp_path_factory, texts, f
     kept = sorted(line for s in counts.documents for d in read_split(out, s) for line in
                   d.text.split("\n") if line)  # fmt: skip
     assert kept == sorted(line for text in texts for line in text.split("\n") if line)
+
+
+GROUPS = st.sampled_from(["", "g1", "g2", "g3", "g4", "g5"])
+
+
+def grouped(form, prompt, number, group):
+    return replace(of_one_prompt(form, prompt, number), split_group=group)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 9), GROUPS), min_size=2, max_size=30),
+    form=st.sampled_from(["text", "messages", "pairs"]),
+    fraction=st.sampled_from([0.02, 0.2, 0.5]),
+)
+def test_neither_a_group_nor_a_prompt_is_on_both_sides(tmp_path_factory, rows, form, fraction):
+    """Groups may share prompts. The next step refuses a prompt that is on both sides."""
+    out = tmp_path_factory.mktemp("corpus")
+    documents = [grouped(form, p, n, group) for n, (p, group) in enumerate(rows)]
+    try:
+        write(out / "a", documents, fraction, max_left_out=1)
+    except InvalidArgument as none:
+        assert "has a single" in none.message
+        return
+    sides = [list(read_split(out / "a", s)) for s in ("train", "validation")]
+    for what in (asked, lambda d: d.split_group or None):
+        one, other = ({what(d) for d in side} - {None} for side in sides)
+        assert not one & other
+    assert all(sides)
+    # And in any order.
+    write(out / "b", reversed(documents), fraction, max_left_out=1)
+    for split, side in zip(("train", "validation"), sides, strict=True):
+        assert {asked(d) for d in read_split(out / "b", split)} == {asked(d) for d in side}
+
+
+def test_a_corpus_of_groups_that_share_a_prompt_says_so(tmp_path):
+    documents = [grouped("messages", 1, n, f"book {n}") for n in range(60)]
+    with pytest.raises(InvalidArgument, match=r"single group of rows .* validation_fraction to 0"):
+        write(tmp_path / "a", documents, 0.2)
+    others = [grouped("messages", n, n, f"other {n}") for n in range(2, 60)]
+    counts = write(tmp_path / "b", [*documents, *others], 0.2)
+    assert min(counts.documents.values()) > 0
 
 
 # -- max_bytes -----------------------------------------------------------------------------------

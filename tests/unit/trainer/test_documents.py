@@ -10,6 +10,7 @@ from plinth.trainer.data.documents import (
     MAX_CHARACTERS,
     Document,
     corpus_files,
+    parse_document,
     read_file,
     read_files,
 )
@@ -166,3 +167,18 @@ def test_digests_tell_documents_apart():
     assert json.loads(chat.to_json())["messages"][1] == {"role": "assistant", "content": "b"}
     assert len({text.digest(), chat.digest(), Document(text="b").digest()}) == 3
     assert chat.size == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ('"split_group": "\\ud800"', "'split_group' holds a lone surrogate"),
+        ('"split_group": 7', "'split_group' must be a string, not int"),
+        ('"cut_off": "yes"', "'cut_off' must be true or false, not str"),
+        ('"cut_off": 1', "'cut_off' must be true or false, not int"),
+    ],
+)
+def test_an_optional_key_that_is_read_is_not_passed_over(extra, says):
+    with pytest.raises(InvalidArgument, match=f"f:1: {says}"):
+        parse_document(f'{{"text": "hello", {extra}}}', "f:1")
+    assert parse_document('{"text": "hello", "split_group": null, "cut_off": null}', "f:1")

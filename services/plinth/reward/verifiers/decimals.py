@@ -24,8 +24,12 @@ _FORMS = (
 # Behind digits: what makes them a part of something else (a date, a list, a time, a version).
 _GOES_ON = r"(?![0-9]|[.,:'\u2019][0-9]|\.\.\.|\u2026)"
 _DIGITS = [re.compile(form + _GOES_ON) for form in _FORMS]
-SPACED = re.compile(r"\d{1,3}(?: \d{3})+(?:\.\d+)?" + _GOES_ON)
+# In groups by spaces, as far as they go: what ends within one would begin the next with its zeros.
+SPACED = re.compile(r"\d{1,3}(?: \d{3}(?!\d))++(?P<point>\.\d+)?+")
+_OVER = re.compile(r" ?/ ?[-\d.]")
+_ENDS = re.compile(_GOES_ON)
 _TRAILS_OFF = re.compile(r"(\d+)(?:\.\.\.|\u2026)")  # "It is 5..."
+_DOTS = re.compile(r"\.\.\.|\u2026")
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?!\d)")
 _CENTS = re.compile(r"(\d+),(\d\d)(?![\d.,])")  # with a currency, so that it is no list
 _CENTS_BEFORE = re.compile(r"(\d+),(\d\d)(?=\s?[€£])")
@@ -39,24 +43,41 @@ class Ambiguous(Exception):
 def decimal(text: str, at: int, money: bool) -> tuple[Fraction, int, bool]:
     """Digits; with whether they are plain enough to be a part of a fraction."""
     if repeating := _REPEATING.match(text, at):
-        whole, fixed, period = repeating.groups()
-        shift = 10 ** len(fixed)
-        value = Fraction(int(whole + fixed), shift)
-        value += Fraction(int(period), shift * (10 ** len(period) - 1))
-        return value, repeating.end(), False
+        return _repeating(*repeating.groups()), repeating.end(), False
     if _DATE.match(text, at):
         raise Ambiguous
     if money and (match := _CENTS.match(text, at)):
-        return Fraction(f"{match[1]}.{match[2]}"), match.end(), False  # € 3,50
+        return exact(f"{match[1]}.{match[2]}"), match.end(), False  # € 3,50
+    # "1 100/200" is a mixed number.
+    if (match := SPACED.match(text, at)) and not _OVER.match(text, match.end()):
+        trails_off = not match["point"] and _DOTS.match(text, match.end())
+        if not trails_off and not _ENDS.match(text, match.end()):
+            raise Ambiguous
+        return exact(match[0].replace(" ", "")), match.end(), not trails_off
     for form in _DIGITS:
-        match = form.match(text, at)
-        if match and len(match[0]) <= MAX_CHARS:
-            return Fraction(_english(match[0])), match.end(), True
+        if match := form.match(text, at):
+            return exact(_english(match[0])), match.end(), True
     if match := _TRAILS_OFF.match(text, at):
-        return Fraction(match[1]), match.end(1), False
+        return exact(match[1]), match.end(1), False
     if match := _CENTS_BEFORE.match(text, at):
-        return Fraction(f"{match[1]}.{match[2]}"), match.end(), False
+        return exact(f"{match[1]}.{match[2]}"), match.end(), False
     raise Ambiguous
+
+
+def exact(digits: str) -> Fraction:
+    """Digits with a point at most. Ambiguous: more of them than a number has, whose value would
+    take the square of their number to find (and which Python refuses from 4,300 on)."""
+    if len(digits) > MAX_CHARS:
+        raise Ambiguous
+    return Fraction(digits)
+
+
+def _repeating(whole: str, fixed: str, period: str) -> Fraction:
+    shift: int = 10 ** len(fixed[:MAX_CHARS])
+    value = exact(whole + fixed) / shift
+    repeats = exact(period)  # before a power of so many digits is made
+    nines: int = 10 ** len(period) - 1
+    return value + repeats / (shift * nines)
 
 
 def _english(digits: str) -> str:

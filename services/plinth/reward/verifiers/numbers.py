@@ -21,6 +21,7 @@ from plinth.reward.verifiers.decimals import (
     SPACED,
     Ambiguous,
     decimal,
+    exact,
     power_of_ten,
 )
 from plinth.reward.verifiers.units import CURRENCY, CURRENCY_SIGNS, unit_at
@@ -92,8 +93,6 @@ def number(text: str) -> Quantity | None:
     """All of `text` as one number with its unit; None where it is none, or may mean two things."""
     if len(text) > 4 * MAX_CHARS or not (plain := _undressed(text)) or len(plain) > MAX_CHARS:
         return None
-    if SPACED.fullmatch(plain):
-        plain = plain.replace(" ", "")
     try:
         found, end = _read(plain, 0)
     except Ambiguous:
@@ -106,7 +105,8 @@ def last_number(text: str) -> str | None:
     What holds digits and is no number is given too: an earlier number is not the answer then."""
     plain = _plain(text)
     # Nearly always it stands near the end. What begins at the edge may be a part of something.
-    for begin in (max(0, len(plain) - _TAIL_CHARS), 0):
+    tail = max(0, len(plain) - _TAIL_CHARS)
+    for begin in (max(plain.rfind(space, 0, tail) + 1 for space in " \n\t"), 0):
         found = None
         for found in _written(plain, begin):  # noqa: B007 - the last one
             pass
@@ -122,7 +122,9 @@ def _written(text: str, at: int) -> Iterator[tuple[int, int]]:
         try:
             _, end = _read(text, begin)
         except Ambiguous:
-            end = _END_OF_TERM.match(text, begin + 1).end()  # type: ignore[union-attr]
+            grouped = SPACED.match(text, match.end() - 1)
+            behind = grouped.end() if grouped else begin + 1
+            end = _END_OF_TERM.match(text, behind).end()  # type: ignore[union-attr]
         if not _ORDINAL.fullmatch(text, begin, end):
             yield begin, end
         at = max(end, begin + 1)
@@ -210,9 +212,10 @@ def _with_fraction(value: Fraction, text: str, end: int, depth: int) -> tuple[Fr
     at = _GAP.match(text, end).end()  # type: ignore[union-attr]
     part = _part(text, at, depth)
     if part is None and at > end and (match := _SIMPLE.match(text, at)):
-        if int(match[2]) == 0:
+        above, below = exact(match[1]), exact(match[2])
+        if below == 0:
             raise Ambiguous
-        part = Fraction(int(match[1]), int(match[2])), match.end()
+        part = above / below, match.end()
     elif _HYPHENED.match(text, end):
         raise Ambiguous  # 1-1/2: one and a half, or a half
     if part is None:
@@ -236,7 +239,7 @@ def _latex_fraction(text: str, at: int, depth: int) -> tuple[Fraction, int]:
 def _argument(text: str, at: int, depth: int) -> tuple[Fraction, int]:
     while at < len(text) and text[at] == " ":
         at += 1
-    if at < len(text) and text[at].isdigit():
+    if at < len(text) and text[at].isdecimal():  # not ², which is a digit too
         return Fraction(text[at]), at + 1
     if at >= len(text) or text[at] != "{":
         raise Ambiguous

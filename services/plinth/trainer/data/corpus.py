@@ -1,9 +1,10 @@
 """A corpus artifact: `train/` and `validation/`, each with `documents-*.jsonl`.
 
 Documents are de-duplicated exactly and split by prompt (`shared/splits.py`), so a document lands on
-the same side whatever the rest of the corpus is, and all of one prompt on one side. Only where the
-hash would hold out a share far from what was asked (a small corpus, one large document) is it split
-anew; see `resplit.py`. Memory holds one document and some 200 bytes for each seen.
+the same side whatever the rest of the corpus is, and all of one prompt on one side; groups that
+share a prompt are held out together (`joined.py`). Only where the hash would hold out a share far
+from what was asked (a small corpus, one large document) is it split anew; see `resplit.py`. Memory
+holds one document and some 200 bytes for each seen.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from plinth.shared.splits import SPLITS, split_share
 from plinth.trainer.data.budget import Budget
 from plinth.trainer.data.documents import Document, parse_document
 from plinth.trainer.data.forms import FORMS
+from plinth.trainer.data.joined import Joined
+from plinth.trainer.data.passages import needed
 from plinth.trainer.data.resplit import by_hash, settled
 
 SHARD_BYTES = 64 * 1024 * 1024
@@ -106,6 +109,7 @@ def write_corpus(
     """
     counts, digest, seen = CorpusCounts(), sha256(), set[bytes]()
     taken, sizes, budget = Intake("documents"), dict[bytes, int](), Budget(max_bytes)
+    joined = Joined()
     writers = {split: ShardWriter(out / split, shard_bytes) for split in SPLITS}
     try:
         for document, given in _sides(documents, held_out):
@@ -117,7 +121,7 @@ def write_corpus(
             if (fitting := budget.fit(document)) is not None:
                 seen |= {key, fitting.digest()}
                 digest.update(fitting.digest())
-                group = fitting.split_key()
+                group = joined.add(fitting)
                 sizes[group] = sizes.get(group, 0) + fitting.size
                 hashed = "validation" if split_share(group) < validation_fraction else "train"
                 split = given or hashed
@@ -134,7 +138,7 @@ def write_corpus(
     _check_not_empty(counts, budget, source, intake)
     check_intake(counts.intake, max_left_out, "Look at what was left out")
     if held_out is None:
-        _settle_split(out, counts, sizes, validation_fraction, source, shard_bytes)
+        _settle_split(out, counts, sizes, joined, validation_fraction, source, shard_bytes)
     (out / "corpus.json").write_text(json.dumps({"format": 1, **counts.to_json()}, indent=1))
     return counts
 
@@ -160,12 +164,13 @@ def _settle_split(
     out: Path,
     counts: CorpusCounts,
     sizes: Mapping[bytes, int],
+    joined: Joined,
     fraction: float,
     source: str,
     shard_bytes: int,
 ) -> None:
     """Split anew where the hash alone did not hold out about that share."""
-    sides = settled(sizes, fraction, counts.form)
+    sides = settled(sizes, fraction, counts.form, joined)
     if sides != by_hash(sizes, fraction):
         counts.documents, counts.bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
         writers = {split: ShardWriter(out / f"{split}-anew", shard_bytes) for split in SPLITS}
@@ -180,6 +185,8 @@ def _settle_split(
             (out / f"{split}-anew").rename(out / split)
     if fraction > 0 and not counts.documents["validation"]:
         what = "short text" if counts.form == "text" else "prompt"
+        if any(map(joined.is_group, sizes)):
+            what = "group of rows that stay together (by split_group and by prompt)"
         raise InvalidArgument(
             f"corpus {source} has a single {what}, so none can be held out for validation; add "
             "others, or set validation_fraction to 0",
@@ -200,6 +207,16 @@ def _check_form(document: Document, counts: CorpusCounts, source: str) -> None:
 def _check_not_empty(
     counts: CorpusCounts, budget: Budget, source: str, intake: Sequence[Intake]
 ) -> None:
+    if of := next((one for one in intake if one.unit == "paragraphs"), None):
+        if counts.documents["train"]:
+            return
+        measured = counts.documents["validation"]
+        raise InvalidArgument(
+            f"of the text of {source} comes nothing to learn from"
+            f"{f', and {measured:,} to measure' if measured else ''}: {of.line()}. Passages need "
+            f"{needed()}; give text that has such, or chats or pairs by corpus_dir",
+            field="passages",
+        )
     if any(counts.documents.values()):
         return
     if budget.smallest:

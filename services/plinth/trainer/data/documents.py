@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 from plinth.shared.corpus_folder import SUFFIXES, CorpusFolder, kind_of
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
-from plinth.shared.messages import FROM_UTF16, PAGE, TO_UTF8
+from plinth.shared.messages import FROM_UTF16, PAGE, TO_UTF8, parse_flag, parse_optional
 from plinth.shared.rows import parse_row, why_no_json
 from plinth.shared.splits import prompt_key, text_key
 
@@ -120,8 +120,8 @@ def parse_document(line: str, where: str) -> Document:
             f"{where}: not JSON ({why_no_json(wrong)}); each line must be an object, see {PAGE}"
         ) from wrong
     row = parse_row(value, where)
-    cut_off, rejected_cut_off = (value.get(name) is True for name in _FLAGS)
-    group = value.get("split_group")
+    cut_off, rejected_cut_off = (parse_flag(value, where, name) for name in _FLAGS)
+    group = parse_optional(value, where, "split_group")
     return Document(
         row.text,
         row.messages,
@@ -129,7 +129,7 @@ def parse_document(line: str, where: str) -> Document:
         row.source,
         cut_off,
         rejected_cut_off,
-        split_group=group if isinstance(group, str) else "",
+        split_group=group,
         where=where,
     )
 

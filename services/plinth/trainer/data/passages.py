@@ -11,6 +11,7 @@ A passage stays on the side of its text: what is held out of a corpus is held ou
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from plinth.shared.errors import InvalidArgument
@@ -22,10 +23,15 @@ from plinth.trainer.data.worse_answers import made_worse
 PASSAGES = ("chats", "pairs")  # what they are made into
 _ASK = "Go on: {sentence}"
 _BLANK = re.compile(r"\n\s*\n")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_ASKED = (16, 240)  # characters
+# Scripts without spaces have none between sentences either.
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?\u061f\u06d4\u0964])\s+|(?<=[\u3002\uff01\uff1f])(?![\u3002\uff01\uff1f\u300d\u300f\u201d])\s*"
+)
+# At least so many bytes of UTF-8 (what says as much has fewer characters in Chinese), and at most
+# so many characters.
+_ASKED = (16, 240)
 _ANSWER = (24, 480)
-_PROSE = 0.8  # share of letters and spaces, from which on a paragraph is prose
+_PROSE = 0.8  # share of letters, their marks and spaces, from which on a paragraph is prose
 
 
 class Passages:
@@ -55,36 +61,48 @@ class Passages:
                 if found is None or why:
                     self.intake.leave_out(why)
                     continue
-                self.intake.taken += 1
                 question, answer = found
-                yield from self._made(question, answer, before)
-                before = answer
+                made, before = self._made(question, answer, before), answer
+                if made is None:
+                    self.intake.leave_out("that no rule makes worse")
+                    continue
+                self.intake.taken += 1
+                yield made
 
     def _known(self, exchange: tuple[str, str], side: str) -> str:
         """Why it is left out: what is asked twice would be asked on both sides."""
         first = self._asked.setdefault(exchange[0].casefold(), side)
         return "" if first == side else "asked in what is learned from, too"
 
-    def _made(self, question: str, answer: str, before: str) -> Iterator[Document]:
+    def _made(self, question: str, answer: str, before: str) -> Document | None:
         messages = (("user", _ASK.format(sentence=question)), ("assistant", answer))
         if self._into == "chats":
-            yield Document(messages=messages)
-            return
+            return Document(messages=messages)
         rule, worse = made_worse(answer, before)
-        if worse and worse != answer:
-            yield Document(messages=messages, rejected=worse, source=f"rule:{rule}")
+        if not worse or worse == answer:
+            return None
+        return Document(messages=messages, rejected=worse, source=f"rule:{rule}")
+
+
+def needed() -> str:
+    """What a paragraph must have, for people."""
+    return (
+        f"a paragraph of prose with two sentences or more, the first of {_ASKED[0]} to {_ASKED[1]} "
+        f"characters, and of those behind it {_ANSWER[0]} to {_ANSWER[1]}"
+    )
 
 
 def _exchange(paragraph: str) -> tuple[str, str] | None:
     """(the first sentence, those after it as far as an answer goes), of unwrapped text."""
-    if sum(c.isalpha() or c == " " for c in paragraph) < _PROSE * len(paragraph):
+    prose = sum(c == " " or unicodedata.category(c)[0] in "LM" for c in paragraph)
+    ends = list(_SENTENCE_END.finditer(paragraph))
+    if prose < _PROSE * len(paragraph) or not ends:
         return None
-    first, *others = _SENTENCE_END.split(paragraph)
-    answer = ""
-    for sentence in others:
-        if len(answer) + len(sentence) + 1 > _ANSWER[1]:
-            break
-        answer = f"{answer} {sentence}".strip()
-    if not _ASKED[0] <= len(first) <= _ASKED[1] or len(answer) < _ANSWER[0]:
-        return None
+    first, begin = paragraph[: ends[0].start()], ends[0].end()
+    others = [*(end.start() for end in ends[1:]), len(paragraph)]
+    end = max((end for end in others if end - begin <= _ANSWER[1]), default=begin)
+    answer = paragraph[begin:end]
+    for text, (least, most) in ((first, _ASKED), (answer, _ANSWER)):
+        if len(text) > most or len(text.encode()) < least:
+            return None
     return first, answer

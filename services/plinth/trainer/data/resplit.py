@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from plinth.shared.splits import held_out, split_share
 from plinth.trainer.data.documents import Document
+from plinth.trainer.data.joined import Joined
 
 # Bytes of the end of a text that are worth holding out by themselves.
 _LEAST_TAIL = 256
@@ -38,18 +39,23 @@ def by_hash(sizes: Mapping[bytes, int], fraction: float) -> Sides:
     return Sides(frozenset(key for key in sizes if split_share(key) < fraction))
 
 
-def settled(sizes: Mapping[bytes, int], fraction: float, form: str) -> Sides:
-    """As they are to be split once all `sizes` (key → bytes) are known: what `held_out` chooses.
-    Where the least of texts is more than twice what is to be held out, the end of the largest."""
-    chosen = held_out(sizes, fraction)
+def settled(sizes: Mapping[bytes, int], fraction: float, form: str, joined: Joined) -> Sides:
+    """As they are to be split once all `sizes` (key → bytes) are known: what `held_out` chooses of
+    what is `joined`. Where the least of texts is more than twice what is to be held out, the end of
+    the largest; of a group no text is cut, since all of it is on one side."""
+    names, whole = joined.names(sizes), dict[bytes, int]()
+    for key, name in names.items():
+        whole[name] = whole.get(name, 0) + sizes[key]
+    chosen = held_out(whole, fraction)
     wanted = fraction * sum(sizes.values())
     tail = max(_LEAST_TAIL, round(wanted))
-    held = sum(sizes[key] for key in chosen)
+    held = sum(whole[name] for name in chosen)
     if form == "text" and fraction > 0 and (not chosen or held > 2 * wanted):
-        largest = max(sizes, key=lambda key: (sizes[key], key))
-        if 2 * tail <= sizes[largest] and (not chosen or tail < held):
+        texts = (key for key in sizes if names[key] == key and not joined.is_group(key))
+        largest = max(texts, key=lambda key: (sizes[key], key), default=None)
+        if largest and 2 * tail <= sizes[largest] and (not chosen or tail < held):
             return Sides(frozenset(), largest, tail)
-    return Sides(frozenset(chosen))
+    return Sides(frozenset(key for key, name in names.items() if name in chosen))
 
 
 def _cut(text: str, tail: int) -> tuple[str, str]:

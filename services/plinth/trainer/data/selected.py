@@ -18,7 +18,7 @@ from typing import Any
 from plinth.algos.selection import all_pairs, extremes, top_k
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
-from plinth.shared.messages import PAGE, Messages, parse_string, parse_turns
+from plinth.shared.messages import PAGE, Messages, parse_flag, parse_string, parse_turns
 from plinth.shared.rows import why_no_json
 from plinth.trainer.data.documents import MAX_LINE_BYTES, Document
 
@@ -194,7 +194,8 @@ def _parse(raw: bytes, where: str) -> Scored:
         answer,
         _number(reward, where, "reward"),
         None if logprob is None else _number(logprob, where, "logprob"),
-        cut_off=value.get("ended") is False,
+        # Of samples that say nothing of it, each was ended by its model.
+        cut_off=value.get("ended") is not None and not parse_flag(value, where, "ended"),
     )
 
 
