@@ -72,7 +72,10 @@ def test_each_shape_in_use_is_read(line):
     ("line", "words"),
     [
         ({"prompt": "Hi?", "chosen": "Yes.", "rejected": "Yes."}, "the same answer"),
-        ({"prompt": "Hi?", "chosen": "Yes.", "rejected": " "}, "must end with an answer"),
+        ({"prompt": "Hi?", "chosen": "Yes.", "rejected": " "}, "'rejected' is empty"),
+        ({"prompt": "Hi?", "chosen": "", "rejected": "No."}, "'chosen' is empty"),
+        ({"chosen": TURNS, "rejected": TURNS}, "must answer one prompt|must end with an answer"),
+        ([{"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}], "`jq -c"),
         ({"prompt": "Hi?", "rejected": "No."}, "a row with 'prompt', 'rejected' is none"),
         ({"chosen": "Yes.", "rejected": "No."}, "must answer one prompt"),
         ({"chosen": TURNS + GOOD, "rejected": BAD}, "must answer one prompt"),
@@ -85,6 +88,29 @@ def test_what_is_no_pair_is_refused(line, words):
     with pytest.raises(InvalidArgument, match=words) as caught:
         parse_document(json.dumps(line), "file.jsonl:7")
     assert "file.jsonl:7" in caught.value.message
+
+
+def test_a_json_array_over_several_lines_is_told_how_to_become_rows():
+    with pytest.raises(InvalidArgument, match=r"f\.jsonl:1: not JSON .*`jq -c '\.\[\]' FILE"):
+        parse_document("[\n", "f.jsonl:1")
+
+
+def test_pairs_that_contradict_others_are_counted(tmp_path):
+    """As `preferences import` counts them; they stay, since which one is right can't be told."""
+
+    def pair(number: int, swapped: bool) -> Document:
+        sides = ["yes", "no"][:: -1 if swapped else 1]
+        return Document(
+            messages=(("user", f"q{number}"), ("assistant", sides[0])), rejected=sides[1]
+        )
+
+    documents = [pair(n, False) for n in range(50)] + [pair(n, True) for n in range(7)]
+    counts = write_corpus(iter(documents), tmp_path / "c", source="t", validation_fraction=0.2)
+    (told,) = counts.intake
+    assert told.taken == 57
+    assert told.noted == {"prefer the answer that another pair rejects": 7}
+    alone = write_corpus(iter(documents[:50]), tmp_path / "d", source="t", validation_fraction=0.2)
+    assert alone.intake[0].noted == {}
 
 
 def test_pairs_of_one_prompt_are_held_out_together(tmp_path):
