@@ -1,5 +1,5 @@
-"""`plinth models`: import, export, serve, list, show, move aliases. Works on the store; needs no
-stack."""
+"""`plinth models`: import, export, serve, stop, list, show, move aliases. Works on the store; needs
+no stack."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Models: import, export, serve, list, show, alias.",
+    help="Models: import, export, serve, stop, list, show, alias.",
 )
 
 Data = Annotated[
@@ -207,6 +207,31 @@ def serve_command(
     Console().print(
         f"[bold]{wanted.name}[/] is to be served from {wanted.artifact} by "
         f"{wanted.shards}{most} {'shard' if one else 'shards'}",
+        highlight=False,
+    )
+
+
+@app.command("stop")
+def stop_command(
+    name: Annotated[str, typer.Argument(help="What it is served as, e.g. chat.")],
+    data: Data = None,
+) -> None:
+    """Serve NAME no more: its shards end within seconds, and the artifact stays on the store."""
+    from plinth.shared.errors import NotFound
+    from plinth.shared.records import DeploymentRecords
+
+    with _opened(data) as (_, store):
+        records = DeploymentRecords(store)
+        try:
+            records.delete(name)
+        except NotFound as unknown:
+            served = ", ".join(sorted(one.name for one in records.list())) or "nothing"
+            raise NotFound(
+                f"{name!r} is not served; served is {served}", reason=unknown.reason
+            ) from unknown
+    Console().print(
+        f"[bold]{escape(name)}[/] is served no more; `plinth models serve {escape(name)}` brings "
+        "it back",
         highlight=False,
     )
 

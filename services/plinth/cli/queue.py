@@ -75,18 +75,27 @@ def inspect_item(queue: Name, item: ItemId) -> None:
 
 
 @app.command("dead")
-def dead_letters(queue: Name, limit: Annotated[int, typer.Option(min=1, max=1000)] = 20) -> None:
+def dead_letters(
+    queue: Annotated[
+        str | None, typer.Argument(help="The queue's name; without one, those of all queues.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Of each queue.")] = 20,
+) -> None:
     """Dead letters with their reasons, newest first."""
-    from plinth.shared.queue import DeadLetter, Queue
+    from plinth.shared.queue import DeadLetter, Queue, queue_names
 
-    async def work(redis: Redis) -> list[DeadLetter]:
-        return await Queue(redis, queue).dead_letters(limit)
+    async def work(redis: Redis) -> list[tuple[str, DeadLetter]]:
+        names = [queue] if queue else await queue_names(redis)
+        return [
+            (name, letter)
+            for name in names
+            for letter in await Queue(redis, name).dead_letters(limit)
+        ]
 
-    table = WholeTable("id", "attempts", "bytes", "reason", texts=("reason",))
-    for letter in _with_redis(work):
-        table.add_row(
-            letter.id, str(letter.attempts), str(len(letter.payload)), escape(letter.reason)
-        )
+    table = WholeTable("queue", "id", "attempts", "bytes", "reason", texts=("reason",))
+    for name, letter in _with_redis(work):
+        size = str(len(letter.payload))
+        table.add_row(name, letter.id, str(letter.attempts), size, escape(letter.reason))
     show(Console(), table)
 
 

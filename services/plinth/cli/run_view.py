@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from plinth.cli import training_view
 from plinth.cli.chat import printable
 from plinth.cli.contest_view import contest
 from plinth.cli.run_outcome import promotions
 from plinth.cli.tables import WholeTable
 from plinth.shared.differences import beside
-from plinth.shared.intake import intakes_of
+from plinth.shared.intake import Intake, intakes_of
 from plinth.v1 import common_pb2
 from plinth.v1 import coordinator_pb2 as pb
 
@@ -141,6 +142,8 @@ def about(step: pb.Step) -> str:
             f"{figures['bits_per_byte']:.3f} bits per byte held out, "
             f"5-gram {figures['ngram_bits_per_byte']:.3f}"
         )
+    elif (trained := training_view.line(figures)) is not None:
+        parts.append(trained)
     elif "loss" in figures:
         rate = figures.get("tokens_per_second")
         parts.append(f"loss {figures['loss']:.3f}" + (f", {rate:,.0f} tokens/s" if rate else ""))
@@ -168,11 +171,14 @@ def metrics(step: pb.Step) -> dict[str, Any]:
 
 def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> RenderableType:
     """What came of a run that succeeded: figures, answers, lineage of the served model."""
-    parts: list[RenderableType] = [*left_out(run)]
+    parts: list[RenderableType] = [*warnings(run)]
     exams = [metrics(step) for step in run.steps if step.kind == "evaluate"]
     if exams:
         parts.append(_figures(run, exams))
         parts += [_answer(answer) for exam in exams for answer in exam.get("answers", [])]
+    trained = training_view.table({step.name: metrics(step) for step in run.steps})
+    if trained is not None:
+        parts.append(trained)
     for step in run.steps:
         if step.kind == "compare":
             parts.append(contest(metrics(step)))
@@ -188,13 +194,18 @@ def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> Rend
     return Group(*parts)
 
 
-def left_out(run: pb.Run) -> Iterator[RenderableType]:
-    """A warning for each step that left out more than a tenth of what it was given."""
+def warnings(run: pb.Run) -> Iterator[RenderableType]:
+    """Of what steps left out, past a tenth of what they were given, and of what they damaged."""
     for step in run.steps:
-        for intake in intakes_of(metrics(step)):
-            if intake.warns:
-                told = f"{step.name} took {intake.line()} ({intake.share:.0%} left out)"
-                yield Text.assemble(("warning  ", "bold yellow"), told)
+        figures = metrics(step)
+        told = [_left_out(step.name, intake) for intake in intakes_of(figures) if intake.warns]
+        for said in (*told, *training_view.warnings(step.name, figures)):
+            yield Text.assemble(("warning  ", "bold yellow"), said)
+
+
+def _left_out(step: str, intake: Intake) -> str:
+    advice = f". {intake.remedy}" if intake.remedy else ""
+    return f"{step} took {intake.line()} ({intake.share:.0%} left out){advice}"
 
 
 def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:

@@ -234,7 +234,10 @@ def _step(step: object, fields: object, mistakes: _Mistakes) -> StepSpec | None:
         return model.model_validate(fields)
     except ValidationError as error:
         for item in error.errors(include_url=False):
-            _explain(path, item["loc"], item["type"], item["msg"], model, mistakes)
+            said = item["msg"]
+            if said.startswith("Input should be") and isinstance(item["input"], str | int | float):
+                said = f"{said.removeprefix('Input ')}, not {item['input']!r:.60}"
+            _explain(path, item["loc"], item["type"], said, model, mistakes)
         return None
 
 
@@ -248,8 +251,10 @@ def _explain(
 ) -> None:
     where = ".".join([path, *(str(part) for part in location)])
     if kind == "extra_forbidden":
-        right = _keys_at(model, location[:-1])
-        mistakes.add(where, f"unknown key{_nearest(str(location[-1]), right)}")
+        key, right = str(location[-1]), _keys_at(model, location[:-1])
+        deeper = "" if location[:-1] else _section_with(key, model)
+        hint = f"; did you mean {deeper}?" if deeper else _nearest(key, right)
+        mistakes.add(where, f"unknown key{hint}")
     elif kind == "missing":
         mistakes.add(where, "is needed")
     else:
@@ -265,6 +270,18 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> Collect
         choices = getattr(annotation, "__args__", (annotation,))
         model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
     return model.model_fields
+
+
+def _section_with(key: str, model: type[BaseModel]) -> str:
+    """The one place within a section of `model` where there is such a key, "pairs.beta"; or
+    nothing."""
+    found = [
+        f"{section}.{key}"
+        for section, field in model.model_fields.items()
+        for choice in getattr(field.annotation, "__args__", (field.annotation,))
+        if isinstance(choice, type) and issubclass(choice, BaseModel) and key in choice.model_fields
+    ]
+    return found[0] if len(found) == 1 else ""
 
 
 def _nearest(key: str, right: Collection[str]) -> str:

@@ -46,6 +46,7 @@ class Intake:
     left_out: dict[str, int] = field(default_factory=dict)  # why → how many
     # What was asked for, or taken in part: told, and no part of the share that is left out.
     noted: dict[str, int] = field(default_factory=dict)
+    remedy: str = ""  # what would let in more of it, where it is known
 
     def leave_out(self, why: str, count: int = 1) -> None:
         self.left_out[why] = self.left_out.get(why, 0) + count
@@ -73,11 +74,13 @@ class Intake:
             "taken": self.taken,
             "left_out": dict(self.left_out),
             "noted": dict(self.noted),
+            **({"remedy": self.remedy} if self.remedy else {}),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Intake:
-        return cls(value["unit"], value["taken"], dict(value["left_out"]), dict(value["noted"]))
+        left_out, noted = dict(value["left_out"]), dict(value["noted"])
+        return cls(value["unit"], value["taken"], left_out, noted, value.get("remedy", ""))
 
     def line(self) -> str:
         """ "20 of 182 chats; left out: 162 longer than 256 tokens"."""

@@ -70,7 +70,9 @@ OBJECTIVES: Mapping[str, Objective] = {
     "reward": Objective(_PAIRS | _names("pairs", "centring margin"), 1e-5, warmup_fraction=0.03),
     # Rafailov et al. 2023, appendix B.
     "dpo": Objective(
-        _PAIRS | _names("pairs", "beta loss likelihood_weight"), 1e-6, warmup_fraction=0.1
+        _PAIRS | _names("pairs", "beta loss likelihood_weight max_chosen_drop"),
+        1e-6,
+        warmup_fraction=0.1,
     ),
     # Shao et al. 2024, section 4.2; Ahmadian et al. 2024; verl's and TRL's for PPO are as small.
     "ppo": Objective(_POLICY | _CRITIC, 1e-6),

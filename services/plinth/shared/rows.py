@@ -35,6 +35,8 @@ _SHAPES = (
     ({"chosen", "rejected", "messages"}, "pair"),
     ({"chosen", "rejected", "prompt", "messages"}, "pair"),
 )
+# What to do with a file that is one JSON array.
+JSON_ARRAY = "Of a file that holds a list, `jq -c '.[]' FILE.json > FILE.jsonl` makes rows"
 _READ = "'text', 'messages', 'prompt' with 'completion', and 'chosen' with 'rejected'"
 # Shapes of others, by their keys, and what to do about them.
 _HINTS = (
@@ -84,8 +86,10 @@ def parse_row(value: Any, where: str) -> Row:
 
 def _shape(value: Any, where: str) -> str:
     if not isinstance(value, dict):
+        array = f". {JSON_ARRAY}" if isinstance(value, list) else ""
         raise InvalidArgument(
-            f"{where}: need an object with one of {_READ}, not {type(value).__name__}; see {PAGE}"
+            f"{where}: need an object with one of {_READ}, not {type(value).__name__}; see "
+            f"{PAGE}{array}"
         )
     telling = {key for key in _TELLING if value.get(key) is not None}
     labelled = "completion" in telling and value.get("label") is not None
@@ -144,8 +148,10 @@ def parse_pair(value: dict[str, Any], where: str) -> tuple[Messages, str, str]:
             f"{len(rejected)}. See {PAGE}"
         )
     for name, turns in sides.items():
-        if turns[-1][0] != "assistant" or not turns[-1][1].strip():
+        if turns[-1][0] != "assistant":
             raise InvalidArgument(f"{where}: {name!r} must end with an answer of the assistant")
+        if not turns[-1][1].strip():
+            raise InvalidArgument(f"{where}: {name!r} is empty; it must end with an answer")
     if chosen[-1] == rejected[-1]:
         raise InvalidArgument(f"{where}: 'chosen' and 'rejected' are the same answer")
     # UltraFeedback has the preferred conversation once more, as 'messages'.

@@ -20,7 +20,7 @@ from plinth.shared.source_roots import SourceRoots
 from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.attempts import Attempt
-from plinth.trainer.data.lengths import check_lengths, length_intake
+from plinth.trainer.data.lengths import check_lengths, length_intake, remedy_for
 from plinth.trainer.disk import disk_error, is_full
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.config import TrainConfig
@@ -166,6 +166,8 @@ class Execution:
         found = length_intake(Path(config.dataset), config.objective, length)
         limit = spec.max_left_out if spec.HasField("max_left_out") else None
         check_lengths(found, limit, length, context)
+        for one in found:
+            one.remedy = remedy_for(one, length, context) if one.missing else ""
         return {"intake": [intake.to_json() for intake in found]}
 
     def _publish_adapter(

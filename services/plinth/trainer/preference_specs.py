@@ -35,7 +35,7 @@ def check_pairs(spec: pb.TrainSpec) -> None:
         in_range("pairs.label_smoothing", pairs.label_smoothing, 0.0, 0.49)
         if pairs.loss == "ipo" and pairs.label_smoothing:
             refuse("pairs.label_smoothing", "has no place in IPO, whose loss is a regression")
-        for name in ("likelihood_weight", "centring", "margin"):
+        for name in ("likelihood_weight", "centring", "margin", "max_chosen_drop"):
             in_range(f"pairs.{name}", getattr(pairs, name), 0.0, 100.0)
 
 
@@ -43,14 +43,14 @@ def pairs_of(spec: pb.TrainSpec) -> dict[str, Any] | None:
     if LEARNS_FROM[spec.objective] != ("pairs",):
         return None
     given = spec.pairs
-    beta = {"beta": given.beta} if given.HasField("beta") else {}
+    said = {n: getattr(given, n) for n in ("beta", "max_chosen_drop") if given.HasField(n)}
     options = PairOptions(
         loss=given.loss or "sigmoid",
         label_smoothing=given.label_smoothing,
         likelihood_weight=given.likelihood_weight,
         centring=given.centring,
         margin=given.margin,
-        **beta,
+        **said,
     )
     return asdict(options)
 

@@ -194,6 +194,7 @@ class PairSpec(_message.Message):
     LIKELIHOOD_WEIGHT_FIELD_NUMBER: _builtins.int
     CENTRING_FIELD_NUMBER: _builtins.int
     MARGIN_FIELD_NUMBER: _builtins.int
+    MAX_CHOSEN_DROP_FIELD_NUMBER: _builtins.int
     beta: _builtins.float
     """DPO: how dear it is to leave the reference; default 0.1."""
     loss: _builtins.str
@@ -208,6 +209,10 @@ class PairSpec(_message.Message):
     """Reward: the margin of the ranking loss (Llama 2, eq. 2), by which the preferred answer's score
     must lie above the other's; default 0.
     """
+    max_chosen_drop: _builtins.float
+    """DPO: the nats per token that held-out preferred answers may lose in themselves before the run
+    ends (LIKELIHOOD_DISPLACEMENT); default 2, 0: off.
+    """
     def __init__(
         self,
         *,
@@ -217,14 +222,20 @@ class PairSpec(_message.Message):
         likelihood_weight: _builtins.float = ...,
         centring: _builtins.float = ...,
         margin: _builtins.float = ...,
+        max_chosen_drop: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "beta", b"beta"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_max_chosen_drop", b"_max_chosen_drop", "beta", b"beta", "max_chosen_drop", b"max_chosen_drop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "beta", b"beta", "centring", b"centring", "label_smoothing", b"label_smoothing", "likelihood_weight", b"likelihood_weight", "loss", b"loss", "margin", b"margin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_max_chosen_drop", b"_max_chosen_drop", "beta", b"beta", "centring", b"centring", "label_smoothing", b"label_smoothing", "likelihood_weight", b"likelihood_weight", "loss", b"loss", "margin", b"margin", "max_chosen_drop", b"max_chosen_drop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
     _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    _WhichOneofReturnType__max_chosen_drop: _TypeAlias = _typing.Literal["max_chosen_drop"]  # noqa: Y015
+    _WhichOneofArgType__max_chosen_drop: _TypeAlias = _typing.Literal["_max_chosen_drop", b"_max_chosen_drop"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_chosen_drop) -> _WhichOneofReturnType__max_chosen_drop | None: ...
 
 Global___PairSpec: _TypeAlias = PairSpec  # noqa: Y015
 

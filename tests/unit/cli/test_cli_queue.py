@@ -30,6 +30,10 @@ def test_queue_commands(redis_server: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert "trainer-jobs" in cli.invoke(app, ["list"]).output
     dead = cli.invoke(app, ["dead", "trainer-jobs"]).output
     assert "job-1" in dead and "[no] corpus" in dead
+    # Whoever doesn't know the queue yet is told which one it is.
+    everywhere = cli.invoke(app, ["dead"])
+    assert everywhere.exit_code == 0 and "job-1" in everywhere.output
+    assert "trainer-jobs" in everywhere.output
     assert "dead" in cli.invoke(app, ["inspect", "trainer-jobs", "job-1"]).output
     assert cli.invoke(app, ["requeue", "trainer-jobs", "job-1"]).exit_code == 0
     assert "waiting" in cli.invoke(app, ["inspect", "trainer-jobs", "job-1"]).output

@@ -57,6 +57,22 @@ def test_import_tells_what_it_left_out(source: Path, tmp_path: Path) -> None:
     assert "warning: README.md: its header is not YAML" in " ".join(done.output.split())
 
 
+def test_a_model_is_served_no_more_and_again(source: Path, tmp_path: Path) -> None:
+    plinth(tmp_path, "import", str(source), "--name", "chat")
+    assert plinth(tmp_path, "serve", "chat").exit_code == 0
+    records = DeploymentRecords(ArtifactStore((tmp_path / "data" / "store").as_uri()))
+    wrong = plinth(tmp_path, "stop", "caht")
+    assert wrong.exit_code == 1
+    assert "served is chat" in wrong.output
+    assert [one.name for one in records.list()] == ["chat"]
+    done = plinth(tmp_path, "stop", "chat")
+    assert done.exit_code == 0, done.output
+    assert records.list() == []
+    again = done.output.partition("`plinth models ")[2].partition("`")[0].split()
+    assert plinth(tmp_path, *again).exit_code == 0
+    assert [one.name for one in records.list()] == ["chat"]
+
+
 def test_serve_writes_what_is_wanted_and_keeps_its_shards(source: Path, tmp_path: Path) -> None:
     assert plinth(tmp_path, "import", str(source), "--name", "chat").exit_code == 0
     records = DeploymentRecords(ArtifactStore((tmp_path / "data" / "store").as_uri()))

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from plinth.cli.run_view import about, summary
+from plinth.shared.intake import Intake
 from plinth.v1 import common_pb2
 from plinth.v1 import coordinator_pb2 as pb
 
@@ -82,3 +83,69 @@ def test_a_contest_shows_what_was_asked_and_what_each_model_said() -> None:
     (row,) = [line for line in told.splitlines() if "goes on" in line]
     for cell in ("dpo@1", "52.0%", "0.25", "25.0%", "1.0%", "0.0005"):
         assert cell in row
+
+
+DPO = {
+    "steps": 25,
+    "loss": 0.0001,
+    "tokens_per_second": 500.0,
+    "validation_pairs": 65.0,
+    "validation_accuracy": 0.98,
+    "validation_reward_chosen": -0.12,
+    "validation_reward_rejected": -6.86,
+    "validation_reward_margin": 6.74,
+    "validation_chosen_logprob_before": -0.35,
+    "validation_chosen_logprob": -0.43,
+    "validation_rejected_logprob_before": -0.16,
+    "validation_rejected_logprob": -1.1,
+    "validation_chosen_fallen": 0.2,
+}
+
+
+def test_dpo_tells_what_its_users_ask() -> None:
+    done = step(
+        "train", {**DPO, "intake": [Intake("pairs", 235, {}, {"more held out": 65}).to_json()]}
+    )
+    told = about(done)
+    for said in (
+        "98% of 65 held-out pairs",
+        "margin 6.74",
+        "chosen -0.35 → -0.43",
+        "rejected -0.16 → -1.10",
+        "235 pairs; 65 more held out",
+    ):
+        assert said in told
+    assert "loss" not in told
+    told = shown(done)
+    for cell in ("rewards/chosen", "-0.12", "rewards/rejected", "-6.86", "+6.74", "98.0%", "20%"):
+        assert cell in told
+    assert "warning" not in told
+
+
+def test_a_run_that_made_most_preferred_answers_less_likely_warns_and_advises() -> None:
+    """Accuracy and margin say nothing of it: they rise."""
+    told = shown(step("train", {**DPO, "validation_chosen_fallen": 1.0}))
+    (warned,) = [one for one in told.split("\n\n") if "warning" in one]
+    for said in ("100% of the held-out preferred", "-0.35 → -0.43", "likelihood_weight", "beta"):
+        assert said in warned
+    assert "learning_rate" in warned
+
+
+def test_a_policy_tells_its_reward_and_not_its_loss() -> None:
+    figures = {"loss": -0.0001, "kl": 4.2, "tokens_per_second": 9.0}
+    rewards = {"validation_reward_before": -0.5, "validation_reward": 0.25}
+    assert about(step("train", figures | rewards)) == (
+        "chat@1  held-out reward -0.50 → 0.25, KL 4.20 nats per answer"
+    )
+    assert "loss" in about(step("train", figures))  # nothing was held out
+
+
+def test_a_judge_tells_how_often_it_is_right() -> None:
+    figures = {"loss": 0.2, "validation_pairs": 40.0, "validation_accuracy": 0.9}
+    told = about(step("train", figures | {"validation_calibration_error": 0.1}))
+    assert told == "chat@1  90% of 40 held-out pairs in the right order"
+
+
+def test_a_warning_of_what_was_left_out_says_what_would_help() -> None:
+    intake = Intake("pairs", 141, {"too long for sequence_length 384": 93}, {}, "Raise it")
+    assert "(40% left out). Raise it" in shown(step("train", {"intake": [intake.to_json()]}))

@@ -196,3 +196,32 @@ def test_a_name() -> None:
     assert allowed[1] == "a-z 0-9 . _ -"
     assert check_name("a0._-", "name")
     assert check_name("0" * 64, "name")
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "value", "right"),
+    [("dpo", "beta", 0.2, "pairs.beta"), ("ppo", "kl_coefficient", 0.1, "policy.kl_coefficient")],
+)
+def test_a_key_of_a_section_is_found_there(
+    objective: str, key: str, value: float, right: str
+) -> None:
+    """As TRL's users write it, without the section."""
+    train = {"kind": "train", "objective": objective, "dataset": "d", "init_from": "m", "steps": 2}
+    train |= {"reward": "r"} if objective == "ppo" else {}
+
+    def pipeline(step: dict[str, object]) -> str:
+        return yaml.safe_dump({"name": "p", "steps": {"tune": step}})
+
+    with pytest.raises(InvalidArgument, match=rf"tune\.{key}: unknown key; did you mean {right}\?"):
+        parse(pipeline(train | {key: value}))
+    section, _, inner = right.partition(".")
+    parse(pipeline(train | {section: {inner: value}}))
+
+
+def test_a_value_out_of_range_is_said_with_its_range() -> None:
+    text = (
+        "{name: p, steps: {tune: {kind: train, objective: dpo, dataset: d, init_from: m, "
+        "steps: 2, pairs: {beta: 0}}}}"
+    )
+    with pytest.raises(InvalidArgument, match=r"pairs\.beta: should be greater than 0, not 0"):
+        parse(text)

@@ -9,7 +9,12 @@ import pytest
 
 from plinth.algos.paired import LEVEL, PairedCounts, pairs_needed
 from plinth.coordinator.pipeline import parse
-from plinth.coordinator.steps.compare import CompareRequire, CompareSpec, choose
+from plinth.coordinator.steps.compare import (
+    CompareRequire,
+    CompareSpec,
+    choose,
+    choose_language,
+)
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 
 BASE = {"model": "chat@1", "wins": 0, "losses": 0, "ties": 100}
@@ -49,6 +54,29 @@ def test_rivals_share_the_chance_of_being_wrong() -> None:
     assert choose({"baseline": BASE, "candidate": few, "candidate_2": best}, CompareRequire())[
         0
     ] == ("candidate_2")
+
+
+def test_one_sentence_for_every_prompt_does_not_go_on_however_it_pleases_the_judge() -> None:
+    base = BASE | {"distinct_trigrams": 0.4}
+    stuck = model("dpo@1", 90, 10) | {"distinct_trigrams": 0.005}
+    plain = model("ppo@1", 70, 30) | {"distinct_trigrams": 0.3}
+    two = {"baseline": base, "candidate": stuck}
+    winner, why = choose_language(two, CompareRequire())
+    assert winner == "baseline"
+    for said in ("chat@1 stays", "dpo@1 wins 90.0%", "0.5% of their trigrams", "baseline's 40.0%"):
+        assert said in why
+    with pytest.raises(FailedPrecondition, match="repeat one another") as caught:
+        choose_language(two, CompareRequire(win_rate_low_above=0.5))
+    assert caught.value.field == "require.trigrams_at_least"
+    # The next best goes on, and it is said who does not.
+    winner, why = choose_language({**two, "candidate_2": plain}, CompareRequire())
+    assert winner == "candidate_2"
+    assert "ppo@1 wins 70.0%" in why
+    assert "dpo@1 wins 90.0%" in why
+    # Whoever wants it, and a report that has no such figure.
+    assert choose_language(two, CompareRequire(trigrams_at_least=0))[0] == "candidate"
+    old = {"baseline": BASE, "candidate": model("dpo@1", 90, 10)}
+    assert choose_language(old, CompareRequire())[0] == "candidate"
 
 
 def test_the_words_fit_whoever_goes_on() -> None:

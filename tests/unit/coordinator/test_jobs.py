@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from plinth.coordinator.steps.jobs import describe
+import json
+
+from plinth.coordinator.steps.jobs import _outcome, describe
+from plinth.v1 import common_pb2
 from plinth.v1 import trainer_pb2 as pb
 
 
@@ -19,3 +22,15 @@ def test_a_job_in_work_says_how_far_it_is() -> None:
     progress = pb.JobProgress(done=120, total=900, unit="step", loss=3.21, eta_seconds=130)
     job = pb.Job(state=pb.JOB_STATE_RUNNING, progress=progress)
     assert describe(job) == "step 120/900 · loss 3.210 · 2m10s left"
+
+
+def test_a_training_hands_on_its_held_out_figures() -> None:
+    published = {"train_loss": 0.1, "validation_accuracy": 0.9, "validation_chosen_fallen": 1.0}
+    progress = pb.JobProgress(done=3, total=3, unit="step", loss=0.1, figures={"kl": 2.5})
+    made = common_pb2.Artifact(
+        name="dpo", version=1, manifest_json=json.dumps({"metrics": published})
+    )
+    job = pb.Job(state=pb.JOB_STATE_SUCCEEDED, progress=progress, artifact=made)
+    figures = _outcome(job).metrics
+    assert figures["validation_chosen_fallen"] == 1
+    assert (figures["validation_accuracy"], figures["kl"], figures["steps"]) == (0.9, 2.5, 3)

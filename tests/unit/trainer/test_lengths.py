@@ -15,6 +15,8 @@ from plinth.trainer.objectives.pairs import Pairs
 from plinth.trainer.objectives.sft import SupervisedFineTuning
 from plinth.trainer.policy.prompts import prompts_of
 
+HELD_OUT = "more held out"
+
 
 def words(count: int) -> str:
     return " ".join(["word"] * count)
@@ -47,6 +49,7 @@ def test_chats_are_counted_as_they_are_packed(chats, length):
         bool(mask[1 : length + 1].any() and mask[length + 1 :].any())
         for mask in (split.document(n)[1] for n in range(split.documents))
     )
+    told.noted.pop(HELD_OUT, None)
     assert sum(told.noted.values()) == cut
 
 
@@ -59,8 +62,13 @@ def test_pairs_are_counted_as_they_are_taken(pairs, objective, length):
     needed = split.lengths().reshape(-1, 2).max(axis=1)
     assert told.taken == int((needed <= longest).sum())
     assert told.taken + told.missing == split.documents // 2
+    held_out = Split(pairs, "validation")
     if told.taken:
         assert told.taken == len(Pairs(split, longest, pad_id=0))
+        # What the dataset's count loses to the validation is said too.
+        assert told.noted.get(HELD_OUT, 0) == len(Pairs(held_out, longest, pad_id=0))
+    if told.missing:  # by the setting's own number: DPO holds a token more than it reads
+        assert told.left_out == {f"too long for sequence_length {length}": told.missing}
 
 
 @pytest.mark.parametrize("room", [5, 12, 60])

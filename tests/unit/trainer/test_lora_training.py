@@ -291,7 +291,7 @@ def test_a_policy_in_bf16_starts_from_a_reference_of_the_same_rounding(
     assert float(take_step(run, 0.0).loss) == pytest.approx(math.log(2), abs=1e-6)
     # The evaluation is in float32, and so is its reference: no lead before the first step.
     found = run.objective.evaluate(run.decoder, run.group, 4)
-    assert found["validation_lead"] == pytest.approx(0.0, abs=1e-5)
+    assert found["validation_reward_margin"] == pytest.approx(0.0, abs=1e-5)
     assert found["validation_loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 

@@ -72,7 +72,10 @@ def test_each_shape_in_use_is_read(line):
     ("line", "words"),
     [
         ({"prompt": "Hi?", "chosen": "Yes.", "rejected": "Yes."}, "the same answer"),
-        ({"prompt": "Hi?", "chosen": "Yes.", "rejected": " "}, "must end with an answer"),
+        ({"prompt": "Hi?", "chosen": "Yes.", "rejected": " "}, "'rejected' is empty"),
+        ({"prompt": "Hi?", "chosen": "", "rejected": "No."}, "'chosen' is empty"),
+        ({"chosen": TURNS, "rejected": TURNS}, "must answer one prompt|must end with an answer"),
+        ([{"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}], "`jq -c"),
         ({"prompt": "Hi?", "rejected": "No."}, "a row with 'prompt', 'rejected' is none"),
         ({"chosen": "Yes.", "rejected": "No."}, "must answer one prompt"),
         ({"chosen": TURNS + GOOD, "rejected": BAD}, "must answer one prompt"),
@@ -85,6 +88,29 @@ def test_what_is_no_pair_is_refused(line, words):
     with pytest.raises(InvalidArgument, match=words) as caught:
         parse_document(json.dumps(line), "file.jsonl:7")
     assert "file.jsonl:7" in caught.value.message
+
+
+def test_a_json_array_over_several_lines_is_told_how_to_become_rows():
+    with pytest.raises(InvalidArgument, match=r"f\.jsonl:1: not JSON .*`jq -c '\.\[\]' FILE"):
+        parse_document("[\n", "f.jsonl:1")
+
+
+def test_pairs_that_contradict_others_are_counted(tmp_path):
+    """As `preferences import` counts them; they stay, since which one is right can't be told."""
+
+    def pair(number: int, swapped: bool) -> Document:
+        sides = ["yes", "no"][:: -1 if swapped else 1]
+        return Document(
+            messages=(("user", f"q{number}"), ("assistant", sides[0])), rejected=sides[1]
+        )
+
+    documents = [pair(n, False) for n in range(50)] + [pair(n, True) for n in range(7)]
+    counts = write_corpus(iter(documents), tmp_path / "c", source="t", validation_fraction=0.2)
+    (told,) = counts.intake
+    assert told.taken == 57
+    assert told.noted == {"prefer the answer that another pair rejects": 7}
+    alone = write_corpus(iter(documents[:50]), tmp_path / "d", source="t", validation_fraction=0.2)
+    assert alone.intake[0].noted == {}
 
 
 def test_pairs_of_one_prompt_are_held_out_together(tmp_path):
@@ -184,6 +210,78 @@ def test_dpo_learns_what_is_preferred_and_starts_from_its_reference(
     with torch.no_grad():
         loss = float(objective.loss_sum(decoder, objective.batch([0, 1]))) / 2
     assert loss == pytest.approx(25.0 if options.get("loss") == "ipo" else np.log(2), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_dpo_that_ruins_what_is_preferred_fails_and_the_advice_helps(
+    dataset, start, tmp_path, loss
+):
+    """Loss and accuracy are at their best when both answers have become impossible."""
+
+    def run(name: str, **changes) -> JobFolder:
+        pairs = {"loss": loss, **changes.pop("pairs", {})}
+        config = trainings.config(
+            dataset,
+            objective="dpo",
+            init_from=str(start),
+            model=None,
+            sequence_length=LENGTH,
+            pairs=pairs,
+            **({"steps": 15, "learning_rate": 0.3} | changes),
+        )
+        job = JobFolder(trainings.job(tmp_path / name, config))
+        train(config, job, Group())
+        return job
+
+    job = run("a")
+    error = job.error()
+    assert error is not None
+    assert (error.code, error.reason) == ("FAILED_PRECONDITION", "LIKELIHOOD_DISPLACEMENT")
+    assert not job.model.exists()
+    for name in ("learning rate", "likelihood_weight", "beta", "max_chosen_drop, 0 is off"):
+        assert name in error.message
+    # At the next evaluation, not only at the end.
+    assert run("early", eval_every=5).progress().done < 15
+    # What it advises: off, or a lower rate.
+    off = run("off", pairs={"max_chosen_drop": 0.0}).outcome()
+    assert off["status"] == "succeeded"
+    fall = off["metrics"]["validation_chosen_logprob_before"]
+    fall -= off["metrics"]["validation_chosen_logprob"]
+    assert f"a fall of {fall:.2f}" in error.message
+    assert fall > 2
+    assert off["metrics"]["validation_chosen_fallen"] == 1
+    assert run("lower", learning_rate=3e-3).outcome()["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_held_out_figures_of_dpo_by_hand(dataset, start, tmp_path, loss):
+    """Rewards as TRL's (β · the log-ratio, for IPO of means), log-probabilities per token."""
+    split = Split(dataset, "validation")
+    options = PairOptions(loss=loss, beta=0.3)
+    objective = DirectPreference(Split(dataset, "train"), split, LENGTH, 0, options)
+    before, now = load_decoder(start), load_decoder(start)
+    with torch.no_grad():
+        for tensor in now.parameters():
+            noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+            tensor.add_(0.03 * noise)
+    objective.prepare(before, Group(), tmp_path, 4, [])
+    found = objective.evaluate(now, Group(), 3)
+    pairs = Pairs(split, LENGTH + 1, 0)
+    batch = pairs.batch(list(range(len(pairs))))
+    with torch.no_grad():
+        old, tokens = (each.view(2, -1) for each in answer_logprobs(before, batch))
+        new = answer_logprobs(now, batch)[0].view(2, -1)
+    rewards = 0.3 * (new - old) / (tokens if loss == "ipo" else 1)
+    for side, name in enumerate(("chosen", "rejected")):
+        assert found[f"validation_reward_{name}"] == pytest.approx(float(rewards[side].mean()))
+        for when, sums in (("_before", old), ("", new)):
+            per_token = float(sums[side].sum() / tokens[side].sum())
+            assert found[f"validation_{name}_logprob{when}"] == pytest.approx(per_token, rel=1e-4)
+    margin = rewards[0] - rewards[1]
+    assert found["validation_reward_margin"] == pytest.approx(float(margin.mean()), rel=1e-3)
+    assert found["validation_accuracy"] == pytest.approx(float((margin > 0).float().mean()))
+    fallen = float((new[0] < old[0]).float().mean())
+    assert 0 < found["validation_chosen_fallen"] == pytest.approx(fallen)
 
 
 def test_a_run_that_ends_by_time_has_a_reference_for_every_pair(

@@ -247,7 +247,7 @@ def _said_by(
     if word not in SOURCES:
         raise InvalidArgument(
             f"{where}: whose judgement is it? Its 'source' is {word[:40]!r}, none of "
-            f"{', '.join(SOURCES)}; give the source for all lines",
+            f"{', '.join(SOURCES)}; give the source for all lines (`--source human`)",
             reason="SOURCE_MISSING",
             field="source",
         )

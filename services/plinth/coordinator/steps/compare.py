@@ -4,7 +4,8 @@ The output is the winner itself, so that `publish` and `serve` take it as they t
 rival wins only where it beats the baseline beyond chance: by the exact sign test of the prompts
 that the two differ on, one-sided, at 2.5 % over all rivals together (Holm). Of several that do, the
 one with the highest win rate goes on. Where none does, the baseline stays, or, with `require`, the
-run ends here. docs/promotion.md says how many prompts a true win rate needs.
+run ends here. docs/promotion.md says how many prompts a true win rate needs. A judge can be pleased
+by one sentence: a rival whose answers repeat one another is out, whatever it wins.
 
 A rival that wins goes on, with `require` or without, so the judge must be nobody's own: a policy
 that has learned to please a reward model pleases it by construction. A judge that any rival was
@@ -38,6 +39,9 @@ class CompareRequire(BaseModel):
 
     # 0.5: its win rate must lie above one half beyond chance, at 2.5 % over all rivals.
     win_rate_low_above: float | None = Field(default=None, ge=0, lt=1)
+    # A rival's share of distinct trigrams, as a multiple of the baseline's; 0: any. The default
+    # holds for who says nothing of it.
+    trigrams_at_least: float = Field(default=0.25, ge=0)
 
 
 class CompareSpec(StepSpec):
@@ -109,7 +113,7 @@ class CompareStep:
                 name: {"model": work.inputs[name].ref, **figure}
                 for name, figure in zip(names, figures["models"], strict=True)
             }
-            winner, why = choose(models, spec.require)
+            winner, why = choose_language(models, spec.require)
             metrics: dict[str, Any] = {
                 "winner": winner,
                 "why": why,
@@ -198,6 +202,33 @@ def choose(models: Mapping[str, Mapping[str, Any]], require: CompareRequire) -> 
     stays = f"{models['baseline']['model']} stays, no rival is better beyond chance"
     size = _size(rivals[best], len(rivals), bar)
     return "baseline", f"{stays}{_among(rivals)}: {_line(models, best, rivals[best], bar)}{size}"
+
+
+def choose_language(
+    models: Mapping[str, Mapping[str, Any]], require: CompareRequire
+) -> tuple[str, str]:
+    """`choose`, among those whose answers are not one and the same. What it would have chosen and
+    did not is named; FailedPrecondition where a gate has no other left."""
+    winner, why = choose(models, require)
+    ours, theirs = (models[one].get("distinct_trigrams", 1.0) for one in (winner, "baseline"))
+    if winner == "baseline" or ours >= require.trigrams_at_least * theirs:
+        return winner, why
+    out = (
+        f"{why}; but its answers repeat one another: {ours:.1%} of their trigrams are distinct, of "
+        f"the baseline's {theirs:.1%}, and at least {require.trigrams_at_least:g} times that is "
+        "required (require.trigrams_at_least)"
+    )
+    rest = {name: figures for name, figures in models.items() if name != winner}
+    if len(rest) > 1:  # as Holm goes on: the one that was surest is set aside
+        winner, why = choose_language(rest, require)
+        return winner, f"{why}. {out}"
+    if require.win_rate_low_above is None:
+        return "baseline", f"{models['baseline']['model']} stays. {out}"
+    raise FailedPrecondition(
+        f"{out}; nothing is promoted",
+        reason="REQUIREMENT_NOT_MET",
+        field="require.trigrams_at_least",
+    )
 
 
 def pairs_of(figures: Mapping[str, Any]) -> PairedCounts:

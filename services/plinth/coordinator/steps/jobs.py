@@ -100,7 +100,7 @@ def _fraction(job: pb.Job) -> float:
 
 
 def _metrics(job: pb.Job) -> dict[str, Any]:
-    """What it counted, and what it took and left out (`shared/intake.py`)."""
+    """What it counted, what it took and left out (`shared/intake.py`), and its held-out figures."""
     progress = job.progress
     figures: dict[str, Any] = {}
     if progress.unit == "step":
@@ -116,7 +116,11 @@ def _metrics(job: pb.Job) -> dict[str, Any]:
     seconds = (job.finished_unix_ms - job.started_unix_ms) / 1000
     if job.started_unix_ms and seconds >= 0:
         figures["seconds"] = seconds
-    manifest = json.loads(job.artifact.manifest_json or "{}")
-    if intake := manifest.get("metrics", {}).get("intake"):
+    published = json.loads(job.artifact.manifest_json or "{}").get("metrics", {})
+    if intake := published.get("intake"):
         figures["intake"] = intake
+    # What the model does on held-out data, before and after; of a policy its last update's KL too.
+    figures |= {name: published[name] for name in published if name.startswith("validation_")}
+    if "kl" in progress.figures:
+        figures["kl"] = progress.figures["kl"]
     return figures

@@ -56,6 +56,7 @@ class PairShape(BaseModel):
     likelihood_weight: float = Field(default=0, ge=0, le=100)
     centring: float = Field(default=0, ge=0, le=100)
     margin: float = Field(default=0, ge=0, le=100)
+    max_chosen_drop: float | None = Field(default=None, ge=0, le=100)
 
 
 class PolicyShape(BaseModel):

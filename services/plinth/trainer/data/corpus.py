@@ -21,6 +21,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake, check_intake
 from plinth.shared.splits import SPLITS, split_share
 from plinth.trainer.data.budget import Budget
+from plinth.trainer.data.contradictions import Contradictions
 from plinth.trainer.data.documents import Document, parse_document
 from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.joined import Joined
@@ -110,6 +111,7 @@ def write_corpus(
     counts, digest, seen = CorpusCounts(), sha256(), set[bytes]()
     taken, sizes, budget = Intake("documents"), dict[bytes, int](), Budget(max_bytes)
     joined = Joined()
+    contradictions = Contradictions()
     writers = {split: ShardWriter(out / split, shard_bytes) for split in SPLITS}
     try:
         for document, given in _sides(documents, held_out):
@@ -127,6 +129,7 @@ def write_corpus(
                 split = given or hashed
                 writers[split].add(fitting)
                 counts.add(split, fitting)
+                contradictions.add(fitting)
                 on_bytes(budget.taken)
             if budget.done:
                 break
@@ -134,6 +137,8 @@ def write_corpus(
         for writer in writers.values():
             writer.close()
     counts.digest = f"sha256:{digest.hexdigest()}"
+    if contradictions.count:
+        taken.note("prefer the answer that another pair rejects", contradictions.count)
     _count(counts, taken, budget, intake)
     _check_not_empty(counts, budget, source, intake)
     check_intake(counts.intake, max_left_out, "Look at what was left out")
@@ -198,7 +203,8 @@ def _check_form(document: Document, counts: CorpusCounts, source: str) -> None:
     if counts.form and document.form != counts.form:
         raise InvalidArgument(
             f"corpus {source} mixes {FORMS[counts.form].called} and "
-            f"{FORMS[document.form].called}; make two corpora of them",
+            f"{FORMS[document.form].called}, first in {document.where or source}; make two "
+            "corpora of them",
             field="corpus_dir",
         )
     counts.form = document.form

@@ -22,7 +22,7 @@ from plinth.shared.corpus_folder import SUFFIXES, CorpusFolder, kind_of
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
 from plinth.shared.messages import FROM_UTF16, PAGE, TO_UTF8, parse_flag, parse_optional
-from plinth.shared.rows import parse_row, why_no_json
+from plinth.shared.rows import JSON_ARRAY, parse_row, why_no_json
 from plinth.shared.splits import prompt_key, text_key
 
 BOUNDARY = "<|endoftext|>"
@@ -116,8 +116,10 @@ def parse_document(line: str, where: str) -> Document:
     try:
         value = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as wrong:
+        array = f". {JSON_ARRAY}" if line.lstrip().startswith("[") else ""
         raise InvalidArgument(
-            f"{where}: not JSON ({why_no_json(wrong)}); each line must be an object, see {PAGE}"
+            f"{where}: not JSON ({why_no_json(wrong)}); each line must be an object, see "
+            f"{PAGE}{array}"
         ) from wrong
     row = parse_row(value, where)
     cut_off, rejected_cut_off = (parse_flag(value, where, name) for name in _FLAGS)
@@ -154,11 +156,7 @@ def corpus_files(
     found = CorpusFolder(folder, check)
     if not found.files:
         others = ", ".join(f"{count:,} {why}" for why, count in found.others.most_common())
-        json_array = (
-            ". Of a .json file that holds a list, `jq -c '.[]' FILE.json > FILE.jsonl` makes rows"
-            if "of kind .json" in found.others
-            else ""
-        )
+        json_array = f". {JSON_ARRAY}" if "of kind .json" in found.others else ""
         raise InvalidArgument(
             f"corpus folder {folder} has no {'/'.join(SUFFIXES)} file (or .gz of one); "
             f"{f'its files are: {others}' if others else 'it is empty'}. Put UTF-8 text there"

@@ -12,6 +12,7 @@ import numpy as np
 
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake, check_intake
+from plinth.shared.splits import SPLITS
 from plinth.trainer.data.shards import Mask, Split
 
 _FIELD = "sequence_length"
@@ -27,37 +28,47 @@ def learnable(mask: Mask, length: int) -> bool:
 def length_intake(dataset: Path, objective: str, length: int) -> list[Intake]:
     """Of chats ("sft"), pairs ("dpo", "reward") or a policy's prompts, those that `length` tokens
     hold: a sequence, or the longest prompt. Plain text is cut into sequences: none is too long."""
-    split = Split(dataset, "train")
     if objective == "clm":
         return []
+    intake, held_out = (_counted(Split(dataset, n), objective, length) for n in SPLITS)
+    if held_out.taken:
+        intake.note("more held out", held_out.taken)
+    return [intake]
+
+
+def _counted(split: Split, objective: str, length: int) -> Intake:
     intake = Intake(_UNITS.get(objective, "prompts"))
     if objective == "sft":
         _count_chats(split, length, intake)
     elif objective in _UNITS:
         longest = length + (objective == "dpo")  # DPO predicts, so it never reads the last one
         needed = split.lengths().reshape(-1, 2).max(axis=1)
-        _count(needed, longest, intake)
+        _count(needed, longest, f"too long for sequence_length {length}", intake)
     else:
-        _count(_prompt_lengths(split), length, intake)
-    return [intake]
+        _count(_prompt_lengths(split), length, f"longer than {length} tokens", intake)
+    return intake
 
 
 def check_lengths(intakes: list[Intake], limit: float | None, length: int, context: int) -> None:
     """InvalidArgument (LEFT_OUT) for more than `limit` that `length` does not hold, and for all.
     `context` is the model's: no sequence may be longer."""
     for intake in intakes:
-        if intake.unit == "prompts":
-            remedy = "Make max_new_tokens smaller or take shorter prompts"
-        elif length < context:
-            remedy = f"Raise sequence_length, up to the model's context of {context}"
-        else:
-            remedy = (
-                f"The model's context is {context}, so sequence_length can't be raised: take "
-                f"shorter {intake.unit} or a model with a longer context"
-            )
+        remedy = remedy_for(intake, length, context)
         if intake.missing and not intake.taken:  # whatever is accepted, there is nothing to learn
             raise InvalidArgument(f"{intake.line()}. {remedy}", reason="LEFT_OUT", field=_FIELD)
         check_intake([intake], limit, remedy)
+
+
+def remedy_for(intake: Intake, length: int, context: int) -> str:
+    """What lets in more of it."""
+    if intake.unit == "prompts":
+        return "Make max_new_tokens smaller or take shorter prompts"
+    if length < context:
+        return f"Raise sequence_length, up to the model's context of {context}"
+    return (
+        f"The model's context is {context}, so sequence_length can't be raised: take "
+        f"shorter {intake.unit} or a model with a longer context"
+    )
 
 
 def _count_chats(split: Split, length: int, intake: Intake) -> None:
@@ -73,11 +84,11 @@ def _count_chats(split: Split, length: int, intake: Intake) -> None:
             intake.leave_out("without a token to learn")
 
 
-def _count(needed: np.ndarray, longest: int, intake: Intake) -> None:
+def _count(needed: np.ndarray, longest: int, why: str, intake: Intake) -> None:
     long = int((needed > longest).sum())
     intake.taken = len(needed) - long
     if long:
-        intake.leave_out(f"longer than {longest} tokens", long)
+        intake.leave_out(why, long)
 
 
 def _prompt_lengths(split: Split) -> np.ndarray:

@@ -19,8 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plinth.algos.intervals import wilson
-from plinth.algos.preferences import PairLogprobs, dpo_loss, ipo_loss, log_ratio_lead
+from plinth.algos.preferences import PairLogprobs, dpo_loss, ipo_loss
 from plinth.models.decoder import Decoder
 from plinth.models.lora import switched_off
 from plinth.trainer.data.shards import Split
@@ -31,6 +30,7 @@ from plinth.trainer.objectives.pairs import (
     answer_logprobs,
     pieces,
 )
+from plinth.trainer.objectives.preference_figures import PairSums, check_displacement
 
 if TYPE_CHECKING:
     from plinth.trainer.loop.group import Group
@@ -99,35 +99,31 @@ class DirectPreference:
         return loss
 
     def evaluate(self, decoder: Decoder, group: Group, micro: int) -> Mapping[str, float]:
-        """Held-out loss, and how often the log-ratio prefers the right answer."""
-        pairs = self._pairs["validation"]
-        loss = wins = lead = fallen = 0.0
+        """Held-out figures (`preference_figures.py`). FailedPrecondition where what is preferred
+        became too unlikely in itself."""
+        pairs, sums = self._pairs["validation"], PairSums()
         with group.patiently(), torch.no_grad():
             for turn, items in enumerate(pieces(pairs.judged(), micro)):
-                if turn % group.world != group.rank:
-                    continue
-                batch = pairs.batch(items).to(group.device)
-                policy = _split(self._per_answer(decoder, batch))
-                reference = self._reference_of("validation", batch)
-                lead_b = log_ratio_lead(policy, reference)
-                loss += float(self._loss(policy, reference).sum())
-                wins += float((lead_b > 0).sum() + 0.5 * (lead_b == 0).sum())
-                lead += float(lead_b.sum())
-                fallen += float((policy.chosen_b < reference.chosen_b).sum())
-        loss, wins, lead, fallen = group.sum([loss, wins, lead, fallen])
-        count = len(pairs.judged())
-        if not count:
+                if turn % group.world == group.rank:
+                    self._look(decoder, pairs.batch(items).to(group.device), sums)
+        sums = PairSums.from_list(group.sum(sums.to_list()))
+        if not sums.pairs:
             return {}
-        low, high = wilson(wins, count)
-        return {
-            "validation_pairs": float(count),
-            "validation_loss": loss / count,
-            "validation_accuracy": wins / count,
-            "validation_accuracy_low": low,
-            "validation_accuracy_high": high,
-            "validation_lead": lead / count,
-            "validation_chosen_fallen": fallen / count,
-        }
+        check_displacement(sums, self._options)
+        return sums.figures()
+
+    def _look(self, decoder: Decoder, batch: PairBatch, sums: PairSums) -> None:
+        """Adds a batch of held-out pairs to `sums`."""
+        sums_b, tokens_b = answer_logprobs(decoder, batch)
+        policy = self._scaled(sums_b, tokens_b)
+        reference = self._reference_of("validation", batch)
+        # IPO's log-probabilities are means over an answer's tokens.
+        tokens_sb = tokens_b.clamp(min=1).view(2, -1)
+        scale_sb = tokens_sb if self._options.loss == "ipo" else torch.ones_like(tokens_sb)
+        before_sb = torch.stack((reference.chosen_b, reference.rejected_b)) * scale_sb
+        loss_b = self._loss(policy, reference)
+        beta_sb = self._options.beta / scale_sb
+        sums.add(before_sb, sums_b.view(2, -1), tokens_sb, loss_b, beta_sb)
 
     def _loss(self, policy: PairLogprobs, reference: PairLogprobs) -> Tensor:
         options = self._options

@@ -27,6 +27,8 @@ class PairOptions:
     loss: str = "sigmoid"  # DPO: or "ipo"
     label_smoothing: float = 0.0  # both: the share of labels that are wrong
     likelihood_weight: float = 0.0  # DPO: of the preferred answer's loss per token
+    # DPO: nats per token that the held-out preferred answers may lose in themselves; 0: any.
+    max_chosen_drop: float = 2.0
     centring: float = 0.0  # reward: pins the mean score to zero
     margin: float = 0.0  # reward: of the ranking loss, see `bradley_terry_loss`
 
