@@ -296,7 +296,7 @@ def as_a_step(job, kind):
 
 
 def warned(*steps):
-    return [text.plain for text in run_view.left_out(run_pb.Run(steps=steps))]
+    return [text.plain for text in run_view.warnings(run_pb.Run(steps=steps))]
 
 
 async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
@@ -355,8 +355,11 @@ async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
     tune.sequence_length = 64
     job, (told,) = await do_job("chat", train=tune)
     assert told.unit == "chats" and told.share == 0
+    held_out = told.noted.pop("more held out")
+    assert told.taken + held_out == 60
     (cut,) = told.noted.values()
     assert 5 <= cut <= 12
+    told.note("more held out", held_out)
     assert told.line() in run_view.about(as_a_step(job, "train"))
     assert not warned(as_a_step(job, "train"))
 
