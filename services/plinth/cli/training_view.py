@@ -12,8 +12,8 @@ from typing import Any
 from plinth.cli.tables import WholeTable
 
 Figures = Mapping[str, Any]
-# Nats per token that held-out preferred answers lost, from which on a run warns. Some loss is usual:
-# quickstart.yaml's DPO costs 0.3, and 0.8 without its likelihood_weight.
+# Nats per token that held-out preferred answers lost, from which on a run warns. Some loss is
+# usual: quickstart.yaml's DPO costs 0.3, and 0.8 without its likelihood_weight.
 FELL_ABOVE = 0.5
 
 
@@ -62,8 +62,8 @@ def warnings(step: str, figures: Figures) -> Iterator[str]:
         return
     if figures["validation_chosen_logprob_before"] - after > FELL_ABOVE:
         yield (
-            f"{step} made {figures['validation_chosen_fallen']:.0%} of the held-out preferred answers less likely (log p per "
-            f"token {_moved(figures, 'validation_chosen_logprob')}): read its answers before "
+            f"{step} made {figures['validation_chosen_fallen']:.0%} of the held-out preferred "
+            f"answers less likely (log p per token {_moved(figures, 'validation_chosen_logprob')}): read its answers before "
             "you trust them. A higher pairs.likelihood_weight holds the preferred answers, a "
             "higher pairs.beta holds to the reference, a lower learning_rate or fewer steps move "
             "less"
