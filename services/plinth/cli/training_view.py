@@ -61,11 +61,12 @@ def warnings(step: str, figures: Figures) -> Iterator[str]:
     if after is None:
         return
     if figures["validation_chosen_logprob_before"] - after > FELL_ABOVE:
+        fallen, moved = figures["validation_chosen_fallen"], "validation_chosen_logprob"
         yield (
-            f"{step} made {figures['validation_chosen_fallen']:.0%} of the held-out preferred "
-            f"answers less likely (log p per token {_moved(figures, 'validation_chosen_logprob')}): read its answers before "
-            "you trust them. A higher pairs.likelihood_weight holds the preferred answers, a "
-            "higher pairs.beta holds to the reference, a lower learning_rate or fewer steps move "
+            f"{step} made {fallen:.0%} of the held-out preferred answers less likely (log p per "
+            f"token {_moved(figures, moved)}): read its answers before you trust them. A higher "
+            "pairs.likelihood_weight holds the preferred answers, a higher pairs.beta holds to the "
+            "reference, a lower learning_rate or fewer steps move "
             "less"
         )
 
