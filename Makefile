@@ -78,7 +78,7 @@ check: setup ## Format, lint, types, layers, protos
 	@$(BIN)/python ops/protos.py --check
 	@$(BIN)/python ops/dashboards/make.py --check
 
-protos: setup ## Generate services/plinth/v1 from protos/
+protos: setup ## Generate the modules of protos/ into services/plinth
 	@$(BIN)/python ops/protos.py
 
 dashboards: setup ## Grafana dashboards from their source

@@ -1,4 +1,4 @@
-"""Generate `services/plinth/v1` from `protos/plinth/v1`, or check that it is up to date.
+"""Generate the modules of the protos under `protos/`, or check that they are up to date.
 
 Usage: `python ops/protos.py [--check]`. The generated code is committed: an install needs no
 protoc, and a reader finds the messages where they are imported from.
@@ -15,12 +15,12 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "services" / "plinth" / "v1"
-HEADER = '"""Generated from protos/plinth/v1 by `make protos`. Never edit."""\n'
+OUT = ROOT / "services"
+PACKAGES = ("plinth/v1", "plinth/internal/v1")  # public; what stages say to one another
 
 
 def generate(target: Path) -> None:
-    """Write the modules for every proto under `target`/plinth/v1."""
+    """Write the modules of every proto under `target`."""
     # The plugins are installed beside this interpreter, whether or not its folder is on PATH.
     beside = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join((beside, os.environ.get("PATH", "")))
@@ -40,26 +40,32 @@ def generate(target: Path) -> None:
     ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protos: protoc failed")
-    (target / "plinth" / "v1" / "__init__.py").write_text(HEADER)
+    for package in PACKAGES:
+        header = f'"""Generated from protos/{package} by `make protos`. Never edit."""\n'
+        (target / package / "__init__.py").write_text(header)
 
 
 def main() -> None:
     """Regenerate, or with `--check` exit 1 when the committed code differs."""
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
-        made = Path(scratch) / "plinth" / "v1"
-        names = sorted(p.name for p in made.iterdir())
-        if "--check" in sys.argv:
-            present = sorted(p.name for p in OUT.iterdir() if p.is_file())
-            _, differ, errors = filecmp.cmpfiles(made, OUT, names, shallow=False)
-            if differ or errors or present != names:
-                raise SystemExit(f"protos: out of date, run `make protos`: {differ + errors}")
-            return
-        OUT.mkdir(parents=True, exist_ok=True)
-        for old in OUT.glob("*_pb2*"):
-            old.unlink()
-        for name in names:
-            (OUT / name).write_bytes((made / name).read_bytes())
+        for package in PACKAGES:
+            _install(Path(scratch) / package, OUT / package)
+
+
+def _install(made: Path, out: Path) -> None:
+    names = sorted(p.name for p in made.iterdir() if p.is_file())
+    if "--check" in sys.argv:
+        present = sorted(p.name for p in out.iterdir() if p.is_file())
+        _, differ, errors = filecmp.cmpfiles(made, out, names, shallow=False)
+        if differ or errors or present != names:
+            raise SystemExit(f"protos: out of date, run `make protos`: {differ + errors}")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("*_pb2*"):
+        old.unlink()
+    for name in names:
+        (out / name).write_bytes((made / name).read_bytes())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.records import JobRecords
-from plinth.v1 import coordinator_pb2, preferences_pb2, trainer_pb2
+from plinth.v1 import deployments_pb2, jobs_pb2, preferences_pb2, runs_pb2
 
 
 def settings_of(data: Path, redis_url: str | None) -> Settings:
@@ -59,7 +59,7 @@ async def furnish(settings: Settings, redis: Redis, work: Path) -> str:
     publish(store, work, "chat", "second", parents=[base])
     store.set_alias("chat", "prod", 1)
     store.set_alias("chat", "prod", 2)
-    DeploymentRecords(store).put(coordinator_pb2.Deployment(name="chat", artifact=chat, shards=2))
+    DeploymentRecords(store).put(deployments_pb2.Deployment(name="chat", artifact=chat, shards=2))
     outcome = StepOutcome(chat, {"loss": 1.5}, reused=False)
     StepResults(store).publish("sha256:ab", outcome, fence=3, origin={"run": "r1", "step": "s"})
     plain, _ = await KeyStore(redis).create("acme", {"inference"}, "a label")
@@ -74,8 +74,8 @@ async def furnish(settings: Settings, redis: Redis, work: Path) -> str:
     lease = await queue.claim("worker", wait_s=1)
     assert lease is not None
     await queue.fail(lease, "no corpus", retry=False)
-    await JobRecords(redis).create(trainer_pb2.Job(job_id="is-held", submitted_unix_ms=5))
-    await RunRecords(redis).submit(coordinator_pb2.Run(run_id="r1", pipeline_yaml="name: x"))
+    await JobRecords(redis).create(jobs_pb2.Job(job_id="is-held", submitted_unix_ms=5))
+    await RunRecords(redis).submit(runs_pb2.Run(run_id="r1", pipeline_yaml="name: x"))
     task = preferences_pb2.PreferenceTask(task_id="t1", wanted=1)
     await Collection(redis, "live").create(task)
     await Canaries(redis).open("chat", "r1", stable="chat@1", canary="chat@2", share=0.1)

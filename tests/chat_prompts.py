@@ -11,6 +11,7 @@ from threading import Thread
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from plinth.internal.v1 import tokenizer_pb2 as pb
 from plinth.tokenizer import sandbox
 from plinth.tokenizer.codec import Codec, StandIns
 from plinth.tokenizer.prompts import prompts
@@ -18,7 +19,6 @@ from plinth.tokenizer.templates import Conversation, Rendered
 from plinth.tokenizer.turn_ends import turn_ends
 from plinth.trainer.exchanges import Turn
 from plinth.trainer.rendering import Renderer as TrainersRenderer
-from plinth.v1 import tokenizer_pb2 as pb
 
 MAX_CHARS = 10**6
 Messages = Sequence[dict[str, str]]

@@ -8,7 +8,8 @@ from typing import Any
 
 from patience import PATIENCE_S
 from plinth.coordinator import service
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.coordinator.run_service import RunServicer
+from plinth.v1 import runs_pb2 as pb
 from scripted_stages import Caller, World
 
 PIPELINE = """
@@ -62,7 +63,7 @@ class Coordinator:
     def __init__(self, world: World, name: str) -> None:
         self._context = world.context(name)
         self.front = service.build(self._context)
-        self.rpc: Any = service.Servicer(self.front._records, self.front._feed, self.front._tools)
+        self.rpc: Any = RunServicer(self.front._records, self.front._feed, self.front._tools)
 
     async def start(self) -> None:
         await self.front.start()

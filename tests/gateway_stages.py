@@ -24,6 +24,7 @@ from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
 from plinth.gateway.api_keys import KeyStore
 from plinth.inference.messages import engine_request
+from plinth.internal.v1 import inference_pb2, inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.shared.connection import connect
 from plinth.shared.errors import Internal, InvalidArgument, ResourceExhausted, Unavailable
 from plinth.shared.identity import current_principal, current_request_id
@@ -32,9 +33,7 @@ from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.tasks import cancel_and_wait
 from plinth.tokenizer.detokenizer import Detokenizer, TokenTable
-from plinth.v1 import common_pb2, inference_pb2, tokenizer_pb2
-from plinth.v1 import inference_pb2_grpc as shard_rpc
-from plinth.v1 import tokenizer_pb2_grpc as tokenizer_rpc
+from plinth.v1 import sampling_pb2
 
 TOKEN = "a cluster token for tests"
 DIGEST = "sha256:" + "ab" * 32
@@ -61,7 +60,7 @@ def without_half(data: bytes) -> str:
 BYTES = TokenTable({id_: bytes([id_]) for id_ in range(256)}, None, False, 257)
 
 
-class ByteTokenizer(tokenizer_rpc.TokenizerServiceServicer):
+class ByteTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     """Ids 0 to 255 are bytes, 256 ends a turn and is spelled `<eos>`."""
 
     async def Encode(self, request: Any, context: Any) -> Any:
@@ -133,7 +132,7 @@ class Said:
 
 
 @dataclass
-class Shard(shard_rpc.InferenceServiceServicer):
+class Shard(inference_pb2_grpc.InferenceServiceServicer):
     """Makes the script, one token a message, `delay_s` apart."""
 
     delay_s: float = 0.0
@@ -193,12 +192,12 @@ class Shard(shard_rpc.InferenceServiceServicer):
             return
         for position in range(start, start + sampling.max_tokens):
             if self.end_after and position >= self.end_after:
-                yield self._last(common_pb2.FINISH_REASON_STOP, prompt, position)
+                yield self._last(sampling_pb2.FINISH_REASON_STOP, prompt, position)
                 return
             if self.die_after and position - start >= self.die_after:
                 os.kill(os.getpid(), 9)
             (id_,) = script_ids(sampling.seed, sampling.sample_index, 1, position)
-            token = common_pb2.Token(id=id_, logprob=-0.5, raw_logprob=-0.25)
+            token = sampling_pb2.Token(id=id_, logprob=-0.5, raw_logprob=-0.25)
             for rank in range(sampling.top_logprobs):
                 id_ = self.tops[rank] if rank < len(self.tops) else 65 + rank
                 token.top.add(id=id_, logprob=-0.25 - rank)
@@ -208,17 +207,17 @@ class Shard(shard_rpc.InferenceServiceServicer):
                 message.usage.CopyFrom(_prompt_usage(prompt))
             yield message
             await asyncio.sleep(self.delay_s)
-        yield self._last(common_pb2.FINISH_REASON_LENGTH, prompt, start + sampling.max_tokens)
+        yield self._last(sampling_pb2.FINISH_REASON_LENGTH, prompt, start + sampling.max_tokens)
 
     async def _say(self, said: Said, prompt: int, request: Any) -> AsyncIterator[Any]:
         made = list(zip(said.text.encode(), said.logprobs, strict=True))
         for id_, logprob in made[: request.sampling.max_tokens]:
             # The sampler's view, after temperature, is not the model's own.
-            token = common_pb2.Token(id=id_, logprob=-9.0, raw_logprob=logprob)
+            token = sampling_pb2.Token(id=id_, logprob=-9.0, raw_logprob=logprob)
             yield inference_pb2.GenerateResponse(tokens=[token], weights_digest=self.digest)
             await asyncio.sleep(self.delay_s)
         whole = len(made) <= request.sampling.max_tokens
-        reason = common_pb2.FINISH_REASON_STOP if whole else common_pb2.FINISH_REASON_LENGTH
+        reason = sampling_pb2.FINISH_REASON_STOP if whole else sampling_pb2.FINISH_REASON_LENGTH
         yield self._last(reason, prompt, min(len(made), request.sampling.max_tokens))
 
     def _last(self, reason: int, prompt: int, made: int) -> Any:
@@ -227,22 +226,22 @@ class Shard(shard_rpc.InferenceServiceServicer):
         return inference_pb2.GenerateResponse(finish_reason=reason, usage=usage)
 
 
-def _prompt_usage(prompt: int) -> common_pb2.Usage:
-    return common_pb2.Usage(prompt_tokens=prompt, cached_tokens=prompt // 16 * 16)
+def _prompt_usage(prompt: int) -> sampling_pb2.Usage:
+    return sampling_pb2.Usage(prompt_tokens=prompt, cached_tokens=prompt // 16 * 16)
 
 
 def shard_service(shard: Shard) -> GrpcService:
     return GrpcService(
-        "plinth.v1.InferenceService",
-        lambda server: shard_rpc.add_InferenceServiceServicer_to_server(shard, server),
+        "plinth.internal.v1.InferenceService",
+        lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(shard, server),
         {"*": "inference"},
     )
 
 
 def tokenizer_service(tokenizer: ByteTokenizer) -> GrpcService:
     return GrpcService(
-        "plinth.v1.TokenizerService",
-        lambda server: tokenizer_rpc.add_TokenizerServiceServicer_to_server(tokenizer, server),
+        "plinth.internal.v1.TokenizerService",
+        lambda server: tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(tokenizer, server),
         {"Train": "jobs", "*": "tokenize"},
     )
 

@@ -40,8 +40,7 @@ from gateway_stages import (
 from patience import PATIENCE_S
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.settings import load_settings
-from plinth.v1 import preferences_pb2
-from plinth.v1 import preferences_pb2_grpc as preferences_rpc
+from plinth.v1 import preferences_pb2, preferences_pb2_grpc
 
 MAX_LOOP_S = 0.020  # of the loop, at a time
 MAX_MEMORY_BYTES = 20_000_000
@@ -151,7 +150,7 @@ class _Neighbour:
                 assert due.startswith(text), "the neighbour got something else"
 
 
-class Coordinator(preferences_rpc.PreferenceServiceServicer):
+class Coordinator(preferences_pb2_grpc.PreferenceServiceServicer):
     """Takes tasks."""
 
     async def CreateTasks(self, request: Any, context: Any) -> Any:
@@ -161,7 +160,7 @@ class Coordinator(preferences_rpc.PreferenceServiceServicer):
 def coordinator_service() -> GrpcService:
     return GrpcService(
         "plinth.v1.PreferenceService",
-        lambda server: preferences_rpc.add_PreferenceServiceServicer_to_server(
+        lambda server: preferences_pb2_grpc.add_PreferenceServiceServicer_to_server(
             Coordinator(), server
         ),
         {"*": "preferences"},

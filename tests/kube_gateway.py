@@ -10,40 +10,55 @@ import grpc
 
 from plinth.shared.errors import NotFound, PlinthError
 from plinth.shared.rpc.status import to_status
-from plinth.v1 import common_pb2, coordinator_pb2_grpc, gateway_pb2, gateway_pb2_grpc
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import (
+    artifacts_pb2,
+    artifacts_pb2_grpc,
+    deployments_pb2,
+    deployments_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
+)
 
 KEY = "plinth-a-key-for-tests"
 
 
 class ScriptedGateway(
-    gateway_pb2_grpc.GatewayServiceServicer, coordinator_pb2_grpc.CoordinatorServiceServicer
+    operations_pb2_grpc.OperationsServiceServicer,
+    runs_pb2_grpc.RunServiceServicer,
+    deployments_pb2_grpc.DeploymentServiceServicer,
+    artifacts_pb2_grpc.ArtifactServiceServicer,
 ):
     """What a test says is there. Served models and artifacts are desired state, as on the store."""
 
     def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self._credentials = credentials
-        self.status = gateway_pb2.GetStatusResponse()
-        self.statuses: list[gateway_pb2.GetStatusResponse] = []  # before `status`, one a call
-        self.runs: list[pb.Run] = []
-        self.watched: list[pb.Run] = []  # what WatchRun tells, one after another
-        self.deployments: dict[str, pb.Deployment] = {}
-        self.artifacts: dict[str, common_pb2.Artifact] = {}
-        self.submitted: list[pb.SubmitRunRequest] = []
+        self.status = operations_pb2.GetStatusResponse()
+        self.statuses: list[operations_pb2.GetStatusResponse] = []  # before `status`, one a call
+        self.runs: list[runs_pb2.Run] = []
+        self.watched: list[runs_pb2.Run] = []  # what WatchRun tells, one after another
+        self.deployments: dict[str, deployments_pb2.Deployment] = {}
+        self.artifacts: dict[str, artifacts_pb2.Artifact] = {}
+        self.submitted: list[runs_pb2.SubmitRunRequest] = []
         self.calls: list[str] = []
 
     def serve(self, name: str, artifact: str, shards: int = 1, **more: Any) -> None:
-        self.deployments[name] = pb.Deployment(name=name, artifact=artifact, shards=shards, **more)
+        self.deployments[name] = deployments_pb2.Deployment(
+            name=name, artifact=artifact, shards=shards, **more
+        )
 
     def store(self, name: str, version: int, *aliases: str, kind: str = "model") -> None:
-        one = common_pb2.Artifact(name=name, version=version, kind=kind, aliases=aliases)
+        one = artifacts_pb2.Artifact(name=name, version=version, kind=kind, aliases=aliases)
         for reference in (f"{name}@{version}", *(f"{name}:{alias}" for alias in aliases)):
             self.artifacts[reference] = one
 
     def __enter__(self) -> ScriptedGateway:
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
-        gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, self._server)
-        coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(self, self._server)
+        operations_pb2_grpc.add_OperationsServiceServicer_to_server(self, self._server)
+        runs_pb2_grpc.add_RunServiceServicer_to_server(self, self._server)
+        deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(self, self._server)
+        artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server(self, self._server)
         if self._credentials is None:
             self.port = self._server.add_insecure_port("127.0.0.1:0")
         else:
@@ -63,47 +78,49 @@ class ScriptedGateway(
         if dict(context.invocation_metadata()).get("authorization") != f"Bearer {KEY}":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "Incorrect API key")
 
-    def GetStatus(self, request: Any, context: Any) -> gateway_pb2.GetStatusResponse:
+    def GetStatus(self, request: Any, context: Any) -> operations_pb2.GetStatusResponse:
         self._enter(context, "GetStatus")
         return self.statuses.pop(0) if self.statuses else self.status
 
-    def ListRuns(self, request: Any, context: Any) -> pb.ListRunsResponse:
+    def ListRuns(self, request: Any, context: Any) -> runs_pb2.ListRunsResponse:
         self._enter(context, "ListRuns")
-        return pb.ListRunsResponse(runs=self.runs)
+        return runs_pb2.ListRunsResponse(runs=self.runs)
 
-    def SubmitRun(self, request: Any, context: Any) -> pb.SubmitRunResponse:
+    def SubmitRun(self, request: Any, context: Any) -> runs_pb2.SubmitRunResponse:
         self._enter(context, "SubmitRun")
         self.submitted.append(request)
-        return pb.SubmitRunResponse(run=pb.Run(run_id=request.run_id))
+        return runs_pb2.SubmitRunResponse(run=runs_pb2.Run(run_id=request.run_id))
 
-    def WatchRun(self, request: Any, context: Any) -> Iterator[pb.WatchRunResponse]:
+    def WatchRun(self, request: Any, context: Any) -> Iterator[runs_pb2.WatchRunResponse]:
         self._enter(context, "WatchRun")
         for number, run in enumerate(self.watched):
             run.run_id, run.revision = request.run_id, number + 1
-            yield pb.WatchRunResponse(run=run)
+            yield runs_pb2.WatchRunResponse(run=run)
 
-    def ListDeployments(self, request: Any, context: Any) -> pb.ListDeploymentsResponse:
+    def ListDeployments(
+        self, request: Any, context: Any
+    ) -> deployments_pb2.ListDeploymentsResponse:
         self._enter(context, "ListDeployments")
-        return pb.ListDeploymentsResponse(deployments=self.deployments.values())
+        return deployments_pb2.ListDeploymentsResponse(deployments=self.deployments.values())
 
-    def PutDeployment(self, request: Any, context: Any) -> pb.PutDeploymentResponse:
+    def PutDeployment(self, request: Any, context: Any) -> deployments_pb2.PutDeploymentResponse:
         self._enter(context, "PutDeployment")
         self.deployments[request.deployment.name] = request.deployment
-        return pb.PutDeploymentResponse(deployment=request.deployment)
+        return deployments_pb2.PutDeploymentResponse(deployment=request.deployment)
 
-    def GetArtifact(self, request: Any, context: Any) -> pb.GetArtifactResponse:
+    def GetArtifact(self, request: Any, context: Any) -> artifacts_pb2.GetArtifactResponse:
         self._enter(context, "GetArtifact")
         if request.reference not in self.artifacts:
             self._fail(context, NotFound(f"no artifact is called {request.reference}"))
-        return pb.GetArtifactResponse(artifact=self.artifacts[request.reference])
+        return artifacts_pb2.GetArtifactResponse(artifact=self.artifacts[request.reference])
 
     @staticmethod
     def _fail(context: Any, error: PlinthError) -> None:
         context.abort_with_status(to_status(error))
 
 
-def shard(address: str, *, running: int = 0, kv: float = 0.0) -> gateway_pb2.ReplicaStatus:
-    return gateway_pb2.ReplicaStatus(
+def shard(address: str, *, running: int = 0, kv: float = 0.0) -> operations_pb2.ReplicaStatus:
+    return operations_pb2.ReplicaStatus(
         stage="inference",
         id=f"shard-{address}",
         address=f"{address}:50051",
@@ -113,6 +130,8 @@ def shard(address: str, *, running: int = 0, kv: float = 0.0) -> gateway_pb2.Rep
     )
 
 
-def canary_run(state: int, detail: str = "", error: str = "") -> pb.Run:
-    step = pb.Step(name="canary", kind="canary", state=pb.STEP_STATE_RUNNING, detail=detail)
-    return pb.Run(name="rollout-chat", state=state, steps=[step], error=error)
+def canary_run(state: int, detail: str = "", error: str = "") -> runs_pb2.Run:
+    step = runs_pb2.Step(
+        name="canary", kind="canary", state=runs_pb2.STEP_STATE_RUNNING, detail=detail
+    )
+    return runs_pb2.Run(name="rollout-chat", state=state, steps=[step], error=error)

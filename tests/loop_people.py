@@ -17,13 +17,18 @@ import grpc
 import pytest
 
 from plinth.v1 import (
-    common_pb2,
-    coordinator_pb2,
-    coordinator_pb2_grpc,
-    gateway_pb2,
-    gateway_pb2_grpc,
+    artifacts_pb2,
+    artifacts_pb2_grpc,
+    chat_pb2,
+    deployments_pb2,
+    deployments_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
     preferences_pb2,
     preferences_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
+    sampling_pb2,
 )
 from real_stack import RealStack
 
@@ -58,16 +63,18 @@ class PlatformClient:
 
     def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
         self.metadata = (("authorization", f"Bearer {key}"),)
-        self._chat = gateway_pb2_grpc.GatewayServiceStub(channel).Chat
-        self.runs: Any = coordinator_pb2_grpc.CoordinatorServiceStub(channel)
+        self._chat = generation_pb2_grpc.GenerationServiceStub(channel).Chat
+        self.runs: Any = runs_pb2_grpc.RunServiceStub(channel)
+        self.deployments: Any = deployments_pb2_grpc.DeploymentServiceStub(channel)
+        self.artifacts: Any = artifacts_pb2_grpc.ArtifactServiceStub(channel)
         self.preferences: Any = preferences_pb2_grpc.PreferenceServiceStub(channel)
 
     async def ask(self, question: str, seed: int, *more: tuple[str, str]) -> Answer:
         call = self._chat(
-            gateway_pb2.ChatRequest(
+            generation_pb2.ChatRequest(
                 model="chat",
-                messages=[common_pb2.ChatMessage(role="user", content=question)],
-                sampling=common_pb2.SamplingParams(temperature=1.0, seed=seed, max_tokens=TOKENS),
+                messages=[chat_pb2.ChatMessage(role="user", content=question)],
+                sampling=sampling_pb2.SamplingParams(temperature=1.0, seed=seed, max_tokens=TOKENS),
             ),
             metadata=(*self.metadata, *more),
             timeout=120,
@@ -84,30 +91,30 @@ class PlatformClient:
 
     async def served(self) -> dict[str, str]:
         """Artifact of each name that is wanted served."""
-        ask = coordinator_pb2.ListDeploymentsRequest()
-        answer = await self.runs.ListDeployments(ask, metadata=self.metadata)
+        ask = deployments_pb2.ListDeploymentsRequest()
+        answer = await self.deployments.ListDeployments(ask, metadata=self.metadata)
         return {one.name: one.artifact for one in answer.deployments}
 
-    async def artifact(self, reference: str) -> common_pb2.Artifact:
-        ask = coordinator_pb2.GetArtifactRequest(reference=reference)
-        return (await self.runs.GetArtifact(ask, metadata=self.metadata)).artifact
+    async def artifact(self, reference: str) -> artifacts_pb2.Artifact:
+        ask = artifacts_pb2.GetArtifactRequest(reference=reference)
+        return (await self.artifacts.GetArtifact(ask, metadata=self.metadata)).artifact
 
     async def submit(self, run_id: str, pipeline: str) -> None:
-        ask = coordinator_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=pipeline)
+        ask = runs_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=pipeline)
         await self.runs.SubmitRun(ask, metadata=self.metadata)
 
-    async def watch(self, run_id: str) -> AsyncIterator[coordinator_pb2.Run]:
+    async def watch(self, run_id: str) -> AsyncIterator[runs_pb2.Run]:
         """The run, after each change, until it ends."""
-        ask = coordinator_pb2.WatchRunRequest(run_id=run_id)
+        ask = runs_pb2.WatchRunRequest(run_id=run_id)
         async for message in self.runs.WatchRun(ask, metadata=self.metadata):
             yield message.run
 
-    async def end(self, run_id: str) -> coordinator_pb2.Run:
+    async def end(self, run_id: str) -> runs_pb2.Run:
         return [run async for run in self.watch(run_id)][-1]
 
-    async def lineage(self, reference: str) -> dict[str, common_pb2.Artifact]:
+    async def lineage(self, reference: str) -> dict[str, artifacts_pb2.Artifact]:
         """It and all that it was made from, by reference."""
-        found: dict[str, common_pb2.Artifact] = {}
+        found: dict[str, artifacts_pb2.Artifact] = {}
         waiting = [reference]
         while waiting:
             if (one := waiting.pop()) not in found:
@@ -122,11 +129,11 @@ async def client_of(stack: RealStack) -> AsyncIterator[PlatformClient]:
         yield PlatformClient(channel, stack.key)
 
 
-def steps(run: coordinator_pb2.Run) -> dict[str, coordinator_pb2.Step]:
+def steps(run: runs_pb2.Run) -> dict[str, runs_pb2.Step]:
     return {step.name: step for step in run.steps}
 
 
-def seconds_of(run: coordinator_pb2.Run) -> dict[str, float]:
+def seconds_of(run: runs_pb2.Run) -> dict[str, float]:
     return {step.name: (step.finished_unix_ms - step.started_unix_ms) / 1000 for step in run.steps}
 
 
@@ -277,25 +284,23 @@ class Traffic:
     async def _verdict(self, answer: Answer) -> None:
         good = dislike(answer.text) < self._bar
         self.good[answer.revision] += good
-        ask = coordinator_pb2.ReportOutcomeRequest(
+        ask = deployments_pb2.ReportOutcomeRequest(
             name="chat", request_id=answer.request_id, good=good
         )
         try:
-            await self._door.runs.ReportOutcome(ask, metadata=self._door.metadata)
+            await self._door.deployments.ReportOutcome(ask, metadata=self._door.metadata)
         except grpc.aio.AioRpcError as error:  # before the canary is on, and once it is over
             told = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
             assert error.code() in told, error.details()
 
 
-async def with_traffic(
-    client: PlatformClient, run_id: str, traffic: Traffic
-) -> coordinator_pb2.Run:
+async def with_traffic(client: PlatformClient, run_id: str, traffic: Traffic) -> runs_pb2.Run:
     """The run at its end; users ask from the moment at which its canary step begins."""
     flowing: asyncio.Task[None] | None = None
     async with asyncio.TaskGroup() as group:
         async for run in client.watch(run_id):
             trial = steps(run).get("trial")
-            if flowing is None and trial and trial.state == coordinator_pb2.STEP_STATE_RUNNING:
+            if flowing is None and trial and trial.state == runs_pb2.STEP_STATE_RUNNING:
                 flowing = group.create_task(traffic.flow())
         if flowing is not None:
             flowing.cancel()

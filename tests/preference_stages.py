@@ -14,11 +14,11 @@ import httpx
 from gateway_stages import DIGEST, TOKEN, Replica, Shard, Stack, running_stack
 from patience import PATIENCE_S
 from plinth.coordinator.preferences.stage import Preferences
+from plinth.internal.v1 import inference_pb2
 from plinth.shared.connection import connect
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import inference_pb2
 
 
 @dataclass

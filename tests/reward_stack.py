@@ -18,8 +18,8 @@ from plinth.shared.rpc.channel import open_channel
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.stage import RunningStage, StageContext, run_stage
 from plinth.tokenizer.service import build as build_tokenizer
-from plinth.v1 import reward_pb2 as pb
-from plinth.v1.reward_pb2_grpc import RewardServiceStub
+from plinth.v1 import rewards_pb2 as pb
+from plinth.v1.rewards_pb2_grpc import RewardServiceStub
 from rewards import reward_model
 
 LEASE_S = 1.5

@@ -12,8 +12,8 @@ import torch
 from checkpoints import byte_tokenizer, random_gpt2, random_llama
 from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import load_decoder
-from plinth.v1 import common_pb2
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import chat_pb2
+from plinth.v1 import rewards_pb2 as pb
 
 
 def reward_model(
@@ -53,5 +53,5 @@ def of_ids(prompt: Sequence[int], response: Sequence[int]) -> pb.RewardItem:
 
 
 def of_messages(text: str, *turns: tuple[str, str]) -> pb.RewardItem:
-    messages = [common_pb2.ChatMessage(role=role, content=content) for role, content in turns]
+    messages = [chat_pb2.ChatMessage(role=role, content=content) for role, content in turns]
     return pb.RewardItem(prompt_messages=pb.RewardMessages(messages=messages), response_text=text)

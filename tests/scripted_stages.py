@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+from plinth.internal.v1 import inference_pb2, inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.shared.connection import connect
 from plinth.shared.errors import NotFound, Unavailable
 from plinth.shared.records import DeploymentRecords
@@ -28,15 +29,7 @@ from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
-from plinth.v1 import (
-    common_pb2,
-    inference_pb2,
-    inference_pb2_grpc,
-    tokenizer_pb2,
-    tokenizer_pb2_grpc,
-    trainer_pb2,
-    trainer_pb2_grpc,
-)
+from plinth.v1 import jobs_pb2, jobs_pb2_grpc, sampling_pb2
 
 TOKEN = "a cluster token for tests"
 EOS = 256  # ids 0 to 255 are bytes
@@ -45,12 +38,12 @@ NATS_PER_BYTE = 1.0  # what the scripted model gives each byte: 1.44 bits
 TEXTS = [f"def f{i}():\n    return {i * i}  # the square of {i}\n" for i in range(40)]
 
 
-class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
+class Trainer(jobs_pb2_grpc.JobServiceServicer):
     """Jobs that end when `gate` is open; counts what was asked of it."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
-        self.jobs: dict[str, trainer_pb2.Job] = {}
+        self.jobs: dict[str, jobs_pb2.Job] = {}
         self.completed: Counter[str] = Counter()
         self.cancelled: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}  # by output name; none: open
@@ -62,25 +55,25 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
     async def SubmitJob(self, request: Any, context: Any) -> Any:
         job = self.jobs.get(request.job_id)
         if job is None:
-            job = trainer_pb2.Job(
+            job = jobs_pb2.Job(
                 job_id=request.job_id,
                 spec=request.spec,
-                state=trainer_pb2.JOB_STATE_RUNNING,
+                state=jobs_pb2.JOB_STATE_RUNNING,
                 started_unix_ms=time.time_ns() // 1_000_000,
             )
             self.jobs[request.job_id] = job
             if request.spec.HasField("train"):
                 self.training.set()
-        return trainer_pb2.SubmitJobResponse(job=job)
+        return jobs_pb2.SubmitJobResponse(job=job)
 
     async def WatchJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
         job = self.jobs.get(request.job_id)
         if job is None:
             raise NotFound(f"no job {request.job_id}")
         job.progress.MergeFrom(
-            trainer_pb2.JobProgress(done=1, total=2, unit="step", loss=3.25, eta_seconds=75)
+            jobs_pb2.JobProgress(done=1, total=2, unit="step", loss=3.25, eta_seconds=75)
         )
-        yield trainer_pb2.WatchJobResponse(job=job)
+        yield jobs_pb2.WatchJobResponse(job=job)
         gate = self.gates.get(job.spec.output_name)
         if gate is not None:
             await gate.wait()
@@ -89,28 +82,28 @@ class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
             if job.job_id not in self._endings:
                 self._endings[job.job_id] = asyncio.create_task(self._finish(job))
             await asyncio.shield(self._endings[job.job_id])
-        yield trainer_pb2.WatchJobResponse(job=job)
+        yield jobs_pb2.WatchJobResponse(job=job)
 
     async def CancelJob(self, request: Any, context: Any) -> Any:
         job = self.jobs.get(request.job_id)
         if job is None:
             raise NotFound(f"no job {request.job_id}")
         if not _over(job):
-            job.state = trainer_pb2.JOB_STATE_CANCELLED
+            job.state = jobs_pb2.JOB_STATE_CANCELLED
             if (gate := self.gates.get(job.spec.output_name)) is not None:
                 gate.set()
             self.cancelled.append(job.job_id)
-        return trainer_pb2.CancelJobResponse(job=job)
+        return jobs_pb2.CancelJobResponse(job=job)
 
     async def _finish(self, job: Any) -> None:
         name = job.spec.output_name
         self.completed[job.job_id] += 1
         if name in self.failures:
-            job.state, job.error = trainer_pb2.JOB_STATE_FAILED, self.failures[name]
+            job.state, job.error = jobs_pb2.JOB_STATE_FAILED, self.failures[name]
             return
         made = await asyncio.to_thread(self._publish, job.spec)
         job.artifact.CopyFrom(made.to_proto())
-        job.state = trainer_pb2.JOB_STATE_SUCCEEDED
+        job.state = jobs_pb2.JOB_STATE_SUCCEEDED
         job.finished_unix_ms = time.time_ns() // 1_000_000
 
     def _publish(self, spec: Any) -> ArtifactRecord:
@@ -154,7 +147,7 @@ class Caller:
 
 
 def _over(job: Any) -> bool:
-    return job.state not in (trainer_pb2.JOB_STATE_QUEUED, trainer_pb2.JOB_STATE_RUNNING)
+    return job.state not in (jobs_pb2.JOB_STATE_QUEUED, jobs_pb2.JOB_STATE_RUNNING)
 
 
 def write_corpus(folder: Path) -> None:
@@ -216,8 +209,8 @@ class Shard(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         ids = list(request.input[0].tokens.ids)[::-1][: request.sampling.max_tokens]
         for one in ids:
-            yield inference_pb2.GenerateResponse(tokens=[common_pb2.Token(id=one)])
-        yield inference_pb2.GenerateResponse(finish_reason=common_pb2.FINISH_REASON_LENGTH)
+            yield inference_pb2.GenerateResponse(tokens=[sampling_pb2.Token(id=one)])
+        yield inference_pb2.GenerateResponse(finish_reason=sampling_pb2.FINISH_REASON_LENGTH)
 
 
 class World:
@@ -260,7 +253,7 @@ class World:
 
     async def bring_up(self, stage: str) -> None:
         add = {
-            "trainer": lambda server: trainer_pb2_grpc.add_TrainerServiceServicer_to_server(
+            "trainer": lambda server: jobs_pb2_grpc.add_JobServiceServicer_to_server(
                 self.trainer, server
             ),
             "tokenizer": lambda server: tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(

@@ -33,7 +33,7 @@ from plinth.cluster.stack import Stack
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 TOKENS = 8
 PATIENCE_S = 180.0

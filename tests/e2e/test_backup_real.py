@@ -20,8 +20,8 @@ from plinth.cluster.layout import StackPlan
 from plinth.cluster.stack import Stack, connect_clients
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.records import JobRecords
-from plinth.v1 import coordinator_pb2 as pb
-from plinth.v1 import trainer_pb2
+from plinth.v1 import jobs_pb2
+from plinth.v1 import runs_pb2 as pb
 from real_stack import PIPELINE, RealStack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -135,7 +135,7 @@ def goes_on(real: RealStack, checkpoint: Path) -> None:
     assert job.attempts == 1
 
 
-async def job_of(real: RealStack, job_id: str) -> trainer_pb2.Job:
+async def job_of(real: RealStack, job_id: str) -> jobs_pb2.Job:
     redis, _, _, clients = connect_clients(real.stack.settings)
     try:
         return await JobRecords(redis).get(job_id)

@@ -16,21 +16,22 @@ import pytest
 import transformers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from plinth.internal.v1 import inference_pb2, tokenizer_pb2
+from plinth.internal.v1.inference_pb2_grpc import InferenceServiceStub
+from plinth.internal.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import (
-    coordinator_pb2,
-    gateway_pb2,
-    inference_pb2,
-    reward_pb2,
-    tokenizer_pb2,
-    trainer_pb2,
+    generation_pb2,
+    generation_pb2_grpc,
+    jobs_pb2,
+    models_pb2,
+    models_pb2_grpc,
+    rewards_pb2,
+    runs_pb2,
+    runs_pb2_grpc,
 )
-from plinth.v1.coordinator_pb2_grpc import CoordinatorServiceStub
-from plinth.v1.gateway_pb2_grpc import GatewayServiceStub
-from plinth.v1.inference_pb2_grpc import InferenceServiceStub
-from plinth.v1.reward_pb2_grpc import RewardServiceStub
-from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceStub
-from plinth.v1.trainer_pb2_grpc import TrainerServiceStub
+from plinth.v1.jobs_pb2_grpc import JobServiceStub
+from plinth.v1.rewards_pb2_grpc import RewardServiceStub
 from real_stack import RealStack, until
 
 pytestmark = pytest.mark.slow
@@ -149,16 +150,18 @@ def _busy(real: RealStack) -> int:
 
 
 DOOR_CALLS: dict[str, Callable[[grpc.Channel], object]] = {
-    "models": lambda c: GatewayServiceStub(c).ListModels(
-        gateway_pb2.ListModelsRequest(), timeout=5
+    "models": lambda c: models_pb2_grpc.ModelServiceStub(c).ListModels(
+        models_pb2.ListModelsRequest(), timeout=5
     ),
-    "chat": lambda c: list(GatewayServiceStub(c).Chat(gateway_pb2.ChatRequest(), timeout=5)),
-    "runs": lambda c: CoordinatorServiceStub(c).ListRuns(
-        coordinator_pb2.ListRunsRequest(), timeout=5
+    "chat": lambda c: list(
+        generation_pb2_grpc.GenerationServiceStub(c).Chat(generation_pb2.ChatRequest(), timeout=5)
     ),
-    "jobs": lambda c: TrainerServiceStub(c).ListJobs(trainer_pb2.ListJobsRequest(), timeout=5),
+    "runs": lambda c: runs_pb2_grpc.RunServiceStub(c).ListRuns(
+        runs_pb2.ListRunsRequest(), timeout=5
+    ),
+    "jobs": lambda c: JobServiceStub(c).ListJobs(jobs_pb2.ListJobsRequest(), timeout=5),
     "rewards": lambda c: RewardServiceStub(c).CheckSources(
-        reward_pb2.CheckSourcesRequest(), timeout=5
+        rewards_pb2.CheckSourcesRequest(), timeout=5
     ),
 }
 STAGE_CALLS: dict[str, Callable[[grpc.Channel], object]] = {

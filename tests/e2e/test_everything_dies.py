@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from real_stack import PIPELINE, RealStack, until
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 from plinth.models.weights import weights_digest
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from real_stack import RealStack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

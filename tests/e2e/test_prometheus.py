@@ -21,7 +21,7 @@ from grafana import Board
 
 from plinth.cluster.ports import free_port
 from plinth.shared.errors import PlinthError
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from real_stack import PIPELINE, RealStack, until
 
 PROMETHEUS = shutil.which("prometheus")

@@ -19,7 +19,7 @@ from plinth.cluster.backup.archive import Archive
 from plinth.shared.artifact_cache import verify_files
 from plinth.shared.storage_url import open_storage
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from real_stack import PIPELINE, RealStack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -27,7 +27,7 @@ from loop_people import (
     steps,
     with_traffic,
 )
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from real_stack import RealStack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

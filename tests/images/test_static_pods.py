@@ -15,7 +15,7 @@ from plinth.cli.run_client import RunClient
 from plinth.cluster.trials import chaos, smoke
 from plinth.gateway.api_keys import KeyStore
 from plinth.shared.connection import connect
-from plinth.v1 import coordinator_pb2
+from plinth.v1 import runs_pb2
 from static_release import MODEL, SHARDS, held, plinth, settings, static_cluster, visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -94,7 +94,7 @@ async def test_a_pipeline_trains_across_them_and_its_model_answers(cluster: Clus
     plain, record = await KeyStore(redis).create("team", {"runs", "artifacts"}, "test")
     address = f"{cluster.of('gateway')[0].address}:8081"
 
-    def follow() -> coordinator_pb2.Run:
+    def follow() -> runs_pb2.Run:
         with RunClient(address, plain) as client:
             client.submit("lifecycle-1", PIPELINE, {})
             return list(client.watch("lifecycle-1"))[-1]
@@ -104,7 +104,7 @@ async def test_a_pipeline_trains_across_them_and_its_model_answers(cluster: Clus
     finally:
         await KeyStore(redis).revoke(record.key_id)
         await redis.aclose()
-    assert run.state == coordinator_pb2.RUN_STATE_SUCCEEDED, run
+    assert run.state == runs_pb2.RUN_STATE_SUCCEEDED, run
     trained = next(step.output for step in run.steps if step.name == "train")
     # What the trainer's pod wrote, a shard's pod reads: they share the claim, as the chart says.
     shard = cluster.of("inference")[0].main

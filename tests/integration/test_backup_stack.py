@@ -20,8 +20,8 @@ from plinth.gateway.api_keys import KeyStore
 from plinth.shared import redis_keys
 from plinth.shared.errors import PlinthError
 from plinth.shared.queue import Queue
-from plinth.v1 import coordinator_pb2 as pb
-from plinth.v1 import coordinator_pb2_grpc as rpc
+from plinth.v1 import runs_pb2 as pb
+from plinth.v1 import runs_pb2_grpc
 from scripted_stages import World
 
 TESTS = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ async def coordinator(world: World) -> AsyncIterator[None]:
 
 async def submit(world: World, run_id: str) -> None:
     replicas = await world.registry.replicas("coordinator")
-    stub = rpc.CoordinatorServiceStub(world.clients.channel(replicas[-1]))
+    stub = runs_pb2_grpc.RunServiceStub(world.clients.channel(replicas[-1]))
     await stub.SubmitRun(pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=PIPELINE))
 
 

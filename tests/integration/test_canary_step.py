@@ -30,8 +30,7 @@ from plinth.shared.records import DeploymentRecords
 from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.stage import StageContext, run_stage
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
-from plinth.v1 import coordinator_pb2_grpc as rpc
+from plinth.v1 import deployments_pb2, deployments_pb2_grpc, runs_pb2, runs_pb2_grpc
 
 NEW = "sha256:" + "cd" * 32
 TESTS = Path(__file__).parents[1]
@@ -71,7 +70,7 @@ class Cluster:
             (folder / version / "config.json").write_text(json.dumps({"version": version}))
             self.store.publish("chat", "model", folder / version)
         self.store.set_alias("chat", "prod", 1)
-        self.deployments.put(pb.Deployment(name="chat", artifact="chat@1", shards=1))
+        self.deployments.put(deployments_pb2.Deployment(name="chat", artifact="chat@1", shards=1))
 
     async def follow(self) -> None:
         """Until it is over: a replica that is started or stopped half-way would leak."""
@@ -120,7 +119,9 @@ class Cluster:
         return told
 
     async def verdict(self, request_id: str, good: bool) -> None:
-        request = pb.ReportOutcomeRequest(name="chat", request_id=request_id, good=good)
+        request = deployments_pb2.ReportOutcomeRequest(
+            name="chat", request_id=request_id, good=good
+        )
         try:
             await self.call("ReportOutcome", request)
         except grpc.aio.AioRpcError as error:  # when no canary is on there is nothing to judge
@@ -139,20 +140,25 @@ class Cluster:
     async def call(self, method: str, request: Any, key: str = "") -> Any:
         """One of the coordinator's calls through the gateway's gRPC door."""
         async with grpc.aio.insecure_channel(self.stack.grpc_address) as channel:
-            stub: Any = rpc.CoordinatorServiceStub(channel)
+            runs = hasattr(runs_pb2_grpc.RunServiceServicer, method)
+            stub: Any = (
+                runs_pb2_grpc.RunServiceStub(channel)
+                if runs
+                else deployments_pb2_grpc.DeploymentServiceStub(channel)
+            )
             metadata = (("authorization", f"Bearer {key or self.stack.key}"),)
             return await getattr(stub, method)(request, metadata=metadata)
 
     # -- the run -------------------------------------------------------------------------------
 
     async def submit(self, run_id: str = "r1", **fields: Any) -> None:
-        request = pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=pipeline(**fields))
+        request = runs_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=pipeline(**fields))
         await self.call("SubmitRun", request)
 
-    async def run(self, run_id: str = "r1") -> pb.Run:
+    async def run(self, run_id: str = "r1") -> runs_pb2.Run:
         return await RunRecords(self.redis).get(run_id)
 
-    async def end(self, run_id: str = "r1") -> pb.Run:
+    async def end(self, run_id: str = "r1") -> runs_pb2.Run:
         async with asyncio.timeout(PATIENCE_S):
             while not (run := await self.run(run_id)).finished_unix_ms:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
@@ -250,7 +256,7 @@ async def test_worse_weights_roll_back_and_had_no_more_than_their_share(
         assert state is not None
         assert abs(state.given / state.asked - 0.1) <= 0.02
         run = await made.end()
-        assert run.state == pb.RUN_STATE_FAILED
+        assert run.state == runs_pb2.RUN_STATE_FAILED
         assert "chat@2 is rolled back, 'chat' stays chat@1" in run.error
         assert "verdicts on the canary were good" in run.error
         await made.rolled_back()
@@ -277,7 +283,7 @@ async def test_better_weights_reach_prod_and_no_stream_breaks(
         assert "shard-0" in made.served.values()
         assert await long == ("chat@1", script_text(1, 0, 1500))
         run = await made.end()
-        assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+        assert run.state == runs_pb2.RUN_STATE_SUCCEEDED, run.error
         figures = json.loads(run.steps[0].metrics_json)
         assert (figures["asked"], figures["given"]) == (1000, 100)
         assert figures["canary"]["good"] == 89
@@ -286,7 +292,7 @@ async def test_better_weights_reach_prod_and_no_stream_breaks(
         await made.promoted()
         # Once more: there is nothing to do, and that is what the run says.
         await made.submit("r2")
-        assert (await made.end("r2")).steps[0].state == pb.STEP_STATE_REUSED
+        assert (await made.end("r2")).steps[0].state == runs_pb2.STEP_STATE_REUSED
 
 
 async def test_weights_that_fail_roll_back_early_and_no_client_sees_it(
@@ -298,7 +304,7 @@ async def test_weights_that_fail_roll_back_early_and_no_client_sees_it(
         await made.route("open")
         assert await made.traffic(300) == {"chat@1": 300}
         run = await made.end()
-        assert run.state == pb.RUN_STATE_FAILED
+        assert run.state == runs_pb2.RUN_STATE_FAILED
         assert "requests of the canary failed, 0 of" in run.error
         await made.rolled_back()
 
@@ -311,7 +317,7 @@ async def test_slow_weights_roll_back(tmp_path: Path, redis_server: str, redis_c
         await made.route("open")
         while not (run := await made.run()).finished_unix_ms:
             await made.traffic(30)
-        assert run.state == pb.RUN_STATE_FAILED
+        assert run.state == runs_pb2.RUN_STATE_FAILED
         assert "first tokens came within" in run.error
         await made.rolled_back()
 
@@ -340,8 +346,8 @@ async def test_a_cancelled_run_leaves_no_canary(
         await made.submit("r2")  # one at a time
         assert "'chat' has a canary already" in (await made.end("r2")).error
         assert await made.wanted() == {"chat": "chat@1", "chat.canary": "chat@2"}
-        await made.call("CancelRun", pb.CancelRunRequest(run_id="r1"))
-        assert (await made.end()).state == pb.RUN_STATE_CANCELLED
+        await made.call("CancelRun", runs_pb2.CancelRunRequest(run_id="r1"))
+        assert (await made.end()).state == runs_pb2.RUN_STATE_CANCELLED
         await made.rolled_back()
 
 
@@ -361,18 +367,22 @@ async def test_who_may_judge_what(tmp_path: Path, redis_server: str, redis_clien
         await made.submit(share=0.5)
         await made.route("open")
         revision, request_id = await made.ask()
-        answer = pb.ReportOutcomeRequest(name="chat", request_id=request_id, good=True)
+        answer = deployments_pb2.ReportOutcomeRequest(name="chat", request_id=request_id, good=True)
         for _ in range(2):  # said twice, counted once
             told = await made.call("ReportOutcome", answer)
             assert told.role == ("canary" if revision == "chat@2" else "stable")
-        by_revision = pb.ReportOutcomeRequest(name="chat", revision="chat@2", good=False)
+        by_revision = deployments_pb2.ReportOutcomeRequest(
+            name="chat", revision="chat@2", good=False
+        )
         assert (await made.call("ReportOutcome", by_revision)).role == "canary"
         state = await made.canaries.state("chat")
         assert state is not None
         assert sum(tally.good + tally.bad for tally in state.tallies.values()) == 2
         for wrong in ({}, {"request_id": "a", "revision": "b"}, {"request_id": "unknown"}):
             with pytest.raises(grpc.aio.AioRpcError):
-                await made.call("ReportOutcome", pb.ReportOutcomeRequest(name="chat", **wrong))
+                await made.call(
+                    "ReportOutcome", deployments_pb2.ReportOutcomeRequest(name="chat", **wrong)
+                )
         # Another tenant, which may only ask, judges neither others' answers nor revisions.
         key = await a_key(made, "inference")
         for request, wanted in ((answer, NotFound), (by_revision, PermissionDenied)):
@@ -392,7 +402,7 @@ async def test_a_canary_never_outlives_its_run(
 ) -> None:
     """Redis lost the run with all else; what is on the store is found and taken down."""
     async with cluster(tmp_path, redis_server, redis_client) as made:
-        left = pb.Deployment(
+        left = deployments_pb2.Deployment(
             name="chat.canary",
             artifact="chat@2",
             canary_of="chat",
@@ -455,7 +465,7 @@ async def test_killed_in_the_middle_it_goes_on(
             if process.returncode is None:
                 process.kill()
             await process.wait()
-        assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+        assert run.state == runs_pb2.RUN_STATE_SUCCEEDED, run.error
         await made.promoted()
 
 
@@ -473,16 +483,16 @@ async def test_a_fork_over_the_command_line(
         }
     )
     async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
-        await made.call("SubmitRun", pb.SubmitRunRequest(run_id="r1", pipeline_yaml=text))
-        assert (await made.end()).state == pb.RUN_STATE_SUCCEEDED
+        await made.call("SubmitRun", runs_pb2.SubmitRunRequest(run_id="r1", pipeline_yaml=text))
+        assert (await made.end()).state == runs_pb2.RUN_STATE_SUCCEEDED
         code, out = await plinth(made, "runs", "fork", "r1", "--from", "then", "--run-id", "f1",
                                  "--set", "steps.then.alias=green")  # fmt: skip
         assert code == 0, out
         run = await made.end("f1")
         assert (run.forked_from, run.forked_at) == ("r1", "then")
         assert [step.state for step in run.steps] == [
-            pb.STEP_STATE_REUSED,
-            pb.STEP_STATE_SUCCEEDED,
+            runs_pb2.STEP_STATE_REUSED,
+            runs_pb2.STEP_STATE_SUCCEEDED,
         ]
         aliases = await asyncio.to_thread(made.store.aliases, "chat")
         assert aliases == {"prod": 1, "next": 2, "blue": 2, "green": 2}

@@ -21,7 +21,7 @@ from plinth.shared.errors import FailedPrecondition
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
-from plinth.v1.coordinator_pb2 import Deployment
+from plinth.v1.deployments_pb2 import Deployment
 from trivial_stack import announced, answering, publish_model, told_models, until
 
 PLAN = StackPlan(

@@ -17,8 +17,8 @@ from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.coordinator.runs import RunRecords
 from plinth.shared.errors import Cancelled, PlinthError, Unavailable
-from plinth.v1 import coordinator_pb2 as pb
-from plinth.v1 import coordinator_pb2_grpc as rpc
+from plinth.v1 import runs_pb2 as pb
+from plinth.v1 import runs_pb2_grpc
 from scripted_stages import World
 
 TESTS = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ async def stub(world: World) -> Any:
     """A client of whichever replica answers."""
     replicas = await world.registry.replicas("coordinator")
     channel = world.clients.channel(replicas[-1])
-    return rpc.CoordinatorServiceStub(channel)
+    return runs_pb2_grpc.RunServiceStub(channel)
 
 
 async def ended(world: World, run_id: str) -> pb.Run:

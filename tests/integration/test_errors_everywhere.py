@@ -21,6 +21,8 @@ from patience import PATIENCE_S
 from plinth.coordinator.preferences.work import PreferenceWorker, work_queue
 from plinth.gateway.error_handlers import add_error_handlers, body_of
 from plinth.gateway.sse import data
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1 import tokenizer_pb2_grpc
 from plinth.reward.consumer import TaskConsumer
 from plinth.shared.errors import ERROR_TYPES, DataLoss, PlinthError, Unavailable, plain
 from plinth.shared.queue import ItemState, Queue
@@ -34,8 +36,7 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.trainer.consumer import SAME_CRASHES, JobConsumer
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.records import JobRecords
-from plinth.v1 import reward_pb2, tokenizer_pb2_grpc, trainer_pb2
-from plinth.v1 import tokenizer_pb2 as pb
+from plinth.v1 import jobs_pb2, rewards_pb2
 
 TOKEN = "a-cluster-token-for-tests"
 
@@ -97,7 +98,7 @@ async def test_over_grpc(settings: Settings) -> None:
     def add(server: Any) -> None:
         tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(service, server)
 
-    served = GrpcService("plinth.v1.TokenizerService", add, {"*": "tokenize"})
+    served = GrpcService("plinth.internal.v1.TokenizerService", add, {"*": "tokenize"})
     server = GrpcServer([served], stage="tokenizer", settings=settings, token=TOKEN)
     address = f"127.0.0.1:{await server.start()}"
     metadata = {text: text for text in NASTY}
@@ -167,7 +168,7 @@ async def test_the_consumer_of_rewards(redis_client: Redis) -> None:
     queue = rewards_queue(redis_client)
     todo: dict[str, Exception] = {}
 
-    async def score(request: reward_pb2.ScoreRewardsRequest) -> reward_pb2.ScoreRewardsResponse:
+    async def score(request: rewards_pb2.ScoreRewardsRequest) -> rewards_pb2.ScoreRewardsResponse:
         raise todo[request.tokenizer]
 
     async def nobody(_name: str, _id: str) -> None:
@@ -179,7 +180,7 @@ async def test_the_consumer_of_rewards(redis_client: Redis) -> None:
         async with alive(consumer):
             for number, error in enumerate([*PERMANENT, *TRANSIENT, *CRASHES]):
                 todo[str(number)] = error
-                request = reward_pb2.ScoreRewardsRequest(tokenizer=str(number))
+                request = rewards_pb2.ScoreRewardsRequest(tokenizer=str(number))
                 await waiter.submit(f"t.{number}", request)
                 found = await ended(queue, f"t.{number}")
                 assert found.state == ("dead" if isinstance(error, DataLoss) else "delayed")
@@ -194,7 +195,7 @@ async def test_a_reward_task_that_was_given_up_is_told_at_once_and_can_be_tried_
     redis_client: Redis,
 ) -> None:
     queue, waiter = rewards_queue(redis_client), RewardTasks(redis_client, "run")
-    request = reward_pb2.ScoreRewardsRequest(tokenizer="t")
+    request = rewards_pb2.ScoreRewardsRequest(tokenizer="t")
     errors: list[PlinthError] = [DataLoss("NaN"), Unavailable("the tokenizer is away")]
     for error in errors:
         id = error.code.lower()
@@ -215,7 +216,7 @@ async def test_the_consumer_of_jobs(redis_client: Redis, tmp_path: Path) -> None
     todo: dict[str, Exception] = {}
 
     class Work:
-        def __init__(self, job: trainer_pb2.Job, fence: int) -> None:
+        def __init__(self, job: jobs_pb2.Job, fence: int) -> None:
             self.error = todo[job.job_id]
             self.folder = JobFolder(tmp_path)
 
@@ -235,7 +236,7 @@ async def test_the_consumer_of_jobs(redis_client: Redis, tmp_path: Path) -> None
     with capture_logs():
         async with alive(JobConsumer("c", queue, records, make, lease_s=15.0)):
             for number, error in enumerate([*PERMANENT, *TRANSIENT, *CRASHES]):
-                job = trainer_pb2.Job(job_id=f"j.{number}")
+                job = jobs_pb2.Job(job_id=f"j.{number}")
                 todo[job.job_id] = error
                 await records.create(job)
                 await queue.add(job.job_id, job.SerializeToString())
@@ -255,7 +256,7 @@ async def test_a_crash_that_is_the_same_each_time_is_given_up(
     begun: dict[str, int] = {"same": 0, "same-of-its-folder": 0, "other": 0}
 
     class Work:
-        def __init__(self, job: trainer_pb2.Job, fence: int) -> None:
+        def __init__(self, job: jobs_pb2.Job, fence: int) -> None:
             self.id = job.job_id
             self.folder = JobFolder(tmp_path / "jobs" / self.id / f"attempt-{fence}")
 
@@ -277,15 +278,15 @@ async def test_a_crash_that_is_the_same_each_time_is_given_up(
     with capture_logs():
         async with alive(JobConsumer("c", queue, records, make, lease_s=15.0)):
             for id in begun:
-                await records.create(trainer_pb2.Job(job_id=id))
-                await queue.add(id, trainer_pb2.Job(job_id=id).SerializeToString())
+                await records.create(jobs_pb2.Job(job_id=id))
+                await queue.add(id, jobs_pb2.Job(job_id=id).SerializeToString())
             async with asyncio.timeout(PATIENCE_S):
                 while begun["other"] <= SAME_CRASHES:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 for id in begun.keys() - {"other"}:
                     while (  # noqa: ASYNC110
                         await records.get(id)
-                    ).state != trainer_pb2.JOB_STATE_FAILED:
+                    ).state != jobs_pb2.JOB_STATE_FAILED:
                         await asyncio.sleep(0.01)
     assert begun["same"] == begun["same-of-its-folder"] == SAME_CRASHES
     assert (await records.get("same")).error == "RuntimeError: it broke "

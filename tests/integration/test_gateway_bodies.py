@@ -20,7 +20,7 @@ from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.gateway.api_keys import KeyStore
 from plinth.gateway.generation import MAX_AT_ONCE
 from plinth.shared.connection import connect
-from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
+from plinth.v1 import chat_pb2, generation_pb2, generation_pb2_grpc, sampling_pb2
 
 USER = {"role": "user", "content": "hi"}
 OK: dict[str, Any] = {"model": "chat", "messages": [USER], "max_tokens": 2, "seed": 1}
@@ -162,14 +162,14 @@ async def test_control_characters_and_roles_come_through_alike(
         await http.post("/v1/chat/completions", json={**OK, "messages": messages})
     ).status_code == 200
     assert bytes(gateway.shard.requests[-1].input[0].tokens.ids) == wanted
-    request = gateway_pb2.ChatRequest(
+    request = generation_pb2.ChatRequest(
         model="chat",
-        messages=[common_pb2.ChatMessage(**message) for message in messages],
-        sampling=common_pb2.SamplingParams(max_tokens=2, top_p=0, temperature=1e-30),
+        messages=[chat_pb2.ChatMessage(**message) for message in messages],
+        sampling=sampling_pb2.SamplingParams(max_tokens=2, top_p=0, temperature=1e-30),
         stop=[""],
     )
     async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
-        stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
         call = stub.Chat(request, metadata=(("authorization", f"Bearer {gateway.key}"),))
         assert [message async for message in call][-1].finish_reason
     last = gateway.shard.requests[-1]

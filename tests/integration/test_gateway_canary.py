@@ -24,7 +24,7 @@ from plinth.gateway.revisions import MODEL_HEADER
 from plinth.shared import canary
 from plinth.shared.canary import Canaries
 from plinth.shared.canary_counts import ROLES, Tally
-from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
+from plinth.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 
 NEW = "sha256:" + "cd" * 32
 SHARE = 0.1
@@ -134,14 +134,14 @@ async def test_grpc_tells_the_revision_behind_the_answer(
         await add_canary(stack)
         await route(redis_client, 0.5)
         async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
-            stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
             told = []
             for _ in range(4):
                 call = stub.Complete(
-                    gateway_pb2.CompleteRequest(
+                    generation_pb2.CompleteRequest(
                         model="chat",
                         prompt="Say it",
-                        sampling=common_pb2.SamplingParams(max_tokens=2, seed=1),
+                        sampling=sampling_pb2.SamplingParams(max_tokens=2, seed=1),
                     ),
                     metadata=(("authorization", f"Bearer {stack.key}"),),
                 )

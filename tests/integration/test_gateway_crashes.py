@@ -22,8 +22,8 @@ from plinth.gateway.core import GatewayCore
 from plinth.gateway.rendering import ChatRenderer
 from plinth.gateway.session import Session
 from plinth.shared.errors import DataLoss
-from plinth.v1 import gateway_pb2 as pb
-from plinth.v1 import gateway_pb2_grpc as rpc
+from plinth.v1 import generation_pb2 as pb
+from plinth.v1 import generation_pb2_grpc
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -237,7 +237,7 @@ async def test_grpc_counts_a_crash_as_internal(
     before = counted("grpc", "Complete")
     metadata = (("authorization", f"Bearer {gateway.key}"), ("x-request-id", REQUEST_ID))
     async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
-        call = rpc.GatewayServiceStub(channel).Complete(
+        call = generation_pb2_grpc.GenerationServiceStub(channel).Complete(
             pb.CompleteRequest(model="chat", prompt="hi"), metadata=metadata, timeout=PATIENCE_S
         )
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -257,7 +257,7 @@ async def test_request_ids_of_every_length_pass_both_apis(
         assert (answer.status_code, answer.headers["x-request-id"]) == (200, id_), answer.text
         metadata = (("authorization", f"Bearer {gateway.key}"), ("x-request-id", id_))
         async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
-            call = rpc.GatewayServiceStub(channel).Complete(
+            call = generation_pb2_grpc.GenerationServiceStub(channel).Complete(
                 pb.CompleteRequest(model="chat", prompt="hi"), metadata=metadata
             )
             async for _ in call:

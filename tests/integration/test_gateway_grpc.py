@@ -12,16 +12,18 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gateway_stages import DIGEST, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
+from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.v1 import (
-    common_pb2,
-    coordinator_pb2,
-    coordinator_pb2_grpc,
-    gateway_pb2,
-    gateway_pb2_grpc,
-    tokenizer_pb2,
-    tokenizer_pb2_grpc,
-    trainer_pb2,
-    trainer_pb2_grpc,
+    chat_pb2,
+    generation_pb2,
+    generation_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
+    sampling_pb2,
 )
 
 
@@ -41,28 +43,30 @@ def with_key(key: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {key}"),)
 
 
-def chat(seed: int = 3, **sampling: object) -> gateway_pb2.ChatRequest:
-    return gateway_pb2.ChatRequest(
+def chat(seed: int = 3, **sampling: object) -> generation_pb2.ChatRequest:
+    return generation_pb2.ChatRequest(
         model="chat",
-        messages=[common_pb2.ChatMessage(role="user", content="Say it")],
-        sampling=common_pb2.SamplingParams(seed=seed, **{"max_tokens": 80, **sampling}),
+        messages=[chat_pb2.ChatMessage(role="user", content="Say it")],
+        sampling=sampling_pb2.SamplingParams(seed=seed, **{"max_tokens": 80, **sampling}),
     )
 
 
 async def test_a_client_of_a_few_lines(stack: Stack, channel: grpc.aio.Channel) -> None:
-    stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
     key = with_key(stack.key)
-    models = await stub.ListModels(gateway_pb2.ListModelsRequest(), metadata=key)
+    models = await models_pb2_grpc.ModelServiceStub(channel).ListModels(
+        models_pb2.ListModelsRequest(), metadata=key
+    )
     assert [(m.name, m.weights_digest, m.ready_shards) for m in models.models] == [
         ("chat", DIGEST, 1)
     ]
     answers = [answer async for answer in stub.Chat(chat(), metadata=key)]
     assert "".join(answer.text for answer in answers) == script_text(3, 0, 80)
     assert answers[0].seed == answers[-1].seed == 3
-    assert answers[-1].finish_reason == common_pb2.FINISH_REASON_LENGTH
+    assert answers[-1].finish_reason == sampling_pb2.FINISH_REASON_LENGTH
     assert answers[-1].usage.completion_tokens == 80
     assert sum(len(answer.tokens) for answer in answers) == 80
-    request = gateway_pb2.CompleteRequest(model="chat", prompt="x", stop=["café"])
+    request = generation_pb2.CompleteRequest(model="chat", prompt="x", stop=["café"])
     request.sampling.seed = 0
     texts = [answer.text async for answer in stub.Complete(request, metadata=key)]
     assert "".join(texts) == script_text(0, 0, 90).split("café")[0]
@@ -70,7 +74,7 @@ async def test_a_client_of_a_few_lines(stack: Stack, channel: grpc.aio.Channel) 
 
 async def test_hanging_up_cancels_the_shard(stack: Stack, channel: grpc.aio.Channel) -> None:
     stack.shard.delay_s = 0.01
-    stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
     call = stub.Chat(chat(max_tokens=4000), metadata=with_key(stack.key))
     async for _ in call:
         break
@@ -80,7 +84,7 @@ async def test_hanging_up_cancels_the_shard(stack: Stack, channel: grpc.aio.Chan
 
 async def test_the_deadline_reaches_the_shard(stack: Stack, channel: grpc.aio.Channel) -> None:
     stack.shard.delay_s = 0.01
-    stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in stub.Chat(chat(max_tokens=4000), metadata=with_key(stack.key), timeout=0.5):
             pass
@@ -96,25 +100,25 @@ async def test_the_deadline_reaches_the_shard(stack: Stack, channel: grpc.aio.Ch
         (chat(temperature=3), "sampling.temperature"),
         (chat(top_logprobs=21), "sampling.top_logprobs"),
         (chat(first_output_position=1), "sampling.first_output_position"),
-        (gateway_pb2.ChatRequest(model="chat"), "messages"),
+        (generation_pb2.ChatRequest(model="chat"), "messages"),
         (
-            gateway_pb2.ChatRequest(
-                model="chat", messages=[common_pb2.ChatMessage(role="king", content="x")]
+            generation_pb2.ChatRequest(
+                model="chat", messages=[chat_pb2.ChatMessage(role="king", content="x")]
             ),
             "messages.0.role",
         ),
         (
-            gateway_pb2.ChatRequest(
-                model="chat", messages=[common_pb2.ChatMessage(role="user", content="\0")]
+            generation_pb2.ChatRequest(
+                model="chat", messages=[chat_pb2.ChatMessage(role="user", content="\0")]
             ),
             "messages.0.content",
         ),
     ],
 )
 async def test_bad_requests(
-    stack: Stack, channel: grpc.aio.Channel, request_: gateway_pb2.ChatRequest, words: str
+    stack: Stack, channel: grpc.aio.Channel, request_: generation_pb2.ChatRequest, words: str
 ) -> None:
-    stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in stub.Chat(request_, metadata=with_key(stack.key)):
             pass
@@ -127,7 +131,7 @@ async def test_an_unknown_model(stack: Stack, channel: grpc.aio.Channel) -> None
     request = chat()
     request.model = "nope"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in gateway_pb2_grpc.GatewayServiceStub(channel).Chat(
+        async for _ in generation_pb2_grpc.GenerationServiceStub(channel).Chat(
             request, metadata=with_key(stack.key)
         ):
             pass
@@ -136,16 +140,14 @@ async def test_an_unknown_model(stack: Stack, channel: grpc.aio.Channel) -> None
 
 async def test_without_a_key_only_health_answers(stack: Stack, channel: grpc.aio.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
-    for service in ("", "plinth.v1.GatewayService"):
+    for service in ("", "plinth.v1.GenerationService"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     calls = (
-        gateway_pb2_grpc.GatewayServiceStub(channel).ListModels(gateway_pb2.ListModelsRequest()),
+        models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest()),
         tokenizer_pb2_grpc.TokenizerServiceStub(channel).Encode(tokenizer_pb2.EncodeRequest()),
-        trainer_pb2_grpc.TrainerServiceStub(channel).ListJobs(trainer_pb2.ListJobsRequest()),
-        coordinator_pb2_grpc.CoordinatorServiceStub(channel).ListRuns(
-            coordinator_pb2.ListRunsRequest()
-        ),
+        jobs_pb2_grpc.JobServiceStub(channel).ListJobs(jobs_pb2.ListJobsRequest()),
+        runs_pb2_grpc.RunServiceStub(channel).ListRuns(runs_pb2.ListRunsRequest()),
     )
     for call in calls:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -173,9 +175,9 @@ async def test_the_tokenizer_behind_the_door(stack: Stack, channel: grpc.aio.Cha
 async def test_a_stage_that_is_not_up_is_unavailable(
     stack: Stack, channel: grpc.aio.Channel
 ) -> None:
-    stub = trainer_pb2_grpc.TrainerServiceStub(channel)
+    stub = jobs_pb2_grpc.JobServiceStub(channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.ListJobs(trainer_pb2.ListJobsRequest(), metadata=with_key(stack.key))
+        await stub.ListJobs(jobs_pb2.ListJobsRequest(), metadata=with_key(stack.key))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "no trainer replica is up" in (caught.value.details() or "")
 
@@ -186,4 +188,4 @@ async def test_reflection_lists_what_there_is(stack: Stack, channel: grpc.aio.Ch
     call = stub.ServerReflectionInfo(iter([ask]), metadata=with_key(stack.key))
     answer = await call.read()
     names = {service.name for service in answer.list_services_response.service}
-    assert {"plinth.v1.GatewayService", "plinth.v1.TokenizerService"} <= names
+    assert {"plinth.v1.GenerationService", "plinth.internal.v1.TokenizerService"} <= names

@@ -20,10 +20,10 @@ from patience import PATIENCE_S
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SIZE = 2 * 2**20  # gateway.max_body_bytes
-GATEWAY = "/plinth.v1.GatewayService/"
-TOKENIZER = "/plinth.v1.TokenizerService/"
+GENERATION = "/plinth.v1.GenerationService/"
+TOKENIZER = "/plinth.internal.v1.TokenizerService/"
 PREFERENCES = "/plinth.v1.PreferenceService/"
-COORDINATOR = "/plinth.v1.CoordinatorService/"
+RUNS = "/plinth.v1.RunService/"
 HEALTH = "/grpc.health.v1.Health/"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 VARINT, DELIMITED, GROUP, END_GROUP = 0, 2, 3, 4
@@ -65,19 +65,22 @@ def said(content: bytes) -> bytes:
 
 # By name: the method, and its message.
 MANY_THINGS = {
-    "messages": (GATEWAY + "Chat", MODEL + many(field(2, b""))),
-    "stop strings": (GATEWAY + "Chat", CHAT + many(field(4, b"a"))),
-    "empty stop strings": (GATEWAY + "Chat", CHAT + many(field(4, b""))),
-    "models": (GATEWAY + "Chat", CHAT + many(field(1, b"m"))),
-    "parameters": (GATEWAY + "Chat", CHAT + many(field(3, b""))),
-    "ids": (GATEWAY + "Chat", CHAT + field(3, many(tag(6, VARINT) + b"\1"))),
-    "packed ids": (GATEWAY + "Chat", CHAT + field(3, field(6, many(b"\1")))),
-    "packed ids, one by one": (GATEWAY + "Chat", CHAT + field(3, many(field(6, b"\1")))),
-    "fields that nobody knows": (GATEWAY + "Chat", CHAT + many(tag(99, VARINT) + b"\1")),
-    "groups": (GATEWAY + "Chat", CHAT + many(tag(99, GROUP) + tag(99, END_GROUP))),
-    "groups in groups": (GATEWAY + "Chat", CHAT + many(tag(99, GROUP))),
-    "stop strings of a completion": (GATEWAY + "Complete", MODEL + many(field(4, b"a"))),
-    "unknown fields for no fields": (GATEWAY + "ListModels", many(tag(1, VARINT) + b"\1")),
+    "messages": (GENERATION + "Chat", MODEL + many(field(2, b""))),
+    "stop strings": (GENERATION + "Chat", CHAT + many(field(4, b"a"))),
+    "empty stop strings": (GENERATION + "Chat", CHAT + many(field(4, b""))),
+    "models": (GENERATION + "Chat", CHAT + many(field(1, b"m"))),
+    "parameters": (GENERATION + "Chat", CHAT + many(field(3, b""))),
+    "ids": (GENERATION + "Chat", CHAT + field(3, many(tag(6, VARINT) + b"\1"))),
+    "packed ids": (GENERATION + "Chat", CHAT + field(3, field(6, many(b"\1")))),
+    "packed ids, one by one": (GENERATION + "Chat", CHAT + field(3, many(field(6, b"\1")))),
+    "fields that nobody knows": (GENERATION + "Chat", CHAT + many(tag(99, VARINT) + b"\1")),
+    "groups": (GENERATION + "Chat", CHAT + many(tag(99, GROUP) + tag(99, END_GROUP))),
+    "groups in groups": (GENERATION + "Chat", CHAT + many(tag(99, GROUP))),
+    "stop strings of a completion": (GENERATION + "Complete", MODEL + many(field(4, b"a"))),
+    "unknown fields for no fields": (
+        "/plinth.v1.ModelService/ListModels",
+        many(tag(1, VARINT) + b"\1"),
+    ),
     "texts to encode": (TOKENIZER + "Encode", MODEL + many(field(2, b""))),
     "sequences to decode": (TOKENIZER + "Decode", MODEL + many(field(2, b""))),
     "ids to decode": (TOKENIZER + "Decode", MODEL + field(2, field(1, many(b"\1")))),
@@ -87,20 +90,20 @@ MANY_THINGS = {
         MODEL + field(2, many(field(1, b""))),
     ),
     "tasks": (PREFERENCES + "CreateTasks", many(field(2, b"")) + many(field(1, b""), 100)),
-    "overrides": (COORDINATOR + "SubmitRun", many(field(3, field(1, b"a")))),
+    "overrides": (RUNS + "SubmitRun", many(field(3, field(1, b"a")))),
 }
 LONG_THINGS = {
-    "text": (GATEWAY + "Chat", said(b"a" * SIZE)),
-    "wide text": (GATEWAY + "Chat", said(WIDE)),
-    "text with a NUL behind it": (GATEWAY + "Chat", said(b"a" * SIZE + b"\0")),
-    "wide text with a NUL behind it": (GATEWAY + "Chat", said(WIDE + b"\0")),
-    "text that is half a character": (GATEWAY + "Chat", said(WIDE + b"\xf0\x9f")),
-    "a thousand messages": (GATEWAY + "Chat", MODEL + ONE_TOKEN + KILO * 1_020),
-    "a message that is cut": (GATEWAY + "Chat", said(b"a" * SIZE)[:-1]),
-    "a completion's text": (GATEWAY + "Complete", MODEL + ONE_TOKEN + field(2, b"a" * SIZE)),
-    "a completion's wide text": (GATEWAY + "Complete", MODEL + ONE_TOKEN + field(2, WIDE)),
-    "a name": (GATEWAY + "Chat", CHAT + field(1, WIDE)),
-    "a user": (GATEWAY + "Chat", CHAT + field(20, WIDE)),
+    "text": (GENERATION + "Chat", said(b"a" * SIZE)),
+    "wide text": (GENERATION + "Chat", said(WIDE)),
+    "text with a NUL behind it": (GENERATION + "Chat", said(b"a" * SIZE + b"\0")),
+    "wide text with a NUL behind it": (GENERATION + "Chat", said(WIDE + b"\0")),
+    "text that is half a character": (GENERATION + "Chat", said(WIDE + b"\xf0\x9f")),
+    "a thousand messages": (GENERATION + "Chat", MODEL + ONE_TOKEN + KILO * 1_020),
+    "a message that is cut": (GENERATION + "Chat", said(b"a" * SIZE)[:-1]),
+    "a completion's text": (GENERATION + "Complete", MODEL + ONE_TOKEN + field(2, b"a" * SIZE)),
+    "a completion's wide text": (GENERATION + "Complete", MODEL + ONE_TOKEN + field(2, WIDE)),
+    "a name": (GENERATION + "Chat", CHAT + field(1, WIDE)),
+    "a user": (GENERATION + "Chat", CHAT + field(20, WIDE)),
     "a text to encode": (TOKENIZER + "Encode", MODEL + field(2, b"a" * SIZE)),
     "a wide text to encode": (TOKENIZER + "Encode", MODEL + field(2, WIDE)),
 }
@@ -109,7 +112,7 @@ NOBODYS = {
     "services": (HEALTH + "Check", many(field(1, b"a"))),
     "unknown fields": (HEALTH + "Check", many(tag(9, VARINT) + b"\1")),
     "a watched service's name": (HEALTH + "Watch", field(1, b"a" * SIZE)),
-    "a chat": (GATEWAY + "Chat", MODEL + many(field(2, b""))),
+    "a chat": (GENERATION + "Chat", MODEL + many(field(2, b""))),
     "reflection": (REFLECTION, many(field(3, b"a"))),
 }
 
@@ -184,7 +187,7 @@ async def test_a_message_over_the_limit_is_not_made(gateway: WatchedGateway) -> 
 
     async def attack() -> None:
         said.append(
-            await ask(gateway, GATEWAY + "Chat", MODEL + many(field(2, b""), 12 * SIZE // 2))
+            await ask(gateway, GENERATION + "Chat", MODEL + many(field(2, b""), 12 * SIZE // 2))
         )
 
     await gateway.survives(attack)

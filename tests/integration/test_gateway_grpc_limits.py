@@ -16,9 +16,14 @@ import pytest_asyncio
 from gateway_stages import Stack, running_stack
 from patience import PATIENCE_S
 from plinth.gateway.grpc_api import BESIDE_BYTES
-from plinth.v1 import common_pb2
-from plinth.v1 import gateway_pb2 as pb
-from plinth.v1 import gateway_pb2_grpc as rpc
+from plinth.v1 import (
+    chat_pb2,
+    generation_pb2,
+    generation_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    sampling_pb2,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -51,8 +56,8 @@ def own_connection(stack: Stack) -> grpc.aio.Channel:
 
 
 async def models(stack: Stack, channel: grpc.aio.Channel, *, wait: bool = False) -> list[str]:
-    answer = await rpc.GatewayServiceStub(channel).ListModels(
-        pb.ListModelsRequest(),
+    answer = await models_pb2_grpc.ModelServiceStub(channel).ListModels(
+        models_pb2.ListModelsRequest(),
         metadata=(("authorization", f"Bearer {stack.key}"),),
         timeout=PATIENCE_S,
         wait_for_ready=wait,
@@ -60,20 +65,20 @@ async def models(stack: Stack, channel: grpc.aio.Channel, *, wait: bool = False)
     return [model.name for model in answer.models]
 
 
-async def ask(stack: Stack, request: pb.ChatRequest, **channel: Any) -> str:
+async def ask(stack: Stack, request: generation_pb2.ChatRequest, **channel: Any) -> str:
     """The whole answer's text."""
     async with grpc.aio.insecure_channel(stack.grpc_address, **channel) as opened:
-        call = rpc.GatewayServiceStub(opened).Chat(
+        call = generation_pb2_grpc.GenerationServiceStub(opened).Chat(
             request, metadata=(("authorization", f"Bearer {stack.key}"),), timeout=PATIENCE_S
         )
         return "".join([answer.text async for answer in call])
 
 
-def chat(content: str) -> pb.ChatRequest:
-    return pb.ChatRequest(
+def chat(content: str) -> generation_pb2.ChatRequest:
+    return generation_pb2.ChatRequest(
         model="chat",
-        messages=[common_pb2.ChatMessage(role="user", content=content)],
-        sampling=common_pb2.SamplingParams(max_tokens=1, seed=1),
+        messages=[chat_pb2.ChatMessage(role="user", content=content)],
+        sampling=sampling_pb2.SamplingParams(max_tokens=1, seed=1),
     )
 
 

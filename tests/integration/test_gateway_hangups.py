@@ -23,7 +23,7 @@ from patience import PATIENCE_S
 from plinth.cluster.layout import settings_environment
 from plinth.gateway import memory, quota_account
 from plinth.shared import redis_keys
-from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
+from plinth.v1 import chat_pb2, generation_pb2, generation_pb2_grpc, sampling_pb2
 
 pytestmark = pytest.mark.timeout(4 * PATIENCE_S)
 TENANT = "default"  # of the first key
@@ -60,11 +60,11 @@ async def rest(stack: Stack, hang_up_s: float) -> None:
 
 async def rpc(stack: Stack, channel: grpc.aio.Channel, hang_up_s: float) -> None:
     """The same at the gRPC API."""
-    call = gateway_pb2_grpc.GatewayServiceStub(channel).Chat(
-        gateway_pb2.ChatRequest(
+    call = generation_pb2_grpc.GenerationServiceStub(channel).Chat(
+        generation_pb2.ChatRequest(
             model="chat",
-            messages=[common_pb2.ChatMessage(role="user", content="x" * 50)],
-            sampling=common_pb2.SamplingParams(max_tokens=TOKENS),
+            messages=[chat_pb2.ChatMessage(role="user", content="x" * 50)],
+            sampling=sampling_pb2.SamplingParams(max_tokens=TOKENS),
         ),
         metadata=(("authorization", f"Bearer {stack.key}"),),
     )

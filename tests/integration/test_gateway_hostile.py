@@ -94,7 +94,7 @@ async def many_at_once(gateway: WatchedGateway) -> None:
 async def large_metadata(gateway: WatchedGateway) -> None:
     """gRPC's headers: a megabyte in each of forty calls."""
     async with grpc.aio.insecure_channel(gateway.stack.grpc_address) as channel:
-        method = channel.unary_unary("/plinth.v1.GatewayService/ListModels")
+        method = channel.unary_unary("/plinth.v1.ModelService/ListModels")
         large = tuple((f"x-{number}", "a" * 100_000) for number in range(10))
         calls = [method(b"", metadata=large, timeout=PATIENCE_S) for _ in range(40)]
         ends = await asyncio.gather(*calls, return_exceptions=True)

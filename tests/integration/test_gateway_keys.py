@@ -20,6 +20,7 @@ from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
 from plinth.cluster.ports import free_port
 from plinth.gateway.api_keys import KeyStore
+from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.shared import redis_keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import (
@@ -30,12 +31,7 @@ from plinth.shared.errors import (
 )
 from plinth.shared.identity import hash_api_key
 from plinth.shared.rpc.server import GrpcService
-from plinth.v1 import (
-    coordinator_pb2,
-    coordinator_pb2_grpc,
-    tokenizer_pb2,
-    tokenizer_pb2_grpc,
-)
+from plinth.v1 import runs_pb2, runs_pb2_grpc
 
 OK = {"model": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
 
@@ -56,7 +52,7 @@ async def test_only_the_hash_of_a_key_is_kept(redis_client: Redis) -> None:
     assert principal.scopes == {"inference"}
 
 
-class Runs(coordinator_pb2_grpc.CoordinatorServiceServicer):
+class Runs(runs_pb2_grpc.RunServiceServicer):
     """One run, which never ends; tells how many watch it."""
 
     def __init__(self) -> None:
@@ -65,8 +61,8 @@ class Runs(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def WatchRun(self, request, context):
         self.watchers += 1
         try:
-            run = coordinator_pb2.Run(run_id=request.run_id)
-            yield coordinator_pb2.WatchRunResponse(run=run, resume_token="1")
+            run = runs_pb2.Run(run_id=request.run_id)
+            yield runs_pb2.WatchRunResponse(run=run, resume_token="1")
             await asyncio.Event().wait()
         finally:
             self.watchers -= 1
@@ -82,10 +78,8 @@ async def test_a_watch_ends_when_its_key_is_revoked(
     runs = Runs()
     async with running_stack(tmp_path, redis_server) as stack:
         service = GrpcService(
-            "plinth.v1.CoordinatorService",
-            lambda server: coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(
-                runs, server
-            ),
+            "plinth.v1.RunService",
+            lambda server: runs_pb2_grpc.add_RunServiceServicer_to_server(runs, server),
             {"*": "runs"},
         )
         replica = Replica(stack.settings, redis_server, "coordinator", "coordinator-0", service)
@@ -94,8 +88,8 @@ async def test_a_watch_ends_when_its_key_is_revoked(
         store = KeyStore(redis_client)
         made = [await store.create("acme", {"runs"}) for _ in range(2)]
         async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
-            stub = coordinator_pb2_grpc.CoordinatorServiceStub(channel)
-            request = coordinator_pb2.WatchRunRequest(run_id="r")
+            stub = runs_pb2_grpc.RunServiceStub(channel)
+            request = runs_pb2.WatchRunRequest(run_id="r")
             calls = [stub.WatchRun(request, metadata=bearer(key).items()) for key, _ in made]
             for call in calls:
                 assert (await call.read()).run.run_id == "r"

@@ -13,8 +13,8 @@ import pytest
 
 from gateway_stages import DIGEST, EOS, Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
-from plinth.v1.gateway_pb2 import CompleteRequest
-from plinth.v1.gateway_pb2_grpc import GatewayServiceStub
+from plinth.v1 import generation_pb2_grpc
+from plinth.v1.generation_pb2 import CompleteRequest
 
 ASK = [{"role": "user", "content": "Say it"}]
 
@@ -172,7 +172,7 @@ async def test_a_completion_s_special_tokens_are_tokens_unless_switched_off(
     assert await complete("hi x") == (list(b"hi x"), [])
     assert await complete(plain) == (plain, [])  # ids are what they are
     async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
-        stub = GatewayServiceStub(channel)
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
         for told, expected in (({}, (hi, [EOS])), ({"special_tokens": False}, (plain, []))):
             ask = CompleteRequest(model="chat", prompt="hi<eos>x", **told)
             ask.sampling.max_tokens = 3

@@ -18,11 +18,11 @@ from patience import PATIENCE_S
 from plinth.gateway.api_keys import KeyStore
 from plinth.gateway.quota_interceptor import counts
 from plinth.gateway.revisions import MODEL_HEADER
+from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.shared import canary, redis_keys
 from plinth.shared.canary import Canaries
 from plinth.shared.connection import MAX_CONNECTIONS, connect
 from plinth.shared.errors import Unavailable
-from plinth.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
 CHAT = "/v1/chat/completions"
 PROMPT = len("<user>x\n<assistant>")
@@ -130,14 +130,14 @@ def test_every_method_of_a_stage_counts_but_watches() -> None:
     }
     uncounted = {method for method in methods if not counts(method)}
     assert uncounted == {
-        "/plinth.v1.CoordinatorService/WatchRun",
-        "/plinth.v1.TrainerService/WatchJob",
+        "/plinth.v1.RunService/WatchRun",
+        "/plinth.v1.JobService/WatchJob",
     }
     for method in uncounted:
         service, name = method[1:].split("/")
         found = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
         assert found.server_streaming
-    assert not counts("/plinth.v1.GatewayService/Chat")  # counted where it is answered
+    assert not counts("/plinth.v1.GenerationService/Chat")  # counted where it is answered
     assert not counts("/grpc.health.v1.Health/Watch")
 
 

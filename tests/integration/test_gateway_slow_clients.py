@@ -17,7 +17,7 @@ from gateway_stages import Shard, Stack, running_stack, script_text, until
 from hostile import WatchedGateway, watched_gateway
 from patience import PATIENCE_S
 from plinth.gateway.generation import INBOX_MESSAGES
-from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
+from plinth.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 
 TOKENS = 4000
 STREAMS = 8
@@ -123,14 +123,14 @@ async def test_a_client_that_reads_a_byte_at_a_time_is_cut_off_too(watched: Watc
 async def test_a_grpc_client_that_does_not_read_costs_little_and_is_cut_off(
     watched: WatchedGateway,
 ) -> None:
-    sampling = common_pb2.SamplingParams(max_tokens=TOKENS, top_logprobs=20, seed=0)
-    request = gateway_pb2.CompleteRequest(model="chat", prompt="x", sampling=sampling)
+    sampling = sampling_pb2.SamplingParams(max_tokens=TOKENS, top_logprobs=20, seed=0)
+    request = generation_pb2.CompleteRequest(model="chat", prompt="x", sampling=sampling)
     metadata = (("authorization", f"Bearer {watched.stack.key}"),)
     options = [("grpc.http2.bdp_probe", 0)]  # or the client's own memory takes it all
 
     async def attack() -> None:
         async with grpc.aio.insecure_channel(watched.stack.grpc_address, options=options) as to:
-            stub = gateway_pb2_grpc.GatewayServiceStub(to)
+            stub = generation_pb2_grpc.GenerationServiceStub(to)
             calls = [stub.Complete(request, metadata=metadata) for _ in range(STREAMS)]
             for call in calls:
                 await call.read()

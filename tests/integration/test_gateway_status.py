@@ -17,7 +17,7 @@ from plinth.gateway.api_keys import KeyStore
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
 from plinth.shared.registry import Registry
-from plinth.v1 import gateway_pb2, gateway_pb2_grpc
+from plinth.v1 import operations_pb2, operations_pb2_grpc
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ async def stack(tmp_path: Path, redis_server: str, redis_client: Redis) -> Async
         yield running
 
 
-async def status(stack: Stack, key: str) -> gateway_pb2.GetStatusResponse:
+async def status(stack: Stack, key: str) -> operations_pb2.GetStatusResponse:
     async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
-        stub = gateway_pb2_grpc.GatewayServiceStub(channel)
+        stub = operations_pb2_grpc.OperationsServiceStub(channel)
         metadata = (("authorization", f"Bearer {key}"),)
-        found: gateway_pb2.GetStatusResponse = await stub.GetStatus(
-            gateway_pb2.GetStatusRequest(), metadata=metadata, timeout=PATIENCE_S
+        found: operations_pb2.GetStatusResponse = await stub.GetStatus(
+            operations_pb2.GetStatusRequest(), metadata=metadata, timeout=PATIENCE_S
         )
         return found
 

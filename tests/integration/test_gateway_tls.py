@@ -22,8 +22,8 @@ from plinth.gateway.http_server import Certificate
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.settings import load_settings
 from plinth.shared.settings_sections import ServerTlsSettings
-from plinth.v1 import gateway_pb2 as pb
-from plinth.v1 import gateway_pb2_grpc as rpc
+from plinth.v1 import models_pb2 as pb
+from plinth.v1 import models_pb2_grpc
 
 NAME = "plinth.example"
 
@@ -141,7 +141,7 @@ async def grpc_models(address: str, key: str, authority: Authority) -> list[str]
     credentials = grpc.ssl_channel_credentials(authority.ca.read_bytes())
     options = [("grpc.ssl_target_name_override", NAME)]
     async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
-        models = await rpc.GatewayServiceStub(channel).ListModels(
+        models = await models_pb2_grpc.ModelServiceStub(channel).ListModels(
             pb.ListModelsRequest(),
             metadata=(("authorization", f"Bearer {key}"),),
             timeout=PATIENCE_S,

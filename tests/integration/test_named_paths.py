@@ -13,6 +13,7 @@ import pytest
 
 from plinth.coordinator.service import build as build_coordinator
 from plinth.coordinator.steps import STEP_KINDS
+from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.shared.errors import InvalidArgument, NotFound, PermissionDenied, PlinthError
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.channel import open_channel
@@ -20,14 +21,7 @@ from plinth.shared.settings import load_settings
 from plinth.shared.stage import StageContext, run_stage
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.service import build as build_trainer
-from plinth.v1 import (
-    coordinator_pb2,
-    coordinator_pb2_grpc,
-    tokenizer_pb2,
-    tokenizer_pb2_grpc,
-    trainer_pb2,
-    trainer_pb2_grpc,
-)
+from plinth.v1 import jobs_pb2, jobs_pb2_grpc, runs_pb2, runs_pb2_grpc
 
 DOCUMENTS = "".join(
     json.dumps({"text": " ".join(f"word{n * m % 997}" for n in range(400))}) + "\n"
@@ -65,21 +59,19 @@ class Stages:
 
     async def prepare(self, path: str) -> None:
         """Submits the job and waits for its end: what it reads is only then known."""
-        stub = trainer_pb2_grpc.TrainerServiceStub(self.channels["trainer"])
-        spec = trainer_pb2.JobSpec(
-            output_name="text", prepare=trainer_pb2.PrepareSpec(corpus_dir=path)
-        )
-        job = (await stub.SubmitJob(trainer_pb2.SubmitJobRequest(spec=spec))).job
-        async for told in stub.WatchJob(trainer_pb2.WatchJobRequest(job_id=job.job_id)):
+        stub = jobs_pb2_grpc.JobServiceStub(self.channels["trainer"])
+        spec = jobs_pb2.JobSpec(output_name="text", prepare=jobs_pb2.PrepareSpec(corpus_dir=path))
+        job = (await stub.SubmitJob(jobs_pb2.SubmitJobRequest(spec=spec))).job
+        async for told in stub.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id)):
             job = told.job
-        if job.state != trainer_pb2.JOB_STATE_SUCCEEDED:
+        if job.state != jobs_pb2.JOB_STATE_SUCCEEDED:
             assert "source_roots" in job.error, job.error
             raise PermissionDenied(job.error)
 
     async def submit(self, step: str, run_id: str = "run") -> None:
-        stub = coordinator_pb2_grpc.CoordinatorServiceStub(self.channels["coordinator"])
+        stub = runs_pb2_grpc.RunServiceStub(self.channels["coordinator"])
         text = f"{{name: p, steps: {{one: {step}}}}}"
-        await stub.SubmitRun(coordinator_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=text))
+        await stub.SubmitRun(runs_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=text))
 
     async def run_data(self, path: str) -> None:
         await self.submit(f"{{kind: data, corpus_dir: {json.dumps(path)}}}")
@@ -90,9 +82,9 @@ class Stages:
 
     async def fork(self, path: str) -> None:
         await self.submit("{kind: data, builtin: stdlib}", "origin")
-        stub = coordinator_pb2_grpc.CoordinatorServiceStub(self.channels["coordinator"])
+        stub = runs_pb2_grpc.RunServiceStub(self.channels["coordinator"])
         await stub.ForkRun(
-            coordinator_pb2.ForkRunRequest(
+            runs_pb2.ForkRunRequest(
                 run_id="fork",
                 source_run_id="origin",
                 from_step="one",

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from plinth.coordinator.service import build as build_coordinator
+from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.reward.service import build as build_reward
 from plinth.shared.errors import NotFound, PlinthError
 from plinth.shared.identity import SCOPES, SYSTEM, Principal, call_scope
@@ -19,15 +20,15 @@ from plinth.shared.settings import load_settings
 from plinth.shared.stage import StageContext, run_stage
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.service import build as build_trainer
-from plinth.v1 import coordinator_pb2 as coordinator
 from plinth.v1 import (
-    coordinator_pb2_grpc,
-    reward_pb2,
-    reward_pb2_grpc,
-    tokenizer_pb2,
-    tokenizer_pb2_grpc,
-    trainer_pb2,
-    trainer_pb2_grpc,
+    deployments_pb2,
+    deployments_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    rewards_pb2,
+    rewards_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
 )
 
 SECRET = "unreleased-project"
@@ -77,26 +78,26 @@ async def test_each_stages_error_keeps_to_it(context: StageContext) -> None:
         await stub.Encode(tokenizer_pb2.EncodeRequest(model="nobody", texts=["a"]))
 
     async def trainer(channel: grpc.aio.Channel) -> None:
-        stub = trainer_pb2_grpc.TrainerServiceStub(channel)
-        prepare = trainer_pb2.PrepareSpec(corpus="nobody", tokenizer="nobody")
-        spec = trainer_pb2.JobSpec(output_name="x", prepare=prepare)
-        await stub.SubmitJob(trainer_pb2.SubmitJobRequest(spec=spec))
+        stub = jobs_pb2_grpc.JobServiceStub(channel)
+        prepare = jobs_pb2.PrepareSpec(corpus="nobody", tokenizer="nobody")
+        spec = jobs_pb2.JobSpec(output_name="x", prepare=prepare)
+        await stub.SubmitJob(jobs_pb2.SubmitJobRequest(spec=spec))
 
     async def runs(channel: grpc.aio.Channel) -> None:
-        stub = coordinator_pb2_grpc.CoordinatorServiceStub(channel)
+        stub = runs_pb2_grpc.RunServiceStub(channel)
         text = "{name: p, steps: {one: {kind: data, corpus: nobody, tokenizer: nobody}}}"
-        await stub.SubmitRun(coordinator.SubmitRunRequest(run_id="r", pipeline_yaml=text))
+        await stub.SubmitRun(runs_pb2.SubmitRunRequest(run_id="r", pipeline_yaml=text))
 
     async def deployments(channel: grpc.aio.Channel) -> None:
-        stub = coordinator_pb2_grpc.CoordinatorServiceStub(channel)
-        wanted = coordinator.Deployment(name="d", artifact="nobody", shards=1)
-        await stub.PutDeployment(coordinator.PutDeploymentRequest(deployment=wanted))
+        stub = deployments_pb2_grpc.DeploymentServiceStub(channel)
+        wanted = deployments_pb2.Deployment(name="d", artifact="nobody", shards=1)
+        await stub.PutDeployment(deployments_pb2.PutDeploymentRequest(deployment=wanted))
 
     async def reward(channel: grpc.aio.Channel) -> None:
-        stub = reward_pb2_grpc.RewardServiceStub(channel)
-        source = reward_pb2.RewardSource(name="a", model="nobody")
-        item = reward_pb2.RewardItem(prompt_text="a", response_text="b")
-        await stub.ScoreRewards(reward_pb2.ScoreRewardsRequest(sources=[source], items=[item]))
+        stub = rewards_pb2_grpc.RewardServiceStub(channel)
+        source = rewards_pb2.RewardSource(name="a", model="nobody")
+        item = rewards_pb2.RewardItem(prompt_text="a", response_text="b")
+        await stub.ScoreRewards(rewards_pb2.ScoreRewardsRequest(sources=[source], items=[item]))
 
     asks: list[tuple[str, Any, str, Callable[[grpc.aio.Channel], Awaitable[None]]]] = [
         ("tokenizer", build_tokenizer, "tokenize", tokenizer),

@@ -25,8 +25,8 @@ from plinth.shared.stage import StageContext, run_stage
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.consumer import QUEUE
 from plinth.trainer.service import build as build_trainer
-from plinth.v1 import trainer_pb2 as pb
-from plinth.v1.trainer_pb2_grpc import TrainerServiceStub
+from plinth.v1 import jobs_pb2 as pb
+from plinth.v1.jobs_pb2_grpc import JobServiceStub
 from trainings import tokenizer as make_tokenizer
 
 # As many models' do: roles must take turns, and there is no system.
@@ -109,7 +109,7 @@ async def stack(redis_client: Any, redis_server: str, tmp_path: Path) -> AsyncIt
             principal=Principal("t", "k", frozenset({"jobs"})),
         ) as channel,
     ):
-        yield Stack(context, TrainerServiceStub(channel), tmp_path)
+        yield Stack(context, JobServiceStub(channel), tmp_path)
 
 
 def turns(*contents: str) -> list[tuple[str, str]]:

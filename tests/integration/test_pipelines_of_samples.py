@@ -36,7 +36,7 @@ from plinth.shared.store import ArtifactStore
 from plinth.tokenizer import service as tokenizer
 from plinth.trainer import service as trainer
 from plinth.trainer.policy.rollouts import EngineSampler, Order
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from stage_replicas import Stages
 
 PIPELINES = Path(__file__).parents[2] / "ops" / "pipelines"
@@ -86,7 +86,7 @@ async def stack(
 
 async def run(stack: StageContext, name: str, overrides: dict[str, str]) -> dict[str, pb.Step]:
     """The steps of a run that succeeded, by name."""
-    stub = await stack.clients.coordinator()
+    stub = await stack.clients.runs()
     text = (PIPELINES / f"{name}.yaml").read_text()
     submit = pb.SubmitRunRequest(run_id="r", pipeline_yaml=text, overrides={**TINY, **overrides})
     await stub.SubmitRun(submit)

@@ -18,7 +18,7 @@ from patience import PATIENCE_S
 from plinth.gateway.live_preferences import consents, drawn
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.corpus import read_split
-from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
+from plinth.v1 import chat_pb2, generation_pb2, generation_pb2_grpc, sampling_pb2
 from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
 from preference_stages import PreferenceStack, running_preferences
@@ -103,13 +103,13 @@ async def test_a_stream_and_several_samples(stack: PreferenceStack) -> None:
 
 async def test_over_grpc(stack: PreferenceStack) -> None:
     key = ("authorization", f"Bearer {stack.stack.key}")
-    request = gateway_pb2.ChatRequest(
+    request = generation_pb2.ChatRequest(
         model="chat",
-        messages=[common_pb2.ChatMessage(role="user", content="hi")],
-        sampling=common_pb2.SamplingParams(seed=4, max_tokens=30),
+        messages=[chat_pb2.ChatMessage(role="user", content="hi")],
+        sampling=sampling_pb2.SamplingParams(seed=4, max_tokens=30),
     )
     async with grpc.aio.insecure_channel(stack.stack.grpc_address) as channel:
-        chat = gateway_pb2_grpc.GatewayServiceStub(channel).Chat
+        chat = generation_pb2_grpc.GenerationServiceStub(channel).Chat
         seen = "".join([m.text async for m in chat(request, metadata=(key, *CONSENT.items()))])
         (task,) = await tasks(stack, 1)
         assert task["responses"][0]["text"] == seen == script_text(4, 0, 30)

@@ -27,7 +27,7 @@ from plinth.inference import service as inference
 from plinth.shared.settings import load_settings
 from plinth.shared.stage import StageContext, run_stage
 from plinth.tokenizer import service as tokenizer
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
 
@@ -89,10 +89,10 @@ async def settled(stub: Any, count: int) -> None:
 
 
 async def test_samples_are_what_an_engine_here_says(stub: Any, folder: Path) -> None:
-    sampling = common_pb2.SamplingParams(seed=11, max_tokens=24, temperature=0.9)
+    sampling = sampling_pb2.SamplingParams(seed=11, max_tokens=24, temperature=0.9)
     spec = pb.TaskSpec(
         task_id="t",
-        prompt=[common_pb2.ChatMessage(role="user", content="Name a colour.")],
+        prompt=[chat_pb2.ChatMessage(role="user", content="Name a colour.")],
         samples=[pb.SampleSpec(model="chat", count=3, sampling=sampling)],
     )
     await stub.CreateTasks(pb.CreateTasksRequest(tasks=[spec]))
@@ -124,7 +124,7 @@ async def test_verdicts_are_transformers_own(stub: Any, folder: Path, redis_clie
     texts = {"r0": "Red.", "r1": "It is blue, I think.", "r2": "Colours are many."}
     spec = pb.TaskSpec(
         task_id="t",
-        prompt=[common_pb2.ChatMessage(role="user", content="Name a colour.")],
+        prompt=[chat_pb2.ChatMessage(role="user", content="Name a colour.")],
         responses=[pb.PreferenceResponse(response_id=k, text=v) for k, v in texts.items()],
     )
     await stub.CreateTasks(pb.CreateTasksRequest(tasks=[spec]))

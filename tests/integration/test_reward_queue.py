@@ -27,8 +27,8 @@ from plinth.shared.redis_keys import QueueKeys
 from plinth.shared.rewards import QUEUE, RewardTasks, rewards_queue
 from plinth.shared.settings import load_settings
 from plinth.tokenizer.service import build as build_tokenizer
-from plinth.v1 import reward_pb2 as pb
-from plinth.v1.reward_pb2_grpc import RewardServiceStub
+from plinth.v1 import rewards_pb2 as pb
+from plinth.v1.rewards_pb2_grpc import RewardServiceStub
 from reward_stack import JUDGE, LEASE_S, Stack, ask, judge, refused, stack, stub
 from rewards import of_text, reward_model, rule
 

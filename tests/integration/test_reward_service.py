@@ -18,8 +18,8 @@ from plinth.shared.errors import (
     PermissionDenied,
 )
 from plinth.shared.rpc.server import GrpcServer
-from plinth.v1 import reward_pb2 as pb
-from plinth.v1.reward_pb2_grpc import RewardServiceStub
+from plinth.v1 import rewards_pb2 as pb
+from plinth.v1.rewards_pb2_grpc import RewardServiceStub
 from reward_stack import JUDGE, Stack, ask, judge, refused, stack, stub
 from rewards import of_ids, of_messages, of_text, reward_model, rule
 

@@ -23,6 +23,7 @@ from plinth.engine.request import Sampling
 from plinth.engine.weight_set import engine_over
 from plinth.inference.client import EngineClient
 from plinth.inference.rollouts import RolloutConsumer
+from plinth.internal.v1 import rollouts_pb2 as pb
 from plinth.models.decoder import Decoder
 from plinth.models.lora import LoraConfig, adapters, attach
 from plinth.models.weights import load_decoder
@@ -44,7 +45,6 @@ from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.policy.rollouts import EngineSampler, Order, Rollout, check_fresh
 from plinth.trainer.policy.run import optimise_policy
 from plinth.trainer.policy.shards import ShardSampler
-from plinth.v1 import rollouts_pb2 as pb
 
 T = TypeVar("T")
 SAMPLING = Sampling(1.0, max_tokens=12, stop_ids=frozenset({7}))

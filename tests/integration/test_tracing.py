@@ -26,8 +26,8 @@ from plinth.shared.queue import Queue
 from plinth.shared.rpc.interceptors import interceptors
 from plinth.shared.settings import load_settings
 from plinth.trainer.service import build as build_trainer
-from plinth.v1 import trainer_pb2
-from plinth.v1.trainer_pb2_grpc import TrainerServiceStub
+from plinth.v1 import jobs_pb2
+from plinth.v1.jobs_pb2_grpc import JobServiceStub
 from stage_replicas import Stages
 
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -81,7 +81,7 @@ async def test_from_the_rest_door_to_the_shard(stack: Stack, receiver: OtlpRecei
     assert root.attributes["http.response.status_code"] == 200
     assert root.attributes["plinth.request_id"] == answer.headers["x-request-id"]
     shard = next(span for span in trace if span.attributes["plinth.stage"] == "inference")
-    assert shard.name == "plinth.v1.InferenceService/Generate"
+    assert shard.name == "plinth.internal.v1.InferenceService/Generate"
     assert shard.parent == root.id
     assert shard.attributes["plinth.request_id"] == root.attributes["plinth.request_id"]
     assert shard.attributes["rpc.grpc.status_code"] == "OK"
@@ -123,11 +123,11 @@ async def test_a_queued_job_belongs_to_the_trace_of_who_submitted_it(
     await trainers.add("trainer", build_trainer, launcher="processes")
     try:
         async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
-            stub = TrainerServiceStub(channel)
-            prepare = trainer_pb2.PrepareSpec(builtin="stdlib", max_bytes=100_000)
-            spec = trainer_pb2.JobSpec(output_name="text", prepare=prepare)
+            stub = JobServiceStub(channel)
+            prepare = jobs_pb2.PrepareSpec(builtin="stdlib", max_bytes=100_000)
+            spec = jobs_pb2.JobSpec(output_name="text", prepare=prepare)
             await stub.SubmitJob(
-                trainer_pb2.SubmitJobRequest(job_id="job-1", spec=spec),
+                jobs_pb2.SubmitJobRequest(job_id="job-1", spec=spec),
                 metadata=(("authorization", f"Bearer {stack.key}"),),
             )
             trace = await whole(receiver, "trainer-jobs process")
@@ -136,7 +136,7 @@ async def test_a_queued_job_belongs_to_the_trace_of_who_submitted_it(
     assert stages(trace) == {"gateway", "trainer"}
     job = next(span for span in trace if span.name == "trainer-jobs process")
     assert job.attributes["messaging.message.id"] == "job-1"
-    assert ancestors(job, trace) == ["plinth.v1.TrainerService/SubmitJob"] * 2
+    assert ancestors(job, trace) == ["plinth.v1.JobService/SubmitJob"] * 2
     assert job.error is None
 
 

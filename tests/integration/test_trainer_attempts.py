@@ -24,7 +24,7 @@ from plinth.trainer.execution import Execution
 from plinth.trainer.loop import Group, TrainConfig, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.records import ENDED, JobRecords
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 STEPS = 12
 LEASE_S = 1.0

@@ -16,6 +16,8 @@ from chat_prompts import special_codec
 from patience import PATIENCE_S
 from plinth.cli import run_view
 from plinth.coordinator.steps import jobs
+from plinth.internal.v1 import tokenizer_pb2
+from plinth.internal.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from plinth.shared.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 from plinth.shared.identity import Principal
 from plinth.shared.intake import Intake
@@ -27,11 +29,9 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.data.shards import Split
 from plinth.trainer.service import build as build_trainer
-from plinth.v1 import coordinator_pb2 as run_pb
-from plinth.v1 import tokenizer_pb2
-from plinth.v1 import trainer_pb2 as pb
-from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceStub
-from plinth.v1.trainer_pb2_grpc import TrainerServiceStub
+from plinth.v1 import jobs_pb2 as pb
+from plinth.v1 import runs_pb2
+from plinth.v1.jobs_pb2_grpc import JobServiceStub
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -85,7 +85,7 @@ async def stack(redis_client, redis_server, tmp_path):
 async def trainer(stack):
     context, running = await stack.add("trainer", build_trainer, launcher="processes")
     async with stack.channel(running) as channel:
-        yield context, TrainerServiceStub(channel)
+        yield context, JobServiceStub(channel)
 
 
 def attempts(end):
@@ -253,7 +253,7 @@ async def test_what_is_wrong_is_said_at_the_door(stack, trainer, tmp_path):
     await refused(stub.GetJob(pb.GetJobRequest(job_id="nobody")), NotFound, "nobody")
     running = stack.parts[0][1]
     async with stack.channel(running, scopes=("tokenize",)) as channel:
-        listing = TrainerServiceStub(channel).ListJobs(pb.ListJobsRequest())
+        listing = JobServiceStub(channel).ListJobs(pb.ListJobsRequest())
         await refused(listing, PermissionDenied, "jobs")
 
 
@@ -286,17 +286,17 @@ async def test_failed_jobs_say_why_leave_nothing_and_can_be_tried_again(stack, t
 def as_a_step(job, kind):
     """As the coordinator takes it from the trainer, and its clients from the coordinator."""
     outcome = jobs._outcome(job)
-    return run_pb.Step(
+    return runs_pb2.Step(
         name="step",
         kind=kind,
-        state=run_pb.STEP_STATE_SUCCEEDED,
+        state=runs_pb2.STEP_STATE_SUCCEEDED,
         output=outcome.output,
         metrics_json=json.dumps(outcome.metrics),
     )
 
 
 def warned(*steps):
-    return [text.plain for text in run_view.warnings(run_pb.Run(steps=steps))]
+    return [text.plain for text in run_view.warnings(runs_pb2.Run(steps=steps))]
 
 
 async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
@@ -404,14 +404,14 @@ async def test_a_job_outlives_its_replica(stack, tmp_path):
     published(context, tmp_path / "data")
     spec = training(steps=400, checkpoint_every=50, precision="fp32")
     async with stack.channel(first) as channel:
-        stub = TrainerServiceStub(channel)
+        stub = JobServiceStub(channel)
         request = pb.JobSpec(output_name="m", train=spec)
         await stub.SubmitJob(pb.SubmitJobRequest(job_id="long", spec=request))
         await reached(stub, 50)
     await first.stop(20)  # gives the job back
     _, second = await stack.add("trainer", build_trainer, launcher="processes")
     async with stack.channel(second) as channel:
-        await reached(TrainerServiceStub(channel), 120)
+        await reached(JobServiceStub(channel), 120)
         # As if killed: nothing is said to the queue, and the workers die with their parent.
         front = second.front
         front._consumer._current.stop("pause")
@@ -419,7 +419,7 @@ async def test_a_job_outlives_its_replica(stack, tmp_path):
         front._consuming = None
     _, third = await stack.add("trainer", build_trainer, launcher="processes")
     async with stack.channel(third) as channel:
-        stub = TrainerServiceStub(channel)
+        stub = JobServiceStub(channel)
         job, _ = await finished(stub, "long")
         assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
         assert job.attempts >= 2

@@ -24,8 +24,8 @@ from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.policy.prompts import prompts_of
 from plinth.trainer.policy.run import optimise_policy
 from plinth.trainer.validation import check_spec, plan_train
-from plinth.v1 import reward_pb2
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
+from plinth.v1 import rewards_pb2
 from reward_stack import Stack, stack
 
 __all__ = ["stack"]  # a fixture
@@ -66,7 +66,7 @@ def spec(**changes: Any) -> pb.TrainSpec:
         "seed": 4,
         # So few updates learn something by leaps alone.
         "policy": pb.PolicySpec(samples=8, max_new_tokens=3, kl_coefficient=0, max_update_kl=0),
-        "rewards": [reward_pb2.RewardSource(name="checks", rule_json='{"kind": "checks"}')],
+        "rewards": [rewards_pb2.RewardSource(name="checks", rule_json='{"kind": "checks"}')],
         **changes,
     }
     return pb.TrainSpec(**fields)

@@ -19,7 +19,7 @@ from patience import PATIENCE_S
 from plinth.cli.run_client import RunClient
 from plinth.coordinator.runs import RunRecords
 from plinth.shared.rpc import gateway_channel
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from scripted_stages import TOKEN, World
 
 SECONDS = {"PLINTH_RPC__KEEPALIVE_S": "1", "PLINTH_RPC__KEEPALIVE_TIMEOUT_S": "1"}

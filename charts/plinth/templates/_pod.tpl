@@ -198,7 +198,7 @@ and is ready as a node.
 {{- $ready := dict -}}
 {{- if eq $svc.kind "gateway" -}}
 {{- $alive = dict "grpc" (dict "port" 8081 "service" "") -}}
-{{- $ready = ternary (dict "grpc" (dict "port" 8081 "service" "plinth.v1.GatewayService")) (dict "httpGet" (dict "path" "/healthz" "port" "http")) (eq $svc.readiness "model") -}}
+{{- $ready = ternary (dict "grpc" (dict "port" 8081 "service" "plinth.v1.GenerationService")) (dict "httpGet" (dict "path" "/healthz" "port" "http")) (eq $svc.readiness "model") -}}
 {{- else -}}
 {{- $alive = dict "grpc" (dict "port" (ternary 6379 6800 (eq $svc.name "head")) "service" "") -}}
 {{- $full := and $svc.health (ne $svc.name "inference") (eq (int $svc.pods) (int (default 0 $svc.replicas))) (not (dig "autoscaling" "enabled" false $svc)) -}}

@@ -8,7 +8,7 @@ so that every template loops over the same thing:
 {{- define "plinth.services" -}}
 {{- $root := . -}}
 {{- $defaults := .Values.defaults -}}
-{{- $health := dict "tokenizer" "plinth.v1.TokenizerService" "trainer" "plinth.v1.TrainerService" "reward" "plinth.v1.RewardService" "coordinator" "plinth.v1.CoordinatorService" "inference" "plinth.v1.InferenceService" -}}
+{{- $health := dict "tokenizer" "plinth.internal.v1.TokenizerService" "trainer" "plinth.v1.JobService" "reward" "plinth.v1.RewardService" "coordinator" "plinth.v1.RunService" "inference" "plinth.internal.v1.InferenceService" -}}
 {{- $all := dict -}}
 {{- $own := dict "name" "gateway" "kind" "gateway" "stage" "gateway" "flavour" "gateway" "pods" (int .Values.gateway.replicas) -}}
 {{- $_ := set $all "gateway" (mustMergeOverwrite (deepCopy $defaults) (deepCopy .Values.gateway) $own) -}}

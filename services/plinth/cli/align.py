@@ -108,7 +108,7 @@ def _ask_while_on_trial(stack: Stack, model: str, over: threading.Event) -> None
 
 def _on_trial(client: RunClient) -> bool:
     """Whether a canary waits for requests."""
-    from plinth.v1 import coordinator_pb2 as pb
+    from plinth.v1 import runs_pb2 as pb
 
     return any(
         step.kind == "canary" and step.state == pb.STEP_STATE_RUNNING

@@ -143,31 +143,32 @@ def printable(text: str) -> str:
 
 
 class GrpcChatClient:
-    """GatewayService."""
+    """GenerationService."""
 
     def __init__(self, address: GatewayAddress, key: str) -> None:
         from plinth.shared.rpc.gateway_channel import GatewayConnection
-        from plinth.v1 import gateway_pb2_grpc
+        from plinth.v1 import generation_pb2_grpc, models_pb2_grpc
 
         self._gateway = GatewayConnection(address, key)
-        self._stub = gateway_pb2_grpc.GatewayServiceStub(self._gateway.channel)
+        self._generation = generation_pb2_grpc.GenerationServiceStub(self._gateway.channel)
+        self._models = models_pb2_grpc.ModelServiceStub(self._gateway.channel)
 
     def models(self) -> list[str]:
-        from plinth.v1 import gateway_pb2
+        from plinth.v1 import models_pb2
 
-        request = gateway_pb2.ListModelsRequest()
-        answer = self._gateway.call(self._stub.ListModels, request, timeout_s=30)
+        request = models_pb2.ListModelsRequest()
+        answer = self._gateway.call(self._models.ListModels, request, timeout_s=30)
         return [model.name for model in answer.models]
 
     def answer(self, model: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]:
-        from plinth.v1 import common_pb2, gateway_pb2
+        from plinth.v1 import chat_pb2, generation_pb2, sampling_pb2
 
-        request = gateway_pb2.ChatRequest(
+        request = generation_pb2.ChatRequest(
             model=model,
-            messages=[common_pb2.ChatMessage(**message) for message in messages],
-            sampling=common_pb2.SamplingParams(**sampling),
+            messages=[chat_pb2.ChatMessage(**message) for message in messages],
+            sampling=sampling_pb2.SamplingParams(**sampling),
         )
-        for piece in self._gateway.stream(self._stub.Chat, request, TIMEOUT_S):
+        for piece in self._gateway.stream(self._generation.Chat, request, TIMEOUT_S):
             yield piece.text
 
 

@@ -169,7 +169,7 @@ def _rolled_out(
     from plinth.cli.run_client import RunClient
     from plinth.cli.run_view import follow
     from plinth.cluster.kubernetes_ops.rollouts import figures
-    from plinth.v1 import coordinator_pb2 as pb
+    from plinth.v1 import runs_pb2 as pb
 
     console = Console()
     with RunClient(gateway.address, api_key()) as client:

@@ -14,7 +14,7 @@ from plinth.cli.stack_table import percent, platform_sections, seconds, section
 from plinth.cli.tables import WholeTable
 
 if TYPE_CHECKING:
-    from plinth.v1 import gateway_pb2
+    from plinth.v1 import operations_pb2
 
 
 def status_screen(found: dict[str, Any]) -> RenderableType:
@@ -42,7 +42,7 @@ def status_screen(found: dict[str, Any]) -> RenderableType:
     return Group(*parts, *platform_sections(found))
 
 
-def canary_table(canary: gateway_pb2.CanaryStatus) -> RenderableType:
+def canary_table(canary: operations_pb2.CanaryStatus) -> RenderableType:
     """The gate's figures, both revisions side by side."""
     table = Table("", "requests", "errors", "TTFT p95", "good", "bad", box=None, padding=(0, 2))
     for role, tally in (("stable", canary.stable), ("canary", canary.canary)):

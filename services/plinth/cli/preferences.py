@@ -228,7 +228,7 @@ def _connect(data: Path | None, url: str | None, collection: str) -> PreferenceC
 
 def read_tasks(path: Path) -> list[tuple[str, pb.TaskSpec]]:
     """(place, task) of each line of a file. InvalidArgument names the line that is none."""
-    from plinth.v1 import common_pb2
+    from plinth.v1 import chat_pb2
     from plinth.v1 import preferences_pb2 as pb
 
     found = []
@@ -248,7 +248,7 @@ def read_tasks(path: Path) -> list[tuple[str, pb.TaskSpec]]:
             ]
             spec = pb.TaskSpec(
                 task_id=value.get("task_id", ""),
-                prompt=[common_pb2.ChatMessage(**turn) for turn in turns],
+                prompt=[chat_pb2.ChatMessage(**turn) for turn in turns],
                 responses=[pb.PreferenceResponse(**one) for one in responses],
                 wanted=value.get("wanted"),
                 gold=[pb.Tier(response_ids=tier) for tier in value.get("gold", ())],

@@ -153,7 +153,7 @@ def run_to_its_end(stack: Stack, console: Console, pipeline: Path, given: list[s
     from plinth.cli.runs import parse_overrides
     from plinth.cli.tables import show
     from plinth.shared.errors import NotFound
-    from plinth.v1 import coordinator_pb2 as pb
+    from plinth.v1 import runs_pb2 as pb
 
     if not pipeline.is_file():
         raise NotFound(f"there is no pipeline at {pipeline}; name one with --pipeline")
@@ -174,7 +174,7 @@ def run_to_its_end(stack: Stack, console: Console, pipeline: Path, given: list[s
 
 def _run_id(client: RunClient, name: str, text: str, given: list[str]) -> str:
     """A run that was stopped half-way goes on; else it is a new one."""
-    from plinth.v1 import coordinator_pb2 as pb
+    from plinth.v1 import runs_pb2 as pb
 
     unended = {pb.RUN_STATE_PENDING, pb.RUN_STATE_RUNNING, pb.RUN_STATE_PAUSED}
     digest = hashlib.sha256("\0".join([text, *sorted(given)]).encode()).hexdigest()

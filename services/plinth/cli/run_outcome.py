@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 _VERBS = {"publish": "published as", "serve": "served as", "canary": "served as"}
 

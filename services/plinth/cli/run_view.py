@@ -23,8 +23,8 @@ from plinth.cli.run_outcome import promotions
 from plinth.cli.tables import WholeTable
 from plinth.shared.differences import beside
 from plinth.shared.intake import Intake, intakes_of
-from plinth.v1 import common_pb2
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import artifacts_pb2
+from plinth.v1 import runs_pb2 as pb
 
 _MARKS = {
     pb.STEP_STATE_PENDING: ("·", "dim"),
@@ -179,7 +179,7 @@ def metrics(step: pb.Step) -> dict[str, Any]:
     return figures
 
 
-def summary(run: pb.Run, artifact: Callable[[str], common_pb2.Artifact]) -> RenderableType:
+def summary(run: pb.Run, artifact: Callable[[str], artifacts_pb2.Artifact]) -> RenderableType:
     """What came of a run that succeeded: figures, answers, lineage of the served model."""
     parts: list[RenderableType] = [*warnings(run)]
     exams = [metrics(step) for step in run.steps if step.kind == "evaluate"]
@@ -290,7 +290,7 @@ def _answer(answer: dict[str, Any]) -> RenderableType:
     return Group(Text(f"\n> {answer['prompt']}", "bold"), Text(text))
 
 
-def lineage(reference: str, artifact: Callable[[str], common_pb2.Artifact]) -> Tree:
+def lineage(reference: str, artifact: Callable[[str], artifacts_pb2.Artifact]) -> Tree:
     """The artifact and what it was made from, back to the corpus."""
 
     def grow(branch: Tree, ref: str, generations: int) -> None:
@@ -307,7 +307,7 @@ def lineage(reference: str, artifact: Callable[[str], common_pb2.Artifact]) -> T
     return root
 
 
-def _node(found: common_pb2.Artifact) -> Text:
+def _node(found: artifacts_pb2.Artifact) -> Text:
     aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
     digest = found.digest.removeprefix("sha256:")[:12]
     return Text.assemble(

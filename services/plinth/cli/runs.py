@@ -18,7 +18,7 @@ from plinth.shared.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from plinth.cli.run_client import RunClient
-    from plinth.v1 import coordinator_pb2 as pb
+    from plinth.v1 import runs_pb2 as pb
 
 DataOption = Annotated[
     Path | None,
@@ -73,7 +73,7 @@ def list_runs(
 ) -> None:
     """Runs, newest first."""
     from plinth.cli.run_view import state_word
-    from plinth.v1 import coordinator_pb2 as pb
+    from plinth.v1 import runs_pb2 as pb
 
     done = {pb.STEP_STATE_SUCCEEDED, pb.STEP_STATE_REUSED}
     table = WholeTable("run", "state", "steps", "submitted", "")
@@ -199,7 +199,7 @@ def _read(text: str) -> dict[str, Any]:
 
 def _watch(client: RunClient, console: Console, run_id: str) -> None:
     from plinth.cli.run_view import follow, summary
-    from plinth.v1 import coordinator_pb2 as pb
+    from plinth.v1 import runs_pb2 as pb
 
     try:
         ended = follow(console, client.watch(run_id))

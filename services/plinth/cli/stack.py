@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from plinth.cluster.stack import Stack, StackEvent
     from plinth.shared.settings import Settings
-    from plinth.v1.coordinator_pb2 import Deployment
+    from plinth.v1.deployments_pb2 import Deployment
 
 DataOption = Annotated[
     Path | None,

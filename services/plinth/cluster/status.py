@@ -19,7 +19,7 @@ from plinth.shared.identity import SYSTEM
 from plinth.shared.platform_status import PlatformStatus
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.settings import Settings
-from plinth.v1 import coordinator_pb2, gateway_pb2
+from plinth.v1 import operations_pb2, runs_pb2
 
 ANSWER_S = 3.0
 
@@ -39,7 +39,7 @@ async def gather(settings: Settings) -> dict[str, Any]:
     status = PlatformStatus(redis, registry, Canaries(redis))
     try:
         known = await _ask(
-            "replicas", status.replicas_and_models(), unknown, gateway_pb2.GetStatusResponse()
+            "replicas", status.replicas_and_models(), unknown, operations_pb2.GetStatusResponse()
         )
         error = await _ask("redis", status.write_error(), unknown, "")
         return {
@@ -117,7 +117,7 @@ def _title(process: psutil.Process) -> str:
     return command[0].rpartition("/")[2] if command else process.name()
 
 
-async def _runs(clients: StageClients) -> list[coordinator_pb2.Run]:
-    stub = await clients.coordinator(SYSTEM)
-    request = coordinator_pb2.ListRunsRequest(limit=views.RUNS_SHOWN)
+async def _runs(clients: StageClients) -> list[runs_pb2.Run]:
+    stub = await clients.runs(SYSTEM)
+    request = runs_pb2.ListRunsRequest(limit=views.RUNS_SHOWN)
     return list((await stub.ListRuns(request, timeout=ANSWER_S)).runs)

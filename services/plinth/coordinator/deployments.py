@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import deployments_pb2 as pb
 
 STAGE = "inference"
 # Replicas announce themselves every couple of seconds.

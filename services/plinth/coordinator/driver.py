@@ -35,7 +35,7 @@ from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 _log = get_logger("plinth.coordinator")
 # Progress is saved at most this often.

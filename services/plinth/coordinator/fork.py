@@ -18,7 +18,7 @@ from plinth.coordinator.steps import STEP_KINDS
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 
 def fork(

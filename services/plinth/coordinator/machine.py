@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from plinth.coordinator.pipeline import Pipeline
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 DONE = frozenset({pb.STEP_STATE_SUCCEEDED, pb.STEP_STATE_REUSED})
 ENDED = frozenset({pb.RUN_STATE_SUCCEEDED, pb.RUN_STATE_FAILED, pb.RUN_STATE_CANCELLED})

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plinth.coordinator.scoring import context_length, end_ids, read_config
+from plinth.internal.v1 import rollouts_pb2, tokenizer_pb2
 from plinth.shared.errors import DataLoss, FailedPrecondition
 from plinth.shared.prompt_set import Prompt
 from plinth.shared.rewards import RewardTasks, divided
 from plinth.shared.rollout_results import RolloutResults, check_fits, raw_logprobs
 from plinth.shared.rollouts import RolloutTasks
 from plinth.shared.store import ArtifactRecord
-from plinth.v1 import common_pb2, reward_pb2, rollouts_pb2, tokenizer_pb2
+from plinth.v1 import chat_pb2, rewards_pb2
 
 if TYPE_CHECKING:
     from plinth.coordinator.steps.contract import Tools
@@ -110,7 +111,7 @@ class Respondent:
         ]
 
     async def scored(
-        self, answers: Sequence[Sampled], sources: Sequence[reward_pb2.RewardSource]
+        self, answers: Sequence[Sampled], sources: Sequence[rewards_pb2.RewardSource]
     ) -> list[Sampled]:
         """The same with their rewards, by the reward stage's queue. Raises what scoring raises;
         FailedPrecondition for an answer that can't be scored."""
@@ -121,7 +122,7 @@ class Respondent:
             id = f"{self._name}.{hashlib.sha256(content).hexdigest()[:32]}"
             await tasks.submit(id, request)
             ids.append(id)
-        rewards: list[reward_pb2.Reward] = []
+        rewards: list[rewards_pb2.Reward] = []
         for id in ids:
             rewards += (await tasks.wait(id, timeout_s=_SCORING_S)).rewards
         return [_with(one, reward) for one, reward in zip(answers, rewards, strict=True)]
@@ -131,7 +132,7 @@ class Respondent:
         tokenizer = await self._tools.clients.tokenizer()
         conversations = [
             tokenizer_pb2.Conversation(
-                messages=[common_pb2.ChatMessage(role="user", content=prompt.text)],
+                messages=[chat_pb2.ChatMessage(role="user", content=prompt.text)],
                 add_generation_prompt=True,
             )
             for prompt in prompts
@@ -170,10 +171,10 @@ def _seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}.{number}".encode()).digest()[:8], "big")
 
 
-def _item(answer: Sampled) -> reward_pb2.RewardItem:
-    return reward_pb2.RewardItem(
-        prompt_messages=reward_pb2.RewardMessages(
-            messages=[common_pb2.ChatMessage(role="user", content=answer.prompt.text)]
+def _item(answer: Sampled) -> rewards_pb2.RewardItem:
+    return rewards_pb2.RewardItem(
+        prompt_messages=rewards_pb2.RewardMessages(
+            messages=[chat_pb2.ChatMessage(role="user", content=answer.prompt.text)]
         ),
         response_text=answer.text,
         response_cut_off=not answer.ended,
@@ -181,7 +182,7 @@ def _item(answer: Sampled) -> reward_pb2.RewardItem:
     )
 
 
-def _with(answer: Sampled, reward: reward_pb2.Reward) -> Sampled:
+def _with(answer: Sampled, reward: rewards_pb2.Reward) -> Sampled:
     if not reward.HasField("total"):
         why = next(part for part in reward.parts if not part.HasField("value"))
         raise FailedPrecondition(

@@ -12,7 +12,7 @@ import yaml
 
 from plinth.coordinator.pipeline import Pipeline
 from plinth.shared.errors import AlreadyExists
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 _NAMED = 5  # settings that are named in the error
 

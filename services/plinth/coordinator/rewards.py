@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.shared.store import ArtifactRecord
-from plinth.v1 import reward_pb2
+from plinth.v1 import rewards_pb2
 
 
 class WeightedRule(BaseModel):
@@ -27,14 +27,14 @@ CHECKS: Mapping[str, WeightedRule] = {"checks": WeightedRule(rule={"kind": "chec
 
 def sources_of(
     rules: Mapping[str, WeightedRule], model: ArtifactRecord | None = None, weight: float = 1.0
-) -> list[reward_pb2.RewardSource]:
+) -> list[rewards_pb2.RewardSource]:
     """As the reward stage takes them."""
     sources = [
-        reward_pb2.RewardSource(
+        rewards_pb2.RewardSource(
             name=name, weight=one.weight, rule_json=json.dumps(one.rule, ensure_ascii=False)
         )
         for name, one in rules.items()
     ]
     if model is not None:
-        sources.append(reward_pb2.RewardSource(name="reward", weight=weight, model=model.ref))
+        sources.append(rewards_pb2.RewardSource(name="reward", weight=weight, model=model.ref))
     return sources

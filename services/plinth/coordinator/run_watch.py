@@ -9,7 +9,7 @@ from plinth.coordinator import machine
 from plinth.coordinator.runs import RunRecords
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import InvalidArgument, Unavailable
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 _OUTAGE_S = 0.5
 

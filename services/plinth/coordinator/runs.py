@@ -28,7 +28,7 @@ from plinth.shared.errors import (
     NotFound,
     ResourceExhausted,
 )
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 MAX_ACTIVE = 128
 MAX_KEPT = 1000

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from plinth.algos.windows import windows
+from plinth.internal.v1 import inference_pb2, inference_pb2_grpc, tokenizer_pb2
 from plinth.shared.errors import DataLoss, FailedPrecondition, Unavailable
 from plinth.shared.rpc.client import StageClients
-from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc, tokenizer_pb2
+from plinth.v1 import chat_pb2, sampling_pb2
 
 T = TypeVar("T")
 _SEPARATOR = "<|endoftext|>"
@@ -30,7 +31,7 @@ MAX_WINDOW = 1024
 _SCORE_IDS = 8192
 _ENCODE_BYTES = 1 << 20
 _CALL_S = 300.0
-_WHOLE = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
+_WHOLE = (sampling_pb2.FINISH_REASON_STOP, sampling_pb2.FINISH_REASON_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class ServedModel:
         self._clients = clients
         self._artifact = artifact
         self._name = name
-        self._binding = common_pb2.Binding(model=name, weights_digest=weights_digest)
+        self._binding = inference_pb2.Binding(model=name, weights_digest=weights_digest)
 
     async def document_bits(
         self, documents: Sequence[str], *, start: int, context: int
@@ -137,14 +138,14 @@ class ServedModel:
 
     async def answer(self, prompt: str, *, max_tokens: int, context: int) -> PromptAnswer:
         """The greedy answer to one question by the model's chat template."""
-        question = [common_pb2.ChatMessage(role="user", content=prompt)]
-        greedy = common_pb2.SamplingParams(temperature=0.0, max_tokens=max_tokens)
+        question = [chat_pb2.ChatMessage(role="user", content=prompt)]
+        greedy = sampling_pb2.SamplingParams(temperature=0.0, max_tokens=max_tokens)
         return await self.chat(question, greedy, context=context)
 
     async def chat(
         self,
-        messages: Sequence[common_pb2.ChatMessage],
-        sampling: common_pb2.SamplingParams,
+        messages: Sequence[chat_pb2.ChatMessage],
+        sampling: sampling_pb2.SamplingParams,
         *,
         context: int,
         priority: int = 0,
@@ -159,7 +160,7 @@ class ServedModel:
             raise FailedPrecondition(
                 f"the prompt {prompt[:200]!r} is longer than the model's context"
             )
-        asked = common_pb2.SamplingParams()
+        asked = sampling_pb2.SamplingParams()
         asked.CopyFrom(sampling)
         asked.max_tokens = min(sampling.max_tokens, room)
         asked.stop_token_ids.extend(one for one in stops if one not in asked.stop_token_ids)
@@ -171,7 +172,7 @@ class ServedModel:
         )
         began = time.monotonic()
         shard = await self._shard()
-        ids, finish = [], common_pb2.FINISH_REASON_UNSPECIFIED
+        ids, finish = [], sampling_pb2.FINISH_REASON_UNSPECIFIED
         async for message in shard.Generate(request, timeout=_CALL_S):
             ids += [token.id for token in message.tokens]
             finish = message.finish_reason
@@ -186,11 +187,11 @@ class ServedModel:
                 skip_special=True,
             )
         )
-        cut_off = finish == common_pb2.FINISH_REASON_LENGTH
+        cut_off = finish == sampling_pb2.FINISH_REASON_LENGTH
         return PromptAnswer(prompt, decoded.texts[0], len(ids), seconds, cut_off)
 
     async def prompt_ids(
-        self, messages: Sequence[common_pb2.ChatMessage]
+        self, messages: Sequence[chat_pb2.ChatMessage]
     ) -> tuple[list[int], list[int]]:
         """(ids of the conversation with the assistant's turn opened, ids that end a turn)."""
         tokenizer = await self._clients.tokenizer()

@@ -21,8 +21,8 @@ from plinth.gateway.selection import Select
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound, PlinthError
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.client import StageClients
-from plinth.v1 import common_pb2, reward_pb2
-from plinth.v1.reward_pb2_grpc import RewardServiceStub
+from plinth.v1 import chat_pb2, rewards_pb2, sampling_pb2
+from plinth.v1.rewards_pb2_grpc import RewardServiceStub
 
 STAGE, SCOPE = "reward", "rewards"
 LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which has no mean
@@ -78,7 +78,7 @@ class Rewards:
         """Raises what would be wrong with any answers: a rule, a reward model that is not there,
         a key without the scope "rewards", a stage that is away."""
         principal.require(SCOPE)
-        request = reward_pb2.CheckSourcesRequest(sources=select.sources())
+        request = rewards_pb2.CheckSourcesRequest(sources=select.sources())
 
         async def ask(channel: grpc.aio.Channel) -> None:
             await RewardServiceStub(channel).CheckSources(request)
@@ -92,16 +92,16 @@ class Rewards:
         self, prepared: Prepared, prompt: Prompt, select: Select, answers: Sequence[Answer]
     ) -> Scores:
         """One for each answer of one prompt. FailedPrecondition: none can be scored."""
-        request = reward_pb2.ScoreRewardsRequest(
+        request = rewards_pb2.ScoreRewardsRequest(
             sources=select.sources(),
             items=[_item(prompt, prepared, select, events) for events in answers],
             tokenizer=prepared.model.artifact,
         )
 
-        async def ask(channel: grpc.aio.Channel) -> reward_pb2.ScoreRewardsResponse:
+        async def ask(channel: grpc.aio.Channel) -> rewards_pb2.ScoreRewardsResponse:
             left_s = max(0.001, prepared.deadline - time.monotonic())
             answer = await RewardServiceStub(channel).ScoreRewards(request, timeout=left_s)
-            assert isinstance(answer, reward_pb2.ScoreRewardsResponse)
+            assert isinstance(answer, rewards_pb2.ScoreRewardsResponse)
             return answer
 
         try:
@@ -134,17 +134,17 @@ def text_of(events: Answer) -> str:
 
 def _item(
     prompt: Prompt, prepared: Prepared, select: Select, events: Answer
-) -> reward_pb2.RewardItem:
-    item = reward_pb2.RewardItem(
+) -> rewards_pb2.RewardItem:
+    item = rewards_pb2.RewardItem(
         response_text=text_of(events),
-        response_cut_off=events[-1].finish == common_pb2.FINISH_REASON_LENGTH,
+        response_cut_off=events[-1].finish == sampling_pb2.FINISH_REASON_LENGTH,
     )
     if select.reward is None:  # rules look at answers alone
         return item
     if isinstance(prompt, str):
         item.prompt_text = prompt
         return item
-    messages = [one for one in prompt if isinstance(one, common_pb2.ChatMessage)]
+    messages = [one for one in prompt if isinstance(one, chat_pb2.ChatMessage)]
     if messages:
         item.prompt_messages.messages.extend(messages)
     else:
@@ -152,7 +152,7 @@ def _item(
     return item
 
 
-def _parts(reward: reward_pb2.Reward) -> dict[str, Any]:
+def _parts(reward: rewards_pb2.Reward) -> dict[str, Any]:
     """Each source's value, None where it has none; and what sources say to it."""
     return {
         "parts": {p.source: p.value if p.HasField("value") else None for p in reward.parts},

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from plinth.gateway import metrics
 from plinth.gateway.stops import StopStrings
 from plinth.gateway.texts import TextStream
-from plinth.v1 import common_pb2, inference_pb2
+from plinth.internal.v1 import inference_pb2
+from plinth.v1 import sampling_pb2
 
-STOP = common_pb2.FINISH_REASON_STOP
-_DEADLINE = common_pb2.FINISH_REASON_DEADLINE
+STOP = sampling_pb2.FINISH_REASON_STOP
+_DEADLINE = sampling_pb2.FINISH_REASON_DEADLINE
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class TextEvent:
     """
 
     text: str
-    tokens: tuple[common_pb2.Token, ...] = ()
+    tokens: tuple[sampling_pb2.Token, ...] = ()
     finish: int = 0
-    usage: common_pb2.Usage | None = None
+    usage: sampling_pb2.Usage | None = None
     offsets: tuple[int, ...] = ()
 
 
@@ -53,12 +54,12 @@ class AnswerWriter:
         self._stops = StopStrings(stops)
         self._model = model
         self._started = started
-        self._usage = common_pb2.Usage(prompt_tokens=prompt_tokens)
+        self._usage = sampling_pb2.Usage(prompt_tokens=prompt_tokens)
         self._told = False  # by a shard, what the prompt had in its cache
         self._seen = 0  # characters detokenised
         self._released = 0  # characters passed on
         # (token, where its text starts, where it ends): those whose text is held back.
-        self._held: deque[tuple[common_pb2.Token, int, int]] = deque()
+        self._held: deque[tuple[sampling_pb2.Token, int, int]] = deque()
         self._last = 0.0
         self.finished = False
         self.late = False
@@ -71,7 +72,7 @@ class AnswerWriter:
         for message in batch:
             self._count(message)
         finish = int(batch[-1].finish_reason)
-        ends = finish not in (common_pb2.FINISH_REASON_UNSPECIFIED, _DEADLINE)
+        ends = finish not in (sampling_pb2.FINISH_REASON_UNSPECIFIED, _DEADLINE)
         if tokens:
             self._time()
         text = await self._read(tokens, ends=ends)
@@ -88,7 +89,7 @@ class AnswerWriter:
             return TextEvent(text, out, finish, self._usage, offsets)
         return TextEvent(text, out, offsets=offsets) if text or out else None
 
-    async def _read(self, tokens: Sequence[common_pb2.Token], *, ends: bool) -> str:
+    async def _read(self, tokens: Sequence[sampling_pb2.Token], *, ends: bool) -> str:
         """Text that can be passed on now; holds the tokens, up to a stop string."""
         piece = await self._stream.feed([token.id for token in tokens], flush=ends)
         out, at = [], self._seen
@@ -107,7 +108,7 @@ class AnswerWriter:
         self._released += len(text)
         return text
 
-    def _release(self) -> tuple[tuple[common_pb2.Token, ...], tuple[int, ...]]:
+    def _release(self) -> tuple[tuple[sampling_pb2.Token, ...], tuple[int, ...]]:
         """Tokens whose text is out, or will never be; with their offsets."""
         tokens, offsets = [], []
         while self._held and (self.finished or self._held[0][2] <= self._released):

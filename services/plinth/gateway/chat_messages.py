@@ -13,10 +13,10 @@ from plinth.gateway import limits
 from plinth.gateway.field_rules import Ignored, sift, unsupported
 from plinth.gateway.known_fields import CONTENT_PART, MESSAGE
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2
 
 
-def check_messages(messages: Sequence[common_pb2.ChatMessage]) -> None:
+def check_messages(messages: Sequence[chat_pb2.ChatMessage]) -> None:
     """InvalidArgument for a conversation that no API takes."""
     limits.check_messages(len(messages))
     for index, message in enumerate(messages):
@@ -24,17 +24,17 @@ def check_messages(messages: Sequence[common_pb2.ChatMessage]) -> None:
         limits.check_text(message.content, f"messages.{index}.content")
 
 
-def normalised(messages: Sequence[common_pb2.ChatMessage]) -> list[common_pb2.ChatMessage]:
+def normalised(messages: Sequence[chat_pb2.ChatMessage]) -> list[chat_pb2.ChatMessage]:
     """Checked messages as templates know them: "developer" is OpenAI's newer word for "system"."""
     return [
-        common_pb2.ChatMessage(role="system", content=message.content)
+        chat_pb2.ChatMessage(role="system", content=message.content)
         if message.role == "developer"
         else message
         for message in messages
     ]
 
 
-def read_messages(given: Any, ignored: Ignored) -> list[common_pb2.ChatMessage]:
+def read_messages(given: Any, ignored: Ignored) -> list[chat_pb2.ChatMessage]:
     """The conversation of a JSON body. InvalidArgument for the first mistake in it."""
     if not isinstance(given, list):
         raise _wrong("messages", "a list of messages is needed")
@@ -42,7 +42,7 @@ def read_messages(given: Any, ignored: Ignored) -> list[common_pb2.ChatMessage]:
     return [_message(one, f"messages.{index}", ignored) for index, one in enumerate(given)]
 
 
-def _message(given: Any, path: str, ignored: Ignored) -> common_pb2.ChatMessage:
+def _message(given: Any, path: str, ignored: Ignored) -> chat_pb2.ChatMessage:
     if not isinstance(given, dict):
         raise _wrong(path, 'an object with "role" and "content" is needed')
     known = sift(given, ("role", "content"), MESSAGE, ignored, name="messages.", path=f"{path}.")
@@ -57,7 +57,7 @@ def _message(given: Any, path: str, ignored: Ignored) -> common_pb2.ChatMessage:
     limits.check_role(role, f"{path}.role")
     if content is None and role == "assistant":
         content = ""  # of an answer that was empty, or that called a tool
-    return common_pb2.ChatMessage(role=role, content=_content(content, f"{path}.content", ignored))
+    return chat_pb2.ChatMessage(role=role, content=_content(content, f"{path}.content", ignored))
 
 
 def _content(given: Any, path: str, ignored: Ignored) -> str:

@@ -21,6 +21,7 @@ import grpc
 from plinth.gateway import metrics
 from plinth.gateway.catalogue import STAGE, Catalogue, ServedModel, held_as
 from plinth.gateway.retry_budget import RetryBudget
+from plinth.internal.v1 import inference_pb2, inference_pb2_grpc
 from plinth.shared import tracing
 from plinth.shared.errors import PlinthError, Unavailable
 from plinth.shared.identity import Principal, part_id
@@ -30,7 +31,7 @@ from plinth.shared.rpc.slow_readers import SLOW_READER
 from plinth.shared.rpc.status import raised_by_call
 from plinth.shared.tasks import next_turn
 from plinth.shared.telemetry import get_logger
-from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from plinth.v1 import sampling_pb2
 
 Message = inference_pb2.GenerateResponse
 POLL_S = 0.2  # for a shard to come (back)
@@ -42,7 +43,7 @@ class Replaced(Unavailable):
     asks for that name, rather than for these weights, asks anew."""
 
 
-_CANCELLED = common_pb2.FINISH_REASON_CANCELLED
+_CANCELLED = sampling_pb2.FINISH_REASON_CANCELLED
 _log = get_logger("plinth.gateway")
 
 
@@ -58,7 +59,7 @@ class SampleRequest:
     request_id: str
     model: ServedModel
     prompt_ids: Sequence[int]
-    sampling: common_pb2.SamplingParams
+    sampling: sampling_pb2.SamplingParams
     principal: Principal
     deadline: float
     impatient: bool = False
@@ -67,13 +68,13 @@ class SampleRequest:
     def message(self, made: list[int], attempt: int, held_as: str) -> inference_pb2.GenerateRequest:
         """What a shard, which calls the model `held_as`, is asked for once `made` ids have been
         passed on."""
-        sampling = common_pb2.SamplingParams()
+        sampling = sampling_pb2.SamplingParams()
         sampling.CopyFrom(self.sampling)
         sampling.max_tokens = self.sampling.max_tokens - len(made)
         sampling.first_output_position = self.sampling.first_output_position + len(made)
         message = inference_pb2.GenerateRequest(
             request_id=part_id(self.request_id, self.sampling.sample_index, attempt),
-            binding=common_pb2.Binding(model=held_as, weights_digest=self.model.weights_digest),
+            binding=inference_pb2.Binding(model=held_as, weights_digest=self.model.weights_digest),
             sampling=sampling,
         )
         # In its place: a message that is handed over is written and read again, a long one for
@@ -114,7 +115,7 @@ class Shards:
         while True:
             if len(made) >= request.sampling.max_tokens:  # lost between last token and its finish
                 yield inference_pb2.GenerateResponse(
-                    finish_reason=common_pb2.FINISH_REASON_LENGTH,
+                    finish_reason=sampling_pb2.FINISH_REASON_LENGTH,
                     weights_digest=request.model.weights_digest,
                 )
                 return

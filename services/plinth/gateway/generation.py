@@ -23,10 +23,11 @@ from plinth.gateway.answer_writer import AnswerWriter, TextEvent
 from plinth.gateway.catalogue import Catalogue, ServedModel
 from plinth.gateway.failover import SampleRequest, Shards
 from plinth.gateway.texts import Encoded, Texts
+from plinth.internal.v1 import inference_pb2
 from plinth.shared.errors import DeadlineExceeded
 from plinth.shared.identity import Principal, current_request_id, remaining_s
 from plinth.shared.tasks import cancel_for_certain, next_turn
-from plinth.v1 import common_pb2, inference_pb2
+from plinth.v1 import chat_pb2, sampling_pb2
 
 MAX_AT_ONCE = 16  # answers of one request; a thousand prompts would fill every shard's queue
 SEED_BITS = 53  # what every JSON reader keeps exactly
@@ -34,7 +35,7 @@ GROUP_PROMPTS = 64  # whose ids are asked for together
 GROUP_SIZE = 128 << 10  # characters or ids of them, together
 INBOX_MESSAGES = 64  # of one answer, not yet made into text
 
-Prompt = str | Sequence[int] | Sequence[common_pb2.ChatMessage]
+Prompt = str | Sequence[int] | Sequence[chat_pb2.ChatMessage]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TextRequest:
 
     model: str
     prompt: Prompt
-    sampling: common_pb2.SamplingParams
+    sampling: sampling_pb2.SamplingParams
     stop: tuple[str, ...] = ()
     samples: int = 1
     prompt_field: str = "prompt"
@@ -61,7 +62,7 @@ class Prepared:
 
     model: ServedModel
     prompt_ids: Sequence[int]  # a protobuf message's, so that it is cheap to ask shards for them
-    sampling: common_pb2.SamplingParams
+    sampling: sampling_pb2.SamplingParams
     stop: tuple[str, ...]
     samples: int
     principal: Principal
@@ -139,7 +140,7 @@ class Generator:
         prompt = request.prompt
         if not prompt or isinstance(prompt[0], int):
             return Encoded(cast("Sequence[int]", prompt), len(prompt))
-        messages = cast("Sequence[common_pb2.ChatMessage]", prompt)
+        messages = cast("Sequence[chat_pb2.ChatMessage]", prompt)
         return await self.texts.chat(
             principal, model.artifact, messages, max_ids=model.context_length
         )
@@ -211,9 +212,9 @@ def _groups(requests: Sequence[TextRequest]) -> Iterator[Sequence[TextRequest]]:
 
 def _sampling(
     request: TextRequest, encoded: Encoded, model: ServedModel
-) -> common_pb2.SamplingParams:
+) -> sampling_pb2.SamplingParams:
     """`request.sampling` with max_tokens, a seed, and the ids that end a turn."""
-    sampling = common_pb2.SamplingParams()
+    sampling = sampling_pb2.SamplingParams()
     sampling.CopyFrom(request.sampling)
     asked = sampling.max_tokens if sampling.HasField("max_tokens") else None
     room = limits.room(encoded.count, asked, model.context_length, request.prompt_field)
@@ -234,7 +235,7 @@ def _sampling(
 
 
 def _sample_request(prepared: Prepared, sample: int) -> SampleRequest:
-    sampling = common_pb2.SamplingParams()
+    sampling = sampling_pb2.SamplingParams()
     sampling.CopyFrom(prepared.sampling)
     sampling.sample_index += sample
     return SampleRequest(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import common_pb2
+from plinth.v1 import sampling_pb2
 
 MAX_SAMPLES = 8  # n or best_of, of one prompt
 MAX_PROMPTS = 2_048  # of one request
@@ -120,8 +120,8 @@ def check_max_tokens(value: int | None, field: str) -> None:
         )
 
 
-def check_sampling(sampling: common_pb2.SamplingParams, prefix: str = "") -> None:
-    """InvalidArgument for what is outside the bounds of common.proto, by `prefix` and name."""
+def check_sampling(sampling: sampling_pb2.SamplingParams, prefix: str = "") -> None:
+    """InvalidArgument for what is outside the bounds of sampling.proto, by `prefix` and name."""
     number = "a number from"
     checks = (
         (
@@ -170,13 +170,13 @@ def check_sampling(sampling: common_pb2.SamplingParams, prefix: str = "") -> Non
         check_max_tokens(sampling.max_tokens, f"{prefix}max_tokens")
 
 
-def normalised(sampling: common_pb2.SamplingParams) -> common_pb2.SamplingParams:
+def normalised(sampling: sampling_pb2.SamplingParams) -> sampling_pb2.SamplingParams:
     """Checked parameters as the engine takes them.
 
     Its top_p is above 0; a nucleus of no mass is the likeliest token, as OpenAI has it. A
     temperature next to 0 means 0, as in vLLM.
     """
-    meant = common_pb2.SamplingParams()
+    meant = sampling_pb2.SamplingParams()
     meant.CopyFrom(sampling)
     if meant.HasField("top_p"):
         meant.top_p = max(meant.top_p, MIN_TOP_P)

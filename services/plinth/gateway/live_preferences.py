@@ -26,7 +26,7 @@ from plinth.shared.identity import Principal, current_request_id
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
 
@@ -66,7 +66,7 @@ def drawn(request_id: str, rate: float) -> bool:
 class AnswerRecorder:
     """Hears one request's answers, exactly as they go to the client."""
 
-    def __init__(self, to: LivePreferences, prompt: Sequence[common_pb2.ChatMessage]) -> None:
+    def __init__(self, to: LivePreferences, prompt: Sequence[chat_pb2.ChatMessage]) -> None:
         self._to = to
         self._prompt = prompt
         self._request_id = current_request_id()
@@ -79,7 +79,7 @@ class AnswerRecorder:
         """A piece of one of the answers."""
         self._size += len(event.text)
         self._tokens += len(event.tokens)
-        if event.finish == common_pb2.FINISH_REASON_LENGTH:
+        if event.finish == sampling_pb2.FINISH_REASON_LENGTH:
             self._cut_off.add(index)
         if self._size <= MAX_RESPONSES * MAX_BYTES:  # no more is kept than could be used
             self._texts[index].append(event.text)
@@ -152,7 +152,7 @@ class LivePreferences:
         strings, which the second answer would not end at."""
         if not consents(consent) or not drawn(current_request_id(), self._rate) or ask.stop:
             return None
-        messages = [m for m in ask.prompt if isinstance(m, common_pb2.ChatMessage)]
+        messages = [m for m in ask.prompt if isinstance(m, chat_pb2.ChatMessage)]
         if not messages or messages[-1].role != "user":
             return None
         return AnswerRecorder(self, messages)
@@ -160,7 +160,7 @@ class LivePreferences:
     def rival(self, prepared: Prepared) -> pb.SampleSpec:
         """How the second answer is made: by the same settings, with another seed. What was greedy
         would only repeat itself, so it is sampled."""
-        sampling = common_pb2.SamplingParams(
+        sampling = sampling_pb2.SamplingParams(
             temperature=prepared.sampling.temperature
             if prepared.sampling.HasField("temperature") and prepared.sampling.temperature > 0
             else 1.0,

@@ -13,7 +13,7 @@ from plinth.gateway.answer_scores import LOWEST_LOGPROB
 from plinth.gateway.generation import Prepared
 from plinth.gateway.texts import Texts
 from plinth.shared.tasks import next_turn
-from plinth.v1 import common_pb2
+from plinth.v1 import sampling_pb2
 
 Json = dict[str, Any]
 STEP_TOKENS = 16  # with their alternatives, rendered in one turn of the loop
@@ -31,7 +31,7 @@ class Logprobs:
         self._alternatives = alternatives
 
     async def steps(
-        self, tokens: Sequence[common_pb2.Token], offsets: Sequence[int]
+        self, tokens: Sequence[sampling_pb2.Token], offsets: Sequence[int]
     ) -> AsyncGenerator[tuple[list[Any], ...], None]:
         """What the lists are longer by, some tokens at a time. offsets: see TextEvent."""
         for at in range(0, len(tokens), STEP_TOKENS):
@@ -45,11 +45,11 @@ class Logprobs:
         return dict(zip(self.names, lists, strict=True))
 
     def _step(
-        self, tokens: Sequence[common_pb2.Token], offsets: Sequence[int], raw: Mapping[int, bytes]
+        self, tokens: Sequence[sampling_pb2.Token], offsets: Sequence[int], raw: Mapping[int, bytes]
     ) -> tuple[list[Any], ...]:
         raise NotImplementedError
 
-    async def _token_bytes(self, tokens: Sequence[common_pb2.Token]) -> dict[int, bytes]:
+    async def _token_bytes(self, tokens: Sequence[sampling_pb2.Token]) -> dict[int, bytes]:
         ids = [token.id for token in tokens]
         ids += [top.id for token in tokens for top in token.top]
         prepared = self._prepared
@@ -67,7 +67,7 @@ class ChatLogprobs(Logprobs):
         return {"content": content, "refusal": None} if content else None
 
     def _step(
-        self, tokens: Sequence[common_pb2.Token], offsets: Sequence[int], raw: Mapping[int, bytes]
+        self, tokens: Sequence[sampling_pb2.Token], offsets: Sequence[int], raw: Mapping[int, bytes]
     ) -> tuple[list[Any], ...]:
         return (
             [
@@ -88,7 +88,7 @@ class CompletionLogprobs(Logprobs):
     names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
     def _step(
-        self, tokens: Sequence[common_pb2.Token], offsets: Sequence[int], raw: Mapping[int, bytes]
+        self, tokens: Sequence[sampling_pb2.Token], offsets: Sequence[int], raw: Mapping[int, bytes]
     ) -> tuple[list[Any], ...]:
         texts = {id_: token_text(one) for id_, one in raw.items()}
         return (
@@ -119,7 +119,7 @@ def finite(logprob: float) -> float:
 
 
 def _by_text(
-    tops: Sequence[common_pb2.TopLogprob], texts: Mapping[int, str], sampled: int
+    tops: Sequence[sampling_pb2.TopLogprob], texts: Mapping[int, str], sampled: int
 ) -> dict[str, float]:
     """Alternatives by what they say. Where two say the same, the sampled one has the name (or else
     the likelier), and the other is told by its id."""

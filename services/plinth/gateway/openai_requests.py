@@ -20,7 +20,7 @@ from plinth.gateway.known_fields import CHAT, COMPLETION
 from plinth.gateway.prompts import read_prompts
 from plinth.gateway.request_body import RequestBody, Whole, opened
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2
 
 
 class ChatBody(RequestBody):
@@ -33,7 +33,7 @@ class ChatBody(RequestBody):
     top_logprobs: Whole | None = Field(default=None, ge=0, le=limits.MAX_TOP_LOGPROBS)
     safety_identifier: str | None = None
 
-    _messages: list[common_pb2.ChatMessage] = PrivateAttr(default_factory=list)
+    _messages: list[chat_pb2.ChatMessage] = PrivateAttr(default_factory=list)
 
     @classmethod
     def _had(cls) -> set[str]:
@@ -51,7 +51,7 @@ class ChatBody(RequestBody):
         return body
 
     @property
-    def messages(self) -> list[common_pb2.ChatMessage]:
+    def messages(self) -> list[chat_pb2.ChatMessage]:
         """The conversation, checked."""
         return self._messages
 

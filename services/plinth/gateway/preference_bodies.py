@@ -13,7 +13,7 @@ from google.protobuf.message import Message as Proto
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from plinth.gateway.limits import MAX_MESSAGES, MAX_TOKENS
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 SOURCES = {
@@ -69,7 +69,7 @@ class SampleBody(_Body):
         fields = self.model_dump(exclude={"model", "count"})
         if self.max_tokens is not None:  # an upper bound: too large is no mistake
             fields["max_tokens"] = min(self.max_tokens, MAX_TOKENS)
-        sampling = common_pb2.SamplingParams(**fields)
+        sampling = sampling_pb2.SamplingParams(**fields)
         return pb.SampleSpec(model=self.model, count=self.count, sampling=sampling)
 
 
@@ -85,9 +85,9 @@ class TaskBody(_Body):
 
     def to_proto(self) -> pb.TaskSpec:
         prompt = (
-            [common_pb2.ChatMessage(role="user", content=self.prompt)]
+            [chat_pb2.ChatMessage(role="user", content=self.prompt)]
             if isinstance(self.prompt, str)
-            else [common_pb2.ChatMessage(**message.model_dump()) for message in self.prompt]
+            else [chat_pb2.ChatMessage(**message.model_dump()) for message in self.prompt]
         )
         responses = [
             pb.PreferenceResponse(text=one)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from plinth.gateway import limits
+from plinth.internal.v1 import inference_pb2
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import inference_pb2
 
 
 def read_prompts(given: Any) -> list[str | Sequence[int]]:

@@ -3,12 +3,12 @@
 A call is forwarded message by message, in the bytes that came, to a replica of its stage, with the
 key's principal; the stage's errors, deadline and cancellation pass through. A stream that can be
 resumed goes on at another replica when its own is gone, and its client sees nothing of it. Handlers
-are made from the protos, so a new method needs nothing but a scope.
+are made from the protos, so a new method needs nothing here.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -16,53 +16,45 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from plinth.internal.v1 import tokenizer_pb2
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.resuming import is_resumable
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.rpc.watching import watch
-from plinth.v1 import coordinator_pb2, preferences_pb2, reward_pb2, tokenizer_pb2, trainer_pb2
+from plinth.v1 import (
+    artifacts_pb2,
+    deployments_pb2,
+    jobs_pb2,
+    preferences_pb2,
+    rewards_pb2,
+    runs_pb2,
+)
 
-# (the service's file, its name, its stage, scope by method)
-_PROXIED: tuple[tuple[Any, str, str, Mapping[str, str]], ...] = (
-    (tokenizer_pb2, "TokenizerService", "tokenizer", {"Train": "jobs", "*": "tokenize"}),
-    (trainer_pb2, "TrainerService", "trainer", {"*": "jobs"}),
-    (reward_pb2, "RewardService", "reward", {"*": "rewards"}),
-    (
-        coordinator_pb2,
-        "CoordinatorService",
-        "coordinator",
-        {
-            "PutDeployment": "deployments",
-            "ListDeployments": "deployments",
-            "DeleteDeployment": "deployments",
-            "ListArtifacts": "artifacts",
-            "GetArtifact": "artifacts",
-            "ReportOutcome": "inference",
-            "*": "runs",
-        },
-    ),
-    (preferences_pb2, "PreferenceService", "coordinator", {"*": "preferences"}),
+# The services of each stage that clients reach.
+_PROXIED: tuple[tuple[str, ServiceDescriptor], ...] = (
+    ("tokenizer", tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]),
+    ("trainer", jobs_pb2.DESCRIPTOR.services_by_name["JobService"]),
+    ("reward", rewards_pb2.DESCRIPTOR.services_by_name["RewardService"]),
+    ("coordinator", runs_pb2.DESCRIPTOR.services_by_name["RunService"]),
+    ("coordinator", deployments_pb2.DESCRIPTOR.services_by_name["DeploymentService"]),
+    ("coordinator", artifacts_pb2.DESCRIPTOR.services_by_name["ArtifactService"]),
+    ("coordinator", preferences_pb2.DESCRIPTOR.services_by_name["PreferenceService"]),
 )
 
 
 def proxied_services(clients: StageClients) -> list[GrpcService]:
     """The other stages' services as pass-through."""
-    return [
-        _service(clients, module.DESCRIPTOR.services_by_name[name], stage, scopes)
-        for module, name, stage, scopes in _PROXIED
-    ]
+    return [_service(clients, stage, service) for stage, service in _PROXIED]
 
 
-def _service(
-    clients: StageClients, service: ServiceDescriptor, stage: str, scopes: Mapping[str, str]
-) -> GrpcService:
+def _service(clients: StageClients, stage: str, service: ServiceDescriptor) -> GrpcService:
     handlers = {method.name: _handler(clients, stage, method) for method in service.methods}
 
     def add(server: grpc.aio.Server) -> None:
         generic = grpc.method_handlers_generic_handler(service.full_name, handlers)
         server.add_generic_rpc_handlers((generic,))
 
-    return GrpcService(service.full_name, add, scopes)
+    return GrpcService(service.full_name, add)
 
 
 def _handler(clients: StageClients, stage: str, method: MethodDescriptor) -> Any:

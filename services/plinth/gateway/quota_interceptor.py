@@ -26,9 +26,11 @@ from plinth.shared.identity import current_principal
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.status import fail
 
-OWN = "/plinth.v1.GatewayService/"
-ANSWERED = frozenset({f"{OWN}Chat", f"{OWN}Complete"})
-STAGES = "/plinth.v1."
+_GENERATION = "/plinth.v1.GenerationService/"
+# Of services that the gateway answers itself.
+OWN = (_GENERATION, "/plinth.v1.ModelService/", "/plinth.v1.OperationsService/")
+ANSWERED = frozenset({f"{_GENERATION}Chat", f"{_GENERATION}Complete"})
+STAGES = ("/plinth.v1.", "/plinth.internal.v1.")
 WATCHES = frozenset({"WatchRun", "WatchJob"})
 
 
@@ -61,7 +63,7 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
 
 
 def counts(method: str) -> bool:
-    """Whether calls of this method ("/plinth.v1.TokenizerService/Encode") are counted here."""
+    """Whether calls of this method ("/plinth.v1.JobService/GetJob") are counted here."""
     if not method.startswith(STAGES) or method.startswith(OWN):
         return False
     return method.rpartition("/")[2] not in WATCHES

@@ -24,7 +24,7 @@ from plinth.gateway.request_body import Usage
 from plinth.gateway.session import Session
 from plinth.gateway.texts import Texts
 from plinth.shared.tasks import next_turn
-from plinth.v1 import common_pb2
+from plinth.v1 import sampling_pb2
 
 Json = dict[str, Any]
 STEP_CHOICES = 32  # written in one turn of the loop, where there is no more to them than a text
@@ -247,6 +247,6 @@ def finish_word(finish: int) -> str | None:
     return "stop" if finish == STOP else "length"
 
 
-def _alone(token: common_pb2.Token) -> common_pb2.Token:
+def _alone(token: sampling_pb2.Token) -> sampling_pb2.Token:
     """`token` without its alternatives."""
-    return common_pb2.Token(id=token.id, logprob=token.logprob, raw_logprob=token.raw_logprob)
+    return sampling_pb2.Token(id=token.id, logprob=token.logprob, raw_logprob=token.raw_logprob)

@@ -12,7 +12,7 @@ from plinth.gateway.field_rules import Ignored, Rules, UnknownFields, sift
 from plinth.gateway.known_fields import STREAM_OPTIONS, USAGE_IN_EACH
 from plinth.gateway.selection import Select, Selection, selection_of
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import common_pb2
+from plinth.v1 import sampling_pb2
 
 OPEN = -1  # as max_tokens: as many as the context leaves; as seed: any; as top_k: off
 
@@ -146,10 +146,10 @@ class RequestBody(BaseModel):
         stream = bool(self.stream)
         return selection_of(self.best_of, self.n or 1, self.select, stream=stream)
 
-    def sampling(self) -> common_pb2.SamplingParams:
+    def sampling(self) -> sampling_pb2.SamplingParams:
         """The sampling parameters, still without a seed and max_tokens where none were given."""
         asked = self.asked_tokens
-        params = common_pb2.SamplingParams(
+        params = sampling_pb2.SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=max(self.top_k, 0) if self.top_k is not None else None,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.gateway import limits
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import reward_pb2
+from plinth.v1 import rewards_pb2
 
 MODEL_SOURCE = "reward"
 
@@ -75,7 +75,7 @@ class Select(_Strict):
             name = "rules" if self.reward is None else "reward"
             raise _wrong(name, 'is for {"by": "reward"}, and for a vote with weights "reward"')
 
-    def sources(self) -> list[reward_pb2.RewardSource]:
+    def sources(self) -> list[rewards_pb2.RewardSource]:
         """As the reward stage takes them: the rules in order, then the model. InvalidArgument for
         a rule that is nested too deeply to be written down."""
         sources = []
@@ -85,9 +85,9 @@ class Select(_Strict):
             except RecursionError:
                 raise _wrong(f"rules.{number}.rule", "is nested too deeply") from None
             name = f"rules.{number}"
-            sources.append(reward_pb2.RewardSource(name=name, weight=one.weight, rule_json=rule))
+            sources.append(rewards_pb2.RewardSource(name=name, weight=one.weight, rule_json=rule))
         if self.reward is not None:
-            sources.append(reward_pb2.RewardSource(name=MODEL_SOURCE, model=self.reward))
+            sources.append(rewards_pb2.RewardSource(name=MODEL_SOURCE, model=self.reward))
         return sources
 
 

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import grpc
 
 from plinth.gateway.retries import with_retries
+from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.shared.errors import Internal, PlinthError, Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.client import StageClients
-from plinth.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from plinth.v1 import chat_pb2
 
 STAGE = "tokenizer"
 KEPT_TOKENS = 65_536
@@ -53,7 +54,7 @@ class Texts:
         self,
         principal: Principal,
         model: str,
-        messages: Sequence[common_pb2.ChatMessage],
+        messages: Sequence[chat_pb2.ChatMessage],
         *,
         max_ids: int,
     ) -> Encoded:

@@ -8,17 +8,18 @@ from collections.abc import Collection
 
 from plinth.engine.request import Binding, Finish, Request, SampledToken, Sampling, TokensEvent
 from plinth.inference.outbox import ReaderBehind
+from plinth.internal.v1 import inference_pb2
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import MAX_PART_ID_CHARS
-from plinth.v1 import common_pb2, inference_pb2
+from plinth.v1 import sampling_pb2
 
 PRIORITIES = 100  # to either side of 0
 SCORE_PRIORITY = -1  # interactive answers go first
 _FINISH = {
-    Finish.STOP: common_pb2.FINISH_REASON_STOP,
-    Finish.LENGTH: common_pb2.FINISH_REASON_LENGTH,
-    Finish.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
-    Finish.DEADLINE: common_pb2.FINISH_REASON_DEADLINE,
+    Finish.STOP: sampling_pb2.FINISH_REASON_STOP,
+    Finish.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
+    Finish.CANCELLED: sampling_pb2.FINISH_REASON_CANCELLED,
+    Finish.DEADLINE: sampling_pb2.FINISH_REASON_DEADLINE,
 }
 
 
@@ -53,7 +54,7 @@ def engine_request(
 
 def score_request(
     item: inference_pb2.ScoreItem,
-    binding: common_pb2.Binding,
+    binding: inference_pb2.Binding,
     tenant: str,
     remaining_s: float | None,
 ) -> Request:
@@ -86,7 +87,7 @@ def response(
         message.finish_reason = _FINISH[event.finish]
         message.reader_behind = isinstance(event, ReaderBehind)
         message.usage.CopyFrom(
-            common_pb2.Usage(
+            sampling_pb2.Usage(
                 prompt_tokens=usage.prompt,
                 completion_tokens=usage.completion,
                 cached_tokens=usage.cached,
@@ -97,7 +98,9 @@ def response(
     return message
 
 
-def _sampling(message: common_pb2.SamplingParams, eos_ids: Collection[int], room: int) -> Sampling:
+def _sampling(
+    message: sampling_pb2.SamplingParams, eos_ids: Collection[int], room: int
+) -> Sampling:
     given = message.HasField
     stop = set(message.stop_token_ids)
     if not message.ignore_eos:
@@ -120,14 +123,14 @@ def _deadline(remaining_s: float | None) -> float | None:
     return None if remaining_s is None else time.monotonic() + remaining_s
 
 
-def _binding(binding: common_pb2.Binding) -> Binding:
+def _binding(binding: inference_pb2.Binding) -> Binding:
     return Binding(binding.weights_digest, binding.adapter, binding.quantization)
 
 
-def _token(token: SampledToken) -> common_pb2.Token:
-    return common_pb2.Token(
+def _token(token: SampledToken) -> sampling_pb2.Token:
+    return sampling_pb2.Token(
         id=token.id,
         logprob=token.logprob,
         raw_logprob=token.raw_logprob,
-        top=[common_pb2.TopLogprob(id=i, logprob=p) for i, p in token.top],
+        top=[sampling_pb2.TopLogprob(id=i, logprob=p) for i, p in token.top],
     )

@@ -18,6 +18,7 @@ from plinth.engine.request import Binding, Finish, Request, Sampling
 from plinth.engine.weight_set import RUNNING, WeightSet
 from plinth.inference.client import EngineClient
 from plinth.inference.lent import LentAnswer
+from plinth.internal.v1 import rollouts_pb2 as pb
 from plinth.shared import tracing
 from plinth.shared.errors import (
     Cancelled,
@@ -32,7 +33,6 @@ from plinth.shared.rollout_results import MAX_SAMPLES, RolloutResults
 from plinth.shared.rollouts import LEASE_S
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import counter, get_logger
-from plinth.v1 import rollouts_pb2 as pb
 
 _log = get_logger("plinth.inference.rollouts")
 _CLAIM_S = 2.0

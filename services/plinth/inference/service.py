@@ -16,6 +16,7 @@ from plinth.inference import messages
 from plinth.inference.client import EngineClient
 from plinth.inference.loading import LoadedModel, load_engine
 from plinth.inference.rollouts import RolloutConsumer
+from plinth.internal.v1 import inference_pb2, inference_pb2_grpc
 from plinth.shared import tracing
 from plinth.shared.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from plinth.shared.identity import current_principal
@@ -27,7 +28,6 @@ from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import counter, gauge, get_logger, histogram
-from plinth.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 _log = get_logger("plinth.inference")
 MAX_SCORE_ITEMS = 256
@@ -75,11 +75,10 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
     def services(self) -> Sequence[GrpcService]:
         return [
             GrpcService(
-                "plinth.v1.InferenceService",
+                "plinth.internal.v1.InferenceService",
                 lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(
                     self, server
                 ),
-                scopes={"*": "inference"},
             )
         ]
 
@@ -246,7 +245,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
         return inference_pb2.GetShardResponse(
             shard_id=self._context.replica_id,
             bindings=[
-                common_pb2.Binding(model=self._model, weights_digest=binding["weights_digest"])
+                inference_pb2.Binding(model=self._model, weights_digest=binding["weights_digest"])
             ],
             running=load.running,
             waiting=load.waiting,
@@ -270,7 +269,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
             if not self._calls:
                 self._idle.set()
 
-    def _accept(self, binding: common_pb2.Binding) -> None:
+    def _accept(self, binding: inference_pb2.Binding) -> None:
         if self._draining:
             raise Unavailable("this shard is draining; ask another", reason="draining")
         if binding.model not in ("", self._model, self._artifact):
@@ -281,7 +280,7 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
     async def _score(
         self,
         item: inference_pb2.ScoreItem,
-        binding: common_pb2.Binding,
+        binding: inference_pb2.Binding,
         remaining: float | None,
     ) -> Sequence[float]:
         request = messages.score_request(item, binding, current_principal().tenant, remaining)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from plinth.reward.request import Source
 from plinth.reward.verifiers import Verdict
 from plinth.shared.errors import DataLoss, plain
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import rewards_pb2 as pb
 
 _MAX_REASON_CHARS = 1000
 

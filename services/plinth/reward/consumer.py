@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
+from plinth.internal.v1 import reward_tasks_pb2
 from plinth.shared import tracing
 from plinth.shared.errors import (
     Cancelled,
@@ -28,9 +29,9 @@ from plinth.shared.queue import Lease, LeaseLost, Queue
 from plinth.shared.rewards import reason_of
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import counter, get_logger
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import rewards_pb2
 
-Score = Callable[[pb.ScoreRewardsRequest], Awaitable[pb.ScoreRewardsResponse]]
+Score = Callable[[rewards_pb2.ScoreRewardsRequest], Awaitable[rewards_pb2.ScoreRewardsResponse]]
 Announce = Callable[[str, str], Awaitable[None]]
 _CLAIM_S = 5.0
 _REDIS_RETRY_S = 0.5
@@ -133,8 +134,8 @@ class TaskConsumer:
                 await self._announce(announce, lease.id)
 
     async def _attended(
-        self, request: pb.ScoreRewardsRequest, lease: Lease
-    ) -> pb.ScoreRewardsResponse:
+        self, request: rewards_pb2.ScoreRewardsRequest, lease: Lease
+    ) -> rewards_pb2.ScoreRewardsResponse:
         """Score with heartbeats beside it. Raises LeaseLost, or Cancelled when it is to stop."""
         work = asyncio.ensure_future(self._score(request))
         heart = asyncio.create_task(self._heartbeats(lease))
@@ -144,7 +145,7 @@ class TaskConsumer:
         finally:
             await cancel_and_wait(work, heart)
 
-    async def _heartbeats(self, lease: Lease) -> pb.ScoreRewardsResponse:
+    async def _heartbeats(self, lease: Lease) -> rewards_pb2.ScoreRewardsResponse:
         while True:
             # A cancellation shows at the next beat, so beats are not far apart.
             await asyncio.sleep(min(1.0, self._lease_s / 3))
@@ -169,8 +170,8 @@ class TaskConsumer:
                 await asyncio.sleep(_REDIS_RETRY_S)
 
 
-def _task(lease: Lease) -> pb.RewardTask:
+def _task(lease: Lease) -> reward_tasks_pb2.RewardTask:
     try:
-        return pb.RewardTask.FromString(lease.payload)
+        return reward_tasks_pb2.RewardTask.FromString(lease.payload)
     except DecodeError:
         raise InvalidArgument(f"{lease.id} is no RewardTask", reason="MESSAGE_MALFORMED") from None

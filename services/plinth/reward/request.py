@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from plinth.reward.verifiers import Rule, parse_json, parse_rule
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import rewards_pb2 as pb
 
 MAX_SOURCES, MAX_ITEMS = 16, 1024
 MAX_TEXT_CHARS = 256 << 10  # of one prompt or response

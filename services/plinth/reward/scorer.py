@@ -17,7 +17,7 @@ from plinth.shared.matching import Matcher
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.settings_sections import RewardSettings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import rewards_pb2 as pb
 
 T = TypeVar("T")
 _TOGETHER = 8  # answers that a rule judges without a pause

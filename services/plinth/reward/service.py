@@ -18,8 +18,8 @@ from plinth.shared.rewards import announce, rewards_queue
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.tasks import cancel_and_wait
-from plinth.v1 import reward_pb2 as pb
-from plinth.v1 import reward_pb2_grpc as rpc
+from plinth.v1 import rewards_pb2 as pb
+from plinth.v1 import rewards_pb2_grpc as rpc
 
 if TYPE_CHECKING:
     from plinth.shared.stage import StageContext
@@ -61,7 +61,7 @@ class RewardStage(rpc.RewardServiceServicer):
         def add(server: grpc.aio.Server) -> None:
             rpc.add_RewardServiceServicer_to_server(self, server)
 
-        return [GrpcService("plinth.v1.RewardService", add, {"*": "rewards"})]
+        return [GrpcService("plinth.v1.RewardService", add)]
 
     async def start(self) -> None:
         """Begin to take tasks. Models are opened when they are asked for."""

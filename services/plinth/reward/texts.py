@@ -12,14 +12,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from plinth.internal.v1 import tokenizer_pb2
 from plinth.reward.request import Asked
 from plinth.shared.answer_spans import answer_spans
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import SYSTEM
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.store import ArtifactRecord, ArtifactStore
-from plinth.v1 import common_pb2, tokenizer_pb2
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import chat_pb2
+from plinth.v1 import rewards_pb2 as pb
 
 TOKENIZER = "tokenizer.json"
 CALL_S = 60.0
@@ -82,7 +83,7 @@ class Texts:
         asked = [tokenizer_pb2.Conversation(messages=prompt, add_generation_prompt=True)]
         as_ids = item.HasField("response_tokens")
         if not as_ids:
-            answer = common_pb2.ChatMessage(role="assistant", content=item.response_text)
+            answer = chat_pb2.ChatMessage(role="assistant", content=item.response_text)
             asked.append(tokenizer_pb2.Conversation(messages=[*prompt, answer]))
         stub = await self._clients.tokenizer(SYSTEM)
         made = await stub.ApplyChatTemplates(

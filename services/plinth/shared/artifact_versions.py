@@ -15,7 +15,7 @@ from plinth.shared.errors import DataLoss
 from plinth.shared.manifest import MANIFEST, SCHEMA, canonical_json, check_name, parse_json
 from plinth.shared.record_log import RecordLog
 from plinth.shared.storage import Storage
-from plinth.v1 import common_pb2
+from plinth.v1 import artifacts_pb2
 
 _CONTENT = re.compile(r"artifacts/([a-z0-9][a-z0-9._-]{0,63})/content/[0-9a-f]{16}-[0-9a-f]{16}")
 
@@ -40,8 +40,8 @@ class ArtifactRecord:
     def ref(self) -> str:
         return f"{self.name}@{self.version}"
 
-    def to_proto(self, aliases: Sequence[str] = ()) -> common_pb2.Artifact:
-        return common_pb2.Artifact(
+    def to_proto(self, aliases: Sequence[str] = ()) -> artifacts_pb2.Artifact:
+        return artifacts_pb2.Artifact(
             name=self.name,
             version=self.version,
             kind=self.kind,

@@ -1,7 +1,7 @@
 """What each training objective can be told, and what holds where nothing is said: written once.
 
 A setting that an objective would not use is refused, in a pipeline's step as in a job. Settings are
-named as in `TrainSpec` of trainer.proto, those of its sections with a dot ("policy.clip_low").
+named as in `TrainSpec` of jobs.proto, those of its sections with a dot ("policy.clip_low").
 Defaults are the field's for models of billions of parameters; small ones bear, and need, more.
 """
 

@@ -17,7 +17,7 @@ from plinth.shared.connection import redis_errors
 from plinth.shared.errors import PlinthError
 from plinth.shared.queue import Queue, queue_names
 from plinth.shared.registry import STAGES, Registry, Replica
-from plinth.v1 import gateway_pb2 as pb
+from plinth.v1 import operations_pb2 as pb
 
 _PROBE, _PROBE_MS = "write-probe", 1000  # a lease that nobody holds
 _TAIL = 0.95

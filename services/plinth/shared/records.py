@@ -29,7 +29,7 @@ from plinth.shared.kinds import what_it_is
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2
+from plinth.v1 import deployments_pb2
 
 MAX_SHARDS = 64
 
@@ -50,7 +50,7 @@ class DeploymentRecord:
     name: str
     revision: int
     # None: it was deleted.
-    deployment: coordinator_pb2.Deployment | None
+    deployment: deployments_pb2.Deployment | None
     created_unix_ms: int
     # Run and leader that wrote last; see `fencing.py`.
     fence: Mapping[str, int] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class DeploymentRecords:
         return fenced
 
     def put(
-        self, deployment: coordinator_pb2.Deployment, *, expected: int | None = ANY
+        self, deployment: deployments_pb2.Deployment, *, expected: int | None = ANY
     ) -> DeploymentRecord:
         """Wants `deployment` from now on, its artifact resolved to a version.
 
@@ -88,7 +88,7 @@ class DeploymentRecords:
         latest = self._log(name).latest()
         return None if latest is None else _parse(name, *latest)
 
-    def list(self) -> list[coordinator_pb2.Deployment]:
+    def list(self) -> list[deployments_pb2.Deployment]:
         """What is to be served, by name."""
         records = (self.get(name) for name in self._store.storage.names("deployments"))
         return [record.deployment for record in records if record and record.deployment]
@@ -113,7 +113,7 @@ class DeploymentRecords:
     def _append(
         self,
         name: str,
-        to: coordinator_pb2.Deployment | AsItIs | None,
+        to: deployments_pb2.Deployment | AsItIs | None,
         expected: int | None,
     ) -> DeploymentRecord:
         log = self._log(name)
@@ -149,9 +149,9 @@ class DeploymentRecords:
             if log.append(number, record):
                 return DeploymentRecord(name, number, wanted, created, fence)
 
-    def _checked(self, deployment: coordinator_pb2.Deployment) -> coordinator_pb2.Deployment:
+    def _checked(self, deployment: deployments_pb2.Deployment) -> deployments_pb2.Deployment:
         """A copy with defaults filled in, without what the platform sets."""
-        wanted = coordinator_pb2.Deployment()
+        wanted = deployments_pb2.Deployment()
         wanted.CopyFrom(deployment)
         wanted.ready_shards = 0
         wanted.shards = wanted.shards or 1
@@ -180,7 +180,7 @@ class DeploymentRecords:
         return self._logs.setdefault(name, RecordLog(self._store.storage, folder))
 
 
-def _check_most(wanted: coordinator_pb2.Deployment) -> None:
+def _check_most(wanted: deployments_pb2.Deployment) -> None:
     """`max_shards` is a number above `shards`, or 0 where theirs does not change by itself."""
     if not wanted.max_shards:
         return
@@ -194,7 +194,7 @@ def _check_most(wanted: coordinator_pb2.Deployment) -> None:
         wanted.max_shards = 0
 
 
-def _check_canary(wanted: coordinator_pb2.Deployment) -> None:
+def _check_canary(wanted: deployments_pb2.Deployment) -> None:
     """A canary is named after what it is a canary of, and says its share; nothing else does."""
     if not wanted.canary_of:
         if wanted.name.endswith(SUFFIX):
@@ -228,7 +228,7 @@ def _parse(name: str, number: int, record: dict[str, Any]) -> DeploymentRecord:
     if record["deployment"] is not None:
         try:
             deployment = json_format.ParseDict(
-                record["deployment"], coordinator_pb2.Deployment(), ignore_unknown_fields=True
+                record["deployment"], deployments_pb2.Deployment(), ignore_unknown_fields=True
             )
         except json_format.ParseError as error:
             raise DataLoss(f"record {number} of deployment {name} is damaged: {error}") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from plinth.internal.v1 import reward_tasks_pb2
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
@@ -27,7 +28,7 @@ from plinth.shared.errors import (
     Unavailable,
 )
 from plinth.shared.queue import MAX_PAYLOAD_BYTES, Queue
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import rewards_pb2
 
 QUEUE = "rewards"
 # Each death of a replica costs an attempt.
@@ -44,22 +45,24 @@ def rewards_queue(redis: Redis, *, lease_s: float = 15.0) -> Queue:
 
 
 def divided(
-    sources: Sequence[pb.RewardSource], items: Sequence[pb.RewardItem], tokenizer: str = ""
-) -> Iterator[pb.ScoreRewardsRequest]:
+    sources: Sequence[rewards_pb2.RewardSource],
+    items: Sequence[rewards_pb2.RewardItem],
+    tokenizer: str = "",
+) -> Iterator[rewards_pb2.ScoreRewardsRequest]:
     """Requests for the items, in their order, each of which the queue takes; none for none."""
-    bare = pb.ScoreRewardsRequest(sources=sources, tokenizer=tokenizer)
+    bare = rewards_pb2.ScoreRewardsRequest(sources=sources, tokenizer=tokenizer)
     room = MAX_PAYLOAD_BYTES - bare.ByteSize() - _AROUND
-    here: list[pb.RewardItem] = []
+    here: list[rewards_pb2.RewardItem] = []
     size = 0
     for item in items:
         bytes_ = item.ByteSize() + _AROUND_ITEM
         if here and (size + bytes_ > room or len(here) == MAX_ITEMS):
-            yield pb.ScoreRewardsRequest(sources=sources, items=here, tokenizer=tokenizer)
+            yield rewards_pb2.ScoreRewardsRequest(sources=sources, items=here, tokenizer=tokenizer)
             here, size = [], 0
         here.append(item)
         size += bytes_
     if here:
-        yield pb.ScoreRewardsRequest(sources=sources, items=here, tokenizer=tokenizer)
+        yield rewards_pb2.ScoreRewardsRequest(sources=sources, items=here, tokenizer=tokenizer)
 
 
 class RewardTasks:
@@ -70,7 +73,11 @@ class RewardTasks:
         self._queue = rewards_queue(redis)
 
     async def submit(
-        self, id: str, request: pb.ScoreRewardsRequest, *, deadline_unix_s: float | None = None
+        self,
+        id: str,
+        request: rewards_pb2.ScoreRewardsRequest,
+        *,
+        deadline_unix_s: float | None = None,
     ) -> bool:
         """False: that id was submitted before, whatever its request. Safe to repeat: one that was
         given up for what may pass (a tokenizer that was away for long) is tried anew.
@@ -78,7 +85,7 @@ class RewardTasks:
         ResourceExhausted: the queue is full. InvalidArgument: more than 4 MiB; send fewer items.
         Unavailable: Redis is away.
         """
-        task = pb.RewardTask(request=request, announce=self._name)
+        task = reward_tasks_pb2.RewardTask(request=request, announce=self._name)
         payload = task.SerializeToString()
         added = await self._queue.add(id, payload, deadline_unix_s=deadline_unix_s)
         if not added:
@@ -91,11 +98,11 @@ class RewardTasks:
         """False: there is no such task (any more)."""
         return await self._queue.cancel(id)
 
-    async def result(self, id: str) -> pb.ScoreRewardsResponse | None:
+    async def result(self, id: str) -> rewards_pb2.ScoreRewardsResponse | None:
         """None while it waits or is worked on. Raises what scoring raised, when it failed for
         good; Cancelled; NotFound when it was never submitted, or is forgotten."""
         if (stored := await self._queue.result(id)) is not None:
-            return pb.ScoreRewardsResponse.FromString(stored)
+            return rewards_pb2.ScoreRewardsResponse.FromString(stored)
         state = await self._queue.find(id)
         if state is None:
             raise NotFound(f"no reward task {id!r}", reason="REWARD_TASK_NOT_FOUND", field="id")
@@ -107,7 +114,7 @@ class RewardTasks:
             return await self.result(id)
         return None
 
-    async def wait(self, id: str, *, timeout_s: float) -> pb.ScoreRewardsResponse:
+    async def wait(self, id: str, *, timeout_s: float) -> rewards_pb2.ScoreRewardsResponse:
         """The result, as soon as it is there; goes on while Redis is away. Raises as `result`,
         and DeadlineExceeded."""
         end = time.monotonic() + timeout_s

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+from plinth.internal.v1 import rollouts_pb2 as pb
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 from plinth.shared.storage import Storage
-from plinth.v1 import rollouts_pb2 as pb
 
 MAX_SAMPLES = 64  # of one task
 # A result is taken within seconds; a run that goes on after a stop may ask for it again.

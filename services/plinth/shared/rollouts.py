@@ -17,11 +17,11 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 
+from plinth.internal.v1 import rollouts_pb2 as pb
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.queue import Queue
 from plinth.shared.rollout_results import RESULT_TTL_S, RolloutResults
 from plinth.shared.telemetry import get_logger
-from plinth.v1 import rollouts_pb2 as pb
 
 QUEUE = "rollouts"
 LEASE_S = 15.0

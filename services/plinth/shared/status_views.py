@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from plinth.v1 import coordinator_pb2, gateway_pb2
+from plinth.v1 import operations_pb2, runs_pb2
 
 Json = dict[str, Any]
 RUNS_SHOWN = 5
-_DONE = frozenset({coordinator_pb2.STEP_STATE_SUCCEEDED, coordinator_pb2.STEP_STATE_REUSED})
+_DONE = frozenset({runs_pb2.STEP_STATE_SUCCEEDED, runs_pb2.STEP_STATE_REUSED})
 
 
-def replica(one: gateway_pb2.ReplicaStatus) -> Json:
+def replica(one: operations_pb2.ReplicaStatus) -> Json:
     """kv_use: share of the KV cache in use; None where a stage has none."""
     return {
         "stage": one.stage,
@@ -25,7 +25,7 @@ def replica(one: gateway_pb2.ReplicaStatus) -> Json:
     }
 
 
-def model(one: gateway_pb2.ModelStatus) -> Json:
+def model(one: operations_pb2.ModelStatus) -> Json:
     """shards: wanted now, which load moves between min_shards and max_shards; ready: of them."""
     return {
         "name": one.name,
@@ -39,7 +39,7 @@ def model(one: gateway_pb2.ModelStatus) -> Json:
     }
 
 
-def queue(one: gateway_pb2.QueueStatus) -> Json:
+def queue(one: operations_pb2.QueueStatus) -> Json:
     """Items of one queue by what they wait for."""
     return {
         "name": one.name,
@@ -50,7 +50,7 @@ def queue(one: gateway_pb2.QueueStatus) -> Json:
     }
 
 
-def canary(one: gateway_pb2.CanaryStatus) -> Json:
+def canary(one: operations_pb2.CanaryStatus) -> Json:
     """Both revisions' figures, side by side."""
     return {
         "name": one.name,
@@ -62,18 +62,18 @@ def canary(one: gateway_pb2.CanaryStatus) -> Json:
     }
 
 
-def run(one: coordinator_pb2.Run) -> Json:
+def run(one: runs_pb2.Run) -> Json:
     """How far it is."""
     return {
         "run_id": one.run_id,
         "name": one.name,
-        "state": coordinator_pb2.RunState.Name(one.state).removeprefix("RUN_STATE_").lower(),
+        "state": runs_pb2.RunState.Name(one.state).removeprefix("RUN_STATE_").lower(),
         "steps_done": sum(step.state in _DONE for step in one.steps),
         "steps": len(one.steps),
     }
 
 
-def _tally(one: gateway_pb2.RevisionTally) -> Json:
+def _tally(one: operations_pb2.RevisionTally) -> Json:
     return {
         "requests": one.requests,
         "errors": one.errors,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1 import tokenizer_pb2_grpc as rpc
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
@@ -29,9 +31,7 @@ from plinth.tokenizer.templates import (
 )
 from plinth.tokenizer.training import position_behind, train_and_publish, train_position
 from plinth.tokenizer.turn_ends import turn_ends
-from plinth.v1 import common_pb2
-from plinth.v1 import tokenizer_pb2 as pb
-from plinth.v1 import tokenizer_pb2_grpc as rpc
+from plinth.v1 import chat_pb2
 
 if TYPE_CHECKING:
     from plinth.shared.stage import StageContext
@@ -47,7 +47,7 @@ def build(context: StageContext) -> TokenizerStage:
 
 
 class TokenizerStage(rpc.TokenizerServiceServicer):
-    """StageFront and servicer of `plinth.v1.TokenizerService`."""
+    """StageFront and servicer of `plinth.internal.v1.TokenizerService`."""
 
     stage = "tokenizer"
 
@@ -66,8 +66,7 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
         def add(server: grpc.aio.Server) -> None:
             rpc.add_TokenizerServiceServicer_to_server(self, server)
 
-        scopes = {"Train": "jobs", "*": "tokenize"}
-        return [GrpcService("plinth.v1.TokenizerService", add, scopes)]
+        return [GrpcService("plinth.internal.v1.TokenizerService", add)]
 
     async def start(self) -> None:
         """Nothing to load: tokenizers are opened when they are asked for."""
@@ -201,7 +200,7 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
         self,
         codec: Codec,
         model: str,
-        conversations: Sequence[tuple[Sequence[common_pb2.ChatMessage], bool]],
+        conversations: Sequence[tuple[Sequence[chat_pb2.ChatMessage], bool]],
     ) -> list[Prompt]:
         """The conversations by the model's template, with the special tokens that are its own."""
         plain = [

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from plinth.internal.v1 import tokenizer_pb2 as pb
 from plinth.shared.errors import Cancelled, InvalidArgument, NotFound
 from plinth.shared.kinds import a_kind
 from plinth.shared.manifest import check_name
@@ -19,7 +20,6 @@ from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.tokenizer import vocabulary
 from plinth.tokenizer.vocabulary import VocabularySpec
-from plinth.v1 import tokenizer_pb2 as pb
 
 PROGRESS_SECONDS = 0.5
 TOLD_ALL = "end"  # the resume token of the last response

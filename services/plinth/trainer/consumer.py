@@ -35,7 +35,7 @@ from plinth.trainer import metrics
 from plinth.trainer.execution import Execution, Stopped
 from plinth.trainer.loop.job_folder import JobProgress
 from plinth.trainer.records import JobRecords
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 QUEUE = "trainer-jobs"
 # Each death of a replica costs an attempt, and a checkpoint makes the next one cheap.

@@ -28,7 +28,7 @@ from plinth.trainer.loop.job_folder import JobProgress
 from plinth.trainer.preparing import Preparation, fields_of_spec, input_digest, of_kind
 from plinth.trainer.rendering import Renderer
 from plinth.trainer.validation import check_spec, context_of, plan_compare, plan_train
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 
 class Stopped(Exception):

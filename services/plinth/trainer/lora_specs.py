@@ -12,7 +12,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.kinds import ADAPTER_SUFFIX
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.refusals import in_range, refuse
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 MAX_RANK, MAX_TARGETS = 1024, 64
 _LONGEST_NAME = 64

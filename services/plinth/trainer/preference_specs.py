@@ -14,7 +14,7 @@ from plinth.trainer.loop.config import LEARNS_FROM, POLICY_OBJECTIVES
 from plinth.trainer.objectives.pairs import PairOptions
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.refusals import in_range, one_of, refuse
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 MAX_SOURCES = 16  # of one reward
 MODELS = (2, 8)  # that one comparison takes

@@ -6,7 +6,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.builtin import BUILTIN
 from plinth.trainer.data.passages import PASSAGES
 from plinth.trainer.data.selected import MAX_GAP, SELECTIONS, TIES
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 DEFAULT_VALIDATION_FRACTION = 0.02
 SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")

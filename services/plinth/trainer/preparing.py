@@ -37,7 +37,7 @@ from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.trainer.loop.job_folder import JobFolder, JobProgress, Throttle
 from plinth.trainer.prepare_specs import validation_fraction
 from plinth.trainer.rendering import Renderer
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from plinth.shared import redis_keys
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound, Unavailable
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 ENDED = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
 _EVENTS = 500  # states kept per job; each attempt has two

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from plinth.internal.v1 import tokenizer_pb2
 from plinth.shared import redis_keys
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import AlreadyExists, Internal, InvalidArgument
@@ -33,9 +34,9 @@ from plinth.trainer.lora_specs import check_lora_targets
 from plinth.trainer.records import JobRecords
 from plinth.trainer.rendering import Renderer
 from plinth.trainer.validation import check_spec
-from plinth.v1 import common_pb2, tokenizer_pb2
-from plinth.v1 import trainer_pb2 as pb
-from plinth.v1 import trainer_pb2_grpc as rpc
+from plinth.v1 import chat_pb2
+from plinth.v1 import jobs_pb2 as pb
+from plinth.v1 import jobs_pb2_grpc as rpc
 
 if TYPE_CHECKING:
     from plinth.shared.stage import StageContext
@@ -57,8 +58,8 @@ def build(context: StageContext, *, launcher: str = "ray") -> TrainerStage:
     return TrainerStage(context, chosen)
 
 
-class TrainerStage(rpc.TrainerServiceServicer):
-    """StageFront and servicer of `plinth.v1.TrainerService`."""
+class TrainerStage(rpc.JobServiceServicer):
+    """StageFront and servicer of `plinth.v1.JobService`."""
 
     stage = "trainer"
 
@@ -79,9 +80,9 @@ class TrainerStage(rpc.TrainerServiceServicer):
 
     def services(self) -> Sequence[GrpcService]:
         def add(server: grpc.aio.Server) -> None:
-            rpc.add_TrainerServiceServicer_to_server(self, server)
+            rpc.add_JobServiceServicer_to_server(self, server)
 
-        return [GrpcService("plinth.v1.TrainerService", add, {"*": "jobs"})]
+        return [GrpcService("plinth.v1.JobService", add)]
 
     async def start(self) -> None:
         """Begin to take jobs. Unavailable while Redis is gone."""
@@ -137,7 +138,7 @@ class TrainerStage(rpc.TrainerServiceServicer):
                 model=model,
                 conversations=[
                     tokenizer_pb2.Conversation(
-                        messages=[common_pb2.ChatMessage(role=r, content=c) for r, c in messages],
+                        messages=[chat_pb2.ChatMessage(role=r, content=c) for r, c in messages],
                         add_generation_prompt=open_turn,
                     )
                     for messages, open_turn in turns
@@ -146,7 +147,7 @@ class TrainerStage(rpc.TrainerServiceServicer):
         )
         return [list(sequence.ids) for sequence in answer.sequences], list(answer.stop_token_ids)
 
-    # -- TrainerService --------------------------------------------------------------------
+    # -- JobService --------------------------------------------------------------------
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Context) -> (
         pb.SubmitJobResponse

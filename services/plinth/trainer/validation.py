@@ -36,7 +36,7 @@ from plinth.trainer.preference_specs import (
 )
 from plinth.trainer.prepare_specs import check_prepare
 from plinth.trainer.refusals import in_range, one_of, refuse
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_SEQUENCE, MAX_BATCH, MAX_WORKERS, MAX_STEPS = 1 << 20, 1 << 16, 4096, 10**9

@@ -11,7 +11,9 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from plinth.v1 import common_pb2 as _common_pb2
+from plinth.v1 import artifacts_pb2 as _artifacts_pb2
+from plinth.v1 import chat_pb2 as _chat_pb2
+from plinth.v1 import sampling_pb2 as _sampling_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -94,7 +96,7 @@ class PreferenceResponse(_message.Message):
     cut_off: _builtins.bool
     """Its length ended it: no token of the model's does, and none is learned to."""
     @_builtins.property
-    def sampling(self) -> _common_pb2.SamplingParams:
+    def sampling(self) -> _sampling_pb2.SamplingParams:
         """How it was sampled, where the platform did that or saw it."""
 
     def __init__(
@@ -104,7 +106,7 @@ class PreferenceResponse(_message.Message):
         text: _builtins.str = ...,
         model: _builtins.str = ...,
         weights_digest: _builtins.str = ...,
-        sampling: _common_pb2.SamplingParams | None = ...,
+        sampling: _sampling_pb2.SamplingParams | None = ...,
         cut_off: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
@@ -129,14 +131,14 @@ class SampleSpec(_message.Message):
     count: _builtins.int
     """1 to 8; 0 means 1."""
     @_builtins.property
-    def sampling(self) -> _common_pb2.SamplingParams:
+    def sampling(self) -> _sampling_pb2.SamplingParams:
         """Without a seed one is derived from the task's id."""
 
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
-        sampling: _common_pb2.SamplingParams | None = ...,
+        sampling: _sampling_pb2.SamplingParams | None = ...,
         count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
@@ -187,7 +189,7 @@ class TaskSpec(_message.Message):
     request_id: _builtins.str
     """The request whose answer this is, for live traffic."""
     @_builtins.property
-    def prompt(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ChatMessage]:
+    def prompt(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.ChatMessage]:
         """A conversation that ends with what the user says."""
 
     @_builtins.property
@@ -206,7 +208,7 @@ class TaskSpec(_message.Message):
         self,
         *,
         task_id: _builtins.str = ...,
-        prompt: _abc.Iterable[_common_pb2.ChatMessage] | None = ...,
+        prompt: _abc.Iterable[_chat_pb2.ChatMessage] | None = ...,
         responses: _abc.Iterable[Global___PreferenceResponse] | None = ...,
         samples: _abc.Iterable[Global___SampleSpec] | None = ...,
         wanted: _builtins.int | None = ...,
@@ -252,7 +254,7 @@ class PreferenceTask(_message.Message):
     """Judgements by people so far."""
     error: _builtins.str
     @_builtins.property
-    def prompt(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ChatMessage]: ...
+    def prompt(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.ChatMessage]: ...
     @_builtins.property
     def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreferenceResponse]: ...
     @_builtins.property
@@ -264,7 +266,7 @@ class PreferenceTask(_message.Message):
         *,
         task_id: _builtins.str = ...,
         collection: _builtins.str = ...,
-        prompt: _abc.Iterable[_common_pb2.ChatMessage] | None = ...,
+        prompt: _abc.Iterable[_chat_pb2.ChatMessage] | None = ...,
         responses: _abc.Iterable[Global___PreferenceResponse] | None = ...,
         samples: _abc.Iterable[Global___SampleSpec] | None = ...,
         wanted: _builtins.int = ...,
@@ -573,7 +575,7 @@ class LeaseTaskResponse(_message.Message):
     """Names this lease in every further call."""
     expires_unix_ms: _builtins.int
     @_builtins.property
-    def prompt(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ChatMessage]: ...
+    def prompt(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.ChatMessage]: ...
     @_builtins.property
     def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreferenceResponse]:
         """Ids and texts, in the order in which they are to be shown."""
@@ -582,7 +584,7 @@ class LeaseTaskResponse(_message.Message):
         self,
         *,
         task_id: _builtins.str = ...,
-        prompt: _abc.Iterable[_common_pb2.ChatMessage] | None = ...,
+        prompt: _abc.Iterable[_chat_pb2.ChatMessage] | None = ...,
         responses: _abc.Iterable[Global___PreferenceResponse] | None = ...,
         annotator: _builtins.str = ...,
         fence: _builtins.int = ...,
@@ -1408,11 +1410,11 @@ class PublishPairsResponse(_message.Message):
     pairs: _builtins.int
     revision: _builtins.int
     @_builtins.property
-    def artifact(self) -> _common_pb2.Artifact: ...
+    def artifact(self) -> _artifacts_pb2.Artifact: ...
     def __init__(
         self,
         *,
-        artifact: _common_pb2.Artifact | None = ...,
+        artifact: _artifacts_pb2.Artifact | None = ...,
         pairs: _builtins.int = ...,
         revision: _builtins.int = ...,
     ) -> None: ...

@@ -17,7 +17,7 @@ from plinth.cluster.kubernetes_ops import doctor_after
 from plinth.cluster.kubernetes_ops.api import Api
 from plinth.cluster.kubernetes_ops.gateway_client import opened
 from plinth.cluster.kubernetes_ops.release import find
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
 
 POD = f"{CORE}/pods/plinth-inference-0"
 
@@ -100,7 +100,8 @@ def test_a_probe_that_failed_lately(
             "kind": "Event",
             "reason": "Unhealthy",
             "involvedObject": {"name": "plinth-inference-0" if number == 0 else "plinth-head-0"},
-            "message": 'Readiness probe failed: service "plinth.v1.InferenceService" not serving',
+            "message": "Readiness probe failed: service "
+            '"plinth.internal.v1.InferenceService" not serving',
             "lastTimestamp": when,
         }
         well.put(f"{CORE}/events/e{number}", event)
@@ -200,7 +201,7 @@ def test_shards_dead_letters_volumes_and_budgets(
     well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
     gateway.status.models[0].MergeFrom(
-        gateway_pb2.ModelStatus(ready_shards=1, state="starting", detail="no node has room")
+        operations_pb2.ModelStatus(ready_shards=1, state="starting", detail="no node has room")
     )
     gateway.status.queues.add(name="train", dead=2)
     claim = {"kind": "PersistentVolumeClaim", "metadata": {}, "status": {"phase": "Pending"}}

@@ -11,7 +11,7 @@ from kube_cluster import error_of, plinth_k8s
 from kube_gateway import ScriptedGateway, shard
 from kube_release import CORE, labels, pod, static_pods, static_release
 from plinth.cluster.kubernetes_ops import draining
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
 
 POD = f"{CORE}/pods/plinth-inference-0"
 BUDGET = {
@@ -30,8 +30,8 @@ def release(kube: KubeApi) -> None:
     static_pods(kube)
 
 
-def status(*shards: gateway_pb2.ReplicaStatus) -> gateway_pb2.GetStatusResponse:
-    return gateway_pb2.GetStatusResponse(replicas=shards)
+def status(*shards: operations_pb2.ReplicaStatus) -> operations_pb2.GetStatusResponse:
+    return operations_pb2.GetStatusResponse(replicas=shards)
 
 
 def address(kube: KubeApi) -> str:

@@ -13,8 +13,8 @@ from kube_cluster import error_of, plinth_k8s
 from kube_gateway import ScriptedGateway, canary_run
 from kube_release import ray_release, static_pods, static_release
 from plinth.coordinator.pipeline import parse
-from plinth.v1 import coordinator_pb2 as pb
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
+from plinth.v1 import runs_pb2 as pb
 
 ARGUMENTS = ("rollout", "chat", "chat:next")
 
@@ -36,16 +36,16 @@ def served(kube: KubeApi, gateway: ScriptedGateway) -> None:
 class Tallied(ScriptedGateway):
     """Tells the figures of whatever run was submitted."""
 
-    def GetStatus(self, request: object, context: object) -> gateway_pb2.GetStatusResponse:
+    def GetStatus(self, request: object, context: object) -> operations_pb2.GetStatusResponse:
         found = super().GetStatus(request, context)
         if self.submitted:
             owner = f"{self.submitted[-1].run_id}.canary.1"
-            canary = gateway_pb2.CanaryStatus(name="chat", state="closed", owner=owner)
+            canary = operations_pb2.CanaryStatus(name="chat", state="closed", owner=owner)
             canary.stable.CopyFrom(
-                gateway_pb2.RevisionTally(requests=360, errors=2, ttft_p95_s=0.21)
+                operations_pb2.RevisionTally(requests=360, errors=2, ttft_p95_s=0.21)
             )
-            canary.canary.CopyFrom(gateway_pb2.RevisionTally(requests=40, errors=9))
-            found = gateway_pb2.GetStatusResponse(canaries=[canary])
+            canary.canary.CopyFrom(operations_pb2.RevisionTally(requests=40, errors=9))
+            found = operations_pb2.GetStatusResponse(canaries=[canary])
         return found
 
 

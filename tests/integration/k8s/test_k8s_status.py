@@ -12,8 +12,8 @@ from kube_api import KubeApi, Reply
 from kube_cluster import plinth_k8s
 from kube_gateway import ScriptedGateway, canary_run, shard
 from kube_release import CORE, RAY, pod, ray_release, static_pods, static_release
-from plinth.v1 import coordinator_pb2 as pb
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
+from plinth.v1 import runs_pb2 as pb
 
 POD = f"{CORE}/pods/plinth-inference-0"
 
@@ -24,10 +24,10 @@ def told(kube: KubeApi, gateway: ScriptedGateway) -> ScriptedGateway:
     static_release(kube)
     static_pods(kube)
     address = kube.objects[POD]["status"]["podIP"]
-    gateway.status = gateway_pb2.GetStatusResponse(
+    gateway.status = operations_pb2.GetStatusResponse(
         replicas=[shard(address, running=3, kv=0.625), shard("10.0.2.1", running=1, kv=0.25)],
         models=[
-            gateway_pb2.ModelStatus(
+            operations_pb2.ModelStatus(
                 name="chat",
                 artifact="chat@7",
                 shards=3,
@@ -36,14 +36,14 @@ def told(kube: KubeApi, gateway: ScriptedGateway) -> ScriptedGateway:
                 detail="no room for a shard",
             )
         ],
-        queues=[gateway_pb2.QueueStatus(name="train", waiting=4, claimed=1, delayed=2, dead=3)],
+        queues=[operations_pb2.QueueStatus(name="train", waiting=4, claimed=1, delayed=2, dead=3)],
         canaries=[
-            gateway_pb2.CanaryStatus(
+            operations_pb2.CanaryStatus(
                 name="chat",
                 state="open",
                 owner="run.canary.1",
-                stable=gateway_pb2.RevisionTally(requests=90, errors=1, ttft_p95_s=0.2),
-                canary=gateway_pb2.RevisionTally(requests=10),
+                stable=operations_pb2.RevisionTally(requests=90, errors=1, ttft_p95_s=0.2),
+                canary=operations_pb2.RevisionTally(requests=10),
             )
         ],
         redis_error="Redis takes no writes now: read only",

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from plinth.cli.run_view import PlainLines, about
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 
 def step(state: pb.StepState.ValueType, detail: str = "", **metrics: float) -> pb.Step:

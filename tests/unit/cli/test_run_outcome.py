@@ -11,8 +11,8 @@ from rich.console import Console
 
 from plinth.cli.run_view import summary
 from plinth.cli.tables import show
-from plinth.v1 import common_pb2
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import artifacts_pb2
+from plinth.v1 import runs_pb2 as pb
 
 PIPELINE = """
 name: q
@@ -57,7 +57,7 @@ def run(winner: str) -> pb.Run:
 def test_the_summary_says_what_was_promoted(winner: str, says: str) -> None:
     out = StringIO()
     console = Console(file=out, width=400)
-    show(console, summary(run(winner), lambda ref: common_pb2.Artifact(name=ref)))
+    show(console, summary(run(winner), lambda ref: artifacts_pb2.Artifact(name=ref)))
     last = out.getvalue().strip().splitlines()[-1]
     assert last.startswith(says)
     assert "published as" in last

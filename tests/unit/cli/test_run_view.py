@@ -9,8 +9,8 @@ from rich.console import Console
 
 from plinth.cli.run_view import about, summary
 from plinth.shared.intake import Intake
-from plinth.v1 import common_pb2
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import artifacts_pb2
+from plinth.v1 import runs_pb2 as pb
 
 
 def step(kind: str, figures: dict[str, Any], output: str = "chat@1") -> pb.Step:
@@ -26,7 +26,7 @@ def step(kind: str, figures: dict[str, Any], output: str = "chat@1") -> pb.Step:
 def shown(*steps: pb.Step) -> str:
     console = Console(width=200, record=True, file=None, quiet=False)
     with console.capture() as capture:
-        console.print(summary(pb.Run(steps=steps), lambda ref: common_pb2.Artifact(name=ref)))
+        console.print(summary(pb.Run(steps=steps), lambda ref: artifacts_pb2.Artifact(name=ref)))
     return capture.get()
 
 

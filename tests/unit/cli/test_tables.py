@@ -18,8 +18,8 @@ import plinth.cli
 from plinth.cli.run_view import summary
 from plinth.cli.stack_table import platform_sections
 from plinth.cli.tables import WholeTable, show
-from plinth.v1 import common_pb2
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import artifacts_pb2
+from plinth.v1 import runs_pb2 as pb
 
 IDS = st.text("abcdefghijkl0123456789-.@:[]", min_size=1, max_size=60)
 TEXTS = st.lists(st.text("abcdefgh[]/", min_size=1, max_size=40), min_size=1, max_size=12)
@@ -102,7 +102,7 @@ def test_a_summary_names_the_models_of_a_contest_whole() -> None:
     step = pb.Step(
         name="check", kind="verify", state=pb.STEP_STATE_SUCCEEDED, metrics_json=json.dumps(figures)
     )
-    screen = summary(pb.Run(steps=[step]), lambda _: common_pb2.Artifact())
+    screen = summary(pb.Run(steps=[step]), lambda _: artifacts_pb2.Artifact())
     said = printed(screen, 60, terminal=False)
     assert f"{LONG}@1" in said
     assert MODEL in said

@@ -49,7 +49,7 @@ from plinth.trainer.attempts import Attempt
 from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.data.shards import Split
 from plinth.trainer.records import JobRecords
-from plinth.v1 import trainer_pb2
+from plinth.v1 import jobs_pb2
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ async def test_checkpoints_of_open_jobs_come_back(
         (one / "state.json").write_text(json.dumps({"step": step}))
         (one / "model.safetensors").write_bytes(b"w" * step)
         (one.parent / ".writing-00000300").mkdir()
-    await JobRecords(redis_client).create(trainer_pb2.Job(job_id="job-1"))
+    await JobRecords(redis_client).create(jobs_pb2.Job(job_id="job-1"))
     made = await asyncio.to_thread(make, home, place)
     assert made.checkpoints == 1
     assert (await asyncio.to_thread(make, home, place)).copied_bytes == 0

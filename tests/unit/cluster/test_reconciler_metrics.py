@@ -13,7 +13,7 @@ from plinth.cluster.reconciler import ReconcilerFront
 from plinth.cluster.serving import Served
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
-from plinth.v1.coordinator_pb2 import Deployment
+from plinth.v1.deployments_pb2 import Deployment
 
 
 class Context:

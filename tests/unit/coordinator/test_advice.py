@@ -30,7 +30,7 @@ from plinth.shared.errors import (
 from plinth.shared.manifest import check_name
 from plinth.shared.storage_url import open_storage
 from plinth.trainer.data.corpus import write_corpus
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from scripted_stages import World
 
 

@@ -11,8 +11,8 @@ from plinth.coordinator.pipeline import parse
 from plinth.coordinator.steps.contract import StepOutcome, Work
 from plinth.coordinator.steps.data import DataStep, fingerprint
 from plinth.shared.intake import Intake, intakes_of
-from plinth.v1 import common_pb2
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import artifacts_pb2
+from plinth.v1 import jobs_pb2 as pb
 
 SPEC = """
 name: small
@@ -28,7 +28,7 @@ class Trainer:
     async def SubmitJob(self, request: pb.SubmitJobRequest) -> pb.SubmitJobResponse:
         self.asked = request.spec.prepare
         manifest = json.dumps({"metrics": {"intake": [TOLD.to_json()]}})
-        made = common_pb2.Artifact(name="small-corpus", version=1, manifest_json=manifest)
+        made = artifacts_pb2.Artifact(name="small-corpus", version=1, manifest_json=manifest)
         return pb.SubmitJobResponse(job=pb.Job(state=pb.JOB_STATE_SUCCEEDED, artifact=made))
 
 

@@ -16,7 +16,7 @@ from plinth.coordinator.steps.data import DataStep
 from plinth.coordinator.steps.prompts import PromptsStep
 from plinth.shared.errors import PermissionDenied
 from plinth.shared.source_roots import SourceRoots
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from scripted_stages import World
 
 

@@ -14,7 +14,7 @@ from plinth.coordinator.preferences import service
 from plinth.coordinator.preferences.service import PreferenceServicer
 from plinth.coordinator.preferences.specs import make_task
 from plinth.shared.errors import InvalidArgument, ResourceExhausted
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2
 from plinth.v1 import preferences_pb2 as pb
 from scripted_stages import Caller
 
@@ -31,7 +31,7 @@ async def judge(redis: Redis, name: str, rng: random.Random) -> None:
     records = servicer(redis)._records(COLLECTION)
     spec = pb.TaskSpec(
         task_id=name,
-        prompt=[common_pb2.ChatMessage(role="user", content=f"Ask {name}")],
+        prompt=[chat_pb2.ChatMessage(role="user", content=f"Ask {name}")],
         responses=[pb.PreferenceResponse(text=f"{name} {letter}") for letter in "abc"],
     )
     task = make_task(spec, COLLECTION, "client", "tasks.0")

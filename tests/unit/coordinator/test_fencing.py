@@ -40,7 +40,7 @@ from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry, Replica
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import deployments_pb2, runs_pb2
 from scripted_stages import World
 
 VERSIONS = 4
@@ -233,7 +233,7 @@ class _Put:
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[StepOutcome]:
         assert isinstance(work.spec, ServeSpec)
         artifact = work.inputs["model"].ref
-        wanted = pb.Deployment(name=work.spec.name, artifact=artifact, shards=1)
+        wanted = deployments_pb2.Deployment(name=work.spec.name, artifact=artifact, shards=1)
         await put(tools.deployments, wanted)
         yield StepOutcome(artifact)
 
@@ -344,7 +344,7 @@ def test_canaries_keep_the_order_of_runs_and_leaders_on_all_that_they_write(
     leaves what the next one of its run finds."""
     name = f"name{next(_NAMES)}"
     simulation = Simulation(name, stores, canary)
-    first = pb.Deployment(name=name, artifact=f"{name}@1", shards=1)
+    first = deployments_pb2.Deployment(name=name, artifact=f"{name}@1", shards=1)
     DeploymentRecords(stores[1]).put(first)
     for act in story:
         simulation.carry_out(act)
@@ -360,7 +360,7 @@ def test_a_canary_that_finds_all_as_it_wants_it_marks_it(
     name, store = f"name{next(_NAMES)}", stores[2]
     simulation = Simulation(name, stores, canary)
     records = DeploymentRecords(store)
-    records.put(pb.Deployment(name=name, artifact=f"{name}@2", shards=1))
+    records.put(deployments_pb2.Deployment(name=name, artifact=f"{name}@2", shards=1))
     store.set_alias(name, "prod", 2)
     simulation.carry_out(Act(run=9, term=1, version=2, what="do", at=0))
     assert [told for told, _, _ in simulation.told] == ["wrote", "wrote", "ended"]
@@ -369,7 +369,7 @@ def test_a_canary_that_finds_all_as_it_wants_it_marks_it(
         if what == "alias":
             store.under(early).set_alias(name, "prod", 1)
         else:
-            earlier = pb.Deployment(name=name, artifact=f"{name}@1", shards=1)
+            earlier = deployments_pb2.Deployment(name=name, artifact=f"{name}@1", shards=1)
             records.under(early).put(earlier)
 
 
@@ -395,12 +395,12 @@ async def test_an_earlier_run_that_gets_there_late_moves_nothing_back(world: Wor
     coordinator = Coordinator(world, "one")
     await coordinator.start()
     await coordinator.submit("earlier", SHIP.format(name="slow", version=1))
-    await coordinator.reached("earlier", "corpus", pb.STEP_STATE_RUNNING)
+    await coordinator.reached("earlier", "corpus", runs_pb2.STEP_STATE_RUNNING)
     await coordinator.submit("later", SHIP.format(name="quick", version=2))
     assert states(await coordinator.end("later")) == ["SUCCEEDED"] * 3
     world.trainer.gates["slow-corpus"].set()
     late = await coordinator.end("earlier")
-    assert late.state == pb.RUN_STATE_FAILED
+    assert late.state == runs_pb2.RUN_STATE_FAILED
     assert "submitted after this one" in late.error
     # What the message advises: the same pipeline, submitted now, is the latest.
     assert await asyncio.to_thread(world.store.aliases, "m") == {"prod": 2}
@@ -436,7 +436,7 @@ def test_a_run_that_was_cancelled_before_it_wrote_is_in_nobodys_way(
 
     def write(fence: Fence, version: int) -> None:
         if deployment:
-            wanted = pb.Deployment(name="m", artifact=f"m@{version}", shards=1)
+            wanted = deployments_pb2.Deployment(name="m", artifact=f"m@{version}", shards=1)
             records.under(fence).put(wanted)
         else:
             store.under(fence).set_alias("m", "prod", version)
@@ -481,7 +481,7 @@ async def test_a_coordinator_that_does_not_know_that_it_is_deposed_changes_nothi
     await redis_client.set(redis_keys.lease("runs"), "successor|2")
     after = tools.under(Fence(2, 1, "successor|2"))
     after.store.set_alias("m", "prod", 2)
-    await put(after.deployments, pb.Deployment(name="m", artifact="m@2", shards=1))
+    await put(after.deployments, deployments_pb2.Deployment(name="m", artifact="m@2", shards=1))
     after.deployments.claim("m.canary")
     await after.canaries.open("m", "theirs", stable="m@2", canary="m@3", share=0.1)
     before = (await _state(world, redis_client), _records(world))
@@ -539,7 +539,7 @@ async def test_numbers_go_on_where_a_lost_redis_left_them(
         coordinator = Coordinator(world, f"c{term}")
         await coordinator.start()
         run = await coordinator.submit(f"r{term}", SHIP.format(name="s", version=term % 3 + 1))
-        assert (await coordinator.end(run.run_id)).state == pb.RUN_STATE_SUCCEEDED
+        assert (await coordinator.end(run.run_id)).state == runs_pb2.RUN_STATE_SUCCEEDED
         await coordinator.stop()
         numbers.append(run.number)
         if term == 2:

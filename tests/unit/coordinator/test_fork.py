@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 
 from patience import PATIENCE_S
 from plinth.coordinator import service
+from plinth.coordinator.run_service import RunServicer
 from plinth.shared.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from scripted_stages import Caller, World
 
 PIPELINE = """
@@ -36,7 +37,7 @@ class Forker:
         self.world = world
         self.context = world.context("one")
         self.front = service.build(self.context)
-        self.rpc: Any = service.Servicer(self.front._records, self.front._feed, self.front._tools)
+        self.rpc: Any = RunServicer(self.front._records, self.front._feed, self.front._tools)
 
     async def submit(self, run_id: str = "r1") -> None:
         request = pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=PIPELINE)

@@ -17,11 +17,13 @@ from patience import PATIENCE_S
 from plinth.coordinator import service
 from plinth.coordinator.gates import EvaluateRequire, check
 from plinth.coordinator.pipeline import parse
+from plinth.coordinator.run_service import RunServicer
 from plinth.coordinator.steps.compare import refuse_own_judge
+from plinth.internal.v1 import inference_pb2
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.store import ArtifactRecord, ArtifactStore
-from plinth.v1 import common_pb2, inference_pb2
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
+from plinth.v1 import sampling_pb2
 from scripted_stages import Caller, World
 
 PIPELINE = """
@@ -58,9 +60,9 @@ class Scripted(scripted_stages.Shard):
             async for message in super().Generate(request, context):
                 yield message
             return
-        tokens = [common_pb2.Token(id=byte) for byte in self.reply.encode()]
+        tokens = [sampling_pb2.Token(id=byte) for byte in self.reply.encode()]
         yield inference_pb2.GenerateResponse(tokens=tokens)
-        yield inference_pb2.GenerateResponse(finish_reason=common_pb2.FINISH_REASON_STOP)
+        yield inference_pb2.GenerateResponse(finish_reason=sampling_pb2.FINISH_REASON_STOP)
 
 
 class Bench:
@@ -69,7 +71,7 @@ class Bench:
         self.shard = world.shard = Scripted()
         self.context = world.context("one")
         self.front = service.build(self.context)
-        self.rpc: Any = service.Servicer(self.front._records, self.front._feed, self.front._tools)
+        self.rpc: Any = RunServicer(self.front._records, self.front._feed, self.front._tools)
 
     async def run(self, run_id: str, **exam: Any) -> pb.Run:
         overrides = {f"steps.exam.{key}": json.dumps(value) for key, value in exam.items()}

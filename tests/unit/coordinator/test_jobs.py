@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from plinth.coordinator.steps.jobs import _outcome, describe
-from plinth.v1 import common_pb2
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import artifacts_pb2
+from plinth.v1 import jobs_pb2 as pb
 
 
 def test_a_job_that_waits_for_another_attempt_says_why() -> None:
@@ -27,7 +27,7 @@ def test_a_job_in_work_says_how_far_it_is() -> None:
 def test_a_training_hands_on_its_held_out_figures() -> None:
     published = {"train_loss": 0.1, "validation_accuracy": 0.9, "validation_chosen_fallen": 1.0}
     progress = pb.JobProgress(done=3, total=3, unit="step", loss=0.1, figures={"kl": 2.5})
-    made = common_pb2.Artifact(
+    made = artifacts_pb2.Artifact(
         name="dpo", version=1, manifest_json=json.dumps({"metrics": published})
     )
     job = pb.Job(state=pb.JOB_STATE_SUCCEEDED, progress=progress, artifact=made)

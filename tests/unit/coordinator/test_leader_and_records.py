@@ -22,7 +22,7 @@ from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
 from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 TTL_S = 2.0  # a busy machine must not keep a leader from renewing in time
 

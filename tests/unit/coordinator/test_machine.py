@@ -10,7 +10,7 @@ import pytest
 from plinth.coordinator import machine
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.pipeline import parse
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 
 PIPELINE = parse("""
 name: p

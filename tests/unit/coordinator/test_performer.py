@@ -19,7 +19,7 @@ from plinth.coordinator.steps.contract import Work
 from plinth.coordinator.steps.publish import PublishSpec
 from plinth.shared.errors import ERROR_TYPES, Cancelled, ResourceExhausted
 from plinth.shared.rewards import RewardTasks
-from plinth.v1 import reward_pb2
+from plinth.v1 import rewards_pb2
 
 
 @pytest.mark.parametrize("kind", ERROR_TYPES.values())
@@ -35,8 +35,8 @@ async def test_a_reward_task_that_somebody_cancelled_ends_the_step(
     tasks = RewardTasks(redis_client, "n")
 
     async def execute(*_: Any) -> AsyncIterator[Any]:
-        item = reward_pb2.RewardItem(response_text="x")
-        await tasks.submit("one", reward_pb2.ScoreRewardsRequest(items=[item]))
+        item = rewards_pb2.RewardItem(response_text="x")
+        await tasks.submit("one", rewards_pb2.ScoreRewardsRequest(items=[item]))
         await tasks.cancel("one")
         yield await tasks.wait("one", timeout_s=PATIENCE_S)
 

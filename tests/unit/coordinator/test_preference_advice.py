@@ -20,7 +20,7 @@ from plinth.coordinator.preferences.sampling import ResponseSampler, Served
 from plinth.coordinator.preferences.specs import MAX_TEXT_BYTES, make_task
 from plinth.coordinator.scoring import PromptAnswer
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 HUMAN = pb.JUDGEMENT_SOURCE_HUMAN
@@ -28,7 +28,7 @@ LINE = '{"prompt": "p%d", "chosen": "café", "rejected": "b"}\n'
 
 
 def task(task_id: str) -> pb.PreferenceTask:
-    prompt = [common_pb2.ChatMessage(role="user", content="?")]
+    prompt = [chat_pb2.ChatMessage(role="user", content="?")]
     responses = [pb.PreferenceResponse(response_id=id, text=id) for id in ("a", "b")]
     spec = pb.TaskSpec(task_id=task_id, prompt=prompt, responses=responses)
     return make_task(spec, "c", "client", "tasks.0")
@@ -119,7 +119,7 @@ def test_lines_that_are_not_utf8_are_converted(
 class Scripted:
     """A model by the settings that it is asked with."""
 
-    def __init__(self, says: Callable[[common_pb2.SamplingParams], str]) -> None:
+    def __init__(self, says: Callable[[sampling_pb2.SamplingParams], str]) -> None:
         self._says = says
 
     async def chat(self, messages: Any, sampling: Any, **_: Any) -> PromptAnswer:
@@ -172,7 +172,7 @@ async def test_a_model_that_has_nothing_new_to_say(
     served = Served(cast(Any, Scripted(says)), "m@1", "sha256:0", 64)
 
     async def add(**given: Any) -> None:
-        spec = pb.SampleSpec(model="m", count=1, sampling=common_pb2.SamplingParams(**given))
+        spec = pb.SampleSpec(model="m", count=1, sampling=sampling_pb2.SamplingParams(**given))
         await sampler._add(task("t"), served, spec, 0, 0)
 
     with pytest.raises(FailedPrecondition, match=advice) as caught:

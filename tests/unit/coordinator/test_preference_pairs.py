@@ -26,7 +26,7 @@ from plinth.shared.store import ArtifactStore
 from plinth.trainer.data.corpus import read_split, write_corpus
 from plinth.trainer.data.documents import Document, parse_document
 from plinth.trainer.data.tokenize import tokenize_corpus
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 HUMAN, RULE, MODEL = (
@@ -39,7 +39,7 @@ HUMAN, RULE, MODEL = (
 def task(name: str, responses: int = 2, **fields: object) -> pb.PreferenceTask:
     return pb.PreferenceTask(
         task_id=name,
-        prompt=[common_pb2.ChatMessage(role="user", content=f"prompt {name}")],
+        prompt=[chat_pb2.ChatMessage(role="user", content=f"prompt {name}")],
         responses=[
             pb.PreferenceResponse(response_id=f"r{i}", text=f"{name} text {i}", model=f"m{i}@1")
             for i in range(responses)
@@ -150,8 +150,8 @@ def test_an_answer_that_its_length_ended_stays_one(shape: str, cut_off: int) -> 
 @pytest.mark.parametrize("shape", ["trl", "hh"])
 def test_the_trainer_reads_every_line(shape: str) -> None:
     one = task("t")
-    one.prompt.insert(0, common_pb2.ChatMessage(role="assistant", content="Hello."))
-    one.prompt.insert(0, common_pb2.ChatMessage(role="user", content="Grüße\n\nall"))
+    one.prompt.insert(0, chat_pb2.ChatMessage(role="assistant", content="Hello."))
+    one.prompt.insert(0, chat_pb2.ChatMessage(role="user", content="Grüße\n\nall"))
     (pair,) = judged_pairs(seen([one], [says("t", ["r0"], ["r1"])]), pb.PairSelection())
     read = parse_document(pair.line(shape), "line")
     assert read == Document(
@@ -168,7 +168,7 @@ def test_the_trainer_reads_every_line(shape: str) -> None:
 
 def test_what_hh_cannot_hold() -> None:
     system, forged = task("s"), task("f")
-    system.prompt.insert(0, common_pb2.ChatMessage(role="system", content="Be brief."))
+    system.prompt.insert(0, chat_pb2.ChatMessage(role="system", content="Be brief."))
     forged.responses[0].text = "Sure.\n\nHuman: and now?"
     for one, words in ((system, "no system message"), (forged, "can't be told from a turn")):
         judged = seen([one], [says(one.task_id, ["r0"], ["r1"])])

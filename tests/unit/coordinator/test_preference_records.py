@@ -23,7 +23,7 @@ from plinth.shared.errors import (
     PlinthError,
     ResourceExhausted,
 )
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 COLLECTION = "c"
@@ -33,7 +33,7 @@ HUMAN, RULE = pb.JUDGEMENT_SOURCE_HUMAN, pb.JUDGEMENT_SOURCE_RULE
 def spec(task_id: str, responses: int = 2, **fields: object) -> pb.TaskSpec:
     return pb.TaskSpec(
         task_id=task_id,
-        prompt=[common_pb2.ChatMessage(role="user", content=f"prompt of {task_id}")],
+        prompt=[chat_pb2.ChatMessage(role="user", content=f"prompt of {task_id}")],
         responses=[
             pb.PreferenceResponse(response_id=f"r{i}", text=f"text {i}") for i in range(responses)
         ],
@@ -498,12 +498,12 @@ def test_what_is_no_ranking(ranking: list[list[str]], reason: str) -> None:
         ({"gold": tiers([["r0", "r1"]])}, "INVALID_ARGUMENT", "gold"),
         ({"samples": [pb.SampleSpec(model="", count=1)]}, "INVALID_ARGUMENT", "samples.0.model"),
         (
-            {"prompt": [common_pb2.ChatMessage(role="user", content="x" * 65_537)]},
+            {"prompt": [chat_pb2.ChatMessage(role="user", content="x" * 65_537)]},
             "INVALID_ARGUMENT",
             "prompt",
         ),
         (
-            {"prompt": [common_pb2.ChatMessage(role="assistant", content="x")]},
+            {"prompt": [chat_pb2.ChatMessage(role="assistant", content="x")]},
             "PROMPT_INVALID",
             "prompt",
         ),

@@ -35,7 +35,7 @@ from plinth.shared.queue import ItemState
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.tasks import cancel_and_wait
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 COLLECTION = "c"
@@ -44,10 +44,10 @@ COLLECTION = "c"
 def sampled(task_id: str, model: str = "chat") -> pb.PreferenceTask:
     spec = pb.TaskSpec(
         task_id=task_id,
-        prompt=[common_pb2.ChatMessage(role="user", content="Say it")],
+        prompt=[chat_pb2.ChatMessage(role="user", content="Say it")],
         samples=[
             pb.SampleSpec(
-                model=model, count=2, sampling=common_pb2.SamplingParams(seed=3, max_tokens=12)
+                model=model, count=2, sampling=sampling_pb2.SamplingParams(seed=3, max_tokens=12)
             )
         ],
     )
@@ -184,7 +184,7 @@ async def test_judgements_outlive_redis(tmp_path: Path) -> None:
     records = PreferenceRecords(redis, COLLECTION)
     for name in ("a", "b"):
         responses = [pb.PreferenceResponse(response_id=r, text=r) for r in ("x", "y")]
-        prompt = [common_pb2.ChatMessage(role="user", content="p")]
+        prompt = [chat_pb2.ChatMessage(role="user", content="p")]
         spec = pb.TaskSpec(task_id=name, prompt=prompt, responses=responses, wanted=2)
         await records.create(make_task(spec, COLLECTION, "client", ""))
     first = await records.lease("ann", lease_s=600)
@@ -228,7 +228,7 @@ async def test_half_an_answer_is_none(bench: Bench) -> None:
 
         def _last(self, reason: int, prompt: int, made: int) -> Any:
             if self.drains:
-                reason = common_pb2.FINISH_REASON_CANCELLED
+                reason = sampling_pb2.FINISH_REASON_CANCELLED
             return super()._last(reason, prompt, made)
 
     async with bench.serving(Draining()) as shard, bench.worker("w"):

@@ -15,8 +15,8 @@ from plinth.coordinator.pipeline import parse
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.specs import make_task
-from plinth.v1 import common_pb2
-from plinth.v1 import coordinator_pb2 as run_pb
+from plinth.coordinator.run_service import RunServicer
+from plinth.v1 import chat_pb2, runs_pb2
 from plinth.v1 import preferences_pb2 as pb
 from scripted_stages import Caller, World
 
@@ -36,13 +36,13 @@ class Running:
         self.context = world.context("one")
         self.front = service.build(self.context)
         front = self.front
-        self.rpc = service.Servicer(front._records, front._feed, front._tools)
+        self.rpc = RunServicer(front._records, front._feed, front._tools)
 
-    async def run(self, run_id: str, text: str = PIPELINE) -> run_pb.Run:
-        submit = run_pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=text)
+    async def run(self, run_id: str, text: str = PIPELINE) -> runs_pb2.Run:
+        submit = runs_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=text)
         await self.rpc.SubmitRun(submit, None)
         async with asyncio.timeout(PATIENCE_S):
-            watched = self.rpc.WatchRun(run_pb.WatchRunRequest(run_id=run_id), Caller())
+            watched = self.rpc.WatchRun(runs_pb2.WatchRunRequest(run_id=run_id), Caller())
             return [message.run async for message in watched][-1]
 
 
@@ -62,7 +62,7 @@ async def judge(redis: Redis, index: int) -> None:
     records = PreferenceRecords(redis, "c")
     spec = pb.TaskSpec(
         task_id=f"t{index}",
-        prompt=[common_pb2.ChatMessage(role="user", content=f"prompt {index}")],
+        prompt=[chat_pb2.ChatMessage(role="user", content=f"prompt {index}")],
         responses=[
             pb.PreferenceResponse(response_id=one, text=f"{one} {index}") for one in ("a", "b")
         ],
@@ -83,14 +83,14 @@ async def test_from_judgements_to_a_dataset(running: Running, redis_client: Redi
     for index in range(3):
         await judge(redis_client, index)
     first = await running.run("r1")
-    assert first.state == run_pb.RUN_STATE_SUCCEEDED, first.error
+    assert first.state == runs_pb2.RUN_STATE_SUCCEEDED, first.error
     judged, _, dataset = first.steps
     assert judged.output == "prefs-judged@1"
     made = running.world.store.get(dataset.output)
     assert "prefs-judged@1" in made.parents
     assert running.world.store.get(judged.output).manifest["config"]["revision"] == 3
     again = await running.run("r2")
-    assert again.steps[0].state == run_pb.STEP_STATE_REUSED
+    assert again.steps[0].state == runs_pb2.STEP_STATE_REUSED
     assert again.steps[0].output == "prefs-judged@1"
     await judge(redis_client, 3)
     more = await running.run("r3")
@@ -102,7 +102,7 @@ async def test_from_judgements_to_a_dataset(running: Running, redis_client: Redi
 async def test_too_few_pairs_end_the_run(running: Running, redis_client: Redis) -> None:
     await judge(redis_client, 0)
     ended = await running.run("r1")
-    assert ended.state == run_pb.RUN_STATE_FAILED
+    assert ended.state == runs_pb2.RUN_STATE_FAILED
     assert "gives 1 pairs from 1 judgements, 2 are needed" in ended.steps[0].error
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from coordinator_replica import PIPELINE, Coordinator
 from plinth.cli.runs import tell_if_known
 from plinth.shared.errors import AlreadyExists
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from scripted_stages import World
 
 

@@ -15,7 +15,7 @@ from plinth.coordinator.steps import verify
 from plinth.coordinator.steps.contract import StepOutcome
 from plinth.shared.prompt_set import Prompt
 from plinth.shared.store import ArtifactRecord, ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from scripted_stages import World
 
 # Each of the last three gives on one of its inputs.

@@ -12,12 +12,12 @@ from redis.asyncio import Redis
 
 from plinth.coordinator import machine
 from plinth.coordinator.leader import Leadership
+from plinth.coordinator.run_service import RunServicer
 from plinth.coordinator.runs import RunRecords
-from plinth.coordinator.service import Servicer
 from plinth.shared import redis_keys
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import runs_pb2 as pb
 from scripted_stages import Caller
 
 STEPS = [f"s{number}" for number in range(6)]
@@ -71,7 +71,7 @@ async def watched(redis: Redis, rng: random.Random) -> list[pb.Run]:
     """What a client sees whose watch breaks after some messages, or in the middle of waiting."""
     feed = ChangeFeed(redis, redis_keys.run_events())
     tools: Any = SimpleNamespace()
-    rpc = Servicer(RunRecords(redis), feed, tools)
+    rpc = RunServicer(RunRecords(redis), feed, tools)
     seen: list[pb.Run] = []
     token = ""
     while not seen or not machine.ended(seen[-1]):
@@ -127,6 +127,6 @@ async def test_the_log_holds_states_and_not_progress(redis_client: Redis) -> Non
 @pytest.mark.parametrize("token", ["x", "-1", "1" * 30, "1-0", "٣"])
 async def test_a_token_of_another_kind(redis_client: Redis, token: str) -> None:
     feed = ChangeFeed(redis_client, redis_keys.run_events())
-    rpc = Servicer(RunRecords(redis_client), feed, SimpleNamespace())  # type: ignore[arg-type]
+    rpc = RunServicer(RunRecords(redis_client), feed, SimpleNamespace())  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="none of WatchRun's"):
         await anext(rpc.WatchRun(pb.WatchRunRequest(run_id="r", resume_token=token), Caller()))

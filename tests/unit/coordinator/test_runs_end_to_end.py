@@ -10,10 +10,12 @@ import pytest
 
 from coordinator_replica import PIPELINE, Coordinator, states, steps, until
 from patience import PATIENCE_S
+from plinth.coordinator.artifact_service import ArtifactServicer
+from plinth.coordinator.deployment_service import DeploymentServicer
 from plinth.models.ngram import ByteNgram
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import artifacts_pb2, deployments_pb2, runs_pb2
 from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, World
 
 
@@ -21,7 +23,7 @@ async def test_a_run_from_corpus_to_served_model(world: World, coordinator: Coor
     await coordinator.submit("r1")
     history = await asyncio.wait_for(coordinator.watch("r1"), PATIENCE_S)
     run = history[-1]
-    assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+    assert run.state == runs_pb2.RUN_STATE_SUCCEEDED, run.error
     assert states(run) == ["SUCCEEDED"] * 7
     revisions = [one.revision for one in history]
     assert revisions == sorted(set(revisions))
@@ -89,7 +91,7 @@ async def test_a_failed_job_fails_the_run(world: World, coordinator: Coordinator
     world.trainer.failures["mini"] = "loss is not a number at step 7"
     await coordinator.submit("r1")
     run = await coordinator.end("r1")
-    assert run.state == pb.RUN_STATE_FAILED
+    assert run.state == runs_pb2.RUN_STATE_FAILED
     assert run.error == "pretrain: loss is not a number at step 7"
     assert states(run) == [*["SUCCEEDED"] * 3, "FAILED", *["CANCELLED"] * 3]
 
@@ -98,7 +100,7 @@ async def test_a_requirement_that_is_not_met(world: World, coordinator: Coordina
     require = "{bits_per_byte_at_most: 1.0, bits_per_byte_below_ngram: -9}"
     await coordinator.submit("r1", steps__exam__require=require)
     run = await coordinator.end("r1")
-    assert run.state == pb.RUN_STATE_FAILED
+    assert run.state == runs_pb2.RUN_STATE_FAILED
     assert "exam: 1.443 bits per byte held out, at most 1.000 is required" in run.error
     assert await asyncio.to_thread(world.deployments.list) == []
     assert await asyncio.to_thread(world.store.aliases, "mini") == {}
@@ -112,26 +114,26 @@ async def test_a_requirement_that_is_not_met(world: World, coordinator: Coordina
 async def test_pause_resume_cancel(world: World, coordinator: Coordinator) -> None:
     world.trainer.gates["q-corpus"] = asyncio.Event()
     await coordinator.submit("r1")
-    await coordinator.reached("r1", "corpus", pb.STEP_STATE_RUNNING)
-    ask = pb.PauseRunRequest(run_id="r1")
-    assert (await coordinator.rpc.PauseRun(ask, None)).run.state == pb.RUN_STATE_PAUSED
+    await coordinator.reached("r1", "corpus", runs_pb2.STEP_STATE_RUNNING)
+    ask = runs_pb2.PauseRunRequest(run_id="r1")
+    assert (await coordinator.rpc.PauseRun(ask, None)).run.state == runs_pb2.RUN_STATE_PAUSED
     world.trainer.gates["q-corpus"].set()
     run = await coordinator.reached(
-        "r1", "corpus", pb.STEP_STATE_SUCCEEDED
+        "r1", "corpus", runs_pb2.STEP_STATE_SUCCEEDED
     )  # the running one goes on
-    assert run.state == pb.RUN_STATE_PAUSED
+    assert run.state == runs_pb2.RUN_STATE_PAUSED
     assert states(run) == ["SUCCEEDED", *["PENDING"] * 6]
     world.trainer.gates["mini"] = asyncio.Event()
-    resumed = await coordinator.rpc.ResumeRun(pb.ResumeRunRequest(run_id="r1"), None)
-    assert resumed.run.state == pb.RUN_STATE_RUNNING
-    run = await coordinator.reached("r1", "pretrain", pb.STEP_STATE_RUNNING)
+    resumed = await coordinator.rpc.ResumeRun(runs_pb2.ResumeRunRequest(run_id="r1"), None)
+    assert resumed.run.state == runs_pb2.RUN_STATE_RUNNING
+    run = await coordinator.reached("r1", "pretrain", runs_pb2.STEP_STATE_RUNNING)
     await until(lambda: steps(run)["pretrain"].job_id in world.trainer.jobs)
-    cancelled = await coordinator.rpc.CancelRun(pb.CancelRunRequest(run_id="r1"), None)
-    assert cancelled.run.state == pb.RUN_STATE_CANCELLED
+    cancelled = await coordinator.rpc.CancelRun(runs_pb2.CancelRunRequest(run_id="r1"), None)
+    assert cancelled.run.state == runs_pb2.RUN_STATE_CANCELLED
     assert states(cancelled.run) == [*["SUCCEEDED"] * 3, *["CANCELLED"] * 4]
     assert world.trainer.cancelled == [steps(run)["pretrain"].job_id]
     with pytest.raises(FailedPrecondition):
-        await coordinator.rpc.ResumeRun(pb.ResumeRunRequest(run_id="r1"), None)
+        await coordinator.rpc.ResumeRun(runs_pb2.ResumeRunRequest(run_id="r1"), None)
 
 
 async def test_a_cancelled_exam_leaves_no_deployment(
@@ -139,10 +141,10 @@ async def test_a_cancelled_exam_leaves_no_deployment(
 ) -> None:
     await world.take_down("inference")  # no shard will ever be ready
     await coordinator.submit("r1")
-    await coordinator.reached("r1", "exam", pb.STEP_STATE_RUNNING)
+    await coordinator.reached("r1", "exam", runs_pb2.STEP_STATE_RUNNING)
     await until(lambda: asyncio.to_thread(world.deployments.list))
-    await coordinator.rpc.CancelRun(pb.CancelRunRequest(run_id="r1"), None)
-    assert (await coordinator.end("r1")).state == pb.RUN_STATE_CANCELLED
+    await coordinator.rpc.CancelRun(runs_pb2.CancelRunRequest(run_id="r1"), None)
+    assert (await coordinator.end("r1")).state == runs_pb2.RUN_STATE_CANCELLED
     assert await asyncio.to_thread(world.deployments.list) == []
 
 
@@ -161,17 +163,17 @@ async def test_stages_that_are_away_are_waited_for(world: World, coordinator: Co
     await coordinator.submit("r1")
 
     async def waits() -> bool:
-        run = (await coordinator.rpc.GetRun(pb.GetRunRequest(run_id="r1"), None)).run
+        run = (await coordinator.rpc.GetRun(runs_pb2.GetRunRequest(run_id="r1"), None)).run
         return steps(run)["corpus"].detail.startswith("waits: no trainer")
 
     await until(waits)
     await world.bring_up("trainer")
     world.trainer.gates["mini"] = asyncio.Event()
-    await coordinator.reached("r1", "pretrain", pb.STEP_STATE_RUNNING)
+    await coordinator.reached("r1", "pretrain", runs_pb2.STEP_STATE_RUNNING)
     await world.take_down("trainer")  # in the middle of a job's stream
     world.trainer.gates["mini"].set()
     await world.bring_up("trainer")
-    assert (await coordinator.end("r1")).state == pb.RUN_STATE_SUCCEEDED
+    assert (await coordinator.end("r1")).state == runs_pb2.RUN_STATE_SUCCEEDED
     assert set(world.trainer.completed.values()) == {1}
 
 
@@ -182,11 +184,11 @@ async def test_another_leader_takes_a_run_over(world: World) -> None:
     await second.start()
     world.trainer.gates["mini"] = asyncio.Event()
     await second.submit("r1")  # any replica takes it; the leader runs it
-    run = await first.reached("r1", "pretrain", pb.STEP_STATE_RUNNING)
+    run = await first.reached("r1", "pretrain", runs_pb2.STEP_STATE_RUNNING)
     await first.stop()
     world.trainer.gates["mini"].set()
     done = await second.end("r1")
-    assert done.state == pb.RUN_STATE_SUCCEEDED
+    assert done.state == runs_pb2.RUN_STATE_SUCCEEDED
     assert steps(done)["pretrain"].job_id == steps(run)["pretrain"].job_id
     assert set(world.trainer.completed.values()) == {1}
     await second.stop()
@@ -200,7 +202,7 @@ async def test_artifacts_of_the_store_are_pinned_at_submission(
     serve = "{name: s, steps: {online: {kind: serve, model: 'mini:prod', name: other}}}"
     run = await coordinator.submit("r2", serve)
     assert "model: mini@1" in run.pipeline_yaml
-    assert (await coordinator.end("r2")).state == pb.RUN_STATE_SUCCEEDED
+    assert (await coordinator.end("r2")).state == runs_pb2.RUN_STATE_SUCCEEDED
     with pytest.raises(NotFound):
         await coordinator.submit("r3", serve.replace("mini:prod", "nothing"))
     with pytest.raises(InvalidArgument, match="is a corpus"):
@@ -245,22 +247,32 @@ async def test_a_base_that_lora_can_not_go_on_is_refused_at_submission(
 async def test_deployments_and_artifacts_over_grpc(world: World, coordinator: Coordinator) -> None:
     await coordinator.submit("r1")
     await coordinator.end("r1")
-    put = pb.PutDeploymentRequest(
-        deployment=pb.Deployment(name="x", artifact="mini:prod", shards=1)
+    put = deployments_pb2.PutDeploymentRequest(
+        deployment=deployments_pb2.Deployment(name="x", artifact="mini:prod", shards=1)
     )
-    assert (await coordinator.rpc.PutDeployment(put, None)).deployment.artifact == "mini@1"
+    assert (
+        await DeploymentServicer(coordinator.front._tools).PutDeployment(put, None)
+    ).deployment.artifact == "mini@1"
 
     async def ready() -> bool:
-        listed = await coordinator.rpc.ListDeployments(pb.ListDeploymentsRequest(), None)
+        listed = await DeploymentServicer(coordinator.front._tools).ListDeployments(
+            deployments_pb2.ListDeploymentsRequest(), None
+        )
         return {d.name: d.ready_shards for d in listed.deployments} == {"mini": 1, "x": 1}
 
     await until(ready)
-    await coordinator.rpc.DeleteDeployment(pb.DeleteDeploymentRequest(name="x"), None)
-    got = await coordinator.rpc.GetArtifact(pb.GetArtifactRequest(reference="mini"), None)
+    await DeploymentServicer(coordinator.front._tools).DeleteDeployment(
+        deployments_pb2.DeleteDeploymentRequest(name="x"), None
+    )
+    got = await ArtifactServicer(coordinator.front._tools.store).GetArtifact(
+        artifacts_pb2.GetArtifactRequest(reference="mini"), None
+    )
     assert list(got.artifact.aliases) == ["prod"]
-    listed = await coordinator.rpc.ListArtifacts(pb.ListArtifactsRequest(kind="corpus"), None)
+    listed = await ArtifactServicer(coordinator.front._tools.store).ListArtifacts(
+        artifacts_pb2.ListArtifactsRequest(kind="corpus"), None
+    )
     assert [f"{a.name}@{a.version}" for a in listed.artifacts] == ["q-corpus@1"]
-    runs = (await coordinator.rpc.ListRuns(pb.ListRunsRequest(), None)).runs
+    runs = (await coordinator.rpc.ListRuns(runs_pb2.ListRunsRequest(), None)).runs
     assert [(run.run_id, run.pipeline_yaml) for run in runs] == [("r1", "")]
 
 
@@ -268,7 +280,7 @@ async def test_a_renamed_pipeline_does_nothing_again(
     world: World, coordinator: Coordinator
 ) -> None:
     await coordinator.submit("r1")
-    assert (await coordinator.end("r1")).state == pb.RUN_STATE_SUCCEEDED
+    assert (await coordinator.end("r1")).state == runs_pb2.RUN_STATE_SUCCEEDED
     jobs, trained = len(world.trainer.jobs), world.tokenizer.trained
     renamed = PIPELINE.replace("name: q", "name: renamed").replace("output: mini", "output: maxi")
     await coordinator.submit("r2", renamed)
@@ -289,6 +301,6 @@ async def test_a_renamed_pipeline_does_nothing_again(
     assert steps(await coordinator.end("r3"))["pretrain"].output == "maxi@1"
     # A run that took the step from another name can be forked.
     await coordinator.rpc.ForkRun(
-        pb.ForkRunRequest(run_id="f", source_run_id="r2", from_step="release"), None
+        runs_pb2.ForkRunRequest(run_id="f", source_run_id="r2", from_step="release"), None
     )
-    assert (await coordinator.end("f")).state == pb.RUN_STATE_SUCCEEDED
+    assert (await coordinator.end("f")).state == runs_pb2.RUN_STATE_SUCCEEDED

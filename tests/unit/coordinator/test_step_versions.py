@@ -36,7 +36,7 @@ from plinth.trainer.loop import Group
 from plinth.trainer.loop import train as train_loop
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.policy.compare import _report, _Texts
-from plinth.v1 import common_pb2, preferences_pb2
+from plinth.v1 import chat_pb2, preferences_pb2
 
 # kind → version → part → what it makes.
 MADE = {
@@ -193,7 +193,7 @@ def test_corpora_of_judgements(store: ArtifactStore) -> None:
     tasks = {
         f"t{n}": preferences_pb2.PreferenceTask(
             task_id=f"t{n}",
-            prompt=[common_pb2.ChatMessage(role="user", content=f"Question {n}?")],
+            prompt=[chat_pb2.ChatMessage(role="user", content=f"Question {n}?")],
             responses=[
                 preferences_pb2.PreferenceResponse(
                     response_id=r, text=f"{r} says {n}", model=f"{r}@1"

@@ -12,8 +12,8 @@ from plinth.coordinator.pipeline import parse
 from plinth.coordinator.steps.contract import StepOutcome, Work
 from plinth.coordinator.steps.train import TrainStep
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import common_pb2
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import artifacts_pb2
+from plinth.v1 import jobs_pb2 as pb
 
 SPEC = """
 name: small
@@ -36,7 +36,7 @@ class Trainer:
 
     async def SubmitJob(self, request: pb.SubmitJobRequest) -> pb.SubmitJobResponse:
         self.asked.append(request)
-        made = common_pb2.Artifact(name="small-tune", version=1)
+        made = artifacts_pb2.Artifact(name="small-tune", version=1)
         job = pb.Job(job_id=request.job_id, state=pb.JOB_STATE_SUCCEEDED, artifact=made)
         return pb.SubmitJobResponse(job=job)
 

@@ -21,7 +21,7 @@ from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import deployments_pb2 as pb
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from plinth.gateway.answer_writer import AnswerWriter, TextEvent
 from plinth.gateway.texts import Texts, TextStream
+from plinth.internal.v1 import inference_pb2, tokenizer_pb2
 from plinth.shared.errors import Unavailable
 from plinth.shared.identity import Principal
 from plinth.tokenizer.detokenizer import Detokenizer, TokenTable
-from plinth.v1 import common_pb2, inference_pb2, tokenizer_pb2
+from plinth.v1 import sampling_pb2
 
 # A byte-level vocabulary in which characters span tokens and tokens span characters.
 WORDS = [b"a", b"b", b"ST", b"O", b"P", b" a\xf0", b"\x9f", b"\x8e", b"\x89", b"\xf0\x9f", b"\xc3"]
@@ -67,7 +68,7 @@ class Tokenizers:
 def messages(ids: Sequence[int], cuts: Sequence[int], finish: int) -> list[Any]:
     edges = sorted({0, len(ids), *(cut % (len(ids) + 1) for cut in cuts)})
     made = [
-        inference_pb2.GenerateResponse(tokens=[common_pb2.Token(id=id_) for id_ in ids[a:b]])
+        inference_pb2.GenerateResponse(tokens=[sampling_pb2.Token(id=id_) for id_ in ids[a:b]])
         for a, b in itertools.pairwise(edges)
     ]
     last = made[-1] if made and len(cuts) % 2 else inference_pb2.GenerateResponse()
@@ -116,7 +117,7 @@ def test_the_same_tokens_make_the_same_answer_however_they_come(
     ids: list[int], stops: list[str], cuts: list[int], others: list[int], life: int
 ) -> None:
     """Whatever the messages and the batches are, and whenever tokenizers die."""
-    length = common_pb2.FINISH_REASON_LENGTH
+    length = sampling_pb2.FINISH_REASON_LENGTH
     one = asyncio.run(written(ids, stops, cuts, 99, length))
     assert asyncio.run(written(ids, stops, others, life, length)) == one
     text, tokens, offsets, finish, _ = one
@@ -130,7 +131,7 @@ def test_the_same_tokens_make_the_same_answer_however_they_come(
     if not starts:
         assert (finish, tokens) == (length, ids)
         return
-    assert finish == common_pb2.FINISH_REASON_STOP
+    assert finish == sampling_pb2.FINISH_REASON_STOP
     if len({*stops}) == 1:  # the last token is the one that completes it, and not one more
         until = [Detokenizer(TABLE, ()).add(ids[:n]) for n in range(len(ids) + 1)]
         assert len(tokens) == next(n for n, part in enumerate(until) if stops[0] in part)
@@ -139,7 +140,7 @@ def test_the_same_tokens_make_the_same_answer_however_they_come(
 def test_each_token_starts_where_its_text_does() -> None:
     """Against each token's own text, where tokens are whole characters."""
     text, _, offsets, _, _ = asyncio.run(
-        written([0, 13, 6, 14, 9, 7, 8, 0], (), [], 99, common_pb2.FINISH_REASON_LENGTH)
+        written([0, 13, 6, 14, 9, 7, 8, 0], (), [], 99, sampling_pb2.FINISH_REASON_LENGTH)
     )
     assert text == "aé🎉S\ufffdTOP🎉a"
     assert offsets == [0, 1, 4, 5, 8, 8, 8, 9]

@@ -19,7 +19,7 @@ from plinth.gateway.logprobs import finite
 from plinth.gateway.rendering import finish_word
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.registry import Replica
-from plinth.v1 import common_pb2
+from plinth.v1 import sampling_pb2
 
 
 def replica(id: str, model: str, artifact: str, digest: str) -> Replica:
@@ -110,9 +110,9 @@ def test_an_event_is_one_line_however_a_reader_splits_lines() -> None:
 
 def test_logprobs_are_json_numbers() -> None:
     assert finite(float("-inf")) == LOWEST_LOGPROB
-    assert finish_word(common_pb2.FINISH_REASON_STOP) == "stop"
-    assert finish_word(common_pb2.FINISH_REASON_LENGTH) == "length"
-    assert finish_word(common_pb2.FINISH_REASON_UNSPECIFIED) is None
+    assert finish_word(sampling_pb2.FINISH_REASON_STOP) == "stop"
+    assert finish_word(sampling_pb2.FINISH_REASON_LENGTH) == "length"
+    assert finish_word(sampling_pb2.FINISH_REASON_UNSPECIFIED) is None
 
 
 @pytest.mark.parametrize("text", ["\x00", "\ud800", "\udfff"])
@@ -142,7 +142,7 @@ def test_no_room_for_an_answer(prompt: int) -> None:
 
 def test_sampling_that_is_not_a_number() -> None:
     with pytest.raises(InvalidArgument) as caught:
-        limits.check_sampling(common_pb2.SamplingParams(top_p=float("nan")), "sampling.")
+        limits.check_sampling(sampling_pb2.SamplingParams(top_p=float("nan")), "sampling.")
     assert caught.value.field == "sampling.top_p"
 
 

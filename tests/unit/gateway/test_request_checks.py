@@ -12,8 +12,8 @@ from plinth.gateway import limits
 from plinth.gateway.grpc_api import check_chat, check_completion
 from plinth.gateway.openai_requests import ChatBody, CompletionBody
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import common_pb2
-from plinth.v1 import gateway_pb2 as pb
+from plinth.v1 import chat_pb2, sampling_pb2
+from plinth.v1 import generation_pb2 as pb
 
 USER = {"role": "user", "content": "hi"}
 ROLES = st.sampled_from([*limits.ROLES, "tool", "function", "king", "", "User"])
@@ -43,7 +43,7 @@ def test_both_take_the_same_conversations(
     }
     grpc = pb.ChatRequest(
         model="chat",
-        messages=[common_pb2.ChatMessage(role=role, content=text) for role, text in messages],
+        messages=[chat_pb2.ChatMessage(role=role, content=text) for role, text in messages],
         stop=stops,
         user=user,
     )
@@ -53,7 +53,7 @@ def test_both_take_the_same_conversations(
 
 @given(st.integers(0, 1_100))
 def test_both_take_as_many_messages(count: int) -> None:
-    message = common_pb2.ChatMessage(**USER)
+    message = chat_pb2.ChatMessage(**USER)
     by_rest = refused(ChatBody.of, {"model": "chat", "messages": [USER] * count})
     by_grpc = refused(check_chat, pb.ChatRequest(model="chat", messages=[message] * count))
     assert by_rest == by_grpc == (None if 1 <= count <= 1_024 else "messages")
@@ -90,8 +90,8 @@ def test_both_take_the_same_sampling(
     }
     rest = {"model": "chat", "messages": [USER], **common}
     rest |= {"logprobs": True, "top_logprobs": top_logprobs}
-    message = common_pb2.ChatMessage(**USER)
-    sampling = common_pb2.SamplingParams(**common, top_logprobs=top_logprobs)
+    message = chat_pb2.ChatMessage(**USER)
+    sampling = sampling_pb2.SamplingParams(**common, top_logprobs=top_logprobs)
     grpc = pb.ChatRequest(model="chat", messages=[message], sampling=sampling)
     by_rest, by_grpc = refused(ChatBody.of, rest), refused(check_chat, grpc)
     assert (by_rest is None) == (by_grpc is None), (by_rest, by_grpc)
@@ -115,7 +115,7 @@ def test_a_text_is_taken_unless_it_holds_nul_or_half_a_pair(text: str) -> None:
     assert (refused(limits.check_text, text, "prompt") == "prompt") == wrong
 
 
-def sampling(**given_: Any) -> common_pb2.SamplingParams:
+def sampling(**given_: Any) -> sampling_pb2.SamplingParams:
     return ChatBody.of({"model": "chat", "messages": [USER], **given_}).sampling()
 
 

@@ -19,6 +19,8 @@ from checkpoints import random_llama
 from patience import PATIENCE_S
 from plinth.engine.request import Sampling
 from plinth.inference.service import InferenceFront, build
+from plinth.internal.v1 import inference_pb2
+from plinth.internal.v1.inference_pb2_grpc import InferenceServiceStub
 from plinth.shared.errors import DeadlineExceeded, PlinthError
 from plinth.shared.identity import Principal
 from plinth.shared.load import FirstTokens
@@ -26,8 +28,7 @@ from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.server import GrpcServer
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import common_pb2, inference_pb2
-from plinth.v1.inference_pb2_grpc import InferenceServiceStub
+from plinth.v1 import sampling_pb2
 
 TOKEN = "a-cluster-token-for-tests"
 PROMPT = [5, 6, 7, 8]
@@ -66,9 +67,9 @@ async def front(
 def asked(max_tokens: int = 16, model: str = "tiny", ids: list[int] = PROMPT, **sampling):
     return inference_pb2.GenerateRequest(
         request_id="r",
-        binding=common_pb2.Binding(model=model),
+        binding=inference_pb2.Binding(model=model),
         input=[inference_pb2.Span(tokens=inference_pb2.TokenSpan(ids=ids))],
-        sampling=common_pb2.SamplingParams(max_tokens=max_tokens, **sampling),
+        sampling=sampling_pb2.SamplingParams(max_tokens=max_tokens, **sampling),
     )
 
 
@@ -90,7 +91,7 @@ async def test_greedy_is_what_transformers_says(front, folder) -> None:
         truth = model.generate(torch.tensor([PROMPT]), max_new_tokens=16, do_sample=False)
     assert ids == truth[0, len(PROMPT) :].tolist()
     last = messages[-1]
-    assert last.finish_reason == common_pb2.FINISH_REASON_LENGTH
+    assert last.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
     assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (4, 16)
 
 
@@ -140,7 +141,7 @@ async def test_a_deadline_ends_an_answer(front) -> None:
     """With what there is, or with the status, whoever of the two is first."""
     try:
         messages, _ = await answer(front[1], asked(250, ignore_eos=True), timeout=0.05)
-        assert messages[-1].finish_reason == common_pb2.FINISH_REASON_DEADLINE
+        assert messages[-1].finish_reason == sampling_pb2.FINISH_REASON_DEADLINE
     except DeadlineExceeded:
         pass
     async with asyncio.timeout(PATIENCE_S):
@@ -169,7 +170,7 @@ async def test_what_cannot_be_right_is_refused(front, change, code, words) -> No
 async def test_scores_are_the_log_probabilities_of_transformers(front, folder) -> None:
     ids = [5, 9, 12, 7, 30, 2]
     request = inference_pb2.ScoreRequest(
-        binding=common_pb2.Binding(model="tiny"),
+        binding=inference_pb2.Binding(model="tiny"),
         items=[inference_pb2.ScoreItem(ids=ids, from_position=2)],
     )
     scored = await front[1].Score(request, timeout=PATIENCE_S)
@@ -191,7 +192,7 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(front) -> None:
     finish = 0
     while (message := await call.read()) is not grpc.aio.EOF:
         finish = message.finish_reason
-    assert finish == common_pb2.FINISH_REASON_LENGTH
+    assert finish == sampling_pb2.FINISH_REASON_LENGTH
     await draining
 
 

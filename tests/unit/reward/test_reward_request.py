@@ -15,7 +15,7 @@ from plinth.reward.combine import combine
 from plinth.reward.request import MAX_CHECKS, MAX_IDS, Source, parse_request, parse_sources
 from plinth.reward.verifiers import Verdict
 from plinth.shared.errors import DataLoss, InvalidArgument
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import rewards_pb2 as pb
 from rewards import of_ids, of_messages, of_text, rule
 
 

@@ -24,7 +24,7 @@ from plinth.shared.errors import (
     to_openai_body,
 )
 from plinth.trainer.loop.job_folder import JobFolder
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 
 class Mute(Exception):

@@ -20,9 +20,9 @@ from plinth.shared.errors import (
 )
 from plinth.shared.rpc.gateway_channel import GatewayAddress
 from plinth.shared.settings import load_settings
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
 
-STATUS = gateway_pb2.GetStatusResponse(queues=[gateway_pb2.QueueStatus(name="q", waiting=3)])
+STATUS = operations_pb2.GetStatusResponse(queues=[operations_pb2.QueueStatus(name="q", waiting=3)])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def secured(tmp_path: Path, *names: str) -> tuple[ScriptedGateway, dict[str, Pat
     return gateway, files
 
 
-def status(address: GatewayAddress | str, key: str = KEY) -> gateway_pb2.GetStatusResponse:
+def status(address: GatewayAddress | str, key: str = KEY) -> operations_pb2.GetStatusResponse:
     with GatewayClient(address, key) as client:
         return client.status()
 

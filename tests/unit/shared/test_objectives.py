@@ -17,7 +17,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.validation import check_spec
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 SHAPE = {"layers": 1, "hidden": 8, "heads": 1, "context": 8}
 POLICIES = [name for name, its in OBJECTIVES.items() if "policy" in its.takes]

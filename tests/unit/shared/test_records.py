@@ -11,7 +11,7 @@ import pytest
 from plinth.shared.errors import Aborted, InvalidArgument, NotFound
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.store import ArtifactStore
-from plinth.v1.coordinator_pb2 import Deployment
+from plinth.v1.deployments_pb2 import Deployment
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from plinth.coordinator.steps.train import TrainSpec
+from plinth.internal.v1 import reward_tasks_pb2, rollouts_pb2
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 from plinth.shared.queue import MAX_PAYLOAD_BYTES
 from plinth.shared.rewards import MAX_ITEMS, divided
@@ -29,8 +30,8 @@ from plinth.shared.rollouts import rollout_queue
 from plinth.shared.storage import Storage
 from plinth.shared.storage_url import open_storage
 from plinth.trainer.validation import check_spec
-from plinth.v1 import reward_pb2, rollouts_pb2
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
+from plinth.v1 import rewards_pb2
 
 
 def result(samples: int, tokens: int, *, vocabulary: int = 1 << 18) -> rollouts_pb2.RolloutResult:
@@ -160,18 +161,18 @@ def test_what_can_not_be_carried_is_refused_at_the_start(samples, tokens, field)
 @given(st.lists(st.sampled_from([0, 10, 90_000, 130_000]), max_size=40))
 @settings(max_examples=20)
 def test_answers_are_scored_in_requests_that_the_queue_takes(lengths) -> None:
-    sources = [reward_pb2.RewardSource(name="checks", rule_json="{}")]
+    sources = [rewards_pb2.RewardSource(name="checks", rule_json="{}")]
     items = [
-        reward_pb2.RewardItem(
-            prompt_tokens=reward_pb2.RewardTokens(ids=[1, 2]),
-            response_tokens=reward_pb2.RewardTokens(ids=[200_000] * length),
+        rewards_pb2.RewardItem(
+            prompt_tokens=rewards_pb2.RewardTokens(ids=[1, 2]),
+            response_tokens=rewards_pb2.RewardTokens(ids=[200_000] * length),
         )
         for length in lengths
     ]
     parts = list(divided(sources, items, "t@1"))
     assert [item for part in parts for item in part.items] == items
     for part in parts:
-        task = reward_pb2.RewardTask(request=part, announce="r" * 200)
+        task = reward_tasks_pb2.RewardTask(request=part, announce="r" * 200)
         assert task.ByteSize() <= MAX_PAYLOAD_BYTES
         assert 1 <= len(part.items) <= MAX_ITEMS
         assert part.tokenizer == "t@1"

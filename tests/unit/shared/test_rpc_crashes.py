@@ -13,13 +13,13 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from patience import PATIENCE_S
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1 import tokenizer_pb2_grpc as rpc
 from plinth.shared.rpc import authorization, validation
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import load_settings
-from plinth.v1 import tokenizer_pb2 as pb
-from plinth.v1 import tokenizer_pb2_grpc as rpc
 
-NAME = "plinth.v1.TokenizerService"
+NAME = "plinth.internal.v1.TokenizerService"
 REQUEST_ID = "one-request"
 SECRET = "what only the log may say"
 

@@ -16,14 +16,14 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from patience import PATIENCE_S
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1 import tokenizer_pb2_grpc as rpc
 from plinth.shared.errors import NotFound
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import load_settings
-from plinth.v1 import tokenizer_pb2 as pb
-from plinth.v1 import tokenizer_pb2_grpc as rpc
 
-NAME = "plinth.v1.TokenizerService"
+NAME = "plinth.internal.v1.TokenizerService"
 UNARY, STREAM, BOTH = "Encode", "Train", "DecodeStream"
 
 

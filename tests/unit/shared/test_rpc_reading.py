@@ -13,6 +13,8 @@ import grpc
 import pytest
 
 from patience import PATIENCE_S
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1 import tokenizer_pb2_grpc as rpc
 from plinth.shared.errors import ResourceExhausted
 from plinth.shared.identity import Principal
 from plinth.shared.rpc.server import GrpcServer, GrpcService
@@ -20,10 +22,8 @@ from plinth.shared.rpc.status import fail
 from plinth.shared.rpc.validation import INLINE_BYTES
 from plinth.shared.rpc.wire import Bounds
 from plinth.shared.settings import load_settings
-from plinth.v1 import tokenizer_pb2 as pb
-from plinth.v1 import tokenizer_pb2_grpc as rpc
 
-NAME = "plinth.v1.TokenizerService"
+NAME = "plinth.internal.v1.TokenizerService"
 UNARY, STREAM, BOTH = "Encode", "Train", "DecodeStream"
 
 

@@ -16,6 +16,8 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from patience import PATIENCE_S
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1 import tokenizer_pb2_grpc
 from plinth.shared.errors import InvalidArgument, ResourceExhausted, Unauthenticated
 from plinth.shared.identity import current_principal, current_request_id, remaining_s
 from plinth.shared.rpc.auth import PRINCIPAL_KEY, TOKEN_KEY, TokenAuthenticator
@@ -23,11 +25,9 @@ from plinth.shared.rpc.interceptors import interceptors
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.telemetry import _add_request_id
-from plinth.v1 import tokenizer_pb2 as pb
-from plinth.v1 import tokenizer_pb2_grpc
 
 TOKEN = "t" * 32
-NAME = "plinth.v1.TokenizerService"
+NAME = "plinth.internal.v1.TokenizerService"
 
 
 def metadata(scopes: tuple[str, ...] = ("tokenize",), token: str = TOKEN, **extra: str):

@@ -11,13 +11,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from certificates import DAY, NOW, Authority
 from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1 import tokenizer_pb2_grpc
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
 from plinth.shared.rpc import tls
 from plinth.shared.rpc.channel import open_channel
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
-from plinth.v1 import tokenizer_pb2 as pb
-from plinth.v1 import tokenizer_pb2_grpc
 
 TOKEN = "t" * 32
 
@@ -39,7 +39,7 @@ class Tokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 def server_of(settings: Settings, health_port: int = 0) -> GrpcServer:
     add = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
     service = GrpcService(
-        "plinth.v1.TokenizerService", lambda s: add(Tokenizer(), s), {"*": "tokenize"}
+        "plinth.internal.v1.TokenizerService", lambda s: add(Tokenizer(), s), {"*": "tokenize"}
     )
     return GrpcServer(
         [service],
@@ -93,7 +93,7 @@ async def test_health_alone_is_told_without_a_certificate(authority, tmp_path) -
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{health_port}") as plain:
             check = health_pb2_grpc.HealthStub(plain).Check
-            for name in ("", "plinth.v1.TokenizerService"):
+            for name in ("", "plinth.internal.v1.TokenizerService"):
                 answer = await check(health_pb2.HealthCheckRequest(service=name))
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
             await server.set_ready(False)

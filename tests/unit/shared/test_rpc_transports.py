@@ -22,14 +22,14 @@ from plinth.shared.rpc import client as client_module
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.settings import Settings, load_settings
-from plinth.v1 import trainer_pb2 as pb
-from plinth.v1 import trainer_pb2_grpc as rpc
+from plinth.v1 import jobs_pb2 as pb
+from plinth.v1 import jobs_pb2_grpc as rpc
 
 TOKEN = "t" * 32
 STAGES = ("trainer", "reward", "tokenizer")
 
 
-class Beats(rpc.TrainerServiceServicer):
+class Beats(rpc.JobServiceServicer):
     """A watch that says something whenever it is told to."""
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ class Beats(rpc.TrainerServiceServicer):
 @asynccontextmanager
 async def serving(settings: Settings, beats: Beats) -> AsyncIterator[str]:
     service = GrpcService(
-        "plinth.v1.TrainerService",
-        lambda server: rpc.add_TrainerServiceServicer_to_server(beats, server),
+        "plinth.v1.JobService",
+        lambda server: rpc.add_JobServiceServicer_to_server(beats, server),
         {"*": "jobs"},
     )
     server = GrpcServer([service], stage="trainer", settings=settings, token=TOKEN)
@@ -115,7 +115,7 @@ async def test_no_listing_ends_a_call_in_flight(
         calls = {}
         for stage in STAGES:
             listed.answer[stage] = [replicas[stage]]
-            stub = rpc.TrainerServiceStub(pool.channel(await pool.pick(stage)))
+            stub = rpc.JobServiceStub(pool.channel(await pool.pick(stage)))
             calls[stage] = stub.WatchJob(pb.WatchJobRequest())
             await calls[stage].initial_metadata()
         for stage, there, seconds in steps:
@@ -142,7 +142,7 @@ async def test_a_forgotten_connection_is_closed_after_its_last_call(
         pool = StageClients(listed, settings, TOKEN)  # type: ignore[arg-type]
         try:
             channel = pool.channel(Replica("trainer", "1", address))
-            calls = [rpc.TrainerServiceStub(channel).WatchJob(pb.WatchJobRequest()) for _ in "ab"]
+            calls = [rpc.JobServiceStub(channel).WatchJob(pb.WatchJobRequest()) for _ in "ab"]
             for call in calls:
                 await call.initial_metadata()
             with pytest.raises(client_module.Unavailable):
@@ -171,12 +171,12 @@ async def test_a_connection_s_age_ends_no_call(tmp_path: Path) -> None:
         pool = StageClients(Listed(), settings, TOKEN)  # type: ignore[arg-type]
         try:
             here = Replica("trainer", "1", address)
-            call = rpc.TrainerServiceStub(pool.channel(here)).WatchJob(pb.WatchJobRequest())
+            call = rpc.JobServiceStub(pool.channel(here)).WatchJob(pb.WatchJobRequest())
             await call.initial_metadata()
             aged = 0
             while aged < 10:  # an age is over when a new call comes over a new connection
                 await asyncio.sleep(0.06)
-                other = rpc.TrainerServiceStub(pool.channel(here)).WatchJob(pb.WatchJobRequest())
+                other = rpc.JobServiceStub(pool.channel(here)).WatchJob(pb.WatchJobRequest())
                 await other.initial_metadata()
                 other.cancel()
                 await beats.say()
@@ -223,7 +223,7 @@ async def test_an_idle_network_that_lost_the_connection_is_noticed_by_both_sides
     async with serving(settings, beats) as address, idle_network(address) as (way, gone):
         pool = StageClients(Listed(), settings, TOKEN)  # type: ignore[arg-type]
         try:
-            stub = rpc.TrainerServiceStub(pool.channel(Replica("trainer", "1", way)))
+            stub = rpc.JobServiceStub(pool.channel(Replica("trainer", "1", way)))
             call = stub.WatchJob(pb.WatchJobRequest())
             await call.initial_metadata()
             await asyncio.sleep(4.0)  # four keepalives without data; gRPC's own limit is two

@@ -13,6 +13,7 @@ import pytest
 
 from patience import PATIENCE_S
 from plinth.gateway.proxy import proxied_services
+from plinth.internal.v1 import inference_pb2, tokenizer_pb2
 from plinth.shared.errors import NotFound, PlinthError, ResourceExhausted, Unavailable
 from plinth.shared.registry import Replica
 from plinth.shared.rpc.client import StageClients, open_channel
@@ -21,24 +22,25 @@ from plinth.shared.rpc.server import GrpcServer, GrpcService
 from plinth.shared.rpc.watching import watch
 from plinth.shared.settings import load_settings
 from plinth.v1 import (
-    coordinator_pb2,
-    gateway_pb2,
-    inference_pb2,
+    artifacts_pb2,
+    deployments_pb2,
+    generation_pb2,
+    models_pb2,
+    operations_pb2,
     preferences_pb2,
-    reward_pb2,
-    tokenizer_pb2,
-    trainer_pb2,
+    rewards_pb2,
+    runs_pb2,
 )
-from plinth.v1 import trainer_pb2 as pb
-from plinth.v1 import trainer_pb2_grpc as rpc
+from plinth.v1 import jobs_pb2 as pb
+from plinth.v1 import jobs_pb2_grpc as rpc
 
 TOKEN = "t" * 32
 COUNT = 40
 # Answers, which end with their request's deadline and have failover of their own; and ids in,
 # text out, which its caller begins anew with the ids it has.
 OTHERS = {
-    "GatewayService.Chat",
-    "GatewayService.Complete",
+    "GenerationService.Chat",
+    "GenerationService.Complete",
     "InferenceService.Generate",
     "TokenizerService.DecodeStream",
 }
@@ -46,13 +48,17 @@ OTHERS = {
 
 def test_every_other_stream_of_the_platform_can_be_resumed() -> None:
     files = (
-        coordinator_pb2,
-        gateway_pb2,
+        artifacts_pb2,
+        deployments_pb2,
+        generation_pb2,
         inference_pb2,
+        pb,
+        models_pb2,
+        operations_pb2,
         preferences_pb2,
-        reward_pb2,
+        rewards_pb2,
+        runs_pb2,
         tokenizer_pb2,
-        trainer_pb2,
     )
     streams = {
         f"{service.name}.{method.name}": is_resumable(method)
@@ -64,7 +70,7 @@ def test_every_other_stream_of_the_platform_can_be_resumed() -> None:
     assert {name for name, resumable in streams.items() if not resumable} == OTHERS
 
 
-class Counting(rpc.TrainerServiceServicer):
+class Counting(rpc.JobServiceServicer):
     """Counts to COUNT; breaks off after some numbers in one of many ways."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -97,8 +103,8 @@ class Stage:
 
     async def start(self) -> None:
         service = GrpcService(
-            "plinth.v1.TrainerService",
-            lambda server: rpc.add_TrainerServiceServicer_to_server(self._counting, server),
+            "plinth.v1.JobService",
+            lambda server: rpc.add_JobServiceServicer_to_server(self._counting, server),
             {"*": "jobs"},
         )
         server = GrpcServer([service], stage="trainer", settings=self._settings, token=TOKEN)
@@ -123,14 +129,14 @@ async def test_through_the_gateway_each_message_comes_once(seed: int, tmp_path: 
     stage = Stage(settings, counting)
     await stage.start()
     clients = StageClients(stage, settings, TOKEN)  # type: ignore[arg-type]
-    services = [s for s in proxied_services(clients) if s.name == "plinth.v1.TrainerService"]
+    services = [s for s in proxied_services(clients) if s.name == "plinth.v1.JobService"]
     gateway = GrpcServer(services, stage="gateway", settings=settings, token=TOKEN)
     address = f"127.0.0.1:{await gateway.start()}"
     try:
         async with open_channel(
             address, stage="gateway", settings=settings, token=TOKEN
         ) as channel:
-            call = rpc.TrainerServiceStub(channel).WatchJob(pb.WatchJobRequest(job_id="j"))
+            call = rpc.JobServiceStub(channel).WatchJob(pb.WatchJobRequest(job_id="j"))
             seen = []
             async with asyncio.timeout(PATIENCE_S):
                 async for message in call:
@@ -160,7 +166,7 @@ async def test_what_never_began_and_what_is_an_answer_comes_at_once(
         stream = watch(
             clients,
             "trainer",
-            lambda channel: rpc.TrainerServiceStub(channel).WatchJob,
+            lambda channel: rpc.JobServiceStub(channel).WatchJob,
             pb.WatchJobRequest(),
             patience_s=10 * PATIENCE_S,
         )
@@ -174,7 +180,7 @@ async def test_what_never_began_and_what_is_an_answer_comes_at_once(
 async def test_a_stage_that_drains_sends_its_watchers_away_at_once(tmp_path: Path) -> None:
     settings = load_settings(data_dir=tmp_path)
 
-    class Quiet(rpc.TrainerServiceServicer):
+    class Quiet(rpc.JobServiceServicer):
         async def WatchJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
             await context.send_initial_metadata(())
             await asyncio.Event().wait()
@@ -185,7 +191,7 @@ async def test_a_stage_that_drains_sends_its_watchers_away_at_once(tmp_path: Pat
     async with open_channel(
         stage.replicas_[0].address, stage="trainer", settings=settings, token=TOKEN
     ) as channel:
-        call = rpc.TrainerServiceStub(channel).WatchJob(pb.WatchJobRequest())
+        call = rpc.JobServiceStub(channel).WatchJob(pb.WatchJobRequest())
         await call.initial_metadata()
         server = stage._servers.pop()
         await asyncio.wait_for(server.stop(10 * PATIENCE_S), PATIENCE_S)

@@ -10,16 +10,17 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from plinth.internal.v1 import tokenizer_pb2
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.rpc.wire import Bounds, check
-from plinth.v1 import common_pb2, gateway_pb2, preferences_pb2, tokenizer_pb2, trainer_pb2
+from plinth.v1 import chat_pb2, generation_pb2, jobs_pb2, preferences_pb2, sampling_pb2
 
 KINDS: list[Any] = [
-    gateway_pb2.ChatRequest,
+    generation_pb2.ChatRequest,
     tokenizer_pb2.DecodeRequest,
     tokenizer_pb2.ApplyChatTemplatesRequest,
     preferences_pb2.CreateTasksRequest,
-    trainer_pb2.JobProgress,  # maps and numbers of a fixed size
+    jobs_pb2.JobProgress,  # maps and numbers of a fixed size
 ]
 NO_BOUND = 1 << 30
 
@@ -98,7 +99,7 @@ GROUP = bytes([3 << 3 | 3, 2 << 3 | 2, 1, 255, 3 << 3 | 4])
 
 
 @given(data=fields(), kind=st.sampled_from(KINDS))
-@example(data=GROUP + bytes([2 << 3 | 2, 0] * 9), kind=gateway_pb2.ChatRequest)
+@example(data=GROUP + bytes([2 << 3 | 2, 0] * 9), kind=generation_pb2.ChatRequest)
 def test_nothing_that_is_parsed_gets_by_uncounted(data: bytes, kind: Any) -> None:
     try:
         message = kind.FromString(data)
@@ -115,13 +116,13 @@ def test_nothing_that_is_parsed_gets_by_uncounted(data: bytes, kind: Any) -> Non
 @st.composite
 def chats(draw: Any) -> Any:
     text = st.text(max_size=200)
-    return gateway_pb2.ChatRequest(
+    return generation_pb2.ChatRequest(
         model=draw(text),
         messages=draw(
-            st.lists(st.builds(common_pb2.ChatMessage, role=text, content=text), max_size=8)
+            st.lists(st.builds(chat_pb2.ChatMessage, role=text, content=text), max_size=8)
         ),
         stop=draw(st.lists(text, max_size=4)),
-        sampling=common_pb2.SamplingParams(
+        sampling=sampling_pb2.SamplingParams(
             temperature=draw(st.floats(0, 1, width=32)),
             seed=draw(st.integers(0, 1 << 60)),
             stop_token_ids=draw(st.lists(st.integers(0, 1 << 31), max_size=9)),
@@ -134,30 +135,30 @@ def test_what_a_library_writes_is_counted_exactly(chat: Any) -> None:
     data = chat.SerializeToString()
     ids = len(chat.sampling.stop_token_ids)
     count = made(chat) + (ids > 0)  # a packed list is one field
-    assert within(data, gateway_pb2.ChatRequest, fields=count, packed=ids)
-    assert not count or not within(data, gateway_pb2.ChatRequest, fields=count - 1)
-    assert not ids or not within(data, gateway_pb2.ChatRequest, packed=ids - 1)
+    assert within(data, generation_pb2.ChatRequest, fields=count, packed=ids)
+    assert not count or not within(data, generation_pb2.ChatRequest, fields=count - 1)
+    assert not ids or not within(data, generation_pb2.ChatRequest, packed=ids - 1)
 
 
 def test_entries_of_maps_count_with_key_and_value() -> None:
-    message = trainer_pb2.JobProgress(figures={"a": 2.0, "b": 0.0}, loss=1.0)
+    message = jobs_pb2.JobProgress(figures={"a": 2.0, "b": 0.0}, loss=1.0)
     data = message.SerializeToString()
-    assert within(data, trainer_pb2.JobProgress, fields=7)
-    assert not within(data, trainer_pb2.JobProgress, fields=6)
+    assert within(data, jobs_pb2.JobProgress, fields=7)
+    assert not within(data, jobs_pb2.JobProgress, fields=6)
 
 
 @pytest.mark.parametrize(
     ("message", "bounds", "field", "words"),
     [
         (
-            gateway_pb2.ChatRequest(messages=[common_pb2.ChatMessage()] * 11),
+            generation_pb2.ChatRequest(messages=[chat_pb2.ChatMessage()] * 11),
             Bounds(10, 10),
             "messages",
             "messages: the message has more than 10 fields",
         ),
         (
-            gateway_pb2.ChatRequest(
-                sampling=common_pb2.SamplingParams(stop_token_ids=range(100, 200))
+            generation_pb2.ChatRequest(
+                sampling=sampling_pb2.SamplingParams(stop_token_ids=range(100, 200))
             ),
             Bounds(10, 99),
             "sampling.stop_token_ids",
@@ -166,7 +167,7 @@ def test_entries_of_maps_count_with_key_and_value() -> None:
         (
             tokenizer_pb2.ApplyChatTemplatesRequest(
                 conversations=[
-                    tokenizer_pb2.Conversation(messages=[common_pb2.ChatMessage(role="a")] * 9)
+                    tokenizer_pb2.Conversation(messages=[chat_pb2.ChatMessage(role="a")] * 9)
                 ]
             ),
             Bounds(10, 10),
@@ -188,6 +189,6 @@ def test_an_error_says_where_and_how_many(
 def test_a_number_without_an_end_is_not_made(before: bytes) -> None:
     """Of 2 MB: to add to it byte by byte would take minutes."""
     data = before + b"\xff" * 2_000_000
-    assert within(data, gateway_pb2.ChatRequest)
+    assert within(data, generation_pb2.ChatRequest)
     with pytest.raises(DecodeError):
-        gateway_pb2.ChatRequest.FromString(data)
+        generation_pb2.ChatRequest.FromString(data)

@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1 import tokenizer_pb2_grpc
 from plinth.shared.errors import FailedPrecondition, Internal, PlinthError
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
@@ -21,10 +23,8 @@ from plinth.shared.rpc.server import GrpcService
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.stage import StageContext, run_stage
 from plinth.shared.telemetry import stop_metrics_server
-from plinth.v1 import tokenizer_pb2 as pb
-from plinth.v1 import tokenizer_pb2_grpc
 
-NAME = "plinth.v1.TokenizerService"
+NAME = "plinth.internal.v1.TokenizerService"
 
 
 class Front(tokenizer_pb2_grpc.TokenizerServiceServicer):

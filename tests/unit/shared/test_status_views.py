@@ -10,7 +10,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from plinth.shared import status_views
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
 
 NAMES = {"ready_shards": "ready"}  # of a model: "3 of 4 ready"
 
@@ -42,10 +42,10 @@ def as_json(message: Message) -> Any:
 @pytest.mark.parametrize(
     ("view", "message"),
     [
-        (status_views.replica, gateway_pb2.ReplicaStatus()),
-        (status_views.model, gateway_pb2.ModelStatus()),
-        (status_views.queue, gateway_pb2.QueueStatus()),
-        (status_views.canary, gateway_pb2.CanaryStatus()),
+        (status_views.replica, operations_pb2.ReplicaStatus()),
+        (status_views.model, operations_pb2.ModelStatus()),
+        (status_views.queue, operations_pb2.QueueStatus()),
+        (status_views.canary, operations_pb2.CanaryStatus()),
     ],
     ids=["replica", "model", "queue", "canary"],
 )
@@ -54,5 +54,5 @@ def test_a_view_shows_every_field(view: Callable[[Any], Any], message: Message) 
 
 
 def test_what_is_not_known_is_none() -> None:
-    assert status_views.replica(gateway_pb2.ReplicaStatus())["kv_use"] is None
-    assert status_views.canary(gateway_pb2.CanaryStatus())["stable"]["ttft_p95_s"] is None
+    assert status_views.replica(operations_pb2.ReplicaStatus())["kv_use"] is None
+    assert status_views.canary(operations_pb2.CanaryStatus())["stable"]["ttft_p95_s"] is None

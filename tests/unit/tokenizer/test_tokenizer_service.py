@@ -14,6 +14,8 @@ from test_vocabulary import write_corpus
 from tokenizers import AddedToken, Tokenizer
 
 from checkpoints import CHATML, byte_tokenizer
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from plinth.shared.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -28,8 +30,6 @@ from plinth.shared.rpc.server import GrpcServer
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.tokenizer.service import TokenizerStage, build
-from plinth.v1 import tokenizer_pb2 as pb
-from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 
 TOKEN = "a-cluster-token-for-tests"
 SCOPES = frozenset({"tokenize", "jobs"})

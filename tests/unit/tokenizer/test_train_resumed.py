@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 from test_vocabulary import write_corpus
 
+from plinth.internal.v1 import tokenizer_pb2 as pb
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.tokenizer import training
 from plinth.tokenizer.service import TokenizerStage, build
-from plinth.v1 import tokenizer_pb2 as pb
 from scripted_stages import Caller
 
 

@@ -37,8 +37,8 @@ from plinth.trainer.objectives.sft import SupervisedFineTuning
 from plinth.trainer.policy.model import RolloutBatch
 from plinth.trainer.policy.prompts import prompts_of
 from plinth.trainer.policy.rollouts import Rollout
-from plinth.v1 import common_pb2
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import chat_pb2
+from plinth.v1 import rewards_pb2 as pb
 
 Chat = tuple[tuple[str, str], ...]
 LENGTH = 512
@@ -120,7 +120,7 @@ def rewarded(name: str, chat: Chat, **more: Any) -> tuple[int, ...]:
         return opened(name)[1]
 
     texts = Texts(SimpleNamespace(tokenizer=tokenizer), None)  # type: ignore[arg-type]
-    messages = [common_pb2.ChatMessage(role=role, content=text) for role, text in chat[:-1]]
+    messages = [chat_pb2.ChatMessage(role=role, content=text) for role, text in chat[:-1]]
     item = pb.RewardItem(
         prompt_messages=pb.RewardMessages(messages=messages), response_text=chat[-1][1], **more
     )

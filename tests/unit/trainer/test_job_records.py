@@ -15,7 +15,7 @@ from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.connection import MAX_CONNECTIONS
 from plinth.shared.tasks import cancel_and_wait
 from plinth.trainer.records import JobRecords
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 QUEUED, RUNNING, ENDED = pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, pb.JOB_STATE_SUCCEEDED
 

@@ -38,7 +38,7 @@ from plinth.trainer.objectives.reward import pair_scores
 from plinth.trainer.policy.job import PolicyJob
 from plinth.trainer.policy.run import optimise_policy
 from plinth.trainer.validation import check_spec, plan_train
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 

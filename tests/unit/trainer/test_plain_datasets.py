@@ -16,6 +16,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 
 from checkpoints import byte_tokenizer
+from plinth.internal.v1 import tokenizer_pb2 as pb
 from plinth.shared.prompt_set import Prompt, write_prompts
 from plinth.shared.settings import load_settings
 from plinth.shared.splits import SPLITS
@@ -28,7 +29,6 @@ from plinth.trainer.data.shards import Split, read_info
 from plinth.trainer.data.tokenize import tokenize_corpus
 from plinth.trainer.exchanges import Turn
 from plinth.trainer.rendering import Renderer
-from plinth.v1 import tokenizer_pb2 as pb
 
 HOSTILE = (
     "the token <|endoftext|> ends a text",

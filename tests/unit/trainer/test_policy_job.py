@@ -23,7 +23,7 @@ from plinth.trainer.policy import run
 from plinth.trainer.policy.compare import compare
 from plinth.trainer.policy.run import optimise_policy
 from plinth.trainer.validation import check_spec, plan_compare, plan_train
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 LENGTH = 64
 

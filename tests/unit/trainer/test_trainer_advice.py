@@ -32,7 +32,7 @@ from plinth.trainer.loop import Group, TrainConfig, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.setup import make_objective, set_up
 from plinth.trainer.validation import check_spec, plan_train
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 SETTINGS = TrainerSettings(threads=1)
 

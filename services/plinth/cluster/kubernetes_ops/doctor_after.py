@@ -29,7 +29,7 @@ from plinth.cluster.kubernetes_ops.release import (
     trouble,
 )
 from plinth.shared.errors import NotFound, PermissionDenied, PlinthError
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
 
 _MANY_RESTARTS = 5
 _RECENT = timedelta(minutes=15)
@@ -240,7 +240,7 @@ def _platform(
 
 
 def _models(
-    gateway: GatewayClient, status: gateway_pb2.GetStatusResponse, models: list[str]
+    gateway: GatewayClient, status: operations_pb2.GetStatusResponse, models: list[str]
 ) -> Iterator[Finding]:
     deployments = gateway.deployments()
     references = {one.artifact for one in deployments} | set(models)
@@ -267,7 +267,9 @@ def _models(
         yield Finding("models", "warn", "none is to be served", "plinth models serve NAME")
 
 
-def _rival(api: Api, release: Release, status: gateway_pb2.GetStatusResponse) -> Iterator[Finding]:
+def _rival(
+    api: Api, release: Release, status: operations_pb2.GetStatusResponse
+) -> Iterator[Finding]:
     """The model that the settings name as a second answer must be served."""
     name = f"{release.fullname}-config"
     for one in api.items("list configmaps", release.selector):

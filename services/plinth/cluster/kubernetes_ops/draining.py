@@ -39,14 +39,14 @@ from plinth.shared.errors import (
     PlinthError,
     ResourceExhausted,
 )
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
 
 # What loses least goes first; Redis last, since all else talks to it.
 _LAST = ("gateway", "head", "redis")
 _LOOK_S = 1.0
 _BUDGET_S = 5.0  # between evictions that a budget refuses, where the server names no time
 _EXEC_SLACK_S = 10.0
-Figures = Callable[[], gateway_pb2.GetStatusResponse]
+Figures = Callable[[], operations_pb2.GetStatusResponse]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _until_silent(api: Api, pod: Json, how: Drain) -> None:
         api.stopped.wait(_LOOK_S)
 
 
-def _streams(status: gateway_pb2.GetStatusResponse, address: str) -> int:
+def _streams(status: operations_pb2.GetStatusResponse, address: str) -> int:
     return sum(
         replica.running + replica.waiting
         for replica in status.replicas

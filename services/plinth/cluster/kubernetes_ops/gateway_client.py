@@ -17,11 +17,14 @@ from plinth.cluster.kubernetes_ops.sockets import forwarded
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rpc.gateway_channel import GatewayAddress, GatewayConnection
 from plinth.v1 import (
-    common_pb2,
-    coordinator_pb2,
-    coordinator_pb2_grpc,
-    gateway_pb2,
-    gateway_pb2_grpc,
+    artifacts_pb2,
+    artifacts_pb2_grpc,
+    deployments_pb2,
+    deployments_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
 )
 
 GRPC_PORT = 8081
@@ -34,36 +37,38 @@ class GatewayClient(GatewayConnection):
 
     def __init__(self, address: GatewayAddress | str, key: str) -> None:
         super().__init__(address, key)
-        self._gateway: Any = gateway_pb2_grpc.GatewayServiceStub(self.channel)
-        self._coordinator: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self.channel)
+        self._operations: Any = operations_pb2_grpc.OperationsServiceStub(self.channel)
+        self._runs: Any = runs_pb2_grpc.RunServiceStub(self.channel)
+        self._deployments: Any = deployments_pb2_grpc.DeploymentServiceStub(self.channel)
+        self._artifacts: Any = artifacts_pb2_grpc.ArtifactServiceStub(self.channel)
 
-    def status(self) -> gateway_pb2.GetStatusResponse:
-        found: gateway_pb2.GetStatusResponse = self._call(
-            self._gateway.GetStatus, gateway_pb2.GetStatusRequest()
+    def status(self) -> operations_pb2.GetStatusResponse:
+        found: operations_pb2.GetStatusResponse = self._call(
+            self._operations.GetStatus, operations_pb2.GetStatusRequest()
         )
         return found
 
-    def runs(self, limit: int) -> list[coordinator_pb2.Run]:
+    def runs(self, limit: int) -> list[runs_pb2.Run]:
         """Newest first."""
-        request = coordinator_pb2.ListRunsRequest(limit=limit)
-        return list(self._call(self._coordinator.ListRuns, request).runs)
+        request = runs_pb2.ListRunsRequest(limit=limit)
+        return list(self._call(self._runs.ListRuns, request).runs)
 
-    def deployments(self) -> list[coordinator_pb2.Deployment]:
+    def deployments(self) -> list[deployments_pb2.Deployment]:
         """What is to be served, canaries too."""
-        request = coordinator_pb2.ListDeploymentsRequest()
-        return list(self._call(self._coordinator.ListDeployments, request).deployments)
+        request = deployments_pb2.ListDeploymentsRequest()
+        return list(self._call(self._deployments.ListDeployments, request).deployments)
 
-    def put_deployment(self, wanted: coordinator_pb2.Deployment) -> coordinator_pb2.Deployment:
-        request = coordinator_pb2.PutDeploymentRequest(deployment=wanted)
-        put: coordinator_pb2.Deployment = self._call(
-            self._coordinator.PutDeployment, request
+    def put_deployment(self, wanted: deployments_pb2.Deployment) -> deployments_pb2.Deployment:
+        request = deployments_pb2.PutDeploymentRequest(deployment=wanted)
+        put: deployments_pb2.Deployment = self._call(
+            self._deployments.PutDeployment, request
         ).deployment
         return put
 
-    def artifact(self, reference: str) -> common_pb2.Artifact:
+    def artifact(self, reference: str) -> artifacts_pb2.Artifact:
         """NotFound when nothing is called that."""
-        request = coordinator_pb2.GetArtifactRequest(reference=reference)
-        found: common_pb2.Artifact = self._call(self._coordinator.GetArtifact, request).artifact
+        request = artifacts_pb2.GetArtifactRequest(reference=reference)
+        found: artifacts_pb2.Artifact = self._call(self._artifacts.GetArtifact, request).artifact
         return found
 
     def _call(self, method: Any, request: Any) -> Any:

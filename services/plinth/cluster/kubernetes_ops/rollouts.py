@@ -19,7 +19,7 @@ from plinth.cluster.kubernetes_ops.release import Release
 from plinth.cluster.kubernetes_ops.room import check_room, most_shards, shards_now
 from plinth.shared.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.kinds import a_kind
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
 
 STEP = "canary"
 
@@ -108,8 +108,8 @@ def prepare(release: Release, gateway: GatewayClient, asked: Rollout) -> str:
 
 
 def figures(
-    status: gateway_pb2.GetStatusResponse, name: str, run_id: str
-) -> gateway_pb2.CanaryStatus | None:
+    status: operations_pb2.GetStatusResponse, name: str, run_id: str
+) -> operations_pb2.CanaryStatus | None:
     """What the gate of this run saw, kept for days, also of one that was rolled back."""
     for canary in status.canaries:
         if canary.name == name and canary.owner.startswith(f"{run_id}."):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from plinth.cluster.kubernetes_ops.release import Release
 from plinth.shared.errors import FailedPrecondition
-from plinth.v1 import coordinator_pb2
+from plinth.v1 import deployments_pb2
 
 STAGE = "inference"
 # The chart's word, on the StatefulSet, of how many its HorizontalPodAutoscaler may make.
@@ -27,7 +27,7 @@ def most_shards(release: Release) -> int:
     return int(group.get("maxReplicas" if scaled else "replicas") or 0)
 
 
-def shards_now(deployment: coordinator_pb2.Deployment) -> int:
+def shards_now(deployment: deployments_pb2.Deployment) -> int:
     """Those that it must have; where load decides, those that it has if they are more."""
     if not deployment.max_shards:
         return deployment.shards
@@ -35,7 +35,7 @@ def shards_now(deployment: coordinator_pb2.Deployment) -> int:
 
 
 def check_room(
-    wanted: Iterable[coordinator_pb2.Deployment], release: Release, *, pods: int, more: int = 0
+    wanted: Iterable[deployments_pb2.Deployment], release: Release, *, pods: int, more: int = 0
 ) -> None:
     """FailedPrecondition unless `pods` hold all wanted shards and `more`."""
     shards = {one.name: shards_now(one) for one in wanted}

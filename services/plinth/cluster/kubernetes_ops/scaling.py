@@ -22,7 +22,7 @@ from plinth.cluster.kubernetes_ops.release import Release
 from plinth.cluster.kubernetes_ops.room import STAGE, check_room, most_shards
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.records import MAX_SHARDS
-from plinth.v1 import coordinator_pb2
+from plinth.v1 import deployments_pb2
 
 MOST_PODS = 1000
 
@@ -34,7 +34,7 @@ def scale_pods(
     pods: int,
     *,
     replicas: int | None = None,
-    wanted: Sequence[coordinator_pb2.Deployment] = (),
+    wanted: Sequence[deployments_pb2.Deployment] = (),
 ) -> CommandOutcome:
     """Gives a stage `pods` pods. replicas: that Serve shall run of it (KubeRay only). wanted: the
     served models, whose shards inference pods must have room for.

@@ -21,8 +21,8 @@ from plinth.cluster.kubernetes_ops.release import (
 )
 from plinth.shared import status_views as views
 from plinth.shared.errors import PlinthError
-from plinth.v1 import coordinator_pb2 as pb
-from plinth.v1 import gateway_pb2
+from plinth.v1 import operations_pb2
+from plinth.v1 import runs_pb2 as pb
 
 T = TypeVar("T")
 EVENTS = 8
@@ -39,7 +39,7 @@ def gather(
     events = _ask(
         "events", lambda: api.items("list events", fieldSelector="type=Warning"), unknown, none
     )
-    status, runs = gateway_pb2.GetStatusResponse(), list[pb.Run]()
+    status, runs = operations_pb2.GetStatusResponse(), list[pb.Run]()
     try:
         with gateway() as opened:
             status = _ask("platform", opened.status, unknown, status)
@@ -113,7 +113,7 @@ def _wanted(release: Release, component: str) -> int:
 
 
 def _stage(
-    release: Release, component: str, pods: list[Json], status: gateway_pb2.GetStatusResponse
+    release: Release, component: str, pods: list[Json], status: operations_pb2.GetStatusResponse
 ) -> Json:
     own = [pod for pod in pods if component_of(pod) == component]
     stage = "reconciler" if component == "head" else component
@@ -134,7 +134,7 @@ def _stage(
     }
 
 
-def _replica(replica: gateway_pb2.ReplicaStatus, pods: list[Json]) -> Json:
+def _replica(replica: operations_pb2.ReplicaStatus, pods: list[Json]) -> Json:
     host = replica.address.rpartition(":")[0].strip("[]")
     pod = next((p for p in pods if p.get("status", {}).get("podIP") == host), None)
     return {
@@ -148,7 +148,7 @@ def _errors(
     release: Release,
     pods: list[Json],
     events: list[Json],
-    status: gateway_pb2.GetStatusResponse,
+    status: operations_pb2.GetStatusResponse,
     runs: Iterable[pb.Run],
 ) -> list[Json]:
     """[{"where", "what"}]: what is wrong now first, then how things ended last, then events."""

@@ -16,7 +16,7 @@ from plinth.cluster.trials.visitor import GatewayUrls, Visitor, visit
 from plinth.shared.errors import FailedPrecondition, Internal, PlinthError
 from plinth.shared.rewards import RewardTasks
 from plinth.shared.settings import load_settings
-from plinth.v1 import reward_pb2
+from plinth.v1 import rewards_pb2
 
 PROMPT, TOKENS, SEED = "Plinth stands.", 8, 7
 JOB_S = 60.0
@@ -49,11 +49,11 @@ async def _job(visitor: Visitor) -> None:
     """A reward by rule: queued in Redis, claimed by a reward replica, its result stored."""
     tasks = RewardTasks(visitor.redis, "helm-test")
     id = f"helm-test-{uuid.uuid4().hex}"
-    source = reward_pb2.RewardSource(name="short", rule_json='{"kind": "max_words", "n": 3}')
+    source = rewards_pb2.RewardSource(name="short", rule_json='{"kind": "max_words", "n": 3}')
     items = [
-        reward_pb2.RewardItem(response_text=text) for text in ("two words", "far too many, so")
+        rewards_pb2.RewardItem(response_text=text) for text in ("two words", "far too many, so")
     ]
-    await tasks.submit(id, reward_pb2.ScoreRewardsRequest(sources=[source], items=items))
+    await tasks.submit(id, rewards_pb2.ScoreRewardsRequest(sources=[source], items=items))
     scored = [reward.total for reward in (await tasks.wait(id, timeout_s=JOB_S)).rewards]
     if scored != [1.0, 0.0]:
         raise Internal(f"the job's rewards are {scored}, not 1 and 0")

@@ -18,7 +18,7 @@ from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rpc.gateway_channel import AsyncGatewayConnection, GatewayAddress
 from plinth.shared.settings import Settings
-from plinth.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc
+from plinth.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 
 TIMEOUT_S = 120.0
 TENANT = "helm-test"
@@ -48,7 +48,7 @@ class Visitor:
     ) -> None:
         self.redis = redis
         self._urls, self._key, self._gateway = urls, key, gateway
-        self._stub = gateway_pb2_grpc.GatewayServiceStub(gateway.channel)
+        self._stub = generation_pb2_grpc.GenerationServiceStub(gateway.channel)
 
     def rest(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON that `path` answers. Unavailable with the status and what it said."""
@@ -69,10 +69,10 @@ class Visitor:
     async def tokens(self, model: str, prompt: str, count: int, seed: int) -> AsyncIterator[int]:
         """Ids of a seeded completion of exactly `count` tokens, as they come. PlinthError: what the
         gateway ends it with, or that it can't be reached."""
-        request = gateway_pb2.CompleteRequest(
+        request = generation_pb2.CompleteRequest(
             model=model,
             prompt=prompt,
-            sampling=common_pb2.SamplingParams(
+            sampling=sampling_pb2.SamplingParams(
                 max_tokens=count, ignore_eos=True, temperature=1.0, seed=seed
             ),
         )

@@ -19,7 +19,7 @@ from itertools import combinations
 
 from plinth.coordinator.preferences.sampling import Served
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 METHODS = ("pairwise", "rubric")
@@ -133,7 +133,7 @@ class ModelJudge:
     async def _verdicts(
         self, question: str, words: Sequence[Sequence[int]], *, ended: bool = False
     ) -> list[float]:
-        message = common_pb2.ChatMessage(role="user", content=question)
+        message = chat_pb2.ChatMessage(role="user", content=question)
         ids, stops = await self._served.model.prompt_ids([message])
         ends = stops[:1] if ended else []
         longest = max(len(word) for word in words) + len(ends)
@@ -146,7 +146,7 @@ class ModelJudge:
         return await self._served.model.continuations(ids, [[*word, *ends] for word in words])
 
 
-def _told(prompt: Sequence[common_pb2.ChatMessage]) -> str:
+def _told(prompt: Sequence[chat_pb2.ChatMessage]) -> str:
     return "\n\n".join(f"{message.role.title()}: {message.content}" for message in prompt)
 
 

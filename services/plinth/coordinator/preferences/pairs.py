@@ -22,7 +22,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
 from plinth.shared.messages import PAGE, TO_UTF8, Messages, hh_dialogue, turns_json
 from plinth.shared.rows import parse_pair, why_no_json
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 SHAPES = ("trl", "hh")
@@ -209,7 +209,7 @@ def _read(
         raise InvalidArgument(message, field="jsonl") from error
     messages, rejected = parse_pair(value, where)[:2]
     chosen = messages[-1][1]
-    prompt = [common_pb2.ChatMessage(role=role, content=text) for role, text in messages[:-1]]
+    prompt = [chat_pb2.ChatMessage(role=role, content=text) for role, text in messages[:-1]]
     models = {chosen: value.get("chosen_model"), rejected: value.get("rejected_model")}
     cut_off = {chosen: value.get("cut_off"), rejected: value.get("rejected_cut_off")}
     key = json.dumps([messages[:-1], *sorted(models)], ensure_ascii=False)

@@ -15,8 +15,8 @@ from plinth.coordinator.scoring import ServedModel
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, Unavailable
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
-from plinth.v1 import common_pb2
 from plinth.v1 import preferences_pb2 as pb
+from plinth.v1 import sampling_pb2
 
 _STAGE = "inference"
 _TRIES = 4  # seeds for one response, where texts are empty or repeat themselves
@@ -106,9 +106,9 @@ def _why(text: str, wrong: InvalidArgument) -> str:
 
 def _sampling(
     task_id: str, spec: pb.SampleSpec, index: int, sample: int, attempt: int
-) -> common_pb2.SamplingParams:
+) -> sampling_pb2.SamplingParams:
     """What to ask for, with a seed of its own for each sample and attempt."""
-    sampling = common_pb2.SamplingParams()
+    sampling = sampling_pb2.SamplingParams()
     sampling.CopyFrom(spec.sampling)
     if not sampling.HasField("max_tokens"):
         sampling.max_tokens = DEFAULT_TOKENS

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from plinth.coordinator.preferences.ranking import check_ranking
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.redis_keys import check_part
-from plinth.v1 import common_pb2
+from plinth.v1 import chat_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 DEFAULT_COLLECTION = "default"
@@ -84,7 +84,7 @@ def make_task(spec: pb.TaskSpec, collection: str, origin: str, where: str) -> pb
     return task
 
 
-def check_prompt(prompt: Sequence[common_pb2.ChatMessage], where: str) -> None:
+def check_prompt(prompt: Sequence[chat_pb2.ChatMessage], where: str) -> None:
     """A conversation within bounds that ends with the user."""
     if not prompt or prompt[-1].role != "user" or not prompt[-1].content.strip():
         raise InvalidArgument(

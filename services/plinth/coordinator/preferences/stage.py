@@ -44,8 +44,7 @@ class Preferences:
         return GrpcService(
             "plinth.v1.PreferenceService",
             lambda server: rpc.add_PreferenceServiceServicer_to_server(self.servicer, server),
-            {"*": SCOPE},
-            VALIDATORS,
+            validators=VALIDATORS,
         )
 
     def start(self) -> None:

@@ -27,7 +27,7 @@ from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.shared.corpus_folder import CorpusFolder
 from plinth.shared.file_digests import file_digest
 from plinth.shared.source_roots import SourceRoots
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 _SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")
 
@@ -47,7 +47,7 @@ class DataSpec(StepSpec):
     corpus: Input | None = None
     samples: Input | None = None
     prompts: Input | None = None
-    # What becomes of each prompt's samples; see `PrepareSpec` in trainer.proto.
+    # What becomes of each prompt's samples; see `PrepareSpec` in jobs.proto.
     selection: Literal["extremes", "all", "best"] | None = None
     # The least gap between the rewards of a pair; with "best", the least reward of a chat. The
     # margin of a reward model's loss is another: `pairs.margin` of a step `train`.

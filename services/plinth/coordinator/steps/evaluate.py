@@ -37,7 +37,7 @@ from plinth.coordinator.scoring import (
 from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.shared.errors import NotFound
 from plinth.shared.source_roots import SourceRoots
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import deployments_pb2 as pb
 
 
 class EvaluateSpec(StepSpec):

@@ -10,8 +10,8 @@ from typing import Any
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
 from plinth.shared.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from plinth.shared.rpc.watching import watch
-from plinth.v1 import trainer_pb2 as pb
-from plinth.v1 import trainer_pb2_grpc as rpc
+from plinth.v1 import jobs_pb2 as pb
+from plinth.v1 import jobs_pb2_grpc as rpc
 
 _ENDED = {
     pb.JOB_STATE_SUCCEEDED,
@@ -32,7 +32,7 @@ async def follow_job(
         stream = watch(
             tools.clients,
             "trainer",
-            lambda channel: rpc.TrainerServiceStub(channel).WatchJob,
+            lambda channel: rpc.JobServiceStub(channel).WatchJob,
             pb.WatchJobRequest(job_id=work.job_id),
         )
         async with aclosing(stream) as messages:

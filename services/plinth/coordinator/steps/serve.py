@@ -19,7 +19,7 @@ from plinth.coordinator.steps.contract import (
     Work,
 )
 from plinth.shared.source_roots import SourceRoots
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import deployments_pb2 as pb
 
 
 class ServeSpec(StepSpec):

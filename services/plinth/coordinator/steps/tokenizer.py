@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
+from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.internal.v1 import tokenizer_pb2_grpc as rpc
 from plinth.shared.errors import Unavailable
 from plinth.shared.rpc.watching import watch
 from plinth.shared.source_roots import SourceRoots
-from plinth.v1 import tokenizer_pb2 as pb
-from plinth.v1 import tokenizer_pb2_grpc as rpc
 
 
 class TokenizerSpec(StepSpec):

@@ -27,11 +27,11 @@ from plinth.shared.reward_plugins import plugins
 from plinth.shared.rollout_results import check_fits
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord, ArtifactStore
-from plinth.v1 import trainer_pb2 as pb
+from plinth.v1 import jobs_pb2 as pb
 
 
 class ModelShape(BaseModel):
-    """Shape of a new model; see `ModelSpec` in trainer.proto."""
+    """Shape of a new model; see `ModelSpec` in jobs.proto."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class ModelShape(BaseModel):
 
 
 class PairShape(BaseModel):
-    """How preference pairs are learned from; see `PairSpec` in trainer.proto."""
+    """How preference pairs are learned from; see `PairSpec` in jobs.proto."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,7 +60,7 @@ class PairShape(BaseModel):
 
 
 class PolicyShape(BaseModel):
-    """How a policy learns from its own answers; see `PolicySpec` in trainer.proto. What is not
+    """How a policy learns from its own answers; see `PolicySpec` in jobs.proto. What is not
     given is the trainer's default, which also checks the values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,7 +94,7 @@ class PolicyShape(BaseModel):
 
 
 class LoraShape(BaseModel):
-    """Adapters in place of all weights; see `LoraSpec` in trainer.proto."""
+    """Adapters in place of all weights; see `LoraSpec` in jobs.proto."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

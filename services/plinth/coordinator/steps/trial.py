@@ -25,7 +25,7 @@ from plinth.shared.records import DeploymentRecord
 from plinth.shared.store import ArtifactRecord
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import deployments_pb2 as pb
 
 _log = get_logger("plinth.coordinator")
 _POLL_S = 0.5

@@ -34,7 +34,7 @@ from plinth.shared.prompt_set import Prompt, read_prompts
 from plinth.shared.reward_plugins import plugins
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord
-from plinth.v1 import coordinator_pb2 as pb
+from plinth.v1 import deployments_pb2 as pb
 
 SIDES = ("baseline", "model")
 PERCENTILE = 0.05

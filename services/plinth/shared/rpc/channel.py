@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor
 
 from plinth.shared import tracing
 from plinth.shared.errors import DeadlineExceeded
@@ -30,44 +33,50 @@ from plinth.shared.rpc.status import REQUEST_ID_KEY
 from plinth.shared.settings import Settings
 from plinth.shared.settings_sections import RpcSettings
 
-# Unary methods that may be sent twice: reads, and writes that are idempotent by an id in them.
-IDEMPOTENT: dict[str, tuple[str, ...]] = {
-    "plinth.v1.InferenceService": ("Score", "GetShard"),
-    "plinth.v1.TokenizerService": ("Encode", "Decode", "ApplyChatTemplate", "ApplyChatTemplates"),
-    "plinth.v1.TrainerService": ("SubmitJob", "GetJob", "ListJobs", "CancelJob"),
-    "plinth.v1.CoordinatorService": (
-        "SubmitRun",
-        "GetRun",
-        "ListRuns",
-        "CancelRun",
-        "ListDeployments",
-        "ListArtifacts",
-        "GetArtifact",
+# Whose methods may be called again by themselves where their proto says that they are idempotent.
+_SERVICES = (
+    "plinth.internal.v1.inference",
+    "plinth.internal.v1.tokenizer",
+    *(
+        f"plinth.v1.{file}"
+        for file in [
+            "artifacts",
+            "deployments",
+            "generation",
+            "jobs",
+            "models",
+            "operations",
+            "preferences",
+            "rewards",
+            "runs",
+        ]
     ),
-    "plinth.v1.PreferenceService": (
-        "GetPreferenceTask",
-        "ListPreferenceTasks",
-        "RenewLease",
-        "ReleaseLease",
-        "SubmitJudgement",
-        "AddJudgement",
-        "RequestModelJudgements",
-        "GetPreferenceReport",
-        "ImportPairs",
-        "PublishPairs",
-    ),
-    "plinth.v1.GatewayService": ("ListModels",),
-    "grpc.health.v1.Health": ("Check",),
-}
+)
 STREAM_WINDOW_BYTES = 128 << 10
 
 
+@cache
+def idempotent_methods() -> frozenset[tuple[str, str]]:
+    """(service, method) of the unary methods that `idempotency_level` says may be sent twice."""
+    files = [import_module(f"{name}_pb2").DESCRIPTOR for name in _SERVICES]
+    return frozenset(
+        (service.full_name, method.name)
+        for file in files
+        for service in file.services_by_name.values()
+        for method in service.methods
+        if method.GetOptions().idempotency_level and not _streams(method)
+    ) | {("grpc.health.v1.Health", "Check")}
+
+
+def _streams(method: MethodDescriptor) -> bool:
+    return bool(method.client_streaming or method.server_streaming)
+
+
 def service_config() -> str:
-    """gRPC service config as JSON: up to 4 attempts within about a second and a half."""
+    """gRPC service config as JSON: up to 4 attempts within about a second and a half, of unary
+    methods that may be sent twice: reads, and writes that are idempotent by an id in them."""
     names = [
-        {"service": service, "method": method}
-        for service, methods in IDEMPOTENT.items()
-        for method in methods
+        {"service": service, "method": method} for service, method in sorted(idempotent_methods())
     ]
     retry = {
         "maxAttempts": 4,

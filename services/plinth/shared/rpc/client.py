@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from plinth.internal.v1 import tokenizer_pb2_grpc
 from plinth.shared.errors import Unavailable
 from plinth.shared.identity import Principal
 from plinth.shared.registry import Registry, Replica
@@ -22,13 +23,13 @@ from plinth.shared.rpc.channel import StageChannel, open_channel, open_transport
 from plinth.shared.settings import Settings
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
-from plinth.v1 import coordinator_pb2_grpc, reward_pb2_grpc, tokenizer_pb2_grpc, trainer_pb2_grpc
+from plinth.v1 import jobs_pb2_grpc, rewards_pb2_grpc, runs_pb2_grpc
 
 if TYPE_CHECKING:
-    from plinth.v1.coordinator_pb2_grpc import CoordinatorServiceAsyncStub
-    from plinth.v1.reward_pb2_grpc import RewardServiceAsyncStub
-    from plinth.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
-    from plinth.v1.trainer_pb2_grpc import TrainerServiceAsyncStub
+    from plinth.internal.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
+    from plinth.v1.jobs_pb2_grpc import JobServiceAsyncStub
+    from plinth.v1.rewards_pb2_grpc import RewardServiceAsyncStub
+    from plinth.v1.runs_pb2_grpc import RunServiceAsyncStub
 
 __all__ = ["StageClients", "open_channel"]
 
@@ -115,20 +116,20 @@ class StageClients:
         channel = self.channel(await self.pick("tokenizer"), principal)
         return tokenizer_pb2_grpc.TokenizerServiceStub(channel)
 
-    async def trainer(self, principal: Principal | None = None) -> TrainerServiceAsyncStub:
+    async def trainer(self, principal: Principal | None = None) -> JobServiceAsyncStub:
         """A stub on the least busy trainer."""
         channel = self.channel(await self.pick("trainer"), principal)
-        return trainer_pb2_grpc.TrainerServiceStub(channel)
+        return jobs_pb2_grpc.JobServiceStub(channel)
 
     async def reward(self, principal: Principal | None = None) -> RewardServiceAsyncStub:
         """A stub on the least busy reward replica."""
         channel = self.channel(await self.pick("reward"), principal)
-        return reward_pb2_grpc.RewardServiceStub(channel)
+        return rewards_pb2_grpc.RewardServiceStub(channel)
 
-    async def coordinator(self, principal: Principal | None = None) -> CoordinatorServiceAsyncStub:
+    async def runs(self, principal: Principal | None = None) -> RunServiceAsyncStub:
         """A stub on a coordinator."""
         channel = self.channel(await self.pick("coordinator"), principal)
-        return coordinator_pb2_grpc.CoordinatorServiceStub(channel)
+        return runs_pb2_grpc.RunServiceStub(channel)
 
     async def close(self) -> None:
         """Closes every channel; calls that still run on them are cancelled."""

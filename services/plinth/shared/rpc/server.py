@@ -34,6 +34,7 @@ from plinth.shared.rpc.wire import Bounds
 from plinth.shared.settings import Settings
 from plinth.shared.settings_sections import RpcSettings, ServerTlsSettings, TlsSettings
 from plinth.shared.telemetry import get_logger
+from plinth.v1 import options_pb2
 
 _log = get_logger("plinth.rpc")
 # Beyond the grace: calls that were cancelled still have to say so.
@@ -45,15 +46,16 @@ _NEVER_MS = (1 << 31) - 1  # gRPC core's word for no limit
 class GrpcService:
     """One service as a server carries it.
 
-    name: full name, "plinth.v1.InferenceService".
+    name: full name, "plinth.internal.v1.InferenceService".
     add: registers the servicer, `lambda server: add_XServicer_to_server(servicer, server)`.
     scopes: scope that each method needs, by method name; "*" for all others; "" is any principal.
+        None: as the proto says (`option (plinth.v1.scope)`).
     validators: by method name, called with each request message; raise InvalidArgument.
     """
 
     name: str
     add: Callable[[grpc.aio.Server], None]
-    scopes: Mapping[str, str]
+    scopes: Mapping[str, str] | None = None
     validators: Mapping[str, Validator] = field(default_factory=dict)
 
     def methods(self) -> list[str]:
@@ -76,7 +78,12 @@ class GrpcService:
 
     def scope(self, method: str) -> str:
         """What `method` needs. FailedPrecondition when nobody said: that is never "nothing"."""
-        scope = self.scopes.get(method, self.scopes.get("*"))
+        if self.scopes is None:
+            options = self._descriptor().methods_by_name[method].GetOptions()
+            said = options.HasExtension(options_pb2.scope)
+            scope = options.Extensions[options_pb2.scope] if said else None
+        else:
+            scope = self.scopes.get(method, self.scopes.get("*"))
         if scope is None:
             raise FailedPrecondition(f"{self.name}/{method} has no scope; name one, or '*'")
         return scope

@@ -128,7 +128,7 @@ class _Reader:
 
 
 def _kind(method: str) -> Descriptor:
-    """What a method ("/plinth.v1.GatewayService/Chat") takes."""
+    """What a method ("/plinth.v1.GenerationService/Chat") takes."""
     name = method.removeprefix("/").replace("/", ".")
     kind: Descriptor = descriptor_pool.Default().FindMethodByName(name).input_type
     return kind

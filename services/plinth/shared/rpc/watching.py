@@ -36,7 +36,7 @@ async def watch(
 ) -> AsyncGenerator[Any, None]:
     """The responses to `request`, each once, over as many replicas of `stage` as it takes.
 
-    method: the multi-callable of a channel, `lambda channel: TrainerServiceStub(channel).WatchJob`.
+    method: the multi-callable of a channel, `lambda channel: JobServiceStub(channel).WatchJob`.
     opened: called once, when a replica has taken the request.
     Raises what the stage answers; before it has begun also Unavailable and other errors of the
     connection, and after that only when nobody goes on for `patience_s`.

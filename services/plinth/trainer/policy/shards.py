@@ -15,6 +15,7 @@ from secrets import token_hex
 from typing import Any
 
 from plinth.engine.request import Sampling
+from plinth.internal.v1 import rollouts_pb2 as pb
 from plinth.models.decoder import Decoder
 from plinth.models.lora import merged_tensors
 from plinth.models.weights import save_tensors, weights_digest
@@ -23,7 +24,6 @@ from plinth.shared.rollout_results import RolloutResults, logprobs, raw_logprobs
 from plinth.shared.rollouts import RolloutTasks
 from plinth.shared.storage import Storage
 from plinth.trainer.policy.rollouts import Order, Rollout, RolloutSampler
-from plinth.v1 import rollouts_pb2 as pb
 
 
 class ShardSampler(RolloutSampler):

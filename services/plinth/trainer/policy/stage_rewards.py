@@ -20,7 +20,7 @@ from plinth.shared.errors import DeadlineExceeded, FailedPrecondition
 from plinth.shared.rewards import RewardTasks, divided
 from plinth.shared.rollouts import StopAsked
 from plinth.trainer.policy.rollouts import Rollout
-from plinth.v1 import reward_pb2 as pb
+from plinth.v1 import rewards_pb2 as pb
 
 _LOOK_S = 2.0  # how often it is asked whether the run is to stop
 _PATIENCE_S = 600.0

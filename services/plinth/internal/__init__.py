@@ -1,0 +1,1 @@
+"""What stages say to one another; no client reaches it."""
