@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from plinth.shared.stage import StageContext
 
 _log = get_logger("plinth.coordinator")
-_RUN_ID_CHARS = 40
-# How long pause, resume and cancel wait to show their effect; it comes anyway.
-_EFFECT_S = 3.0
 
 
 def build(context: StageContext, **_options: Any) -> CoordinatorFront:
@@ -48,7 +45,7 @@ class CoordinatorFront:
     stage = "coordinator"
 
     def __init__(self, context: StageContext) -> None:
-        self._redis = context.redis
+        self._redis, self._secret = context.redis, context.token
         self._records = RunRecords(context.redis)
         self._feed = ChangeFeed(context.redis, redis_keys.run_events())
         deployments = DeploymentRecords(context.store)
@@ -75,7 +72,7 @@ class CoordinatorFront:
 
     def services(self) -> Sequence[GrpcService]:
         return [
-            RunServicer(self._records, self._feed, self._tools).service(),
+            RunServicer(self._records, self._feed, self._tools, self._secret).service(),
             DeploymentServicer(self._tools).service(),
             ArtifactServicer(self._tools.store).service(),
             self._preferences.service(),

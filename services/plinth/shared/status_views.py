@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from plinth.shared.api.enums import word
 from plinth.v1 import operations_pb2, runs_pb2
 
 Json = dict[str, Any]
@@ -65,11 +66,11 @@ def canary(one: operations_pb2.CanaryStatus) -> Json:
 def run(one: runs_pb2.Run) -> Json:
     """How far it is."""
     return {
-        "run_id": one.run_id,
-        "name": one.name,
-        "state": runs_pb2.RunState.Name(one.state).removeprefix("RUN_STATE_").lower(),
-        "steps_done": sum(step.state in _DONE for step in one.steps),
-        "steps": len(one.steps),
+        "run_id": one.name.removeprefix("runs/"),
+        "name": one.status.display_name,
+        "state": word(runs_pb2.RunState, one.status.state),
+        "steps_done": sum(step.state in _DONE for step in one.status.steps),
+        "steps": len(one.status.steps),
     }
 
 

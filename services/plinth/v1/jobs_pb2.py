@@ -22,12 +22,15 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from plinth.v1 import artifacts_pb2 as plinth_dot_v1_dot_artifacts__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from plinth.v1 import options_pb2 as plinth_dot_v1_dot_options__pb2
+from plinth.v1 import owner_pb2 as plinth_dot_v1_dot_owner__pb2
 from plinth.v1 import rewards_pb2 as plinth_dot_v1_dot_rewards__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14plinth/v1/jobs.proto\x12\tplinth.v1\x1a\x19plinth/v1/artifacts.proto\x1a\x17plinth/v1/options.proto\x1a\x17plinth/v1/rewards.proto\"\xb3\x02\n\x0bPrepareSpec\x12\x12\n\ncorpus_dir\x18\x01 \x01(\t\x12\x0f\n\x07\x62uiltin\x18\x02 \x01(\t\x12\x11\n\ttokenizer\x18\x03 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x04 \x01(\t\x12 \n\x13validation_fraction\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tmax_bytes\x18\x06 \x01(\x04\x12\x0f\n\x07samples\x18\x07 \x01(\t\x12\x11\n\tselection\x18\x08 \x01(\t\x12\x0e\n\x06margin\x18\t \x01(\x01\x12\x0f\n\x07prompts\x18\n \x01(\t\x12\x0c\n\x04ties\x18\x0b \x01(\t\x12\x19\n\x0cmax_left_out\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08passages\x18\r \x01(\tB\x16\n\x14_validation_fractionB\x0f\n\r_max_left_out\"\x9b\x01\n\tModelSpec\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0e\n\x06hidden\x18\x03 \x01(\r\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x14\n\x0cintermediate\x18\x06 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x07 \x01(\r\x12\x16\n\x0etie_embeddings\x18\x08 \x01(\x08\"\xbc\x01\n\x08PairSpec\x12\x11\n\x04\x62\x65ta\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04loss\x18\x02 \x01(\t\x12\x17\n\x0flabel_smoothing\x18\x03 \x01(\x01\x12\x19\n\x11likelihood_weight\x18\x04 \x01(\x01\x12\x10\n\x08\x63\x65ntring\x18\x05 \x01(\x01\x12\x0e\n\x06margin\x18\x06 \x01(\x01\x12\x1c\n\x0fmax_chosen_drop\x18\x07 \x01(\x01H\x01\x88\x01\x01\x42\x07\n\x05_betaB\x12\n\x10_max_chosen_drop\"\xf7\x06\n\nPolicySpec\x12\x0f\n\x07samples\x18\x01 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\r\x12\x13\n\x0bminibatches\x18\x05 \x01(\r\x12\x15\n\x08\x63lip_low\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tclip_high\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0e\x65ntropy_weight\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x1b\n\x0ekl_coefficient\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x16\n\tkl_target\x18\n \x01(\x01H\x05\x88\x01\x01\x12\x14\n\x0ckl_estimator\x18\x0b \x01(\t\x12\r\n\x05kl_in\x18\x0c \x01(\t\x12\x12\n\x05gamma\x18\r \x01(\x01H\x06\x88\x01\x01\x12\x10\n\x03lam\x18\x0e \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11whiten_advantages\x18\x0f \x01(\x08H\x08\x88\x01\x01\x12\x1b\n\x0ewhiten_rewards\x18\x10 \x01(\x08H\t\x88\x01\x01\x12\x13\n\x06\x62y_std\x18\x11 \x01(\x08H\n\x88\x01\x01\x12\x11\n\tnormalise\x18\x12 \x01(\t\x12 \n\x13missing_eos_penalty\x18\x13 \x01(\x01H\x0b\x88\x01\x01\x12\x16\n\tbootstrap\x18\x14 \x01(\x08H\x0c\x88\x01\x01\x12\x14\n\x07stop_kl\x18\x15 \x01(\x01H\r\x88\x01\x01\x12\x19\n\x0ckl_explosion\x18\x16 \x01(\x01H\x0e\x88\x01\x01\x12\x10\n\x08rollouts\x18\x17 \x01(\t\x12\r\n\x05\x61head\x18\x18 \x01(\r\x12\x1b\n\x0eimportance_cap\x18\x19 \x01(\x01H\x0f\x88\x01\x01\x12\x1a\n\rmax_update_kl\x18\x1a \x01(\x01H\x10\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x0b\n\t_clip_lowB\x0c\n\n_clip_highB\x11\n\x0f_entropy_weightB\x11\n\x0f_kl_coefficientB\x0c\n\n_kl_targetB\x08\n\x06_gammaB\x06\n\x04_lamB\x14\n\x12_whiten_advantagesB\x11\n\x0f_whiten_rewardsB\t\n\x07_by_stdB\x16\n\x14_missing_eos_penaltyB\x0c\n\n_bootstrapB\n\n\x08_stop_klB\x0f\n\r_kl_explosionB\x11\n\x0f_importance_capB\x10\n\x0e_max_update_kl\"h\n\x08LoraSpec\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\x05\x61lpha\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07\x64ropout\x18\x03 \x01(\x01\x12\x0f\n\x07targets\x18\x04 \x03(\t\x12\x0e\n\x06rslora\x18\x05 \x01(\x08\x42\x08\n\x06_alpha\"\xe3\x05\n\tTrainSpec\x12\x11\n\tobjective\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x11\n\tinit_from\x18\x03 \x01(\t\x12#\n\x05model\x18\x04 \x01(\x0b\x32\x14.plinth.v1.ModelSpec\x12\x17\n\x0fsequence_length\x18\x05 \x01(\r\x12\x12\n\nbatch_size\x18\x06 \x01(\r\x12\x18\n\x10micro_batch_size\x18\x07 \x01(\r\x12\r\n\x05steps\x18\x08 \x01(\x04\x12\x13\n\x0bmax_seconds\x18\t \x01(\x01\x12\x15\n\rlearning_rate\x18\n \x01(\x01\x12\x10\n\x08schedule\x18\x0b \x01(\t\x12\x1c\n\x0fwarmup_fraction\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x63\x61y_fraction\x18\r \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x0e \x01(\x01H\x02\x88\x01\x01\x12\x16\n\tclip_norm\x18\x0f \x01(\x01H\x03\x88\x01\x01\x12\x11\n\tprecision\x18\x10 \x01(\t\x12\x0c\n\x04seed\x18\x11 \x01(\x04\x12\x0f\n\x07workers\x18\x12 \x01(\r\x12\x18\n\x10\x63heckpoint_every\x18\x13 \x01(\x04\x12\x12\n\neval_every\x18\x14 \x01(\x04\x12\"\n\x05pairs\x18\x15 \x01(\x0b\x32\x13.plinth.v1.PairSpec\x12%\n\x06policy\x18\x16 \x01(\x0b\x32\x15.plinth.v1.PolicySpec\x12\x0e\n\x06reward\x18\x17 \x01(\t\x12!\n\x04lora\x18\x18 \x01(\x0b\x32\x13.plinth.v1.LoraSpec\x12(\n\x07rewards\x18\x19 \x03(\x0b\x32\x17.plinth.v1.RewardSource\x12\x19\n\x0cmax_left_out\x18\x1a \x01(\x01H\x04\x88\x01\x01\x42\x12\n\x10_warmup_fractionB\x11\n\x0f_decay_fractionB\x0f\n\r_weight_decayB\x0c\n\n_clip_normB\x0f\n\r_max_left_out\"\x91\x01\n\x0b\x43ompareSpec\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x0e\n\x06reward\x18\x03 \x01(\t\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\r\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07prompts\x18\x06 \x01(\rB\x0e\n\x0c_temperature\"\xa3\x01\n\x07JobSpec\x12\x13\n\x0boutput_name\x18\x01 \x01(\t\x12)\n\x07prepare\x18\x02 \x01(\x0b\x32\x16.plinth.v1.PrepareSpecH\x00\x12%\n\x05train\x18\x03 \x01(\x0b\x32\x14.plinth.v1.TrainSpecH\x00\x12)\n\x07\x63ompare\x18\x04 \x01(\x0b\x32\x16.plinth.v1.CompareSpecH\x00\x42\x06\n\x04spec\"\xd8\x02\n\x0bJobProgress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x11\n\tgrad_norm\x18\x06 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x07 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x08 \x01(\x01\x12%\n\x18validation_bits_per_byte\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04note\x18\n \x01(\t\x12\x34\n\x07\x66igures\x18\x0b \x03(\x0b\x32#.plinth.v1.JobProgress.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x1b\n\x19_validation_bits_per_byte\"\x9b\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.JobSpec\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.plinth.v1.JobState\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x16.plinth.v1.JobProgress\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12%\n\x08\x61rtifact\x18\x06 \x01(\x0b\x32\x13.plinth.v1.Artifact\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12\x19\n\x11submitted_unix_ms\x18\x08 \x01(\x03\x12\x17\n\x0fstarted_unix_ms\x18\t \x01(\x03\x12\x18\n\x10\x66inished_unix_ms\x18\n \x01(\x03\"D\n\x10SubmitJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.JobSpec\"0\n\x11SubmitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\" \n\x0fListJobsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"0\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.plinth.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\"7\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"E\n\x10WatchJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\x12\x14\n\x0cresume_token\x18\x02 \x01(\t*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xa5\x03\n\nJobService\x12S\n\tSubmitJob\x12\x1b.plinth.v1.SubmitJobRequest\x1a\x1c.plinth.v1.SubmitJobResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04jobs\x12J\n\x06GetJob\x12\x18.plinth.v1.GetJobRequest\x1a\x19.plinth.v1.GetJobResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04jobs\x12P\n\x08ListJobs\x12\x1a.plinth.v1.ListJobsRequest\x1a\x1b.plinth.v1.ListJobsResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04jobs\x12S\n\tCancelJob\x12\x1b.plinth.v1.CancelJobRequest\x1a\x1c.plinth.v1.CancelJobResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04jobs\x12O\n\x08WatchJob\x12\x1a.plinth.v1.WatchJobRequest\x1a\x1b.plinth.v1.WatchJobResponse\"\x08\x8a\xb5\x18\x04jobs0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14plinth/v1/jobs.proto\x12\tplinth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plinth/v1/options.proto\x1a\x15plinth/v1/owner.proto\x1a\x17plinth/v1/rewards.proto\"\x92\x03\n\x0bPrepareSpec\x12\x14\n\ncorpus_dir\x18\x01 \x01(\tH\x00\x12\x11\n\x07\x62uiltin\x18\x02 \x01(\tH\x00\x12\x10\n\x06\x63orpus\x18\x04 \x01(\tH\x00\x12\x11\n\x07samples\x18\x07 \x01(\tH\x00\x12\x11\n\x07prompts\x18\n \x01(\tH\x00\x12\x11\n\ttokenizer\x18\x03 \x01(\t\x12 \n\x13validation_fraction\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tmax_bytes\x18\x06 \x01(\x04\x12-\n\tselection\x18\x08 \x01(\x0e\x32\x1a.plinth.v1.SampleSelection\x12\x0e\n\x06margin\x18\t \x01(\x01\x12#\n\x04ties\x18\x0b \x01(\x0e\x32\x15.plinth.v1.SampleTies\x12\x19\n\x0cmax_left_out\x18\x0c \x01(\x01H\x02\x88\x01\x01\x12(\n\x08passages\x18\r \x01(\x0e\x32\x16.plinth.v1.PassageFormB\x08\n\x06sourceB\x16\n\x14_validation_fractionB\x0f\n\r_max_left_out\"\xb3\x01\n\tModelSpec\x12&\n\x06\x66\x61mily\x18\x01 \x01(\x0e\x32\x16.plinth.v1.ModelFamily\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0e\n\x06hidden\x18\x03 \x01(\r\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x14\n\x0cintermediate\x18\x06 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x07 \x01(\r\x12\x16\n\x0etie_embeddings\x18\x08 \x01(\x08\"\xd1\x01\n\x08PairSpec\x12\x11\n\x04\x62\x65ta\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12!\n\x04loss\x18\x02 \x01(\x0e\x32\x13.plinth.v1.PairLoss\x12\x17\n\x0flabel_smoothing\x18\x03 \x01(\x01\x12\x19\n\x11likelihood_weight\x18\x04 \x01(\x01\x12\x10\n\x08\x63\x65ntring\x18\x05 \x01(\x01\x12\x0e\n\x06margin\x18\x06 \x01(\x01\x12\x1c\n\x0fmax_chosen_drop\x18\x07 \x01(\x01H\x01\x88\x01\x01\x42\x07\n\x05_betaB\x12\n\x10_max_chosen_drop\"\xda\x07\n\nPolicySpec\x12\x0f\n\x07samples\x18\x01 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\r\x12\x13\n\x0bminibatches\x18\x05 \x01(\r\x12\x15\n\x08\x63lip_low\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tclip_high\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0e\x65ntropy_weight\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x1b\n\x0ekl_coefficient\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x16\n\tkl_target\x18\n \x01(\x01H\x05\x88\x01\x01\x12,\n\x0ckl_estimator\x18\x0b \x01(\x0e\x32\x16.plinth.v1.KlEstimator\x12%\n\x05kl_in\x18\x0c \x01(\x0e\x32\x16.plinth.v1.KlPlacement\x12\x12\n\x05gamma\x18\r \x01(\x01H\x06\x88\x01\x01\x12\x10\n\x03lam\x18\x0e \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11whiten_advantages\x18\x0f \x01(\x08H\x08\x88\x01\x01\x12\x1b\n\x0ewhiten_rewards\x18\x10 \x01(\x08H\t\x88\x01\x01\x12\x13\n\x06\x62y_std\x18\x11 \x01(\x08H\n\x88\x01\x01\x12*\n\tnormalise\x18\x12 \x01(\x0e\x32\x17.plinth.v1.AnswerWeight\x12 \n\x13missing_eos_penalty\x18\x13 \x01(\x01H\x0b\x88\x01\x01\x12\x16\n\tbootstrap\x18\x14 \x01(\x08H\x0c\x88\x01\x01\x12\x14\n\x07stop_kl\x18\x15 \x01(\x01H\r\x88\x01\x01\x12\x19\n\x0ckl_explosion\x18\x16 \x01(\x01H\x0e\x88\x01\x01\x12*\n\x08rollouts\x18\x17 \x01(\x0e\x32\x18.plinth.v1.RolloutSource\x12\r\n\x05\x61head\x18\x18 \x01(\r\x12\x1b\n\x0eimportance_cap\x18\x19 \x01(\x01H\x0f\x88\x01\x01\x12\x1a\n\rmax_update_kl\x18\x1a \x01(\x01H\x10\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x0b\n\t_clip_lowB\x0c\n\n_clip_highB\x11\n\x0f_entropy_weightB\x11\n\x0f_kl_coefficientB\x0c\n\n_kl_targetB\x08\n\x06_gammaB\x06\n\x04_lamB\x14\n\x12_whiten_advantagesB\x11\n\x0f_whiten_rewardsB\t\n\x07_by_stdB\x16\n\x14_missing_eos_penaltyB\x0c\n\n_bootstrapB\n\n\x08_stop_klB\x0f\n\r_kl_explosionB\x11\n\x0f_importance_capB\x10\n\x0e_max_update_kl\"h\n\x08LoraSpec\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\x05\x61lpha\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07\x64ropout\x18\x03 \x01(\x01\x12\x0f\n\x07targets\x18\x04 \x03(\t\x12\x0e\n\x06rslora\x18\x05 \x01(\x08\x42\x08\n\x06_alpha\"\xd9\x06\n\tTrainSpec\x12\'\n\tobjective\x18\x01 \x01(\x0e\x32\x14.plinth.v1.Objective\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x13\n\tinit_from\x18\x03 \x01(\tH\x00\x12%\n\x05model\x18\x04 \x01(\x0b\x32\x14.plinth.v1.ModelSpecH\x00\x12\x17\n\x0fsequence_length\x18\x05 \x01(\r\x12\x12\n\nbatch_size\x18\x06 \x01(\r\x12\x18\n\x10micro_batch_size\x18\x07 \x01(\r\x12\r\n\x05steps\x18\x08 \x01(\x04\x12/\n\x0cmax_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rlearning_rate\x18\n \x01(\x01\x12\x31\n\x08schedule\x18\x0b \x01(\x0e\x32\x1f.plinth.v1.LearningRateSchedule\x12\x1c\n\x0fwarmup_fraction\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x63\x61y_fraction\x18\r \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x0e \x01(\x01H\x03\x88\x01\x01\x12\x16\n\tclip_norm\x18\x0f \x01(\x01H\x04\x88\x01\x01\x12\'\n\tprecision\x18\x10 \x01(\x0e\x32\x14.plinth.v1.Precision\x12\x0c\n\x04seed\x18\x11 \x01(\x04\x12\x0f\n\x07workers\x18\x12 \x01(\r\x12\x18\n\x10\x63heckpoint_every\x18\x13 \x01(\x04\x12\x12\n\neval_every\x18\x14 \x01(\x04\x12\"\n\x05pairs\x18\x15 \x01(\x0b\x32\x13.plinth.v1.PairSpec\x12%\n\x06policy\x18\x16 \x01(\x0b\x32\x15.plinth.v1.PolicySpec\x12\x0e\n\x06reward\x18\x17 \x01(\t\x12!\n\x04lora\x18\x18 \x01(\x0b\x32\x13.plinth.v1.LoraSpec\x12(\n\x07rewards\x18\x19 \x03(\x0b\x32\x17.plinth.v1.RewardSource\x12\x19\n\x0cmax_left_out\x18\x1a \x01(\x01H\x05\x88\x01\x01\x42\x07\n\x05startB\x12\n\x10_warmup_fractionB\x11\n\x0f_decay_fractionB\x0f\n\r_weight_decayB\x0c\n\n_clip_normB\x0f\n\r_max_left_out\"\x91\x01\n\x0b\x43ompareSpec\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x0e\n\x06reward\x18\x03 \x01(\t\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\r\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07prompts\x18\x06 \x01(\rB\x0e\n\x0c_temperature\"\xa3\x01\n\x07JobSpec\x12\x13\n\x0boutput_name\x18\x01 \x01(\t\x12)\n\x07prepare\x18\x02 \x01(\x0b\x32\x16.plinth.v1.PrepareSpecH\x00\x12%\n\x05train\x18\x03 \x01(\x0b\x32\x14.plinth.v1.TrainSpecH\x00\x12)\n\x07\x63ompare\x18\x04 \x01(\x0b\x32\x16.plinth.v1.CompareSpecH\x00\x42\x06\n\x04work\"\x93\x03\n\x0bJobProgress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12%\n\x04unit\x18\x03 \x01(\x0e\x32\x17.plinth.v1.ProgressUnit\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x11\n\tgrad_norm\x18\x06 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x07 \x01(\x01\x12\x35\n\x12remaining_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x18validation_bits_per_byte\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04note\x18\n \x01(\t\x12\x34\n\x07\x66igures\x18\x0b \x03(\x0b\x32#.plinth.v1.JobProgress.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x1b\n\x19_validation_bits_per_byte\"\xde\x01\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.JobSpec\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x14.plinth.v1.JobStatus\x12\x1f\n\x05owner\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Owner\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x02\n\tJobStatus\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.plinth.v1.JobState\x12(\n\x08progress\x18\x02 \x01(\x0b\x32\x16.plinth.v1.JobProgress\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x04 \x01(\t\x12(\n\x07metrics\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x10\x43reateJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1b\n\x03job\x18\x02 \x01(\x0b\x32\x0e.plinth.v1.Job\"0\n\x11\x43reateJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\"H\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.plinth.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x13\n\x11\x44\x65leteJobResponse\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\"5\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"E\n\x10WatchJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Job\x12\x14\n\x0cresume_token\x18\x02 \x01(\t*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*\x87\x01\n\x0fSampleSelection\x12 \n\x1cSAMPLE_SELECTION_UNSPECIFIED\x10\x00\x12\x1d\n\x19SAMPLE_SELECTION_EXTREMES\x10\x01\x12\x18\n\x14SAMPLE_SELECTION_ALL\x10\x02\x12\x19\n\x15SAMPLE_SELECTION_BEST\x10\x03*X\n\nSampleTies\x12\x1b\n\x17SAMPLE_TIES_UNSPECIFIED\x10\x00\x12\x15\n\x11SAMPLE_TIES_FIRST\x10\x01\x12\x16\n\x12SAMPLE_TIES_LIKELY\x10\x02*[\n\x0bPassageForm\x12\x1c\n\x18PASSAGE_FORM_UNSPECIFIED\x10\x00\x12\x16\n\x12PASSAGE_FORM_CHATS\x10\x01\x12\x16\n\x12PASSAGE_FORM_PAIRS\x10\x02*Z\n\x0bModelFamily\x12\x1c\n\x18MODEL_FAMILY_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_FAMILY_LLAMA\x10\x01\x12\x15\n\x11MODEL_FAMILY_GPT2\x10\x02*\xb0\x01\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x11\n\rOBJECTIVE_CLM\x10\x01\x12\x11\n\rOBJECTIVE_SFT\x10\x02\x12\x11\n\rOBJECTIVE_DPO\x10\x03\x12\x14\n\x10OBJECTIVE_REWARD\x10\x04\x12\x11\n\rOBJECTIVE_PPO\x10\x05\x12\x12\n\x0eOBJECTIVE_GRPO\x10\x06\x12\x12\n\x0eOBJECTIVE_RLOO\x10\x07*\x81\x01\n\x14LearningRateSchedule\x12&\n\"LEARNING_RATE_SCHEDULE_UNSPECIFIED\x10\x00\x12!\n\x1dLEARNING_RATE_SCHEDULE_COSINE\x10\x01\x12\x1e\n\x1aLEARNING_RATE_SCHEDULE_WSD\x10\x02*b\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_FP32\x10\x01\x12\x12\n\x0ePRECISION_BF16\x10\x02\x12\x12\n\x0ePRECISION_AUTO\x10\x03*O\n\x08PairLoss\x12\x19\n\x15PAIR_LOSS_UNSPECIFIED\x10\x00\x12\x15\n\x11PAIR_LOSS_SIGMOID\x10\x01\x12\x11\n\rPAIR_LOSS_IPO\x10\x02*j\n\x0bKlEstimator\x12\x1c\n\x18KL_ESTIMATOR_UNSPECIFIED\x10\x00\x12\x13\n\x0fKL_ESTIMATOR_K1\x10\x01\x12\x13\n\x0fKL_ESTIMATOR_K2\x10\x02\x12\x13\n\x0fKL_ESTIMATOR_K3\x10\x03*[\n\x0bKlPlacement\x12\x1c\n\x18KL_PLACEMENT_UNSPECIFIED\x10\x00\x12\x17\n\x13KL_PLACEMENT_REWARD\x10\x01\x12\x15\n\x11KL_PLACEMENT_LOSS\x10\x02*~\n\x0c\x41nswerWeight\x12\x1d\n\x19\x41NSWER_WEIGHT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41NSWER_WEIGHT_TOKENS\x10\x01\x12\x19\n\x15\x41NSWER_WEIGHT_ANSWERS\x10\x02\x12\x1a\n\x16\x41NSWER_WEIGHT_CONSTANT\x10\x03*d\n\rRolloutSource\x12\x1e\n\x1aROLLOUT_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROLLOUT_SOURCE_LOCAL\x10\x01\x12\x19\n\x15ROLLOUT_SOURCE_SHARDS\x10\x02*]\n\x0cProgressUnit\x12\x1d\n\x19PROGRESS_UNIT_UNSPECIFIED\x10\x00\x12\x16\n\x12PROGRESS_UNIT_STEP\x10\x01\x12\x16\n\x12PROGRESS_UNIT_BYTE\x10\x02\x32\xfa\x03\n\nJobService\x12S\n\tCreateJob\x12\x1b.plinth.v1.CreateJobRequest\x1a\x1c.plinth.v1.CreateJobResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04jobs\x12J\n\x06GetJob\x12\x18.plinth.v1.GetJobRequest\x1a\x19.plinth.v1.GetJobResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04jobs\x12P\n\x08ListJobs\x12\x1a.plinth.v1.ListJobsRequest\x1a\x1b.plinth.v1.ListJobsResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04jobs\x12S\n\tDeleteJob\x12\x1b.plinth.v1.DeleteJobRequest\x1a\x1c.plinth.v1.DeleteJobResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04jobs\x12S\n\tCancelJob\x12\x1b.plinth.v1.CancelJobRequest\x1a\x1c.plinth.v1.CancelJobResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04jobs\x12O\n\x08WatchJob\x12\x1a.plinth.v1.WatchJobRequest\x1a\x1b.plinth.v1.WatchJobResponse\"\x08\x8a\xb5\x18\x04jobs0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,60 +39,94 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBPROGRESS_FIGURESENTRY']._loaded_options = None
   _globals['_JOBPROGRESS_FIGURESENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSERVICE'].methods_by_name['SubmitJob']._loaded_options = None
-  _globals['_JOBSERVICE'].methods_by_name['SubmitJob']._serialized_options = b'\220\002\002\212\265\030\004jobs'
+  _globals['_JOBSERVICE'].methods_by_name['CreateJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\220\002\002\212\265\030\004jobs'
   _globals['_JOBSERVICE'].methods_by_name['GetJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['GetJob']._serialized_options = b'\220\002\001\212\265\030\004jobs'
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\220\002\001\212\265\030\004jobs'
+  _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._serialized_options = b'\220\002\002\212\265\030\004jobs'
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\220\002\002\212\265\030\004jobs'
   _globals['_JOBSERVICE'].methods_by_name['WatchJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['WatchJob']._serialized_options = b'\212\265\030\004jobs'
-  _globals['_JOBSTATE']._serialized_start=3955
-  _globals['_JOBSTATE']._serialized_end=4109
-  _globals['_PREPARESPEC']._serialized_start=113
-  _globals['_PREPARESPEC']._serialized_end=420
-  _globals['_MODELSPEC']._serialized_start=423
-  _globals['_MODELSPEC']._serialized_end=578
-  _globals['_PAIRSPEC']._serialized_start=581
-  _globals['_PAIRSPEC']._serialized_end=769
-  _globals['_POLICYSPEC']._serialized_start=772
-  _globals['_POLICYSPEC']._serialized_end=1659
-  _globals['_LORASPEC']._serialized_start=1661
-  _globals['_LORASPEC']._serialized_end=1765
-  _globals['_TRAINSPEC']._serialized_start=1768
-  _globals['_TRAINSPEC']._serialized_end=2507
-  _globals['_COMPARESPEC']._serialized_start=2510
-  _globals['_COMPARESPEC']._serialized_end=2655
-  _globals['_JOBSPEC']._serialized_start=2658
-  _globals['_JOBSPEC']._serialized_end=2821
-  _globals['_JOBPROGRESS']._serialized_start=2824
-  _globals['_JOBPROGRESS']._serialized_end=3168
-  _globals['_JOBPROGRESS_FIGURESENTRY']._serialized_start=3093
-  _globals['_JOBPROGRESS_FIGURESENTRY']._serialized_end=3139
-  _globals['_JOB']._serialized_start=3171
-  _globals['_JOB']._serialized_end=3454
-  _globals['_SUBMITJOBREQUEST']._serialized_start=3456
-  _globals['_SUBMITJOBREQUEST']._serialized_end=3524
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=3526
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=3574
-  _globals['_GETJOBREQUEST']._serialized_start=3576
-  _globals['_GETJOBREQUEST']._serialized_end=3607
-  _globals['_GETJOBRESPONSE']._serialized_start=3609
-  _globals['_GETJOBRESPONSE']._serialized_end=3654
-  _globals['_LISTJOBSREQUEST']._serialized_start=3656
-  _globals['_LISTJOBSREQUEST']._serialized_end=3688
-  _globals['_LISTJOBSRESPONSE']._serialized_start=3690
-  _globals['_LISTJOBSRESPONSE']._serialized_end=3738
-  _globals['_CANCELJOBREQUEST']._serialized_start=3740
-  _globals['_CANCELJOBREQUEST']._serialized_end=3774
-  _globals['_CANCELJOBRESPONSE']._serialized_start=3776
-  _globals['_CANCELJOBRESPONSE']._serialized_end=3824
-  _globals['_WATCHJOBREQUEST']._serialized_start=3826
-  _globals['_WATCHJOBREQUEST']._serialized_end=3881
-  _globals['_WATCHJOBRESPONSE']._serialized_start=3883
-  _globals['_WATCHJOBRESPONSE']._serialized_end=3952
-  _globals['_JOBSERVICE']._serialized_start=4112
-  _globals['_JOBSERVICE']._serialized_end=4533
+  _globals['_JOBSTATE']._serialized_start=4812
+  _globals['_JOBSTATE']._serialized_end=4966
+  _globals['_SAMPLESELECTION']._serialized_start=4969
+  _globals['_SAMPLESELECTION']._serialized_end=5104
+  _globals['_SAMPLETIES']._serialized_start=5106
+  _globals['_SAMPLETIES']._serialized_end=5194
+  _globals['_PASSAGEFORM']._serialized_start=5196
+  _globals['_PASSAGEFORM']._serialized_end=5287
+  _globals['_MODELFAMILY']._serialized_start=5289
+  _globals['_MODELFAMILY']._serialized_end=5379
+  _globals['_OBJECTIVE']._serialized_start=5382
+  _globals['_OBJECTIVE']._serialized_end=5558
+  _globals['_LEARNINGRATESCHEDULE']._serialized_start=5561
+  _globals['_LEARNINGRATESCHEDULE']._serialized_end=5690
+  _globals['_PRECISION']._serialized_start=5692
+  _globals['_PRECISION']._serialized_end=5790
+  _globals['_PAIRLOSS']._serialized_start=5792
+  _globals['_PAIRLOSS']._serialized_end=5871
+  _globals['_KLESTIMATOR']._serialized_start=5873
+  _globals['_KLESTIMATOR']._serialized_end=5979
+  _globals['_KLPLACEMENT']._serialized_start=5981
+  _globals['_KLPLACEMENT']._serialized_end=6072
+  _globals['_ANSWERWEIGHT']._serialized_start=6074
+  _globals['_ANSWERWEIGHT']._serialized_end=6200
+  _globals['_ROLLOUTSOURCE']._serialized_start=6202
+  _globals['_ROLLOUTSOURCE']._serialized_end=6302
+  _globals['_PROGRESSUNIT']._serialized_start=6304
+  _globals['_PROGRESSUNIT']._serialized_end=6397
+  _globals['_PREPARESPEC']._serialized_start=204
+  _globals['_PREPARESPEC']._serialized_end=606
+  _globals['_MODELSPEC']._serialized_start=609
+  _globals['_MODELSPEC']._serialized_end=788
+  _globals['_PAIRSPEC']._serialized_start=791
+  _globals['_PAIRSPEC']._serialized_end=1000
+  _globals['_POLICYSPEC']._serialized_start=1003
+  _globals['_POLICYSPEC']._serialized_end=1989
+  _globals['_LORASPEC']._serialized_start=1991
+  _globals['_LORASPEC']._serialized_end=2095
+  _globals['_TRAINSPEC']._serialized_start=2098
+  _globals['_TRAINSPEC']._serialized_end=2955
+  _globals['_COMPARESPEC']._serialized_start=2958
+  _globals['_COMPARESPEC']._serialized_end=3103
+  _globals['_JOBSPEC']._serialized_start=3106
+  _globals['_JOBSPEC']._serialized_end=3269
+  _globals['_JOBPROGRESS']._serialized_start=3272
+  _globals['_JOBPROGRESS']._serialized_end=3675
+  _globals['_JOBPROGRESS_FIGURESENTRY']._serialized_start=3600
+  _globals['_JOBPROGRESS_FIGURESENTRY']._serialized_end=3646
+  _globals['_JOB']._serialized_start=3678
+  _globals['_JOB']._serialized_end=3900
+  _globals['_JOBSTATUS']._serialized_start=3903
+  _globals['_JOBSTATUS']._serialized_end=4179
+  _globals['_CREATEJOBREQUEST']._serialized_start=4181
+  _globals['_CREATEJOBREQUEST']._serialized_end=4244
+  _globals['_CREATEJOBRESPONSE']._serialized_start=4246
+  _globals['_CREATEJOBRESPONSE']._serialized_end=4294
+  _globals['_GETJOBREQUEST']._serialized_start=4296
+  _globals['_GETJOBREQUEST']._serialized_end=4325
+  _globals['_GETJOBRESPONSE']._serialized_start=4327
+  _globals['_GETJOBRESPONSE']._serialized_end=4372
+  _globals['_LISTJOBSREQUEST']._serialized_start=4374
+  _globals['_LISTJOBSREQUEST']._serialized_end=4446
+  _globals['_LISTJOBSRESPONSE']._serialized_start=4448
+  _globals['_LISTJOBSRESPONSE']._serialized_end=4521
+  _globals['_DELETEJOBREQUEST']._serialized_start=4523
+  _globals['_DELETEJOBREQUEST']._serialized_end=4578
+  _globals['_DELETEJOBRESPONSE']._serialized_start=4580
+  _globals['_DELETEJOBRESPONSE']._serialized_end=4599
+  _globals['_CANCELJOBREQUEST']._serialized_start=4601
+  _globals['_CANCELJOBREQUEST']._serialized_end=4633
+  _globals['_CANCELJOBRESPONSE']._serialized_start=4635
+  _globals['_CANCELJOBRESPONSE']._serialized_end=4683
+  _globals['_WATCHJOBREQUEST']._serialized_start=4685
+  _globals['_WATCHJOBREQUEST']._serialized_end=4738
+  _globals['_WATCHJOBRESPONSE']._serialized_start=4740
+  _globals['_WATCHJOBRESPONSE']._serialized_end=4809
+  _globals['_JOBSERVICE']._serialized_start=6400
+  _globals['_JOBSERVICE']._serialized_end=6906
 # @@protoc_insertion_point(module_scope)
