@@ -30,7 +30,7 @@ def test_put_list_delete(records: DeploymentRecords, store: ArtifactStore) -> No
         name="chat", artifact="model@2", shards=1, kv_cache_bytes=1 << 40
     )
     assert put.revision == 1
-    same = DeploymentRecord(name="chat", artifact="model@2", kv_cache_bytes=1 << 40, ready_shards=3)
+    same = DeploymentRecord(name="chat", artifact="model", kv_cache_bytes=1 << 40, shards=1)
     assert records.put(same).revision == 1, "what is wanted already is no change"
     records.put(DeploymentRecord(name="chat", artifact="model@1", shards=2))
     records.put(DeploymentRecord(name="beta", artifact="model"))
