@@ -100,7 +100,8 @@ def import_adapter(
 
     base: reference of a model artifact, whose tokenizer and types the result has. dtype: see
     `dtypes.parse_dtype`. origin, parents: as in `import_model`. The result is found, not made, when
-    this adapter was merged into this base before. Raises what `merging.merge` and the store raise; nothing is left behind then.
+    this adapter was merged into this base before. Raises what `merging.merge` and the store raise;
+    nothing is left behind then.
     """
     check_name(name, "name")
     record = store.get(base)
