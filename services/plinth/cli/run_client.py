@@ -72,7 +72,7 @@ class RunClient(GatewayConnection):
         self._call(self._stub.DeleteRun, runs_pb2.DeleteRunRequest(name=f"runs/{run_id}"))
 
     def artifact(self, reference: str) -> artifacts_pb2.Artifact:
-        request = artifacts_pb2.GetArtifactRequest(reference=reference)
+        request = artifacts_pb2.GetArtifactRequest(name=f"artifacts/{reference}")
         artifact: artifacts_pb2.Artifact = self._call(self._artifacts.GetArtifact, request).artifact
         return artifact
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from plinth.shared.api.figures import from_struct
+from plinth.shared.api.structs import plain_values
 from plinth.v1 import runs_pb2 as pb
 
 _VERBS = {
@@ -27,7 +27,7 @@ def promotions(run: pb.Run) -> Iterator[str]:
     for step in run.status.steps:
         if step.kind != pb.STEP_KIND_COMPARE or not step.HasField("metrics"):
             continue
-        figures = from_struct(step.metrics)
+        figures = plain_values(step.metrics)
         names = [
             f"{_VERBS[later.kind]} {_name(later)}"
             for later in run.status.steps
@@ -53,7 +53,7 @@ def promotions(run: pb.Run) -> Iterator[str]:
 
 
 def _name(step: pb.Step) -> str:
-    figures = from_struct(step.metrics)
+    figures = plain_values(step.metrics)
     return str(figures["alias"] if step.kind == pb.STEP_KIND_PUBLISH else figures["name"])
 
 

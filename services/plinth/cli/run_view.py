@@ -21,8 +21,9 @@ from plinth.cli.contest_view import contest
 from plinth.cli.run_outcome import promotions
 from plinth.cli.tables import WholeTable
 from plinth.shared.api.enums import word
-from plinth.shared.api.figures import from_struct
+from plinth.shared.api.structs import plain_values
 from plinth.shared.api.times import unix_ms
+from plinth.shared.artifact_messages import kind_of, reference_of
 from plinth.shared.differences import beside
 from plinth.shared.intake import Intake, intakes_of
 from plinth.v1 import artifacts_pb2
@@ -182,7 +183,7 @@ def _size(figures: dict[str, Any]) -> str:
 
 
 def metrics(step: pb.Step) -> dict[str, Any]:
-    return from_struct(step.metrics)
+    return plain_values(step.metrics)
 
 
 def made(step: pb.Step) -> str:
@@ -321,5 +322,5 @@ def _node(found: artifacts_pb2.Artifact) -> Text:
     aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
     digest = found.digest.removeprefix("sha256:")[:12]
     return Text.assemble(
-        (f"{found.name}@{found.version}", "bold"), f"{aliases}  {found.kind}  ", (digest, "dim")
+        (reference_of(found), "bold"), f"{aliases}  {kind_of(found)}  ", (digest, "dim")
     )

@@ -8,9 +8,9 @@ from datetime import datetime
 
 from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared.api.enums import number, word, words
-from plinth.shared.api.figures import to_struct
 from plinth.shared.api.filters import Field, Filters
 from plinth.shared.api.resource_names import Pattern
+from plinth.shared.api.structs import struct
 from plinth.shared.api.times import moment, timestamp, unix_ms
 from plinth.v1 import runs_pb2 as pb
 
@@ -53,7 +53,7 @@ def step_message(record: rec.StepRecord) -> pb.Step:
         detail=record.detail,
         error=record.error,
         artifact=f"artifacts/{record.output}" if record.output else "",
-        metrics=to_struct(json.loads(record.metrics_json)) if record.metrics_json else None,
+        metrics=struct(json.loads(record.metrics_json)) if record.metrics_json else None,
         job=f"jobs/{record.job_id}" if has_job else "",
         input_digest=record.input_digest,
         start_time=timestamp(record.started_unix_ms),

@@ -30,19 +30,18 @@ from plinth.v1 import runs_pb2 as pb
 from plinth.v1 import runs_pb2_grpc
 
 _RUN_ID_CHARS = 40
-_MAX_PAGE = 200
 # How long pause, resume and cancel wait to show their effect; it comes anyway.
 _EFFECT_S = 3.0
 
 
 class RunServicer(runs_pb2_grpc.RunServiceServicer):
-    """The RPCs; see runs.proto. secret: the cluster's token, for page tokens."""
+    """The RPCs; see runs.proto."""
 
-    def __init__(self, records: RunRecords, feed: ChangeFeed, tools: Tools, secret: str) -> None:
+    def __init__(self, records: RunRecords, feed: ChangeFeed, tools: Tools, pages: Pages) -> None:
         self._records = records
         self._feed = feed
         self._tools = tools
-        self._pages = Pages(secret, most=_MAX_PAGE)
+        self._pages = pages
 
     def service(self) -> GrpcService:
         return GrpcService(

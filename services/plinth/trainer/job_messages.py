@@ -8,9 +8,9 @@ from datetime import datetime
 
 from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.shared.api.enums import word, words
-from plinth.shared.api.figures import to_struct
 from plinth.shared.api.filters import Field, Filters
 from plinth.shared.api.resource_names import Pattern
+from plinth.shared.api.structs import struct
 from plinth.shared.api.times import moment, timestamp, unix_ms
 from plinth.v1 import jobs_pb2 as pb
 from plinth.v1 import owner_pb2
@@ -29,7 +29,7 @@ def job_message(record: rec.JobRecord) -> pb.Job:
             progress=record.progress if record.HasField("progress") else None,
             error=record.error,
             artifact=f"artifacts/{made.name}@{made.version}" if made.name else "",
-            metrics=to_struct(json.loads(made.metrics_json)) if made.metrics_json else None,
+            metrics=struct(json.loads(made.metrics_json)) if made.metrics_json else None,
             attempts=record.attempts,
             start_time=timestamp(record.started_unix_ms),
             end_time=timestamp(record.finished_unix_ms),

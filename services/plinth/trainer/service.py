@@ -53,7 +53,6 @@ from plinth.v1 import jobs_pb2_grpc as rpc
 if TYPE_CHECKING:
     from plinth.shared.stage import StageContext
 
-MAX_PAGE = 200
 MAX_JOB_ID = 100
 
 
@@ -81,7 +80,7 @@ class TrainerStage(rpc.JobServiceServicer):
         lease_s = context.settings.trainer.lease_s
         self._queue = Queue(context.redis, QUEUE, lease_s=lease_s, max_attempts=MAX_ATTEMPTS)
         self._records = JobRecords(context.redis)
-        self._pages = Pages(context.token, most=MAX_PAGE)
+        self._pages = Pages(context.token)
         self._changes = ChangeFeed(context.redis, redis_keys.job_changes())
         self._following: asyncio.Task[None] | None = None
         self._consumer = JobConsumer(
@@ -193,6 +192,8 @@ class TrainerStage(rpc.JobServiceServicer):
             prepare.corpus,
             prepare.samples,
             prepare.prompts,
+            spec.model_import.files,
+            spec.model_import.base,
         )
         for reference in filter(None, named):
             self._context.store.get(reference)

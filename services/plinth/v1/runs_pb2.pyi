@@ -509,7 +509,7 @@ class ListRunsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many at most; 0: 50, more than 200: 200. A page may have fewer although more follow."""
+    """How many at most; 0: 50, more than 1000: 1000. A page may have fewer although more follow."""
     page_token: _builtins.str
     """next_page_token of the page before; empty: the first page."""
     filter: _builtins.str

@@ -7,7 +7,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
-from plinth.shared.api.figures import from_struct
+from plinth.shared.api.structs import plain_values
 from plinth.shared.api.times import seconds, unix_ms
 from plinth.shared.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from plinth.shared.rpc.watching import watch
@@ -125,7 +125,7 @@ def _metrics(job: pb.Job) -> dict[str, Any]:
     took = (unix_ms(status.end_time) - unix_ms(status.start_time)) / 1000
     if status.HasField("start_time") and took >= 0:
         figures["seconds"] = took
-    published = from_struct(status.metrics)
+    published = plain_values(status.metrics)
     if intake := published.get("intake"):
         figures["intake"] = intake
     # What the model does on held-out data, before and after; of a policy its last update's KL too.

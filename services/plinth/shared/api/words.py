@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from plinth.shared.api import enums
-from plinth.shared.api.figures import from_struct
+from plinth.shared.api.structs import plain_values
 from plinth.shared.api.times import duration, seconds
 
 M = TypeVar("M", bound=Message)
@@ -63,7 +63,7 @@ def _one(field: FieldDescriptor, value: Any) -> Any:
         return value
     if field.message_type.full_name == _DURATION:
         return seconds(value)
-    return from_struct(value) if field.message_type.full_name == _STRUCT else in_words(value)
+    return plain_values(value) if field.message_type.full_name == _STRUCT else in_words(value)
 
 
 class _Enum:
