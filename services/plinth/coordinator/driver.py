@@ -274,6 +274,7 @@ class RunDriver:
 
     async def _save(self, run: rec.RunRecord) -> None:
         """Waits while Redis is gone (the lease, which can't be renewed then, ends the wait)."""
+        run.changed_unix_ms = _now()  # once: the same save sent twice is the same
         while True:
             try:
                 return await self._records.save(run, self._leadership)

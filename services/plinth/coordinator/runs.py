@@ -15,7 +15,6 @@ The log goes some time after the run's end; who comes later is told how it ended
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import Any
 
 from redis.asyncio import Redis
@@ -253,8 +252,8 @@ class RunRecords:
     async def save(self, run: rec.RunRecord, leadership: Leadership) -> None:
         """Stores the run as its next revision. Aborted when this is not the leader any more or
         the run was changed meanwhile; the run is as it was then."""
-        before, changed = run.revision, run.changed_unix_ms
-        run.revision, run.changed_unix_ms = before + 1, time.time_ns() // 1_000_000
+        before = run.revision
+        run.revision = before + 1
         try:
             with redis_errors():
                 answer = await self._save(
@@ -279,10 +278,10 @@ class RunRecords:
                     ],
                 )
         except BaseException:
-            run.revision, run.changed_unix_ms = before, changed
+            run.revision = before
             raise
         if answer != 1:
-            run.revision, run.changed_unix_ms = before, changed
+            run.revision = before
             what = "another coordinator leads" if answer == -1 else "its record changed meanwhile"
             raise Aborted(f"run {run.run_id} was not saved: {what}", reason="FENCE_STALE")
 

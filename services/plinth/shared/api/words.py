@@ -69,5 +69,5 @@ def _one(field: FieldDescriptor, value: Any) -> Any:
 class _Enum:
     """An enum by its descriptor, as `enums` takes it."""
 
-    def __init__(self, field: FieldDescriptor) -> None:
+    def __init__(self, field: Any) -> None:
         self.DESCRIPTOR = field.enum_type
