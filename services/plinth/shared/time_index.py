@@ -14,8 +14,16 @@ from redis.asyncio import Redis
 from plinth.shared.connection import redis_errors
 
 # KEYS: sorted set. ARGV: time and id of the position ("" and "" at the start), how many. Gives id,
-# time, id, time …. An entry that has gone is stood for by those of the same time and a smaller id.
+# time, id, time …. Where the position's entry has gone, its place is found by time and id; Lua
+# compares strings by the server's locale, a sorted set by bytes.
 _READ = """
+local function less(a, b)
+  for i = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x < y end
+  end
+  return #a < #b
+end
 local from = 0
 if ARGV[1] ~= '' then
   local time = redis.call('ZSCORE', KEYS[1], ARGV[2])
@@ -24,7 +32,7 @@ if ARGV[1] ~= '' then
   else
     from = redis.call('ZCOUNT', KEYS[1], '(' .. ARGV[1], '+inf')
     for _, id in ipairs(redis.call('ZREVRANGEBYSCORE', KEYS[1], ARGV[1], ARGV[1])) do
-      if id < ARGV[2] then break end
+      if less(id, ARGV[2]) then break end
       from = from + 1
     end
   end
