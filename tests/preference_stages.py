@@ -74,7 +74,7 @@ async def running_preferences(
         registry = Registry(redis)
         clients = StageClients(registry, stack.settings, TOKEN)
         store = ArtifactStore(stack.settings.store())
-        preferences = Preferences(redis, store, registry, clients, "coordinator-0")
+        preferences = Preferences(redis, store, registry, clients, "coordinator-0", TOKEN)
         replica = Replica(
             stack.settings, redis_url, "coordinator", "coordinator-0", preferences.service()
         )

@@ -89,7 +89,10 @@ MANY_THINGS = {
         TOKENIZER + "ApplyChatTemplates",
         MODEL + field(2, many(field(1, b""))),
     ),
-    "tasks": (PREFERENCES + "CreateTasks", many(field(2, b"")) + many(field(1, b""), 100)),
+    "tasks": (
+        PREFERENCES + "BatchCreatePreferenceTasks",
+        many(field(2, b"")) + many(field(1, b""), 100),
+    ),
     "overrides": (RUNS + "SubmitRun", many(field(3, field(1, b"a")))),
 }
 LONG_THINGS = {

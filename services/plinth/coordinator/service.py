@@ -62,7 +62,12 @@ class CoordinatorFront:
             SourceRoots.of(context.settings),
         )
         self._preferences = Preferences(
-            context.redis, context.store, context.registry, context.clients, context.replica_id
+            context.redis,
+            context.store,
+            context.registry,
+            context.clients,
+            context.replica_id,
+            context.token,
         )
         self._conductor = Conductor(self._records, self._feed, self._tools)
         self._lease = LeaderLease(

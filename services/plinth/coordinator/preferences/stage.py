@@ -17,7 +17,6 @@ from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
 from plinth.v1 import preferences_pb2_grpc as rpc
 
-SCOPE = "preferences"
 WORKERS = 2
 
 
@@ -31,8 +30,10 @@ class Preferences:
         registry: Registry,
         clients: StageClients,
         replica_id: str,
+        token: str,
     ) -> None:
-        self.servicer = PreferenceServicer(redis, store, registry, clients)
+        """token: the cluster's."""
+        self.servicer = PreferenceServicer(redis, store, registry, clients, token)
         self._workers = [
             PreferenceWorker(f"{replica_id}.{number}", redis, registry, clients)
             for number in range(WORKERS)
