@@ -181,7 +181,7 @@ async def test_from_live_answers_to_pairs(stack: PreferenceStack) -> None:
             metadata=key,
         )
     assert made.pair_count == 8
-    folder = stack.store.fetch(f"{made.artifact.name}@{made.artifact.version}")
+    folder = stack.store.fetch(made.artifact.name.removeprefix("artifacts/"))
     documents = list(read_split(folder, "train"))
     assert {document.messages[0] for document in documents} == {("user", "Sag es")}
     texts = [(document.messages[-1][1], document.rejected) for document in documents]

@@ -3,6 +3,7 @@ what is wrong with a request by the names that its body has."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -11,9 +12,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as Proto
 
 from plinth.shared.api.enums import word
+from plinth.shared.api.structs import plain_values
 from plinth.shared.api.times import unix_ms
 from plinth.shared.errors import PlinthError
 from plinth.shared.preference_names import TASKS
+from plinth.v1 import artifacts_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 # Names of fields in the service's requests → in REST's bodies; the first that fits is taken.
@@ -173,6 +176,30 @@ def import_view(answer: pb.ImportPairsResponse) -> dict[str, Any]:
             }
             for one in answer.lines
         ],
+    }
+
+
+def artifact_view(artifact: artifacts_pb2.Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    told = {
+        "config": plain_values(manifest.config),
+        "metrics": plain_values(manifest.metrics),
+        "extra": plain_values(manifest.extra),
+        "data_digests": dict(manifest.data_digests),
+        "input_digest": manifest.input_digest,
+        "license": manifest.license,
+        "code_version": manifest.code_version,
+    }
+    return {
+        "name": artifact.artifact_id,
+        "version": artifact.version,
+        "kind": word(artifacts_pb2.ArtifactKind, artifact.kind),
+        "digest": artifact.digest,
+        "uri": artifact.uri,
+        "parents": list(artifact.parents),
+        "manifest_json": json.dumps(told, ensure_ascii=False),
+        "aliases": list(artifact.aliases),
+        "created_unix_ms": unix_ms(artifact.create_time),
     }
 
 

@@ -210,7 +210,7 @@ def _add_results(app: APIRouter, stub: Stub, limit: int, clients: StageClients) 
         body = await read(request, partial(validated, bodies.DatasetBody), limit)
         made = await _told(service.PublishPairs(body.to_proto()))
         told = {"pairs": made.pair_count, "revision": made.revision}
-        return JSONResponse({"artifact": views.as_json(made.artifact), **told})
+        return JSONResponse({"artifact": views.artifact_view(made.artifact), **told})
 
     @app.delete(f"{BASE}/collections/{{name:path}}", response_model=None)
     async def delete(request: Request, name: str) -> Response:

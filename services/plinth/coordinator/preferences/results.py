@@ -17,6 +17,7 @@ from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.report import make_report, snapshot
 from plinth.shared.api.enums import word
 from plinth.shared.api.owners import owner_of
+from plinth.shared.artifact_messages import artifact_message
 from plinth.shared.identity import current_principal
 from plinth.shared.preference_names import REPORTS, collection_of
 from plinth.shared.store import ArtifactStore
@@ -95,5 +96,5 @@ class PreferenceResults(rpc.PreferenceServiceServicer):
         )
         pairs = int(record.manifest["metrics"]["pairs"])
         return pb.PublishPairsResponse(
-            artifact=record.to_proto(), pair_count=pairs, revision=seen.revision
+            artifact=artifact_message(record), pair_count=pairs, revision=seen.revision
         )
