@@ -148,7 +148,7 @@ def _agreement(agreement: pb.Agreement) -> dict[str, Any]:
     known = {
         name: getattr(agreement, name)
         for name in ("nominal", "ordinal")
-        if agreement.HasField(name)  # type: ignore[arg-type]
+        if agreement.HasField(name)
     }
     return {**known, "pairs": agreement.pair_count}
 

@@ -103,7 +103,7 @@ async def test_cut_off_anywhere_and_repeated(
     assert len(await there(redis_client)) == survived // 2
     again = await imported(redis_client, lines)
     assert again.known_count == survived // 2
-    assert again.imported_count + again.known_count_count == 4
+    assert again.imported_count + again.known_count == 4
     await imported(redis_client, lines, collection="whole")
     assert await there(redis_client) == await there(redis_client, "whole")
 

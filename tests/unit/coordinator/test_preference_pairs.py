@@ -266,8 +266,8 @@ def test_position_bias_by_hand() -> None:
         says("t", ["r1"], ["r0"], source=RULE),  # saw no order
     ]
     bias = position_bias(judgements)
-    assert (bias.share, bias.count) == (pytest.approx(2 / 3), 3)
-    assert (bias.low, bias.high) == wilson(2, 3)
+    assert (bias.value, bias.count) == (pytest.approx(2 / 3), 3)
+    assert (bias.lower, bias.upper) == wilson(2, 3)
 
 
 def test_gold_asks_for_what_it_tells_apart() -> None:
@@ -294,7 +294,7 @@ def test_wins_of_models() -> None:
     report = make_report(seen([task("t", 3)], judgements[:1]), 1)
     assert report.strengths_shrunk
     assert report.models[0].model == "m2@1"
-    assert not report.people.HasField("nominal")
+    assert not report.human_agreement.HasField("nominal")
 
 
 def imported(

@@ -166,13 +166,13 @@ async def test_a_creator_that_died_before_its_task_was_there(bench: Bench) -> No
         await bench.until("t", pb.PREFERENCE_TASK_STATE_OPEN)
 
 
-async def test_a_task_that_is_closed_meanwhile_stays_away(bench: Bench) -> None:
+async def test_a_task_that_is_deleted_meanwhile_stays_away(bench: Bench) -> None:
     async with bench.serving(Shard(delay_s=0.02)) as shard:
         item = await bench.add(sampled("t"))
         async with bench.worker("w"), asyncio.timeout(PATIENCE_S):
             while not shard.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-            await bench.records.close("t")
+            await bench.records.remove("t")
             await bench.in_state(item, "completed")
     assert (await bench.records.counts()).total == 0
 

@@ -41,7 +41,7 @@ class Membership:
                 await self._check_number()
                 made = str(time.time_ns() // 1_000_000)
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.hsetnx(self._keys.counters, "owner", owner.SerializeToString())  # type: ignore[arg-type]
+                    pipe.hsetnx(self._keys.counters, "owner", owner.SerializeToString())
                     pipe.hsetnx(self._keys.counters, "created", made)
                     await pipe.execute()
                 await self._redis.sadd(known, self.collection)

@@ -38,7 +38,9 @@ def task_message(record: rec.PreferenceTaskRecord, *, texts: bool = True) -> pb.
             samples=record.samples,
             wanted_judgement_count=record.wanted,
             gold=record.gold,
-            origin=number(pb.PreferenceTaskOrigin, record.origin),
+            origin=pb.PreferenceTaskOrigin.ValueType(
+                number(pb.PreferenceTaskOrigin, record.origin)
+            ),
             answered_request_id=record.request_id,
         ),
         status=pb.PreferenceTaskStatus(

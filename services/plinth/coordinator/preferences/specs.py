@@ -209,5 +209,5 @@ def spec_digest(task: rec.PreferenceTaskRecord) -> str:
     plain = rec.PreferenceTaskRecord()
     plain.CopyFrom(task)
     for name in ("created_unix_ms", "tenant", "key_id"):
-        plain.ClearField(name)  # type: ignore[arg-type]
+        plain.ClearField(name)
     return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()
