@@ -51,12 +51,15 @@ class GrpcService:
     scopes: scope that each method needs, by method name; "*" for all others; "" is any principal.
         None: as the proto says (`option (plinth.v1.scope)`).
     validators: by method name, called with each request message; raise InvalidArgument.
+    unhurried: names of unary methods that bound their own time. Others get settings.rpc's default
+        where their client sets no deadline.
     """
 
     name: str
     add: Callable[[grpc.aio.Server], None]
     scopes: Mapping[str, str] | None = None
     validators: Mapping[str, Validator] = field(default_factory=dict)
+    unhurried: Sequence[str] = ()
 
     def methods(self) -> list[str]:
         """Method names, from the proto."""
@@ -150,6 +153,9 @@ class GrpcServer:
                 },
                 authenticate=authenticator or TokenAuthenticator(token),
                 default_deadline_s=settings.rpc.default_deadline_s,
+                unhurried=frozenset(
+                    path for path, (service, name) in paths.items() if name in service.unhurried
+                ),
                 slow_reader_s=slow_reader_s or settings.rpc.slow_reader_s,
                 bounds=bounds,
                 counting=counting,
