@@ -6,11 +6,13 @@ import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from gateway_stages import DIGEST, EOS, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
@@ -329,10 +331,30 @@ async def test_a_stage_that_is_not_up_is_unavailable(
     assert "no trainer replica is up" in (caught.value.details() or "")
 
 
-async def test_reflection_lists_what_there_is(stack: Stack, channel: grpc.aio.Channel) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-    ask = reflection_pb2.ServerReflectionRequest(list_services="*")
-    call = stub.ServerReflectionInfo(iter([ask]), metadata=with_key(stack.key))
-    answer = await call.read()
-    names = {service.name for service in answer.list_services_response.service}
-    assert {"plinth.v1.GenerationService", "plinth.v1.TokenizationService"} <= names
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_tells_what_there_is_and_nothing_internal(
+    stack: Stack, channel: grpc.aio.Channel, version: str
+) -> None:
+    method = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+
+    async def ask(**what: str) -> Any:
+        request = reflection_pb2.ServerReflectionRequest(**what)
+        return await method(iter([request]), metadata=with_key(stack.key)).read()
+
+    listed = (await ask(list_services="*")).list_services_response
+    names = {service.name for service in listed.service}
+    assert {"plinth.v1.GenerationService", "grpc.reflection.v1.ServerReflection"} <= names
+    assert not any(name.startswith("plinth.internal") for name in names)
+    for name in names:  # each with all that it imports
+        found = (await ask(file_containing_symbol=name)).file_descriptor_response
+        files = [FileDescriptorProto.FromString(one) for one in found.file_descriptor_proto]
+        assert {needed for file in files for needed in file.dependency} <= {f.name for f in files}
+    for hidden in (
+        {"file_containing_symbol": "plinth.internal.v1.InferenceService"},
+        {"file_by_filename": "plinth/internal/v1/tokenizer.proto"},
+    ):
+        assert (await ask(**hidden)).error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]

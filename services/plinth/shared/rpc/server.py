@@ -17,7 +17,6 @@ import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition, Unavailable
@@ -25,6 +24,7 @@ from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
 from plinth.shared.rpc.authorization import HEALTH, REFLECTION
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.interceptors import interceptors
+from plinth.shared.rpc.reflection import add_reflection
 from plinth.shared.rpc.resuming import is_resumable
 from plinth.shared.rpc.spans import TracingInterceptor
 from plinth.shared.rpc.status import fail
@@ -171,9 +171,7 @@ class GrpcServer:
             service.add(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.name for service in self._services]
-        reflection.enable_server_reflection(
-            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-        )
+        add_reflection(server, [*names, health.SERVICE_NAME])
         await self.set_ready(False)
         where = f"[{self.host}]" if ":" in self.host else self.host
         try:
@@ -257,7 +255,7 @@ class _IdleCalls(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
         endless = (
-            details.method.startswith((HEALTH, REFLECTION)) or details.method in self._resumable
+            details.method.startswith((HEALTH, *REFLECTION)) or details.method in self._resumable
         )
         if handler is None or not endless:
             return handler
