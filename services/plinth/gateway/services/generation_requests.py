@@ -63,7 +63,7 @@ def model_id(name: str) -> str:
 
 def selection(request: pb.ChatRequest | pb.CompleteRequest) -> Selection | None:
     """Which of the candidates are returned; None: all. InvalidArgument for what can't be."""
-    asked = {"best_of": request.best_of or None}
+    asked: dict[str, Any] = {"best_of": request.best_of or None}
     if request.HasField("select"):
         asked["select"] = _select(request.select)
     choice = validated(_Choice, asked)
@@ -82,7 +82,7 @@ def _select(given: pb.Select) -> dict[str, Any]:
     """As REST has it."""
     rules = [
         {
-            "rule": structs.as_dict(one.rule),
+            "rule": structs.plain_values(one.rule),
             "weight": one.weight if one.HasField("weight") else 1.0,
         }
         for one in given.rules

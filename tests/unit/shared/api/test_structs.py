@@ -8,7 +8,7 @@ from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plinth.shared.api.structs import as_dict, struct
+from plinth.shared.api.structs import plain_values, struct
 
 SCALARS = (
     st.none()
@@ -30,10 +30,10 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), VALUES))
 def test_there_and_back(given_: dict[str, object]) -> None:
     sent = Struct.FromString(struct(given_).SerializeToString())
-    assert json.dumps(as_dict(sent), sort_keys=True) == json.dumps(given_, sort_keys=True)
+    assert json.dumps(plain_values(sent), sort_keys=True) == json.dumps(given_, sort_keys=True)
 
 
 def test_a_whole_number_is_an_int() -> None:
-    made = as_dict(struct({"n": 30.0, "list": [1.0, 1.5]}))
+    made = plain_values(struct({"n": 30.0, "list": [1.0, 1.5]}))
     assert made == {"n": 30, "list": [1, 1.5]}
     assert [type(one) for one in (made["n"], *made["list"])] == [int, int, float]
