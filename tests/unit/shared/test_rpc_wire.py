@@ -135,7 +135,7 @@ def chats(draw: Any) -> Any:
 @given(chat=chats())
 def test_what_a_library_writes_is_counted_exactly(chat: Any) -> None:
     data = chat.SerializeToString()
-    ids = len(chat.sampling.stop_token_ids)
+    ids = len(chat.options.sampling.stop_token_ids)
     count = made(chat) + (ids > 0)  # a packed list is one field
     assert within(data, generation_pb2.ChatRequest, fields=count, packed=ids)
     assert not count or not within(data, generation_pb2.ChatRequest, fields=count - 1)

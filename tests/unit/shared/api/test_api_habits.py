@@ -174,11 +174,11 @@ def test_enums_as_words() -> None:
 
 
 def test_a_value_that_an_enum_lacks_is_found_wherever_it_is() -> None:
-    answer = generation_pb2.ChatResponse(finish_reason=99)  # type: ignore[arg-type]
+    answer = generation_pb2.ChatChoice(finish_reason=99)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="FINISH_REASON_STOP") as caught:
         check_enums(answer)
     assert caught.value.field == "finish_reason"
-    check_enums(generation_pb2.ChatResponse(finish_reason="FINISH_REASON_STOP"))
+    check_enums(generation_pb2.ChatChoice(finish_reason="FINISH_REASON_STOP"))
 
 
 def test_only_the_owner_and_operators_change_a_resource() -> None:
