@@ -167,9 +167,9 @@ class PreferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeletePreferenceCollection(self, request, context):
-        """Deletes a collection. FAILED_PRECONDITION (COLLECTION_NOT_EMPTY) while it has tasks, unless
-        `force` is set. Artifacts that were published of it stay. "live" is deleted by keys with the
-        scope "admin" only.
+        """Deletes a collection. FAILED_PRECONDITION while it has tasks (COLLECTION_NOT_EMPTY), unless
+        `force` is set, and while a run that has not ended reads it (COLLECTION_IN_USE). Artifacts that
+        were published of it stay. "live" is deleted by keys with the scope "admin" only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -55,9 +55,9 @@ class PreferenceServiceStub:
     ListPreferenceCollections: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.ListPreferenceCollectionsRequest, _preferences_pb2.ListPreferenceCollectionsResponse]
     """Lists collections by name."""
     DeletePreferenceCollection: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.DeletePreferenceCollectionRequest, _preferences_pb2.DeletePreferenceCollectionResponse]
-    """Deletes a collection. FAILED_PRECONDITION (COLLECTION_NOT_EMPTY) while it has tasks, unless
-    `force` is set. Artifacts that were published of it stay. "live" is deleted by keys with the
-    scope "admin" only.
+    """Deletes a collection. FAILED_PRECONDITION while it has tasks (COLLECTION_NOT_EMPTY), unless
+    `force` is set, and while a run that has not ended reads it (COLLECTION_IN_USE). Artifacts that
+    were published of it stay. "live" is deleted by keys with the scope "admin" only.
     """
     CreatePreferenceTask: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.CreatePreferenceTaskRequest, _preferences_pb2.CreatePreferenceTaskResponse]
     """Adds a task. Idempotent by its id: the same task sent again is returned as it is now, another
@@ -151,9 +151,9 @@ class PreferenceServiceAsyncStub(PreferenceServiceStub):
     ListPreferenceCollections: _aio.UnaryUnaryMultiCallable[_preferences_pb2.ListPreferenceCollectionsRequest, _preferences_pb2.ListPreferenceCollectionsResponse]  # type: ignore[assignment]
     """Lists collections by name."""
     DeletePreferenceCollection: _aio.UnaryUnaryMultiCallable[_preferences_pb2.DeletePreferenceCollectionRequest, _preferences_pb2.DeletePreferenceCollectionResponse]  # type: ignore[assignment]
-    """Deletes a collection. FAILED_PRECONDITION (COLLECTION_NOT_EMPTY) while it has tasks, unless
-    `force` is set. Artifacts that were published of it stay. "live" is deleted by keys with the
-    scope "admin" only.
+    """Deletes a collection. FAILED_PRECONDITION while it has tasks (COLLECTION_NOT_EMPTY), unless
+    `force` is set, and while a run that has not ended reads it (COLLECTION_IN_USE). Artifacts that
+    were published of it stay. "live" is deleted by keys with the scope "admin" only.
     """
     CreatePreferenceTask: _aio.UnaryUnaryMultiCallable[_preferences_pb2.CreatePreferenceTaskRequest, _preferences_pb2.CreatePreferenceTaskResponse]  # type: ignore[assignment]
     """Adds a task. Idempotent by its id: the same task sent again is returned as it is now, another
@@ -262,9 +262,9 @@ class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _preferences_pb2.DeletePreferenceCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_preferences_pb2.DeletePreferenceCollectionResponse, _abc.Awaitable[_preferences_pb2.DeletePreferenceCollectionResponse]]:
-        """Deletes a collection. FAILED_PRECONDITION (COLLECTION_NOT_EMPTY) while it has tasks, unless
-        `force` is set. Artifacts that were published of it stay. "live" is deleted by keys with the
-        scope "admin" only.
+        """Deletes a collection. FAILED_PRECONDITION while it has tasks (COLLECTION_NOT_EMPTY), unless
+        `force` is set, and while a run that has not ended reads it (COLLECTION_IN_USE). Artifacts that
+        were published of it stay. "live" is deleted by keys with the scope "admin" only.
         """
 
     @_abc_1.abstractmethod

@@ -24,7 +24,7 @@ COLLECTION = "c"
 
 def servicer(redis: Redis) -> PreferenceServicer:
     nothing: Any = None
-    return PreferenceServicer(redis, nothing, nothing, nothing, "token")
+    return PreferenceServicer(redis, nothing, nothing, nothing, "token", nothing)
 
 
 async def judge(redis: Redis, name: str, rng: random.Random) -> None:

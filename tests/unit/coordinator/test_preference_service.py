@@ -10,12 +10,14 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from redis.asyncio import Redis
 
+from plinth.coordinator.collection_uses import CollectionUses
 from plinth.coordinator.preferences import listing
 from plinth.coordinator.preferences.checks import VALIDATORS
 from plinth.coordinator.preferences.messages import task_message
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.service import PreferenceServicer
 from plinth.coordinator.preferences.specs import make_task
+from plinth.coordinator.runs import RunRecords
 from plinth.shared.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -24,7 +26,7 @@ from plinth.shared.errors import (
 )
 from plinth.shared.identity import Principal, call_scope
 from plinth.shared.preference_names import TASKS
-from plinth.v1 import chat_pb2, owner_pb2
+from plinth.v1 import chat_pb2, owner_pb2, runs_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 SCOPES = frozenset({"preferences"})
@@ -48,7 +50,8 @@ class Door:
 
     def __init__(self, redis: Redis) -> None:
         nothing: Any = None
-        self.servicer = PreferenceServicer(redis, nothing, nothing, nothing, "the cluster's token")
+        uses = CollectionUses(RunRecords(redis)).of
+        self.servicer = PreferenceServicer(redis, nothing, nothing, nothing, "a token", uses)
         self.principal = OURS
 
     @contextmanager
@@ -182,6 +185,18 @@ async def test_a_collection_goes_with_its_tasks_when_that_is_said(door: Door) ->
     await door.add("t")
     await door.call("DeletePreferenceTask", name=f"{COLLECTION}/tasks/t")
     await door.call("DeletePreferenceCollection", name=COLLECTION)
+
+
+async def test_a_collection_stays_while_a_run_reads_it(door: Door, redis_client: Redis) -> None:
+    await door.add("t")
+    pipeline = "name: x\nsteps: {pairs: {kind: preferences, collection: c}}"
+    run = runs_pb2.Run(run_id="r1", pipeline_yaml=pipeline)
+    await RunRecords(redis_client).submit(run)
+    with pytest.raises(FailedPrecondition, match="is read by run r1") as caught:
+        await door.call("DeletePreferenceCollection", name=COLLECTION, force=True)
+    assert caught.value.reason == "COLLECTION_IN_USE"
+    await door.add("t", parent="collections/d")
+    await door.call("DeletePreferenceCollection", name="collections/d", force=True)
 
 
 async def test_a_batch_names_what_is_wrong(door: Door) -> None:

@@ -123,9 +123,10 @@ class PreferenceService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.DeletePreferenceCollectionResponse:
-        """Deletes a collection. FAILED_PRECONDITION (COLLECTION_NOT_EMPTY) while it has tasks,
-        unless `force` is set. Artifacts that were published of it stay. "live" is
-        deleted by keys with the scope "admin" only.
+        """Deletes a collection. FAILED_PRECONDITION while it has tasks (COLLECTION_NOT_EMPTY),
+        unless `force` is set, and while a run that has not ended reads it
+        (COLLECTION_IN_USE). Artifacts that were published of it stay. "live" is deleted
+        by keys with the scope "admin" only.
 
         name: "collections/{collection}".
         force: Also delete its tasks and judgements.
@@ -697,9 +698,10 @@ class AsyncPreferenceService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.DeletePreferenceCollectionResponse:
-        """Deletes a collection. FAILED_PRECONDITION (COLLECTION_NOT_EMPTY) while it has tasks,
-        unless `force` is set. Artifacts that were published of it stay. "live" is
-        deleted by keys with the scope "admin" only.
+        """Deletes a collection. FAILED_PRECONDITION while it has tasks (COLLECTION_NOT_EMPTY),
+        unless `force` is set, and while a run that has not ended reads it
+        (COLLECTION_IN_USE). Artifacts that were published of it stay. "live" is deleted
+        by keys with the scope "admin" only.
 
         name: "collections/{collection}".
         force: Also delete its tasks and judgements.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -37,6 +38,8 @@ from plinth.shared.rpc.client import StageClients
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import preferences_pb2 as pb
 
+Uses = Callable[[str], Awaitable[Sequence[str]]]
+
 
 class PreferenceServicer(PreferenceResults):
     """All its RPCs. Requests have passed `checks.VALIDATORS`."""
@@ -48,11 +51,14 @@ class PreferenceServicer(PreferenceResults):
         registry: Registry,
         clients: StageClients,
         token: str,
+        uses: Uses,
     ) -> None:
-        """token: the cluster's, which page tokens are signed with."""
+        """token: the cluster's, which page tokens are signed with. uses: what reads a collection
+        and has not ended."""
         super().__init__(redis, store)
         self._work = PreferenceWork(work_queue(redis))
         self._judging = Judging(registry, clients, self._work)
+        self._uses = uses
         self._pages = Pages(token)
         self._task_pages = Pages(token, most=200)
 
@@ -105,6 +111,12 @@ class PreferenceServicer(PreferenceResults):
                 "and their judgements with it",
                 reason="COLLECTION_NOT_EMPTY",
                 field="force",
+            )
+        if readers := await self._uses(records.collection):
+            raise FailedPrecondition(
+                f"collection {records.collection!r} is read by {', '.join(readers)}: delete it "
+                "when that has ended, or cancel that",
+                reason="COLLECTION_IN_USE",
             )
         return pb.DeletePreferenceCollectionResponse(task_count=await records.delete())
 

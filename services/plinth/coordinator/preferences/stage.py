@@ -7,7 +7,7 @@ import asyncio
 from redis.asyncio import Redis
 
 from plinth.coordinator.preferences.checks import VALIDATORS
-from plinth.coordinator.preferences.service import PreferenceServicer
+from plinth.coordinator.preferences.service import PreferenceServicer, Uses
 from plinth.coordinator.preferences.work import PreferenceWorker
 from plinth.shared.errors import Internal
 from plinth.shared.registry import Registry
@@ -31,9 +31,10 @@ class Preferences:
         clients: StageClients,
         replica_id: str,
         token: str,
+        uses: Uses,
     ) -> None:
-        """token: the cluster's."""
-        self.servicer = PreferenceServicer(redis, store, registry, clients, token)
+        """token: the cluster's. uses: what reads a collection and has not ended."""
+        self.servicer = PreferenceServicer(redis, store, registry, clients, token, uses)
         self._workers = [
             PreferenceWorker(f"{replica_id}.{number}", redis, registry, clients)
             for number in range(WORKERS)
