@@ -17,6 +17,7 @@ from plinth.gateway.proxy import proxied_services
 from plinth.gateway.quota_interceptor import OWN, QuotaInterceptor
 from plinth.gateway.revocation import RevocationInterceptor
 from plinth.gateway.services.generation import GenerationServicer
+from plinth.gateway.services.keys import KeyServicer
 from plinth.gateway.services.models import ModelServicer
 from plinth.gateway.services.operations import OperationsServicer
 from plinth.shared.identity import current_call
@@ -33,7 +34,7 @@ def build_server(core: GatewayCore) -> GrpcServer:
 
     own = [
         servicer(core).service()
-        for servicer in (GenerationServicer, ModelServicer, OperationsServicer)
+        for servicer in (GenerationServicer, ModelServicer, OperationsServicer, KeyServicer)
     ]
     gateway = core.settings.gateway
     stages = proxied_services(core.clients)

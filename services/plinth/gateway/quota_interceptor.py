@@ -28,7 +28,12 @@ from plinth.shared.rpc.status import fail
 
 _GENERATION = "/plinth.v1.GenerationService/"
 # Of services that the gateway answers itself.
-OWN = (_GENERATION, "/plinth.v1.ModelService/", "/plinth.v1.OperationsService/")
+OWN = (
+    _GENERATION,
+    "/plinth.v1.ModelService/",
+    "/plinth.v1.OperationsService/",
+    "/plinth.v1.KeyService/",
+)
 ANSWERED = frozenset({f"{_GENERATION}Chat", f"{_GENERATION}Complete"})
 STAGES = ("/plinth.v1.", "/plinth.internal.v1.")
 WATCHES = frozenset({"WatchRun", "WatchJob"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from plinth.shared.api import enums, times
 from plinth.v1 import operations_pb2, runs_pb2
 
 Json = dict[str, Any]
@@ -34,15 +35,15 @@ def model(one: operations_pb2.ModelStatus) -> Json:
         "min_shards": one.min_shards,
         "max_shards": one.max_shards,
         "ready": one.ready_shards,
-        "state": one.state,
+        "state": enums.word(operations_pb2.ServingState, one.state),
         "detail": one.detail,
     }
 
 
-def queue(one: operations_pb2.QueueStatus) -> Json:
+def queue(one: operations_pb2.Queue) -> Json:
     """Items of one queue by what they wait for."""
     return {
-        "name": one.name,
+        "name": one.name.removeprefix("queues/"),
         "waiting": one.waiting,
         "claimed": one.claimed,
         "delayed": one.delayed,
@@ -54,9 +55,9 @@ def canary(one: operations_pb2.CanaryStatus) -> Json:
     """Both revisions' figures, side by side."""
     return {
         "name": one.name,
-        "state": one.state,
+        "state": enums.word(operations_pb2.CanaryState, one.state),
         "owner": one.owner,
-        "age_s": one.age_s,
+        "age_s": round(times.seconds(one.age)),
         "stable": _tally(one.stable),
         "canary": _tally(one.canary),
     }
@@ -77,7 +78,7 @@ def _tally(one: operations_pb2.RevisionTally) -> Json:
     return {
         "requests": one.requests,
         "errors": one.errors,
-        "ttft_p95_s": one.ttft_p95_s if one.HasField("ttft_p95_s") else None,
+        "ttft_p95_s": times.seconds(one.ttft_p95) if one.HasField("ttft_p95") else None,
         "good": one.good,
         "bad": one.bad,
     }

@@ -121,12 +121,16 @@ def test_the_up_table_shows_each_part_once() -> None:
 
 
 def test_the_status_screen_names_what_it_could_not_learn() -> None:
-    model = operations_pb2.ModelStatus(artifact="chat@1", shards=2, ready_shards=1, state="x")
+    model = operations_pb2.ModelStatus(
+        artifact="chat@1", shards=2, ready_shards=1, state=operations_pb2.SERVING_STATE_STARTING
+    )
     code = operations_pb2.ModelStatus(name="code", min_shards=1, max_shards=4)
     code.MergeFrom(model)
     model.name = "chat"
-    queue = operations_pb2.QueueStatus(name="trainer-jobs", waiting=7, claimed=1)
-    canary = operations_pb2.CanaryStatus(name="chat", state="open", owner="run-7")
+    queue = operations_pb2.Queue(name="queues/trainer-jobs", waiting=7, claimed=1)
+    canary = operations_pb2.CanaryStatus(
+        name="chat", state=operations_pb2.CANARY_STATE_OPEN, owner="run-7"
+    )
     found = {
         "stack": {
             "phase": "ready",

@@ -44,7 +44,7 @@ def as_json(message: Message) -> Any:
     [
         (status_views.replica, operations_pb2.ReplicaStatus()),
         (status_views.model, operations_pb2.ModelStatus()),
-        (status_views.queue, operations_pb2.QueueStatus()),
+        (status_views.queue, operations_pb2.Queue()),
         (status_views.canary, operations_pb2.CanaryStatus()),
     ],
     ids=["replica", "model", "queue", "canary"],

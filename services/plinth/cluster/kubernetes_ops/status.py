@@ -164,7 +164,7 @@ def _errors(
             if app.get("status") not in {None, "RUNNING"} and app.get("message"):
                 found.append({"where": f"serve/{name}", "what": app["message"].strip()[-300:]})
     for model in status.models:
-        if model.detail and model.state != "ready":
+        if model.detail and model.state != operations_pb2.SERVING_STATE_READY:
             found.append({"where": f"model/{model.name}", "what": model.detail})
     found += [
         {"where": f"run/{run.run_id}", "what": run.error}
