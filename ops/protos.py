@@ -1,4 +1,5 @@
-"""Generate the modules of the protos under `protos/`, or check that they are up to date.
+"""Generate the modules of the protos under `protos/` and the client's calls (`client_calls.py`), or
+check that they are up to date.
 
 Usage: `python ops/protos.py [--check]`. The generated code is committed: an install needs no
 protoc, and a reader finds the messages where they are imported from.
@@ -8,15 +9,19 @@ from __future__ import annotations
 
 import filecmp
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import client_calls
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "services"
 PACKAGES = ("plinth/v1", "plinth/internal/v1")  # public; what stages say to one another
+CALLS = "plinth/client/calls"
 
 
 def generate(target: Path) -> None:
@@ -36,6 +41,9 @@ def generate(target: Path) -> None:
         f"--mypy_out=quiet:{target}",
         f"--grpc_python_out={target}",
         f"--mypy_grpc_out=quiet:{target}",
+        f"--descriptor_set_out={target / 'descriptors'}",
+        "--include_source_info",
+        "--include_imports",
         *sources,
     ]
     if protoc.main(arguments) != 0:
@@ -43,13 +51,25 @@ def generate(target: Path) -> None:
     for package in PACKAGES:
         header = f'"""Generated from protos/{package} by `make protos`. Never edit."""\n'
         (target / package / "__init__.py").write_text(header)
+    files = FileDescriptorSet.FromString((target / "descriptors").read_bytes())
+    client_calls.write(files, target / CALLS)
+    ruff = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "format",
+        "--quiet",
+        "--config",
+        str(ROOT / "pyproject.toml"),
+    ]
+    subprocess.run([*ruff, str(target / CALLS)], check=True)
 
 
 def main() -> None:
     """Regenerate, or with `--check` exit 1 when the committed code differs."""
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
-        for package in PACKAGES:
+        for package in (*PACKAGES, CALLS):
             _install(Path(scratch) / package, OUT / package)
 
 
@@ -62,7 +82,7 @@ def _install(made: Path, out: Path) -> None:
             raise SystemExit(f"protos: out of date, run `make protos`: {differ + errors}")
         return
     out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("*_pb2*"):
+    for old in out.glob("*.py*"):
         old.unlink()
     for name in names:
         (out / name).write_bytes((made / name).read_bytes())

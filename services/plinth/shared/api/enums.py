@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 
 from plinth.shared.errors import InvalidArgument, plain
 
@@ -40,24 +45,61 @@ def number(enum: Any, said: str, field: str = "") -> int:
     )
 
 
-def check_enums(message: Any, path: str = "") -> None:
+def check_enums(message: Message, path: str = "") -> None:
     """InvalidArgument for a value, anywhere in a request, that its enum does not have: a newer
-    client's, which would else mean the same as none."""
+    client's, which would else mean the same as none. Messages that can hold no enum cost nothing.
+    """
+    if not _holds_enums(message.DESCRIPTOR):
+        return
     for field, value in message.ListFields():
         where = f"{path}{field.name}"
-        if field.enum_type is not None:
-            for one in value if field.is_repeated else (value,):
-                if one not in field.enum_type.values_by_number:
-                    names = [v.name for v in field.enum_type.values if v.number]
-                    raise InvalidArgument(
-                        f"{where}: {one} is no {field.enum_type.name}; there are "
-                        f"{', '.join(names)}",
-                        reason="ENUM_VALUE",
-                        field=where,
-                    )
-        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
-            for at, one in enumerate(value) if field.is_repeated else ((None, value),):
-                check_enums(one, f"{where}.{at}." if at is not None else f"{where}.")
+        in_map = _value_of_map(field)
+        kind = in_map or field
+        if kind.enum_type is None and kind.message_type is None:
+            continue
+        if in_map is not None:
+            parts: Iterable[tuple[str, Any]] = ((f"{where}.{key}", value[key]) for key in value)
+        elif field.is_repeated:
+            parts = ((f"{where}.{at}", one) for at, one in enumerate(value))
+        else:
+            parts = ((where, value),)
+        for place, one in parts:
+            if kind.enum_type is None:
+                check_enums(one, f"{place}.")
+            elif one not in kind.enum_type.values_by_number:
+                names = [v.name for v in kind.enum_type.values if v.number]
+                raise InvalidArgument(
+                    f"{place}: {one} is no {kind.enum_type.name}; there are {', '.join(names)}",
+                    reason="ENUM_VALUE",
+                    field=place,
+                )
+
+
+@cache
+def _holds_enums(kind: Descriptor) -> bool:
+    """Whether a message of that kind can hold an enum, at any depth. Google's own (Struct has one
+    for null) are not looked into."""
+    if kind.file.package == "google.protobuf":
+        return False
+    seen, waiting = {kind.full_name}, [kind]
+    while waiting:
+        for field in waiting.pop().fields:
+            if field.enum_type is not None:
+                return True
+            inner = field.message_type
+            if inner is None or inner.file.package == "google.protobuf":
+                continue
+            if inner.full_name not in seen:
+                seen.add(inner.full_name)
+                waiting.append(inner)
+    return False
+
+
+def _value_of_map(field: FieldDescriptor) -> FieldDescriptor | None:
+    """What the values of a map are; None for other fields."""
+    kind = field.message_type
+    is_map = kind is not None and kind.GetOptions().map_entry
+    return kind.fields_by_name["value"] if kind is not None and is_map else None
 
 
 def _word(enum: Any, name: str) -> str:

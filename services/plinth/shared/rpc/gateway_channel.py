@@ -28,6 +28,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),  # a minute by itself, and the longer one counts
     ("grpc.http2.max_pings_without_data", 0),  # by its word gRPC stops after two
+    ("grpc.max_reconnect_backoff_ms", 2_000),  # two minutes by itself, after a gateway was away
 ]
 _TARGET = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 ROOTS = "SSL_CERT_FILE"  # OpenSSL's, which curl, Python's ssl and others follow as well
@@ -108,7 +109,7 @@ class GatewayConnection:
         try:
             return method(request, metadata=self._metadata, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise _told(error, self.address) from error
+            raise told(error, self.address) from error
 
     def stream(
         self, method: Callable[..., Any], request: Any, timeout_s: float | None = None
@@ -118,7 +119,7 @@ class GatewayConnection:
         try:
             yield from call
         except grpc.RpcError as error:
-            raise _told(error, self.address) from error
+            raise told(error, self.address) from error
         finally:
             call.cancel()
 
@@ -143,7 +144,7 @@ class GatewayConnection:
             except grpc.RpcError as raised:
                 error = from_rpc_error(raised)
                 if not broken(error) or (wait_s := gap.next_wait_s(error)) is None:
-                    raise _told(raised, self.address) from raised
+                    raise told(raised, self.address) from raised
             finally:
                 call.cancel()
             time.sleep(wait_s)
@@ -155,7 +156,7 @@ class AsyncGatewayConnection:
     def __init__(self, address: GatewayAddress, key: str) -> None:
         """Raises as `open_blocking`."""
         self.address = address
-        self.channel = _open_async(address)
+        self.channel = open_async(address)
         self._metadata = (("authorization", f"Bearer {key}"),)
 
     async def __aenter__(self) -> Self:
@@ -174,12 +175,13 @@ class AsyncGatewayConnection:
             async for message in call:
                 yield message
         except grpc.RpcError as error:
-            raise _told(error, self.address) from error
+            raise told(error, self.address) from error
         finally:
             call.cancel()
 
 
-def _open_async(address: GatewayAddress) -> grpc.aio.Channel:
+def open_async(address: GatewayAddress) -> grpc.aio.Channel:
+    """The same for asynchronous stubs."""
     if not address.tls:
         return grpc.aio.insecure_channel(address.target, options=_OPTIONS)
     return grpc.aio.secure_channel(address.target, _credentials(address), options=_options(address))
@@ -197,7 +199,9 @@ _HANDSHAKES = (
 )
 
 
-def _told(raised: grpc.RpcError, address: GatewayAddress) -> PlinthError:
+def told(raised: grpc.RpcError, address: GatewayAddress) -> PlinthError:
+    """What the platform raised; or, where nobody answered at the address, Unavailable that says
+    what to look at."""
     error = from_rpc_error(raised)
     if said(raised) or not isinstance(error, Unavailable):
         return error

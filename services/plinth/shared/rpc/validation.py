@@ -17,7 +17,9 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
 
+from plinth.shared.api.enums import check_enums
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.rpc import wire
 from plinth.shared.rpc.handlers import (
@@ -40,8 +42,9 @@ _parser = ThreadPoolExecutor(1, thread_name_prefix="messages")
 
 
 class ValidationInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses messages of more than `bounds`, bytes that are no message of the method's type, and
-    what a validator rejects. A method without a deserialiser gets the bytes, counted.
+    """Refuses messages of more than `bounds`, bytes that are no message of the method's type,
+    values that their enum does not have, and what a validator rejects. A method without a
+    deserialiser gets the bytes, counted.
 
     validators: by full method name, a function that raises InvalidArgument for a bad message.
     bounds: None where only stages call, which believe each other.
@@ -113,6 +116,8 @@ class _Reader:
         if self.bounds is not None:
             wire.check(data, _kind(self.method), self.bounds)
         message = data if self.parse is None else self._parsed(self.parse, data)
+        if isinstance(message, Message):
+            check_enums(message)
         if self.validator is not None:
             self.validator(message)
         return message

@@ -1,0 +1,161 @@
+"""The client whose calls block."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
+
+import grpc
+
+from plinth.client.address import GatewayAddress, address_of, key_of, open_blocking
+from plinth.client.calls import Services
+from plinth.client.methods import Method, serialized
+from plinth.client.policy import Attempts, Gateway, Policy
+
+
+class Client(Services):
+    """A gateway, with a key. May be used by many threads; close it, or use it as a context."""
+
+    def __init__(
+        self,
+        address: GatewayAddress | str | None = None,
+        key: str | None = None,
+        *,
+        policy: Policy | None = None,
+    ) -> None:
+        """address: "host:port", or "grpcs://host:port" for TLS; None: PLINTH_URL, or this machine.
+        key: an API key; None: PLINTH_API_KEY, or the content of the file PLINTH_API_KEY_FILE.
+        InvalidArgument for what is no address or no key."""
+        self.address = address_of(address)
+        self._transport = Transport(self.address, key_of(key), policy or Policy())
+        super().__init__(self._transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class Transport:
+    """Calls by their methods, repeated and resumed as the policy has it."""
+
+    def __init__(self, address: GatewayAddress, key: str, policy: Policy) -> None:
+        self._gateway = Gateway(address, key, policy)
+        self._channel = open_blocking(address)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def unary(
+        self,
+        method: Method,
+        request: Any,
+        timeout: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Any:
+        """The response. Raises the PlinthError that the platform raised."""
+        call = self._channel.unary_unary(method.path, serialized, method.parse)
+        attempts = Attempts(self._gateway, method, request, timeout)
+        while True:
+            try:
+                response = call(
+                    attempts.request,
+                    timeout=attempts.left_s,
+                    metadata=self._gateway.metadata(metadata),
+                )
+                attempts.answered()
+                return response
+            except grpc.RpcError as raised:
+                self._wait(attempts, raised)
+
+    def stream(
+        self,
+        method: Method,
+        request: Any,
+        timeout: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Iterator[Any]:
+        """The responses; closing the iterator cancels the call."""
+        open_call = self._channel.unary_stream(method.path, serialized, method.parse)
+        attempts = Attempts(self._gateway, method, request, timeout)
+        while True:
+            call = open_call(
+                attempts.request, timeout=attempts.left_s, metadata=self._gateway.metadata(metadata)
+            )
+            try:
+                with _Watchdog(
+                    call, self._gateway.policy.quiet_s if method.resumable else None
+                ) as messages:
+                    call.initial_metadata()  # comes when somebody has taken the request
+                    if call.is_active():
+                        attempts.answered()
+                    for message in messages:
+                        if attempts.took(message):
+                            yield message
+                    return
+            except grpc.RpcError as raised:
+                self._wait(attempts, raised)
+            finally:
+                call.cancel()
+
+    def upload(
+        self,
+        method: Method,
+        requests: Iterable[Any],
+        timeout: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Any:
+        """The response to a stream of requests; it is sent once."""
+        call = self._channel.stream_unary(method.path, serialized, method.parse)
+        try:
+            return call(iter(requests), timeout=timeout, metadata=self._gateway.metadata(metadata))
+        except grpc.RpcError as raised:
+            raise self._gateway.told(raised) from raised
+
+    def _wait(self, attempts: Attempts, raised: grpc.RpcError) -> None:
+        """Until the next attempt; raises what the call ended with where there is none."""
+        error = self._gateway.told(raised)
+        if (wait_s := attempts.next_wait_s(error)) is None:
+            raise error from raised
+        time.sleep(wait_s)
+
+
+class _Watchdog:
+    """Cancels a call on which its reader has waited too long for a message, as a context that
+    gives the messages."""
+
+    def __init__(self, call: Any, quiet_s: float | None) -> None:
+        self._call, self._quiet_s = call, quiet_s
+        self._waits_since: float | None = time.monotonic()
+        self._over = threading.Event()
+
+    def __enter__(self) -> Iterator[Any]:
+        if self._quiet_s is None:
+            messages: Iterator[Any] = iter(self._call)
+            return messages
+        threading.Thread(target=self._watch, args=(self._quiet_s,), daemon=True).start()
+        return self._read()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _read(self) -> Iterator[Any]:
+        for message in self._call:
+            self._waits_since = None  # the reader is busy with it
+            yield message
+            self._waits_since = time.monotonic()
+
+    def _watch(self, quiet_s: float) -> None:
+        left: float = quiet_s
+        while not self._over.wait(left):
+            since = self._waits_since
+            left = quiet_s if since is None else since + quiet_s - time.monotonic()
+            if left <= 0:
+                self._call.cancel()
+                return

@@ -1,0 +1,132 @@
+"""When a call is tried again. Makes no calls, so that both clients decide alike."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from plinth.client.address import GatewayAddress, told
+from plinth.client.methods import Method, is_heartbeat
+from plinth.shared.errors import PlinthError, ResourceExhausted, Unavailable
+from plinth.shared.rpc.resuming import broken
+from plinth.shared.rpc.status import said
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
+# Of a gateway that has never answered: its address may be wrong.
+_FIRST_CONTACT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How patient a client is.
+
+    timeout_s: for a whole call, its repetitions among it, where the call says nothing; None: 60 s,
+      of generation 600 s, of streams as long as they take.
+    patience_s: how long a call that may be repeated is, while the platform can't answer it.
+    stream_patience_s: how long a stream that has begun waits for somebody to go on with it.
+    quiet_s: a watch that says nothing for so long, no heartbeat either, is taken for broken.
+    """
+
+    timeout_s: float | None = None
+    patience_s: float = 15.0
+    stream_patience_s: float = 150.0
+    quiet_s: float = 60.0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Gateway:
+    """What a client knows of the gateway that it calls."""
+
+    def __init__(self, address: GatewayAddress, key: str, policy: Policy) -> None:
+        self.address, self.policy = address, policy
+        self.reached = False  # whether it has ever answered
+        sent = {**policy.metadata, **({"authorization": f"Bearer {key}"} if key else {})}
+        self._metadata = tuple(sent.items())
+
+    def metadata(self, further: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+        """Of one call."""
+        return self._metadata + tuple((further or {}).items())
+
+    def told(self, raised: grpc.RpcError) -> PlinthError:
+        """The error of a call."""
+        self.reached = self.reached or said(raised)
+        return told(raised, self.address)
+
+
+class Attempts:
+    """The attempts at one call, and what of a stream came by them."""
+
+    def __init__(
+        self, gateway: Gateway, method: Method, request: Any, timeout: float | None
+    ) -> None:
+        """timeout: seconds for the whole call; None: the policy's."""
+        policy = gateway.policy
+        given = timeout if timeout is not None else policy.timeout_s
+        seconds = given if given is not None else method.timeout_s
+        self._until = None if seconds is None else time.monotonic() + seconds
+        self._gateway, self._policy, self._method = gateway, policy, method
+        self._broken_since: float | None = None
+        self._wait_s = _FIRST_WAIT_S
+        self._begun = False
+        self.request = request
+        if method.takes_request_id and not request.request_id:
+            request.request_id = str(uuid.uuid4())
+        if method.resumable:
+            self.request = type(request)()
+            self.request.CopyFrom(request)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the call must have ended; None: no end."""
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
+
+    def answered(self) -> None:
+        """Somebody has taken the request."""
+        self._broken_since, self._wait_s = None, _FIRST_WAIT_S
+        self._begun = self._gateway.reached = True
+
+    def took(self, message: Any) -> bool:
+        """Notes where a stream is. Whether the message is one for the caller."""
+        self.answered()
+        if not self._method.resumable:
+            return True
+        self.request.resume_token = message.resume_token or self.request.resume_token
+        return not is_heartbeat(message)
+
+    def next_wait_s(self, error: PlinthError) -> float | None:
+        """Seconds until the next attempt; None when `error` is the answer."""
+        if not self._may_repeat(error):
+            return None
+        now = time.monotonic()
+        self._broken_since = now if self._broken_since is None else self._broken_since
+        resumes = self._begun and self._method.resumable
+        patience = self._policy.stream_patience_s if resumes else self._policy.patience_s
+        if not self._gateway.reached:
+            patience = min(patience, _FIRST_CONTACT_S)
+        step, self._wait_s = self._wait_s, min(2 * self._wait_s, _LONGEST_WAIT_S)
+        wait = max(step * random.uniform(0.8, 1.2), error.retry_after_s or 0.0)
+        ends = self._broken_since + patience
+        if now + wait > (ends if self._until is None else min(ends, self._until)):
+            return None
+        return wait
+
+    def _may_repeat(self, error: PlinthError) -> bool:
+        if self._method.resumable:
+            return broken(error)
+        if not self._method.repeatable or (
+            self._begun and self._method.descriptor.server_streaming
+        ):
+            # Refused before anything was done.
+            return isinstance(error, ResourceExhausted) and self._is_early(error)
+        if isinstance(error, ResourceExhausted):
+            return error.retry_after_s is not None
+        return isinstance(error, Unavailable)
+
+    def _is_early(self, error: PlinthError) -> bool:
+        return not self._begun and said(error) and error.retry_after_s is not None
