@@ -65,7 +65,7 @@ async def test_a_dead_letters_life(call: Call, redis_client: Redis) -> None:
     (one,) = (await call("ListQueues", pb.ListQueuesRequest())).queues
     assert (one.name, one.dead, one.waiting) == ("queues/trainer-jobs", 2, 0)
     assert (await call("GetQueue", pb.GetQueueRequest(name=one.name))).queue == one
-    letters = (await call("ListDeadLetters", pb.ListDeadLettersRequest(parent=one.name)))
+    letters = await call("ListDeadLetters", pb.ListDeadLettersRequest(parent=one.name))
     newest, oldest = letters.dead_letters
     assert newest.name == "queues/trainer-jobs/deadLetters/team/job-2"
     assert (newest.reason, newest.attempts, newest.payload_size_bytes) == ("[no] corpus", 1, 5)

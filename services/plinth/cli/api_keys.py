@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plinth.cli.gateway_access import UrlOption
+from plinth.cli.gateway_access import UrlOption, client
 
 if TYPE_CHECKING:
     from plinth.shared.settings import Settings
     from plinth.v1 import keys_pb2
+
+_PAGE = 500
 
 app = typer.Typer(no_args_is_help=True, help="API keys: create, list, change, revoke.")
 
@@ -84,11 +86,10 @@ def list_keys(
     url: UrlOption = None,
 ) -> None:
     """All keys, revoked ones too; never the keys themselves."""
-    from plinth.cli.key_client import KeyClient
     from plinth.v1 import keys_pb2 as pb
 
-    with KeyClient.of(_settings(data), url) as client:
-        keys = list(client.keys(filter_))
+    with client(_settings(data), url) as plinth:
+        keys = list(plinth.keys.list_keys(filter=filter_, page_size=_PAGE))
     for key in keys:
         if key.status.state == pb.KEY_STATE_UNREADABLE:
             typer.echo(
@@ -115,7 +116,6 @@ def update(
     url: UrlOption = None,
 ) -> None:
     """Changes what a key may do, or its note: what is given here, and nothing else."""
-    from plinth.cli.key_client import KeyClient
     from plinth.shared.api import enums
     from plinth.v1 import keys_pb2 as pb
 
@@ -124,8 +124,9 @@ def update(
         word = "" if role == "none" else role
         given["role"] = enums.number(pb.KeyRole, word, "role")
     given = {name: value for name, value in given.items() if value is not None}
-    with KeyClient.of(_settings(data), url) as client:
-        key = client.update(key_id, pb.KeySpec(**given), [f"spec.{name}" for name in given])
+    key = pb.Key(name=f"keys/{key_id}", spec=pb.KeySpec(**given))
+    with client(_settings(data), url) as plinth:
+        key = plinth.keys.update_key(key, update_mask=[f"spec.{name}" for name in given]).key
     typer.echo(f"key {_id(key)} of tenant {key.spec.tenant}: {', '.join(key.status.scopes)}")
 
 
@@ -133,20 +134,18 @@ def update(
 def revoke(key_id: KeyId, data: Data = None, url: UrlOption = None) -> None:
     """Takes a key away for good. Gateways stop taking it within seconds, or, where they can't reach
     Redis, gateway.keys_stale_s after they last did."""
-    from plinth.cli.key_client import KeyClient
 
-    with KeyClient.of(_settings(data), url) as client:
-        key = client.revoke(key_id)
+    with client(_settings(data), url) as plinth:
+        key = plinth.keys.revoke_key(f"keys/{key_id}").key
     typer.echo(f"key {_id(key)} of tenant {key.spec.tenant} is revoked")
 
 
 @app.command()
 def delete(key_id: KeyId, data: Data = None, url: UrlOption = None) -> None:
     """Removes the record of a revoked key."""
-    from plinth.cli.key_client import KeyClient
 
-    with KeyClient.of(_settings(data), url) as client:
-        client.delete(key_id)
+    with client(_settings(data), url) as plinth:
+        plinth.keys.delete_key(f"keys/{key_id}")
     typer.echo(f"key {key_id} is deleted")
 
 
@@ -174,10 +173,9 @@ def _free_file(settings: Settings) -> Path:
 
 
 def _made(settings: Settings, url: str | None, spec: keys_pb2.KeySpec) -> tuple[str, keys_pb2.Key]:
-    from plinth.cli.key_client import KeyClient
 
-    with KeyClient.of(settings, url) as client:
-        made = client.create(spec)
+    with client(settings, url) as plinth:
+        made = plinth.keys.create_key(spec)
     return made.secret, made.key
 
 

@@ -10,6 +10,7 @@ import typer
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
+    from plinth.client import Client
     from plinth.shared.rpc.gateway_channel import GatewayAddress
     from plinth.shared.settings import Settings
 
@@ -57,6 +58,13 @@ def _checked(key: str, source: str) -> str:
             reason="INVALID_API_KEY",
         )
     return key
+
+
+def client(settings: Settings, url: str | None) -> Client:
+    """Of the gateway at `url`, or of the stack in the data directory. Raises as the two below."""
+    from plinth.client import Client
+
+    return Client(gateway_address(settings, url), api_key(settings))
 
 
 def gateway_address(settings: Settings, url: str | None) -> GatewayAddress:
