@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -119,14 +119,14 @@ def update(
     from plinth.shared.api import enums
     from plinth.v1 import keys_pb2 as pb
 
-    given = {"scopes": scope, "label": label}
+    given: dict[str, Any] = {"scopes": scope, "label": label}
     if role is not None:
         word = "" if role == "none" else role
         given["role"] = enums.number(pb.KeyRole, word, "role")
     given = {name: value for name, value in given.items() if value is not None}
     key = pb.Key(name=f"keys/{key_id}", spec=pb.KeySpec(**given))
     with client(_settings(data), url) as plinth:
-        key = plinth.keys.update_key(key, update_mask=[f"spec.{name}" for name in given]).key
+        key = plinth.keys.update_key(key, update_mask=[f"spec.{name}" for name in given])
     typer.echo(f"key {_id(key)} of tenant {key.spec.tenant}: {', '.join(key.status.scopes)}")
 
 
@@ -136,7 +136,7 @@ def revoke(key_id: KeyId, data: Data = None, url: UrlOption = None) -> None:
     Redis, gateway.keys_stale_s after they last did."""
 
     with client(_settings(data), url) as plinth:
-        key = plinth.keys.revoke_key(f"keys/{key_id}").key
+        key = plinth.keys.revoke_key(f"keys/{key_id}")
     typer.echo(f"key {_id(key)} of tenant {key.spec.tenant} is revoked")
 
 

@@ -42,7 +42,7 @@ def inspect_item(queue: Name, item: ItemId, data: Data = None, url: UrlOption = 
     from plinth.v1 import operations_pb2 as pb
 
     with _client(data, url) as plinth:
-        found = plinth.operations.get_queue_item(f"queues/{queue}/items/{item}").item
+        found = plinth.operations.get_queue_item(f"queues/{queue}/items/{item}")
     state = enums.word(pb.QueueItemState, found.state)
     Console().print(f"{item}: {state}, {found.attempts} attempts", found.reason, markup=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from plinth.gateway.key_entries import KeyEntry
 from plinth.gateway.key_records import KeyRecord, new_record
 from plinth.shared.api import enums, times
@@ -66,6 +68,6 @@ FILTERS = Filters(
         "role": Field(lambda entry: _of(entry).role, str, enums.words(pb.KeyRole)),
         "scopes": Field(lambda entry: _of(entry).all_scopes, list),
         "state": Field(state, str, enums.words(pb.KeyState)),
-        "create_time": Field(lambda entry: times.moment(entry.created_unix_ms), times.datetime),
+        "create_time": Field(lambda entry: times.moment(entry.created_unix_ms), datetime),
     }
 )
