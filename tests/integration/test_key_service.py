@@ -134,6 +134,7 @@ async def test_a_request_that_comes_again_makes_no_second_key(
         (asked(), "SCOPE_UNKNOWN"),
         (asked(scopes=["root"]), "SCOPE_UNKNOWN"),
         (asked(scopes=["jobs"], tenant="a b"), "INVALID_ARGUMENT"),
+        (asked(scopes=["jobs"], tenant="system"), "INVALID_ARGUMENT"),
         (asked(scopes=["jobs"], label="a\nb"), "INVALID_ARGUMENT"),
         (asked(scopes=["jobs"], label="x" * 201), "INVALID_ARGUMENT"),
         (asked(role=77), "ENUM_VALUE"),

@@ -13,7 +13,7 @@ from plinth.shared.api.resource_names import Pattern
 from plinth.v1 import keys_pb2 as pb
 from plinth.v1 import owner_pb2
 
-KEY = Pattern("keys/{key=**}")
+KEY = Pattern("keys/{key}")
 DEFAULT_TENANT = "default"
 
 

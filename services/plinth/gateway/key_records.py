@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plinth.shared.errors import DataLoss, InvalidArgument
-from plinth.shared.identity import ROLES, SCOPES, Principal
+from plinth.shared.identity import ROLES, SCOPES, SYSTEM, Principal
 from plinth.shared.redis_keys import check_part
 from plinth.shared.rpc.auth import (
     MAX_NAME_CHARS,
@@ -112,6 +112,12 @@ def new_record(
     """A record made now. InvalidArgument for a scope or role that isn't one, none at all, and a
     tenant or label that can't be one."""
     check_part(tenant, "tenant")
+    if tenant == SYSTEM.tenant:
+        raise InvalidArgument(
+            f"tenant {tenant!r} is the platform's own, whose resources anybody may change; "
+            "choose another name",
+            field="tenant",
+        )
     check_scopes(scopes, role)
     check_label(label)
     by = (made_by.tenant, made_by.key_id) if made_by is not None else ("", "")
