@@ -18,7 +18,7 @@ from plinth.shared.api import times
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
 from plinth.shared.registry import Registry
-from plinth.v1 import operations_pb2, operations_pb2_grpc
+from plinth.v1 import deployments_pb2, operations_pb2, operations_pb2_grpc
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ async def test_what_is_announced_queued_and_on_trial(stack: Stack, redis_client:
     assert list(shard.revisions) == ["chat@1"]
     assert not next(r for r in found.replicas if r.stage == "tokenizer").HasField("kv_use")
     assert [(m.name, m.shards, m.ready_shards, m.state, m.detail) for m in found.models] == [
-        ("chat", 2, 1, operations_pb2.SERVING_STATE_STARTING, "no room"),
-        ("code", 2, 1, operations_pb2.SERVING_STATE_READY, ""),
+        ("chat", 2, 1, deployments_pb2.DEPLOYMENT_STATE_STARTING, "no room"),
+        ("code", 2, 1, deployments_pb2.DEPLOYMENT_STATE_READY, ""),
     ]
     assert [(m.min_shards, m.max_shards) for m in found.models] == [(2, 2), (1, 4)]
     assert [(q.name, q.waiting, q.claimed, q.dead) for q in found.queues] == [

@@ -65,7 +65,10 @@ def create(
     settings = _settings(data)
     role = role or ("" if scope else "user")
     spec = pb.KeySpec(
-        tenant=tenant, label=label, scopes=scope, role=enums.number(pb.KeyRole, role, "role")
+        tenant=tenant,
+        label=label,
+        scopes=scope,
+        role=enums.number(pb.KeyRole, role, "role"),  # type: ignore[arg-type]
     )
     file = _free_file(settings) if save else None
     plain, key = _made_here(settings, spec) if local else _made(settings, url, spec)

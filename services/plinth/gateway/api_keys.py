@@ -223,7 +223,7 @@ class KeyStore:
         if before is not None and before.raw == raw:  # many keys are read often and change seldom
             return replace(before, confirmed=began)
         try:
-            return KeyEntry(raw, KeyRecord.from_json(raw), began)
+            return KeyEntry(digest, raw, KeyRecord.from_json(raw), began)
         except DataLoss as error:
             if digest not in self._told:
                 self._told.add(digest)
@@ -232,7 +232,7 @@ class KeyStore:
                     record=KeyEntry(digest, raw, None, began).id,
                     reason=error.message,
                 )
-            return KeyEntry(raw, None, began)
+            return KeyEntry(digest, raw, None, began)
 
 
 # KEYS[1] the hash of all keys; ARGV: hash of the key, its record.

@@ -127,7 +127,7 @@ class KeyManager:
             try:
                 await self._store.found(key_id)
             except NotFound:
-                fresh = {"nonce": secrets.token_bytes(32), "asked": asked}
+                fresh: dict[str, str | bytes] = {"nonce": secrets.token_bytes(32), "asked": asked}
                 with redis_errors():
                     async with self._redis.pipeline(transaction=True) as pipe:
                         for field, value in fresh.items():

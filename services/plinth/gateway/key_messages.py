@@ -21,13 +21,13 @@ def message(entry: KeyEntry) -> pb.Key:
     """The key without its secret. Of a record that can't be read nothing but id and state."""
     record = entry.record
     found = pb.Key(name=KEY.name(entry.id), etag=etag_of(entry.raw))
-    found.status.state = enums.number(pb.KeyState, state(entry))
+    found.status.state = enums.number(pb.KeyState, state(entry))  # type: ignore[assignment]
     if record is None:
         return found
     found.spec.CopyFrom(
         pb.KeySpec(
             tenant=record.tenant,
-            role=enums.number(pb.KeyRole, record.role),
+            role=enums.number(pb.KeyRole, record.role),  # type: ignore[arg-type]
             scopes=sorted(record.scopes),
             label=record.label,
         )

@@ -39,7 +39,7 @@ class QueueOperations:
             raise NotFound(f"queue {name!r} knows no item {id!r}", reason="ITEM_NOT_FOUND")
         return pb.QueueItem(
             name=ITEM.name(name, id),
-            state=enums.number(pb.QueueItemState, found.state),
+            state=enums.number(pb.QueueItemState, found.state),  # type: ignore[arg-type]
             attempts=found.attempts,
             reason=found.reason,
         )

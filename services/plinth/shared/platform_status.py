@@ -18,6 +18,7 @@ from plinth.shared.connection import redis_errors
 from plinth.shared.errors import PlinthError
 from plinth.shared.queue import Queue, QueueInfo, queue_names
 from plinth.shared.registry import STAGES, Registry, Replica
+from plinth.v1 import deployments_pb2
 from plinth.v1 import operations_pb2 as pb
 
 _PROBE, _PROBE_MS = "write-probe", 1000  # a lease that nobody holds
@@ -112,7 +113,7 @@ def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
                     artifact=model["artifact"],
                     shards=model["shards"],
                     ready_shards=model["ready"],
-                    state=_known(pb.ServingState, model["state"]),
+                    state=_known(deployments_pb2.DeploymentState, model["state"]),
                     detail=model["detail"],
                     # While an upgrade rolls, a reconciler may not know of them yet.
                     min_shards=model.get("min_shards", model["shards"]),
@@ -123,7 +124,7 @@ def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
     return []
 
 
-def _known(enum: Any, said: str) -> int:
+def _known(enum: Any, said: str) -> Any:
     """Unspecified for a word of a newer version's."""
     return enums.number(enum, said) if said in enums.words(enum) else 0
 

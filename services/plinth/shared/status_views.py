@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from plinth.shared.api import enums, times
-from plinth.v1 import operations_pb2, runs_pb2
+from plinth.v1 import deployments_pb2, operations_pb2, runs_pb2
 
 Json = dict[str, Any]
 RUNS_SHOWN = 5
@@ -35,7 +35,7 @@ def model(one: operations_pb2.ModelStatus) -> Json:
         "min_shards": one.min_shards,
         "max_shards": one.max_shards,
         "ready": one.ready_shards,
-        "state": enums.word(operations_pb2.ServingState, one.state),
+        "state": enums.word(deployments_pb2.DeploymentState, one.state),
         "detail": one.detail,
     }
 

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from plinth.v1 import deployments_pb2 as _deployments_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,42 +21,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _ServingState:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ServingStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServingState.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    SERVING_STATE_UNSPECIFIED: _ServingState.ValueType  # 0
-    """Not said."""
-    SERVING_STATE_STARTING: _ServingState.ValueType  # 1
-    """Its shards are being started."""
-    SERVING_STATE_READY: _ServingState.ValueType  # 2
-    """It answers."""
-    SERVING_STATE_RESTARTING: _ServingState.ValueType  # 3
-    """A shard died or hung and is being started again."""
-    SERVING_STATE_FAILED: _ServingState.ValueType  # 4
-    """It can't be served; `detail` says why."""
-    SERVING_STATE_STOPPING: _ServingState.ValueType  # 5
-    """It is not wanted any more."""
-
-class ServingState(_ServingState, metaclass=_ServingStateEnumTypeWrapper):
-    """How far a served model is."""
-
-SERVING_STATE_UNSPECIFIED: ServingState.ValueType  # 0
-"""Not said."""
-SERVING_STATE_STARTING: ServingState.ValueType  # 1
-"""Its shards are being started."""
-SERVING_STATE_READY: ServingState.ValueType  # 2
-"""It answers."""
-SERVING_STATE_RESTARTING: ServingState.ValueType  # 3
-"""A shard died or hung and is being started again."""
-SERVING_STATE_FAILED: ServingState.ValueType  # 4
-"""It can't be served; `detail` says why."""
-SERVING_STATE_STOPPING: ServingState.ValueType  # 5
-"""It is not wanted any more."""
-Global___ServingState: _TypeAlias = ServingState  # noqa: Y015
 
 class _CanaryState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -264,7 +229,7 @@ class ModelStatus(_message.Message):
     """Shards that its load asks for now, from min_shards to max_shards."""
     ready_shards: _builtins.int
     """Shards that are ready."""
-    state: Global___ServingState.ValueType
+    state: _deployments_pb2.DeploymentState.ValueType
     """How far it is."""
     detail: _builtins.str
     """Why, where it is not ready."""
@@ -279,7 +244,7 @@ class ModelStatus(_message.Message):
         artifact: _builtins.str = ...,
         shards: _builtins.int = ...,
         ready_shards: _builtins.int = ...,
-        state: Global___ServingState.ValueType = ...,
+        state: _deployments_pb2.DeploymentState.ValueType = ...,
         detail: _builtins.str = ...,
         min_shards: _builtins.int = ...,
         max_shards: _builtins.int = ...,

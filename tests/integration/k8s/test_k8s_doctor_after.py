@@ -17,7 +17,7 @@ from plinth.cluster.kubernetes_ops import doctor_after
 from plinth.cluster.kubernetes_ops.api import Api
 from plinth.cluster.kubernetes_ops.gateway_client import opened
 from plinth.cluster.kubernetes_ops.release import find
-from plinth.v1 import operations_pb2
+from plinth.v1 import deployments_pb2, operations_pb2
 
 POD = f"{CORE}/pods/plinth-inference-0"
 
@@ -45,7 +45,7 @@ def well(kube: KubeApi, gateway: ScriptedGateway) -> KubeApi:
         artifact="chat@7",
         shards=2,
         ready_shards=2,
-        state=operations_pb2.SERVING_STATE_READY,
+        state=deployments_pb2.DEPLOYMENT_STATE_READY,
     )
     return kube
 
@@ -206,7 +206,9 @@ def test_shards_dead_letters_volumes_and_budgets(
 ) -> None:
     gateway.status.models[0].MergeFrom(
         operations_pb2.ModelStatus(
-            ready_shards=1, state=operations_pb2.SERVING_STATE_STARTING, detail="no node has room"
+            ready_shards=1,
+            state=deployments_pb2.DEPLOYMENT_STATE_STARTING,
+            detail="no node has room",
         )
     )
     gateway.status.queues.add(name="train", dead=2)

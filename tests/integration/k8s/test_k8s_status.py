@@ -13,7 +13,7 @@ from kube_cluster import plinth_k8s
 from kube_gateway import ScriptedGateway, canary_run, shard
 from kube_release import CORE, RAY, pod, ray_release, static_pods, static_release
 from plinth.shared.api import times
-from plinth.v1 import operations_pb2
+from plinth.v1 import deployments_pb2, operations_pb2
 from plinth.v1 import runs_pb2 as pb
 
 POD = f"{CORE}/pods/plinth-inference-0"
@@ -33,7 +33,7 @@ def told(kube: KubeApi, gateway: ScriptedGateway) -> ScriptedGateway:
                 artifact="chat@7",
                 shards=3,
                 ready_shards=2,
-                state=operations_pb2.SERVING_STATE_STARTING,
+                state=deployments_pb2.DEPLOYMENT_STATE_STARTING,
                 detail="no room for a shard",
             )
         ],

@@ -30,7 +30,7 @@ from plinth.cluster.kubernetes_ops.release import (
 )
 from plinth.shared.api import enums
 from plinth.shared.errors import NotFound, PermissionDenied, PlinthError
-from plinth.v1 import operations_pb2
+from plinth.v1 import deployments_pb2, operations_pb2
 
 _MANY_RESTARTS = 5
 _RECENT = timedelta(minutes=15)
@@ -261,7 +261,7 @@ def _models(
         else:
             yield Finding(f"model {reference}", "ok", "is on the store")
     for model in status.models:
-        state = enums.word(operations_pb2.ServingState, model.state)
+        state = enums.word(deployments_pb2.DeploymentState, model.state)
         if state != "ready" or model.ready_shards < model.shards:
             yield Finding(
                 f"serving {model.name}",
