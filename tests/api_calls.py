@@ -1,90 +1,18 @@
-"""A request for every public call, and what comes of it: for who made what it names, and for a key
-of another tenant. Rows are in the order in which they can be called, each one using what those
-before it made."""
+"""Rows for every public call."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from redis.asyncio import Redis
-
-from gateway_stages import Stack
-from plinth.shared.queue import Queue
-from plinth.shared.store import ArtifactStore
-from plinth.v1 import (
-    artifacts_pb2,
-    chat_pb2,
-    deployments_pb2,
-    generation_pb2,
-    jobs_pb2,
-    keys_pb2,
-    models_pb2,
-    operations_pb2,
-    preferences_pb2,
-    rewards_pb2,
-    runs_pb2,
-    tokenization_pb2,
-)
-
-OTHER = "OTHER_TENANT"
-
-
-@dataclass
-class World:
-    """What the rows find: the stack, a model on its store, and names that they noted."""
-
-    stack: Stack
-    redis: Redis
-    noted: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    async def made(cls, stack: Stack, redis: Redis, folder: Path) -> World:
-        world = cls(stack, redis)
-        (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text("{}")
-        ArtifactStore(stack.settings.store()).publish("m", "model", folder / "model")
-        return world
-
-    def __getitem__(self, name: str) -> Any:
-        return self.noted[name]
-
-    async def buried(self) -> None:
-        """A dead letter each, for those who take it."""
-        queue = Queue(self.redis, "q")
-        for id in ("of-acme", "of-rival"):
-            await queue.add(id, b"work")
-            lease = await queue.claim("consumer", wait_s=1)
-            assert lease is not None
-            await queue.fail(lease, "no use", retry=False)
-
-
-@dataclass(frozen=True)
-class Call:
-    """request: of "acme" or "rival", which may name things of their own. other: the reason why
-    another tenant's key is refused, outcome: why the owner's is; empty: it is answered. note: keeps
-    something of the owner's answer. before: makes what the call needs. until_not: a reason that
-    passes by itself."""
-
-    method: str
-    request: Callable[[World, str], Any]
-    other: str = ""
-    outcome: str = ""
-    note: Callable[[World, Any], None] | None = None
-    before: Callable[[World], Awaitable[None]] | None = None
-    until_not: str = "-"
-
-
-def kept(name: str, read: Callable[[Any], Any]) -> Callable[[World, Any], None]:
-    """Notes what `read` finds in the answer."""
-
-    def note(world: World, answer: Any) -> None:
-        world.noted[name] = read(answer)
-
-    return note
-
+from api_calls_artifacts import ARTIFACTS, DEPLOYMENTS
+from api_calls_preferences import PREFERENCES
+from api_calls_runs import JOBS, RUNS
+from api_rows import Call, World, kept
+from plinth.v1 import chat_pb2 as chat
+from plinth.v1 import generation_pb2 as gen
+from plinth.v1 import keys_pb2, operations_pb2
+from plinth.v1 import models_pb2 as mod
+from plinth.v1 import rewards_pb2 as rew
+from plinth.v1 import sampling_pb2 as sam
+from plinth.v1 import tokenization_pb2 as tok
 
 _KEYS = [
     Call(
@@ -137,4 +65,69 @@ _OPERATIONS = [
         lambda *_: operations_pb2.RequeueDeadLetterRequest(name="queues/q/deadLetters/of-acme"),
         outcome="DEAD_LETTER_NOT_FOUND",
     ),
+]
+
+_MESSAGES = [chat.ChatMessage(role="user", content="x")]
+_OPTIONS = gen.GenerationOptions(sampling=sam.SamplingParams(max_tokens=2, seed=1))
+
+_SERVED = [
+    Call("ModelService.ListModels", lambda *_: mod.ListModelsRequest()),
+    Call("ModelService.GetModel", lambda *_: mod.GetModelRequest(name="models/chat")),
+    Call(
+        "GenerationService.Chat",
+        lambda *_: gen.ChatRequest(model="chat", messages=_MESSAGES, options=_OPTIONS),
+    ),
+    Call(
+        "GenerationService.StreamChat",
+        lambda *_: gen.StreamChatRequest(model="chat", messages=_MESSAGES, options=_OPTIONS),
+    ),
+    Call(
+        "GenerationService.Complete",
+        lambda *_: gen.CompleteRequest(model="chat", prompt="x", options=_OPTIONS),
+    ),
+    Call(
+        "GenerationService.StreamComplete",
+        lambda *_: gen.StreamCompleteRequest(model="chat", prompt="x", options=_OPTIONS),
+    ),
+    Call("TokenizationService.Encode", lambda *_: tok.EncodeRequest(model="chat", texts=["x"])),
+    Call(
+        "TokenizationService.Decode",
+        lambda *_: tok.DecodeRequest(model="chat", sequences=[tok.TokenSequence(ids=[65])]),
+    ),
+    Call(
+        "TokenizationService.ApplyChatTemplate",
+        lambda *_: tok.ApplyChatTemplateRequest(model="chat", messages=_MESSAGES),
+    ),
+]
+
+
+def _rule() -> rew.RewardSource:
+    source = rew.RewardSource(name="short")
+    source.rule.update({"kind": "max_words", "n": 9})
+    return source
+
+
+_REWARDS = [
+    Call(
+        "RewardService.ScoreRewards",
+        lambda *_: rew.ScoreRewardsRequest(
+            sources=[_rule()], items=[rew.RewardItem(prompt_text="a", response_text="b")]
+        ),
+    ),
+    Call(
+        "RewardService.CheckSources",
+        lambda *_: rew.CheckSourcesRequest(sources=[_rule()]),
+    ),
+]
+
+CALLS: list[Call] = [
+    *_KEYS,
+    *_OPERATIONS,
+    *_SERVED,
+    *_REWARDS,
+    *ARTIFACTS,
+    *DEPLOYMENTS,
+    *JOBS,
+    *RUNS,
+    *PREFERENCES,
 ]

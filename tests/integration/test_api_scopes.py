@@ -18,7 +18,8 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from redis.asyncio import Redis
 
-from api_calls import CALLS, Call, World
+from api_calls import CALLS
+from api_rows import Call, World
 from gateway_stages import TOKEN, Stack, running_stack
 from patience import PATIENCE_S
 from plinth.coordinator.service import build as build_coordinator
