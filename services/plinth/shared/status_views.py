@@ -41,13 +41,14 @@ def model(one: operations_pb2.ModelStatus) -> Json:
 
 
 def queue(one: operations_pb2.Queue) -> Json:
-    """Items of one queue by what they wait for."""
+    """Items of one queue by what they wait for; for how long the oldest that waits has."""
     return {
         "name": one.name.removeprefix("queues/"),
         "waiting": one.waiting,
         "claimed": one.claimed,
         "delayed": one.delayed,
         "dead": one.dead,
+        "oldest_wait_s": times.seconds(one.oldest_wait),
     }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from plinth.client.calls.preferences import AsyncPreferenceService, PreferenceService
     from plinth.client.calls.rewards import AsyncRewardService, RewardService
     from plinth.client.calls.runs import AsyncRunService, RunService
+    from plinth.client.calls.tokenization import AsyncTokenizationService, TokenizationService
 
 
 class Services:
@@ -84,6 +85,12 @@ class Services:
 
         return RunService(self._calls)
 
+    @cached_property
+    def tokenization(self) -> TokenizationService:
+        from plinth.client.calls.tokenization import TokenizationService
+
+        return TokenizationService(self._calls)
+
 
 class AsyncServices:
     """The public services: calls for asyncio. Each is imported when it is first used."""
@@ -150,3 +157,9 @@ class AsyncServices:
         from plinth.client.calls.runs import AsyncRunService
 
         return AsyncRunService(self._calls)
+
+    @cached_property
+    def tokenization(self) -> AsyncTokenizationService:
+        from plinth.client.calls.tokenization import AsyncTokenizationService
+
+        return AsyncTokenizationService(self._calls)
