@@ -6,6 +6,7 @@ from api_calls_artifacts import ARTIFACTS, DEPLOYMENTS
 from api_calls_preferences import PREFERENCES
 from api_calls_runs import JOBS, RUNS
 from api_rows import Call, World, kept
+from plinth.oip.v2 import open_inference_pb2 as oip
 from plinth.v1 import chat_pb2 as chat
 from plinth.v1 import generation_pb2 as gen
 from plinth.v1 import keys_pb2, operations_pb2
@@ -101,6 +102,24 @@ _SERVED = [
 ]
 
 
+_PROMPT = oip.ModelInferRequest(model_name="chat")
+_PROMPT.inputs.add(name="text_input", datatype="BYTES", shape=[1]).contents.bytes_contents.append(
+    b"x"
+)
+_PROMPT.parameters["max_tokens"].int64_param = 2
+
+_OPEN_INFERENCE = [
+    Call("GRPCInferenceService.ServerLive", lambda *_: oip.ServerLiveRequest()),
+    Call("GRPCInferenceService.ServerReady", lambda *_: oip.ServerReadyRequest()),
+    Call("GRPCInferenceService.ModelReady", lambda *_: oip.ModelReadyRequest(name="chat")),
+    Call("GRPCInferenceService.ServerMetadata", lambda *_: oip.ServerMetadataRequest()),
+    Call("GRPCInferenceService.ModelMetadata", lambda *_: oip.ModelMetadataRequest(name="chat")),
+    Call("GRPCInferenceService.ModelInfer", lambda *_: _PROMPT),
+    Call("GRPCInferenceService.ModelStreamInfer", lambda *_: _PROMPT),
+    Call("GRPCInferenceService.RepositoryIndex", lambda *_: oip.RepositoryIndexRequest()),
+]
+
+
 def _rule() -> rew.RewardSource:
     source = rew.RewardSource(name="short")
     source.rule.update({"kind": "max_words", "n": 9})
@@ -124,6 +143,7 @@ CALLS: list[Call] = [
     *_KEYS,
     *_OPERATIONS,
     *_SERVED,
+    *_OPEN_INFERENCE,
     *_REWARDS,
     *ARTIFACTS,
     *DEPLOYMENTS,
