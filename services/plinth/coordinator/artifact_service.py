@@ -36,6 +36,7 @@ from plinth.v1 import artifacts_pb2 as pb
 from plinth.v1 import artifacts_pb2_grpc as rpc
 
 _LOOKED_AT = 2000  # artifacts that one page of a list looks at
+_FULL_PAGE = 50  # so that a message is of some megabytes at most
 # What points to a version beside the store itself, for people.
 InUse = Callable[[ArtifactRecord], Awaitable[Sequence[str]]]
 _Row = tuple[ArtifactRecord, list[str]]  # with its aliases
@@ -82,9 +83,11 @@ class ArtifactServicer(UploadCalls, rpc.ArtifactServiceServicer):
     ) -> pb.ListArtifactsResponse:
         wanted = _FILTERS.parse(request.filter)
         size, after = self._pages.size(request), _position(self._pages.position(request))
+        full = request.view == pb.ARTIFACT_VIEW_FULL
+        size = min(size, _FULL_PAGE) if full else size
         found, last = await asyncio.to_thread(self._page, after, size, wanted)
         return pb.ListArtifactsResponse(
-            artifacts=[artifact_message(*row, manifest=False) for row in found],
+            artifacts=[artifact_message(*row, manifest=full) for row in found],
             next_page_token=self._pages.token(request, last.ref) if last else "",
         )
 
