@@ -202,13 +202,19 @@ class Uploads:
                         field=f"digests.{path}",
                     )
 
-        made = self._store.owned_by(upload.owner).publish_chunks(
-            upload.artifact_id,
-            upload.kind,
-            ((path, self._content(upload, n)) for n, (path, _) in enumerate(upload.files)),
-            about={"license": upload.license or None, "extra": {"source": "upload"}},
-            check=check,
-        )
+        try:
+            made = self._store.owned_by(upload.owner).publish_chunks(
+                upload.artifact_id,
+                upload.kind,
+                ((path, self._content(upload, n)) for n, (path, _) in enumerate(upload.files)),
+                about={"license": upload.license or None, "extra": {"source": "upload"}},
+                check=check,
+            )
+        except FileNotFoundError:
+            # Another call has finished it, or deleted it, and removed the pieces.
+            if now := self.get(upload.id).finished:
+                return self._store.get(now)
+            raise
         data = canonical_json({"artifact": made.ref, "plinth_schema": SCHEMA})
         self._storage.create(f"{_ROOT}/{upload.id}/finished.json", data)
         self._storage.remove_tree(f"{_ROOT}/{upload.id}/pieces")

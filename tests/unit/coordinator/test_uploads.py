@@ -168,6 +168,15 @@ async def test_a_request_makes_one_upload(call: Caller) -> None:
     assert (await call.by(BEN).upload({"a": b"1"}, request_id="r1")).name != first.name
 
 
+async def test_nobody_makes_the_next_version_of_anothers(call: Caller) -> None:
+    upload = await call.upload({"a": b""})
+    await call.finish(upload, {"a": b""})
+    with pytest.raises(PermissionDenied):
+        await call.by(BEN).upload(FILES)
+    await call.by(ADMIN).upload(FILES)
+    await call.upload(FILES)
+
+
 async def test_another_tenants_upload_is_not_changed(call: Caller) -> None:
     upload = await call.upload(FILES)
     ben = call.by(BEN)

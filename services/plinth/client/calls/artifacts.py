@@ -257,8 +257,9 @@ class ArtifactService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Upload:
-        """Begins an upload: says which files will come, and of which sizes. RESOURCE_EXHAUSTED if
-        the tenant has as many unfinished uploads as it may have.
+        """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
+        (OTHER_TENANT) if the artifact's latest version is another tenant's;
+        RESOURCE_EXHAUSTED (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
 
         upload: What will come. The other fields are the platform's to set.
         request_id: The caller's own, 1 to 128 of A-Z a-z 0-9 . _ : -. The same id and
@@ -598,8 +599,9 @@ class AsyncArtifactService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Upload:
-        """Begins an upload: says which files will come, and of which sizes. RESOURCE_EXHAUSTED if
-        the tenant has as many unfinished uploads as it may have.
+        """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
+        (OTHER_TENANT) if the artifact's latest version is another tenant's;
+        RESOURCE_EXHAUSTED (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
 
         upload: What will come. The other fields are the platform's to set.
         request_id: The caller's own, 1 to 128 of A-Z a-z 0-9 . _ : -. The same id and
