@@ -61,8 +61,8 @@ class TokenizerServiceStub:
                 _registered_method=True)
         self.Train = channel.unary_stream(
                 '/plinth.internal.v1.TokenizerService/Train',
-                request_serializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerRequest.SerializeToString,
-                response_deserializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerResponse.FromString,
+                request_serializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainRequest.SerializeToString,
+                response_deserializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainResponse.FromString,
                 _registered_method=True)
 
 
@@ -141,8 +141,8 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
             ),
             'Train': grpc.unary_stream_rpc_method_handler(
                     servicer.Train,
-                    request_deserializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerRequest.FromString,
-                    response_serializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerResponse.SerializeToString,
+                    request_deserializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainRequest.FromString,
+                    response_serializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -305,8 +305,8 @@ class TokenizerService:
             request,
             target,
             '/plinth.internal.v1.TokenizerService/Train',
-            plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerRequest.SerializeToString,
-            plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerResponse.FromString,
+            plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainRequest.SerializeToString,
+            plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

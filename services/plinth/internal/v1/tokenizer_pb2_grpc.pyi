@@ -41,7 +41,7 @@ class TokenizerServiceStub:
     """The same for many conversations in one call: preparing data. Idempotent."""
     DecodeStream: _grpc.StreamStreamMultiCallable[_tokenizer_pb2.DecodeStreamRequest, _tokenizer_pb2.DecodeStreamResponse]
     """Ids in, text out as it becomes complete: never half a character."""
-    Train: _grpc.UnaryStreamMultiCallable[_tokenizer_pb2.TrainTokenizerRequest, _tokenizer_pb2.TrainTokenizerResponse]
+    Train: _grpc.UnaryStreamMultiCallable[_tokenizer_pb2.TrainRequest, _tokenizer_pb2.TrainResponse]
     """Trains a vocabulary and publishes it as an artifact. Idempotent by the digest of its inputs."""
 
 @_typing.type_check_only
@@ -57,7 +57,7 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
     """The same for many conversations in one call: preparing data. Idempotent."""
     DecodeStream: _aio.StreamStreamMultiCallable[_tokenizer_pb2.DecodeStreamRequest, _tokenizer_pb2.DecodeStreamResponse]  # type: ignore[assignment]
     """Ids in, text out as it becomes complete: never half a character."""
-    Train: _aio.UnaryStreamMultiCallable[_tokenizer_pb2.TrainTokenizerRequest, _tokenizer_pb2.TrainTokenizerResponse]  # type: ignore[assignment]
+    Train: _aio.UnaryStreamMultiCallable[_tokenizer_pb2.TrainRequest, _tokenizer_pb2.TrainResponse]  # type: ignore[assignment]
     """Trains a vocabulary and publishes it as an artifact. Idempotent by the digest of its inputs."""
 
 class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -104,9 +104,9 @@ class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Train(
         self,
-        request: _tokenizer_pb2.TrainTokenizerRequest,
+        request: _tokenizer_pb2.TrainRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_tokenizer_pb2.TrainTokenizerResponse], _abc.AsyncIterator[_tokenizer_pb2.TrainTokenizerResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_tokenizer_pb2.TrainResponse], _abc.AsyncIterator[_tokenizer_pb2.TrainResponse]]:
         """Trains a vocabulary and publishes it as an artifact. Idempotent by the digest of its inputs."""
 
 def add_TokenizerServiceServicer_to_server(servicer: TokenizerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
