@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from plinth.coordinator.uploads import UploadRecord, Uploads
+from plinth.coordinator.upload_records import UploadRecord
+from plinth.coordinator.uploads import Uploads
 from plinth.shared.api.owners import calling_owner, check_owner
 from plinth.shared.api.paging import Pages
 from plinth.shared.api.resource_names import Pattern
@@ -96,10 +97,9 @@ class UploadCalls:
         return pb.DeleteUploadResponse()
 
     def _check_name_free(self, artifact_id: str) -> None:
-        """A next version is also what the bare name means: nobody makes one of another's artifact."""
-        latest = next(
-            self._store.versions(check_name(artifact_id, "upload.spec.artifact_id")), None
-        )
+        """The bare name means the next version too: nobody makes one of another's artifact."""
+        name = check_name(artifact_id, "upload.spec.artifact_id")
+        latest = next(self._store.versions(name), None)
         if latest is not None:
             check_owner(latest.owner, current_principal(), f"artifact {artifact_id}")
 
