@@ -105,12 +105,13 @@ class ModelsByApi:
 
         name = f"{asked.name[: _MOST_NAME - len(_FILES_SUFFIX)]}{_FILES_SUFFIX}"
         files = upload(self._plinth, source.files, name)
+        weights: Any = enums.number(
+            jobs_pb2.WeightType, "" if asked.dtype == "keep" else asked.dtype, "--dtype"
+        )
         spec = jobs_pb2.ImportSpec(
             files=reference_of(files),
             base=asked.base or "",
-            weight_type=enums.number(
-                jobs_pb2.WeightType, "" if asked.dtype == "keep" else asked.dtype, "--dtype"
-            ),
+            weight_type=weights,
             allow_other_base=asked.allow_other_base,
             source=source.label,
             revision=source.revision,
@@ -163,7 +164,7 @@ class ModelsByApi:
     def serve(self, source: str, shards: int | None, max_shards: int | None) -> Wanted:
         artifact = self._to_serve(source)
         asked = {"shards": shards, "max_shards": max_shards}
-        given = {name: value for name, value in asked.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         spec = deployments_pb2.DeploymentSpec(artifact=artifact, **given)
         name = artifact.partition("@")[0]
         put = self._plinth.deployments.update_deployment(
@@ -227,7 +228,11 @@ class ModelsByApi:
     def shown(self, ref: str) -> dict[str, Any]:
         artifact = self._plinth.artifacts.get_artifact(f"artifacts/{ref}")
         record = self.store.get(reference_of(artifact))
-        facts = {"ref": record.ref, "uri": record.uri, "aliases": list(artifact.aliases)}
+        facts: dict[str, Any] = {
+            "ref": record.ref,
+            "uri": record.uri,
+            "aliases": list(artifact.aliases),
+        }
         return facts | record.manifest
 
     def alias(self, name: str, alias: str, target: str) -> str:
