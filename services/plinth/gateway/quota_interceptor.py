@@ -27,10 +27,18 @@ from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.status import fail
 
 _GENERATION = "/plinth.v1.GenerationService/"
+_OPEN_INFERENCE = "/inference.GRPCInferenceService/"
 # Of services that the gateway answers itself.
-OWN = (_GENERATION, "/plinth.v1.ModelService/", "/plinth.v1.OperationsService/")
-ANSWERED = frozenset({f"{_GENERATION}Chat", f"{_GENERATION}Complete"})
-STAGES = ("/plinth.v1.", "/plinth.internal.v1.")
+OWN = (
+    _GENERATION,
+    _OPEN_INFERENCE,
+    "/plinth.v1.ModelService/",
+    "/plinth.v1.OperationsService/",
+    "/plinth.v1.KeyService/",
+)
+# What makes answers.
+ANSWERED = (_GENERATION, f"{_OPEN_INFERENCE}ModelInfer")
+STAGES = "/plinth.v1."
 WATCHES = frozenset({"WatchRun", "WatchJob"})
 
 
@@ -42,7 +50,7 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
-        counted, answered = counts(details.method), details.method in ANSWERED
+        counted, answered = counts(details.method), details.method.startswith(ANSWERED)
         if handler is None or not (counted or answered):
             return handler
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
+from plinth.shared.api.structs import mapping_of
 from plinth.shared.api.words import in_words, said
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES
@@ -79,6 +80,11 @@ def check_policy(spec: pb.TrainSpec) -> None:
         refuse("rewards", f"{len(spec.rewards)} sources; at most {MAX_SOURCES} are taken")
     if not spec.steps:
         refuse("steps", f"{objective!r} counts updates: give steps, not max_duration")
+    for number, source in enumerate(spec.rewards):
+        try:
+            mapping_of(source.rule, f"rewards.{number}.rule")
+        except InvalidArgument as wrong:
+            refuse(wrong.field, wrong.message)
     if (spec.workers or 1) != 1:
         refuse("workers", f"{objective!r} runs on one worker")
     policy = policy_of(spec)

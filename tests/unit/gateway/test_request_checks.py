@@ -9,8 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plinth.gateway import limits
-from plinth.gateway.grpc_api import check_chat, check_completion
 from plinth.gateway.openai_requests import ChatBody, CompletionBody
+from plinth.gateway.services.generation_requests import check_chat, check_completion
+from plinth.shared.api import enums
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import generation_pb2 as pb
@@ -27,7 +28,7 @@ def refused(check: Any, *arguments: Any) -> str | None:
         check(*arguments)
     except InvalidArgument as error:
         assert error.field in error.message
-        return error.field.removeprefix("sampling.")
+        return error.field.removeprefix("options.").removeprefix("sampling.")
     return None
 
 
@@ -44,8 +45,7 @@ def test_both_take_the_same_conversations(
     grpc = pb.ChatRequest(
         model="chat",
         messages=[chat_pb2.ChatMessage(role=role, content=text) for role, text in messages],
-        stop=stops,
-        user=user,
+        options=pb.GenerationOptions(stop=stops, user=user),
     )
     by_rest, by_grpc = refused(ChatBody.of, rest), refused(check_chat, grpc)
     assert (by_rest is None) == (by_grpc is None), (by_rest, by_grpc)
@@ -68,7 +68,7 @@ NUMBERS = st.one_of(st.none(), st.floats(-1, 3, width=32), st.sampled_from([0.0,
     st.none() | st.integers(0, 1_000_000),
     st.none() | st.integers(0, 2**32 - 1),
     st.integers(0, 30),
-    st.sampled_from(["", "off", "lookup", "draft", "fast"]),
+    st.sampled_from(["", *enums.words(sampling_pb2.Speculation)]),
     st.lists(st.integers(0, 2**32 - 1), max_size=70),
 )
 def test_both_take_the_same_sampling(
@@ -85,14 +85,16 @@ def test_both_take_the_same_sampling(
         "top_p": top_p,
         "top_k": top_k,
         "max_tokens": max_tokens,
-        "speculation": speculation,
         "stop_token_ids": stop_token_ids,
     }
-    rest = {"model": "chat", "messages": [USER], **common}
+    rest = {"model": "chat", "messages": [USER], "speculation": speculation, **common}
     rest |= {"logprobs": True, "top_logprobs": top_logprobs}
     message = chat_pb2.ChatMessage(**USER)
-    sampling = sampling_pb2.SamplingParams(**common, top_logprobs=top_logprobs)
-    grpc = pb.ChatRequest(model="chat", messages=[message], sampling=sampling)
+    drafts: Any = enums.number(sampling_pb2.Speculation, speculation)
+    sampling = sampling_pb2.SamplingParams(**common, top_logprobs=top_logprobs, speculation=drafts)
+    grpc = pb.ChatRequest(
+        model="chat", messages=[message], options=pb.GenerationOptions(sampling=sampling)
+    )
     by_rest, by_grpc = refused(ChatBody.of, rest), refused(check_chat, grpc)
     assert (by_rest is None) == (by_grpc is None), (by_rest, by_grpc)
     if by_rest is None:

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from plinth.client.calls.deployments import AsyncDeploymentService, DeploymentService
     from plinth.client.calls.generation import AsyncGenerationService, GenerationService
     from plinth.client.calls.jobs import AsyncJobService, JobService
+    from plinth.client.calls.keys import AsyncKeyService, KeyService
     from plinth.client.calls.models import AsyncModelService, ModelService
     from plinth.client.calls.operations import AsyncOperationsService, OperationsService
     from plinth.client.calls.preferences import AsyncPreferenceService, PreferenceService
     from plinth.client.calls.rewards import AsyncRewardService, RewardService
     from plinth.client.calls.runs import AsyncRunService, RunService
+    from plinth.client.calls.tokenization import AsyncTokenizationService, TokenizationService
 
 
 class Services:
@@ -48,6 +50,12 @@ class Services:
         return JobService(self._calls)
 
     @cached_property
+    def keys(self) -> KeyService:
+        from plinth.client.calls.keys import KeyService
+
+        return KeyService(self._calls)
+
+    @cached_property
     def models(self) -> ModelService:
         from plinth.client.calls.models import ModelService
 
@@ -76,6 +84,12 @@ class Services:
         from plinth.client.calls.runs import RunService
 
         return RunService(self._calls)
+
+    @cached_property
+    def tokenization(self) -> TokenizationService:
+        from plinth.client.calls.tokenization import TokenizationService
+
+        return TokenizationService(self._calls)
 
 
 class AsyncServices:
@@ -109,6 +123,12 @@ class AsyncServices:
         return AsyncJobService(self._calls)
 
     @cached_property
+    def keys(self) -> AsyncKeyService:
+        from plinth.client.calls.keys import AsyncKeyService
+
+        return AsyncKeyService(self._calls)
+
+    @cached_property
     def models(self) -> AsyncModelService:
         from plinth.client.calls.models import AsyncModelService
 
@@ -137,3 +157,9 @@ class AsyncServices:
         from plinth.client.calls.runs import AsyncRunService
 
         return AsyncRunService(self._calls)
+
+    @cached_property
+    def tokenization(self) -> AsyncTokenizationService:
+        from plinth.client.calls.tokenization import AsyncTokenizationService
+
+        return AsyncTokenizationService(self._calls)

@@ -24,6 +24,7 @@ from plinth.v1 import generation_pb2, sampling_pb2
 from google.longrunning import operations_pb2  # isort: skip  any list with page_size and page_token
 
 RUN = Pattern("runs/{run}")
+ITEM = Pattern("queues/{queue}/items/{item=**}")
 TASK = Pattern("collections/{collection}/tasks/{task}")
 
 
@@ -34,6 +35,7 @@ def asked(token: str = "", size: int = 0, of: str = "") -> operations_pb2.ListOp
 def test_names_go_there_and_back() -> None:
     assert RUN.id(RUN.name("nightly-7")) == "nightly-7"
     assert TASK.ids(TASK.name("default", "t.1")) == ("default", "t.1")
+    assert ITEM.ids(ITEM.name("q", "team/job-1")) == ("q", "team/job-1")
 
 
 @pytest.mark.parametrize("name", ["", "nightly", "runs/", "runs/a/b", "jobs/a", "runs/a b"])
@@ -41,6 +43,12 @@ def test_other_names_are_told_what_they_have_to_be(name: str) -> None:
     with pytest.raises(InvalidArgument, match=r"'runs/\{run\}'") as caught:
         RUN.id(name, "run.name")
     assert (caught.value.reason, caught.value.field) == ("RESOURCE_NAME", "run.name")
+
+
+@pytest.mark.parametrize("name", ["queues/q/items/", "queues/a/b/items/i", "queues/q/items/a b"])
+def test_only_the_last_id_has_slashes(name: str) -> None:
+    with pytest.raises(InvalidArgument):
+        ITEM.ids(name)
 
 
 @given(st.text(max_size=300))
@@ -130,22 +138,22 @@ def test_wrong_filters(text: str, told: str) -> None:
     assert (caught.value.reason, caught.value.field) == ("FILTER", "filter")
 
 
-def chat(**fields: object) -> generation_pb2.ChatRequest:
-    return generation_pb2.ChatRequest(**fields)
+def options(**fields: object) -> generation_pb2.GenerationOptions:
+    return generation_pb2.GenerationOptions(**fields)
 
 
 def test_a_mask_names_what_changes() -> None:
-    present = chat(model="a", user="b", stop=["x"], sampling={"seed": 1, "top_k": 2})
-    given_ = chat(model="c", sampling={"seed": 5})
-    may = ("model", "stop", "sampling.seed", "sampling.top_k")
+    present = options(n=1, user="b", stop=["x"], sampling={"seed": 1, "top_k": 2})
+    given_ = options(n=3, sampling={"seed": 5})
+    may = ("n", "stop", "sampling.seed", "sampling.top_k")
 
-    def by(*paths: str) -> generation_pb2.ChatRequest:
+    def by(*paths: str) -> generation_pb2.GenerationOptions:
         return updated(present, given_, FieldMask(paths=paths), may)
 
-    assert by("model") == chat(model="c", user="b", stop=["x"], sampling={"seed": 1, "top_k": 2})
-    assert by("stop") == chat(model="a", user="b", sampling={"seed": 1, "top_k": 2})
-    assert by() == chat(model="c", user="b", stop=["x"], sampling={"seed": 5, "top_k": 2})
-    assert by("*") == chat(model="c", user="b", sampling={"seed": 5})
+    assert by("n") == options(n=3, user="b", stop=["x"], sampling={"seed": 1, "top_k": 2})
+    assert by("stop") == options(n=1, user="b", sampling={"seed": 1, "top_k": 2})
+    assert by() == options(n=3, user="b", stop=["x"], sampling={"seed": 5, "top_k": 2})
+    assert by("*") == options(n=3, user="b", sampling={"seed": 5})
     for path, told in (("size", "no field"), ("user", "platform"), ("sampling.seed.x", "no field")):
         with pytest.raises(InvalidArgument, match=told) as caught:
             by(path)
@@ -153,8 +161,8 @@ def test_a_mask_names_what_changes() -> None:
 
 
 def test_an_old_etag_is_told_the_present_one() -> None:
-    present = etag_of(chat(model="a"), "more")
-    assert present != etag_of(chat(model="b"), "more") != etag_of(chat(model="a"), "mor", "e")
+    present = etag_of(options(user="a"), "more")
+    assert present != etag_of(options(user="b"), "more") != etag_of(options(user="a"), "mor", "e")
     check_etag("", present, "deployments/chat")
     check_etag(present, present, "deployments/chat")
     with pytest.raises(Aborted, match="deployments/chat has changed") as caught:
@@ -174,11 +182,11 @@ def test_enums_as_words() -> None:
 
 
 def test_a_value_that_an_enum_lacks_is_found_wherever_it_is() -> None:
-    answer = generation_pb2.ChatResponse(finish_reason=99)  # type: ignore[arg-type]
+    answer = generation_pb2.ChatChoice(finish_reason=99)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="FINISH_REASON_STOP") as caught:
         check_enums(answer)
     assert caught.value.field == "finish_reason"
-    check_enums(generation_pb2.ChatResponse(finish_reason="FINISH_REASON_STOP"))
+    check_enums(generation_pb2.ChatChoice(finish_reason="FINISH_REASON_STOP"))
 
 
 def test_only_the_owner_and_operators_change_a_resource() -> None:
