@@ -180,8 +180,11 @@ async def test_no_internal_call_passes_the_door(stack: Stack, door: Door) -> Non
     for service in INTERNAL:
         for method in service.methods:
             empty = GetMessageClass(method.input_type)()
-            reason = await door.refusal(method, empty, stack.key)
-            assert reason == "UNIMPLEMENTED", path(method)
+            with pytest.raises(PlinthError) as caught:
+                await door.answer(method, empty, stack.key)
+            raised = caught.value.__cause__
+            assert isinstance(raised, grpc.aio.AioRpcError)
+            assert raised.code() is grpc.StatusCode.UNIMPLEMENTED, path(method)
 
 
 async def test_each_call_by_its_scope_alone_and_by_another_tenant(
