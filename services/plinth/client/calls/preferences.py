@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from google.protobuf import duration_pb2
+
 from plinth.client.methods import Method, request
 from plinth.client.pages import AsyncPager, Pager
 from plinth.v1 import preferences_pb2
