@@ -35,10 +35,10 @@ class Stages:
             await asyncio.sleep(0.05)
 
     async def stop_first(self, stage: str) -> None:
-        """The replica of a stage that was added first, at once."""
+        """The replica of a stage that was added first."""
         context, running = next(part for part in self._parts if part[1].front.stage == stage)
         self._parts.remove((context, running))
-        await running.stop(0)
+        await running.stop(5)
         await context.close()
 
     async def stop(self) -> None:
