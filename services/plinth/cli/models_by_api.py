@@ -228,7 +228,7 @@ class ModelsByApi:
 
     def shown(self, ref: str) -> dict[str, Any]:
         artifact = self._plinth.artifacts.get_artifact(f"artifacts/{ref}")
-        record = self.store.get(reference_of(artifact))
+        record: ArtifactRecord = self.store.get(reference_of(artifact))
         facts: dict[str, Any] = {
             "ref": record.ref,
             "uri": record.uri,
