@@ -62,11 +62,12 @@ def created_tasks(
             f"request_id {plain(request.request_id, 140)!r}: use 1 to 128 of A-Z a-z 0-9 . _ : -",
             field="request_id",
         )
-    batch = isinstance(request, pb.BatchCreatePreferenceTasksRequest)
-    requests = request.requests if batch else [request]
+    if isinstance(request, pb.CreatePreferenceTaskRequest):
+        numbered = [("", request)]
+    else:
+        numbered = [(f"requests.{number}.", one) for number, one in enumerate(request.requests)]
     tasks = []
-    for number, one in enumerate(requests):
-        within = f"requests.{number}." if batch else ""
+    for number, (within, one) in enumerate(numbered):
         if one.parent and collection_of(one.parent, f"{within}parent") != collection:
             raise InvalidArgument(
                 f"{within}parent: {COLLECTIONS.name(collection)!r}, as the batch has it, or none; "
