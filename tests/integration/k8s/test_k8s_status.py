@@ -52,7 +52,6 @@ def told(kube: KubeApi, gateway: ScriptedGateway) -> ScriptedGateway:
         redis_error="Redis takes no writes now: read only",
     )
     gateway.runs = [canary_run(pb.RUN_STATE_FAILED, error="chat@8 is rolled back: 3 of 10 failed")]
-    gateway.runs[0].run_id = "rollout-1"
     return gateway
 
 
@@ -71,7 +70,7 @@ def test_all_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedGateway) -> No
     pods = {one["pod"]: one["node"] for one in found["replicas"]}
     assert pods == {"plinth-inference-0": "node-1", "plinth-inference-1": "node-2"}
     assert found["queues"] == [
-        {"name": "train", "waiting": 4, "claimed": 1, "delayed": 2, "dead": 3}
+        {"name": "train", "waiting": 4, "claimed": 1, "delayed": 2, "dead": 3, "oldest_wait_s": 0.0}
     ]
     assert found["models"][0]["ready"] == 2
     assert found["canaries"][0]["stable"]["ttft_p95_s"] == 0.2
@@ -88,7 +87,7 @@ def test_all_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedGateway) -> No
     errors = {one["where"]: one["what"] for one in found["errors"]}
     assert errors["redis"].endswith("read only")
     assert errors["model/chat"] == "no room for a shard"
-    assert errors["run/rollout-1"] == "chat@8 is rolled back: 3 of 10 failed"
+    assert errors["runs/rollout-1"] == "chat@8 is rolled back: 3 of 10 failed"
     assert found["unknown"] == {}
 
 
