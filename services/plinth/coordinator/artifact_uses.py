@@ -42,9 +42,10 @@ class ArtifactUses:
             run, _ = await self._runs.load(run_id)
             if await asyncio.to_thread(self._needs, run, record):
                 found.append(f"run {run_id}")
-        return found + [
-            job.name async for job in self._open_jobs() if self._names(job.spec, record)
-        ]
+        async for job in self._open_jobs():
+            if await asyncio.to_thread(self._names, job.spec, record):
+                found.append(f"job {job.name.removeprefix('jobs/')}")
+        return found
 
     async def _open_jobs(self) -> AsyncIterator[jobs_pb2.Job]:
         """Those that wait or are at work. Unavailable without a trainer: nobody knows then."""
