@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import (
@@ -59,8 +59,10 @@ class Protos:
                 self._comments[key] = location.leading_comments
 
     def comment(self, file: FileDescriptorProto, *path: int) -> str:
-        """What stands over something, as one line."""
-        return " ".join(self._comments.get((file.name, *map(str, path)), "").split())
+        """What stands over something: a line for each of its paragraphs."""
+        told = self._comments.get((file.name, *map(str, path)), "")
+        paragraphs = re.split(r"\n\s*\n", told.strip())
+        return "\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
     def field_comment(self, message: str, index: int) -> str:
         file, found = self.messages[message]
@@ -176,7 +178,7 @@ def _imports(text: str) -> Iterator[str]:
         yield f"from plinth.client.pages import {', '.join(pagers)}"
 
 
-_ABSTRACT = ("AsyncGenerator", "AsyncIterable", "Iterable", "Iterator", "Mapping")
+_ABSTRACT = ("AsyncGenerator", "AsyncIterable", "Generator", "Iterable", "Mapping")
 
 
 def _method(protos: Protos, method: MethodDescriptorProto, comment: str, is_async: bool) -> str:
@@ -233,7 +235,11 @@ def _call(
         result, body = _unwrapped(protos, answer, response, body)
         return (awaited, result), body
     if method.server_streaming:
-        stream = f"AsyncGenerator[{response}, None]" if is_async else f"Iterator[{response}]"
+        stream = (
+            f"AsyncGenerator[{response}, None]"
+            if is_async
+            else f"Generator[{response}, None, None]"
+        )
         return (plain, stream), f"return self._calls.stream({call})"
     if items := _items(answer):
         kind = ".".join(protos.modules[items.type_name]) if items.type_name else "str"
@@ -304,25 +310,26 @@ def _is_mask(field: FieldDescriptorProto) -> bool:
     return field.type_name == ".google.protobuf.FieldMask"
 
 
-def _docstring(text: str, indent: int, fields: list[tuple[str, str]] | None = None) -> str:
-    described = [f"{name}: {about}" for name, about in fields or () if about]
-    paragraphs = [part for part in (text, *described) if part]
-    if not paragraphs:
-        return ""
+def _docstring(text: str, indent: int, fields: Iterable[tuple[str, str]] = ()) -> str:
     space = " " * indent
-    wrapped = [
-        textwrap.fill(
-            part.replace("\\", "\\\\").replace('"""', "'''"),
-            100 - indent - 3 * (not at),
-            subsequent_indent=space if not at or part is text else f"{space}  ",
+    paragraphs = [(part, space) for part in text.split("\n") if part]
+    told = [(" ".join(f"{name}: {about}".split()), f"{space}  ") for name, about in fields if about]
+    if not paragraphs and not told:
+        return ""
+    body = "\n\n".join(_filled(part, space, hanging) for part, hanging in paragraphs)
+    if told:
+        body += "\n\n" * bool(body) + "\n".join(
+            _filled(part, space, hanging) for part, hanging in told
         )
-        for at, part in enumerate(paragraphs)
-    ]
-    body = f'{space}"""{wrapped[0]}'
-    if len(wrapped) > 1:
-        body += "\n\n" + "\n".join(f"{space}{part}" for part in wrapped[1:]) + f"\n{space}"
-    end = " " if body.endswith('"') else ""
-    return f'{body}{end}"""\n'
+    body = f'{space}"""{body.removeprefix(space)}'
+    last = body.rpartition("\n")[2]
+    ends = f"\n{space}" if "\n\n" in body or len(last) > 97 else ""
+    return f'{body}{" " if body.endswith(chr(34)) and not ends else ""}{ends}"""\n'
+
+
+def _filled(part: str, space: str, hanging: str) -> str:
+    plain = part.replace("\\", "\\\\").replace('"""', "'''")
+    return textwrap.fill(plain, 96, initial_indent=space, subsequent_indent=hanging)
 
 
 def _snake(name: str) -> str:

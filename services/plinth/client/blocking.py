@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import grpc
@@ -80,7 +80,7 @@ class Transport:
         request: Any,
         timeout: float | None,
         metadata: Mapping[str, str] | None,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """The responses; closing the iterator cancels the call."""
         open_call = self._channel.unary_stream(method.path, serialized, method.parse)
         attempts = Attempts(self._gateway, method, request, timeout)

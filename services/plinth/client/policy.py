@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 
 from plinth.client.address import GatewayAddress, told
-from plinth.client.methods import Method, is_heartbeat
+from plinth.client.methods import Method
+from plinth.client.progress import LostAnswer, progress_of
 from plinth.shared.errors import PlinthError, ResourceExhausted, Unavailable
 from plinth.shared.rpc.resuming import broken
 from plinth.shared.rpc.status import said
@@ -74,12 +75,15 @@ class Attempts:
         self._broken_since: float | None = None
         self._wait_s = _FIRST_WAIT_S
         self._begun = False
-        self.request = request
         if method.takes_request_id and not request.request_id:
             request.request_id = str(uuid.uuid4())
-        if method.resumable:
-            self.request = type(request)()
-            self.request.CopyFrom(request)
+        self._progress = progress_of(method, request)
+        self._lost: PlinthError | None = None
+
+    @property
+    def request(self) -> Any:
+        """What to ask for."""
+        return self._progress.request
 
     @property
     def left_s(self) -> float | None:
@@ -94,18 +98,22 @@ class Attempts:
     def took(self, message: Any) -> bool:
         """Notes where a stream is. Whether the message is one for the caller."""
         self.answered()
-        if not self._method.resumable:
-            return True
-        self.request.resume_token = message.resume_token or self.request.resume_token
-        return not is_heartbeat(message)
+        try:
+            return self._progress.took(message)
+        except LostAnswer as lost:
+            raise Unavailable(
+                f"the answer broke off and can't go on: {lost}. Ask anew", reason="ANSWER_LOST"
+            ) from self._lost
 
     def next_wait_s(self, error: PlinthError) -> float | None:
         """Seconds until the next attempt; None when `error` is the answer."""
         if not self._may_repeat(error):
             return None
+        self._progress.broke()
+        self._lost = error
         now = time.monotonic()
         self._broken_since = now if self._broken_since is None else self._broken_since
-        resumes = self._begun and self._method.resumable
+        resumes = self._begun and self._progress.resumes
         patience = self._policy.stream_patience_s if resumes else self._policy.patience_s
         if not self._gateway.reached:
             patience = min(patience, _FIRST_CONTACT_S)
@@ -117,7 +125,7 @@ class Attempts:
         return wait
 
     def _may_repeat(self, error: PlinthError) -> bool:
-        if self._method.resumable:
+        if self._progress.resumes:
             return broken(error)
         if not self._method.repeatable or (
             self._begun and self._method.descriptor.server_streaming

@@ -78,9 +78,10 @@ class DeploymentService:
         """A verdict on an answer while its model has a canary: what the canary step may decide by.
 
         name: The served name that was asked ("chat").
-        request_id: The answer's x-request-id; it can be judged once, within an hour, by who asked.
-        revision: Instead of it, for keys with the scope "runs": the revision that did well or not
-          ("chat@8").
+        request_id: The answer's x-request-id; it can be judged once, within an hour, by who
+          asked.
+        revision: Instead of it, for keys with the scope "runs": the revision that did well or
+          not ("chat@8").
         """
         response: deployments_pb2.ReportOutcomeResponse = self._calls.unary(
             _REPORT_OUTCOME,
@@ -157,9 +158,10 @@ class AsyncDeploymentService:
         """A verdict on an answer while its model has a canary: what the canary step may decide by.
 
         name: The served name that was asked ("chat").
-        request_id: The answer's x-request-id; it can be judged once, within an hour, by who asked.
-        revision: Instead of it, for keys with the scope "runs": the revision that did well or not
-          ("chat@8").
+        request_id: The answer's x-request-id; it can be judged once, within an hour, by who
+          asked.
+        revision: Instead of it, for keys with the scope "runs": the revision that did well or
+          not ("chat@8").
         """
         response: deployments_pb2.ReportOutcomeResponse = await self._calls.unary(
             _REPORT_OUTCOME,

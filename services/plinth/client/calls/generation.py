@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from plinth.client.methods import Method, request
@@ -32,15 +32,15 @@ class GenerationService:
         user: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[generation_pb2.ChatResponse]:
-        """A chat completion, streamed: one answer. Several (n, best_of, select) come by REST alone.
-        Survives the death of the shard that makes it. Trailing metadata x-plinth-model:
+    ) -> Generator[generation_pb2.ChatResponse, None, None]:
+        """A chat completion, streamed: one answer. Several (n, best_of, select) come by REST
+        alone. Survives the death of the shard that makes it. Trailing metadata x-plinth-model:
         the revision that answered ("chat@8").
 
-        stop: Strings that end the answer; at most 8, 256 characters each, empty ones are none. Not
-          part of the answer.
-        user: Who asks, in the client's own words: a user stays with one revision while a canary is
-          on.
+        stop: Strings that end the answer; at most 8, 256 characters each, empty ones are none.
+          Not part of the answer.
+        user: Who asks, in the client's own words: a user stays with one revision while a canary
+          is on.
         """
         return self._calls.stream(
             _CHAT,
@@ -67,14 +67,14 @@ class GenerationService:
         user: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[generation_pb2.CompleteResponse]:
+    ) -> Generator[generation_pb2.CompleteResponse, None, None]:
         """A text completion, streamed.
 
         special_tokens: What the prompt spells like special tokens ("<|im_start|>") is meant as
-          such, and a prompt with some of them is answered up to the end of a turn. Unset:
-          true. False: the prompt is plain text.
-        user: Who asks, in the client's own words: a user stays with one revision while a canary is
-          on.
+          such, and a prompt with some of them is answered up to the end of a turn. Unset: true.
+          False: the prompt is plain text.
+        user: Who asks, in the client's own words: a user stays with one revision while a canary
+          is on.
         """
         return self._calls.stream(
             _COMPLETE,
@@ -109,14 +109,14 @@ class AsyncGenerationService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[generation_pb2.ChatResponse, None]:
-        """A chat completion, streamed: one answer. Several (n, best_of, select) come by REST alone.
-        Survives the death of the shard that makes it. Trailing metadata x-plinth-model:
+        """A chat completion, streamed: one answer. Several (n, best_of, select) come by REST
+        alone. Survives the death of the shard that makes it. Trailing metadata x-plinth-model:
         the revision that answered ("chat@8").
 
-        stop: Strings that end the answer; at most 8, 256 characters each, empty ones are none. Not
-          part of the answer.
-        user: Who asks, in the client's own words: a user stays with one revision while a canary is
-          on.
+        stop: Strings that end the answer; at most 8, 256 characters each, empty ones are none.
+          Not part of the answer.
+        user: Who asks, in the client's own words: a user stays with one revision while a canary
+          is on.
         """
         return self._calls.stream(
             _CHAT,
@@ -147,10 +147,10 @@ class AsyncGenerationService:
         """A text completion, streamed.
 
         special_tokens: What the prompt spells like special tokens ("<|im_start|>") is meant as
-          such, and a prompt with some of them is answered up to the end of a turn. Unset:
-          true. False: the prompt is plain text.
-        user: Who asks, in the client's own words: a user stays with one revision while a canary is
-          on.
+          such, and a prompt with some of them is answered up to the end of a turn. Unset: true.
+          False: the prompt is plain text.
+        user: Who asks, in the client's own words: a user stays with one revision while a canary
+          is on.
         """
         return self._calls.stream(
             _COMPLETE,

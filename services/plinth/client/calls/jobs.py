@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import TYPE_CHECKING
 
 from plinth.client.methods import Method, request
@@ -91,7 +91,7 @@ class JobService:
         resume_token: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[jobs_pb2.WatchJobResponse]:
+    ) -> Generator[jobs_pb2.WatchJobResponse, None, None]:
         """The job as it is now, then after each change, until it ends. Each state is told, in
         order; of progress in between the newest.
 

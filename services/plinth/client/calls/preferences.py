@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from plinth.client.methods import Method, request
@@ -294,8 +294,8 @@ class PreferenceService:
         """Has a served model judge tasks that it has not judged; the work is queued.
 
         model: A served model.
-        method: "pairwise" (default): which of two is better, asked in both orders, a tie when the
-          answers disagree. "rubric": a score from 1 to 10 for each.
+        method: "pairwise" (default): which of two is better, asked in both orders, a tie when
+          the answers disagree. "rubric": a score from 1 to 10 for each.
         criteria: What to look at, in words; default: helpful, correct, clear.
         task_ids: Empty: the newest tasks, up to `limit` (default 100, at most 1000).
         """
@@ -340,7 +340,7 @@ class PreferenceService:
         resume_token: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[preferences_pb2.ExportPairsResponse]:
+    ) -> Generator[preferences_pb2.ExportPairsResponse, None, None]:
         """Judged pairs as JSON lines.
 
         shape: "trl" (default): conversational prompt, chosen, rejected. "hh": Anthropic HH's
@@ -374,14 +374,15 @@ class PreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.ImportPairsResponse:
         """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by
-        content, and by line: where a call ends half-way, the same lines again are known,
-        and the rest goes in.
+        content, and by line: where a call ends half-way, the same lines again are known, and
+        the rest goes in.
 
         jsonl: At most 1000 lines and 4 MiB; send more in further calls.
         annotator: Who judged; default "import".
-        first_line: The number of the first line in what the caller reads, for messages; default 1.
-        check_only: Only say what would become of the lines, and which of them is wrong; nothing is
-          written.
+        first_line: The number of the first line in what the caller reads, for messages; default
+          1.
+        check_only: Only say what would become of the lines, and which of them is wrong; nothing
+          is written.
         """
         response: preferences_pb2.ImportPairsResponse = self._calls.unary(
             _IMPORT_PAIRS,
@@ -707,8 +708,8 @@ class AsyncPreferenceService:
         """Has a served model judge tasks that it has not judged; the work is queued.
 
         model: A served model.
-        method: "pairwise" (default): which of two is better, asked in both orders, a tie when the
-          answers disagree. "rubric": a score from 1 to 10 for each.
+        method: "pairwise" (default): which of two is better, asked in both orders, a tie when
+          the answers disagree. "rubric": a score from 1 to 10 for each.
         criteria: What to look at, in words; default: helpful, correct, clear.
         task_ids: Empty: the newest tasks, up to `limit` (default 100, at most 1000).
         """
@@ -787,14 +788,15 @@ class AsyncPreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.ImportPairsResponse:
         """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by
-        content, and by line: where a call ends half-way, the same lines again are known,
-        and the rest goes in.
+        content, and by line: where a call ends half-way, the same lines again are known, and
+        the rest goes in.
 
         jsonl: At most 1000 lines and 4 MiB; send more in further calls.
         annotator: Who judged; default "import".
-        first_line: The number of the first line in what the caller reads, for messages; default 1.
-        check_only: Only say what would become of the lines, and which of them is wrong; nothing is
-          written.
+        first_line: The number of the first line in what the caller reads, for messages; default
+          1.
+        check_only: Only say what would become of the lines, and which of them is wrong; nothing
+          is written.
         """
         response: preferences_pb2.ImportPairsResponse = await self._calls.unary(
             _IMPORT_PAIRS,

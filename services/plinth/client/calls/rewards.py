@@ -35,8 +35,8 @@ class RewardService:
 
         sources: 1 to 16.
         items: 1 to 1024.
-        tokenizer: The model or tokenizer that token ids are of. Needed where ids must become text.
-          A reward model takes ids only of its own tokenizer's.
+        tokenizer: The model or tokenizer that token ids are of. Needed where ids must become
+          text. A reward model takes ids only of its own tokenizer's.
         """
         response: rewards_pb2.ScoreRewardsResponse = self._calls.unary(
             _SCORE_REWARDS,
@@ -85,8 +85,8 @@ class AsyncRewardService:
 
         sources: 1 to 16.
         items: 1 to 1024.
-        tokenizer: The model or tokenizer that token ids are of. Needed where ids must become text.
-          A reward model takes ids only of its own tokenizer's.
+        tokenizer: The model or tokenizer that token ids are of. Needed where ids must become
+          text. A reward model takes ids only of its own tokenizer's.
         """
         response: rewards_pb2.ScoreRewardsResponse = await self._calls.unary(
             _SCORE_REWARDS,

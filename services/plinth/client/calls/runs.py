@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import TYPE_CHECKING
 
 from plinth.client.methods import Method, request
@@ -86,9 +86,9 @@ class RunService:
         resume_token: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[runs_pb2.WatchRunResponse]:
-        """The run as it is now, then after each change, until it ends. Each state of the run and of
-        its steps is told, in order; of progress in between the newest.
+    ) -> Generator[runs_pb2.WatchRunResponse, None, None]:
+        """The run as it is now, then after each change, until it ends. Each state of the run and
+        of its steps is told, in order; of progress in between the newest.
 
         resume_token: Of the last response of a watch that broke: goes on after it.
         """
@@ -152,8 +152,8 @@ class RunService:
 
         run_id: Of the new run.
         source_run_id: The run to fork; it may still be going on.
-        from_step: The first step to be done anew; so is whatever needs it. The steps that it needs
-          must be finished.
+        from_step: The first step to be done anew; so is whatever needs it. The steps that it
+          needs must be finished.
         overrides: As in SubmitRunRequest; not for steps that are taken over.
         """
         response: runs_pb2.ForkRunResponse = self._calls.unary(
@@ -236,8 +236,8 @@ class AsyncRunService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[runs_pb2.WatchRunResponse, None]:
-        """The run as it is now, then after each change, until it ends. Each state of the run and of
-        its steps is told, in order; of progress in between the newest.
+        """The run as it is now, then after each change, until it ends. Each state of the run and
+        of its steps is told, in order; of progress in between the newest.
 
         resume_token: Of the last response of a watch that broke: goes on after it.
         """
@@ -301,8 +301,8 @@ class AsyncRunService:
 
         run_id: Of the new run.
         source_run_id: The run to fork; it may still be going on.
-        from_step: The first step to be done anew; so is whatever needs it. The steps that it needs
-          must be finished.
+        from_step: The first step to be done anew; so is whatever needs it. The steps that it
+          needs must be finished.
         overrides: As in SubmitRunRequest; not for steps that are taken over.
         """
         response: runs_pb2.ForkRunResponse = await self._calls.unary(
