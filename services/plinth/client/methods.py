@@ -73,8 +73,8 @@ class Method:
     @cached_property
     def takes_request_id(self) -> bool:
         """Whether it is by `request_id` that two requests are known to be the same one."""
-        fields = self.descriptor.input_type.fields_by_name
-        return self.repeatable and "request_id" in fields
+        field = self.descriptor.input_type.fields_by_name.get("request_id")
+        return self.repeatable and field is not None and field.containing_oneof is None
 
     @property
     def timeout_s(self) -> float | None:
