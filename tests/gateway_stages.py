@@ -179,7 +179,7 @@ class Shard(inference_pb2_grpc.InferenceServiceServicer):
         )
         sampling = request.sampling
         ids = [id_ for span in request.input for id_ in span.tokens.ids]
-        start = sampling.first_output_position
+        start = request.first_output_position
         made = script_ids(sampling.seed, sampling.sample_index, start)
         if start and ids[-start:] != made:
             raise InvalidArgument("what was resumed is not what was made")

@@ -74,14 +74,19 @@ class PlatformClient:
             generation_pb2.ChatRequest(
                 model="chat",
                 messages=[chat_pb2.ChatMessage(role="user", content=question)],
-                sampling=sampling_pb2.SamplingParams(temperature=1.0, seed=seed, max_tokens=TOKENS),
+                options=generation_pb2.GenerationOptions(
+                    sampling=sampling_pb2.SamplingParams(
+                        temperature=1.0, seed=seed, max_tokens=TOKENS
+                    )
+                ),
             ),
             metadata=(*self.metadata, *more),
             timeout=120,
         )
-        text = "".join([piece.text async for piece in call])
+        answer = await call
         trailing = dict(await call.trailing_metadata())
-        return Answer(text, str(trailing["x-plinth-model"]), str(trailing["x-request-id"]))
+        text = answer.choices[0].message.content
+        return Answer(text, answer.revision, str(trailing["x-request-id"]))
 
     async def said(self) -> list[Answer]:
         """Three answers to each question, each with a seed of its own: the same weights say the

@@ -11,11 +11,11 @@ if len(sys.argv) != 5:
 address, key, model, question = sys.argv[1:]
 with grpc.insecure_channel(address) as channel:
     stub = generation_pb2_grpc.GenerationServiceStub(channel)
-    request = generation_pb2.ChatRequest(
-        model=model,
-        messages=[chat_pb2.ChatMessage(role="user", content=question)],
-        sampling=sampling_pb2.SamplingParams(temperature=0, max_tokens=64),
+    request = generation_pb2.StreamChatRequest(
+        model=model, messages=[chat_pb2.ChatMessage(role="user", content=question)]
     )
-    for piece in stub.Chat(request, metadata=(("authorization", f"Bearer {key}"),), timeout=60):
+    request.options.sampling.MergeFrom(sampling_pb2.SamplingParams(temperature=0, max_tokens=64))
+    with_key = (("authorization", f"Bearer {key}"),)
+    for piece in stub.StreamChat(request, metadata=with_key, timeout=60):
         print(piece.text, end="", flush=True)
 print()

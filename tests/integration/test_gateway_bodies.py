@@ -165,13 +165,15 @@ async def test_control_characters_and_roles_come_through_alike(
     request = generation_pb2.ChatRequest(
         model="chat",
         messages=[chat_pb2.ChatMessage(**message) for message in messages],
-        sampling=sampling_pb2.SamplingParams(max_tokens=2, top_p=0, temperature=1e-30),
-        stop=[""],
+        options=generation_pb2.GenerationOptions(
+            sampling=sampling_pb2.SamplingParams(max_tokens=2, top_p=0, temperature=1e-30),
+            stop=[""],
+        ),
     )
     async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        call = stub.Chat(request, metadata=(("authorization", f"Bearer {gateway.key}"),))
-        assert [message async for message in call][-1].finish_reason
+        answer = await stub.Chat(request, metadata=(("authorization", f"Bearer {gateway.key}"),))
+        assert answer.choices[0].finish_reason
     last = gateway.shard.requests[-1]
     assert bytes(last.input[0].tokens.ids) == wanted
     assert last.sampling.top_p > 0

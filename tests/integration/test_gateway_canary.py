@@ -141,16 +141,17 @@ async def test_grpc_tells_the_revision_behind_the_answer(
                     generation_pb2.CompleteRequest(
                         model="chat",
                         prompt="Say it",
-                        sampling=sampling_pb2.SamplingParams(max_tokens=2, seed=1),
+                        options=generation_pb2.GenerationOptions(
+                            sampling=sampling_pb2.SamplingParams(max_tokens=2, seed=1)
+                        ),
                     ),
                     metadata=(("authorization", f"Bearer {stack.key}"),),
                 )
-                digests = {answer.weights_digest async for answer in call}
-                trailing = dict(await call.trailing_metadata())
-                assert trailing["x-request-id"]
-                told.append((trailing[MODEL_HEADER], digests))
+                answer = await call
+                assert dict(await call.trailing_metadata())["x-request-id"]
+                told.append((answer.revision, answer.weights_digest))
         assert [name for name, _ in told] == ["chat@1", "chat@2"] * 2
-        assert all((digests == {NEW}) == (name == "chat@2") for name, digests in told)
+        assert all((digest == NEW) == (name == "chat@2") for name, digest in told)
 
 
 async def test_a_stream_goes_on_with_its_own_weights(
@@ -167,7 +168,7 @@ async def test_a_stream_goes_on_with_its_own_weights(
         await stack.replicas["canary-0"].stop()
         told, sent = await stream
         assert (told, text_of(sent)) == ("chat@2", script_text(1, 0, 150))
-        assert second.requests[0].sampling.first_output_position > 0
+        assert second.requests[0].first_output_position > 0
         assert len(stack.shards["shard-0"].requests) == 1
 
 
@@ -282,7 +283,7 @@ async def test_a_stream_of_a_promoted_canary_goes_on_at_the_new_stable_shard(
         await stack.replicas["canary-0"].stop()
         told, sent = await stream
         assert (told, text_of(sent)) == ("chat@2", script_text(1, 0, 150))
-        assert promoted.requests[0].sampling.first_output_position > 0
+        assert promoted.requests[0].first_output_position > 0
         assert promoted.requests[0].binding.model == "chat"
 
 

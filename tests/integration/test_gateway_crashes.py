@@ -234,18 +234,20 @@ async def test_grpc_counts_a_crash_as_internal(
 ) -> None:
     owner, name, breaking = GRPC[where]
     monkeypatch.setattr(owner, name, breaking)
-    before = counted("grpc", "Complete")
+    before = counted("grpc", "StreamComplete")
     metadata = (("authorization", f"Bearer {gateway.key}"), ("x-request-id", REQUEST_ID))
     async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
-        call = generation_pb2_grpc.GenerationServiceStub(channel).Complete(
-            pb.CompleteRequest(model="chat", prompt="hi"), metadata=metadata, timeout=PATIENCE_S
+        call = generation_pb2_grpc.GenerationServiceStub(channel).StreamComplete(
+            pb.StreamCompleteRequest(model="chat", prompt="hi"),
+            metadata=metadata,
+            timeout=PATIENCE_S,
         )
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async for _ in call:
                 pass
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert REQUEST_ID in (caught.value.details() or "")
-    await until(lambda: more(before, counted("grpc", "Complete")) == {"INTERNAL": 1})
+    await until(lambda: more(before, counted("grpc", "StreamComplete")) == {"INTERNAL": 1})
 
 
 async def test_request_ids_of_every_length_pass_both_apis(
@@ -257,8 +259,8 @@ async def test_request_ids_of_every_length_pass_both_apis(
         assert (answer.status_code, answer.headers["x-request-id"]) == (200, id_), answer.text
         metadata = (("authorization", f"Bearer {gateway.key}"), ("x-request-id", id_))
         async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
-            call = generation_pb2_grpc.GenerationServiceStub(channel).Complete(
-                pb.CompleteRequest(model="chat", prompt="hi"), metadata=metadata
+            call = generation_pb2_grpc.GenerationServiceStub(channel).StreamComplete(
+                pb.StreamCompleteRequest(model="chat", prompt="hi"), metadata=metadata
             )
             async for _ in call:
                 pass

@@ -85,11 +85,9 @@ async def test_twenty_streams_outlive_a_killed_shard(
                 process.kill()
             await process.wait()
         assert texts == [script_text(seed, 0, TOKENS) for seed in range(20)]
-        resumed = [r for r in stack.shard.requests if r.sampling.first_output_position]
+        resumed = [r for r in stack.shard.requests if r.first_output_position]
         assert len(resumed) >= 5
-        assert all(
-            r.sampling.max_tokens + r.sampling.first_output_position == TOKENS for r in resumed
-        )
+        assert all(r.sampling.max_tokens + r.first_output_position == TOKENS for r in resumed)
 
 
 async def test_a_drained_shard_hands_its_streams_on(
@@ -119,7 +117,7 @@ async def test_the_only_shard_comes_back(
         await stack.add_shard("shard-again", fresh)
         assert await stream == script_text(4, 0, TOKENS)
         assert await late == script_text(5, 0, TOKENS)
-        assert any(r.sampling.first_output_position for r in fresh.requests)
+        assert any(r.first_output_position for r in fresh.requests)
 
 
 async def test_patience_ends(tmp_path: Path, redis_server: str, redis_client: object) -> None:

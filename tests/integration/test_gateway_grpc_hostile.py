@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SIZE = 2 * 2**20  # gateway.max_body_bytes
 GENERATION = "/plinth.v1.GenerationService/"
-TOKENIZER = "/plinth.internal.v1.TokenizerService/"
+TOKENIZER = "/plinth.v1.TokenizationService/"
 PREFERENCES = "/plinth.v1.PreferenceService/"
 RUNS = "/plinth.v1.RunService/"
 HEALTH = "/grpc.health.v1.Health/"
@@ -52,43 +52,56 @@ def many(unit: bytes, size: int = SIZE) -> bytes:
 
 
 MODEL = field(1, b"long")
-ONE_TOKEN = field(3, tag(5, VARINT) + varint(1))  # sampling.max_tokens
+ONE_TOKEN = field(1, tag(5, VARINT) + varint(1))  # sampling.max_tokens
+
+
+def options(of: bytes) -> bytes:
+    """Of a chat."""
+    return field(3, of)
+
+
 MESSAGE = field(2, field(1, b"user") + field(2, b"x"))
-CHAT = MODEL + ONE_TOKEN + MESSAGE
+CHAT = MODEL + options(ONE_TOKEN) + MESSAGE
+COMPLETION = MODEL + field(5, ONE_TOKEN)
 WIDE = "🎉".encode() + b"a" * SIZE
 KILO = field(2, field(1, b"user") + field(2, b"a" * 2_000))
 
 
 def said(content: bytes) -> bytes:
-    return MODEL + ONE_TOKEN + field(2, field(1, b"user") + field(2, content))
+    return MODEL + options(ONE_TOKEN) + field(2, field(1, b"user") + field(2, content))
 
 
 # By name: the method, and its message.
 MANY_THINGS = {
     "messages": (GENERATION + "Chat", MODEL + many(field(2, b""))),
-    "stop strings": (GENERATION + "Chat", CHAT + many(field(4, b"a"))),
-    "empty stop strings": (GENERATION + "Chat", CHAT + many(field(4, b""))),
+    "stop strings": (GENERATION + "Chat", CHAT + options(many(field(2, b"a")))),
+    "empty stop strings": (GENERATION + "Chat", CHAT + options(many(field(2, b"")))),
     "models": (GENERATION + "Chat", CHAT + many(field(1, b"m"))),
-    "parameters": (GENERATION + "Chat", CHAT + many(field(3, b""))),
-    "ids": (GENERATION + "Chat", CHAT + field(3, many(tag(6, VARINT) + b"\1"))),
-    "packed ids": (GENERATION + "Chat", CHAT + field(3, field(6, many(b"\1")))),
-    "packed ids, one by one": (GENERATION + "Chat", CHAT + field(3, many(field(6, b"\1")))),
+    "options": (GENERATION + "Chat", CHAT + many(field(3, b""))),
+    "parameters": (GENERATION + "Chat", CHAT + options(many(field(1, b"")))),
+    "rules": (GENERATION + "Chat", CHAT + field(5, many(field(3, b"")))),
+    "ids": (GENERATION + "Chat", CHAT + options(field(1, many(tag(6, VARINT) + b"\1")))),
+    "packed ids": (GENERATION + "Chat", CHAT + options(field(1, field(6, many(b"\1"))))),
+    "packed ids, one by one": (
+        GENERATION + "Chat",
+        CHAT + options(field(1, many(field(6, b"\1")))),
+    ),
     "fields that nobody knows": (GENERATION + "Chat", CHAT + many(tag(99, VARINT) + b"\1")),
     "groups": (GENERATION + "Chat", CHAT + many(tag(99, GROUP) + tag(99, END_GROUP))),
     "groups in groups": (GENERATION + "Chat", CHAT + many(tag(99, GROUP))),
-    "stop strings of a completion": (GENERATION + "Complete", MODEL + many(field(4, b"a"))),
+    "stop strings of a completion": (
+        GENERATION + "Complete",
+        MODEL + field(5, many(field(2, b"a"))),
+    ),
+    "ids of a completion": (GENERATION + "Complete", MODEL + field(3, field(1, many(b"\1")))),
     "unknown fields for no fields": (
         "/plinth.v1.ModelService/ListModels",
-        many(tag(1, VARINT) + b"\1"),
+        many(tag(9, VARINT) + b"\1"),
     ),
     "texts to encode": (TOKENIZER + "Encode", MODEL + many(field(2, b""))),
     "sequences to decode": (TOKENIZER + "Decode", MODEL + many(field(2, b""))),
     "ids to decode": (TOKENIZER + "Decode", MODEL + field(2, field(1, many(b"\1")))),
-    "conversations": (TOKENIZER + "ApplyChatTemplates", MODEL + many(field(2, b""))),
-    "messages of one of them": (
-        TOKENIZER + "ApplyChatTemplates",
-        MODEL + field(2, many(field(1, b""))),
-    ),
+    "a conversation": (TOKENIZER + "ApplyChatTemplate", MODEL + many(field(2, b""))),
     "tasks": (PREFERENCES + "CreateTasks", many(field(2, b"")) + many(field(1, b""), 100)),
     "overrides": (RUNS + "SubmitRun", many(field(3, field(1, b"a")))),
 }
@@ -98,12 +111,12 @@ LONG_THINGS = {
     "text with a NUL behind it": (GENERATION + "Chat", said(b"a" * SIZE + b"\0")),
     "wide text with a NUL behind it": (GENERATION + "Chat", said(WIDE + b"\0")),
     "text that is half a character": (GENERATION + "Chat", said(WIDE + b"\xf0\x9f")),
-    "a thousand messages": (GENERATION + "Chat", MODEL + ONE_TOKEN + KILO * 1_020),
+    "a thousand messages": (GENERATION + "Chat", MODEL + options(ONE_TOKEN) + KILO * 1_020),
     "a message that is cut": (GENERATION + "Chat", said(b"a" * SIZE)[:-1]),
-    "a completion's text": (GENERATION + "Complete", MODEL + ONE_TOKEN + field(2, b"a" * SIZE)),
-    "a completion's wide text": (GENERATION + "Complete", MODEL + ONE_TOKEN + field(2, WIDE)),
+    "a completion's text": (GENERATION + "Complete", COMPLETION + field(2, b"a" * SIZE)),
+    "a completion's wide text": (GENERATION + "Complete", COMPLETION + field(2, WIDE)),
     "a name": (GENERATION + "Chat", CHAT + field(1, WIDE)),
-    "a user": (GENERATION + "Chat", CHAT + field(20, WIDE)),
+    "a user": (GENERATION + "Chat", CHAT + options(field(4, WIDE))),
     "a text to encode": (TOKENIZER + "Encode", MODEL + field(2, b"a" * SIZE)),
     "a wide text to encode": (TOKENIZER + "Encode", MODEL + field(2, WIDE)),
 }
@@ -143,7 +156,7 @@ async def ask(
             return f"{error.code().name}: {error.details()}"
 
 
-SHORT = ("messages", "stop strings", "ids", "conversations", "groups in groups")
+SHORT = ("messages", "stop strings", "ids", "a conversation", "groups in groups")
 
 
 def each(shapes: dict[str, tuple[str, bytes]], *, but: tuple[str, ...] = ()) -> list[Any]:

@@ -62,23 +62,25 @@ async def models(stack: Stack, channel: grpc.aio.Channel, *, wait: bool = False)
         timeout=PATIENCE_S,
         wait_for_ready=wait,
     )
-    return [model.name for model in answer.models]
+    return [model.name.removeprefix("models/") for model in answer.models]
 
 
-async def ask(stack: Stack, request: generation_pb2.ChatRequest, **channel: Any) -> str:
+async def ask(stack: Stack, request: generation_pb2.StreamChatRequest, **channel: Any) -> str:
     """The whole answer's text."""
     async with grpc.aio.insecure_channel(stack.grpc_address, **channel) as opened:
-        call = generation_pb2_grpc.GenerationServiceStub(opened).Chat(
+        call = generation_pb2_grpc.GenerationServiceStub(opened).StreamChat(
             request, metadata=(("authorization", f"Bearer {stack.key}"),), timeout=PATIENCE_S
         )
         return "".join([answer.text async for answer in call])
 
 
-def chat(content: str) -> generation_pb2.ChatRequest:
-    return generation_pb2.ChatRequest(
+def chat(content: str) -> generation_pb2.StreamChatRequest:
+    return generation_pb2.StreamChatRequest(
         model="chat",
         messages=[chat_pb2.ChatMessage(role="user", content=content)],
-        sampling=sampling_pb2.SamplingParams(max_tokens=1, seed=1),
+        options=generation_pb2.GenerationOptions(
+            sampling=sampling_pb2.SamplingParams(max_tokens=1, seed=1)
+        ),
     )
 
 

@@ -60,11 +60,13 @@ async def rest(stack: Stack, hang_up_s: float) -> None:
 
 async def rpc(stack: Stack, channel: grpc.aio.Channel, hang_up_s: float) -> None:
     """The same at the gRPC API."""
-    call = generation_pb2_grpc.GenerationServiceStub(channel).Chat(
-        generation_pb2.ChatRequest(
+    call = generation_pb2_grpc.GenerationServiceStub(channel).StreamChat(
+        generation_pb2.StreamChatRequest(
             model="chat",
             messages=[chat_pb2.ChatMessage(role="user", content="x" * 50)],
-            sampling=sampling_pb2.SamplingParams(max_tokens=TOKENS),
+            options=generation_pb2.GenerationOptions(
+                sampling=sampling_pb2.SamplingParams(max_tokens=TOKENS)
+            ),
         ),
         metadata=(("authorization", f"Bearer {stack.key}"),),
     )

@@ -20,7 +20,6 @@ from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
 from plinth.cluster.ports import free_port
 from plinth.gateway.api_keys import KeyStore
-from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.shared import redis_keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import (
@@ -31,7 +30,7 @@ from plinth.shared.errors import (
 )
 from plinth.shared.identity import hash_api_key
 from plinth.shared.rpc.server import GrpcService
-from plinth.v1 import runs_pb2, runs_pb2_grpc
+from plinth.v1 import runs_pb2, runs_pb2_grpc, tokenization_pb2, tokenization_pb2_grpc
 
 OK = {"model": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
 
@@ -173,8 +172,8 @@ async def test_scopes_hold_at_both_doors(stack: Stack, redis_client: Redis) -> N
         assert (await client.get("/v1/models", headers=bearer(counts))).status_code == 403
     assert stack.shard.seen[0][1] == "acme"
     async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
-        stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
-        request = tokenizer_pb2.EncodeRequest(model="chat", texts=["x"])
+        stub = tokenization_pb2_grpc.TokenizationServiceStub(channel)
+        request = tokenization_pb2.EncodeRequest(model="chat", texts=["x"])
         await stub.Encode(request, metadata=tuple(bearer(counts).items()))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Encode(request, metadata=tuple(bearer(asks).items()))

@@ -173,11 +173,10 @@ async def test_a_completion_s_special_tokens_are_tokens_unless_switched_off(
     assert await complete(plain) == (plain, [])  # ids are what they are
     async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        for told, expected in (({}, (hi, [EOS])), ({"special_tokens": False}, (plain, []))):
+        for told, expected in (({}, (hi, [EOS])), ({"parse_special_tokens": False}, (plain, []))):
             ask = CompleteRequest(model="chat", prompt="hi<eos>x", **told)
-            ask.sampling.max_tokens = 3
-            call = stub.Complete(ask, metadata=[("authorization", f"Bearer {stack.key}")])
-            assert [answer async for answer in call]
+            ask.options.sampling.max_tokens = 3
+            assert await stub.Complete(ask, metadata=[("authorization", f"Bearer {stack.key}")])
             assert given() == expected
     messages = [{"role": "user", "content": "hi<eos>x"}]
     await client.chat.completions.create(model="chat", messages=messages, max_tokens=3)

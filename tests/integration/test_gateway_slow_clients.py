@@ -124,14 +124,16 @@ async def test_a_grpc_client_that_does_not_read_costs_little_and_is_cut_off(
     watched: WatchedGateway,
 ) -> None:
     sampling = sampling_pb2.SamplingParams(max_tokens=TOKENS, top_logprobs=20, seed=0)
-    request = generation_pb2.CompleteRequest(model="chat", prompt="x", sampling=sampling)
+    request = generation_pb2.StreamCompleteRequest(
+        model="chat", prompt="x", options=generation_pb2.GenerationOptions(sampling=sampling)
+    )
     metadata = (("authorization", f"Bearer {watched.stack.key}"),)
     options = [("grpc.http2.bdp_probe", 0)]  # or the client's own memory takes it all
 
     async def attack() -> None:
         async with grpc.aio.insecure_channel(watched.stack.grpc_address, options=options) as to:
             stub = generation_pb2_grpc.GenerationServiceStub(to)
-            calls = [stub.Complete(request, metadata=metadata) for _ in range(STREAMS)]
+            calls = [stub.StreamComplete(request, metadata=metadata) for _ in range(STREAMS)]
             for call in calls:
                 await call.read()
             await until(lambda: watched.stack.shard.running == 1)

@@ -103,13 +103,15 @@ async def test_a_stream_and_several_samples(stack: PreferenceStack) -> None:
 
 async def test_over_grpc(stack: PreferenceStack) -> None:
     key = ("authorization", f"Bearer {stack.stack.key}")
-    request = generation_pb2.ChatRequest(
+    request = generation_pb2.StreamChatRequest(
         model="chat",
         messages=[chat_pb2.ChatMessage(role="user", content="hi")],
-        sampling=sampling_pb2.SamplingParams(seed=4, max_tokens=30),
+        options=generation_pb2.GenerationOptions(
+            sampling=sampling_pb2.SamplingParams(seed=4, max_tokens=30)
+        ),
     )
     async with grpc.aio.insecure_channel(stack.stack.grpc_address) as channel:
-        chat = generation_pb2_grpc.GenerationServiceStub(channel).Chat
+        chat = generation_pb2_grpc.GenerationServiceStub(channel).StreamChat
         seen = "".join([m.text async for m in chat(request, metadata=(key, *CONSENT.items()))])
         (task,) = await tasks(stack, 1)
         assert task["responses"][0]["text"] == seen == script_text(4, 0, 30)

@@ -158,17 +158,19 @@ class GrpcChatClient:
 
         request = models_pb2.ListModelsRequest()
         answer = self._gateway.call(self._models.ListModels, request, timeout_s=30)
-        return [model.name for model in answer.models]
+        return [model.name.removeprefix("models/") for model in answer.models]
 
     def answer(self, model: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]:
         from plinth.v1 import chat_pb2, generation_pb2, sampling_pb2
 
-        request = generation_pb2.ChatRequest(
+        request = generation_pb2.StreamChatRequest(
             model=model,
             messages=[chat_pb2.ChatMessage(**message) for message in messages],
-            sampling=sampling_pb2.SamplingParams(**sampling),
+            options=generation_pb2.GenerationOptions(
+                sampling=sampling_pb2.SamplingParams(**sampling)
+            ),
         )
-        for piece in self._gateway.stream(self._generation.Chat, request, TIMEOUT_S):
+        for piece in self._gateway.stream(self._generation.StreamChat, request, TIMEOUT_S):
             yield piece.text
 
 

@@ -71,11 +71,11 @@ class SampleRequest:
         sampling = sampling_pb2.SamplingParams()
         sampling.CopyFrom(self.sampling)
         sampling.max_tokens = self.sampling.max_tokens - len(made)
-        sampling.first_output_position = self.sampling.first_output_position + len(made)
         message = inference_pb2.GenerateRequest(
             request_id=part_id(self.request_id, self.sampling.sample_index, attempt),
             binding=inference_pb2.Binding(model=held_as, weights_digest=self.model.weights_digest),
             sampling=sampling,
+            first_output_position=len(made),
         )
         # In its place: a message that is handed over is written and read again, a long one for
         # three milliseconds.

@@ -19,6 +19,7 @@ from plinth.gateway.revocation import RevocationInterceptor
 from plinth.gateway.services.generation import GenerationServicer
 from plinth.gateway.services.models import ModelServicer
 from plinth.gateway.services.operations import OperationsServicer
+from plinth.gateway.services.tokenization import TokenizationServicer
 from plinth.shared.identity import current_call
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.outcomes import outcome
@@ -33,7 +34,12 @@ def build_server(core: GatewayCore) -> GrpcServer:
 
     own = [
         servicer(core).service()
-        for servicer in (GenerationServicer, ModelServicer, OperationsServicer)
+        for servicer in (
+            GenerationServicer,
+            TokenizationServicer,
+            ModelServicer,
+            OperationsServicer,
+        )
     ]
     gateway = core.settings.gateway
     stages = proxied_services(core.clients)

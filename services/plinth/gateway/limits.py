@@ -28,7 +28,6 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_PATTERN_CHARS = 1_000
 MAX_SELECT_RULES = 15
 ROLES = ("system", "developer", "user", "assistant")
-SPECULATIONS = ("", "off", "lookup", "draft")
 
 MIN_TEMPERATURE = 1e-5  # below it the answer is greedy
 MIN_TOP_P = 1e-6  # what is likelier than any other token has more
@@ -77,19 +76,19 @@ def meant_stops(stops: Sequence[str]) -> tuple[str, ...]:
     return tuple(stop for stop in stops if stop)
 
 
-def check_stops(stops: Sequence[str]) -> None:
+def check_stops(stops: Sequence[str], field: str = "stop") -> None:
     """At most MAX_STOPS stop strings of at most MAX_STOP_CHARS characters; empty ones are none."""
     count = len(stops)
     if count <= MAX_GIVEN_STOPS:  # more are not looked at
         count = len(meant_stops(stops))
     if count > MAX_STOPS:
         raise InvalidArgument(
-            f"stop: {count} stop strings given, at most {MAX_STOPS} are allowed",
+            f"{field}: {count} stop strings given, at most {MAX_STOPS} are allowed",
             reason="TOO_MANY_STOPS",
-            field="stop",
+            field=field,
         )
     for index, stop in enumerate(stops):
-        where = f"stop.{index}"
+        where = f"{field}.{index}"
         if len(stop) > MAX_STOP_CHARS:
             raise InvalidArgument(
                 f"{where}: a stop string has at most {MAX_STOP_CHARS} characters, not {len(stop)}",
@@ -139,23 +138,11 @@ def check_sampling(sampling: sampling_pb2.SamplingParams, prefix: str = "") -> N
             sampling.top_logprobs <= MAX_TOP_LOGPROBS,
             f"{number} 0 to {MAX_TOP_LOGPROBS}",
         ),
-        (
-            "first_output_position",
-            sampling.first_output_position == 0,
-            "0: only the gateway itself goes on with an answer elsewhere",
-        ),
-        (
-            "speculation",
-            sampling.speculation in SPECULATIONS,
-            'one of "" (as served), "off", "lookup", "draft"',
-        ),
     )
     for name, good, right in checks:
         if not good:
-            given = getattr(sampling, name)
-            shown = repr(given[:64]) if isinstance(given, str) else f"{given:g}"
             raise InvalidArgument(
-                f"{prefix}{name}: {shown} is out of range; it is {right}",
+                f"{prefix}{name}: {getattr(sampling, name):g} is out of range; it is {right}",
                 reason="INVALID_VALUE",
                 field=f"{prefix}{name}",
             )
@@ -183,6 +170,16 @@ def normalised(sampling: sampling_pb2.SamplingParams) -> sampling_pb2.SamplingPa
     if meant.HasField("temperature") and meant.temperature < MIN_TEMPERATURE:
         meant.temperature = 0
     return meant
+
+
+def check_samples(samples: int, field: str) -> None:
+    """1 to MAX_SAMPLES answers to one prompt."""
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise InvalidArgument(
+            f"{field}: {samples} answers to one prompt, 1 to {MAX_SAMPLES} are allowed",
+            reason="INVALID_VALUE",
+            field=field,
+        )
 
 
 def check_answers(prompts: int, samples: int, field: str = "n") -> None:

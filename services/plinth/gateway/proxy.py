@@ -16,7 +16,6 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from plinth.internal.v1 import tokenizer_pb2
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.resuming import is_resumable
 from plinth.shared.rpc.server import GrpcService
@@ -32,7 +31,6 @@ from plinth.v1 import (
 
 # The services of each stage that clients reach.
 _PROXIED: tuple[tuple[str, ServiceDescriptor], ...] = (
-    ("tokenizer", tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]),
     ("trainer", jobs_pb2.DESCRIPTOR.services_by_name["JobService"]),
     ("reward", rewards_pb2.DESCRIPTOR.services_by_name["RewardService"]),
     ("coordinator", runs_pb2.DESCRIPTOR.services_by_name["RunService"]),

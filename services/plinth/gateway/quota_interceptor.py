@@ -29,8 +29,7 @@ from plinth.shared.rpc.status import fail
 _GENERATION = "/plinth.v1.GenerationService/"
 # Of services that the gateway answers itself.
 OWN = (_GENERATION, "/plinth.v1.ModelService/", "/plinth.v1.OperationsService/")
-ANSWERED = frozenset({f"{_GENERATION}Chat", f"{_GENERATION}Complete"})
-STAGES = ("/plinth.v1.", "/plinth.internal.v1.")
+STAGES = "/plinth.v1."
 WATCHES = frozenset({"WatchRun", "WatchJob"})
 
 
@@ -42,7 +41,7 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
-        counted, answered = counts(details.method), details.method in ANSWERED
+        counted, answered = counts(details.method), details.method.startswith(_GENERATION)
         if handler is None or not (counted or answered):
             return handler
 

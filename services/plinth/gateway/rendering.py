@@ -22,6 +22,7 @@ from plinth.gateway.generation import Prepared
 from plinth.gateway.logprobs import ChatLogprobs, CompletionLogprobs, Logprobs
 from plinth.gateway.request_body import Usage
 from plinth.gateway.session import Session
+from plinth.gateway.tally import Tally
 from plinth.gateway.texts import Texts
 from plinth.shared.tasks import next_turn
 from plinth.v1 import sampling_pb2
@@ -64,7 +65,7 @@ class Renderer:
             self._logprobs = self.logprobs(texts, self._prepared[0], alternatives)
         self._id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._made = self._cached = 0  # tokens
+        self._tally = Tally(self._prepared)
         self._count = sum(one.samples for one in self._prepared)
 
     # -- what differs between chat and completions ---------------------------------------------
@@ -149,19 +150,16 @@ class Renderer:
 
     def count(self, event: TextEvent) -> None:
         """Takes note of what a piece of an answer cost."""
-        self._made += len(event.tokens)
-        if event.usage is not None:
-            self._cached += event.usage.cached_tokens
+        self._tally.count(event)
 
     def usage(self) -> Json:
-        """Of what was counted so far. Prompts count once, however many samples were made of them;
-        what they had in a cache is known when their answers end."""
-        prompt = sum(len(one.prompt_ids) for one in self._prepared)
+        """Of what was counted so far."""
+        usage = self._tally.usage()
         return {
-            "prompt_tokens": prompt,
-            "completion_tokens": self._made,
-            "total_tokens": prompt + self._made,
-            "prompt_tokens_details": {"cached_tokens": min(self._cached, prompt)},
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         }
 
     def _head(self, kind: str) -> Json:

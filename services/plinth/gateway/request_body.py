@@ -11,6 +11,7 @@ from plinth.gateway.bodies import validated
 from plinth.gateway.field_rules import Ignored, Rules, UnknownFields, sift
 from plinth.gateway.known_fields import STREAM_OPTIONS, USAGE_IN_EACH
 from plinth.gateway.selection import Select, Selection, selection_of
+from plinth.shared.api import enums
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import sampling_pb2
 
@@ -156,7 +157,7 @@ class RequestBody(BaseModel):
             max_tokens=min(asked, limits.MAX_TOKENS) if asked is not None else None,
             ignore_eos=bool(self.ignore_eos),
             top_logprobs=self.alternatives or 0,
-            speculation=self.speculation or "",
+            speculation=enums.number(sampling_pb2.Speculation, self.speculation or ""),
             stop_token_ids=self.stop_token_ids,
         )
         if self.seed is not None and self.seed != OPEN:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from plinth.engine.request import Binding, Finish, Request, SampledToken, Sampling, TokensEvent
 from plinth.inference.outbox import ReaderBehind
 from plinth.internal.v1 import inference_pb2
+from plinth.shared.api import enums
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import MAX_PART_ID_CHARS
 from plinth.v1 import sampling_pb2
@@ -45,7 +46,7 @@ def engine_request(
         id=f"{message.request_id}-{secrets.token_hex(4)}",
         ids=ids,
         binding=_binding(message.binding),
-        sampling=_sampling(message.sampling, eos_ids, max(1, positions - len(ids))),
+        sampling=_sampling(message, eos_ids, max(1, positions - len(ids))),
         priority=max(-PRIORITIES, min(PRIORITIES, message.priority)),
         tenant=tenant,
         deadline=_deadline(remaining_s),
@@ -99,8 +100,9 @@ def response(
 
 
 def _sampling(
-    message: sampling_pb2.SamplingParams, eos_ids: Collection[int], room: int
+    request: inference_pb2.GenerateRequest, eos_ids: Collection[int], room: int
 ) -> Sampling:
+    message = request.sampling
     given = message.HasField
     stop = set(message.stop_token_ids)
     if not message.ignore_eos:
@@ -113,8 +115,8 @@ def _sampling(
         max_tokens=message.max_tokens if given("max_tokens") else room,
         stop_ids=frozenset(stop),
         top_logprobs=message.top_logprobs,
-        speculation=message.speculation,
-        first_output_position=message.first_output_position,
+        speculation=enums.word(sampling_pb2.Speculation, message.speculation),
+        first_output_position=request.first_output_position,
         sample_index=message.sample_index,
     )
 

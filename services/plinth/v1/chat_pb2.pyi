@@ -18,13 +18,18 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ChatMessage(_message.Message):
+    """One message of a conversation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """"system" ("developer" is the same), "user" or "assistant"."""
+    """"system" ("developer" is the same), "user" or "assistant": the words that a model's chat
+    template knows, which are the model's to define; hence no enum.
+    """
     content: _builtins.str
+    """Its text: no character U+0000."""
     def __init__(
         self,
         *,

@@ -22,12 +22,15 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from plinth.v1 import chat_pb2 as plinth_dot_v1_dot_chat__pb2
 from plinth.v1 import options_pb2 as plinth_dot_v1_dot_options__pb2
 from plinth.v1 import sampling_pb2 as plinth_dot_v1_dot_sampling__pb2
+from plinth.v1 import tokenization_pb2 as plinth_dot_v1_dot_tokenization__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aplinth/v1/generation.proto\x12\tplinth.v1\x1a\x14plinth/v1/chat.proto\x1a\x17plinth/v1/options.proto\x1a\x18plinth/v1/sampling.proto\"\x8f\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x0c\n\x04user\x18\x14 \x01(\t\"\xc3\x01\n\x0c\x43hatResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12 \n\x06tokens\x18\x02 \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0eweights_digest\x18\x06 \x01(\tB\x07\n\x05_seed\"\xa9\x01\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x1b\n\x0especial_tokens\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04user\x18\x14 \x01(\tB\x11\n\x0f_special_tokens\"\xc7\x01\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12 \n\x06tokens\x18\x02 \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0eweights_digest\x18\x06 \x01(\tB\x07\n\x05_seed2\xb3\x01\n\x11GenerationService\x12H\n\x04\x43hat\x12\x16.plinth.v1.ChatRequest\x1a\x17.plinth.v1.ChatResponse\"\r\x8a\xb5\x18\tinference0\x01\x12T\n\x08\x43omplete\x12\x1a.plinth.v1.CompleteRequest\x1a\x1b.plinth.v1.CompleteResponse\"\r\x8a\xb5\x18\tinference0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aplinth/v1/generation.proto\x12\tplinth.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14plinth/v1/chat.proto\x1a\x17plinth/v1/options.proto\x1a\x18plinth/v1/sampling.proto\x1a\x1cplinth/v1/tokenization.proto\"g\n\x11GenerationOptions\x12+\n\x08sampling\x18\x01 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x0c\n\x04stop\x18\x02 \x03(\t\x12\t\n\x01n\x18\x03 \x01(\r\x12\x0c\n\x04user\x18\x04 \x01(\t\"\x9b\x01\n\x06Select\x12\x1f\n\x02\x62y\x18\x01 \x01(\x0e\x32\x13.plinth.v1.SelectBy\x12\x0e\n\x06reward\x18\x02 \x01(\t\x12&\n\x05rules\x18\x03 \x03(\x0b\x32\x17.plinth.v1.WeightedRule\x12\x0f\n\x07pattern\x18\x04 \x01(\t\x12\'\n\x07weights\x18\x05 \x01(\x0e\x32\x16.plinth.v1.VoteWeights\"U\n\x0cWeightedRule\x12%\n\x04rule\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"\xc0\x01\n\x08Selected\x12\x0e\n\x06sample\x18\x01 \x01(\r\x12\x1f\n\x02\x62y\x18\x02 \x01(\x0e\x32\x13.plinth.v1.SelectBy\x12\x12\n\x05score\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12&\n\x05parts\x18\x04 \x03(\x0b\x32\x17.plinth.v1.SelectedPart\x12\x13\n\x06\x61nswer\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\r\n\x05votes\x18\x06 \x01(\r\x12\x0e\n\x06weight\x18\x07 \x01(\x01\x42\x08\n\x06_scoreB\t\n\x07_answer\"L\n\x0cSelectedPart\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x03 \x01(\tB\x08\n\x06_value\"\xa9\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.plinth.v1.GenerationOptions\x12\x0f\n\x07\x62\x65st_of\x18\x04 \x01(\r\x12!\n\x06select\x18\x05 \x01(\x0b\x32\x11.plinth.v1.Select\"\xdb\x01\n\x0c\x43hatResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x16\n\x0eweights_digest\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12&\n\x07\x63hoices\x18\x07 \x03(\x0b\x32\x15.plinth.v1.ChatChoice\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.plinth.v1.Usage\"\xbd\x01\n\nChatChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\'\n\x07message\x18\x02 \x01(\x0b\x32\x16.plinth.v1.ChatMessage\x12 \n\x06tokens\x18\x03 \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12%\n\x08selected\x18\x05 \x01(\x0b\x32\x13.plinth.v1.Selected\"{\n\x11StreamChatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.plinth.v1.GenerationOptions\"\xb6\x02\n\x12StreamChatResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x16\n\x0eweights_digest\x18\x05 \x01(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05index\x18\x07 \x01(\r\x12\x0c\n\x04text\x18\x08 \x01(\t\x12 \n\x06tokens\x18\t \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\n \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x0b \x01(\x0b\x32\x10.plinth.v1.UsageB\x07\n\x05_seed\"\x8d\x02\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x31\n\rprompt_tokens\x18\x03 \x01(\x0b\x32\x18.plinth.v1.TokenSequenceH\x00\x12!\n\x14parse_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.plinth.v1.GenerationOptions\x12\x0f\n\x07\x62\x65st_of\x18\x06 \x01(\r\x12!\n\x06select\x18\x07 \x01(\x0b\x32\x11.plinth.v1.SelectB\x07\n\x05inputB\x17\n\x15_parse_special_tokens\"\xe5\x01\n\x10\x43ompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x16\n\x0eweights_digest\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12,\n\x07\x63hoices\x18\x07 \x03(\x0b\x32\x1b.plinth.v1.CompletionChoice\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.plinth.v1.Usage\"\xa8\x01\n\x10\x43ompletionChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12 \n\x06tokens\x18\x03 \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12%\n\x08selected\x18\x05 \x01(\x0b\x32\x13.plinth.v1.Selected\"\xdf\x01\n\x15StreamCompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x31\n\rprompt_tokens\x18\x03 \x01(\x0b\x32\x18.plinth.v1.TokenSequenceH\x00\x12!\n\x14parse_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.plinth.v1.GenerationOptionsB\x07\n\x05inputB\x17\n\x15_parse_special_tokens\"\xba\x02\n\x16StreamCompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x16\n\x0eweights_digest\x18\x05 \x01(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05index\x18\x07 \x01(\r\x12\x0c\n\x04text\x18\x08 \x01(\t\x12 \n\x06tokens\x18\t \x03(\x0b\x32\x10.plinth.v1.Token\x12.\n\rfinish_reason\x18\n \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x0b \x01(\x0b\x32\x10.plinth.v1.UsageB\x07\n\x05_seed*i\n\x08SelectBy\x12\x19\n\x15SELECT_BY_UNSPECIFIED\x10\x00\x12\x18\n\x14SELECT_BY_LIKELIHOOD\x10\x01\x12\x14\n\x10SELECT_BY_REWARD\x10\x02\x12\x12\n\x0eSELECT_BY_VOTE\x10\x03*y\n\x0bVoteWeights\x12\x1c\n\x18VOTE_WEIGHTS_UNSPECIFIED\x10\x00\x12\x16\n\x12VOTE_WEIGHTS_EQUAL\x10\x01\x12\x1b\n\x17VOTE_WEIGHTS_LIKELIHOOD\x10\x02\x12\x17\n\x13VOTE_WEIGHTS_REWARD\x10\x03\x32\xf3\x02\n\x11GenerationService\x12\x46\n\x04\x43hat\x12\x16.plinth.v1.ChatRequest\x1a\x17.plinth.v1.ChatResponse\"\r\x8a\xb5\x18\tinference\x12Z\n\nStreamChat\x12\x1c.plinth.v1.StreamChatRequest\x1a\x1d.plinth.v1.StreamChatResponse\"\r\x8a\xb5\x18\tinference0\x01\x12R\n\x08\x43omplete\x12\x1a.plinth.v1.CompleteRequest\x1a\x1b.plinth.v1.CompleteResponse\"\r\x8a\xb5\x18\tinference\x12\x66\n\x0eStreamComplete\x12 .plinth.v1.StreamCompleteRequest\x1a!.plinth.v1.StreamCompleteResponse\"\r\x8a\xb5\x18\tinference0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +39,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATIONSERVICE'].methods_by_name['Chat']._loaded_options = None
   _globals['_GENERATIONSERVICE'].methods_by_name['Chat']._serialized_options = b'\212\265\030\tinference'
+  _globals['_GENERATIONSERVICE'].methods_by_name['StreamChat']._loaded_options = None
+  _globals['_GENERATIONSERVICE'].methods_by_name['StreamChat']._serialized_options = b'\212\265\030\tinference'
   _globals['_GENERATIONSERVICE'].methods_by_name['Complete']._loaded_options = None
   _globals['_GENERATIONSERVICE'].methods_by_name['Complete']._serialized_options = b'\212\265\030\tinference'
-  _globals['_CHATREQUEST']._serialized_start=115
-  _globals['_CHATREQUEST']._serialized_end=258
-  _globals['_CHATRESPONSE']._serialized_start=261
-  _globals['_CHATRESPONSE']._serialized_end=456
-  _globals['_COMPLETEREQUEST']._serialized_start=459
-  _globals['_COMPLETEREQUEST']._serialized_end=628
-  _globals['_COMPLETERESPONSE']._serialized_start=631
-  _globals['_COMPLETERESPONSE']._serialized_end=830
-  _globals['_GENERATIONSERVICE']._serialized_start=833
-  _globals['_GENERATIONSERVICE']._serialized_end=1012
+  _globals['_GENERATIONSERVICE'].methods_by_name['StreamComplete']._loaded_options = None
+  _globals['_GENERATIONSERVICE'].methods_by_name['StreamComplete']._serialized_options = b'\212\265\030\tinference'
+  _globals['_SELECTBY']._serialized_start=3072
+  _globals['_SELECTBY']._serialized_end=3177
+  _globals['_VOTEWEIGHTS']._serialized_start=3179
+  _globals['_VOTEWEIGHTS']._serialized_end=3300
+  _globals['_GENERATIONOPTIONS']._serialized_start=207
+  _globals['_GENERATIONOPTIONS']._serialized_end=310
+  _globals['_SELECT']._serialized_start=313
+  _globals['_SELECT']._serialized_end=468
+  _globals['_WEIGHTEDRULE']._serialized_start=470
+  _globals['_WEIGHTEDRULE']._serialized_end=555
+  _globals['_SELECTED']._serialized_start=558
+  _globals['_SELECTED']._serialized_end=750
+  _globals['_SELECTEDPART']._serialized_start=752
+  _globals['_SELECTEDPART']._serialized_end=828
+  _globals['_CHATREQUEST']._serialized_start=831
+  _globals['_CHATREQUEST']._serialized_end=1000
+  _globals['_CHATRESPONSE']._serialized_start=1003
+  _globals['_CHATRESPONSE']._serialized_end=1222
+  _globals['_CHATCHOICE']._serialized_start=1225
+  _globals['_CHATCHOICE']._serialized_end=1414
+  _globals['_STREAMCHATREQUEST']._serialized_start=1416
+  _globals['_STREAMCHATREQUEST']._serialized_end=1539
+  _globals['_STREAMCHATRESPONSE']._serialized_start=1542
+  _globals['_STREAMCHATRESPONSE']._serialized_end=1852
+  _globals['_COMPLETEREQUEST']._serialized_start=1855
+  _globals['_COMPLETEREQUEST']._serialized_end=2124
+  _globals['_COMPLETERESPONSE']._serialized_start=2127
+  _globals['_COMPLETERESPONSE']._serialized_end=2356
+  _globals['_COMPLETIONCHOICE']._serialized_start=2359
+  _globals['_COMPLETIONCHOICE']._serialized_end=2527
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=2530
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=2753
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=2756
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=3070
+  _globals['_GENERATIONSERVICE']._serialized_start=3303
+  _globals['_GENERATIONSERVICE']._serialized_end=3674
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,15 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Text in, text out.
+    """Generates text with a served model, under the same keys, quotas and limits as the REST API.
+
+    NOT_FOUND: no such model is served. INVALID_ARGUMENT: the first field that is wrong, in BadRequest
+    details. RESOURCE_EXHAUSTED with RetryInfo: the tenant's quota, or every shard's queue, is full.
+    UNAVAILABLE: no shard is up; try again. DEADLINE_EXCEEDED: the call's deadline, or the gateway's
+    own for a request, has passed. An answer goes on at another shard when its own is lost.
+
+    A chat whose metadata carry `x-plinth-consent: preferences` may become a preference task, where
+    the gateway is set to sample some (gateway.preference_sampling_rate; off by default).
     """
 
     def __init__(self, channel):
@@ -35,33 +43,64 @@ class GenerationServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Chat = channel.unary_stream(
+        self.Chat = channel.unary_unary(
                 '/plinth.v1.GenerationService/Chat',
                 request_serializer=plinth_dot_v1_dot_generation__pb2.ChatRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_generation__pb2.ChatResponse.FromString,
                 _registered_method=True)
-        self.Complete = channel.unary_stream(
+        self.StreamChat = channel.unary_stream(
+                '/plinth.v1.GenerationService/StreamChat',
+                request_serializer=plinth_dot_v1_dot_generation__pb2.StreamChatRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_generation__pb2.StreamChatResponse.FromString,
+                _registered_method=True)
+        self.Complete = channel.unary_unary(
                 '/plinth.v1.GenerationService/Complete',
                 request_serializer=plinth_dot_v1_dot_generation__pb2.CompleteRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_generation__pb2.CompleteResponse.FromString,
                 _registered_method=True)
+        self.StreamComplete = channel.unary_stream(
+                '/plinth.v1.GenerationService/StreamComplete',
+                request_serializer=plinth_dot_v1_dot_generation__pb2.StreamCompleteRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_generation__pb2.StreamCompleteResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
-    """Text in, text out.
+    """Generates text with a served model, under the same keys, quotas and limits as the REST API.
+
+    NOT_FOUND: no such model is served. INVALID_ARGUMENT: the first field that is wrong, in BadRequest
+    details. RESOURCE_EXHAUSTED with RetryInfo: the tenant's quota, or every shard's queue, is full.
+    UNAVAILABLE: no shard is up; try again. DEADLINE_EXCEEDED: the call's deadline, or the gateway's
+    own for a request, has passed. An answer goes on at another shard when its own is lost.
+
+    A chat whose metadata carry `x-plinth-consent: preferences` may become a preference task, where
+    the gateway is set to sample some (gateway.preference_sampling_rate; off by default).
     """
 
     def Chat(self, request, context):
-        """A chat completion, streamed: one answer. Several (n, best_of, select) come by REST alone.
-        Survives the death of the shard that makes it. Trailing metadata x-plinth-model: the revision
-        that answered ("chat@8").
+        """A chat completion, returned whole. Prefer StreamChat for long answers: nothing of a call that
+        breaks is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamChat(self, request, context):
+        """A chat completion, streamed as it is made. Cancelling the call ends the generation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Complete(self, request, context):
-        """A text completion, streamed.
+        """A text completion, returned whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamComplete(self, request, context):
+        """A text completion, streamed as it is made. Cancelling the call ends the generation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,15 +109,25 @@ class GenerationServiceServicer:
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Chat': grpc.unary_stream_rpc_method_handler(
+            'Chat': grpc.unary_unary_rpc_method_handler(
                     servicer.Chat,
                     request_deserializer=plinth_dot_v1_dot_generation__pb2.ChatRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_generation__pb2.ChatResponse.SerializeToString,
             ),
-            'Complete': grpc.unary_stream_rpc_method_handler(
+            'StreamChat': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamChat,
+                    request_deserializer=plinth_dot_v1_dot_generation__pb2.StreamChatRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_generation__pb2.StreamChatResponse.SerializeToString,
+            ),
+            'Complete': grpc.unary_unary_rpc_method_handler(
                     servicer.Complete,
                     request_deserializer=plinth_dot_v1_dot_generation__pb2.CompleteRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_generation__pb2.CompleteResponse.SerializeToString,
+            ),
+            'StreamComplete': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamComplete,
+                    request_deserializer=plinth_dot_v1_dot_generation__pb2.StreamCompleteRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_generation__pb2.StreamCompleteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,7 +138,15 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Text in, text out.
+    """Generates text with a served model, under the same keys, quotas and limits as the REST API.
+
+    NOT_FOUND: no such model is served. INVALID_ARGUMENT: the first field that is wrong, in BadRequest
+    details. RESOURCE_EXHAUSTED with RetryInfo: the tenant's quota, or every shard's queue, is full.
+    UNAVAILABLE: no shard is up; try again. DEADLINE_EXCEEDED: the call's deadline, or the gateway's
+    own for a request, has passed. An answer goes on at another shard when its own is lost.
+
+    A chat whose metadata carry `x-plinth-consent: preferences` may become a preference task, where
+    the gateway is set to sample some (gateway.preference_sampling_rate; off by default).
     """
 
     @staticmethod
@@ -103,12 +160,39 @@ class GenerationService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
+        return grpc.experimental.unary_unary(
             request,
             target,
             '/plinth.v1.GenerationService/Chat',
             plinth_dot_v1_dot_generation__pb2.ChatRequest.SerializeToString,
             plinth_dot_v1_dot_generation__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plinth.v1.GenerationService/StreamChat',
+            plinth_dot_v1_dot_generation__pb2.StreamChatRequest.SerializeToString,
+            plinth_dot_v1_dot_generation__pb2.StreamChatResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -130,12 +214,39 @@ class GenerationService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
+        return grpc.experimental.unary_unary(
             request,
             target,
             '/plinth.v1.GenerationService/Complete',
             plinth_dot_v1_dot_generation__pb2.CompleteRequest.SerializeToString,
             plinth_dot_v1_dot_generation__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamComplete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plinth.v1.GenerationService/StreamComplete',
+            plinth_dot_v1_dot_generation__pb2.StreamCompleteRequest.SerializeToString,
+            plinth_dot_v1_dot_generation__pb2.StreamCompleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

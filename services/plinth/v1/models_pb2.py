@@ -25,21 +25,27 @@ _sym_db = _symbol_database.Default()
 from plinth.v1 import options_pb2 as plinth_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16plinth/v1/models.proto\x12\tplinth.v1\x1a\x17plinth/v1/options.proto\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ServedModel\"s\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x14\n\x0cready_shards\x18\x05 \x01(\r2k\n\x0cModelService\x12[\n\nListModels\x12\x1c.plinth.v1.ListModelsRequest\x1a\x1d.plinth.v1.ListModelsResponse\"\x10\x90\x02\x01\x8a\xb5\x18\tinferenceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16plinth/v1/models.proto\x12\tplinth.v1\x1a\x17plinth/v1/options.proto\"m\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x14\n\x0cready_shards\x18\x05 \x01(\r\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.plinth.v1.Model\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"O\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.plinth.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc2\x01\n\x0cModelService\x12U\n\x08GetModel\x12\x1a.plinth.v1.GetModelRequest\x1a\x1b.plinth.v1.GetModelResponse\"\x10\x90\x02\x01\x8a\xb5\x18\tinference\x12[\n\nListModels\x12\x1c.plinth.v1.ListModelsRequest\x1a\x1d.plinth.v1.ListModelsResponse\"\x10\x90\x02\x01\x8a\xb5\x18\tinferenceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plinth.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\220\002\001\212\265\030\tinference'
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\220\002\001\212\265\030\tinference'
-  _globals['_LISTMODELSREQUEST']._serialized_start=62
-  _globals['_LISTMODELSREQUEST']._serialized_end=81
-  _globals['_LISTMODELSRESPONSE']._serialized_start=83
-  _globals['_LISTMODELSRESPONSE']._serialized_end=143
-  _globals['_SERVEDMODEL']._serialized_start=145
-  _globals['_SERVEDMODEL']._serialized_end=260
-  _globals['_MODELSERVICE']._serialized_start=262
-  _globals['_MODELSERVICE']._serialized_end=369
+  _globals['_MODEL']._serialized_start=62
+  _globals['_MODEL']._serialized_end=171
+  _globals['_GETMODELREQUEST']._serialized_start=173
+  _globals['_GETMODELREQUEST']._serialized_end=204
+  _globals['_GETMODELRESPONSE']._serialized_start=206
+  _globals['_GETMODELRESPONSE']._serialized_end=257
+  _globals['_LISTMODELSREQUEST']._serialized_start=259
+  _globals['_LISTMODELSREQUEST']._serialized_end=317
+  _globals['_LISTMODELSRESPONSE']._serialized_start=319
+  _globals['_LISTMODELSRESPONSE']._serialized_end=398
+  _globals['_MODELSERVICE']._serialized_start=401
+  _globals['_MODELSERVICE']._serialized_end=595
 # @@protoc_insertion_point(module_scope)

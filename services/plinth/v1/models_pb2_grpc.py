@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Models that are served.
+    """Models that generation can be asked of now. What is to be served is DeploymentService's.
     """
 
     def __init__(self, channel):
@@ -35,6 +35,11 @@ class ModelServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetModel = channel.unary_unary(
+                '/plinth.v1.ModelService/GetModel',
+                request_serializer=plinth_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_models__pb2.GetModelResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/plinth.v1.ModelService/ListModels',
                 request_serializer=plinth_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
@@ -43,11 +48,18 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Models that are served.
+    """Models that generation can be asked of now. What is to be served is DeploymentService's.
     """
 
+    def GetModel(self, request, context):
+        """One served model. NOT_FOUND: none of that name is served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
-        """Models that are served now. Idempotent.
+        """Served models, by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -56,6 +68,11 @@ class ModelServiceServicer:
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=plinth_dot_v1_dot_models__pb2.GetModelRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_models__pb2.GetModelResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=plinth_dot_v1_dot_models__pb2.ListModelsRequest.FromString,
@@ -70,8 +87,35 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Models that are served.
+    """Models that generation can be asked of now. What is to be served is DeploymentService's.
     """
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ModelService/GetModel',
+            plinth_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
+            plinth_dot_v1_dot_models__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListModels(request,

@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plinth.gateway import limits
-from plinth.gateway.grpc_api import check_chat, check_completion
 from plinth.gateway.openai_requests import ChatBody, CompletionBody
+from plinth.gateway.services.generation_requests import check_chat, check_completion
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import generation_pb2 as pb
@@ -27,7 +27,7 @@ def refused(check: Any, *arguments: Any) -> str | None:
         check(*arguments)
     except InvalidArgument as error:
         assert error.field in error.message
-        return error.field.removeprefix("sampling.")
+        return error.field.removeprefix("options.").removeprefix("sampling.")
     return None
 
 
@@ -44,8 +44,7 @@ def test_both_take_the_same_conversations(
     grpc = pb.ChatRequest(
         model="chat",
         messages=[chat_pb2.ChatMessage(role=role, content=text) for role, text in messages],
-        stop=stops,
-        user=user,
+        options=pb.GenerationOptions(stop=stops, user=user),
     )
     by_rest, by_grpc = refused(ChatBody.of, rest), refused(check_chat, grpc)
     assert (by_rest is None) == (by_grpc is None), (by_rest, by_grpc)
@@ -92,7 +91,9 @@ def test_both_take_the_same_sampling(
     rest |= {"logprobs": True, "top_logprobs": top_logprobs}
     message = chat_pb2.ChatMessage(**USER)
     sampling = sampling_pb2.SamplingParams(**common, top_logprobs=top_logprobs)
-    grpc = pb.ChatRequest(model="chat", messages=[message], sampling=sampling)
+    grpc = pb.ChatRequest(
+        model="chat", messages=[message], options=pb.GenerationOptions(sampling=sampling)
+    )
     by_rest, by_grpc = refused(ChatBody.of, rest), refused(check_chat, grpc)
     assert (by_rest is None) == (by_grpc is None), (by_rest, by_grpc)
     if by_rest is None:

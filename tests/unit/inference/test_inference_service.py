@@ -102,7 +102,8 @@ async def test_a_seed_is_given_told_and_goes_on_elsewhere(front, folder) -> None
     assert seed
     drawn = {"temperature": 1.0, "seed": seed}
     so_far = PROMPT + whole[:6]
-    rest = asked(10, ids=so_far, first_output_position=6, ignore_eos=True, **drawn)
+    rest = asked(10, ids=so_far, ignore_eos=True, **drawn)
+    rest.first_output_position = 6
     assert (await answer(front[1], rest))[1] == whole[6:]
     sampling = Sampling(max_tokens=16, **drawn)
     alone, _ = engines.complete(engines.engine(folder), [tuple(PROMPT)], sampling)

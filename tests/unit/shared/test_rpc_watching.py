@@ -39,8 +39,8 @@ COUNT = 40
 # Answers, which end with their request's deadline and have failover of their own; and ids in,
 # text out, which its caller begins anew with the ids it has.
 OTHERS = {
-    "GenerationService.Chat",
-    "GenerationService.Complete",
+    "GenerationService.StreamChat",
+    "GenerationService.StreamComplete",
     "InferenceService.Generate",
     "TokenizerService.DecodeStream",
 }

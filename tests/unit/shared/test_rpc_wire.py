@@ -121,11 +121,13 @@ def chats(draw: Any) -> Any:
         messages=draw(
             st.lists(st.builds(chat_pb2.ChatMessage, role=text, content=text), max_size=8)
         ),
-        stop=draw(st.lists(text, max_size=4)),
-        sampling=sampling_pb2.SamplingParams(
-            temperature=draw(st.floats(0, 1, width=32)),
-            seed=draw(st.integers(0, 1 << 60)),
-            stop_token_ids=draw(st.lists(st.integers(0, 1 << 31), max_size=9)),
+        options=generation_pb2.GenerationOptions(
+            stop=draw(st.lists(text, max_size=4)),
+            sampling=sampling_pb2.SamplingParams(
+                temperature=draw(st.floats(0, 1, width=32)),
+                seed=draw(st.integers(0, 1 << 60)),
+                stop_token_ids=draw(st.lists(st.integers(0, 1 << 31), max_size=9)),
+            ),
         ),
     )
 
@@ -157,7 +159,7 @@ def test_entries_of_maps_count_with_key_and_value() -> None:
             "messages: the message has more than 10 fields",
         ),
         (
-            generation_pb2.ChatRequest(
+            generation_pb2.GenerationOptions(
                 sampling=sampling_pb2.SamplingParams(stop_token_ids=range(100, 200))
             ),
             Bounds(10, 99),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from plinth.client.calls.preferences import AsyncPreferenceService, PreferenceService
     from plinth.client.calls.rewards import AsyncRewardService, RewardService
     from plinth.client.calls.runs import AsyncRunService, RunService
+    from plinth.client.calls.tokenization import AsyncTokenizationService, TokenizationService
 
 
 class Services:
@@ -77,6 +78,12 @@ class Services:
 
         return RunService(self._calls)
 
+    @cached_property
+    def tokenization(self) -> TokenizationService:
+        from plinth.client.calls.tokenization import TokenizationService
+
+        return TokenizationService(self._calls)
+
 
 class AsyncServices:
     """The public services: calls for asyncio. Each is imported when it is first used."""
@@ -137,3 +144,9 @@ class AsyncServices:
         from plinth.client.calls.runs import AsyncRunService
 
         return AsyncRunService(self._calls)
+
+    @cached_property
+    def tokenization(self) -> AsyncTokenizationService:
+        from plinth.client.calls.tokenization import AsyncTokenizationService
+
+        return AsyncTokenizationService(self._calls)

@@ -69,15 +69,16 @@ class Visitor:
     async def tokens(self, model: str, prompt: str, count: int, seed: int) -> AsyncIterator[int]:
         """Ids of a seeded completion of exactly `count` tokens, as they come. PlinthError: what the
         gateway ends it with, or that it can't be reached."""
-        request = generation_pb2.CompleteRequest(
+        sampling = sampling_pb2.SamplingParams(
+            max_tokens=count, ignore_eos=True, temperature=1.0, seed=seed
+        )
+        request = generation_pb2.StreamCompleteRequest(
             model=model,
             prompt=prompt,
-            sampling=sampling_pb2.SamplingParams(
-                max_tokens=count, ignore_eos=True, temperature=1.0, seed=seed
-            ),
+            options=generation_pb2.GenerationOptions(sampling=sampling),
         )
         async with aclosing(
-            self._gateway.stream(self._stub.Complete, request, TIMEOUT_S)
+            self._gateway.stream(self._stub.StreamComplete, request, TIMEOUT_S)
         ) as pieces:
             async for piece in pieces:
                 for token in piece.tokens:

@@ -165,7 +165,6 @@ def _check_samples(samples: Sequence[pb.SampleSpec], where: str) -> int:
                 "max_tokens",
                 not sampling.HasField("max_tokens") or 1 <= sampling.max_tokens <= MAX_TOKENS,
             ),
-            ("first_output_position", sampling.first_output_position == 0),
             ("stop_token_ids", len(sampling.stop_token_ids) <= 64),
         )
         for name, good in bounds:

@@ -6,21 +6,28 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from plinth.gateway import limits
-from plinth.gateway.answer_writer import TextEvent
-from plinth.gateway.chat_messages import check_messages, normalised
 from plinth.gateway.core import GatewayCore
 from plinth.gateway.generation import TextRequest
 from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
-from plinth.gateway.revisions import MODEL_HEADER
-from plinth.shared.errors import InvalidArgument
-from plinth.shared.identity import current_principal, current_request_id
+from plinth.gateway.selection import Selection
+from plinth.gateway.services.answers import Answers
+from plinth.gateway.services.generation_requests import (
+    ChatRequest,
+    chat_ask,
+    check_chat,
+    check_completion,
+    completion_ask,
+    selection,
+)
+from plinth.shared.identity import current_principal
 from plinth.shared.rpc.server import GrpcService
-from plinth.shared.rpc.status import REQUEST_ID_KEY
-from plinth.v1 import generation_pb2, generation_pb2_grpc
+from plinth.v1 import generation_pb2 as pb
+from plinth.v1 import generation_pb2_grpc as rpc
+
+CHAT, COMPLETION = "chatcmpl", "cmpl"  # the ids' prefixes, as by REST
 
 
-class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+class GenerationServicer(rpc.GenerationServiceServicer):
     """The RPCs; see generation.proto."""
 
     def __init__(self, core: GatewayCore) -> None:
@@ -29,100 +36,86 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     def service(self) -> GrpcService:
         return GrpcService(
             "plinth.v1.GenerationService",
-            lambda server: generation_pb2_grpc.add_GenerationServiceServicer_to_server(
-                self, server
-            ),
-            validators={"Chat": check_chat, "Complete": check_completion},
+            lambda server: rpc.add_GenerationServiceServicer_to_server(self, server),
+            validators={
+                "Chat": check_chat,
+                "StreamChat": check_chat,
+                "Complete": check_completion,
+                "StreamComplete": check_completion,
+            },
+            unhurried=("Chat", "Complete"),
         )
 
-    async def Chat(
-        self, request: generation_pb2.ChatRequest, context: Any
-    ) -> AsyncIterator[generation_pb2.ChatResponse]:
+    async def Chat(self, request: pb.ChatRequest, context: Any) -> pb.ChatResponse:
+        """A chat completion."""
+        ask, wanted = chat_ask(request), selection(request)
+        # The best of several is no sample of the model.
+        recorder = self._recorder(request, ask, context) if wanted is None else None
+        answer = await self._whole(ask, wanted, pb.ChatResponse, CHAT, recorder)
+        assert isinstance(answer, pb.ChatResponse)
+        return answer
+
+    async def StreamChat(
+        self, request: pb.StreamChatRequest, context: Any
+    ) -> AsyncIterator[pb.StreamChatResponse]:
         """A chat completion, streamed."""
-        ask = TextRequest(
-            request.model,
-            normalised(request.messages),
-            limits.normalised(request.sampling),
-            limits.meant_stops(request.stop),
-            prompt_field="messages",
-            user=request.user,
-        )
-        consent = dict(context.invocation_metadata() or ()).get(CONSENT)
-        recorder = self._core.preferences.recorder(consent, ask)
-        answering = self._answer(ask, generation_pb2.ChatResponse, context, recorder)
-        async with aclosing(answering) as answers:
-            async for answer in answers:
-                yield answer
+        ask = chat_ask(request)
+        recorder = self._recorder(request, ask, context)
+        async with aclosing(self._stream(ask, pb.StreamChatResponse, CHAT, recorder)) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    async def Complete(
-        self, request: generation_pb2.CompleteRequest, context: Any
-    ) -> AsyncIterator[generation_pb2.CompleteResponse]:
-        """A text completion, streamed."""
-        ask = TextRequest(
-            request.model,
-            request.prompt,
-            limits.normalised(request.sampling),
-            limits.meant_stops(request.stop),
-            user=request.user,
-            special_tokens=not request.HasField("special_tokens") or request.special_tokens,
-        )
+    async def Complete(self, request: pb.CompleteRequest, context: Any) -> pb.CompleteResponse:
+        """A text completion."""
+        ask, wanted = completion_ask(request), selection(request)
         del request  # the prompt once more
-        async with aclosing(self._answer(ask, generation_pb2.CompleteResponse, context)) as answers:
-            async for answer in answers:
-                yield answer
+        answer = await self._whole(ask, wanted, pb.CompleteResponse, COMPLETION)
+        assert isinstance(answer, pb.CompleteResponse)
+        return answer
 
-    async def _answer(
+    async def StreamComplete(
+        self, request: pb.StreamCompleteRequest, context: Any
+    ) -> AsyncIterator[pb.StreamCompleteResponse]:
+        """A text completion, streamed."""
+        ask = completion_ask(request)
+        del request  # the prompt once more
+        async with aclosing(self._stream(ask, pb.StreamCompleteResponse, COMPLETION)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def _recorder(
+        self, request: ChatRequest, ask: TextRequest, context: Any
+    ) -> AnswerRecorder | None:
+        consent = dict(context.invocation_metadata() or ()).get(CONSENT)
+        return self._core.preferences.recorder(consent, ask)
+
+    async def _stream(
         self,
         ask: TextRequest,
         kind: type[Any],
-        context: Any,
+        prefix: str,
         recorder: AnswerRecorder | None = None,
     ) -> Any:
-        principal = current_principal()
-        async with self._core.session(principal, [ask], recorder) as session:
-            context.set_trailing_metadata(
-                ((REQUEST_ID_KEY, current_request_id()), (MODEL_HEADER, session.revision))
-            )
-            prepared = session.prepared[0]
-            digest = prepared.model.weights_digest
-            first = True
-            async with aclosing(session.events()) as events:
-                async for _index, event in events:
-                    answer = _response(kind, event, digest)
-                    if first or event.finish:
-                        answer.seed = prepared.sampling.seed
-                        first = False
-                    yield answer
+        async with (
+            self._core.session(current_principal(), [ask], recorder) as session,
+            aclosing(Answers(session, prefix).stream(kind)) as pieces,
+        ):
+            async for piece in pieces:
+                yield piece
 
-
-def _response(kind: type[Any], event: TextEvent, digest: str) -> Any:
-    return kind(
-        text=event.text,
-        tokens=event.tokens,
-        finish_reason=event.finish,
-        usage=event.usage,
-        weights_digest=digest,
-    )
-
-
-def check_chat(request: generation_pb2.ChatRequest) -> None:
-    """InvalidArgument unless REST would take it too."""
-    check_messages(request.messages)
-    _check_common(request)
-
-
-def check_completion(request: generation_pb2.CompleteRequest) -> None:
-    """InvalidArgument unless REST would take it too."""
-    limits.check_text(request.prompt, "prompt")
-    _check_common(request)
-
-
-def _check_common(request: generation_pb2.ChatRequest | generation_pb2.CompleteRequest) -> None:
-    if not 1 <= len(request.model) <= 256:
-        raise InvalidArgument(
-            f"model: its name has 1 to 256 characters, not {len(request.model)}", field="model"
-        )
-    limits.check_text(request.model, "model")
-    limits.check_text(request.user, "user")
-    limits.check_sampling(request.sampling, "sampling.")
-    limits.check_stops(request.stop)
+    async def _whole(
+        self,
+        ask: TextRequest,
+        wanted: Selection | None,
+        kind: type[Any],
+        prefix: str,
+        recorder: AnswerRecorder | None = None,
+    ) -> Any:
+        async with self._core.session(current_principal(), [ask], recorder, wanted) as session:
+            answers = Answers(session, prefix)
+            made = await answers.collected()
+            chosen = []
+            if wanted is not None:
+                prepared = session.prepared[0]
+                chosen = await self._core.chooser.choose(prepared, ask.prompt, wanted, made)
+            return await answers.whole(kind, made, chosen)

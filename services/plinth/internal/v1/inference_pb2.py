@@ -26,7 +26,7 @@ from plinth.v1 import options_pb2 as plinth_dot_v1_dot_options__pb2
 from plinth.v1 import sampling_pb2 as plinth_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"plinth/internal/v1/inference.proto\x12\x12plinth.internal.v1\x1a\x17plinth/v1/options.proto\x1a\x18plinth/v1/sampling.proto\"W\n\x07\x42inding\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\"B\n\x04Span\x12/\n\x06tokens\x18\x01 \x01(\x0b\x32\x1d.plinth.internal.v1.TokenSpanH\x00\x42\t\n\x07\x63ontent\"\x18\n\tTokenSpan\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xbb\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07\x62inding\x18\x02 \x01(\x0b\x32\x1b.plinth.internal.v1.Binding\x12\'\n\x05input\x18\x03 \x03(\x0b\x32\x18.plinth.internal.v1.Span\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\"\xd0\x01\n\x10GenerateResponse\x12 \n\x06tokens\x18\x01 \x03(\x0b\x32\x10.plinth.v1.Token\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rreader_behind\x18\x06 \x01(\x08\x42\x07\n\x05_seed\"j\n\x0cScoreRequest\x12,\n\x07\x62inding\x18\x01 \x01(\x0b\x32\x1b.plinth.internal.v1.Binding\x12,\n\x05items\x18\x02 \x03(\x0b\x32\x1d.plinth.internal.v1.ScoreItem\"/\n\tScoreItem\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rfrom_position\x18\x02 \x01(\r\"Y\n\rScoreResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.plinth.internal.v1.ScoreResult\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\"\x1f\n\x0bScoreResult\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"\x11\n\x0fGetShardRequest\"\xf0\x01\n\x10GetShardResponse\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12-\n\x08\x62indings\x18\x02 \x03(\x0b\x32\x1b.plinth.internal.v1.Binding\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x10\n\x08kv_usage\x18\x05 \x01(\x01\x12\r\n\x05steps\x18\x06 \x01(\x04\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x14\n\x0c\x62locks_total\x18\x08 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\t \x01(\r\x12\x15\n\rblocks_cached\x18\n \x01(\r2\xc3\x02\n\x10InferenceService\x12\x66\n\x08Generate\x12#.plinth.internal.v1.GenerateRequest\x1a$.plinth.internal.v1.GenerateResponse\"\r\x8a\xb5\x18\tinference0\x01\x12^\n\x05Score\x12 .plinth.internal.v1.ScoreRequest\x1a!.plinth.internal.v1.ScoreResponse\"\x10\x90\x02\x01\x8a\xb5\x18\tinference\x12g\n\x08GetShard\x12#.plinth.internal.v1.GetShardRequest\x1a$.plinth.internal.v1.GetShardResponse\"\x10\x90\x02\x01\x8a\xb5\x18\tinferenceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"plinth/internal/v1/inference.proto\x12\x12plinth.internal.v1\x1a\x17plinth/v1/options.proto\x1a\x18plinth/v1/sampling.proto\"W\n\x07\x42inding\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\"B\n\x04Span\x12/\n\x06tokens\x18\x01 \x01(\x0b\x32\x1d.plinth.internal.v1.TokenSpanH\x00\x42\t\n\x07\x63ontent\"\x18\n\tTokenSpan\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xda\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07\x62inding\x18\x02 \x01(\x0b\x32\x1b.plinth.internal.v1.Binding\x12\'\n\x05input\x18\x03 \x03(\x0b\x32\x18.plinth.internal.v1.Span\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.plinth.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x1d\n\x15\x66irst_output_position\x18\x06 \x01(\r\"\xd0\x01\n\x10GenerateResponse\x12 \n\x06tokens\x18\x01 \x03(\x0b\x32\x10.plinth.v1.Token\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.plinth.v1.FinishReason\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Usage\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rreader_behind\x18\x06 \x01(\x08\x42\x07\n\x05_seed\"j\n\x0cScoreRequest\x12,\n\x07\x62inding\x18\x01 \x01(\x0b\x32\x1b.plinth.internal.v1.Binding\x12,\n\x05items\x18\x02 \x03(\x0b\x32\x1d.plinth.internal.v1.ScoreItem\"/\n\tScoreItem\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rfrom_position\x18\x02 \x01(\r\"Y\n\rScoreResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.plinth.internal.v1.ScoreResult\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\"\x1f\n\x0bScoreResult\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"\x11\n\x0fGetShardRequest\"\xf0\x01\n\x10GetShardResponse\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12-\n\x08\x62indings\x18\x02 \x03(\x0b\x32\x1b.plinth.internal.v1.Binding\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x10\n\x08kv_usage\x18\x05 \x01(\x01\x12\r\n\x05steps\x18\x06 \x01(\x04\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x14\n\x0c\x62locks_total\x18\x08 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\t \x01(\r\x12\x15\n\rblocks_cached\x18\n \x01(\r2\xc3\x02\n\x10InferenceService\x12\x66\n\x08Generate\x12#.plinth.internal.v1.GenerateRequest\x1a$.plinth.internal.v1.GenerateResponse\"\r\x8a\xb5\x18\tinference0\x01\x12^\n\x05Score\x12 .plinth.internal.v1.ScoreRequest\x1a!.plinth.internal.v1.ScoreResponse\"\x10\x90\x02\x01\x8a\xb5\x18\tinference\x12g\n\x08GetShard\x12#.plinth.internal.v1.GetShardRequest\x1a$.plinth.internal.v1.GetShardResponse\"\x10\x90\x02\x01\x8a\xb5\x18\tinferenceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,21 +46,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENSPAN']._serialized_start=266
   _globals['_TOKENSPAN']._serialized_end=290
   _globals['_GENERATEREQUEST']._serialized_start=293
-  _globals['_GENERATEREQUEST']._serialized_end=480
-  _globals['_GENERATERESPONSE']._serialized_start=483
-  _globals['_GENERATERESPONSE']._serialized_end=691
-  _globals['_SCOREREQUEST']._serialized_start=693
-  _globals['_SCOREREQUEST']._serialized_end=799
-  _globals['_SCOREITEM']._serialized_start=801
-  _globals['_SCOREITEM']._serialized_end=848
-  _globals['_SCORERESPONSE']._serialized_start=850
-  _globals['_SCORERESPONSE']._serialized_end=939
-  _globals['_SCORERESULT']._serialized_start=941
-  _globals['_SCORERESULT']._serialized_end=972
-  _globals['_GETSHARDREQUEST']._serialized_start=974
-  _globals['_GETSHARDREQUEST']._serialized_end=991
-  _globals['_GETSHARDRESPONSE']._serialized_start=994
-  _globals['_GETSHARDRESPONSE']._serialized_end=1234
-  _globals['_INFERENCESERVICE']._serialized_start=1237
-  _globals['_INFERENCESERVICE']._serialized_end=1560
+  _globals['_GENERATEREQUEST']._serialized_end=511
+  _globals['_GENERATERESPONSE']._serialized_start=514
+  _globals['_GENERATERESPONSE']._serialized_end=722
+  _globals['_SCOREREQUEST']._serialized_start=724
+  _globals['_SCOREREQUEST']._serialized_end=830
+  _globals['_SCOREITEM']._serialized_start=832
+  _globals['_SCOREITEM']._serialized_end=879
+  _globals['_SCORERESPONSE']._serialized_start=881
+  _globals['_SCORERESPONSE']._serialized_end=970
+  _globals['_SCORERESULT']._serialized_start=972
+  _globals['_SCORERESULT']._serialized_end=1003
+  _globals['_GETSHARDREQUEST']._serialized_start=1005
+  _globals['_GETSHARDREQUEST']._serialized_end=1022
+  _globals['_GETSHARDRESPONSE']._serialized_start=1025
+  _globals['_GETSHARDRESPONSE']._serialized_end=1265
+  _globals['_INFERENCESERVICE']._serialized_start=1268
+  _globals['_INFERENCESERVICE']._serialized_end=1591
 # @@protoc_insertion_point(module_scope)

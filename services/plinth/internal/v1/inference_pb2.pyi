@@ -106,10 +106,15 @@ class GenerateRequest(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    FIRST_OUTPUT_POSITION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Made by the caller; appears in logs and in the answer. Unique per attempt."""
     priority: _builtins.int
     """Higher goes first; 0 interactive by default, negative for bulk work."""
+    first_output_position: _builtins.int
+    """Output position of the first token to be made: not 0 when a stream goes on at another shard.
+    The last `first_output_position` ids of the input are then output already made.
+    """
     @_builtins.property
     def binding(self) -> Global___Binding: ...
     @_builtins.property
@@ -124,10 +129,11 @@ class GenerateRequest(_message.Message):
         input: _abc.Iterable[Global___Span] | None = ...,
         sampling: _sampling_pb2.SamplingParams | None = ...,
         priority: _builtins.int = ...,
+        first_output_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "input", b"input", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "first_output_position", b"first_output_position", "input", b"input", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

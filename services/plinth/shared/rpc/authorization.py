@@ -17,7 +17,10 @@ from plinth.shared.rpc.status import REQUEST_ID_KEY, fail
 from plinth.shared.telemetry import get_logger
 
 HEALTH = "/grpc.health.v1.Health/"
-REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/"
+REFLECTION = (
+    "/grpc.reflection.v1.ServerReflection/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+)
 _log = get_logger("plinth.rpc")
 
 

@@ -49,6 +49,7 @@ _SERVICES = (
             "preferences",
             "rewards",
             "runs",
+            "tokenization",
         ]
     ),
 )

@@ -9,7 +9,7 @@ wrong in any other in the one for crashes. Knows no method.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,16 +30,22 @@ from plinth.shared.rpc.wire import Bounds
 
 class RequestIdInterceptor(grpc.aio.ServerInterceptor):
     """Opens the call's context: request id and deadline. `default_deadline_s` is what a call with
-    a unary response gets when its client set none; streams may go on."""
+    a unary response gets when its client set none; streams may go on, and so may what is
+    `unhurried` (full method names)."""
 
-    def __init__(self, default_deadline_s: float) -> None:
+    def __init__(self, default_deadline_s: float, unhurried: Collection[str] = ()) -> None:
         self._default_s = default_deadline_s
+        self._unhurried = unhurried
 
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
         if handler is None:
             return None
-        unbounded = handler.response_streaming or details.method.startswith(HEALTH)
+        unbounded = (
+            handler.response_streaming
+            or details.method.startswith(HEALTH)
+            or details.method in self._unhurried
+        )
 
         @asynccontextmanager
         async def layer(context: Context) -> AsyncIterator[None]:
@@ -76,6 +82,7 @@ def interceptors(
     validators: Mapping[str, Validator],
     authenticate: Authenticator,
     default_deadline_s: float,
+    unhurried: Collection[str] = (),
     slow_reader_s: float,
     bounds: Bounds | None = None,
     counting: Sequence[grpc.aio.ServerInterceptor] = (),
@@ -84,7 +91,7 @@ def interceptors(
     """All seven, in the order in which a call passes them. More of them: `counting`, which see how
     every call ends, and `admitted`, behind auth. bounds: of each request message."""
     return [
-        RequestIdInterceptor(default_deadline_s),
+        RequestIdInterceptor(default_deadline_s, unhurried),
         MetricsInterceptor(methods),
         *counting,
         CrashInterceptor(),

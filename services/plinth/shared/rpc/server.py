@@ -17,7 +17,6 @@ import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition, Unavailable
@@ -25,6 +24,7 @@ from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
 from plinth.shared.rpc.authorization import HEALTH, REFLECTION
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.interceptors import interceptors
+from plinth.shared.rpc.reflection import add_reflection
 from plinth.shared.rpc.resuming import is_resumable
 from plinth.shared.rpc.spans import TracingInterceptor
 from plinth.shared.rpc.status import fail
@@ -51,12 +51,15 @@ class GrpcService:
     scopes: scope that each method needs, by method name; "*" for all others; "" is any principal.
         None: as the proto says (`option (plinth.v1.scope)`).
     validators: by method name, called with each request message; raise InvalidArgument.
+    unhurried: names of unary methods that bound their own time. Others get settings.rpc's default
+        where their client sets no deadline.
     """
 
     name: str
     add: Callable[[grpc.aio.Server], None]
     scopes: Mapping[str, str] | None = None
     validators: Mapping[str, Validator] = field(default_factory=dict)
+    unhurried: Sequence[str] = ()
 
     def methods(self) -> list[str]:
         """Method names, from the proto."""
@@ -150,6 +153,9 @@ class GrpcServer:
                 },
                 authenticate=authenticator or TokenAuthenticator(token),
                 default_deadline_s=settings.rpc.default_deadline_s,
+                unhurried=frozenset(
+                    path for path, (service, name) in paths.items() if name in service.unhurried
+                ),
                 slow_reader_s=slow_reader_s or settings.rpc.slow_reader_s,
                 bounds=bounds,
                 counting=counting,
@@ -165,9 +171,7 @@ class GrpcServer:
             service.add(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.name for service in self._services]
-        reflection.enable_server_reflection(
-            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-        )
+        add_reflection(server, [*names, health.SERVICE_NAME])
         await self.set_ready(False)
         where = f"[{self.host}]" if ":" in self.host else self.host
         try:
@@ -251,7 +255,7 @@ class _IdleCalls(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
         endless = (
-            details.method.startswith((HEALTH, REFLECTION)) or details.method in self._resumable
+            details.method.startswith((HEALTH, *REFLECTION)) or details.method in self._resumable
         )
         if handler is None or not endless:
             return handler

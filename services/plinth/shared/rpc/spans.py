@@ -27,7 +27,7 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
         method: str = details.method
-        if handler is None or method.startswith((HEALTH, REFLECTION)):
+        if handler is None or method.startswith((HEALTH, *REFLECTION)):
             return handler
         service, _, name = method.lstrip("/").partition("/")
 

@@ -130,22 +130,22 @@ def test_wrong_filters(text: str, told: str) -> None:
     assert (caught.value.reason, caught.value.field) == ("FILTER", "filter")
 
 
-def chat(**fields: object) -> generation_pb2.ChatRequest:
-    return generation_pb2.ChatRequest(**fields)
+def options(**fields: object) -> generation_pb2.GenerationOptions:
+    return generation_pb2.GenerationOptions(**fields)
 
 
 def test_a_mask_names_what_changes() -> None:
-    present = chat(model="a", user="b", stop=["x"], sampling={"seed": 1, "top_k": 2})
-    given_ = chat(model="c", sampling={"seed": 5})
-    may = ("model", "stop", "sampling.seed", "sampling.top_k")
+    present = options(n=1, user="b", stop=["x"], sampling={"seed": 1, "top_k": 2})
+    given_ = options(n=3, sampling={"seed": 5})
+    may = ("n", "stop", "sampling.seed", "sampling.top_k")
 
-    def by(*paths: str) -> generation_pb2.ChatRequest:
+    def by(*paths: str) -> generation_pb2.GenerationOptions:
         return updated(present, given_, FieldMask(paths=paths), may)
 
-    assert by("model") == chat(model="c", user="b", stop=["x"], sampling={"seed": 1, "top_k": 2})
-    assert by("stop") == chat(model="a", user="b", sampling={"seed": 1, "top_k": 2})
-    assert by() == chat(model="c", user="b", stop=["x"], sampling={"seed": 5, "top_k": 2})
-    assert by("*") == chat(model="c", user="b", sampling={"seed": 5})
+    assert by("n") == options(n=3, user="b", stop=["x"], sampling={"seed": 1, "top_k": 2})
+    assert by("stop") == options(n=1, user="b", sampling={"seed": 1, "top_k": 2})
+    assert by() == options(n=3, user="b", stop=["x"], sampling={"seed": 5, "top_k": 2})
+    assert by("*") == options(n=3, user="b", sampling={"seed": 5})
     for path, told in (("size", "no field"), ("user", "platform"), ("sampling.seed.x", "no field")):
         with pytest.raises(InvalidArgument, match=told) as caught:
             by(path)
@@ -153,8 +153,8 @@ def test_a_mask_names_what_changes() -> None:
 
 
 def test_an_old_etag_is_told_the_present_one() -> None:
-    present = etag_of(chat(model="a"), "more")
-    assert present != etag_of(chat(model="b"), "more") != etag_of(chat(model="a"), "mor", "e")
+    present = etag_of(options(user="a"), "more")
+    assert present != etag_of(options(user="b"), "more") != etag_of(options(user="a"), "mor", "e")
     check_etag("", present, "deployments/chat")
     check_etag(present, present, "deployments/chat")
     with pytest.raises(Aborted, match="deployments/chat has changed") as caught:
