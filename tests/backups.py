@@ -16,13 +16,14 @@ from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import StepOutcome
 from plinth.gateway.api_keys import KeyStore
+from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.records import JobRecords
-from plinth.v1 import deployments_pb2, jobs_pb2, preferences_pb2, runs_pb2
+from plinth.v1 import jobs_pb2, preferences_pb2, runs_pb2
 
 
 def settings_of(data: Path, redis_url: str | None) -> Settings:
@@ -59,7 +60,7 @@ async def furnish(settings: Settings, redis: Redis, work: Path) -> str:
     publish(store, work, "chat", "second", parents=[base])
     store.set_alias("chat", "prod", 1)
     store.set_alias("chat", "prod", 2)
-    DeploymentRecords(store).put(deployments_pb2.Deployment(name="chat", artifact=chat, shards=2))
+    DeploymentRecords(store).put(internal.DeploymentRecord(name="chat", artifact=chat, shards=2))
     outcome = StepOutcome(chat, {"loss": 1.5}, reused=False)
     StepResults(store).publish("sha256:ab", outcome, fence=3, origin={"run": "r1", "step": "s"})
     plain, _ = await KeyStore(redis).create("acme", {"inference"}, "a label")

@@ -44,14 +44,24 @@ class ScriptedGateway(
         self.calls: list[str] = []
 
     def serve(self, name: str, artifact: str, shards: int = 1, **more: Any) -> None:
-        self.deployments[name] = deployments_pb2.Deployment(
-            name=name, artifact=artifact, shards=shards, **more
+        spec = deployments_pb2.DeploymentSpec(artifact=artifact, shards=shards)
+        for field in spec.DESCRIPTOR.fields_by_name.keys() & more.keys():
+            setattr(spec, field, more.pop(field))
+        status = deployments_pb2.DeploymentStatus(**more)
+        self.deployments[f"deployments/{name}"] = deployments_pb2.Deployment(
+            name=f"deployments/{name}", spec=spec, status=status
         )
 
     def store(self, name: str, version: int, *aliases: str, kind: str = "model") -> None:
-        one = artifacts_pb2.Artifact(name=name, version=version, kind=kind, aliases=aliases)
+        one = artifacts_pb2.Artifact(
+            name=f"artifacts/{name}@{version}",
+            artifact_id=name,
+            version=version,
+            kind=artifacts_pb2.ArtifactKind.Value(f"ARTIFACT_KIND_{kind.upper()}"),
+            aliases=aliases,
+        )
         for reference in (f"{name}@{version}", *(f"{name}:{alias}" for alias in aliases)):
-            self.artifacts[reference] = one
+            self.artifacts[f"artifacts/{reference}"] = one
 
     def __enter__(self) -> ScriptedGateway:
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
@@ -103,16 +113,19 @@ class ScriptedGateway(
         self._enter(context, "ListDeployments")
         return deployments_pb2.ListDeploymentsResponse(deployments=self.deployments.values())
 
-    def PutDeployment(self, request: Any, context: Any) -> deployments_pb2.PutDeploymentResponse:
-        self._enter(context, "PutDeployment")
-        self.deployments[request.deployment.name] = request.deployment
-        return deployments_pb2.PutDeploymentResponse(deployment=request.deployment)
+    def UpdateDeployment(
+        self, request: Any, context: Any
+    ) -> deployments_pb2.UpdateDeploymentResponse:
+        self._enter(context, "UpdateDeployment")
+        present = self.deployments[request.deployment.name]
+        request.update_mask.MergeMessage(request.deployment, present)
+        return deployments_pb2.UpdateDeploymentResponse(deployment=present)
 
     def GetArtifact(self, request: Any, context: Any) -> artifacts_pb2.GetArtifactResponse:
         self._enter(context, "GetArtifact")
-        if request.reference not in self.artifacts:
-            self._fail(context, NotFound(f"no artifact is called {request.reference}"))
-        return artifacts_pb2.GetArtifactResponse(artifact=self.artifacts[request.reference])
+        if request.name not in self.artifacts:
+            self._fail(context, NotFound(f"no artifact is called {request.name}"))
+        return artifacts_pb2.GetArtifactResponse(artifact=self.artifacts[request.name])
 
     @staticmethod
     def _fail(context: Any, error: PlinthError) -> None:

@@ -98,10 +98,10 @@ class PlatformClient:
         """Artifact of each name that is wanted served."""
         ask = deployments_pb2.ListDeploymentsRequest()
         answer = await self.deployments.ListDeployments(ask, metadata=self.metadata)
-        return {one.name: one.artifact for one in answer.deployments}
+        return {one.name.rpartition("/")[2]: one.spec.artifact for one in answer.deployments}
 
     async def artifact(self, reference: str) -> artifacts_pb2.Artifact:
-        ask = artifacts_pb2.GetArtifactRequest(reference=reference)
+        ask = artifacts_pb2.GetArtifactRequest(name=f"artifacts/{reference}")
         return (await self.artifacts.GetArtifact(ask, metadata=self.metadata)).artifact
 
     async def submit(self, run_id: str, pipeline: str) -> None:
@@ -290,7 +290,7 @@ class Traffic:
         good = dislike(answer.text) < self._bar
         self.good[answer.revision] += good
         ask = deployments_pb2.ReportOutcomeRequest(
-            name="chat", request_id=answer.request_id, good=good
+            name="deployments/chat", request_id=answer.request_id, good=good
         )
         try:
             await self._door.deployments.ReportOutcome(ask, metadata=self._door.metadata)

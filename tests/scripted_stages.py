@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from plinth.internal.v1 import inference_pb2, inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
+from plinth.shared.artifact_messages import artifact_message
 from plinth.shared.connection import connect
 from plinth.shared.errors import NotFound, Unavailable
 from plinth.shared.records import DeploymentRecords
@@ -102,7 +103,7 @@ class Trainer(jobs_pb2_grpc.JobServiceServicer):
             job.state, job.error = jobs_pb2.JOB_STATE_FAILED, self.failures[name]
             return
         made = await asyncio.to_thread(self._publish, job.spec)
-        job.artifact.CopyFrom(made.to_proto())
+        job.artifact.CopyFrom(artifact_message(made))
         job.state = jobs_pb2.JOB_STATE_SUCCEEDED
         job.finished_unix_ms = time.time_ns() // 1_000_000
 
@@ -168,7 +169,7 @@ class Tokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.trained += 1
         yield tokenizer_pb2.TrainTokenizerResponse(bytes_read=1, bytes_total=2)
         made = await asyncio.to_thread(self._publish, request)
-        yield tokenizer_pb2.TrainTokenizerResponse(artifact=made.to_proto())
+        yield tokenizer_pb2.TrainTokenizerResponse(artifact=artifact_message(made))
 
     def _publish(self, request: Any) -> ArtifactRecord:
         with TemporaryDirectory() as name:
@@ -263,7 +264,12 @@ class World:
                 self.shard, server
             ),
         }[stage]
-        service = GrpcService(f"plinth.v1.{stage.title()}Service", add, {"*": ""})
+        name = {
+            "trainer": "plinth.v1.JobService",
+            "tokenizer": "plinth.internal.v1.TokenizerService",
+            "inference": "plinth.internal.v1.InferenceService",
+        }[stage]
+        service = GrpcService(name, add, {"*": ""})
         server = GrpcServer([service], stage=stage, settings=self.settings, token=TOKEN)
         await server.start()
         await server.set_ready(True)

@@ -27,6 +27,8 @@ from loop_people import (
     steps,
     with_traffic,
 )
+from plinth.shared.api.structs import plain_values
+from plinth.v1 import artifacts_pb2
 from plinth.v1 import runs_pb2 as pb
 from real_stack import RealStack
 
@@ -183,12 +185,14 @@ async def leads_back(client: PlatformClient, run: pb.Run) -> None:
     """From the weights that answer, by their parents, to what people preferred."""
     lineage = await client.lineage("chat@2")
     judged = lineage[steps(run)["pairs"].output]
-    assert judged.kind == "corpus"
-    manifest = json.loads(judged.manifest_json)
-    assert manifest["config"]["collection"] == LIVE
-    assert manifest["config"]["sources"] == ["human"]
-    assert manifest["metrics"]["pairs"] == TASKS
-    assert manifest["metrics"]["models"] == ["chat@1"]
+    assert judged.kind == artifacts_pb2.ARTIFACT_KIND_CORPUS
+    config, metrics = (
+        plain_values(part) for part in (judged.manifest.config, judged.manifest.metrics)
+    )
+    assert config["collection"] == LIVE
+    assert config["sources"] == ["human"]
+    assert metrics["pairs"] == TASKS
+    assert metrics["models"] == ["chat@1"]
     assert {"chat@1", "first-vocabulary@1", "first-text@1"} <= set(lineage)
 
 

@@ -24,6 +24,7 @@ from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.service import build
 from plinth.coordinator.steps import trial
 from plinth.gateway.revisions import MODEL_HEADER
+from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.shared.canary import Canaries
 from plinth.shared.errors import FailedPrecondition, NotFound, PermissionDenied
 from plinth.shared.records import DeploymentRecords
@@ -70,7 +71,7 @@ class Cluster:
             (folder / version / "config.json").write_text(json.dumps({"version": version}))
             self.store.publish("chat", "model", folder / version)
         self.store.set_alias("chat", "prod", 1)
-        self.deployments.put(deployments_pb2.Deployment(name="chat", artifact="chat@1", shards=1))
+        self.deployments.put(internal.DeploymentRecord(name="chat", artifact="chat@1", shards=1))
 
     async def follow(self) -> None:
         """Until it is over: a replica that is started or stopped half-way would leak."""
@@ -120,7 +121,7 @@ class Cluster:
 
     async def verdict(self, request_id: str, good: bool) -> None:
         request = deployments_pb2.ReportOutcomeRequest(
-            name="chat", request_id=request_id, good=good
+            name="deployments/chat", request_id=request_id, good=good
         )
         try:
             await self.call("ReportOutcome", request)
@@ -367,21 +368,28 @@ async def test_who_may_judge_what(tmp_path: Path, redis_server: str, redis_clien
         await made.submit(share=0.5)
         await made.route("open")
         revision, request_id = await made.ask()
-        answer = deployments_pb2.ReportOutcomeRequest(name="chat", request_id=request_id, good=True)
+        answer = deployments_pb2.ReportOutcomeRequest(
+            name="deployments/chat", request_id=request_id, good=True
+        )
         for _ in range(2):  # said twice, counted once
             told = await made.call("ReportOutcome", answer)
-            assert told.role == ("canary" if revision == "chat@2" else "stable")
+            assert deployments_pb2.RevisionRole.Name(told.role) == (
+                "REVISION_ROLE_CANARY" if revision == "chat@2" else "REVISION_ROLE_STABLE"
+            )
         by_revision = deployments_pb2.ReportOutcomeRequest(
-            name="chat", revision="chat@2", good=False
+            name="deployments/chat", revision="chat@2", good=False
         )
-        assert (await made.call("ReportOutcome", by_revision)).role == "canary"
+        assert (
+            await made.call("ReportOutcome", by_revision)
+        ).role == deployments_pb2.REVISION_ROLE_CANARY
         state = await made.canaries.state("chat")
         assert state is not None
         assert sum(tally.good + tally.bad for tally in state.tallies.values()) == 2
-        for wrong in ({}, {"request_id": "a", "revision": "b"}, {"request_id": "unknown"}):
+        for wrong in ({}, {"request_id": "unknown"}, {"revision": "chat@7"}):
             with pytest.raises(grpc.aio.AioRpcError):
                 await made.call(
-                    "ReportOutcome", deployments_pb2.ReportOutcomeRequest(name="chat", **wrong)
+                    "ReportOutcome",
+                    deployments_pb2.ReportOutcomeRequest(name="deployments/chat", **wrong),
                 )
         # Another tenant, which may only ask, judges neither others' answers nor revisions.
         key = await a_key(made, "inference")
@@ -402,7 +410,7 @@ async def test_a_canary_never_outlives_its_run(
 ) -> None:
     """Redis lost the run with all else; what is on the store is found and taken down."""
     async with cluster(tmp_path, redis_server, redis_client) as made:
-        left = deployments_pb2.Deployment(
+        left = internal.DeploymentRecord(
             name="chat.canary",
             artifact="chat@2",
             canary_of="chat",

@@ -17,11 +17,11 @@ import pytest
 from plinth.cluster import processes
 from plinth.cluster.layout import StackPlan, StackState, StageSpec
 from plinth.cluster.stack import Stack
+from plinth.internal.v1.deployments_pb2 import DeploymentRecord
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
-from plinth.v1.deployments_pb2 import Deployment
 from trivial_stack import announced, answering, publish_model, told_models, until
 
 PLAN = StackPlan(
@@ -85,11 +85,11 @@ def test_up_on_the_same_data_finds_the_running_stack(stack: Stack) -> None:
 
 def test_models_come_go_and_change(stack: Stack) -> None:
     records = DeploymentRecords(ArtifactStore(stack.settings.store()))
-    records.put(Deployment(name="chat", artifact=publish_model(stack, "chat"), shards=1))
+    records.put(DeploymentRecord(name="chat", artifact=publish_model(stack, "chat"), shards=1))
     first = until(lambda: answering(stack, "inference"), "the model is served")[0]
     assert (first.fields["model"], first.fields["artifact"]) == ("chat", "chat@1")
     # One more shard leaves the first alone.
-    records.put(Deployment(name="chat", artifact="chat@1", shards=2))
+    records.put(DeploymentRecord(name="chat", artifact="chat@1", shards=2))
     two = until(lambda: (s := answering(stack, "inference")) and len(s) == 2 and s, "two shards")
     assert first.id in {replica.id for replica in two}
     until(lambda: told_models(stack)["chat"]["ready"] == 2, "readiness is told")
@@ -101,10 +101,12 @@ def test_models_come_go_and_change(stack: Stack) -> None:
 def test_a_new_version_takes_over_and_a_broken_one_is_told(stack: Stack) -> None:
     records = DeploymentRecords(ArtifactStore(stack.settings.store()))
     old = publish_model(stack, "roll")
-    records.put(Deployment(name="roll", artifact=old, shards=2))
+    records.put(DeploymentRecord(name="roll", artifact=old, shards=2))
     until(lambda: len(answering(stack, "inference")) == 2, "two shards")
     # A new version takes over without a moment in which nobody serves.
-    records.put(Deployment(name="roll", artifact=publish_model(stack, "roll", "new"), shards=2))
+    records.put(
+        DeploymentRecord(name="roll", artifact=publish_model(stack, "roll", "new"), shards=2)
+    )
     gaps = 0
 
     def taken_over() -> bool:
@@ -116,7 +118,7 @@ def test_a_new_version_takes_over_and_a_broken_one_is_told(stack: Stack) -> None
     until(taken_over, "the new version")
     assert not gaps
     # Another model that can't be loaded is told, and hurts nobody.
-    records.put(Deployment(name="broken", artifact=publish_model(stack, "broken"), shards=1))
+    records.put(DeploymentRecord(name="broken", artifact=publish_model(stack, "broken"), shards=1))
     until(lambda: told_models(stack).get("broken", {}).get("state") == "failed", "failure is told")
     assert "can't be loaded" in stack.layout.log("inference-broken").read_text()
     assert len(answering(stack, "inference")) == 2

@@ -90,8 +90,11 @@ async def test_each_stages_error_keeps_to_it(context: StageContext) -> None:
 
     async def deployments(channel: grpc.aio.Channel) -> None:
         stub = deployments_pb2_grpc.DeploymentServiceStub(channel)
-        wanted = deployments_pb2.Deployment(name="d", artifact="nobody", shards=1)
-        await stub.PutDeployment(deployments_pb2.PutDeploymentRequest(deployment=wanted))
+        spec = deployments_pb2.DeploymentSpec(artifact="nobody", shards=1)
+        wanted = deployments_pb2.Deployment(spec=spec)
+        await stub.CreateDeployment(
+            deployments_pb2.CreateDeploymentRequest(deployment_id="d", deployment=wanted)
+        )
 
     async def reward(channel: grpc.aio.Channel) -> None:
         stub = rewards_pb2_grpc.RewardServiceStub(channel)

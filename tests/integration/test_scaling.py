@@ -17,10 +17,10 @@ from plinth.cluster import ray_local
 from plinth.cluster.layout import NUMBERS, StackPlan, StageSpec
 from plinth.cluster.replicas import autoscaling
 from plinth.cluster.stack import Stack
+from plinth.internal.v1.deployments_pb2 import DeploymentRecord
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
-from plinth.v1.deployments_pb2 import Deployment
 from trivial_stack import announced, answering, publish_model, told_models, until
 
 
@@ -79,7 +79,7 @@ def test_shards_follow_their_load_between_their_bounds(loaded: Loaded) -> None:
     ref = publish_model(loaded.stack, "chat")
 
     def want(most: int) -> None:
-        records.put(Deployment(name="chat", artifact=ref, shards=1, max_shards=most))
+        records.put(DeploymentRecord(name="chat", artifact=ref, shards=1, max_shards=most))
 
     def told(number: int) -> dict[str, object]:
         def found() -> dict[str, object] | None:

@@ -18,6 +18,7 @@ from plinth.cli import run_view
 from plinth.coordinator.steps import jobs
 from plinth.internal.v1 import tokenizer_pb2
 from plinth.internal.v1.tokenizer_pb2_grpc import TokenizerServiceStub
+from plinth.shared.api.structs import plain_values
 from plinth.shared.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 from plinth.shared.identity import Principal
 from plinth.shared.intake import Intake
@@ -318,8 +319,8 @@ async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
     async def do_job(job_id, **spec):
         await do(stub, job_id, job_id, **spec)
         job = (await stub.GetJob(pb.GetJobRequest(job_id=job_id))).job
-        manifest = json.loads(job.artifact.manifest_json)
-        return job, [Intake.from_json(one) for one in manifest["metrics"]["intake"]]
+        metrics = plain_values(job.artifact.manifest.metrics)
+        return job, [Intake.from_json(one) for one in metrics["intake"]]
 
     spec = pb.JobSpec(output_name="c", prepare=pb.PrepareSpec(corpus_dir=str(corpus)))
     spec.prepare.max_left_out = 0.3

@@ -5,7 +5,7 @@ async function main(address, key, model, question) {
   const { client, metadata } = connect(address, key, "generation", "GenerationService");
   const request = {
     model,
-    messages: [{ role: "ROLE_USER", content: question }],
+    messages: [{ role: "user", content: question }],
     options: { sampling: { temperature: 0, max_tokens: 64 } },
   };
   const deadline = Date.now() + 60_000;

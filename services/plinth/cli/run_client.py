@@ -77,7 +77,7 @@ class RunClient(GatewayConnection):
         return run
 
     def artifact(self, reference: str) -> artifacts_pb2.Artifact:
-        request = artifacts_pb2.GetArtifactRequest(reference=reference)
+        request = artifacts_pb2.GetArtifactRequest(name=f"artifacts/{reference}")
         artifact: artifacts_pb2.Artifact = self._call(self._artifacts.GetArtifact, request).artifact
         return artifact
 

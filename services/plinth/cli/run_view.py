@@ -21,6 +21,7 @@ from plinth.cli.chat import printable
 from plinth.cli.contest_view import contest
 from plinth.cli.run_outcome import promotions
 from plinth.cli.tables import WholeTable
+from plinth.shared.artifact_messages import kind_of, reference_of
 from plinth.shared.differences import beside
 from plinth.shared.intake import Intake, intakes_of
 from plinth.v1 import artifacts_pb2
@@ -311,5 +312,5 @@ def _node(found: artifacts_pb2.Artifact) -> Text:
     aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
     digest = found.digest.removeprefix("sha256:")[:12]
     return Text.assemble(
-        (f"{found.name}@{found.version}", "bold"), f"{aliases}  {found.kind}  ", (digest, "dim")
+        (reference_of(found), "bold"), f"{aliases}  {kind_of(found)}  ", (digest, "dim")
     )

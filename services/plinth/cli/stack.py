@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from plinth.cluster.stack import Stack, StackEvent
+    from plinth.internal.v1.deployments_pb2 import DeploymentRecord
     from plinth.shared.settings import Settings
-    from plinth.v1.deployments_pb2 import Deployment
 
 DataOption = Annotated[
     Path | None,
@@ -112,7 +112,7 @@ def bring_up(
 
 def await_model(
     stack: Stack,
-    wanted: Deployment,
+    wanted: DeploymentRecord,
     show: Callable[[StackEvent], None],
     began: float,
     timeout_s: float = 180.0,
@@ -149,7 +149,7 @@ class _Import:
 
     def __init__(self, settings: Settings, model: str) -> None:
         self._settings, self._model = settings, model
-        self._deployment: Deployment | None = None
+        self._deployment: DeploymentRecord | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="import-model")
         self._thread.start()
@@ -162,7 +162,7 @@ class _Import:
         except Exception as error:  # noqa: BLE001  (raised again where the result is asked for)
             self._error = error
 
-    def result(self) -> Deployment:
+    def result(self) -> DeploymentRecord:
         self._thread.join()
         if self._error is not None:
             raise self._error

@@ -16,13 +16,13 @@ from typing import Any
 
 from plinth.cluster.layout import StageSpec
 from plinth.cluster.serving import Applier, Served, states
+from plinth.internal.v1 import deployments_pb2
 from plinth.shared.errors import Internal, described
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.stage import StageContext, StageFront
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import gauge, get_logger
-from plinth.v1 import deployments_pb2
 
 INFERENCE = "inference"
 PREFIX = f"{INFERENCE}-"
@@ -73,7 +73,7 @@ class ReconcilerFront:
         self._stages: dict[str, int] = {}
         self._settled = asyncio.Event()
         self._passed = time.monotonic()
-        self._wanted: dict[str, deployments_pb2.Deployment] = {}
+        self._wanted: dict[str, deployments_pb2.DeploymentRecord] = {}
         self._looked = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -150,7 +150,7 @@ class ReconcilerFront:
     def _all_ready(self) -> bool:
         return all(model["state"] == "ready" for model in self._seen)
 
-    def _spec(self, wanted: deployments_pb2.Deployment) -> StageSpec:
+    def _spec(self, wanted: deployments_pb2.DeploymentRecord) -> StageSpec:
         options: dict[str, Any] = {"model": wanted.name, "artifact": wanted.artifact}
         if wanted.speculation:
             options["speculation"] = wanted.speculation
@@ -169,7 +169,7 @@ class ReconcilerFront:
         )
 
     @staticmethod
-    def _told(wanted: deployments_pb2.Deployment, served: Served) -> dict[str, Any]:
+    def _told(wanted: deployments_pb2.DeploymentRecord, served: Served) -> dict[str, Any]:
         return {
             "name": wanted.name,
             "artifact": wanted.artifact,

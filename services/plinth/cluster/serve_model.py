@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from plinth.internal.v1 import deployments_pb2
 from plinth.models.publish import import_model
 from plinth.models.sources import DEFAULT_SOURCE, HUB_PREFIX, name_of
 from plinth.shared.errors import FailedPrecondition
@@ -15,7 +16,6 @@ from plinth.shared.kinds import what_it_is
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings
 from plinth.shared.store import ArtifactRecord, ArtifactStore
-from plinth.v1 import deployments_pb2
 
 DEFAULT = "default"
 
@@ -26,7 +26,7 @@ def serve_model(
     *,
     shards: int | None = None,
     max_shards: int | None = None,
-) -> deployments_pb2.Deployment:
+) -> deployments_pb2.DeploymentRecord:
     """Wants `reference` served under its artifact's name. Blocks: an import takes seconds.
 
     reference: "default" (the packaged SmolLM2), a GGUF file, a Hugging Face folder, "hf:org/name",
@@ -37,7 +37,7 @@ def serve_model(
     record = resolve(store, reference, settings.data_dir / "work")
     records = DeploymentRecords(store)
     before = records.get(record.name)
-    wanted = deployments_pb2.Deployment(shards=1)
+    wanted = deployments_pb2.DeploymentRecord(shards=1)
     if before is not None and before.deployment is not None:
         wanted.CopyFrom(before.deployment)
     wanted.name, wanted.artifact = record.name, record.ref

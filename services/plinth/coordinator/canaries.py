@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from plinth.coordinator.deployments import STAGE
 from plinth.shared.errors import NotFound
-from plinth.shared.records import DeploymentRecord
+from plinth.shared.records import DeploymentChange
 from plinth.shared.registry import Registry
 from plinth.shared.telemetry import get_logger
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _log = get_logger("plinth.coordinator")
 
 
-async def end_canary(tools: Tools, record: DeploymentRecord | None, owner: str) -> bool:
+async def end_canary(tools: Tools, record: DeploymentChange | None, owner: str) -> bool:
     """Deletes the deployment in `record` if it is of `owner`; whether it was."""
     if record is None or record.deployment is None or record.deployment.owner != owner:
         return False

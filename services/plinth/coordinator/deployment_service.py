@@ -3,66 +3,174 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from plinth.coordinator.deployments import ready_shards
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from plinth.coordinator import deployment_messages as messages
+from plinth.coordinator.deployment_messages import DEPLOYMENT, Seen, record_etag
+from plinth.coordinator.deployments import STAGE
 from plinth.coordinator.steps.contract import Tools
+from plinth.internal.v1 import deployments_pb2 as internal
+from plinth.shared.api import enums
+from plinth.shared.api.etags import check_etag
+from plinth.shared.api.field_masks import updated
+from plinth.shared.api.owners import calling_owner, check_owner
+from plinth.shared.api.paging import Pages
 from plinth.shared.canary import answer_key
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from plinth.shared.identity import current_principal
 from plinth.shared.manifest import check_name
+from plinth.shared.records import DeploymentChange
+from plinth.shared.registry import Replica
 from plinth.shared.rpc.server import GrpcService
-from plinth.v1 import deployments_pb2, deployments_pb2_grpc
+from plinth.v1 import deployments_pb2 as pb
+from plinth.v1 import deployments_pb2_grpc as rpc
+
+T = TypeVar("T")
+_SETTABLE = frozenset(f"spec.{name}" for name in pb.DeploymentSpec.DESCRIPTOR.fields_by_name)
 
 
-class DeploymentServicer(deployments_pb2_grpc.DeploymentServiceServicer):
+class DeploymentServicer(rpc.DeploymentServiceServicer):
     """The RPCs; see deployments.proto."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, tools: Tools, pages: Pages) -> None:
+        self._tools, self._pages = tools, pages
+        self._records = tools.deployments
 
     def service(self) -> GrpcService:
         return GrpcService(
             "plinth.v1.DeploymentService",
-            lambda server: deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(
-                self, server
-            ),
+            lambda server: rpc.add_DeploymentServiceServicer_to_server(self, server),
         )
 
-    async def PutDeployment(
-        self, request: deployments_pb2.PutDeploymentRequest, context: Any
-    ) -> deployments_pb2.PutDeploymentResponse:
-        if request.deployment.canary_of:
-            raise InvalidArgument(
-                "a pipeline step of kind canary makes canaries: it watches them and takes them "
-                "down; this call is for served models",
-                field="deployment.canary_of",
-            )
-        record = await asyncio.to_thread(self._tools.deployments.put, request.deployment)
-        assert record.deployment is not None
-        return deployments_pb2.PutDeploymentResponse(
-            deployment=await self._counted(record.deployment)
-        )
+    # -- reading ---------------------------------------------------------------------------
+
+    async def GetDeployment(
+        self, request: pb.GetDeploymentRequest, context: Any
+    ) -> pb.GetDeploymentResponse:
+        name = DEPLOYMENT.id(request.name)
+        change = await asyncio.to_thread(self._records.get, name)
+        return pb.GetDeploymentResponse(deployment=await self._told(_present(name, change)))
 
     async def ListDeployments(
-        self, request: deployments_pb2.ListDeploymentsRequest, context: Any
-    ) -> deployments_pb2.ListDeploymentsResponse:
-        wanted = await asyncio.to_thread(self._tools.deployments.list)
-        return deployments_pb2.ListDeploymentsResponse(
-            deployments=[await self._counted(d) for d in wanted]
-        )
+        self, request: pb.ListDeploymentsRequest, context: Any
+    ) -> pb.ListDeploymentsResponse:
+        size, after = self._pages.size(request), self._pages.position(request)
+        found = await asyncio.to_thread(self._records.page, after, size + 1)
+        page = found[:size]
+        token = self._pages.token(request, page[-1].name) if len(found) > size else ""
+        seen = await self._seen()
+        told = [_message(change, seen) for change in page]
+        return pb.ListDeploymentsResponse(deployments=told, next_page_token=token)
+
+    # -- changing --------------------------------------------------------------------------
+
+    async def CreateDeployment(
+        self, request: pb.CreateDeploymentRequest, context: Any
+    ) -> pb.CreateDeploymentResponse:
+        name = check_name(request.deployment_id, "deployment_id")
+        wanted = messages.record_of(name, request.deployment.spec)
+        change = await asyncio.to_thread(self._create, wanted)
+        return pb.CreateDeploymentResponse(deployment=await self._told(change))
+
+    def _create(self, wanted: internal.DeploymentRecord) -> DeploymentChange:
+        wanted = self._records.checked(wanted)
+        while True:
+            there = self._records.get(wanted.name)
+            if there is not None and there.deployment is not None:
+                if messages.spec_of(there.deployment) == messages.spec_of(wanted):
+                    return there
+                raise AlreadyExists(
+                    f"{wanted.name!r} is served already, otherwise: update it, or take another "
+                    "deployment_id",
+                    reason="DEPLOYMENT_EXISTS",
+                    field="deployment_id",
+                )
+            wanted.made_by.CopyFrom(calling_owner())
+            if (made := self._written(wanted, there)) is not None:
+                return made
+
+    async def UpdateDeployment(
+        self, request: pb.UpdateDeploymentRequest, context: Any
+    ) -> pb.UpdateDeploymentResponse:
+        change = await asyncio.to_thread(self._update, request)
+        return pb.UpdateDeploymentResponse(deployment=await self._told(change))
+
+    def _update(self, request: pb.UpdateDeploymentRequest) -> DeploymentChange:
+        given = request.deployment
+        name = DEPLOYMENT.id(given.name, "deployment.name")
+        mask = _leaves(request.update_mask)
+        while True:
+            there = self._records.get(name)
+            present = pb.Deployment()
+            if there is None or there.deployment is None:
+                if not request.allow_missing:
+                    raise _unknown(name)
+            else:
+                self._check_change(there.deployment, given.etag)
+                present.spec.CopyFrom(messages.spec_of(there.deployment))
+            spec = updated(present, given, mask, _SETTABLE).spec
+            wanted = messages.record_of(name, spec)
+            if there is None or there.deployment is None:
+                wanted.made_by.CopyFrom(calling_owner())
+            elif there.deployment.traffic_share:  # (as a pipeline's step writes it)
+                wanted.traffic_share = there.deployment.traffic_share
+            if (made := self._written(wanted, there)) is not None:
+                return made
 
     async def DeleteDeployment(
-        self, request: deployments_pb2.DeleteDeploymentRequest, context: Any
-    ) -> deployments_pb2.DeleteDeploymentResponse:
-        await asyncio.to_thread(self._tools.deployments.delete, request.name)
-        return deployments_pb2.DeleteDeploymentResponse()
+        self, request: pb.DeleteDeploymentRequest, context: Any
+    ) -> pb.DeleteDeploymentResponse:
+        await asyncio.to_thread(self._delete, DEPLOYMENT.id(request.name), request.etag)
+        return pb.DeleteDeploymentResponse()
+
+    def _delete(self, name: str, etag: str) -> None:
+        def delete() -> bool:
+            there = _present(name, self._records.get(name))
+            assert there.deployment is not None
+            self._check_change(there.deployment, etag)
+            self._records.delete(name, expected=there.revision)
+            return True
+
+        while not _unless_changed(delete):
+            pass
+
+    @staticmethod
+    def _check_change(record: internal.DeploymentRecord, etag: str) -> None:
+        """Raises unless whoever is being served may change it, from what they saw."""
+        what = f"deployment {record.name!r}"
+        if record.canary_of:
+            raise FailedPrecondition(
+                f"{what} is a canary of {record.canary_of!r}: the step of the run that made it "
+                f"({record.owner}) watches it and takes it down; cancel that run to end it",
+                reason="CANARY",
+            )
+        check_owner(record.made_by, current_principal(), what)
+        check_etag(etag, record_etag(record), what)
+
+    def _written(
+        self, wanted: internal.DeploymentRecord, there: DeploymentChange | None
+    ) -> DeploymentChange | None:
+        """None: somebody else changed it since `there` was read."""
+        revision = there.revision if there else None
+        return _unless_changed(lambda: self._records.put(wanted, expected=revision))
+
+    # -- verdicts --------------------------------------------------------------------------
 
     async def ReportOutcome(
-        self, request: deployments_pb2.ReportOutcomeRequest, context: Any
-    ) -> deployments_pb2.ReportOutcomeResponse:
-        name = check_name(request.name, "name")
-        if bool(request.request_id) == bool(request.revision):
+        self, request: pb.ReportOutcomeRequest, context: Any
+    ) -> pb.ReportOutcomeResponse:
+        name = check_name(DEPLOYMENT.id(request.name), "name")
+        if not (request.request_id or request.revision):
             raise InvalidArgument("give one of request_id and revision", field="request_id")
         principal = current_principal()
         canaries = self._tools.canaries
@@ -72,12 +180,70 @@ class DeploymentServicer(deployments_pb2_grpc.DeploymentServiceServicer):
         else:
             answer = answer_key(principal.tenant, request.request_id)
             role = await canaries.report(name, answer=answer, good=request.good)
-        return deployments_pb2.ReportOutcomeResponse(role=role)
+        return pb.ReportOutcomeResponse(role=enums.number(pb.RevisionRole, role))  # type: ignore[arg-type]
 
-    async def _counted(self, deployment: deployments_pb2.Deployment) -> deployments_pb2.Deployment:
-        counted = deployments_pb2.Deployment()
-        counted.CopyFrom(deployment)
-        counted.ready_shards = await ready_shards(
-            self._tools.registry, deployment.name, deployment.artifact
+    # -- telling ---------------------------------------------------------------------------
+
+    async def _told(self, change: DeploymentChange) -> pb.Deployment:
+        return _message(change, await self._seen())
+
+    async def _seen(self) -> Callable[[internal.DeploymentRecord], Seen]:
+        """What is there, of any deployment, by one look."""
+        registry = self._tools.registry
+        shards = await registry.replicas(STAGE)
+        announced = _announced(await registry.replicas("reconciler"))
+        return lambda record: Seen(
+            sum(_holds(shard, record) for shard in shards), announced.get(record.name, {})
         )
-        return counted
+
+
+def _message(
+    change: DeploymentChange, seen: Callable[[internal.DeploymentRecord], Seen]
+) -> pb.Deployment:
+    assert change.deployment is not None
+    record = change.deployment
+    return messages.deployment_message(record, change.created_unix_ms, seen(record))
+
+
+def _holds(shard: Replica, record: internal.DeploymentRecord) -> bool:
+    return any(
+        held.get("model") == record.name and held.get("artifact") == record.artifact
+        for held in shard.bindings
+    )
+
+
+def _announced(reconcilers: list[Replica]) -> dict[str, dict[str, Any]]:
+    """What the reconciler says of each model, by name."""
+    for replica in reconcilers:
+        return {one["name"]: one for one in json.loads(replica.fields.get("models", "[]"))}
+    return {}
+
+
+def _present(name: str, change: DeploymentChange | None) -> DeploymentChange:
+    if change is None or change.deployment is None:
+        raise _unknown(name)
+    return change
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(
+        f"no deployment is called {name!r}", reason="DEPLOYMENT_NOT_FOUND", field="name"
+    )
+
+
+def _leaves(mask: FieldMask) -> FieldMask:
+    """The same with each field of `spec` for "spec" as a whole."""
+    paths = [
+        leaf for path in mask.paths for leaf in (sorted(_SETTABLE) if path == "spec" else [path])
+    ]
+    return FieldMask(paths=paths)
+
+
+def _unless_changed(act: Callable[[], T]) -> T | None:
+    """What `act` gives; None where the deployment is no longer as it was read."""
+    try:
+        return act()
+    except Aborted as error:
+        if error.reason != "DEPLOYMENT_CHANGED":
+            raise
+        return None

@@ -10,17 +10,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+from plinth.internal.v1 import deployments_pb2 as pb
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
-from plinth.v1 import deployments_pb2 as pb
 
 STAGE = "inference"
 # Replicas announce themselves every couple of seconds.
 _POLL_S = 0.5
 
 
-async def put(records: DeploymentRecords, wanted: pb.Deployment) -> bool:
+async def put(records: DeploymentRecords, wanted: pb.DeploymentRecord) -> bool:
     """Writes it unless it stands there already; whether it was written. Compare-and-set, and with
     records `under` a fence also against who comes late (`fencing.admitted`)."""
     before = await asyncio.to_thread(records.get, wanted.name)
@@ -38,7 +38,7 @@ async def ready_shards(registry: Registry, name: str, artifact: str) -> int:
 
 
 async def until_ready(
-    registry: Registry, wanted: pb.Deployment, *, within_s: float
+    registry: Registry, wanted: pb.DeploymentRecord, *, within_s: float
 ) -> AsyncIterator[int]:
     """Number of ready shards, whenever it changes, until all are. FailedPrecondition when they
     are not in time: what keeps a shard from starting won't go away by itself."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from plinth.coordinator import metrics
 from plinth.coordinator.artifact_service import ArtifactServicer
+from plinth.coordinator.artifact_uses import ArtifactUses
 from plinth.coordinator.conductor import Conductor
 from plinth.coordinator.deployment_service import DeploymentServicer
 from plinth.coordinator.leader import LeaderLease
@@ -19,7 +20,9 @@ from plinth.coordinator.preferences.stage import Preferences
 from plinth.coordinator.run_service import RunServicer
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import Tools
+from plinth.coordinator.uploads import PIECE_BYTES, Uploads
 from plinth.shared import redis_keys
+from plinth.shared.api.paging import Pages
 from plinth.shared.canary import Canaries
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import Internal
@@ -64,6 +67,11 @@ class CoordinatorFront:
         self._preferences = Preferences(
             context.redis, context.store, context.registry, context.clients, context.replica_id
         )
+        # A piece passes through the gateway, whatever it takes at once.
+        piece = min(PIECE_BYTES, context.settings.gateway.max_body_bytes)
+        self._uploads = Uploads(context.store, piece_bytes=piece)
+        self._pages = Pages(context.token)
+        self._uses = ArtifactUses(context.store, deployments, self._records)
         self._conductor = Conductor(self._records, self._feed, self._tools)
         self._lease = LeaderLease(
             context.redis,
@@ -76,8 +84,10 @@ class CoordinatorFront:
     def services(self) -> Sequence[GrpcService]:
         return [
             RunServicer(self._records, self._feed, self._tools).service(),
-            DeploymentServicer(self._tools).service(),
-            ArtifactServicer(self._tools.store).service(),
+            DeploymentServicer(self._tools, self._pages).service(),
+            ArtifactServicer(
+                self._tools.store, self._uploads, self._pages, self._uses.of
+            ).service(),
             self._preferences.service(),
         ]
 

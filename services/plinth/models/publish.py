@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from plinth.models import hf_config
 from plinth.models.sources import folder_digest, source_digest
@@ -19,6 +22,7 @@ from plinth.shared.private_folders import make_private
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 
 # Part of every import's input digest: raise it when the same source gives other files.
+NOWHERE: Final[Mapping[str, str]] = MappingProxyType({})
 _STEP, _MERGE = "models/import/3", "models/merge/5"
 
 
@@ -31,9 +35,14 @@ def import_model(
     revision: str | None = None,
     token: str | None = None,
     dtype: str = "keep",
+    origin: Mapping[str, str] = NOWHERE,
+    parents: Sequence[str] = (),
 ) -> ArtifactRecord:
     """The artifact `name` made from `source`, a model or a reward model; what was imported before
     is found, not made.
+
+    origin: "source" and "revision" for the manifest, where `source` is a copy of what lies there.
+    parents: of the artifact, where `source` is made of others.
 
     workspace: a directory with room for the weights while they are made. dtype: what they are
     stored in, see `dtypes.parse_dtype`; what is tuned from the model keeps it. Raises what
@@ -60,11 +69,12 @@ def import_model(
             name,
             imported.kind,
             imported.folder,
+            parents=parents,
             config=hf_config.to_hf(read_config(imported.folder)),
             data_digests={"original": imported.original_digest},
             input_digest=input_digest(imported.original_digest, dtype=dtype),
             license=imported.license or None,
-            extra=imported.metadata(),
+            extra=imported.metadata() | dict(origin),
         )
 
 
@@ -82,13 +92,16 @@ def import_adapter(
     workspace: Path,
     dtype: str = "keep",
     allow_other_base: bool = False,
+    origin: Mapping[str, str] = NOWHERE,
+    parents: Sequence[str] = (),
 ) -> ArtifactRecord:
     """The artifact `name`: the adapter in `folder` (PEFT's format), merged into `base`; a model, or
     a reward model where it has such a head.
 
     base: reference of a model artifact, whose tokenizer and types the result has. dtype: see
-    `dtypes.parse_dtype`. The result is found, not made, when this adapter was merged into this base
-    before. Raises what `merging.merge` and the store raise; nothing is left behind then.
+    `dtypes.parse_dtype`. origin, parents: as in `import_model`. The result is found, not made, when
+    this adapter was merged into this base before. Raises what `merging.merge` and the store raise;
+    nothing is left behind then.
     """
     check_name(name, "name")
     record = store.get(base)
@@ -120,7 +133,7 @@ def import_adapter(
             name,
             kind,
             made,
-            parents=[record.ref],
+            parents=[record.ref, *parents],
             config=hf_config.to_hf(read_config(made)),
             data_digests={"original": original, record.ref: record.digest},
             input_digest=known,
@@ -131,6 +144,7 @@ def import_adapter(
                 "original_digest": original,
                 "weights_digest": weights_digest(made),
                 "warnings": warnings,
+                **origin,
             },
         )
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -62,6 +62,11 @@ class Reference:
             )
         version = match["version"]
         return cls(match["name"], int(version) if version else None, match["alias"])
+
+    def __str__(self) -> str:
+        if self.version is not None:
+            return f"{self.name}@{self.version}"
+        return self.name if self.alias is None else f"{self.name}:{self.alias}"
 
 
 @dataclass(frozen=True)
@@ -123,19 +128,19 @@ def _is_ours(manifest: Path) -> bool:
     return isinstance(content, dict) and "plinth_schema" in content
 
 
-class HashingReader:
-    """Hands out a file's chunks and knows size and sha256 of what it handed out.
+class HashedChunks:
+    """Hands out chunks and knows size and sha256 of what it handed out.
 
     So what is recorded is what was written, even if the source changes meanwhile.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = chunks
         self._hash = hashlib.sha256()
         self.size = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        while chunk := self._file.read(CHUNK_BYTES):
+        for chunk in self._chunks:
             self._hash.update(chunk)
             self.size += len(chunk)
             yield chunk
@@ -143,6 +148,13 @@ class HashingReader:
     @property
     def sha256(self) -> str:
         return f"sha256:{self._hash.hexdigest()}"
+
+
+class HashingReader(HashedChunks):
+    """The same of a file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(iter(lambda: file.read(CHUNK_BYTES), b""))
 
 
 def content_digest(files: dict[str, dict[str, Any]]) -> str:

@@ -223,6 +223,16 @@ class _Download(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with self._storage._errors():
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         with self._storage._errors():
             data = memoryview(self._file.read(len(buffer)))

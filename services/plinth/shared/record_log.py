@@ -27,9 +27,14 @@ class RecordLog:
         self._folder = folder
         self._known: dict[int, dict[str, Any]] = {}
 
-    def numbers(self) -> list[int]:
-        """Numbers of all records, ascending."""
-        matches = (_NUMBER.fullmatch(name) for name in self._storage.names(self._folder))
+    def names(self) -> list[str]:
+        """What lies in the folder, sorted."""
+        return self._storage.names(self._folder)
+
+    def numbers(self, names: list[str] | None = None) -> list[int]:
+        """Numbers of all records, ascending. names: of a look that was taken already."""
+        found = self.names() if names is None else names
+        matches = (_NUMBER.fullmatch(name) for name in found)
         return [int(match[1]) for match in matches if match]
 
     def last(self) -> int:

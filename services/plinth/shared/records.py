@@ -12,12 +12,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.protobuf import json_format
 
+from plinth.internal.v1 import deployments_pb2
 from plinth.shared.aliases import ANY
-from plinth.shared.canary import MAX_SHARE, SUFFIX, canary_name
+from plinth.shared.deployment_rules import checked_alone
 from plinth.shared.errors import (
     Aborted,
     DataLoss,
@@ -29,9 +30,6 @@ from plinth.shared.kinds import what_it_is
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import deployments_pb2
-
-MAX_SHARDS = 64
 
 
 class AsItIs(Enum):
@@ -44,16 +42,19 @@ AS_IT_IS = AsItIs.AS_IT_IS
 
 
 @dataclass(frozen=True)
-class DeploymentRecord:
+class DeploymentChange:
     """One change of one deployment: its newest is what is wanted."""
 
     name: str
     revision: int
     # None: it was deleted.
-    deployment: deployments_pb2.Deployment | None
+    deployment: deployments_pb2.DeploymentRecord | None
     created_unix_ms: int
     # Run and leader that wrote last; see `fencing.py`.
     fence: Mapping[str, int] = field(default_factory=dict)
+
+
+Changes: TypeAlias = list[DeploymentChange]  # (inside the class, `list` is the method)
 
 
 class DeploymentRecords:
@@ -72,26 +73,36 @@ class DeploymentRecords:
         return fenced
 
     def put(
-        self, deployment: deployments_pb2.Deployment, *, expected: int | None = ANY
-    ) -> DeploymentRecord:
+        self, deployment: deployments_pb2.DeploymentRecord, *, expected: int | None = ANY
+    ) -> DeploymentChange:
         """Wants `deployment` from now on, its artifact resolved to a version.
 
         `expected`: the revision it must have now, None for none; left out, the last caller wins.
         Aborted: it has another one. InvalidArgument, NotFound: the deployment makes no sense.
         The same as what is wanted already changes nothing.
         """
-        wanted = self._checked(deployment)
+        wanted = self.checked(deployment)
         return self._append(wanted.name, wanted, expected)
 
-    def get(self, name: str) -> DeploymentRecord | None:
+    def get(self, name: str) -> DeploymentChange | None:
         """The newest record of `name` (deleted or not); None: there never was one."""
         latest = self._log(name).latest()
         return None if latest is None else _parse(name, *latest)
 
-    def list(self) -> list[deployments_pb2.Deployment]:
+    def list(self) -> list[deployments_pb2.DeploymentRecord]:
         """What is to be served, by name."""
         records = (self.get(name) for name in self._store.storage.names("deployments"))
         return [record.deployment for record in records if record and record.deployment]
+
+    def page(self, after: str, most: int) -> Changes:
+        """What is to be served, by name: at most so many, behind the name `after`."""
+        found = []
+        for name in self._store.storage.names("deployments"):
+            if name > after and (change := self.get(name)) and change.deployment:
+                found.append(change)
+                if len(found) == most:
+                    break
+        return found
 
     def delete(self, name: str, *, expected: int | None = ANY) -> None:
         """Serves `name` no more. NotFound when it isn't served; Aborted as in `put`."""
@@ -113,9 +124,9 @@ class DeploymentRecords:
     def _append(
         self,
         name: str,
-        to: deployments_pb2.Deployment | AsItIs | None,
+        to: deployments_pb2.DeploymentRecord | AsItIs | None,
         expected: int | None,
-    ) -> DeploymentRecord:
+    ) -> DeploymentChange:
         log = self._log(name)
         by = self._fence
         if by is not None and isinstance(to, AsItIs):
@@ -131,7 +142,7 @@ class DeploymentRecords:
                     metadata={"revision": str(revision)},
                 )
             before = now.deployment if now else None
-            wanted = before if isinstance(to, AsItIs) else to
+            wanted = before if isinstance(to, AsItIs) else _kept_owner(to, before)
             last = {"fence": now.fence} if now else None
             same = before == wanted
             fence = admitted(by, last, f"deployment {name}", same=same)
@@ -147,30 +158,19 @@ class DeploymentRecords:
                 "fence": fence,
             }
             if log.append(number, record):
-                return DeploymentRecord(name, number, wanted, created, fence)
+                return DeploymentChange(name, number, wanted, created, fence)
 
-    def _checked(self, deployment: deployments_pb2.Deployment) -> deployments_pb2.Deployment:
-        """A copy with defaults filled in, without what the platform sets."""
-        wanted = deployments_pb2.Deployment()
-        wanted.CopyFrom(deployment)
-        wanted.ready_shards = 0
-        wanted.shards = wanted.shards or 1
-        check_name(wanted.name, "deployment.name")
-        if wanted.shards > MAX_SHARDS:
-            raise InvalidArgument(
-                f"{wanted.shards} shards: 1 to {MAX_SHARDS}", field="deployment.shards"
-            )
-        _check_most(wanted)
-        for what in ("cpus_per_shard", "gpus_per_shard", "traffic_share"):
-            value = getattr(wanted, what)
-            if not 0 <= value <= (1 if what == "traffic_share" else 1024):
-                raise InvalidArgument(f"{what} {value} is out of range", field=f"deployment.{what}")
-        _check_canary(wanted)
+    def checked(
+        self, deployment: deployments_pb2.DeploymentRecord
+    ) -> deployments_pb2.DeploymentRecord:
+        """A copy with defaults filled in and its artifact resolved to a version, which `put` would
+        write. InvalidArgument, NotFound as there."""
+        wanted = checked_alone(deployment)
         artifact = self._store.get(wanted.artifact)
         if artifact.kind != "model":
             raise InvalidArgument(
                 f"a deployment serves a model; {what_it_is(artifact, self._store)}",
-                field="deployment.artifact",
+                field="deployment.spec.artifact",
             )
         wanted.artifact = artifact.ref
         return wanted
@@ -180,57 +180,28 @@ class DeploymentRecords:
         return self._logs.setdefault(name, RecordLog(self._store.storage, folder))
 
 
-def _check_most(wanted: deployments_pb2.Deployment) -> None:
-    """`max_shards` is a number above `shards`, or 0 where theirs does not change by itself."""
-    if not wanted.max_shards:
-        return
-    if not wanted.shards <= wanted.max_shards <= MAX_SHARDS:
-        raise InvalidArgument(
-            f"at most {wanted.max_shards} shards of {wanted.name!r}, and at least {wanted.shards}: "
-            f"max_shards is {wanted.shards} to {MAX_SHARDS}, or 0 for always {wanted.shards}",
-            field="deployment.max_shards",
-        )
-    if wanted.max_shards == wanted.shards:
-        wanted.max_shards = 0
+def _kept_owner(
+    to: deployments_pb2.DeploymentRecord | None, before: deployments_pb2.DeploymentRecord | None
+) -> deployments_pb2.DeploymentRecord | None:
+    """What is changed stays whose it is."""
+    if to is None or before is None:
+        return to
+    kept = deployments_pb2.DeploymentRecord()
+    kept.CopyFrom(to)
+    kept.ClearField("made_by")
+    if before.HasField("made_by"):
+        kept.made_by.CopyFrom(before.made_by)
+    return kept
 
 
-def _check_canary(wanted: deployments_pb2.Deployment) -> None:
-    """A canary is named after what it is a canary of, and says its share; nothing else does."""
-    if not wanted.canary_of:
-        if wanted.name.endswith(SUFFIX):
-            raise InvalidArgument(
-                f"{wanted.name!r}: names that end in {SUFFIX} are for canaries; say canary_of",
-                field="deployment.name",
-            )
-        if wanted.traffic_share not in (0, 1):
-            raise InvalidArgument(
-                f"traffic_share {wanted.traffic_share:g}: only a canary has a share of its own; "
-                "a pipeline step of kind canary makes one",
-                field="deployment.traffic_share",
-            )
-        return
-    right = canary_name(wanted.canary_of)
-    if wanted.name != right:
-        raise InvalidArgument(
-            f"a canary of {wanted.canary_of!r} is called {right!r}, not {wanted.name!r}",
-            field="deployment.name",
-        )
-    if not 0 < wanted.traffic_share <= MAX_SHARE:
-        raise InvalidArgument(
-            f"a canary's traffic_share is above 0 and at most {MAX_SHARE:g}, "
-            f"not {wanted.traffic_share:g}",
-            field="deployment.traffic_share",
-        )
-
-
-def _parse(name: str, number: int, record: dict[str, Any]) -> DeploymentRecord:
+def _parse(name: str, number: int, record: dict[str, Any]) -> DeploymentChange:
     deployment = None
     if record["deployment"] is not None:
         try:
             deployment = json_format.ParseDict(
-                record["deployment"], deployments_pb2.Deployment(), ignore_unknown_fields=True
+                record["deployment"], deployments_pb2.DeploymentRecord(), ignore_unknown_fields=True
             )
         except json_format.ParseError as error:
             raise DataLoss(f"record {number} of deployment {name} is damaged: {error}") from error
     created = record["created_unix_ms"]
-    return DeploymentRecord(name, number, deployment, created, numbers(record))
+    return DeploymentChange(name, number, deployment, created, numbers(record))

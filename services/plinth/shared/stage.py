@@ -16,6 +16,7 @@ from typing import Protocol
 from redis.asyncio import Redis
 
 from plinth.shared import vital_signs
+from plinth.shared.api.owners import calling_owner
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, PlinthError, Unavailable
 from plinth.shared.identity import cluster_token, may_list_artifacts
@@ -85,7 +86,11 @@ class StageContext:
         cache_dir = settings.data_dir / "cache" / "artifacts"
         settings.ensure_data_dir()
         store = await asyncio.to_thread(
-            ArtifactStore, settings.store(), cache_dir=cache_dir, may_list=may_list_artifacts
+            ArtifactStore,
+            settings.store(),
+            cache_dir=cache_dir,
+            may_list=may_list_artifacts,
+            maker=calling_owner,
         )
         redis = connect(settings.redis_url.get_secret_value())
         try:

@@ -7,6 +7,8 @@ Layout below the store's URL (schema 1):
                                                a content of another name: `content_of`)
     artifacts/<name>/aliases/<alias>/00000002.json   created exclusively: the alias's second move
 
+    artifacts/<name>/versions/00000003.deleted   version 3 was deleted; its number stays taken
+
 An artifact exists when its version record does. What has none is not visible to anybody. All
 calls block; from asyncio use `asyncio.to_thread`. Safe to share between threads and processes.
 """
@@ -14,23 +16,21 @@ calls block; from asyncio use `asyncio.to_thread`. Safe to share between threads
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, TypeAlias
 
 from plinth.shared import manifest as manifests
-from plinth.shared.aliases import ANY, move_alias
+from plinth.shared.aliases import ANY, Alias, Aliases, Move
 from plinth.shared.artifact_cache import ArtifactCache, verify_files
-from plinth.shared.artifact_versions import ArtifactRecord, ArtifactVersions, content_owner
-from plinth.shared.errors import InvalidArgument, NotFound
+from plinth.shared.artifact_versions import ArtifactRecord, ArtifactVersions
+from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.fencing import Fence
-from plinth.shared.manifest import MANIFEST, SCHEMA, Reference, check_name
-from plinth.shared.record_log import RecordLog
-from plinth.shared.storage import Storage, Tree
+from plinth.shared.manifest import Reference, check_name
+from plinth.shared.publishing import Publisher, chunks_of, now_ms
+from plinth.shared.storage import Storage
 from plinth.shared.storage_url import open_storage
-from plinth.shared.version import CODE_VERSION
+from plinth.v1 import owner_pb2
 
 __all__ = ["ArtifactRecord", "ArtifactStore"]
 
@@ -47,15 +47,18 @@ class ArtifactStore:
         *,
         cache_dir: Path | None = None,
         may_list: Callable[[], bool] = lambda: True,
+        maker: Callable[[], owner_pb2.Owner] = owner_pb2.Owner,
     ) -> None:
         """`may_list`: whether whoever is being served may see, in an error, what else there is.
+        maker: whose key whoever is being served has; what is published is theirs.
         FailedPrecondition: the backend at `url` can't create a file exclusively."""
-        self._may_list = may_list
+        self._may_list, self._maker = may_list, maker
         self.storage: Storage = open_storage(url)
         self.url = self.storage.url
         self._cache = ArtifactCache(self.storage, cache_dir)
         self._versions = ArtifactVersions(self.storage)
-        self._alias_logs: dict[str, RecordLog] = {}  # what was read of them is kept
+        self._publisher = Publisher(self.storage, self._versions)
+        self._aliases = Aliases(self.storage)
         self._fence: Fence | None = None
 
     def under(self, fence: Fence) -> ArtifactStore:
@@ -63,6 +66,12 @@ class ArtifactStore:
         fenced = copy.copy(self)
         fenced._fence = fence
         return fenced
+
+    def owned_by(self, owner: owner_pb2.Owner) -> ArtifactStore:
+        """The same store; what is published there is `owner`'s."""
+        owned = copy.copy(self)
+        owned._maker = lambda: owner
+        return owned
 
     # -- publishing ------------------------------------------------------------------------
 
@@ -86,56 +95,45 @@ class ArtifactStore:
         ResourceExhausted on a full disk, with nothing left behind. InvalidArgument on links,
         special files and bad names.
         """
-        check_name(name, "name")
-        check_name(kind, "kind")
-        self._sweep()
-        files = manifests.source_files(Path(source))
-        description: dict[str, Any] = {
-            "plinth_schema": SCHEMA,
-            "name": name,
-            "kind": kind,
-            "parents": list(parents),
-            "config": dict(config or {}),
-            "metrics": dict(metrics or {}),
-            "data_digests": dict(data_digests or {}),
-            "input_digest": input_digest,
-            "license": license,
-            "extra": dict(extra or {}),
-            "code_version": CODE_VERSION,
-            "created_unix_ms": _now(),
-        }
-        manifests.canonical_json(description)  # refuse what is no JSON before copying gigabytes
-        path = f"artifacts/{name}/content/{token_hex(8)}-{token_hex(8)}"
-        try:
-            with self.storage.new_tree(path) as tree:
-                description["files"] = _copy(tree, files)
-                description["digest"] = manifests.content_digest(description["files"])
-                tree.write(MANIFEST, [manifests.canonical_json(description)])
-                tree.commit()
-                record = self._versions.record(name, path, description, _same_as(description))
-        except BaseException:
-            self._sweep()
-            raise
-        if record.path != path:  # the same was published before
-            self.storage.remove_tree(path)
-        return record
+        self._publisher.check(name, kind)
+        return self.publish_chunks(
+            name,
+            kind,
+            chunks_of(manifests.source_files(Path(source))),
+            about={
+                "parents": list(parents),
+                "config": dict(config or {}),
+                "metrics": dict(metrics or {}),
+                "data_digests": dict(data_digests or {}),
+                "input_digest": input_digest,
+                "license": license,
+                "extra": dict(extra or {}),
+            },
+        )
+
+    def publish_chunks(
+        self,
+        name: str,
+        kind: str,
+        files: Iterable[tuple[str, Iterable[bytes]]],
+        *,
+        about: Mapping[str, Any],
+        check: Callable[[Mapping[str, Mapping[str, Any]]], None] = lambda _: None,
+    ) -> ArtifactRecord:
+        """The same from files as they come: see `Publisher.publish`."""
+        return self._publisher.publish(name, kind, files, about, check, self._maker())
 
     def link(self, name: str, record: ArtifactRecord) -> ArtifactRecord:
         """Publishes what `record` is as the next version of `name` too; its files are not copied.
         A version of `name` that is the same stands."""
+        owner = self._maker()
+        made = {"created_unix_ms": now_ms(), "tenant": owner.tenant, "key_id": owner.key_id}
         return self._versions.record(
             name,
             record.path,
-            vars(record) | {"created_unix_ms": _now()},
+            vars(record) | made,
             lambda there: (there.path, there.kind) == (record.path, record.kind),
         )
-
-    def _sweep(self) -> None:
-        """Removes what dead publishers committed without living to record it."""
-        for path in self.storage.abandoned():
-            name = content_owner(path)
-            if name and all(path != record.path for record in self._versions.newest_first(name)):
-                self.storage.remove_tree(path)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -172,12 +170,18 @@ class ArtifactStore:
 
     def list(self, kind: str | None = None) -> Records:
         """All versions of all artifacts (of one kind), by name, newest first."""
-        return [
-            record
-            for name in self._versions.names()
-            for record in self._versions.newest_first(name)
-            if kind is None or record.kind == kind
-        ]
+        return [record for record in self.each() if kind is None or record.kind == kind]
+
+    def each(self, after: tuple[str, int] = ("", 0)) -> Iterator[ArtifactRecord]:
+        """The same one by one. after: name and version of the one to go on behind."""
+        for name in self._versions.names():
+            if name >= after[0]:
+                below = after[1] if name == after[0] else None
+                yield from self.versions(name, below=below)
+
+    def versions(self, name: str, *, below: int | None = None) -> Iterator[ArtifactRecord]:
+        """Those of one artifact, newest first; `below` a number."""
+        return self._versions.newest_first(name, below)
 
     def find_by_input(self, name: str, input_digest: str) -> ArtifactRecord | None:
         """The newest version of `name` that was made from these inputs."""
@@ -199,17 +203,61 @@ class ArtifactStore:
             return " (a key with the scope 'artifacts' may list them)"
         return f"; there is: {', '.join(names) or 'none'}"
 
+    # -- deleting --------------------------------------------------------------------------
+
+    def delete(self, ref: str, in_use: Callable[[ArtifactRecord], Sequence[str]]) -> None:
+        """Deletes one version ("chat@3"). Its number is not given again.
+
+        in_use: what points to it, for people, beside aliases and other artifacts.
+        FailedPrecondition (ARTIFACT_IN_USE) while anything does; NotFound.
+        """
+        record = self.get(ref)
+        self._check_unused(record, in_use)
+        if not self._versions.delete(record.name, record.version):
+            self.get(ref)  # raises, unless it was undeleted by a rival that found it in use
+        try:
+            # What came to point there meanwhile has seen the version, or this sees that.
+            self._check_unused(record, in_use)
+        except BaseException:
+            self._versions.undelete(record.name, record.version)
+            raise
+        kept = {one.path for one in self.each()}
+        for path in self._versions.deleted_contents(record.name):
+            if path not in kept:
+                self.storage.remove_tree(path)
+
+    def _check_unused(
+        self, record: ArtifactRecord, in_use: Callable[[ArtifactRecord], Sequence[str]]
+    ) -> None:
+        found = [
+            f"alias {one.ref}"
+            for one in self._aliases.of(record.name)
+            if one.version == record.version
+        ]
+        found += [f"artifact {one.ref}" for one in self.each() if record.ref in one.parents]
+        found += in_use(record)
+        if found:
+            more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+            raise FailedPrecondition(
+                f"{record.ref} is in use: {', '.join(found[:10])}{more}; delete or change those "
+                "first",
+                reason="ARTIFACT_IN_USE",
+                field="name",
+            )
+
     # -- aliases ---------------------------------------------------------------------------
 
     def aliases(self, name: str) -> dict[str, int]:
         """alias → version, by alias."""
-        check_name(name, "name")
-        found = {}
-        for alias in self.storage.names(f"artifacts/{name}/aliases"):
-            latest = self._moves(name, alias).latest()
-            if latest is not None and latest[1]["version"] is not None:
-                found[alias] = int(latest[1]["version"])
-        return found
+        return {alias.alias: alias.version for alias in self._aliases.of(name)}
+
+    def each_alias(self, name: str, *, after: str = "") -> Iterator[Alias]:
+        """The same one by one, behind the alias `after`."""
+        return self._aliases.of(name, after)
+
+    def alias(self, name: str, alias: str) -> Alias:
+        """One of them. NotFound."""
+        return self._aliases.get(name, alias)
 
     def set_alias(self, name: str, alias: str, version: int, *, expected: int | None = ANY) -> None:
         """Points `name:alias` to `version`.
@@ -221,40 +269,14 @@ class ArtifactStore:
         """
         check_name(alias, "alias")
         self.get(f"{name}@{version}")
-        move_alias(self._moves(name, alias), f"{name}:{alias}", version, expected, self._fence)
+        self._aliases.move(name, alias, version, expected, self._fence)
+
+    def delete_alias(self, name: str, alias: str, *, expected: int | None = ANY) -> None:
+        """`name:alias` names nothing more. NotFound if it does so already; Aborted as above."""
+        self._aliases.get(name, alias)
+        self._aliases.move(name, alias, Move.NONE, expected, self._fence)
 
     def claim_alias(self, name: str, alias: str) -> None:
         """Marks the alias with the leader's number and leaves it where it is: a leader that was
         deposed can't move it any more, any run can. Aborted: it is this one that was deposed."""
-        check_name(alias, "alias")
-        move_alias(self._moves(name, alias), f"{name}:{alias}", None, ANY, self._fence)
-
-    def _moves(self, name: str, alias: str) -> RecordLog:
-        folder = f"artifacts/{check_name(name, 'name')}/aliases/{alias}"
-        return self._alias_logs.setdefault(folder, RecordLog(self.storage, folder))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _same_as(description: Mapping[str, Any]) -> Callable[[ArtifactRecord], bool]:
-    """Whether a version has this content, made from these inputs."""
-    wanted = tuple(description[field] for field in ("digest", "input_digest", "kind"))
-    return lambda there: (there.digest, there.input_digest, there.kind) == wanted
-
-
-def _copy(tree: Tree, files: list[manifests.SourceFile]) -> dict[str, dict[str, Any]]:
-    """Copies the files into the tree; path → size and digest of what was written."""
-    entries = {}
-    for file in files:
-        try:
-            with file.source.open("rb") as source:
-                reader = manifests.HashingReader(source)
-                tree.write(file.path, reader)
-        except FileNotFoundError as error:
-            raise InvalidArgument(
-                f"{file.source} vanished while it was published", field="source"
-            ) from error
-        entries[file.path] = {"size": reader.size, "sha256": reader.sha256}
-    return entries
+        self._aliases.move(name, alias, Move.CLAIM, ANY, self._fence)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plinth.internal.v1 import tokenizer_pb2 as pb
+from plinth.shared.artifact_messages import artifact_message
 from plinth.shared.errors import Cancelled, InvalidArgument, NotFound
 from plinth.shared.kinds import a_kind
 from plinth.shared.manifest import check_name
@@ -68,7 +69,9 @@ async def train_and_publish(
                 reading.abandoned = True
                 work.add_done_callback(_outcome_of_no_use)
         record = await work
-    yield pb.TrainTokenizerResponse(bytes_read=total, bytes_total=total, artifact=record.to_proto())
+    yield pb.TrainTokenizerResponse(
+        bytes_read=total, bytes_total=total, artifact=artifact_message(record)
+    )
 
 
 def train_position(request: pb.TrainTokenizerRequest) -> int | None:

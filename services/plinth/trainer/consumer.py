@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError
 
 from plinth.shared import tracing
+from plinth.shared.artifact_messages import artifact_message
 from plinth.shared.errors import (
     Cancelled,
     DataLoss,
@@ -213,7 +214,7 @@ class JobConsumer:
         metrics.ENDED.labels("succeeded").inc()
         told = await asyncio.to_thread(execution.progress)
         _show(job, _as_published(told, record.manifest.get("metrics") or {}))
-        job.artifact.CopyFrom(record.to_proto())
+        job.artifact.CopyFrom(artifact_message(record))
         await self._end(job, lease, pb.JOB_STATE_SUCCEEDED)
         await self._said(lambda: self._queue.complete(lease, job.SerializeToString()))
 

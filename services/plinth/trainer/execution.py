@@ -22,6 +22,7 @@ from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.trainer.attempts import Attempt
 from plinth.trainer.data.lengths import check_lengths, length_intake, remedy_for
 from plinth.trainer.disk import disk_error, is_full
+from plinth.trainer.importing import run_import
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.job_folder import JobProgress
@@ -88,6 +89,14 @@ class Execution:
                 ).run()
             elif kind == "compare":
                 record = self._compare(self._spec.compare)
+            elif kind == "model_import":
+                record = run_import(
+                    self._store,
+                    self._spec.output_name,
+                    self._spec.model_import,
+                    self.folder.path,
+                    self._check_stop,
+                )
             else:
                 record = self._train(self._spec.train)
             finished = True

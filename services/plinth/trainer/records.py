@@ -182,8 +182,7 @@ def _job(job_id: str, raw: bytes) -> pb.Job:
 
 def _state(job: pb.Job) -> str:
     """All in it that is no progress."""
-    made = f"{job.artifact.name}@{job.artifact.version}"
-    return repr((job.state, job.attempts, job.error, made))
+    return repr((job.state, job.attempts, job.error, job.artifact.name))
 
 
 def _position(token: str) -> Position | None:

@@ -189,6 +189,8 @@ class TrainerStage(rpc.JobServiceServicer):
             prepare.corpus,
             prepare.samples,
             prepare.prompts,
+            spec.model_import.files,
+            spec.model_import.base,
         )
         for reference in filter(None, named):
             self._context.store.get(reference)

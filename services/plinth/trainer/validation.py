@@ -22,6 +22,7 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.shards import DatasetInfo, read_info
+from plinth.trainer.importing import check_import
 from plinth.trainer.loop.config import LEARNS_FROM, OBJECTIVES, PRECISIONS, TrainConfig
 from plinth.trainer.lora_specs import check_adapter_name, check_lora, lora_fields
 from plinth.trainer.preference_specs import (
@@ -61,8 +62,12 @@ def check_spec(spec: pb.JobSpec) -> None:
         check_adapter_name(spec.output_name, spec.train)
     elif kind == "compare":
         check_compare(spec.compare)
+    elif kind == "model_import":
+        check_import(spec.model_import)
     else:
-        raise InvalidArgument("a job needs 'prepare', 'train' or 'compare'", field="spec")
+        raise InvalidArgument(
+            "a job needs 'prepare', 'train', 'compare' or 'model_import'", field="spec"
+        )
 
 
 def _check_train(spec: pb.TrainSpec) -> None:

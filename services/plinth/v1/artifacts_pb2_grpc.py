@@ -26,7 +26,13 @@ if _version_not_supported:
 
 
 class ArtifactServiceStub:
-    """Artifacts: immutable, versioned folders on the store.
+    """Artifacts: immutable, versioned folders of files; aliases that name one version; uploads that
+    become artifacts; downloads.
+
+    A version's resource name is "artifacts/chat@7". Requests that read also take
+    "artifacts/chat:prod" (the version that an alias names) and "artifacts/chat" (the latest version).
+    Where a specification refers to an artifact (a pipeline, TrainSpec.init_from,
+    DeploymentSpec.artifact), it says what comes behind "artifacts/": "chat@7", "chat:prod" or "chat".
     """
 
     def __init__(self, channel):
@@ -35,31 +41,213 @@ class ArtifactServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.ListArtifacts = channel.unary_unary(
-                '/plinth.v1.ArtifactService/ListArtifacts',
-                request_serializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactsRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactsResponse.FromString,
-                _registered_method=True)
         self.GetArtifact = channel.unary_unary(
                 '/plinth.v1.ArtifactService/GetArtifact',
                 request_serializer=plinth_dot_v1_dot_artifacts__pb2.GetArtifactRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_artifacts__pb2.GetArtifactResponse.FromString,
                 _registered_method=True)
+        self.ListArtifacts = channel.unary_unary(
+                '/plinth.v1.ArtifactService/ListArtifacts',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactsRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactsResponse.FromString,
+                _registered_method=True)
+        self.ListArtifactVersions = channel.unary_unary(
+                '/plinth.v1.ArtifactService/ListArtifactVersions',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactVersionsRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactVersionsResponse.FromString,
+                _registered_method=True)
+        self.ListArtifactFiles = channel.unary_unary(
+                '/plinth.v1.ArtifactService/ListArtifactFiles',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactFilesRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactFilesResponse.FromString,
+                _registered_method=True)
+        self.DownloadArtifact = channel.unary_stream(
+                '/plinth.v1.ArtifactService/DownloadArtifact',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.DownloadArtifactRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.DownloadArtifactResponse.FromString,
+                _registered_method=True)
+        self.DeleteArtifact = channel.unary_unary(
+                '/plinth.v1.ArtifactService/DeleteArtifact',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.DeleteArtifactRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.DeleteArtifactResponse.FromString,
+                _registered_method=True)
+        self.GetAlias = channel.unary_unary(
+                '/plinth.v1.ArtifactService/GetAlias',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.GetAliasRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.GetAliasResponse.FromString,
+                _registered_method=True)
+        self.ListAliases = channel.unary_unary(
+                '/plinth.v1.ArtifactService/ListAliases',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListAliasesResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/plinth.v1.ArtifactService/SetAlias',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/plinth.v1.ArtifactService/DeleteAlias',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
+        self.CreateUpload = channel.unary_unary(
+                '/plinth.v1.ArtifactService/CreateUpload',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.CreateUploadRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.CreateUploadResponse.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/plinth.v1.ArtifactService/GetUpload',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
+        self.ListUploads = channel.unary_unary(
+                '/plinth.v1.ArtifactService/ListUploads',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.ListUploadsRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListUploadsResponse.FromString,
+                _registered_method=True)
+        self.WriteUpload = channel.unary_unary(
+                '/plinth.v1.ArtifactService/WriteUpload',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.WriteUploadRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.WriteUploadResponse.FromString,
+                _registered_method=True)
+        self.FinishUpload = channel.unary_unary(
+                '/plinth.v1.ArtifactService/FinishUpload',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.FinishUploadRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.FinishUploadResponse.FromString,
+                _registered_method=True)
+        self.DeleteUpload = channel.unary_unary(
+                '/plinth.v1.ArtifactService/DeleteUpload',
+                request_serializer=plinth_dot_v1_dot_artifacts__pb2.DeleteUploadRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_artifacts__pb2.DeleteUploadResponse.FromString,
+                _registered_method=True)
 
 
 class ArtifactServiceServicer:
-    """Artifacts: immutable, versioned folders on the store.
+    """Artifacts: immutable, versioned folders of files; aliases that name one version; uploads that
+    become artifacts; downloads.
+
+    A version's resource name is "artifacts/chat@7". Requests that read also take
+    "artifacts/chat:prod" (the version that an alias names) and "artifacts/chat" (the latest version).
+    Where a specification refers to an artifact (a pipeline, TrainSpec.init_from,
+    DeploymentSpec.artifact), it says what comes behind "artifacts/": "chat@7", "chat:prod" or "chat".
     """
 
-    def ListArtifacts(self, request, context):
-        """Artifacts on the store.
+    def GetArtifact(self, request, context):
+        """One version. NOT_FOUND if there is no such name, version or alias.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetArtifact(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def ListArtifacts(self, request, context):
+        """All versions of all artifacts, by artifact_id, each one's newest version first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListArtifactVersions(self, request, context):
+        """The versions of one artifact, newest first. NOT_FOUND if there are none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListArtifactFiles(self, request, context):
+        """The files of one version, by path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadArtifact(self, request, context):
+        """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on the
+        store is shorter than what was published. Compare what has come with ArtifactFile.digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteArtifact(self, request, context):
+        """Deletes one version; its number is not given again. FAILED_PRECONDITION (ARTIFACT_IN_USE),
+        which names them, while an alias, a deployment, an artifact that was made from it, or a run or
+        job that has not ended points there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAlias(self, request, context):
+        """One alias and its etag. NOT_FOUND if there is none of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliases(self, request, context):
+        """The aliases of one artifact, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Removes an alias; what it named stays. ABORTED (ETAG_MISMATCH) as in SetAlias.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUpload(self, request, context):
+        """Begins an upload: says which files will come, and of which sizes. RESOURCE_EXHAUSTED if the
+        tenant has as many unfinished uploads as it may have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """An upload and how far each of its files has come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUploads(self, request, context):
+        """All uploads, by name, without their files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteUpload(self, request, context):
+        """One piece of one file. Pieces may come in any order, several at once, and again:
+        ALREADY_EXISTS (PIECE_DIFFERS) only if another content was sent for the same place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishUpload(self, request, context):
+        """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
+        FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
+        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUpload(self, request, context):
+        """Gives an upload up, and removes what has come. An artifact that it became stays.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -67,15 +255,85 @@ class ArtifactServiceServicer:
 
 def add_ArtifactServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetArtifact,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.GetArtifactRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.GetArtifactResponse.SerializeToString,
+            ),
             'ListArtifacts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListArtifacts,
                     request_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactsRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactsResponse.SerializeToString,
             ),
-            'GetArtifact': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetArtifact,
-                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.GetArtifactRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.GetArtifactResponse.SerializeToString,
+            'ListArtifactVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListArtifactVersions,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactVersionsRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactVersionsResponse.SerializeToString,
+            ),
+            'ListArtifactFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListArtifactFiles,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactFilesRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.ListArtifactFilesResponse.SerializeToString,
+            ),
+            'DownloadArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadArtifact,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.DownloadArtifactRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.DownloadArtifactResponse.SerializeToString,
+            ),
+            'DeleteArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteArtifact,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.DeleteArtifactRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.DeleteArtifactResponse.SerializeToString,
+            ),
+            'GetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAlias,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.GetAliasRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.GetAliasResponse.SerializeToString,
+            ),
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListAliasesRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.ListAliasesResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.SetAliasRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.DeleteAliasResponse.SerializeToString,
+            ),
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.CreateUploadRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.CreateUploadResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.GetUploadRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'ListUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUploads,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.ListUploadsRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.ListUploadsResponse.SerializeToString,
+            ),
+            'WriteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteUpload,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.WriteUploadRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.WriteUploadResponse.SerializeToString,
+            ),
+            'FinishUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishUpload,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.FinishUploadRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.FinishUploadResponse.SerializeToString,
+            ),
+            'DeleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUpload,
+                    request_deserializer=plinth_dot_v1_dot_artifacts__pb2.DeleteUploadRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_artifacts__pb2.DeleteUploadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,8 +344,41 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ArtifactService:
-    """Artifacts: immutable, versioned folders on the store.
+    """Artifacts: immutable, versioned folders of files; aliases that name one version; uploads that
+    become artifacts; downloads.
+
+    A version's resource name is "artifacts/chat@7". Requests that read also take
+    "artifacts/chat:prod" (the version that an alias names) and "artifacts/chat" (the latest version).
+    Where a specification refers to an artifact (a pipeline, TrainSpec.init_from,
+    DeploymentSpec.artifact), it says what comes behind "artifacts/": "chat@7", "chat:prod" or "chat".
     """
+
+    @staticmethod
+    def GetArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/GetArtifact',
+            plinth_dot_v1_dot_artifacts__pb2.GetArtifactRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.GetArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListArtifacts(request,
@@ -117,7 +408,7 @@ class ArtifactService:
             _registered_method=True)
 
     @staticmethod
-    def GetArtifact(request,
+    def ListArtifactVersions(request,
             target,
             options=(),
             channel_credentials=None,
@@ -130,9 +421,360 @@ class ArtifactService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.ArtifactService/GetArtifact',
-            plinth_dot_v1_dot_artifacts__pb2.GetArtifactRequest.SerializeToString,
-            plinth_dot_v1_dot_artifacts__pb2.GetArtifactResponse.FromString,
+            '/plinth.v1.ArtifactService/ListArtifactVersions',
+            plinth_dot_v1_dot_artifacts__pb2.ListArtifactVersionsRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.ListArtifactVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListArtifactFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/ListArtifactFiles',
+            plinth_dot_v1_dot_artifacts__pb2.ListArtifactFilesRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.ListArtifactFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/DownloadArtifact',
+            plinth_dot_v1_dot_artifacts__pb2.DownloadArtifactRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.DownloadArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/DeleteArtifact',
+            plinth_dot_v1_dot_artifacts__pb2.DeleteArtifactRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.DeleteArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/GetAlias',
+            plinth_dot_v1_dot_artifacts__pb2.GetAliasRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.GetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/ListAliases',
+            plinth_dot_v1_dot_artifacts__pb2.ListAliasesRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.ListAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/SetAlias',
+            plinth_dot_v1_dot_artifacts__pb2.SetAliasRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/DeleteAlias',
+            plinth_dot_v1_dot_artifacts__pb2.DeleteAliasRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.DeleteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/CreateUpload',
+            plinth_dot_v1_dot_artifacts__pb2.CreateUploadRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.CreateUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/GetUpload',
+            plinth_dot_v1_dot_artifacts__pb2.GetUploadRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/ListUploads',
+            plinth_dot_v1_dot_artifacts__pb2.ListUploadsRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.ListUploadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/WriteUpload',
+            plinth_dot_v1_dot_artifacts__pb2.WriteUploadRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.WriteUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/FinishUpload',
+            plinth_dot_v1_dot_artifacts__pb2.FinishUploadRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.FinishUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.ArtifactService/DeleteUpload',
+            plinth_dot_v1_dot_artifacts__pb2.DeleteUploadRequest.SerializeToString,
+            plinth_dot_v1_dot_artifacts__pb2.DeleteUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

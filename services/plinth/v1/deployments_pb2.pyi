@@ -5,8 +5,12 @@ Served models as desired state."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from plinth.v1 import owner_pb2 as _owner_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +22,248 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SpeculationMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpeculationModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpeculationMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPECULATION_MODE_UNSPECIFIED: _SpeculationMode.ValueType  # 0
+    """As the platform's settings say."""
+    SPECULATION_MODE_OFF: _SpeculationMode.ValueType  # 1
+    """Never."""
+    SPECULATION_MODE_LOOKUP: _SpeculationMode.ValueType  # 2
+    """Guesses are copied from what the context says already."""
+    SPECULATION_MODE_DRAFT: _SpeculationMode.ValueType  # 3
+    """A smaller model guesses: SpeculationSpec.draft."""
+
+class SpeculationMode(_SpeculationMode, metaclass=_SpeculationModeEnumTypeWrapper):
+    """How several tokens are computed at a time, by checking guesses of what comes next."""
+
+SPECULATION_MODE_UNSPECIFIED: SpeculationMode.ValueType  # 0
+"""As the platform's settings say."""
+SPECULATION_MODE_OFF: SpeculationMode.ValueType  # 1
+"""Never."""
+SPECULATION_MODE_LOOKUP: SpeculationMode.ValueType  # 2
+"""Guesses are copied from what the context says already."""
+SPECULATION_MODE_DRAFT: SpeculationMode.ValueType  # 3
+"""A smaller model guesses: SpeculationSpec.draft."""
+Global___SpeculationMode: _TypeAlias = SpeculationMode  # noqa: Y015
+
+class _DeploymentState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeploymentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeploymentState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEPLOYMENT_STATE_UNSPECIFIED: _DeploymentState.ValueType  # 0
+    """Not known: the part of the platform that starts shards has not said."""
+    DEPLOYMENT_STATE_STARTING: _DeploymentState.ValueType  # 1
+    """Shards are being started."""
+    DEPLOYMENT_STATE_READY: _DeploymentState.ValueType  # 2
+    """All shards that are wanted answer."""
+    DEPLOYMENT_STATE_RESTARTING: _DeploymentState.ValueType  # 3
+    """A shard has died and is started again."""
+    DEPLOYMENT_STATE_FAILED: _DeploymentState.ValueType  # 4
+    """Shards can not be started; `detail` says why. It is tried again."""
+    DEPLOYMENT_STATE_STOPPING: _DeploymentState.ValueType  # 5
+    """Shards of an earlier state are being stopped first."""
+
+class DeploymentState(_DeploymentState, metaclass=_DeploymentStateEnumTypeWrapper):
+    """Whether what is wanted is there."""
+
+DEPLOYMENT_STATE_UNSPECIFIED: DeploymentState.ValueType  # 0
+"""Not known: the part of the platform that starts shards has not said."""
+DEPLOYMENT_STATE_STARTING: DeploymentState.ValueType  # 1
+"""Shards are being started."""
+DEPLOYMENT_STATE_READY: DeploymentState.ValueType  # 2
+"""All shards that are wanted answer."""
+DEPLOYMENT_STATE_RESTARTING: DeploymentState.ValueType  # 3
+"""A shard has died and is started again."""
+DEPLOYMENT_STATE_FAILED: DeploymentState.ValueType  # 4
+"""Shards can not be started; `detail` says why. It is tried again."""
+DEPLOYMENT_STATE_STOPPING: DeploymentState.ValueType  # 5
+"""Shards of an earlier state are being stopped first."""
+Global___DeploymentState: _TypeAlias = DeploymentState  # noqa: Y015
+
+class _RevisionRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RevisionRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RevisionRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVISION_ROLE_UNSPECIFIED: _RevisionRole.ValueType  # 0
+    """Not known; never in an answer."""
+    REVISION_ROLE_STABLE: _RevisionRole.ValueType  # 1
+    """The one that is served."""
+    REVISION_ROLE_CANARY: _RevisionRole.ValueType  # 2
+    """The one that is on trial."""
+
+class RevisionRole(_RevisionRole, metaclass=_RevisionRoleEnumTypeWrapper):
+    """Which of a model's two revisions answered."""
+
+REVISION_ROLE_UNSPECIFIED: RevisionRole.ValueType  # 0
+"""Not known; never in an answer."""
+REVISION_ROLE_STABLE: RevisionRole.ValueType  # 1
+"""The one that is served."""
+REVISION_ROLE_CANARY: RevisionRole.ValueType  # 2
+"""The one that is on trial."""
+Global___RevisionRole: _TypeAlias = RevisionRole  # noqa: Y015
+
+@_typing.final
+class SpeculationSpec(_message.Message):
+    """Of one model's shards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
+    mode: Global___SpeculationMode.ValueType
+    """Where guesses come from."""
+    draft: _builtins.str
+    """With SPECULATION_MODE_DRAFT, a reference to the model that guesses ("small@3"), of the same
+    vocabulary; else empty.
+    """
+    def __init__(
+        self,
+        *,
+        mode: Global___SpeculationMode.ValueType = ...,
+        draft: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpeculationSpec: _TypeAlias = SpeculationSpec  # noqa: Y015
+
+@_typing.final
+class DeploymentSpec(_message.Message):
+    """What is wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    MAX_SHARDS_FIELD_NUMBER: _builtins.int
+    CPUS_PER_SHARD_FIELD_NUMBER: _builtins.int
+    GPUS_PER_SHARD_FIELD_NUMBER: _builtins.int
+    KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    SPECULATION_FIELD_NUMBER: _builtins.int
+    artifact: _builtins.str
+    """Reference of a model artifact: "chat@7", "chat:prod" or "chat". It is resolved to a version when
+    it is written, and stays that when the alias moves.
+    """
+    shards: _builtins.int
+    """Copies of the model: 1 to 64; 0: 1."""
+    max_shards: _builtins.int
+    """Up to so many shards while their load asks for more than `shards`: at most 64; 0: always
+    `shards`.
+    """
+    cpus_per_shard: _builtins.float
+    """CPU cores that are set aside for each shard, up to 1,024; 0: the platform's default."""
+    gpus_per_shard: _builtins.float
+    """GPUs that are set aside for each shard, up to 1,024; 0: the platform's default."""
+    kv_cache_bytes: _builtins.int
+    """KV cache of each shard in bytes; 0: the platform's default."""
+    @_builtins.property
+    def speculation(self) -> Global___SpeculationSpec:
+        """Speculative decoding."""
+
+    def __init__(
+        self,
+        *,
+        artifact: _builtins.str = ...,
+        shards: _builtins.int = ...,
+        max_shards: _builtins.int = ...,
+        cpus_per_shard: _builtins.float = ...,
+        gpus_per_shard: _builtins.float = ...,
+        kv_cache_bytes: _builtins.int = ...,
+        speculation: Global___SpeculationSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["speculation", b"speculation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "cpus_per_shard", b"cpus_per_shard", "gpus_per_shard", b"gpus_per_shard", "kv_cache_bytes", b"kv_cache_bytes", "max_shards", b"max_shards", "shards", b"shards", "speculation", b"speculation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentSpec: _TypeAlias = DeploymentSpec  # noqa: Y015
+
+@_typing.final
+class Canary(_message.Message):
+    """A second revision of a served model, which gets a share of its requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    TRAFFIC_SHARE_FIELD_NUMBER: _builtins.int
+    STABLE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    """The deployment that it is a canary of: "deployments/chat"."""
+    traffic_share: _builtins.float
+    """Share of the requests that it gets, above 0 and at most 0.5."""
+    stable: _builtins.str
+    """The artifact that it is measured against: "chat@6"."""
+    step: _builtins.str
+    """The step of a run that watches it and takes it down: "<run id>.<step>.<digest>"."""
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        traffic_share: _builtins.float = ...,
+        stable: _builtins.str = ...,
+        step: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "stable", b"stable", "step", b"step", "traffic_share", b"traffic_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Canary: _TypeAlias = Canary  # noqa: Y015
+
+@_typing.final
+class DeploymentStatus(_message.Message):
+    """What is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    READY_SHARDS_FIELD_NUMBER: _builtins.int
+    WANTED_SHARDS_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    state: Global___DeploymentState.ValueType
+    """Whether it is as wanted."""
+    detail: _builtins.str
+    """For people, while it is not ready."""
+    ready_shards: _builtins.int
+    """Shards that answer now."""
+    wanted_shards: _builtins.int
+    """Shards that are wanted now; where load decides, between `shards` and `max_shards`."""
+    @_builtins.property
+    def canary(self) -> Global___Canary:
+        """Set if this is a canary."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___DeploymentState.ValueType = ...,
+        detail: _builtins.str = ...,
+        ready_shards: _builtins.int = ...,
+        wanted_shards: _builtins.int = ...,
+        canary: Global___Canary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "detail", b"detail", "ready_shards", b"ready_shards", "state", b"state", "wanted_shards", b"wanted_shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentStatus: _TypeAlias = DeploymentStatus  # noqa: Y015
+
 @_typing.final
 class Deployment(_message.Message):
     """One served model."""
@@ -25,75 +271,88 @@ class Deployment(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    ARTIFACT_FIELD_NUMBER: _builtins.int
-    SHARDS_FIELD_NUMBER: _builtins.int
-    CPUS_PER_SHARD_FIELD_NUMBER: _builtins.int
-    GPUS_PER_SHARD_FIELD_NUMBER: _builtins.int
-    KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
-    SPECULATION_FIELD_NUMBER: _builtins.int
-    TRAFFIC_SHARE_FIELD_NUMBER: _builtins.int
-    READY_SHARDS_FIELD_NUMBER: _builtins.int
-    CANARY_OF_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
-    STABLE_FIELD_NUMBER: _builtins.int
-    MAX_SHARDS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name that clients ask for ("chat")."""
-    artifact: _builtins.str
-    """Artifact reference, resolved to a version when it is put."""
-    shards: _builtins.int
-    """1 to 64: as many, or with max_shards at least as many."""
-    cpus_per_shard: _builtins.float
-    gpus_per_shard: _builtins.float
-    kv_cache_bytes: _builtins.int
-    """KV cache per shard in bytes; 0: the shard's default."""
-    speculation: _builtins.str
-    """Speculation of this model: "off", "lookup", or "draft:<artifact>"."""
-    traffic_share: _builtins.float
-    """A canary's share of its name's requests, above 0 and at most 0.5; for others 0 or 1."""
-    ready_shards: _builtins.int
-    """Set by the platform: shards that are ready now."""
-    canary_of: _builtins.str
-    """The served name ("chat") of which this, named "chat.canary", is the second revision."""
-    owner: _builtins.str
-    """A canary's: the step of a run that watches it, and the artifact it is measured against. One
-    without an owner gets no traffic.
-    """
-    stable: _builtins.str
-    max_shards: _builtins.int
-    """Up to so many shards while their load asks for more than `shards`; 0: always `shards`."""
+    """"deployments/chat": clients ask for the model "chat"."""
+    etag: _builtins.str
+    """Of what is wanted. Given to UpdateDeployment or DeleteDeployment: only if it is still so."""
+    @_builtins.property
+    def spec(self) -> Global___DeploymentSpec:
+        """What is wanted."""
+
+    @_builtins.property
+    def status(self) -> Global___DeploymentStatus:
+        """What is there; set by the platform."""
+
+    @_builtins.property
+    def owner(self) -> _owner_pb2.Owner:
+        """Who made it; set by the platform, and empty if it was made on the store, without a key."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last made so; set by the platform."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        artifact: _builtins.str = ...,
-        shards: _builtins.int = ...,
-        cpus_per_shard: _builtins.float = ...,
-        gpus_per_shard: _builtins.float = ...,
-        kv_cache_bytes: _builtins.int = ...,
-        speculation: _builtins.str = ...,
-        traffic_share: _builtins.float = ...,
-        ready_shards: _builtins.int = ...,
-        canary_of: _builtins.str = ...,
-        owner: _builtins.str = ...,
-        stable: _builtins.str = ...,
-        max_shards: _builtins.int = ...,
+        spec: Global___DeploymentSpec | None = ...,
+        status: Global___DeploymentStatus | None = ...,
+        owner: _owner_pb2.Owner | None = ...,
+        etag: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "canary_of", b"canary_of", "cpus_per_shard", b"cpus_per_shard", "gpus_per_shard", b"gpus_per_shard", "kv_cache_bytes", b"kv_cache_bytes", "max_shards", b"max_shards", "name", b"name", "owner", b"owner", "ready_shards", b"ready_shards", "shards", b"shards", "speculation", b"speculation", "stable", b"stable", "traffic_share", b"traffic_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "owner", b"owner", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
 
 @_typing.final
-class PutDeploymentRequest(_message.Message):
+class CreateDeploymentRequest(_message.Message):
+    """Serves a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    """The name that clients ask for: 1 to 64 of a-z 0-9 . _ -."""
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """Its spec; the other fields are the platform's to set."""
+
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "deployment_id", b"deployment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateDeploymentRequest: _TypeAlias = CreateDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class CreateDeploymentResponse(_message.Message):
+    """The deployment."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def deployment(self) -> Global___Deployment: ...
+    def deployment(self) -> Global___Deployment:
+        """As it is now."""
+
     def __init__(
         self,
         *,
@@ -105,69 +364,17 @@ class PutDeploymentRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PutDeploymentRequest: _TypeAlias = PutDeploymentRequest  # noqa: Y015
+Global___CreateDeploymentResponse: _TypeAlias = CreateDeploymentResponse  # noqa: Y015
 
 @_typing.final
-class PutDeploymentResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+class GetDeploymentRequest(_message.Message):
+    """Names a deployment."""
 
-    DEPLOYMENT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def deployment(self) -> Global___Deployment: ...
-    def __init__(
-        self,
-        *,
-        deployment: Global___Deployment | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PutDeploymentResponse: _TypeAlias = PutDeploymentResponse  # noqa: Y015
-
-@_typing.final
-class ListDeploymentsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListDeploymentsRequest: _TypeAlias = ListDeploymentsRequest  # noqa: Y015
-
-@_typing.final
-class ListDeploymentsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]: ...
-    def __init__(
-        self,
-        *,
-        deployments: _abc.Iterable[Global___Deployment] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListDeploymentsResponse: _TypeAlias = ListDeploymentsResponse  # noqa: Y015
-
-@_typing.final
-class DeleteDeploymentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"deployments/chat"."""
     def __init__(
         self,
         *,
@@ -179,10 +386,174 @@ class DeleteDeploymentRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+Global___GetDeploymentRequest: _TypeAlias = GetDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class GetDeploymentResponse(_message.Message):
+    """The deployment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeploymentResponse: _TypeAlias = GetDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class ListDeploymentsRequest(_message.Message):
+    """A page of all deployments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most so many; 0: 50. More than 1,000 are 1,000."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty: the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentsRequest: _TypeAlias = ListDeploymentsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeploymentsResponse(_message.Message):
+    """A page of all deployments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this is the last one."""
+    @_builtins.property
+    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]:
+        """By name, canaries too."""
+
+    def __init__(
+        self,
+        *,
+        deployments: _abc.Iterable[Global___Deployment] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentsResponse: _TypeAlias = ListDeploymentsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentRequest(_message.Message):
+    """Changes what is wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    allow_missing: _builtins.bool
+    """Makes the deployment if there is none."""
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """Its name and what is to be; its etag, if it may only be changed from what was read."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """"spec", or fields of it ("spec.shards"). Empty: the fields of `spec` that are set; "*": all."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        allow_missing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "deployment", b"deployment", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentRequest: _TypeAlias = UpdateDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentResponse(_message.Message):
+    """The deployment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentResponse: _TypeAlias = UpdateDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class DeleteDeploymentRequest(_message.Message):
+    """Names a deployment to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"deployments/chat"."""
+    etag: _builtins.str
+    """Deployment.etag: only if it has not changed since. Empty: in any case."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
 Global___DeleteDeploymentRequest: _TypeAlias = DeleteDeploymentRequest  # noqa: Y015
 
 @_typing.final
 class DeleteDeploymentResponse(_message.Message):
+    """It is wanted no more."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -198,6 +569,8 @@ Global___DeleteDeploymentResponse: _TypeAlias = DeleteDeploymentResponse  # noqa
 
 @_typing.final
 class ReportOutcomeRequest(_message.Message):
+    """A verdict."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -205,12 +578,13 @@ class ReportOutcomeRequest(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     GOOD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The served name that was asked ("chat")."""
+    """The deployment that was asked: "deployments/chat"."""
     request_id: _builtins.str
-    """The answer's x-request-id; it can be judged once, within an hour, by who asked."""
+    """The answer's id (x-request-id); it can be judged once, within an hour, by who asked."""
     revision: _builtins.str
-    """Instead of it, for keys with the scope "runs": the revision that did well or not ("chat@8")."""
+    """A revision ("chat@8") as a whole; for keys with the scope "runs"."""
     good: _builtins.bool
+    """Whether it did well."""
     def __init__(
         self,
         *,
@@ -219,25 +593,29 @@ class ReportOutcomeRequest(_message.Message):
         revision: _builtins.str = ...,
         good: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "name", b"name", "request_id", b"request_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "name", b"name", "request_id", b"request_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["request_id", "revision"]  # noqa: Y015
+    _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
 Global___ReportOutcomeRequest: _TypeAlias = ReportOutcomeRequest  # noqa: Y015
 
 @_typing.final
 class ReportOutcomeResponse(_message.Message):
+    """The verdict is counted."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLE_FIELD_NUMBER: _builtins.int
-    role: _builtins.str
-    """"canary" or "stable": whose verdict it was."""
+    role: Global___RevisionRole.ValueType
+    """Whose verdict it was."""
     def __init__(
         self,
         *,
-        role: _builtins.str = ...,
+        role: Global___RevisionRole.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class DeploymentServiceStub:
-    """Served models: desired state, kept on the store, made real by the reconciler.
+    """Deployments: which models are served, from which artifacts, by how many shards. What is written is
+    what is wanted; the platform makes it so within seconds to minutes, and the status says how far it
+    is. Canaries, which pipeline steps of that kind make, are listed too and can not be changed here.
     """
 
     def __init__(self, channel):
@@ -35,15 +37,25 @@ class DeploymentServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.PutDeployment = channel.unary_unary(
-                '/plinth.v1.DeploymentService/PutDeployment',
-                request_serializer=plinth_dot_v1_dot_deployments__pb2.PutDeploymentRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_deployments__pb2.PutDeploymentResponse.FromString,
+        self.CreateDeployment = channel.unary_unary(
+                '/plinth.v1.DeploymentService/CreateDeployment',
+                request_serializer=plinth_dot_v1_dot_deployments__pb2.CreateDeploymentRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_deployments__pb2.CreateDeploymentResponse.FromString,
+                _registered_method=True)
+        self.GetDeployment = channel.unary_unary(
+                '/plinth.v1.DeploymentService/GetDeployment',
+                request_serializer=plinth_dot_v1_dot_deployments__pb2.GetDeploymentRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_deployments__pb2.GetDeploymentResponse.FromString,
                 _registered_method=True)
         self.ListDeployments = channel.unary_unary(
                 '/plinth.v1.DeploymentService/ListDeployments',
                 request_serializer=plinth_dot_v1_dot_deployments__pb2.ListDeploymentsRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_deployments__pb2.ListDeploymentsResponse.FromString,
+                _registered_method=True)
+        self.UpdateDeployment = channel.unary_unary(
+                '/plinth.v1.DeploymentService/UpdateDeployment',
+                request_serializer=plinth_dot_v1_dot_deployments__pb2.UpdateDeploymentRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_deployments__pb2.UpdateDeploymentResponse.FromString,
                 _registered_method=True)
         self.DeleteDeployment = channel.unary_unary(
                 '/plinth.v1.DeploymentService/DeleteDeployment',
@@ -58,30 +70,51 @@ class DeploymentServiceStub:
 
 
 class DeploymentServiceServicer:
-    """Served models: desired state, kept on the store, made real by the reconciler.
+    """Deployments: which models are served, from which artifacts, by how many shards. What is written is
+    what is wanted; the platform makes it so within seconds to minutes, and the status says how far it
+    is. Canaries, which pipeline steps of that kind make, are listed too and can not be changed here.
     """
 
-    def PutDeployment(self, request, context):
-        """Served models: desired state, kept on the store, made real by the reconciler.
+    def CreateDeployment(self, request, context):
+        """Serves a model. Idempotent by deployment_id: the same specification again gives the deployment
+        that is there, another one is ALREADY_EXISTS (DEPLOYMENT_EXISTS).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeployment(self, request, context):
+        """One deployment. NOT_FOUND (DEPLOYMENT_NOT_FOUND) if none is called that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDeployments(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """All deployments, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDeployment(self, request, context):
+        """Changes what is wanted: the fields that update_mask names. ABORTED (ETAG_MISMATCH) if an etag is
+        given and the deployment has changed since.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDeployment(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Serves the model no more; requests that are under way end first, and the artifact stays.
+        ABORTED (ETAG_MISMATCH) as in UpdateDeployment.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportOutcome(self, request, context):
-        """A verdict on an answer while its model has a canary: what the canary step may decide by.
+        """A verdict on an answer while its model has a canary: what the canary step decides by.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,15 +123,25 @@ class DeploymentServiceServicer:
 
 def add_DeploymentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'PutDeployment': grpc.unary_unary_rpc_method_handler(
-                    servicer.PutDeployment,
-                    request_deserializer=plinth_dot_v1_dot_deployments__pb2.PutDeploymentRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_deployments__pb2.PutDeploymentResponse.SerializeToString,
+            'CreateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDeployment,
+                    request_deserializer=plinth_dot_v1_dot_deployments__pb2.CreateDeploymentRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_deployments__pb2.CreateDeploymentResponse.SerializeToString,
+            ),
+            'GetDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeployment,
+                    request_deserializer=plinth_dot_v1_dot_deployments__pb2.GetDeploymentRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_deployments__pb2.GetDeploymentResponse.SerializeToString,
             ),
             'ListDeployments': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeployments,
                     request_deserializer=plinth_dot_v1_dot_deployments__pb2.ListDeploymentsRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_deployments__pb2.ListDeploymentsResponse.SerializeToString,
+            ),
+            'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeployment,
+                    request_deserializer=plinth_dot_v1_dot_deployments__pb2.UpdateDeploymentRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_deployments__pb2.UpdateDeploymentResponse.SerializeToString,
             ),
             'DeleteDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDeployment,
@@ -119,11 +162,13 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeploymentService:
-    """Served models: desired state, kept on the store, made real by the reconciler.
+    """Deployments: which models are served, from which artifacts, by how many shards. What is written is
+    what is wanted; the platform makes it so within seconds to minutes, and the status says how far it
+    is. Canaries, which pipeline steps of that kind make, are listed too and can not be changed here.
     """
 
     @staticmethod
-    def PutDeployment(request,
+    def CreateDeployment(request,
             target,
             options=(),
             channel_credentials=None,
@@ -136,9 +181,36 @@ class DeploymentService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.DeploymentService/PutDeployment',
-            plinth_dot_v1_dot_deployments__pb2.PutDeploymentRequest.SerializeToString,
-            plinth_dot_v1_dot_deployments__pb2.PutDeploymentResponse.FromString,
+            '/plinth.v1.DeploymentService/CreateDeployment',
+            plinth_dot_v1_dot_deployments__pb2.CreateDeploymentRequest.SerializeToString,
+            plinth_dot_v1_dot_deployments__pb2.CreateDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.DeploymentService/GetDeployment',
+            plinth_dot_v1_dot_deployments__pb2.GetDeploymentRequest.SerializeToString,
+            plinth_dot_v1_dot_deployments__pb2.GetDeploymentResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -166,6 +238,33 @@ class DeploymentService:
             '/plinth.v1.DeploymentService/ListDeployments',
             plinth_dot_v1_dot_deployments__pb2.ListDeploymentsRequest.SerializeToString,
             plinth_dot_v1_dot_deployments__pb2.ListDeploymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.DeploymentService/UpdateDeployment',
+            plinth_dot_v1_dot_deployments__pb2.UpdateDeploymentRequest.SerializeToString,
+            plinth_dot_v1_dot_deployments__pb2.UpdateDeploymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

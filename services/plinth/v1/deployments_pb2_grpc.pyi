@@ -27,55 +27,112 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeploymentServiceStub:
-    """Served models: desired state, kept on the store, made real by the reconciler."""
+    """Deployments: which models are served, from which artifacts, by how many shards. What is written is
+    what is wanted; the platform makes it so within seconds to minutes, and the status says how far it
+    is. Canaries, which pipeline steps of that kind make, are listed too and can not be changed here.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DeploymentServiceAsyncStub: ...
-    PutDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.PutDeploymentRequest, _deployments_pb2.PutDeploymentResponse]
-    """Served models: desired state, kept on the store, made real by the reconciler."""
+    CreateDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.CreateDeploymentRequest, _deployments_pb2.CreateDeploymentResponse]
+    """Serves a model. Idempotent by deployment_id: the same specification again gives the deployment
+    that is there, another one is ALREADY_EXISTS (DEPLOYMENT_EXISTS).
+    """
+    GetDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.GetDeploymentRequest, _deployments_pb2.GetDeploymentResponse]
+    """One deployment. NOT_FOUND (DEPLOYMENT_NOT_FOUND) if none is called that."""
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.ListDeploymentsRequest, _deployments_pb2.ListDeploymentsResponse]
+    """All deployments, by name."""
+    UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.UpdateDeploymentRequest, _deployments_pb2.UpdateDeploymentResponse]
+    """Changes what is wanted: the fields that update_mask names. ABORTED (ETAG_MISMATCH) if an etag is
+    given and the deployment has changed since.
+    """
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.DeleteDeploymentRequest, _deployments_pb2.DeleteDeploymentResponse]
+    """Serves the model no more; requests that are under way end first, and the artifact stays.
+    ABORTED (ETAG_MISMATCH) as in UpdateDeployment.
+    """
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.ReportOutcomeRequest, _deployments_pb2.ReportOutcomeResponse]
-    """A verdict on an answer while its model has a canary: what the canary step may decide by."""
+    """A verdict on an answer while its model has a canary: what the canary step decides by."""
 
 @_typing.type_check_only
 class DeploymentServiceAsyncStub(DeploymentServiceStub):
-    """Served models: desired state, kept on the store, made real by the reconciler."""
+    """Deployments: which models are served, from which artifacts, by how many shards. What is written is
+    what is wanted; the platform makes it so within seconds to minutes, and the status says how far it
+    is. Canaries, which pipeline steps of that kind make, are listed too and can not be changed here.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    PutDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.PutDeploymentRequest, _deployments_pb2.PutDeploymentResponse]  # type: ignore[assignment]
-    """Served models: desired state, kept on the store, made real by the reconciler."""
+    CreateDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.CreateDeploymentRequest, _deployments_pb2.CreateDeploymentResponse]  # type: ignore[assignment]
+    """Serves a model. Idempotent by deployment_id: the same specification again gives the deployment
+    that is there, another one is ALREADY_EXISTS (DEPLOYMENT_EXISTS).
+    """
+    GetDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.GetDeploymentRequest, _deployments_pb2.GetDeploymentResponse]  # type: ignore[assignment]
+    """One deployment. NOT_FOUND (DEPLOYMENT_NOT_FOUND) if none is called that."""
     ListDeployments: _aio.UnaryUnaryMultiCallable[_deployments_pb2.ListDeploymentsRequest, _deployments_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
+    """All deployments, by name."""
+    UpdateDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.UpdateDeploymentRequest, _deployments_pb2.UpdateDeploymentResponse]  # type: ignore[assignment]
+    """Changes what is wanted: the fields that update_mask names. ABORTED (ETAG_MISMATCH) if an etag is
+    given and the deployment has changed since.
+    """
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_deployments_pb2.DeleteDeploymentRequest, _deployments_pb2.DeleteDeploymentResponse]  # type: ignore[assignment]
+    """Serves the model no more; requests that are under way end first, and the artifact stays.
+    ABORTED (ETAG_MISMATCH) as in UpdateDeployment.
+    """
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_deployments_pb2.ReportOutcomeRequest, _deployments_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
-    """A verdict on an answer while its model has a canary: what the canary step may decide by."""
+    """A verdict on an answer while its model has a canary: what the canary step decides by."""
 
 class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Served models: desired state, kept on the store, made real by the reconciler."""
+    """Deployments: which models are served, from which artifacts, by how many shards. What is written is
+    what is wanted; the platform makes it so within seconds to minutes, and the status says how far it
+    is. Canaries, which pipeline steps of that kind make, are listed too and can not be changed here.
+    """
 
     @_abc_1.abstractmethod
-    def PutDeployment(
+    def CreateDeployment(
         self,
-        request: _deployments_pb2.PutDeploymentRequest,
+        request: _deployments_pb2.CreateDeploymentRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_deployments_pb2.PutDeploymentResponse, _abc.Awaitable[_deployments_pb2.PutDeploymentResponse]]:
-        """Served models: desired state, kept on the store, made real by the reconciler."""
+    ) -> _typing.Union[_deployments_pb2.CreateDeploymentResponse, _abc.Awaitable[_deployments_pb2.CreateDeploymentResponse]]:
+        """Serves a model. Idempotent by deployment_id: the same specification again gives the deployment
+        that is there, another one is ALREADY_EXISTS (DEPLOYMENT_EXISTS).
+        """
+
+    @_abc_1.abstractmethod
+    def GetDeployment(
+        self,
+        request: _deployments_pb2.GetDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployments_pb2.GetDeploymentResponse, _abc.Awaitable[_deployments_pb2.GetDeploymentResponse]]:
+        """One deployment. NOT_FOUND (DEPLOYMENT_NOT_FOUND) if none is called that."""
 
     @_abc_1.abstractmethod
     def ListDeployments(
         self,
         request: _deployments_pb2.ListDeploymentsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_deployments_pb2.ListDeploymentsResponse, _abc.Awaitable[_deployments_pb2.ListDeploymentsResponse]]: ...
+    ) -> _typing.Union[_deployments_pb2.ListDeploymentsResponse, _abc.Awaitable[_deployments_pb2.ListDeploymentsResponse]]:
+        """All deployments, by name."""
+
+    @_abc_1.abstractmethod
+    def UpdateDeployment(
+        self,
+        request: _deployments_pb2.UpdateDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployments_pb2.UpdateDeploymentResponse, _abc.Awaitable[_deployments_pb2.UpdateDeploymentResponse]]:
+        """Changes what is wanted: the fields that update_mask names. ABORTED (ETAG_MISMATCH) if an etag is
+        given and the deployment has changed since.
+        """
 
     @_abc_1.abstractmethod
     def DeleteDeployment(
         self,
         request: _deployments_pb2.DeleteDeploymentRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_deployments_pb2.DeleteDeploymentResponse, _abc.Awaitable[_deployments_pb2.DeleteDeploymentResponse]]: ...
+    ) -> _typing.Union[_deployments_pb2.DeleteDeploymentResponse, _abc.Awaitable[_deployments_pb2.DeleteDeploymentResponse]]:
+        """Serves the model no more; requests that are under way end first, and the artifact stays.
+        ABORTED (ETAG_MISMATCH) as in UpdateDeployment.
+        """
 
     @_abc_1.abstractmethod
     def ReportOutcome(
@@ -83,6 +140,6 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployments_pb2.ReportOutcomeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployments_pb2.ReportOutcomeResponse, _abc.Awaitable[_deployments_pb2.ReportOutcomeResponse]]:
-        """A verdict on an answer while its model has a canary: what the canary step may decide by."""
+        """A verdict on an answer while its model has a canary: what the canary step decides by."""
 
 def add_DeploymentServiceServicer_to_server(servicer: DeploymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

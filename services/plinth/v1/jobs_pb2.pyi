@@ -44,6 +44,34 @@ JOB_STATE_FAILED: JobState.ValueType  # 4
 JOB_STATE_CANCELLED: JobState.ValueType  # 5
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
+class _WeightType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WeightTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WeightType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEIGHT_TYPE_UNSPECIFIED: _WeightType.ValueType  # 0
+    """As the source has them; quantised ones become FP32."""
+    WEIGHT_TYPE_FP32: _WeightType.ValueType  # 1
+    """32-bit floats."""
+    WEIGHT_TYPE_BF16: _WeightType.ValueType  # 2
+    """bfloat16."""
+    WEIGHT_TYPE_FP16: _WeightType.ValueType  # 3
+    """16-bit floats of IEEE 754."""
+
+class WeightType(_WeightType, metaclass=_WeightTypeEnumTypeWrapper):
+    """What the numbers of a model's weights are stored in."""
+
+WEIGHT_TYPE_UNSPECIFIED: WeightType.ValueType  # 0
+"""As the source has them; quantised ones become FP32."""
+WEIGHT_TYPE_FP32: WeightType.ValueType  # 1
+"""32-bit floats."""
+WEIGHT_TYPE_BF16: WeightType.ValueType  # 2
+"""bfloat16."""
+WEIGHT_TYPE_FP16: WeightType.ValueType  # 3
+"""16-bit floats of IEEE 754."""
+Global___WeightType: _TypeAlias = WeightType  # noqa: Y015
+
 @_typing.final
 class PrepareSpec(_message.Message):
     """Turns a corpus folder into memory-mapped token shards, split by prompt."""
@@ -662,6 +690,54 @@ class CompareSpec(_message.Message):
 Global___CompareSpec: _TypeAlias = CompareSpec  # noqa: Y015
 
 @_typing.final
+class ImportSpec(_message.Message):
+    """Makes a model, or a reward model, of files that were uploaded. FAILED_PRECONDITION and the like
+    come as the job's error: what cannot be opened is only known once it is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    WEIGHT_TYPE_FIELD_NUMBER: _builtins.int
+    ALLOW_OTHER_BASE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    files: _builtins.str
+    """Reference of an artifact of kind FILES ("drop@1") that holds a folder as transformers writes it,
+    one GGUF file, or a folder of a PEFT adapter.
+    """
+    base: _builtins.str
+    """Of a PEFT adapter: reference of the model that it is merged into. Else empty."""
+    weight_type: Global___WeightType.ValueType
+    """What the weights are stored in."""
+    allow_other_base: _builtins.bool
+    """Merges an adapter although it says that it was trained on another model than `base`."""
+    source: _builtins.str
+    """Where the files came from, for the model's manifest: "hf:org/name". At most 200 characters;
+    empty: the artifact of the files.
+    """
+    revision: _builtins.str
+    """Their revision there, such as a commit. At most 200 characters."""
+    def __init__(
+        self,
+        *,
+        files: _builtins.str = ...,
+        base: _builtins.str = ...,
+        weight_type: Global___WeightType.ValueType = ...,
+        allow_other_base: _builtins.bool = ...,
+        source: _builtins.str = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_other_base", b"allow_other_base", "base", b"base", "files", b"files", "revision", b"revision", "source", b"source", "weight_type", b"weight_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportSpec: _TypeAlias = ImportSpec  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -669,6 +745,7 @@ class JobSpec(_message.Message):
     PREPARE_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     COMPARE_FIELD_NUMBER: _builtins.int
+    MODEL_IMPORT_FIELD_NUMBER: _builtins.int
     output_name: _builtins.str
     """Artifact name to publish the result under."""
     @_builtins.property
@@ -677,6 +754,10 @@ class JobSpec(_message.Message):
     def train(self) -> Global___TrainSpec: ...
     @_builtins.property
     def compare(self) -> Global___CompareSpec: ...
+    @_builtins.property
+    def model_import(self) -> Global___ImportSpec:
+        """Makes a model of uploaded files."""
+
     def __init__(
         self,
         *,
@@ -684,12 +765,13 @@ class JobSpec(_message.Message):
         prepare: Global___PrepareSpec | None = ...,
         train: Global___TrainSpec | None = ...,
         compare: Global___CompareSpec | None = ...,
+        model_import: Global___ImportSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "prepare", b"prepare", "spec", b"spec", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "model_import", b"model_import", "prepare", b"prepare", "spec", b"spec", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "output_name", b"output_name", "prepare", b"prepare", "spec", b"spec", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "model_import", b"model_import", "output_name", b"output_name", "prepare", b"prepare", "spec", b"spec", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["prepare", "train", "compare"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["prepare", "train", "compare", "model_import"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 

@@ -304,9 +304,9 @@ async def test_a_closed_stream_ends_its_call(connect: Connect) -> None:
     loop = asyncio.get_running_loop()
 
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        context.add_callback(lambda: loop.call_soon_threadsafe(ended.set))
         yield thing(request.name)
         until_ended(context)
-        loop.call_soon_threadsafe(ended.set)
 
     with ThingServer(TellThing=answer) as server:
         client = connect(server)

@@ -129,6 +129,24 @@ async def test_the_next_backup_copies_what_is_new(
         assert len(ArtifactStore(other.store()).list()) == count
 
 
+async def test_what_was_deleted_does_not_come_back(
+    home: Settings, place: Path, redis_client: Redis, tmp_path: Path
+) -> None:
+    store = ArtifactStore(home.store())
+    for text in ("first", "second", "third"):
+        publish(store, tmp_path, "chat", text)
+    store.delete("chat@3", lambda _: ())
+    store.delete("chat@1", lambda _: ())
+    made = await asyncio.to_thread(make, home, place)
+    assert (made.artifacts, made.copied) == (1, 1)
+    shutil.rmtree(home.data_dir)
+    await redis_client.flushall()
+    await asyncio.to_thread(put_back, home, place)
+    restored = ArtifactStore(home.store())
+    assert [one.ref for one in restored.list()] == ["chat@2"]
+    assert publish(restored, tmp_path, "chat", "fourth") == "chat@4", "numbers stay taken"
+
+
 async def test_to_a_bucket_and_back(
     home: Settings, redis_client: Redis, tmp_path: Path, bucket: str
 ) -> None:

@@ -11,9 +11,9 @@ from prometheus_client import REGISTRY
 from plinth.cluster.layout import StageSpec
 from plinth.cluster.reconciler import ReconcilerFront
 from plinth.cluster.serving import Served
+from plinth.internal.v1.deployments_pb2 import DeploymentRecord
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
-from plinth.v1.deployments_pb2 import Deployment
 
 
 class Context:
@@ -47,13 +47,15 @@ def test_a_model_that_is_wanted_no_more_is_not_talked_of(tmp_path: Path) -> None
 
 def test_shards_are_wanted_as_serve_wants_them_now(tmp_path: Path) -> None:
     """Between their bounds, so that nobody is alarmed by a shard that load does not ask for."""
-    chat = Deployment(name="chat", artifact="chat@1", shards=1, max_shards=4)
+    chat = DeploymentRecord(name="chat", artifact="chat@1", shards=1, max_shards=4)
     told = ReconcilerFront._told(chat, Served("ready", replicas=2, wanted=3))
     assert (told["shards"], told["ready"]) == (3, 2)
     assert (told["min_shards"], told["max_shards"]) == (1, 4)
     # Serve has not said yet; a fixed number.
     assert ReconcilerFront._told(chat, Served("starting"))["shards"] == 1
-    fixed = ReconcilerFront._told(Deployment(name="chat", shards=2), Served("ready", 2, wanted=2))
+    fixed = ReconcilerFront._told(
+        DeploymentRecord(name="chat", shards=2), Served("ready", 2, wanted=2)
+    )
     assert (fixed["shards"], fixed["min_shards"], fixed["max_shards"]) == (2, 2, 2)
     context: Any = Context(tmp_path)
     front = ReconcilerFront(context, StageSpec(name="inference", factory="x:y"))

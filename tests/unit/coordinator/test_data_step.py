@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.steps.contract import StepOutcome, Work
 from plinth.coordinator.steps.data import DataStep, fingerprint
+from plinth.shared.api.structs import struct
 from plinth.shared.intake import Intake, intakes_of
 from plinth.v1 import artifacts_pb2
 from plinth.v1 import jobs_pb2 as pb
@@ -27,8 +27,11 @@ class Trainer:
 
     async def SubmitJob(self, request: pb.SubmitJobRequest) -> pb.SubmitJobResponse:
         self.asked = request.spec.prepare
-        manifest = json.dumps({"metrics": {"intake": [TOLD.to_json()]}})
-        made = artifacts_pb2.Artifact(name="small-corpus", version=1, manifest_json=manifest)
+        metrics = struct({"intake": [TOLD.to_json()]})
+        made = artifacts_pb2.Artifact(
+            name="artifacts/small-corpus@1",
+            manifest=artifacts_pb2.ArtifactManifest(metrics=metrics),
+        )
         return pb.SubmitJobResponse(job=pb.Job(state=pb.JOB_STATE_SUCCEEDED, artifact=made))
 
 

@@ -30,7 +30,9 @@ from plinth.coordinator.steps.canary import CanarySpec, CanaryStep
 from plinth.coordinator.steps.contract import Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.publish import PublishSpec, PublishStep
 from plinth.coordinator.steps.serve import ServeSpec, ServeStep
+from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.shared import redis_keys
+from plinth.shared.aliases import Aliases
 from plinth.shared.canary import Canaries, canary_name
 from plinth.shared.canary_counts import CanaryState, Tally
 from plinth.shared.errors import Aborted, FailedPrecondition
@@ -40,7 +42,7 @@ from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry, Replica
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import deployments_pb2, runs_pb2
+from plinth.v1 import runs_pb2
 from scripted_stages import World
 
 VERSIONS = 4
@@ -138,8 +140,8 @@ class Simulation:
         for version in range(1, VERSIONS + 1):
             self._stores[1].link(name, self._stores[1].get(f"m@{version}"))
         for store in self._stores.values():
-            store._alias_logs = {}  # each keeps the storage that it was made with
             store.storage = cast(Any, Interleaved(store.storage, self.carry_out, self.told))
+            store._aliases = Aliases(store.storage)  # it keeps the storage that it was made with
 
     def tools(self, act: Act) -> Tools:
         store = self._stores[act.term]
@@ -233,7 +235,7 @@ class _Put:
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[StepOutcome]:
         assert isinstance(work.spec, ServeSpec)
         artifact = work.inputs["model"].ref
-        wanted = deployments_pb2.Deployment(name=work.spec.name, artifact=artifact, shards=1)
+        wanted = internal.DeploymentRecord(name=work.spec.name, artifact=artifact, shards=1)
         await put(tools.deployments, wanted)
         yield StepOutcome(artifact)
 
@@ -344,7 +346,7 @@ def test_canaries_keep_the_order_of_runs_and_leaders_on_all_that_they_write(
     leaves what the next one of its run finds."""
     name = f"name{next(_NAMES)}"
     simulation = Simulation(name, stores, canary)
-    first = deployments_pb2.Deployment(name=name, artifact=f"{name}@1", shards=1)
+    first = internal.DeploymentRecord(name=name, artifact=f"{name}@1", shards=1)
     DeploymentRecords(stores[1]).put(first)
     for act in story:
         simulation.carry_out(act)
@@ -360,7 +362,7 @@ def test_a_canary_that_finds_all_as_it_wants_it_marks_it(
     name, store = f"name{next(_NAMES)}", stores[2]
     simulation = Simulation(name, stores, canary)
     records = DeploymentRecords(store)
-    records.put(deployments_pb2.Deployment(name=name, artifact=f"{name}@2", shards=1))
+    records.put(internal.DeploymentRecord(name=name, artifact=f"{name}@2", shards=1))
     store.set_alias(name, "prod", 2)
     simulation.carry_out(Act(run=9, term=1, version=2, what="do", at=0))
     assert [told for told, _, _ in simulation.told] == ["wrote", "wrote", "ended"]
@@ -369,7 +371,7 @@ def test_a_canary_that_finds_all_as_it_wants_it_marks_it(
         if what == "alias":
             store.under(early).set_alias(name, "prod", 1)
         else:
-            earlier = deployments_pb2.Deployment(name=name, artifact=f"{name}@1", shards=1)
+            earlier = internal.DeploymentRecord(name=name, artifact=f"{name}@1", shards=1)
             records.under(early).put(earlier)
 
 
@@ -436,7 +438,7 @@ def test_a_run_that_was_cancelled_before_it_wrote_is_in_nobodys_way(
 
     def write(fence: Fence, version: int) -> None:
         if deployment:
-            wanted = deployments_pb2.Deployment(name="m", artifact=f"m@{version}", shards=1)
+            wanted = internal.DeploymentRecord(name="m", artifact=f"m@{version}", shards=1)
             records.under(fence).put(wanted)
         else:
             store.under(fence).set_alias("m", "prod", version)
@@ -481,7 +483,7 @@ async def test_a_coordinator_that_does_not_know_that_it_is_deposed_changes_nothi
     await redis_client.set(redis_keys.lease("runs"), "successor|2")
     after = tools.under(Fence(2, 1, "successor|2"))
     after.store.set_alias("m", "prod", 2)
-    await put(after.deployments, deployments_pb2.Deployment(name="m", artifact="m@2", shards=1))
+    await put(after.deployments, internal.DeploymentRecord(name="m", artifact="m@2", shards=1))
     after.deployments.claim("m.canary")
     await after.canaries.open("m", "theirs", stable="m@2", canary="m@3", share=0.1)
     before = (await _state(world, redis_client), _records(world))

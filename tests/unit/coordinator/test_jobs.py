@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from plinth.coordinator.steps.jobs import _outcome, describe
+from plinth.shared.api.structs import struct
 from plinth.v1 import artifacts_pb2
 from plinth.v1 import jobs_pb2 as pb
 
@@ -28,7 +27,8 @@ def test_a_training_hands_on_its_held_out_figures() -> None:
     published = {"train_loss": 0.1, "validation_accuracy": 0.9, "validation_chosen_fallen": 1.0}
     progress = pb.JobProgress(done=3, total=3, unit="step", loss=0.1, figures={"kl": 2.5})
     made = artifacts_pb2.Artifact(
-        name="dpo", version=1, manifest_json=json.dumps({"metrics": published})
+        name="artifacts/dpo@1",
+        manifest=artifacts_pb2.ArtifactManifest(metrics=struct(published)),
     )
     job = pb.Job(state=pb.JOB_STATE_SUCCEEDED, progress=progress, artifact=made)
     figures = _outcome(job).metrics

@@ -13,7 +13,9 @@ from patience import PATIENCE_S
 from plinth.coordinator.artifact_service import ArtifactServicer
 from plinth.coordinator.deployment_service import DeploymentServicer
 from plinth.models.ngram import ByteNgram
+from plinth.shared.api.paging import Pages
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.identity import SYSTEM, call_scope
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import artifacts_pb2, deployments_pb2, runs_pb2
 from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, World
@@ -247,31 +249,32 @@ async def test_a_base_that_lora_can_not_go_on_is_refused_at_submission(
 async def test_deployments_and_artifacts_over_grpc(world: World, coordinator: Coordinator) -> None:
     await coordinator.submit("r1")
     await coordinator.end("r1")
-    put = deployments_pb2.PutDeploymentRequest(
-        deployment=deployments_pb2.Deployment(name="x", artifact="mini:prod", shards=1)
+    front, pages = coordinator.front, Pages("a secret")
+    deployments = DeploymentServicer(front._tools, pages)
+    artifacts = ArtifactServicer(front._tools.store, front._uploads, pages, front._uses.of)
+    spec = deployments_pb2.DeploymentSpec(artifact="mini:prod", shards=1)
+    create = deployments_pb2.CreateDeploymentRequest(
+        deployment_id="x", deployment=deployments_pb2.Deployment(spec=spec)
     )
-    assert (
-        await DeploymentServicer(coordinator.front._tools).PutDeployment(put, None)
-    ).deployment.artifact == "mini@1"
+    made = (await deployments.CreateDeployment(create, None)).deployment
+    assert (made.name, made.spec.artifact) == ("deployments/x", "mini@1")
 
     async def ready() -> bool:
-        listed = await DeploymentServicer(coordinator.front._tools).ListDeployments(
-            deployments_pb2.ListDeploymentsRequest(), None
-        )
-        return {d.name: d.ready_shards for d in listed.deployments} == {"mini": 1, "x": 1}
+        listed = await deployments.ListDeployments(deployments_pb2.ListDeploymentsRequest(), None)
+        there = {d.name: d.status.ready_shards for d in listed.deployments}
+        return there == {"deployments/mini": 1, "deployments/x": 1}
 
     await until(ready)
-    await DeploymentServicer(coordinator.front._tools).DeleteDeployment(
-        deployments_pb2.DeleteDeploymentRequest(name="x"), None
-    )
-    got = await ArtifactServicer(coordinator.front._tools.store).GetArtifact(
-        artifacts_pb2.GetArtifactRequest(reference="mini"), None
-    )
+    with call_scope(principal=SYSTEM):
+        await deployments.DeleteDeployment(
+            deployments_pb2.DeleteDeploymentRequest(name="deployments/x"), None
+        )
+    got = await artifacts.GetArtifact(artifacts_pb2.GetArtifactRequest(name="artifacts/mini"), None)
     assert list(got.artifact.aliases) == ["prod"]
-    listed = await ArtifactServicer(coordinator.front._tools.store).ListArtifacts(
-        artifacts_pb2.ListArtifactsRequest(kind="corpus"), None
+    listed = await artifacts.ListArtifacts(
+        artifacts_pb2.ListArtifactsRequest(filter="kind = CORPUS"), None
     )
-    assert [f"{a.name}@{a.version}" for a in listed.artifacts] == ["q-corpus@1"]
+    assert [one.name for one in listed.artifacts] == ["artifacts/q-corpus@1"]
     runs = (await coordinator.rpc.ListRuns(runs_pb2.ListRunsRequest(), None)).runs
     assert [(run.run_id, run.pipeline_yaml) for run in runs] == [("r1", "")]
 

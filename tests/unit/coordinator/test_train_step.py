@@ -36,7 +36,7 @@ class Trainer:
 
     async def SubmitJob(self, request: pb.SubmitJobRequest) -> pb.SubmitJobResponse:
         self.asked.append(request)
-        made = artifacts_pb2.Artifact(name="small-tune", version=1)
+        made = artifacts_pb2.Artifact(name="artifacts/small-tune@1")
         job = pb.Job(job_id=request.job_id, state=pb.JOB_STATE_SUCCEEDED, artifact=made)
         return pb.SubmitJobResponse(job=job)
 

@@ -14,6 +14,7 @@ from patience import PATIENCE_S
 from plinth.coordinator.steps import trial
 from plinth.coordinator.steps.canary import CanarySpec, CanaryStep
 from plinth.coordinator.steps.contract import Tools, Work
+from plinth.internal.v1 import deployments_pb2 as pb
 from plinth.shared import canary
 from plinth.shared.canary import Canaries
 from plinth.shared.errors import FailedPrecondition
@@ -21,7 +22,6 @@ from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import deployments_pb2 as pb
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ async def tools(redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / version).write_text(version)
         await asyncio.to_thread(store.publish, "m", "model", tmp_path / version)
     deployments = DeploymentRecords(store)
-    await asyncio.to_thread(deployments.put, pb.Deployment(name="m", artifact="m@1", shards=1))
+    await asyncio.to_thread(
+        deployments.put, pb.DeploymentRecord(name="m", artifact="m@1", shards=1)
+    )
     registry = Registry(redis_client)
     held = [{"model": "m", "artifact": "m@1"}, {"model": "m.canary", "artifact": "m@2"}]
     await registry.announce("inference", "a", "a:1", {"bindings": json.dumps(held)})

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from plinth.internal.v1.deployments_pb2 import DeploymentRecord
 from plinth.shared.errors import Aborted, InvalidArgument, NotFound
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.store import ArtifactStore
-from plinth.v1.deployments_pb2 import Deployment
 
 
 @pytest.fixture
@@ -25,15 +25,15 @@ def records(store: ArtifactStore, tmp_path: Path) -> DeploymentRecords:
 
 def test_put_list_delete(records: DeploymentRecords, store: ArtifactStore) -> None:
     assert records.list() == [] and records.get("chat") is None
-    put = records.put(Deployment(name="chat", artifact="model", kv_cache_bytes=1 << 40))
-    assert put.deployment == Deployment(
+    put = records.put(DeploymentRecord(name="chat", artifact="model", kv_cache_bytes=1 << 40))
+    assert put.deployment == DeploymentRecord(
         name="chat", artifact="model@2", shards=1, kv_cache_bytes=1 << 40
     )
     assert put.revision == 1
-    same = Deployment(name="chat", artifact="model@2", kv_cache_bytes=1 << 40, ready_shards=3)
+    same = DeploymentRecord(name="chat", artifact="model", kv_cache_bytes=1 << 40, shards=1)
     assert records.put(same).revision == 1, "what is wanted already is no change"
-    records.put(Deployment(name="chat", artifact="model@1", shards=2))
-    records.put(Deployment(name="beta", artifact="model"))
+    records.put(DeploymentRecord(name="chat", artifact="model@1", shards=2))
+    records.put(DeploymentRecord(name="beta", artifact="model"))
     others = DeploymentRecords(ArtifactStore(store.url))
     assert [(d.name, d.artifact, d.shards) for d in others.list()] == [
         ("beta", "model@2", 1),
@@ -45,15 +45,15 @@ def test_put_list_delete(records: DeploymentRecords, store: ArtifactStore) -> No
         others.delete("chat")
     with pytest.raises(NotFound):
         others.delete("never")
-    assert records.put(Deployment(name="chat", artifact="model")).revision == 4
+    assert records.put(DeploymentRecord(name="chat", artifact="model")).revision == 4
 
 
 def test_expected_fences(records: DeploymentRecords) -> None:
-    old = records.put(Deployment(name="chat", artifact="model@1"), expected=None)
-    new = records.put(Deployment(name="chat", artifact="model@2"), expected=old.revision)
+    old = records.put(DeploymentRecord(name="chat", artifact="model@1"), expected=None)
+    new = records.put(DeploymentRecord(name="chat", artifact="model@2"), expected=old.revision)
     for stale in (None, old.revision, 7):
         with pytest.raises(Aborted):
-            records.put(Deployment(name="chat", artifact="model@1"), expected=stale)
+            records.put(DeploymentRecord(name="chat", artifact="model@1"), expected=stale)
     with pytest.raises(Aborted):
         records.delete("chat", expected=old.revision)
     records.delete("chat", expected=new.revision)
@@ -66,7 +66,7 @@ def test_rival_coordinators(records: DeploymentRecords, store: ArtifactStore) ->
         own = DeploymentRecords(ArtifactStore(store.url))
         barrier.wait()
         try:
-            own.put(Deployment(name="chat", artifact="model", shards=shards), expected=None)
+            own.put(DeploymentRecord(name="chat", artifact="model", shards=shards), expected=None)
         except Aborted:
             return False
         return True
@@ -80,45 +80,51 @@ def test_rival_coordinators(records: DeploymentRecords, store: ArtifactStore) ->
 @pytest.mark.parametrize(
     "bad",
     [
-        Deployment(name="../x", artifact="model"),
-        Deployment(name="", artifact="model"),
-        Deployment(name="chat", artifact=""),
-        Deployment(name="chat", artifact="words"),
-        Deployment(name="chat", artifact="model", shards=65),
-        Deployment(name="chat", artifact="model", cpus_per_shard=-1),
-        Deployment(name="chat", artifact="model", gpus_per_shard=float("nan")),
-        Deployment(name="chat", artifact="model", traffic_share=1.5),
-        Deployment(name="chat", artifact="model", traffic_share=0.3),
-        Deployment(name="chat.canary", artifact="model"),
-        Deployment(name="chat-2", artifact="model", canary_of="chat", traffic_share=0.1),
-        Deployment(name="chat.canary", artifact="model", canary_of="chat"),
-        Deployment(name="chat.canary", artifact="model", canary_of="chat", traffic_share=0.6),
-        Deployment(
+        DeploymentRecord(name="../x", artifact="model"),
+        DeploymentRecord(name="", artifact="model"),
+        DeploymentRecord(name="chat", artifact=""),
+        DeploymentRecord(name="chat", artifact="words"),
+        DeploymentRecord(name="chat", artifact="model", shards=65),
+        DeploymentRecord(name="chat", artifact="model", cpus_per_shard=-1),
+        DeploymentRecord(name="chat", artifact="model", gpus_per_shard=float("nan")),
+        DeploymentRecord(name="chat", artifact="model", traffic_share=1.5),
+        DeploymentRecord(name="chat", artifact="model", traffic_share=0.3),
+        DeploymentRecord(name="chat.canary", artifact="model"),
+        DeploymentRecord(name="chat-2", artifact="model", canary_of="chat", traffic_share=0.1),
+        DeploymentRecord(name="chat.canary", artifact="model", canary_of="chat"),
+        DeploymentRecord(name="chat.canary", artifact="model", canary_of="chat", traffic_share=0.6),
+        DeploymentRecord(
             name="chat.canary.canary", artifact="model", canary_of="chat.canary", traffic_share=0.1
         ),
     ],
 )
-def test_nonsense_is_refused(records: DeploymentRecords, bad: Deployment) -> None:
+def test_nonsense_is_refused(records: DeploymentRecords, bad: DeploymentRecord) -> None:
     with pytest.raises(InvalidArgument):
         records.put(bad)
     assert records.list() == []
 
 
 def test_a_canary_stands_beside_what_it_is_a_canary_of(records: DeploymentRecords) -> None:
-    records.put(Deployment(name="chat", artifact="model"))
+    records.put(DeploymentRecord(name="chat", artifact="model"))
     records.put(
-        Deployment(name="chat.canary", artifact="model", canary_of="chat", traffic_share=0.5)
+        DeploymentRecord(name="chat.canary", artifact="model", canary_of="chat", traffic_share=0.5)
     )
     assert [wanted.name for wanted in records.list()] == ["chat", "chat.canary"]
 
 
 def test_shards_up_to_a_most(records: DeploymentRecords) -> None:
-    put = records.put(Deployment(name="chat", artifact="model", shards=2, max_shards=5)).deployment
+    put = records.put(
+        DeploymentRecord(name="chat", artifact="model", shards=2, max_shards=5)
+    ).deployment
     assert put is not None
     assert (put.shards, put.max_shards) == (2, 5)
-    same = records.put(Deployment(name="chat", artifact="model", shards=2, max_shards=2)).deployment
+    same = records.put(
+        DeploymentRecord(name="chat", artifact="model", shards=2, max_shards=2)
+    ).deployment
     assert same is not None
     assert same.max_shards == 0, "no more than the least is a fixed number"
     for least, most in ((3, 2), (1, 65)):
         with pytest.raises(InvalidArgument, match=f"max_shards is {least} to 64, or 0"):
-            records.put(Deployment(name="chat", artifact="model", shards=least, max_shards=most))
+            records.put(
+                DeploymentRecord(name="chat", artifact="model", shards=least, max_shards=most)
+            )

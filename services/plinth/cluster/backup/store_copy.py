@@ -28,7 +28,7 @@ from plinth.shared.manifest import (
 from plinth.shared.storage import Storage, check_path
 
 _RECORD = re.compile(
-    r"artifacts/[^/]+/versions/\d{8}\.json|artifacts/[^/]+/aliases/[^/]+/\d{8}\.json"
+    r"artifacts/[^/]+/versions/\d{8}\.(json|deleted)|artifacts/[^/]+/aliases/[^/]+/\d{8}\.json"
     r"|deployments/[^/]+/\d{8}\.json|steps/[^/]+/\d{8}\.json"
 )
 _CONTENT = re.compile(
@@ -48,7 +48,14 @@ class StoreState:
 
     @property
     def versions(self) -> list[str]:
-        return [path for path in self.records if "/versions/" in path]
+        """Of those that were not deleted."""
+        found = (path for path in self.records if "/versions/" in path and path.endswith(".json"))
+        return [path for path in found if _mark(path) not in self.records]
+
+
+def _mark(version: str) -> str:
+    """Of a version's record, the one that says that it was deleted."""
+    return f"{version.removesuffix('.json')}.deleted"
 
 
 def content_id(path: str) -> str:
@@ -83,7 +90,7 @@ def look(storage: Storage, *, contents: bool = True) -> StoreState:
             _add_records(storage, state, f"artifacts/{name}/versions")
         for path in state.versions if contents else ():
             content = _content_of(state.records[path], path)
-            if content not in state.contents:
+            if content not in state.contents and not _deleted_since(storage, state, content, path):
                 state.contents[content] = _manifest(storage, content, path)
         wanted = _parents_not_seen(state, looked)
     return state
@@ -104,6 +111,17 @@ def _content_of(record: str, path: str) -> str:
     if not _CONTENT.fullmatch(content) or content.split("/")[1] != name:
         raise DataLoss(f"{path} points to {content[:200]!r}", reason="RECORD_DAMAGED")
     return content
+
+
+def _deleted_since(storage: Storage, state: StoreState, content: str, path: str) -> bool:
+    """Whether the version has gone between two looks; then that is noted."""
+    if MANIFEST in storage.names(content):
+        return False
+    folder, _, mark = _mark(path).rpartition("/")
+    if mark not in storage.names(folder):
+        return False
+    state.records[_mark(path)] = storage.read(_mark(path)).decode()
+    return True
 
 
 def _manifest(storage: Storage, content: str, record: str) -> dict[str, Any]:
@@ -248,7 +266,8 @@ def check_target(state: StoreState, there: StoreState, *, merge: bool, url: str)
 
 
 def copy_back(storage: Storage, state: StoreState, archive: Archive, told: Told) -> tuple[int, int]:
-    """Contents first, then the records that make them artifacts, then what names these. Gives
+    """Contents first, then which versions were deleted, then the records that make contents
+    artifacts, then what names these. Gives
     (contents, bytes) copied; what is there and whole is left."""
     total = sum(bytes_of(manifest) for manifest in state.contents.values())
     copied = size = done = 0
@@ -259,8 +278,9 @@ def copy_back(storage: Storage, state: StoreState, archive: Archive, told: Told)
             copied += 1
         done += bytes_of(manifest)
         told(done, total)
-    versions = set(state.versions)
-    for path in [*state.versions, *(p for p in state.records if p not in versions)]:
+    marks = [path for path in state.records if path.endswith(".deleted")]
+    first = dict.fromkeys([*marks, *state.versions])
+    for path in [*first, *(p for p in state.records if p not in first)]:
         data = state.records[path].encode()
         if not storage.create(path, data) and storage.read(path) != data:
             raise AlreadyExists(f"{storage.uri(path)} was written meanwhile by somebody else")

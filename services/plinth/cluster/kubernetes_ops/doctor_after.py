@@ -243,7 +243,7 @@ def _models(
     gateway: GatewayClient, status: operations_pb2.GetStatusResponse, models: list[str]
 ) -> Iterator[Finding]:
     deployments = gateway.deployments()
-    references = {one.artifact for one in deployments} | set(models)
+    references = {one.spec.artifact for one in deployments} | set(models)
     for reference in sorted(references):
         try:
             gateway.artifact(reference)

@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from google.protobuf.field_mask_pb2 import FieldMask
+
 from plinth.cluster.kubernetes_ops.api import Api
 from plinth.cluster.kubernetes_ops.outcome import command, kubectl
 from plinth.cluster.kubernetes_ops.release import Release, is_ready
@@ -29,6 +31,7 @@ from plinth.v1 import (
 
 GRPC_PORT = 8081
 CALL_S = 15.0
+PAGE = 200
 SCOPES = ("deployments", "runs", "artifacts")
 
 
@@ -55,19 +58,35 @@ class GatewayClient(GatewayConnection):
 
     def deployments(self) -> list[deployments_pb2.Deployment]:
         """What is to be served, canaries too."""
-        request = deployments_pb2.ListDeploymentsRequest()
-        return list(self._call(self._deployments.ListDeployments, request).deployments)
+        found: list[deployments_pb2.Deployment] = []
+        request = deployments_pb2.ListDeploymentsRequest(page_size=PAGE)
+        while True:
+            page = self._call(self._deployments.ListDeployments, request)
+            found += page.deployments
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
 
-    def put_deployment(self, wanted: deployments_pb2.Deployment) -> deployments_pb2.Deployment:
-        request = deployments_pb2.PutDeploymentRequest(deployment=wanted)
-        put: deployments_pb2.Deployment = self._call(
-            self._deployments.PutDeployment, request
+    def scale_deployment(
+        self, deployment: deployments_pb2.Deployment, shards: int
+    ) -> deployments_pb2.Deployment:
+        """Wants `shards` of it. Aborted if it is no longer as it was read."""
+        wanted = deployments_pb2.Deployment(
+            name=deployment.name,
+            spec=deployments_pb2.DeploymentSpec(shards=shards),
+            etag=deployment.etag,
+        )
+        request = deployments_pb2.UpdateDeploymentRequest(
+            deployment=wanted, update_mask=FieldMask(paths=["spec.shards"])
+        )
+        updated: deployments_pb2.Deployment = self._call(
+            self._deployments.UpdateDeployment, request
         ).deployment
-        return put
+        return updated
 
     def artifact(self, reference: str) -> artifacts_pb2.Artifact:
         """NotFound when nothing is called that."""
-        request = artifacts_pb2.GetArtifactRequest(reference=reference)
+        request = artifacts_pb2.GetArtifactRequest(name=f"artifacts/{reference}")
         found: artifacts_pb2.Artifact = self._call(self._artifacts.GetArtifact, request).artifact
         return found
 

@@ -16,10 +16,11 @@ import yaml
 from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
 from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import Release
-from plinth.cluster.kubernetes_ops.room import check_room, most_shards, shards_now
+from plinth.cluster.kubernetes_ops.room import check_room, most_shards, served_name, shards_now
+from plinth.shared.artifact_messages import kind_of, reference_of
 from plinth.shared.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.kinds import a_kind
-from plinth.v1 import operations_pb2
+from plinth.v1 import artifacts_pb2, operations_pb2
 
 STEP = "canary"
 
@@ -76,13 +77,13 @@ def prepare(release: Release, gateway: GatewayClient, asked: Rollout) -> str:
     alias; not served), AlreadyExists (it is served), FailedPrecondition (no room for its shards,
     another canary)."""
     artifact = gateway.artifact(asked.model)
-    if artifact.kind != "model":
+    if artifact.kind != artifacts_pb2.ARTIFACT_KIND_MODEL:
         raise InvalidArgument(
-            f"{asked.model} is {a_kind(artifact.kind)}; a model is rolled out", field="model"
+            f"{asked.model} is {a_kind(kind_of(artifact))}; a model is rolled out", field="model"
         )
-    candidate = f"{artifact.name}@{artifact.version}"
-    deployments = {one.name: one for one in gateway.deployments()}
-    served = {n: one for n, one in deployments.items() if not one.canary_of}
+    candidate = reference_of(artifact)
+    deployments = {served_name(one): one for one in gateway.deployments()}
+    served = {n: one for n, one in deployments.items() if not one.status.HasField("canary")}
     if asked.name not in served:
         known = ", ".join(sorted(served)) or "none"
         raise NotFound(
@@ -91,13 +92,13 @@ def prepare(release: Release, gateway: GatewayClient, asked: Rollout) -> str:
             reason="NOT_SERVED",
             field="name",
         )
-    aliases = {alias.rpartition(":")[2] for alias in artifact.aliases}
-    if served[asked.name].artifact == candidate and asked.alias in aliases:
+    if served[asked.name].spec.artifact == candidate and asked.alias in artifact.aliases:
         raise AlreadyExists(f"{asked.name} is {candidate} already, and so is :{asked.alias}")
     for one in deployments.values():
-        if one.canary_of == asked.name:
+        if one.status.canary.deployment == served[asked.name].name:
             raise FailedPrecondition(
-                f"{asked.name} has a canary already: {one.artifact}, of {one.owner}; wait for its "
+                f"{asked.name} has a canary already: {one.spec.artifact}, of "
+                f"{one.status.canary.step}; wait for its "
                 "end, or `plinth runs cancel` that run",
                 reason="CANARY_TAKEN",
             )

@@ -27,18 +27,22 @@ def most_shards(release: Release) -> int:
     return int(group.get("maxReplicas" if scaled else "replicas") or 0)
 
 
+def served_name(deployment: deployments_pb2.Deployment) -> str:
+    """What clients ask for."""
+    return deployment.name.rpartition("/")[2]
+
+
 def shards_now(deployment: deployments_pb2.Deployment) -> int:
     """Those that it must have; where load decides, those that it has if they are more."""
-    if not deployment.max_shards:
-        return deployment.shards
-    return max(deployment.shards, min(deployment.ready_shards, deployment.max_shards))
+    least, most = deployment.spec.shards, deployment.spec.max_shards
+    return max(least, min(deployment.status.ready_shards, most)) if most else least
 
 
 def check_room(
     wanted: Iterable[deployments_pb2.Deployment], release: Release, *, pods: int, more: int = 0
 ) -> None:
     """FailedPrecondition unless `pods` hold all wanted shards and `more`."""
-    shards = {one.name: shards_now(one) for one in wanted}
+    shards = {served_name(one): shards_now(one) for one in wanted}
     total = sum(shards.values()) + more
     if total > pods:
         listed = ", ".join(f"{name} {count}" for name, count in sorted(shards.items()))

@@ -19,9 +19,9 @@ from plinth.cluster.kubernetes_ops.api import Api, Json
 from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient, in_coordinator
 from plinth.cluster.kubernetes_ops.outcome import CommandOutcome, helm_set, kubectl
 from plinth.cluster.kubernetes_ops.release import Release
-from plinth.cluster.kubernetes_ops.room import STAGE, check_room, most_shards
+from plinth.cluster.kubernetes_ops.room import STAGE, check_room, most_shards, served_name
+from plinth.shared.deployment_rules import MAX_SHARDS
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
-from plinth.shared.records import MAX_SHARDS
 from plinth.v1 import deployments_pb2
 
 MOST_PODS = 1000
@@ -73,15 +73,18 @@ def scale_model(release: Release, gateway: GatewayClient, name: str, shards: int
             f"{shards} shards: 1 to {MAX_SHARDS}; to serve it no more, delete its deployment",
             field="shards",
         )
-    deployments = {one.name: one for one in gateway.deployments()}
+    deployments = {served_name(one): one for one in gateway.deployments()}
     if name not in deployments:
         known = ", ".join(sorted(deployments)) or "none"
         raise NotFound(f"no model {name!r} is to be served; there are: {known}", field="model")
-    before = deployments[name].shards
-    deployments[name].shards = shards
+    before = deployments[name].spec.shards
     if shards > before:
-        check_room(deployments.values(), release, pods=most_shards(release))
-    put = gateway.put_deployment(deployments[name])
+        asked = deployments_pb2.Deployment()
+        asked.CopyFrom(deployments[name])
+        asked.spec.shards = shards
+        room_for = (deployments | {name: asked}).values()
+        check_room(room_for, release, pods=most_shards(release))
+    put = gateway.scale_deployment(deployments[name], shards).spec
     most = f" to {put.max_shards}" if put.max_shards else ""
     outcome = CommandOutcome(
         [f"{name} ({put.artifact}) is to have {put.shards}{most} shards, had {before}"]

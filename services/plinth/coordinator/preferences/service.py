@@ -20,6 +20,7 @@ from plinth.coordinator.preferences.report import make_report, snapshot
 from plinth.coordinator.preferences.sampling import find_served
 from plinth.coordinator.preferences.specs import annotator_of, collection_of, make_task
 from plinth.coordinator.preferences.work import PreferenceWork, work_queue
+from plinth.shared.artifact_messages import artifact_message
 from plinth.shared.errors import InvalidArgument, NotFound, ResourceExhausted
 from plinth.shared.identity import current_principal
 from plinth.shared.registry import Registry
@@ -249,7 +250,7 @@ class PreferenceServicer(rpc.PreferenceServiceServicer):
         )
         pairs = int(record.manifest["metrics"]["pairs"])
         return pb.PublishPairsResponse(
-            artifact=record.to_proto(), pairs=pairs, revision=seen.revision
+            artifact=artifact_message(record), pairs=pairs, revision=seen.revision
         )
 
     async def DeleteCollection(

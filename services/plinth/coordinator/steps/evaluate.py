@@ -35,9 +35,9 @@ from plinth.coordinator.scoring import (
     start_id,
 )
 from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
+from plinth.internal.v1 import deployments_pb2 as pb
 from plinth.shared.errors import NotFound
 from plinth.shared.source_roots import SourceRoots
-from plinth.v1 import deployments_pb2 as pb
 
 
 class EvaluateSpec(StepSpec):
@@ -197,8 +197,8 @@ def _candidate_name(work: Work, field: str) -> str:
     return f"candidate-{key[:12]}" if field == "model" else f"candidate-{key[:12]}-{field}"
 
 
-def _candidate(work: Work, spec: EvaluateSpec, field: str) -> pb.Deployment:
-    return pb.Deployment(
+def _candidate(work: Work, spec: EvaluateSpec, field: str) -> pb.DeploymentRecord:
+    return pb.DeploymentRecord(
         name=_candidate_name(work, field),
         artifact=work.inputs[field].ref,
         shards=1,

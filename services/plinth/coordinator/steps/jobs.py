@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
 
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
+from plinth.shared.api.structs import plain_values
+from plinth.shared.artifact_messages import reference_of
 from plinth.shared.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from plinth.shared.rpc.watching import watch
 from plinth.v1 import jobs_pb2 as pb
@@ -48,7 +49,7 @@ def _outcome(job: pb.Job) -> StepOutcome:
     if job.state == pb.JOB_STATE_SUCCEEDED:
         if not job.artifact.name:
             raise Internal(f"job {job.job_id} succeeded and names no artifact")
-        return StepOutcome(f"{job.artifact.name}@{job.artifact.version}", _metrics(job))
+        return StepOutcome(reference_of(job.artifact), _metrics(job))
     if job.state == pb.JOB_STATE_FAILED:
         raise FailedPrecondition(job.error or "the job failed", reason="JOB_FAILED")
     if job.state == pb.JOB_STATE_CANCELLED:
@@ -116,7 +117,7 @@ def _metrics(job: pb.Job) -> dict[str, Any]:
     seconds = (job.finished_unix_ms - job.started_unix_ms) / 1000
     if job.started_unix_ms and seconds >= 0:
         figures["seconds"] = seconds
-    published = json.loads(job.artifact.manifest_json or "{}").get("metrics", {})
+    published = plain_values(job.artifact.manifest.metrics)
     if intake := published.get("intake"):
         figures["intake"] = intake
     # What the model does on held-out data, before and after; of a policy its last update's KL too.

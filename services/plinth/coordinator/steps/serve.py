@@ -18,8 +18,8 @@ from plinth.coordinator.steps.contract import (
     Tools,
     Work,
 )
+from plinth.internal.v1 import deployments_pb2 as pb
 from plinth.shared.source_roots import SourceRoots
-from plinth.v1 import deployments_pb2 as pb
 
 
 class ServeSpec(StepSpec):
@@ -54,7 +54,7 @@ class ServeStep:
         spec = work.spec
         assert isinstance(spec, ServeSpec)
         model = work.inputs["model"]
-        wanted = pb.Deployment(
+        wanted = pb.DeploymentRecord(
             name=spec.name,
             artifact=model.ref,
             shards=spec.shards,

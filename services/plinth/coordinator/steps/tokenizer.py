@@ -11,6 +11,7 @@ from pydantic import Field
 from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.internal.v1 import tokenizer_pb2 as pb
 from plinth.internal.v1 import tokenizer_pb2_grpc as rpc
+from plinth.shared.artifact_messages import reference_of
 from plinth.shared.errors import Unavailable
 from plinth.shared.rpc.watching import watch
 from plinth.shared.source_roots import SourceRoots
@@ -59,9 +60,7 @@ class TokenizerStep:
             async for message in messages:
                 if message.HasField("artifact"):
                     made = message.artifact
-                    yield StepOutcome(
-                        f"{made.name}@{made.version}", {"vocab_size": spec.vocab_size}
-                    )
+                    yield StepOutcome(reference_of(made), {"vocab_size": spec.vocab_size})
                     return
                 total = message.bytes_total
                 read = f"{message.bytes_read / 1e6:.1f} of {total / 1e6:.1f} MB read"

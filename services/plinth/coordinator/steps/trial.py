@@ -18,14 +18,14 @@ from plinth.coordinator.deployments import ready_shards, until_ready
 from plinth.coordinator.steps.canary_spec import CanarySpec
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Tools, Work
 from plinth.coordinator.verdict import Decision, figures, judge
+from plinth.internal.v1 import deployments_pb2 as pb
 from plinth.shared.canary import ROUTE_S, canary_name
 from plinth.shared.errors import Aborted, FailedPrecondition, Unavailable
 from plinth.shared.fencing import SUPERSEDED
-from plinth.shared.records import DeploymentRecord
+from plinth.shared.records import DeploymentChange
 from plinth.shared.store import ArtifactRecord
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
-from plinth.v1 import deployments_pb2 as pb
 
 _log = get_logger("plinth.coordinator")
 _POLL_S = 0.5
@@ -47,7 +47,7 @@ class Trial:
 
     # -- looking -------------------------------------------------------------------------------
 
-    async def stable(self) -> pb.Deployment:
+    async def stable(self) -> pb.DeploymentRecord:
         """What is wanted under the name now. FailedPrecondition when nothing is."""
         record = await self._record(self._spec.name)
         if record is None or record.deployment is None:
@@ -78,7 +78,7 @@ class Trial:
 
     # -- the trial -----------------------------------------------------------------------------
 
-    async def bring_up(self, stable: pb.Deployment) -> AsyncIterator[Progress]:
+    async def bring_up(self, stable: pb.DeploymentRecord) -> AsyncIterator[Progress]:
         """The canary's deployment, and its shards. FailedPrecondition: somebody else's is there."""
         name = canary_name(self._spec.name)
         record = await self._record(name)
@@ -91,7 +91,7 @@ class Trial:
                 field="name",
             )
         if there is None:
-            there = pb.Deployment()
+            there = pb.DeploymentRecord()
             there.CopyFrom(stable)
             there.name, there.artifact, there.shards = name, self._model.ref, self._spec.shards
             there.max_shards = 0  # its figures are compared, so its number stays
@@ -203,7 +203,7 @@ class Trial:
         promoted = aliases.get(self._spec.alias) == self._model.version
         if now is None or now.artifact != self._model.ref or promoted:
             return
-        before = pb.Deployment()
+        before = pb.DeploymentRecord()
         before.CopyFrom(now)
         before.artifact = artifact
         try:
@@ -241,7 +241,7 @@ class Trial:
         if record is None or record.deployment is None or record.deployment.owner != self._id:
             # A coordinator that was deposed finished meanwhile; the next look finds what it did.
             raise Aborted(f"{name} was taken down while it took over", reason="DEPLOYMENT_CHANGED")
-        wanted = pb.Deployment()
+        wanted = pb.DeploymentRecord()
         wanted.CopyFrom(record.deployment)
         wanted.shards = max(wanted.shards, shards)
         await self._put(wanted, record)
@@ -271,7 +271,7 @@ class Trial:
                 f"{self._spec.name!r} was changed while its canary took over; nothing is promoted",
                 reason="DEPLOYMENT_CHANGED",
             )
-        wanted = pb.Deployment()
+        wanted = pb.DeploymentRecord()
         wanted.CopyFrom(now)
         wanted.artifact = self._model.ref
         await self._put(wanted, record)
@@ -314,9 +314,9 @@ class Trial:
                 _log.info("a canary's route is kept no longer", reason=error.message)
                 return
 
-    async def _record(self, name: str) -> DeploymentRecord | None:
+    async def _record(self, name: str) -> DeploymentChange | None:
         return await asyncio.to_thread(self._tools.deployments.get, name)
 
-    async def _put(self, wanted: pb.Deployment, before: DeploymentRecord | None) -> None:
+    async def _put(self, wanted: pb.DeploymentRecord, before: DeploymentChange | None) -> None:
         revision = before.revision if before is not None else None
         await asyncio.to_thread(self._tools.deployments.put, wanted, expected=revision)

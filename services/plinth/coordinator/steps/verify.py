@@ -28,13 +28,13 @@ from plinth.coordinator.rewards import CHECKS, sources_of
 from plinth.coordinator.scoring import ServedModel
 from plinth.coordinator.steps.contract import Input, Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.sample import progress_of
+from plinth.internal.v1 import deployments_pb2 as pb
 from plinth.shared.answer_form import distinct_trigrams
 from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.prompt_set import Prompt, read_prompts
 from plinth.shared.reward_plugins import plugins
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactRecord
-from plinth.v1 import deployments_pb2 as pb
 
 SIDES = ("baseline", "model")
 PERCENTILE = 0.05
@@ -100,7 +100,7 @@ class VerifyStep:
                 yield Progress(fraction, f"the {side}: {event.detail}")
             answers[side] = sampling.result()
         baseline = work.inputs["baseline"]
-        wanted = pb.Deployment(
+        wanted = pb.DeploymentRecord(
             name=_judge_name(work), artifact=baseline.ref, shards=1, traffic_share=1.0
         )
         await put(tools.deployments, wanted)
@@ -144,7 +144,7 @@ async def _asked(
 
 
 async def _judged(
-    tools: Tools, served: pb.Deployment, artifact: ArtifactRecord, answers: Sequence[Sampled]
+    tools: Tools, served: pb.DeploymentRecord, artifact: ArtifactRecord, answers: Sequence[Sampled]
 ) -> list[float]:
     """Mean log p per token of each answer that says anything, in the eyes of the served model."""
     model = ServedModel(tools.clients, served.name, artifact.ref)

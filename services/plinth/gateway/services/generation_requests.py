@@ -82,7 +82,7 @@ def _select(given: pb.Select) -> dict[str, Any]:
     """As REST has it."""
     rules = [
         {
-            "rule": structs.as_dict(one.rule),
+            "rule": structs.plain_values(one.rule),
             "weight": one.weight if one.HasField("weight") else 1.0,
         }
         for one in given.rules

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from plinth.shared.errors import PermissionDenied
-from plinth.shared.identity import SYSTEM, Principal
+from plinth.shared.identity import SYSTEM, Principal, current_call
 from plinth.v1 import owner_pb2
 
 
 def owner_of(principal: Principal) -> owner_pb2.Owner:
     """What is recorded with a resource that `principal` makes."""
     return owner_pb2.Owner(tenant=principal.tenant, key_id=principal.key_id)
+
+
+def calling_owner() -> owner_pb2.Owner:
+    """The same for whoever is being served here; nobody's outside of a call and among stages."""
+    call = current_call()
+    if call is None or call.principal in (None, SYSTEM):
+        return owner_pb2.Owner()
+    return owner_of(call.principal)
 
 
 def check_owner(owner: owner_pb2.Owner, principal: Principal, what: str) -> None:

@@ -1,33 +1,33 @@
-"""google.protobuf.Struct as the objects that JSON and YAML make of the same text.
-
-A Struct has one kind of number, the double: a whole one is read as an int, which is what whoever
-wrote `"n": 30` meant.
-"""
+"""google.protobuf.Struct, and the plain values that it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 
-def struct(given: Mapping[str, Any]) -> Struct:
-    """Of an object that is JSON-ready. ValueError for what JSON has no word for."""
+def struct(values: Mapping[str, Any] | None) -> Struct:
+    """Numbers become doubles: whole ones beyond 2^53 are rounded."""
     made = Struct()
-    json_format.ParseDict(dict(given), made)
+    made.update(values or {})
     return made
 
 
-def as_dict(given: Struct) -> dict[str, Any]:
-    """JSON-ready."""
-    return {name: _plain(value) for name, value in json_format.MessageToDict(given).items()}
+def plain_values(given: Struct) -> dict[str, Any]:
+    """The values as JSON has them; whole numbers as int."""
+    return {name: _plain(value) for name, value in given.fields.items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _plain(value: Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return plain_values(value.struct_value)
+    if kind == "list_value":
+        held: ListValue = value.list_value
+        return [_plain(one) for one in held.values]
+    if kind == "number_value":
+        number = value.number_value
+        return int(number) if number.is_integer() else number
+    return None if kind in (None, "null_value") else getattr(value, kind)

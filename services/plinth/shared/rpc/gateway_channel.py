@@ -28,6 +28,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),  # a minute by itself, and the longer one counts
     ("grpc.http2.max_pings_without_data", 0),  # by its word gRPC stops after two
+    ("grpc.max_receive_message_length", 64 << 20),  # by itself 4 MiB: less than a long answer
     ("grpc.max_reconnect_backoff_ms", 2_000),  # two minutes by itself, after a gateway was away
 ]
 _TARGET = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
