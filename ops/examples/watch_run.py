@@ -12,8 +12,8 @@ from plinth.client import AsyncClient
 from plinth.v1 import runs_pb2
 
 
-async def main(run_id: str, pipeline: Path) -> None:
-    spec = runs_pb2.RunSpec(pipeline_yaml=pipeline.read_text())
+async def main(run_id: str, pipeline: str) -> None:
+    spec = runs_pb2.RunSpec(pipeline_yaml=pipeline)
     async with AsyncClient() as plinth:
         run = await plinth.runs.create_run(run_id, run=runs_pb2.Run(spec=spec))
         async for event in plinth.runs.watch_run(run.name):
@@ -26,4 +26,4 @@ async def main(run_id: str, pipeline: Path) -> None:
 
 if len(sys.argv) != 3:
     sys.exit(__doc__)
-asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
+asyncio.run(main(sys.argv[1], Path(sys.argv[2]).read_text()))

@@ -55,9 +55,7 @@ async def test_by_the_client(stack: Stack) -> None:
 
 async def test_by_stubs_alone(stack: Stack) -> None:
     given = (stack.grpc_address, stack.key, "chat", "Hello")
-    status, out, errors = await said(
-        stack, sys.executable, EXAMPLES / "grpc_client.py", *given
-    )
+    status, out, errors = await said(stack, sys.executable, EXAMPLES / "grpc_client.py", *given)
     assert (status, errors) == (0, "")
     assert out in answers()
 

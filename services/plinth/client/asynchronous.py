@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
 
+from plinth.client import transfers
 from plinth.client.address import GatewayAddress, address_of, key_of, open_async
 from plinth.client.calls import AsyncServices
 from plinth.client.methods import Method, serialized
 from plinth.client.policy import Attempts, Gateway, Policy
 from plinth.shared.errors import Unavailable
+from plinth.v1 import artifacts_pb2 as pb
 
 
 class AsyncClient(AsyncServices):
@@ -38,6 +41,16 @@ class AsyncClient(AsyncServices):
 
     async def close(self) -> None:
         await self._transport.close()
+
+    async def upload(
+        self, folder: Path | str, artifact_id: str, *, license: str = ""
+    ) -> pb.Artifact:
+        """As a `Client`'s."""
+        return await transfers.upload_async(self.artifacts, Path(folder), artifact_id, license)
+
+    async def download(self, name: str, folder: Path | str) -> str:
+        """As a `Client`'s."""
+        return await transfers.download_async(self.artifacts, name, Path(folder))
 
 
 class AsyncTransport:
