@@ -20,7 +20,8 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "services"
-PACKAGES = ("plinth/v1", "plinth/internal/v1")  # public; what stages say to one another
+# Public; what stages say to one another; KServe's protocol.
+PACKAGES = ("plinth/v1", "plinth/internal/v1", "plinth/oip/v2")
 CALLS = "plinth/client/calls"
 
 

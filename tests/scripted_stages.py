@@ -167,9 +167,9 @@ class Tokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def Train(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.trained += 1
-        yield tokenizer_pb2.TrainTokenizerResponse(bytes_read=1, bytes_total=2)
+        yield tokenizer_pb2.TrainResponse(bytes_read=1, bytes_total=2)
         made = await asyncio.to_thread(self._publish, request)
-        yield tokenizer_pb2.TrainTokenizerResponse(artifact=artifact_message(made))
+        yield tokenizer_pb2.TrainResponse(artifact=artifact_message(made))
 
     def _publish(self, request: Any) -> ArtifactRecord:
         with TemporaryDirectory() as name:

@@ -14,4 +14,4 @@ folder, artifact_id, destination = sys.argv[1:]
 with Client() as plinth:
     made = plinth.upload(folder, artifact_id)
     print(made.name, made.digest)
-    print(plinth.download(made.name, destination))
+    plinth.download(made.name, destination)

@@ -19,6 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from plinth.internal.v1 import inference_pb2, tokenizer_pb2
 from plinth.internal.v1.inference_pb2_grpc import InferenceServiceStub
 from plinth.internal.v1.tokenizer_pb2_grpc import TokenizerServiceStub
+from plinth.oip.v2 import open_inference_pb2
+from plinth.oip.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import (
     generation_pb2,
@@ -153,8 +155,16 @@ DOOR_CALLS: dict[str, Callable[[grpc.Channel], object]] = {
     "models": lambda c: models_pb2_grpc.ModelServiceStub(c).ListModels(
         models_pb2.ListModelsRequest(), timeout=5
     ),
-    "chat": lambda c: list(
-        generation_pb2_grpc.GenerationServiceStub(c).Chat(generation_pb2.ChatRequest(), timeout=5)
+    "chat": lambda c: generation_pb2_grpc.GenerationServiceStub(c).Chat(
+        generation_pb2.ChatRequest(), timeout=5
+    ),
+    "stream": lambda c: list(
+        generation_pb2_grpc.GenerationServiceStub(c).StreamChat(
+            generation_pb2.StreamChatRequest(), timeout=5
+        )
+    ),
+    "open inference": lambda c: GRPCInferenceServiceStub(c).ServerLive(
+        open_inference_pb2.ServerLiveRequest(), timeout=5
     ),
     "runs": lambda c: runs_pb2_grpc.RunServiceStub(c).ListRuns(
         runs_pb2.ListRunsRequest(), timeout=5

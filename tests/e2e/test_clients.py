@@ -41,6 +41,7 @@ CLIENTS = (
     ("aiperf", "aiperf_profile"),
     ("lm-eval-0.4.9", "lm_eval_generation"),
     ("lm-eval-0.4.13", "lm_eval_generation"),
+    ("triton", "triton_client"),
 )
 # No client asks its maker's hosts for anything: prices, datasets, news.
 ALONE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1", "ANONYMIZED_TELEMETRY": "0"}
@@ -63,7 +64,7 @@ def _does_its_job(
     base = f"{real.rest}/v1"
     before = answered(base)
     code, out, err = _output(
-        [python, SCRIPTS / f"{script}.py", base, real.key, real.model, tokenizer]
+        [python, SCRIPTS / f"{script}.py", base, real.key, real.model, tokenizer, real.grpc]
     )
     assert code == 0, f"{out}\n{err}"
     codes = answered(base) - before

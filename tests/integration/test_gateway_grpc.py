@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from gateway_stages import DIGEST, EOS, Stack, running_stack, script_text, until
+from gateway_stages import DIGEST, EOS, Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
 from plinth.internal.v1 import (
     inference_pb2,
@@ -208,6 +208,20 @@ async def test_the_deadline_reaches_the_shard(stack: Stack, channel: grpc.aio.Ch
         await stub.Chat(whole(request), metadata=with_key(stack.key), timeout=0.5)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: stack.shard.running == 0, timeout_s=PATIENCE_S)
+
+
+async def test_a_whole_answer_has_the_gateways_time_and_not_that_of_any_call(
+    tmp_path: Path, redis_server: str, redis_client: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLINTH_RPC__DEFAULT_DEADLINE_S", "0.2")
+    shard = Shard(delay_s=0.01)
+    async with (
+        running_stack(tmp_path, redis_server, first=shard) as stack,
+        grpc.aio.insecure_channel(stack.grpc_address) as channel,
+    ):
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        answer = await stub.Chat(whole(chat()), metadata=with_key(stack.key))
+        assert answer.choices[0].message.content == script_text(3, 0, 80)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,10 @@ MANY_THINGS = {
     "sequences to decode": (TOKENIZER + "Decode", MODEL + many(field(2, b""))),
     "ids to decode": (TOKENIZER + "Decode", MODEL + field(2, field(1, many(b"\1")))),
     "a conversation": (TOKENIZER + "ApplyChatTemplate", MODEL + many(field(2, b""))),
-    "tasks": (PREFERENCES + "CreateTasks", many(field(2, b"")) + many(field(1, b""), 100)),
+    "tasks": (
+        PREFERENCES + "BatchCreatePreferenceTasks",
+        many(field(2, b"")) + many(field(1, b""), 100),
+    ),
     "overrides": (RUNS + "SubmitRun", many(field(3, field(1, b"a")))),
 }
 LONG_THINGS = {

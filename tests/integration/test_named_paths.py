@@ -53,7 +53,7 @@ class Stages:
 
     async def train_tokenizer(self, path: str) -> None:
         stub = tokenizer_pb2_grpc.TokenizerServiceStub(self.channels["tokenizer"])
-        request = tokenizer_pb2.TrainTokenizerRequest(corpus=path, name="t", vocab_size=262)
+        request = tokenizer_pb2.TrainRequest(corpus=path, name="t", vocab_size=262)
         async for _ in stub.Train(request):
             pass
 

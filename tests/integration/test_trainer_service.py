@@ -131,7 +131,7 @@ async def test_from_the_standard_library_to_a_chat_model(stack, trainer):
     corpus = await do(stub, "corpus", "text", prepare=prepare)
     assert corpus.kind == "corpus"
     async with stack.channel(tokenizer) as channel:
-        request = tokenizer_pb2.TrainTokenizerRequest(
+        request = tokenizer_pb2.TrainRequest(
             corpus=f"{corpus.name}@{corpus.version}", name="tokens", vocab_size=400
         )
         answers = [a async for a in TokenizerServiceStub(channel).Train(request)]

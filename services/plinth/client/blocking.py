@@ -51,15 +51,16 @@ class Client(Services):
 
         InvalidArgument for a folder without files, or with links; OSError for what can't be read;
         else as ArtifactService's CreateUpload, WriteUpload and FinishUpload."""
-        return transfers.upload(self.artifacts, Path(folder), artifact_id, license)
+        files = transfers.files_of(Path(folder))
+        return transfers.upload(self, files, artifact_id, license=license)
 
-    def download(self, name: str, folder: Path | str) -> str:
-        """All files of an artifact into a folder, which may hold some of them already. The version
-        that it was ("artifacts/chat@7"). Called again after it was stopped, it goes on.
+    def download(self, name: str, folder: Path | str) -> pb.Artifact:
+        """All files of an artifact into a folder, which may hold some of them already. Called again
+        after it was stopped, it goes on.
 
         name: "artifacts/chat@7"; also "artifacts/chat:prod" or "artifacts/chat". DataLoss for a
         file that came with another digest, OSError for what can't be written."""
-        return transfers.download(self.artifacts, name, Path(folder))
+        return transfers.download(self, name, Path(folder))
 
 
 class Transport:

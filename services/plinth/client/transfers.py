@@ -1,156 +1,122 @@
-"""Folders that become artifacts, and artifacts that become folders; what was stopped goes on where
-it was."""
+"""Files to the platform and from it: pieces at a time, going on where an earlier attempt stopped,
+with digests that are compared at the end."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from plinth.shared.errors import DataLoss, InvalidArgument
+from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 from plinth.v1 import artifacts_pb2 as pb
 
 if TYPE_CHECKING:
-    from plinth.client.calls.artifacts import ArtifactService, AsyncArtifactService
+    from plinth.client.blocking import Client
 
-_READ_BYTES = 1 << 20
-_PAGE = 1000
+_AT_ONCE = 4
+_FINISH_S = 3600.0  # the platform copies all of it
 _PART = ".part"  # what of a file has come
 
-# A call of ArtifactService and its arguments; what comes back is the call's result.
-Step = tuple[str, dict[str, Any]]
+# (bytes done, bytes of all)
+Told = Callable[[int, int], None]
 
 
-def upload(artifacts: ArtifactService, folder: Path, artifact_id: str, license: str) -> pb.Artifact:
-    """As `Client.upload`."""
-    steps = _uploading(folder, artifact_id, license)
-    result: Any = None
-    while isinstance(step := _next(steps, result), tuple):
-        name, arguments = step
-        result = getattr(artifacts, name)(**arguments)
-    return step
-
-
-def download(artifacts: ArtifactService, name: str, folder: Path) -> str:
-    """As `Client.download`."""
-    version = name
-    for page in artifacts.list_artifact_files(name, page_size=_PAGE).pages():
-        version = page.artifact
-        for file in page.files:
-            if (landing := Landing.of(folder, file)) is None:
-                continue
-            pieces = artifacts.download_artifact(version, path=file.path, offset=landing.size)
-            with landing.open() as out:
-                for piece in pieces:
-                    out.write(piece.data)
-            landing.finish()
-    return version
-
-
-async def upload_async(
-    artifacts: AsyncArtifactService, folder: Path, artifact_id: str, license: str
+def upload(
+    client: Client,
+    files: Mapping[str, Path],
+    artifact_id: str,
+    *,
+    license: str = "",
+    told: Told = lambda done, total: None,
 ) -> pb.Artifact:
-    """As `AsyncClient.upload`."""
-    steps = _uploading(folder, artifact_id, license)
-    result: Any = None
-    # Files are read and hashed between two calls.
-    while isinstance(step := await asyncio.to_thread(_next, steps, result), tuple):
-        name, arguments = step
-        result = await getattr(artifacts, name)(**arguments)
-    return step
+    """The artifact of kind FILES that the files become: path in it → file on this machine.
+
+    The same files under the same id go on where an earlier call stopped. Raises what the platform
+    does; InvalidArgument for a file that can't be read, or that changed meanwhile.
+    """
+    digests = {path: _digest(file) for path, file in files.items()}
+    listing = "".join(f"{path}\0{digests[path]}\n" for path in sorted(files))
+    request_id = hashlib.sha256(f"{artifact_id}\0{license}\0{listing}".encode()).hexdigest()
+    spec = pb.UploadSpec(artifact_id=artifact_id, license=license)
+    for path in sorted(files):
+        spec.files.add(path=path, size_bytes=files[path].stat().st_size)
+    made = client.artifacts.create_upload(pb.Upload(spec=spec), request_id=request_id)
+    if made.status.state == pb.UPLOAD_STATE_FINISHED:
+        try:
+            return client.artifacts.get_artifact(made.status.artifact)
+        except NotFound:  # it was deleted since
+            client.artifacts.delete_upload(made.name)
+            made = client.artifacts.create_upload(pb.Upload(spec=spec), request_id=request_id)
+    _send(client, made, files, told)
+    return client.artifacts.finish_upload(made.name, digests=digests, timeout=_FINISH_S)
 
 
-async def download_async(artifacts: AsyncArtifactService, name: str, folder: Path) -> str:
-    """As `AsyncClient.download`."""
-    version = name
-    async for page in artifacts.list_artifact_files(name, page_size=_PAGE).pages():
-        version = page.artifact
-        for file in page.files:
-            if (landing := await asyncio.to_thread(Landing.of, folder, file)) is None:
-                continue
-            pieces = artifacts.download_artifact(version, path=file.path, offset=landing.size)
-            with landing.open() as out:
-                async for piece in pieces:
-                    await asyncio.to_thread(out.write, piece.data)
-            await asyncio.to_thread(landing.finish)
-    return version
+def download(
+    client: Client,
+    name: str,
+    folder: Path,
+    *,
+    told: Told = lambda done, total: None,
+) -> pb.Artifact:
+    """Copies all files of an artifact ("artifacts/chat@7") into `folder`; what lies there whole is
+    left, and what an earlier call began goes on. DataLoss: a file came as another one than was
+    published; nothing of it stays."""
+    artifact = client.artifacts.get_artifact(name)
+    done = 0
+    for file in client.artifacts.list_artifact_files(artifact.name, page_size=1000):
+        if (landing := Landing.of(folder, file)) is not None:
+            _fetch(client, artifact.name, file, landing)
+        done += file.size_bytes
+        told(done, artifact.size_bytes)
+    return artifact
 
 
-def _next(steps: Generator[Step, Any, pb.Artifact], result: Any) -> Step | pb.Artifact:
-    """The next step, or what came of them all: a StopIteration can't leave a coroutine."""
-    try:
-        return steps.send(result)
-    except StopIteration as ended:
-        made: pb.Artifact = ended.value
-        return made
+def read(client: Client, name: str, path: str) -> bytes:
+    """One small file of an artifact, "manifest.json" too."""
+    return b"".join(piece.data for piece in client.artifacts.download_artifact(name, path=path))
 
 
-def _uploading(folder: Path, artifact_id: str, license: str) -> Generator[Step, Any, pb.Artifact]:
-    """The calls of an upload."""
-    files = list(_files(folder))
-    if not files:
-        raise InvalidArgument(f"{folder} has no files", reason="EMPTY_FOLDER", field="folder")
-    digests = {path: _digest(folder / path) for path in files}
-    spec = pb.UploadSpec(
-        artifact_id=artifact_id,
-        license=license,
-        files=[
-            pb.UploadFile(path=path, size_bytes=(folder / path).stat().st_size) for path in files
-        ],
-    )
-    # The same files to the same name are the same upload.
-    identity = hashlib.sha256(repr((artifact_id, license, sorted(digests.items()))).encode())
-    upload: pb.Upload = yield (
-        "create_upload",
-        {"upload": pb.Upload(spec=spec), "request_id": f"upload-{identity.hexdigest()[:32]}"},
-    )
-    if upload.status.state != pb.UPLOAD_STATE_FINISHED:
-        upload = yield "get_upload", {"name": upload.name}
-        for status in upload.status.files:
-            yield from _writing(upload, folder, status)
-    made: pb.Artifact = yield "finish_upload", {"name": upload.name, "digests": digests}
-    return made
+def _send(client: Client, made: pb.Upload, files: Mapping[str, Path], told: Told) -> None:
+    total = sum(file.size_bytes for file in made.spec.files)
+    done = sum(file.committed_bytes for file in made.status.files)
+    told(done, total)
+
+    def pieces() -> Iterator[tuple[str, int]]:
+        for file in made.status.files:
+            for offset in range(file.committed_bytes, file.size_bytes, made.piece_bytes):
+                yield file.path, offset
+
+    def write(at: tuple[str, int]) -> int:
+        path, offset = at
+        with files[path].open("rb") as source:
+            source.seek(offset)
+            data = source.read(made.piece_bytes)
+        client.artifacts.write_upload(made.name, path=path, offset=offset, data=data)
+        return len(data)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        waiting = pieces()
+        while batch := [one for _, one in zip(range(16 * _AT_ONCE), waiting, strict=False)]:
+            for sent in pool.map(write, batch):
+                done += sent
+                told(done, total)
 
 
-def _writing(
-    upload: pb.Upload, folder: Path, status: pb.UploadFileStatus
-) -> Generator[Step, Any, None]:
-    """The pieces of one file from where it is."""
-    with (folder / status.path).open("rb") as file:
-        for offset in range(status.committed_bytes, status.size_bytes, upload.piece_bytes):
-            file.seek(offset)
-            data = file.read(min(upload.piece_bytes, status.size_bytes - offset))
-            arguments = {"name": upload.name, "path": status.path, "offset": offset, "data": data}
-            yield "write_upload", arguments
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """The paths of all files, with "/" between their parts. InvalidArgument for links and what else
-    is no file: what is sent is what lies there."""
-    if not folder.is_dir():
-        raise InvalidArgument(f"{folder} is no folder", reason="NO_FOLDER", field="folder")
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise InvalidArgument(
-                f"{path} is a link, or no file: upload a folder that holds the files themselves",
-                reason="NO_FILE",
-                field="folder",
-            )
-        if path.is_file():
-            yield path.relative_to(folder).as_posix()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+def _fetch(client: Client, name: str, file: pb.ArtifactFile, landing: Landing) -> None:
+    pieces = client.artifacts.download_artifact(name, path=file.path, offset=landing.size)
+    with landing.part.open("ab") as out:
+        for piece in pieces:
+            out.write(piece.data)
+    landing.finish()
 
 
 @dataclass(frozen=True)
 class Landing:
-    """Where a file comes down. size: how much of it is there, in bytes."""
+    """Where a file comes down: under another name first, since what has its name is whole. size:
+    how much of it is there, in bytes."""
 
     path: Path
     part: Path
@@ -159,11 +125,13 @@ class Landing:
 
     @classmethod
     def of(cls, folder: Path, file: pb.ArtifactFile) -> Landing | None:
-        """None where the whole file is there. DataLoss for a path that leads out of the folder."""
+        """None where the whole file is there. DataLoss for a path that leads out of the folder: no
+        artifact has one."""
         parts = PurePosixPath(file.path).parts
-        if not parts or ".." in parts or file.path.startswith("/") or "\0" in file.path:
-            raise DataLoss(f"{file.path!r} leads out of the artifact", reason="ARTIFACT_PATH")
         path = folder.joinpath(*parts)
+        plain = parts and ".." not in parts and "\0" not in file.path
+        if not plain or not path.resolve().is_relative_to(folder.resolve()):
+            raise DataLoss(f"{file.path!r} leads out of the artifact", reason="ARTIFACT_PATH")
         whole = path.is_file() and path.stat().st_size == file.size_bytes
         if whole and _digest(path) == file.digest:
             return None
@@ -175,17 +143,41 @@ class Landing:
             size = 0
         return cls(path, part, file.digest, size)
 
-    def open(self) -> Any:
-        """The part, to be added to."""
-        return self.part.open("ab")
-
     def finish(self) -> None:
         """The whole file takes its place. DataLoss if it is another one than was asked for; then
         nothing of it stays."""
         if (found := _digest(self.part)) != self.digest:
             self.part.unlink()
             raise DataLoss(
-                f"{self.path} came with the digest {found}, not {self.digest}; ask for it again",
+                f"{self.path} came as {found}, not {self.digest}; ask for it again",
                 reason="DIGEST_MISMATCH",
             )
         self.part.replace(self.path)
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """All files in a folder, by their paths there with "/" between the parts. InvalidArgument for
+    one without any, and for links and what else is no file: what is sent is what lies there."""
+    if not folder.is_dir():
+        raise InvalidArgument(f"{folder} is no folder", reason="NO_FOLDER", field="folder")
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InvalidArgument(
+                f"{path} is a link, or no file: upload a folder that holds the files themselves",
+                reason="NO_FILE",
+                field="folder",
+            )
+        if path.is_file():
+            found[path.relative_to(folder).as_posix()] = path
+    if not found:
+        raise InvalidArgument(f"{folder} has no files", reason="EMPTY_FOLDER", field="folder")
+    return found
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as source:
+            return f"sha256:{hashlib.file_digest(source, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise InvalidArgument(f"{file} can't be read: {error.strerror}") from error

@@ -85,6 +85,21 @@ def parse(raw: bytes | bytearray) -> dict[str, Any]:
     return _parsed([bytearray(raw)])
 
 
+def parse_part(raw: bytes, kind: type[T], where: str) -> T:
+    """JSON within a message, which is at `where`: an object (`dict`) or a list. InvalidArgument."""
+    try:
+        value = _value([bytearray(raw)])
+    except InvalidArgument as error:
+        what = error.message.removeprefix("the body ")
+        raise InvalidArgument(f"{where}: {what}", reason=error.reason, field=where) from None
+    if not isinstance(value, kind):
+        right = "object" if kind is dict else "list"
+        raise InvalidArgument(
+            f"{where}: must be a JSON {right}", reason="INVALID_JSON", field=where
+        )
+    return value
+
+
 async def _received(request: Request, limit: int) -> bytearray:
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
@@ -125,6 +140,14 @@ def _unpacked(packed: bytearray, encoding: str, limit: int) -> bytearray:
 
 def _parsed(held: list[bytearray]) -> dict[str, Any]:
     """The object in `held`, which is empty then."""
+    value = _value(held)
+    if not isinstance(value, dict):
+        raise InvalidArgument("the body must be a JSON object", reason="INVALID_JSON")
+    return value
+
+
+def _value(held: list[bytearray]) -> Any:
+    """The value in `held`, which is empty then."""
     raw = held.pop()
     if raw.startswith(_BOM):  # what some editors and shells put before UTF-8
         del raw[: len(_BOM)]
@@ -140,8 +163,6 @@ def _parsed(held: list[bytearray]) -> dict[str, Any]:
         raise InvalidArgument(
             f"the body is not valid JSON: {error}", reason="INVALID_JSON"
         ) from None
-    if not isinstance(value, dict):
-        raise InvalidArgument("the body must be a JSON object", reason="INVALID_JSON")
     if _ESCAPED_SURROGATE.search(raw):
         _refuse_surrogates(value, "")
     return value

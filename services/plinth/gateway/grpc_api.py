@@ -17,7 +17,9 @@ from plinth.gateway.proxy import proxied_services
 from plinth.gateway.quota_interceptor import OWN, QuotaInterceptor
 from plinth.gateway.revocation import RevocationInterceptor
 from plinth.gateway.services.generation import GenerationServicer
+from plinth.gateway.services.keys import KeyServicer
 from plinth.gateway.services.models import ModelServicer
+from plinth.gateway.services.open_inference import SERVICE, OpenInferenceServicer
 from plinth.gateway.services.operations import OperationsServicer
 from plinth.gateway.services.tokenization import TokenizationServicer
 from plinth.shared.identity import current_call
@@ -39,11 +41,15 @@ def build_server(core: GatewayCore) -> GrpcServer:
             TokenizationServicer,
             ModelServicer,
             OperationsServicer,
+            KeyServicer,
+            OpenInferenceServicer,
         )
     ]
     gateway = core.settings.gateway
     stages = proxied_services(core.clients)
-    watches = [method for service in stages for method in service.resumable()]
+    # What may last longer than a key.
+    lasting = [method for service in stages for method in service.resumable()]
+    lasting.append(f"/{SERVICE}/ModelStreamInfer")
     return GrpcServer(
         [*own, *stages],
         stage="gateway",
@@ -52,7 +58,7 @@ def build_server(core: GatewayCore) -> GrpcServer:
         host=gateway.host,
         port=gateway.grpc_port,
         authenticator=core.keyring,
-        admitted=[RevocationInterceptor(core.keyring, watches), QuotaInterceptor(core.quotas)],
+        admitted=[RevocationInterceptor(core.keyring, lasting), QuotaInterceptor(core.quotas)],
         slow_reader_s=gateway.slow_client_s,
         bounds=Bounds(fields=bounded_json.MAX_VALUES, packed=bounded_json.MAX_INTEGERS),
         tls=gateway.tls,

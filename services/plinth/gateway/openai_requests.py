@@ -14,8 +14,9 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 
 from plinth.gateway import limits
 from plinth.gateway.bodies import validated
-from plinth.gateway.chat_messages import read_messages
+from plinth.gateway.chat_messages import normalised, read_messages
 from plinth.gateway.field_rules import Ignored, Rules
+from plinth.gateway.generation import TextRequest
 from plinth.gateway.known_fields import CHAT, COMPLETION
 from plinth.gateway.prompts import read_prompts
 from plinth.gateway.request_body import RequestBody, Whole, opened
@@ -70,6 +71,22 @@ class ChatBody(RequestBody):
     def alternatives(self) -> int | None:
         """Alternatives to report per token; None: no log-probs."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    def asks(self, prompt_field: str = "messages") -> list[TextRequest]:
+        """What the gateway's core is asked: one."""
+        return [
+            TextRequest(
+                self.model,
+                normalised(self.messages),
+                self.sampling(),
+                self.stops,
+                self.samples,
+                prompt_field,
+                self.samples_field,
+                whole=not self.stream,
+                user=self.who,
+            )
+        ]
 
     def _check(self) -> None:
         if self.top_logprobs and not self.logprobs:
@@ -136,6 +153,27 @@ class CompletionBody(RequestBody):
     def alternatives(self) -> int | None:
         """Alternatives to report per token; None: no log-probs."""
         return self.logprobs
+
+    def asks(self, prompt_field: str = "prompt") -> list[TextRequest]:
+        """What the gateway's core is asked: one for each prompt."""
+        deaths: set[str] = set()  # of shards, under any of the prompts
+        return [
+            TextRequest(
+                self.model,
+                prompt,
+                self.sampling(),
+                self.stops,
+                self.samples,
+                prompt_field,
+                self.samples_field,
+                answers=len(self.prompts) * self.samples,
+                whole=not self.stream,
+                user=self.who,
+                special_tokens=self.special_tokens is not False,
+                deaths=deaths,
+            )
+            for prompt in self.prompts
+        ]
 
     def _check(self) -> None:
         limits.check_max_tokens(self.asked_tokens, "max_tokens")

@@ -16,7 +16,6 @@ from plinth.gateway.answer_writer import TextEvent
 from plinth.gateway.authentication import authenticate
 from plinth.gateway.bodies import read
 from plinth.gateway.catalogue import ServedModel
-from plinth.gateway.chat_messages import normalised
 from plinth.gateway.chooser import Chosen
 from plinth.gateway.core import GatewayCore
 from plinth.gateway.generation import Prepared, TextRequest
@@ -52,17 +51,7 @@ def add_openai_routes(app: FastAPI, core: GatewayCore) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: Request) -> Response:
         principal, body = await enter(request, ChatBody)
-        ask = TextRequest(
-            body.model,
-            normalised(body.messages),
-            body.sampling(),
-            body.stops,
-            body.samples,
-            "messages",
-            body.samples_field,
-            whole=not body.stream,
-            user=body.who,
-        )
+        (ask,) = body.asks()
         recorder = core.preferences.recorder(request.headers.get(CONSENT), ask)
         if body.selection is not None:
             recorder = None  # the best of several is no sample of the model
@@ -71,24 +60,7 @@ def add_openai_routes(app: FastAPI, core: GatewayCore) -> None:
     @app.post("/v1/completions", response_model=None)
     async def complete(request: Request) -> Response:
         principal, body = await enter(request, CompletionBody)
-        deaths: set[str] = set()  # of shards, under any of the prompts
-        asks = [
-            TextRequest(
-                body.model,
-                prompt,
-                body.sampling(),
-                body.stops,
-                body.samples,
-                samples_field=body.samples_field,
-                answers=len(body.prompts) * body.samples,
-                whole=not body.stream,
-                user=body.who,
-                special_tokens=body.special_tokens is not False,
-                deaths=deaths,
-            )
-            for prompt in body.prompts
-        ]
-        return await _answer(core, request, principal, asks, body, CompletionRenderer)
+        return await _answer(core, request, principal, body.asks(), body, CompletionRenderer)
 
     @app.get("/v1/models", response_model=None)
     async def models(request: Request) -> dict[str, Any]:

@@ -27,8 +27,17 @@ from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.status import fail
 
 _GENERATION = "/plinth.v1.GenerationService/"
+_OPEN_INFERENCE = "/inference.GRPCInferenceService/"
 # Of services that the gateway answers itself.
-OWN = (_GENERATION, "/plinth.v1.ModelService/", "/plinth.v1.OperationsService/")
+OWN = (
+    _GENERATION,
+    _OPEN_INFERENCE,
+    "/plinth.v1.ModelService/",
+    "/plinth.v1.OperationsService/",
+    "/plinth.v1.KeyService/",
+)
+# What makes answers.
+ANSWERED = (_GENERATION, f"{_OPEN_INFERENCE}ModelInfer")
 STAGES = "/plinth.v1."
 WATCHES = frozenset({"WatchRun", "WatchJob"})
 
@@ -41,7 +50,7 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Continuation, details: Any) -> Handler | None:
         handler = await continuation(details)
-        counted, answered = counts(details.method), details.method.startswith(_GENERATION)
+        counted, answered = counts(details.method), details.method.startswith(ANSWERED)
         if handler is None or not (counted or answered):
             return handler
 

@@ -11,13 +11,18 @@ from plinth.gateway.bodies import validated
 from plinth.gateway.field_rules import Ignored, Rules, UnknownFields, sift
 from plinth.gateway.known_fields import STREAM_OPTIONS, USAGE_IN_EACH
 from plinth.gateway.selection import Select, Selection, selection_of
-from plinth.shared.api import enums
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import sampling_pb2
 
 OPEN = -1  # as max_tokens: as many as the context leaves; as seed: any; as top_k: off
 
 
+_SPECULATION = {
+    "": sampling_pb2.SPECULATION_UNSPECIFIED,
+    "off": sampling_pb2.SPECULATION_OFF,
+    "lookup": sampling_pb2.SPECULATION_LOOKUP,
+    "draft": sampling_pb2.SPECULATION_DRAFT,
+}
 Usage = Literal["none", "last", "each"]  # the chunks of a stream that tell what it has cost
 # JSON has one kind of number: 3.0 is an integer, and some languages write it so.
 Whole = Annotated[
@@ -157,7 +162,7 @@ class RequestBody(BaseModel):
             max_tokens=min(asked, limits.MAX_TOKENS) if asked is not None else None,
             ignore_eos=bool(self.ignore_eos),
             top_logprobs=self.alternatives or 0,
-            speculation=enums.number(sampling_pb2.Speculation, self.speculation or ""),
+            speculation=_SPECULATION[self.speculation or ""],
             stop_token_ids=self.stop_token_ids,
         )
         if self.seed is not None and self.seed != OPEN:

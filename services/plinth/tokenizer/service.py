@@ -181,8 +181,8 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
             yield pb.DecodeStreamResponse(text=text, starts=starts, ends=ends)
 
     async def Train(
-        self, request: pb.TrainTokenizerRequest, context: Context
-    ) -> AsyncIterator[pb.TrainTokenizerResponse]:
+        self, request: pb.TrainRequest, context: Context
+    ) -> AsyncIterator[pb.TrainResponse]:
         told = train_position(request)
         await context.send_initial_metadata(())  # the caller knows now that somebody answers
         if told is None:

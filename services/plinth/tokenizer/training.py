@@ -41,8 +41,8 @@ class _Reading:
 
 
 async def train_and_publish(
-    store: ArtifactStore, roots: SourceRoots, request: pb.TrainTokenizerRequest
-) -> AsyncIterator[pb.TrainTokenizerResponse]:
+    store: ArtifactStore, roots: SourceRoots, request: pb.TrainRequest
+) -> AsyncIterator[pb.TrainResponse]:
     """Progress twice a second, then the artifact. Raises as `VocabularySpec` and `train` do."""
     check_name(request.name, "name")  # before a large folder is read for nothing
     spec = VocabularySpec(
@@ -63,18 +63,16 @@ async def train_and_publish(
         )
         try:
             while not (await asyncio.wait({work}, timeout=PROGRESS_SECONDS))[0]:
-                yield pb.TrainTokenizerResponse(bytes_read=reading.read, bytes_total=total)
+                yield pb.TrainResponse(bytes_read=reading.read, bytes_total=total)
         finally:
             if not work.done():
                 reading.abandoned = True
                 work.add_done_callback(_outcome_of_no_use)
         record = await work
-    yield pb.TrainTokenizerResponse(
-        bytes_read=total, bytes_total=total, artifact=artifact_message(record)
-    )
+    yield pb.TrainResponse(bytes_read=total, bytes_total=total, artifact=artifact_message(record))
 
 
-def train_position(request: pb.TrainTokenizerRequest) -> int | None:
+def train_position(request: pb.TrainRequest) -> int | None:
     """Bytes of which the caller was told already; -1 at the start, None once it has it all."""
     token = request.resume_token
     if token == TOLD_ALL:
@@ -88,7 +86,7 @@ def train_position(request: pb.TrainTokenizerRequest) -> int | None:
     return int(token) if token else -1
 
 
-def position_behind(progress: pb.TrainTokenizerResponse) -> str:
+def position_behind(progress: pb.TrainResponse) -> str:
     """The resume token of a response. Bytes don't tell the artifact's: it may come after progress
     that counts as many, and a folder that was changed may have fewer when the training is begun
     anew."""

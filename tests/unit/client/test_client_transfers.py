@@ -120,7 +120,7 @@ async def test_up_and_down(stage: Stage, call: Transfer, folder: Path, tmp_path:
     assert {path: there[path] for path in FILES} == FILES
     assert await call("upload", str(folder), "mine", license="mit") == made
     assert len(stage.written) == 6  # pieces of 4 bytes, each once
-    assert await call("download", "artifacts/mine", tmp_path / "down") == made.name
+    assert (await call("download", "artifacts/mine", tmp_path / "down")).name == made.name
     assert content(tmp_path / "down") == FILES
 
 
@@ -136,7 +136,8 @@ async def test_a_stopped_upload_goes_on(stage: Stage, call: Transfer, folder: Pa
         await call("upload", folder, "mine")
     stage.fails_at = None
     assert (await call("upload", folder, "mine")).name == "artifacts/mine@1"
-    assert len(stage.written) == len(set(stage.written)) == 6
+    assert len(set(stage.written)) == 6
+    assert len(stage.written) < 3 + 6  # pieces go side by side: one behind a gap is sent again
 
 
 async def test_a_stopped_download_goes_on(
@@ -148,7 +149,7 @@ async def test_a_stopped_download_goes_on(
     (down / "config.json").write_bytes(b"{}")  # is there
     (down / "empty").write_bytes(b"something else")
     (down / "sub" / "weights.part").write_bytes(b"01234567")
-    assert await call("download", "artifacts/mine", down) == "artifacts/mine@1"
+    assert (await call("download", "artifacts/mine", down)).name == "artifacts/mine@1"
     assert content(down) == FILES
     assert stage.read == [("empty", 0), ("sub/weights", 8)]
 
@@ -166,7 +167,7 @@ async def test_what_comes_damaged_is_told_and_not_kept(
     down = tmp_path / "down"
     (down / "sub").mkdir(parents=True)
     (down / "sub" / "weights.part").write_bytes(b"another")
-    with pytest.raises(DataLoss, match=r"sub/weights came with the digest"):
+    with pytest.raises(DataLoss, match=r"sub/weights came as sha256"):
         await call("download", "artifacts/mine@1", down)
     await call("download", "artifacts/mine@1", down)
     assert content(down) == FILES

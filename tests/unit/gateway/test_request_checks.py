@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from plinth.gateway import limits
 from plinth.gateway.openai_requests import ChatBody, CompletionBody
 from plinth.gateway.services.generation_requests import check_chat, check_completion
+from plinth.shared.api import enums
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import generation_pb2 as pb
@@ -67,7 +68,7 @@ NUMBERS = st.one_of(st.none(), st.floats(-1, 3, width=32), st.sampled_from([0.0,
     st.none() | st.integers(0, 1_000_000),
     st.none() | st.integers(0, 2**32 - 1),
     st.integers(0, 30),
-    st.sampled_from(["", "off", "lookup", "draft", "fast"]),
+    st.sampled_from(["", *enums.words(sampling_pb2.Speculation)]),
     st.lists(st.integers(0, 2**32 - 1), max_size=70),
 )
 def test_both_take_the_same_sampling(
@@ -84,13 +85,13 @@ def test_both_take_the_same_sampling(
         "top_p": top_p,
         "top_k": top_k,
         "max_tokens": max_tokens,
-        "speculation": speculation,
         "stop_token_ids": stop_token_ids,
     }
-    rest = {"model": "chat", "messages": [USER], **common}
+    rest = {"model": "chat", "messages": [USER], "speculation": speculation, **common}
     rest |= {"logprobs": True, "top_logprobs": top_logprobs}
     message = chat_pb2.ChatMessage(**USER)
-    sampling = sampling_pb2.SamplingParams(**common, top_logprobs=top_logprobs)
+    drafts: Any = enums.number(sampling_pb2.Speculation, speculation)
+    sampling = sampling_pb2.SamplingParams(**common, top_logprobs=top_logprobs, speculation=drafts)
     grpc = pb.ChatRequest(
         model="chat", messages=[message], options=pb.GenerationOptions(sampling=sampling)
     )

@@ -159,7 +159,7 @@ async def test_a_deadline_ends_an_answer(front) -> None:
         ({"ids": [10**6]}, "INVALID_ARGUMENT", "vocabulary"),
         ({"ids": [5] * 5000}, "INVALID_ARGUMENT", "context"),
         ({"temperature": float("nan")}, "INVALID_ARGUMENT", "temperature"),
-        ({"speculation": "draft"}, "INVALID_ARGUMENT", "drafter"),
+        ({"speculation": "SPECULATION_DRAFT"}, "INVALID_ARGUMENT", "drafter"),
     ],
 )
 async def test_what_cannot_be_right_is_refused(front, change, code, words) -> None:

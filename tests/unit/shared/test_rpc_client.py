@@ -136,7 +136,7 @@ async def test_a_server_that_is_slow_to_answer_a_connection_is_not_away(settings
             async with opened(late, settings) as channel:
                 stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
                 with pytest.raises(Unavailable, match="not now"):
-                    async for _ in stub.Train(pb.TrainTokenizerRequest()):
+                    async for _ in stub.Train(pb.TrainRequest()):
                         pass
     assert facts.calls == 1
 
@@ -182,7 +182,7 @@ async def test_idempotent_unary_calls_are_retried_and_streams_are_not(settings) 
         facts.calls = 0
         stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
         with pytest.raises(Unavailable):
-            await stub.Train(pb.TrainTokenizerRequest()).read()
+            await stub.Train(pb.TrainRequest()).read()
         assert facts.calls == 1
 
 

@@ -42,10 +42,10 @@ class Crashing(rpc.TokenizerServiceServicer):
     async def Train(self, request: Any, context: Any) -> AsyncIterator[Any]:
         if self._how == "cancelled inside":
             raise asyncio.CancelledError
-        yield pb.TrainTokenizerResponse(bytes_total=1)
+        yield pb.TrainResponse(bytes_total=1)
         if self._how == "handler":
             raise Crash(SECRET)
-        yield "no message" if self._how == "serialising" else pb.TrainTokenizerResponse()
+        yield "no message" if self._how == "serialising" else pb.TrainResponse()
 
 
 def crash(*_: Any) -> Any:

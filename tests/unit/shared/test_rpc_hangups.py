@@ -53,7 +53,7 @@ class Busy(rpc.TokenizerServiceServicer):
 
     async def Train(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._gone(context)
-        yield pb.TrainTokenizerResponse()
+        yield pb.TrainResponse()
 
     async def DecodeStream(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         async for _ in requests:

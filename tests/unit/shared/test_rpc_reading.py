@@ -32,7 +32,7 @@ class Echo(rpc.TokenizerServiceServicer):
         return pb.EncodeResponse(sequences=[pb.TokenIds(ids=[len(request.texts)])])
 
     async def Train(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        yield pb.TrainTokenizerResponse(bytes_read=len(request.special_tokens))
+        yield pb.TrainResponse(bytes_read=len(request.special_tokens))
 
     async def DecodeStream(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         async for request in requests:

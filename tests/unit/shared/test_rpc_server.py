@@ -81,7 +81,7 @@ class Echo(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.entered.set()
         try:
             for index in range(3):
-                yield pb.TrainTokenizerResponse(bytes_read=index)
+                yield pb.TrainResponse(bytes_read=index)
             if request.name == "bug":
                 raise RuntimeError("the password is hunter2")
             if request.name == "hang":
@@ -143,7 +143,7 @@ def all_calls(stub, **kwargs):
     """One call of each of the four kinds that the stub has."""
     return [
         stub.Encode(pb.EncodeRequest(texts=["abc"]), **kwargs),
-        drained(stub.Train(pb.TrainTokenizerRequest(), **kwargs)),
+        drained(stub.Train(pb.TrainRequest(), **kwargs)),
         drained(stub.DecodeStream(iter([pb.DecodeStreamRequest(ids=[1])]), **kwargs)),
     ]
 
@@ -258,7 +258,7 @@ async def test_an_unexpected_error_leaks_nothing_and_is_logged(settings, kind) -
             if kind == "unary":
                 call = stub.Encode(pb.EncodeRequest(model="bug"), metadata=given)
             else:
-                call = drained(stub.Train(pb.TrainTokenizerRequest(name="bug"), metadata=given))
+                call = drained(stub.Train(pb.TrainRequest(name="bug"), metadata=given))
             error = await failing(call)
         assert error.code() is grpc.StatusCode.INTERNAL
         assert "hunter2" not in repr(error)
@@ -321,7 +321,7 @@ async def test_a_call_without_deadline_gets_the_default(tmp_path) -> None:
 async def test_streams_without_deadline_go_on(tmp_path) -> None:
     settings = load_settings(data_dir=tmp_path, rpc__default_deadline_s=0.05)
     async with serving(settings) as (_server, echo, _channel, stub):
-        request = pb.TrainTokenizerRequest(name="hang")
+        request = pb.TrainRequest(name="hang")
         call = stub.Train(request, metadata=metadata(("jobs",)))
         for _ in range(3):
             await call.read()
@@ -344,7 +344,7 @@ async def test_the_clients_deadline_reaches_the_handler(settings) -> None:
 
 async def test_hanging_up_reaches_a_stream_at_once(settings) -> None:
     async with serving(settings) as (_server, echo, _channel, stub):
-        request = pb.TrainTokenizerRequest(name="hang")
+        request = pb.TrainRequest(name="hang")
         call = stub.Train(request, metadata=metadata(("jobs",)))
         await call.read()
         call.cancel()

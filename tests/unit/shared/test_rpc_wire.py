@@ -19,7 +19,7 @@ KINDS: list[Any] = [
     generation_pb2.ChatRequest,
     tokenizer_pb2.DecodeRequest,
     tokenizer_pb2.ApplyChatTemplatesRequest,
-    preferences_pb2.CreateTasksRequest,
+    preferences_pb2.BatchCreatePreferenceTasksRequest,
     jobs_pb2.JobProgress,  # maps and numbers of a fixed size
 ]
 NO_BOUND = 1 << 30
@@ -135,7 +135,7 @@ def chats(draw: Any) -> Any:
 @given(chat=chats())
 def test_what_a_library_writes_is_counted_exactly(chat: Any) -> None:
     data = chat.SerializeToString()
-    ids = len(chat.sampling.stop_token_ids)
+    ids = len(chat.options.sampling.stop_token_ids)
     count = made(chat) + (ids > 0)  # a packed list is one field
     assert within(data, generation_pb2.ChatRequest, fields=count, packed=ids)
     assert not count or not within(data, generation_pb2.ChatRequest, fields=count - 1)

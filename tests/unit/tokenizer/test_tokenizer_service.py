@@ -384,8 +384,8 @@ async def test_scopes_are_needed(served: Served) -> None:
         await refused(call, PermissionDenied, "tokenize")
 
 
-async def trained(stub: TokenizerServiceStub, **kwargs: object) -> list[pb.TrainTokenizerResponse]:
-    return [answer async for answer in stub.Train(pb.TrainTokenizerRequest(**kwargs))]
+async def trained(stub: TokenizerServiceStub, **kwargs: object) -> list[pb.TrainResponse]:
+    return [answer async for answer in stub.Train(pb.TrainRequest(**kwargs))]
 
 
 async def test_training_publishes_once(
@@ -436,7 +436,7 @@ async def test_a_caller_that_hangs_up_leaves_nothing(
     served: Served, stub: TokenizerServiceStub, tmp_path: Path
 ) -> None:
     folder = str(write_corpus(tmp_path / "corpus", documents=20_000))
-    call = stub.Train(pb.TrainTokenizerRequest(corpus=folder, name="gone", vocab_size=2000))
+    call = stub.Train(pb.TrainRequest(corpus=folder, name="gone", vocab_size=2000))
     async for _ in call:
         break
     call.cancel()

@@ -26,15 +26,13 @@ def stage(store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return build(SimpleNamespace(settings=settings, store=store))
 
 
-async def told(
-    stage: TokenizerStage, corpus: Path, rng: random.Random
-) -> list[pb.TrainTokenizerResponse]:
+async def told(stage: TokenizerStage, corpus: Path, rng: random.Random) -> list[pb.TrainResponse]:
     """What a client sees that asks again until a call ends by itself, each of which breaks after
     some responses, the last one at times too."""
-    seen: list[pb.TrainTokenizerResponse] = []
+    seen: list[pb.TrainResponse] = []
     while True:
         token = seen[-1].resume_token if seen else ""
-        request = pb.TrainTokenizerRequest(
+        request = pb.TrainRequest(
             corpus=str(corpus), name="mine", vocab_size=400, resume_token=token
         )
         call = stage.Train(request, Caller())
@@ -65,7 +63,7 @@ async def test_each_response_comes_once(
 async def test_a_corpus_that_shrank_meanwhile_still_gives_its_artifact(
     stage: TokenizerStage, tmp_path: Path
 ) -> None:
-    request = pb.TrainTokenizerRequest(
+    request = pb.TrainRequest(
         corpus=str(write_corpus(tmp_path / "corpus")),
         name="mine",
         vocab_size=400,
@@ -76,6 +74,6 @@ async def test_a_corpus_that_shrank_meanwhile_still_gives_its_artifact(
 
 
 async def test_a_token_of_nobody_is_refused(stage: TokenizerStage) -> None:
-    call = stage.Train(pb.TrainTokenizerRequest(resume_token="1-2"), Caller())
+    call = stage.Train(pb.TrainRequest(resume_token="1-2"), Caller())
     with pytest.raises(InvalidArgument, match="'1-2' is none of Train's"):
         await anext(call)

@@ -43,7 +43,7 @@ class TokenizerStep:
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, TokenizerSpec)
-        request = pb.TrainTokenizerRequest(
+        request = pb.TrainRequest(
             corpus=work.inputs["corpus"].ref,
             name=work.output_name,
             vocab_size=spec.vocab_size,

@@ -99,15 +99,16 @@ def selected(chosen: Chosen) -> pb.Selected:
     """How an answer was chosen."""
     note = chosen.note
     reasons = note.get("reasons", {})
+    by: Any = enums.number(pb.SelectBy, note["by"])
     return pb.Selected(
         sample=chosen.sample,
-        by=enums.number(pb.SelectBy, note["by"]),
+        by=by,
         score=note["score"],
         parts=[
             pb.SelectedPart(source=source, value=value, reason=reasons.get(source, ""))
             for source, value in note.get("parts", {}).items()
         ],
         answer=note.get("answer"),
-        votes=note.get("votes"),
-        weight=note.get("weight"),
+        votes=note.get("votes", 0),
+        weight=note.get("weight", 0.0),
     )

@@ -63,7 +63,7 @@ def model_id(name: str) -> str:
 
 def selection(request: pb.ChatRequest | pb.CompleteRequest) -> Selection | None:
     """Which of the candidates are returned; None: all. InvalidArgument for what can't be."""
-    asked = {"best_of": request.best_of or None}
+    asked: dict[str, Any] = {"best_of": request.best_of or None}
     if request.HasField("select"):
         asked["select"] = _select(request.select)
     choice = validated(_Choice, asked)

@@ -392,7 +392,7 @@ class DecodeStreamResponse(_message.Message):
 Global___DecodeStreamResponse: _TypeAlias = DecodeStreamResponse  # noqa: Y015
 
 @_typing.final
-class TrainTokenizerRequest(_message.Message):
+class TrainRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CORPUS_FIELD_NUMBER: _builtins.int
@@ -431,10 +431,10 @@ class TrainTokenizerRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TrainTokenizerRequest: _TypeAlias = TrainTokenizerRequest  # noqa: Y015
+Global___TrainRequest: _TypeAlias = TrainRequest  # noqa: Y015
 
 @_typing.final
-class TrainTokenizerResponse(_message.Message):
+class TrainResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BYTES_READ_FIELD_NUMBER: _builtins.int
@@ -462,4 +462,4 @@ class TrainTokenizerResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TrainTokenizerResponse: _TypeAlias = TrainTokenizerResponse  # noqa: Y015
+Global___TrainResponse: _TypeAlias = TrainResponse  # noqa: Y015

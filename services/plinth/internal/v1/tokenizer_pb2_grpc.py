@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TokenizerServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Text to ids and back, for every model that is served or trained.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -61,13 +62,14 @@ class TokenizerServiceStub:
                 _registered_method=True)
         self.Train = channel.unary_stream(
                 '/plinth.internal.v1.TokenizerService/Train',
-                request_serializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerRequest.SerializeToString,
-                response_deserializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerResponse.FromString,
+                request_serializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainRequest.SerializeToString,
+                response_deserializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainResponse.FromString,
                 _registered_method=True)
 
 
 class TokenizerServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Text to ids and back, for every model that is served or trained.
+    """
 
     def Encode(self, request, context):
         """Text to ids. Idempotent.
@@ -141,8 +143,8 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
             ),
             'Train': grpc.unary_stream_rpc_method_handler(
                     servicer.Train,
-                    request_deserializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerRequest.FromString,
-                    response_serializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerResponse.SerializeToString,
+                    request_deserializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainRequest.FromString,
+                    response_serializer=plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -153,7 +155,8 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenizerService:
-    """Missing associated documentation comment in .proto file."""
+    """Text to ids and back, for every model that is served or trained.
+    """
 
     @staticmethod
     def Encode(request,
@@ -305,8 +308,8 @@ class TokenizerService:
             request,
             target,
             '/plinth.internal.v1.TokenizerService/Train',
-            plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerRequest.SerializeToString,
-            plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainTokenizerResponse.FromString,
+            plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainRequest.SerializeToString,
+            plinth_dot_internal_dot_v1_dot_tokenizer__pb2.TrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

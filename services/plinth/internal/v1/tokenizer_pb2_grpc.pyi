@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TokenizerServiceStub:
+    """Text to ids and back, for every model that is served or trained."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -41,11 +43,13 @@ class TokenizerServiceStub:
     """The same for many conversations in one call: preparing data. Idempotent."""
     DecodeStream: _grpc.StreamStreamMultiCallable[_tokenizer_pb2.DecodeStreamRequest, _tokenizer_pb2.DecodeStreamResponse]
     """Ids in, text out as it becomes complete: never half a character."""
-    Train: _grpc.UnaryStreamMultiCallable[_tokenizer_pb2.TrainTokenizerRequest, _tokenizer_pb2.TrainTokenizerResponse]
+    Train: _grpc.UnaryStreamMultiCallable[_tokenizer_pb2.TrainRequest, _tokenizer_pb2.TrainResponse]
     """Trains a vocabulary and publishes it as an artifact. Idempotent by the digest of its inputs."""
 
 @_typing.type_check_only
 class TokenizerServiceAsyncStub(TokenizerServiceStub):
+    """Text to ids and back, for every model that is served or trained."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.EncodeRequest, _tokenizer_pb2.EncodeResponse]  # type: ignore[assignment]
     """Text to ids. Idempotent."""
@@ -57,10 +61,12 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
     """The same for many conversations in one call: preparing data. Idempotent."""
     DecodeStream: _aio.StreamStreamMultiCallable[_tokenizer_pb2.DecodeStreamRequest, _tokenizer_pb2.DecodeStreamResponse]  # type: ignore[assignment]
     """Ids in, text out as it becomes complete: never half a character."""
-    Train: _aio.UnaryStreamMultiCallable[_tokenizer_pb2.TrainTokenizerRequest, _tokenizer_pb2.TrainTokenizerResponse]  # type: ignore[assignment]
+    Train: _aio.UnaryStreamMultiCallable[_tokenizer_pb2.TrainRequest, _tokenizer_pb2.TrainResponse]  # type: ignore[assignment]
     """Trains a vocabulary and publishes it as an artifact. Idempotent by the digest of its inputs."""
 
 class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Text to ids and back, for every model that is served or trained."""
+
     @_abc_1.abstractmethod
     def Encode(
         self,
@@ -104,9 +110,9 @@ class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Train(
         self,
-        request: _tokenizer_pb2.TrainTokenizerRequest,
+        request: _tokenizer_pb2.TrainRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_tokenizer_pb2.TrainTokenizerResponse], _abc.AsyncIterator[_tokenizer_pb2.TrainTokenizerResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_tokenizer_pb2.TrainResponse], _abc.AsyncIterator[_tokenizer_pb2.TrainResponse]]:
         """Trains a vocabulary and publishes it as an artifact. Idempotent by the digest of its inputs."""
 
 def add_TokenizerServiceServicer_to_server(servicer: TokenizerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -8,6 +8,7 @@ Only files of the services that a server has are told, and what those import.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
@@ -66,7 +67,7 @@ def _pool_of(services: Sequence[str]) -> DescriptorPool:
     return pool
 
 
-def _proto(file: FileDescriptor) -> descriptor_pb2.FileDescriptorProto:
+def _proto(file: Any) -> descriptor_pb2.FileDescriptorProto:
     made = descriptor_pb2.FileDescriptorProto()
     file.CopyToProto(made)
     return made

@@ -1,0 +1,1 @@
+"""Generated from protos/plinth/oip/v2 by `make protos`. Never edit."""
