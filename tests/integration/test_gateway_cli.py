@@ -103,8 +103,9 @@ async def test_a_key_can_be_kept_for_the_other_commands(stack: Stack) -> None:
     assert (code, "holds a key already" in err) == (1, True)
     file.unlink()
     code, _, err = await plinth(stack, "chat", "hi", *SAMPLING)
-    assert (code, "plinth keys create --scope admin --save" in err) == (1, True)
-    code, out, err = await plinth(stack, "keys", "create", "--scope", "admin", "--save")
+    assert (code, "plinth keys create --local --scope admin --save" in err) == (1, True)
+    made = await plinth(stack, "keys", "create", "--local", "--scope", "admin", "--save")
+    code, out, err = made
     assert code == 0, err
     assert (file.read_text(), file.stat().st_mode & 0o777) == (out.strip(), 0o600)
     code, _, err = await plinth(stack, "chat", "hi", *SAMPLING)

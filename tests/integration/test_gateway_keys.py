@@ -118,7 +118,7 @@ async def test_a_revoked_key_is_refused_and_stays_revoked(redis_client: Redis) -
     await other.refresh()
     with pytest.raises(Unauthenticated):
         await other.principal(plain)
-    await other.ensure(plain, record)
+    await other.add(plain, record)
     with pytest.raises(Unauthenticated):
         await other.principal(plain)
     with pytest.raises(NotFound):

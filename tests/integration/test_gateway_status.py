@@ -14,10 +14,11 @@ from redis.asyncio import Redis
 from gateway_stages import Stack, running_stack
 from patience import PATIENCE_S
 from plinth.gateway.api_keys import KeyStore
+from plinth.shared.api import times
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
 from plinth.shared.registry import Registry
-from plinth.v1 import operations_pb2, operations_pb2_grpc
+from plinth.v1 import deployments_pb2, operations_pb2, operations_pb2_grpc
 
 
 @pytest.fixture
@@ -69,16 +70,22 @@ async def test_what_is_announced_queued_and_on_trial(stack: Stack, redis_client:
     assert list(shard.revisions) == ["chat@1"]
     assert not next(r for r in found.replicas if r.stage == "tokenizer").HasField("kv_use")
     assert [(m.name, m.shards, m.ready_shards, m.state, m.detail) for m in found.models] == [
-        ("chat", 2, 1, "starting", "no room"),
-        ("code", 2, 1, "ready", ""),
+        ("chat", 2, 1, deployments_pb2.DEPLOYMENT_STATE_STARTING, "no room"),
+        ("code", 2, 1, deployments_pb2.DEPLOYMENT_STATE_READY, ""),
     ]
     assert [(m.min_shards, m.max_shards) for m in found.models] == [(2, 2), (1, 4)]
-    assert [(q.name, q.waiting, q.claimed, q.dead) for q in found.queues] == [("train", 1, 0, 0)]
+    assert [(q.name, q.waiting, q.claimed, q.dead) for q in found.queues] == [
+        ("queues/train", 1, 0, 0)
+    ]
     (canary,) = found.canaries
-    assert (canary.name, canary.state, canary.owner) == ("chat", "open", "run.trial.1")
+    assert (canary.name, canary.state, canary.owner) == (
+        "chat",
+        operations_pb2.CANARY_STATE_OPEN,
+        "run.trial.1",
+    )
     tallies = {"stable": canary.stable, "canary": canary.canary}
     assert (tallies[role].requests, tallies[role].errors) == (1, 1)
-    assert tallies[role].ttft_p95_s == pytest.approx(0.5, rel=0.05)
+    assert times.seconds(tallies[role].ttft_p95) == pytest.approx(0.5, rel=0.05)
     assert found.redis_error == ""
 
 

@@ -148,7 +148,7 @@ def restore(
         if not settings.first_key_file.exists():
             console.print(
                 "  A platform that has keys gets no first one: once it is up, `plinth keys create "
-                "--scope admin --save` makes one for this data directory.",
+                "--local --scope admin --save` makes one for this data directory.",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
+    from plinth.client import Client
     from plinth.shared.rpc.gateway_channel import GatewayAddress
     from plinth.shared.settings import Settings
+
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(envvar="PLINTH_URL", help="host:port of a gateway's gRPC API; default: --data's"),
+]
+# Where a server listens on all addresses, it is found at this machine's own.
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 def api_key(settings: Settings) -> str:
@@ -27,12 +38,14 @@ def api_key(settings: Settings) -> str:
                 "started the stack. Or set PLINTH_API_KEY",
                 reason="MISSING_API_KEY",
             ) from error
+    if settings.gateway.first_key is not None:  # in a gateway's pod
+        return settings.gateway.first_key.get_secret_value()
     if settings.gateway.auth == "off":
         return ""
     raise FailedPrecondition(
         f"no API key: set PLINTH_API_KEY, or name the stack's data directory with --data "
         f"({path} does not exist; is the stack up? A platform that has keys already makes none: "
-        "`plinth keys create --scope admin --save`)",
+        "`plinth keys create --local --scope admin --save`)",
         reason="MISSING_API_KEY",
     )
 
@@ -45,6 +58,13 @@ def _checked(key: str, source: str) -> str:
             reason="INVALID_API_KEY",
         )
     return key
+
+
+def client(settings: Settings, url: str | None) -> Client:
+    """Of the gateway at `url`, or of the stack in the data directory. Raises as the two below."""
+    from plinth.client import Client
+
+    return Client(gateway_address(settings, url), api_key(settings))
 
 
 def gateway_address(settings: Settings, url: str | None) -> GatewayAddress:
@@ -66,6 +86,7 @@ def stack_address(settings: Settings) -> GatewayAddress:
     host, port = settings.gateway.host, settings.gateway.grpc_port
     if state is not None and state.gateway_grpc_port:
         host, port = state.gateway_host, state.gateway_grpc_port
+    host = _ANY.get(host, host)
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     certificate = settings.gateway.tls.certificate
     if certificate is None:

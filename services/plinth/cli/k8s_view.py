@@ -12,6 +12,7 @@ from rich.text import Text
 
 from plinth.cli.stack_table import percent, platform_sections, seconds, section
 from plinth.cli.tables import WholeTable
+from plinth.shared.api import times
 
 if TYPE_CHECKING:
     from plinth.v1 import operations_pb2
@@ -46,7 +47,7 @@ def canary_table(canary: operations_pb2.CanaryStatus) -> RenderableType:
     """The gate's figures, both revisions side by side."""
     table = Table("", "requests", "errors", "TTFT p95", "good", "bad", box=None, padding=(0, 2))
     for role, tally in (("stable", canary.stable), ("canary", canary.canary)):
-        slow = seconds(tally.ttft_p95_s if tally.HasField("ttft_p95_s") else None)
+        slow = seconds(times.seconds(tally.ttft_p95) if tally.HasField("ttft_p95") else None)
         counts = (tally.requests, tally.errors, slow, tally.good, tally.bad)
         table.add_row(role, *(str(count) for count in counts))
     return table

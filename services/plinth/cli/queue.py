@@ -1,77 +1,50 @@
-"""`plinth queue`: what waits, what died and why, and how to let it run again."""
+"""`plinth queue`: what waits, what died and why, and how to let it run again; through the gateway's
+gRPC API, with a key that has the scope "admin"."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from plinth.cli.gateway_access import UrlOption, client
 from plinth.cli.tables import WholeTable, show
-from plinth.shared.errors import NotFound, PlinthError
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from plinth.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Queues: what waits, what died, and why.")
 
-T = TypeVar("T")
+Data = Annotated[Path | None, typer.Option("--data", help="Data directory of the stack.")]
 Name = Annotated[str, typer.Argument(help="The queue's name, as `plinth queue list` shows it.")]
 ItemId = Annotated[str, typer.Argument(help="The item's id.")]
 
 
-def _with_redis(work: Callable[[Redis], Awaitable[T]]) -> T:
-    """Runs `work` on the stack's Redis; an error becomes one line and exit code 1."""
-    from plinth.cluster.embedded_redis import EmbeddedRedis
-    from plinth.shared.connection import connect
-    from plinth.shared.settings import load_settings
-
-    async def run() -> T:
-        settings = load_settings()
-        secret = settings.redis_url
-        url = secret.get_secret_value() if secret else EmbeddedRedis(settings.data_dir).url
-        client = connect(url)
-        try:
-            return await work(client)
-        finally:
-            await client.aclose()
-
-    try:
-        return asyncio.run(run())
-    except PlinthError as error:
-        Console(stderr=True).print(f"[red]{error.reason}[/]:", escape(str(error)), highlight=False)
-        raise typer.Exit(1) from error
-
-
 @app.command("list")
-def list_queues() -> None:
+def list_queues(data: Data = None, url: UrlOption = None) -> None:
     """All queues with what they hold."""
-    from plinth.shared.queue import Queue, QueueInfo, queue_names
-
-    async def work(redis: Redis) -> list[tuple[str, QueueInfo]]:
-        return [(name, await Queue(redis, name).inspect()) for name in await queue_names(redis)]
-
     table = WholeTable("queue", "waiting", "claimed", "delayed", "dead")
-    for name, info in _with_redis(work):
-        table.add_row(name, *map(str, (info.length, info.pending, info.delayed, info.dead)))
+    with _client(data, url) as plinth:
+        for queue in plinth.operations.list_queues():
+            counts = (queue.waiting, queue.claimed, queue.delayed, queue.dead)
+            table.add_row(_id(queue.name), *map(str, counts))
     show(Console(), table)
 
 
 @app.command("inspect")
-def inspect_item(queue: Name, item: ItemId) -> None:
+def inspect_item(queue: Name, item: ItemId, data: Data = None, url: UrlOption = None) -> None:
     """What became of one item."""
-    from plinth.shared.queue import ItemState, Queue
+    from plinth.shared.api import enums
+    from plinth.v1 import operations_pb2 as pb
 
-    async def work(redis: Redis) -> ItemState:
-        if (found := await Queue(redis, queue).find(item)) is None:
-            raise NotFound(f"queue {queue} knows no item {item!r}", reason="ITEM_NOT_FOUND")
-        return found
-
-    found = _with_redis(work)
-    Console().print(f"{item}: {found.state}, {found.attempts} attempts", found.reason, markup=False)
+    with _client(data, url) as plinth:
+        found = plinth.operations.get_queue_item(f"queues/{queue}/items/{item}")
+    state = enums.word(pb.QueueItemState, found.state)
+    Console().print(f"{item}: {state}, {found.attempts} attempts", found.reason, markup=False)
 
 
 @app.command("dead")
@@ -80,33 +53,43 @@ def dead_letters(
         str | None, typer.Argument(help="The queue's name; without one, those of all queues.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Of each queue.")] = 20,
+    data: Data = None,
+    url: UrlOption = None,
 ) -> None:
     """Dead letters with their reasons, newest first."""
-    from plinth.shared.queue import DeadLetter, Queue, queue_names
-
-    async def work(redis: Redis) -> list[tuple[str, DeadLetter]]:
-        names = [queue] if queue else await queue_names(redis)
-        return [
-            (name, letter)
-            for name in names
-            for letter in await Queue(redis, name).dead_letters(limit)
-        ]
-
     table = WholeTable("queue", "id", "attempts", "bytes", "reason", texts=("reason",))
-    for name, letter in _with_redis(work):
-        size = str(len(letter.payload))
-        table.add_row(name, letter.id, str(letter.attempts), size, escape(letter.reason))
+    with _client(data, url) as plinth:
+        names = [queue] if queue else [_id(one.name) for one in plinth.operations.list_queues()]
+        for name in names:
+            letters = plinth.operations.list_dead_letters(f"queues/{name}", page_size=limit)
+            for letter in islice(letters, limit):
+                id = letter.name.split("/", 3)[-1]
+                cells = (name, id, str(letter.attempts), str(letter.payload_size_bytes))
+                table.add_row(*map(Text, (*cells, letter.reason)))
     show(Console(), table)
 
 
 @app.command("requeue")
-def requeue(queue: Name, item: ItemId) -> None:
+def requeue(queue: Name, item: ItemId, data: Data = None, url: UrlOption = None) -> None:
     """Lets a dead letter run again, with fresh attempts and no deadline."""
-    from plinth.shared.queue import Queue
-
-    async def work(redis: Redis) -> None:
-        if not await Queue(redis, queue).requeue(item):
-            raise NotFound(f"{item!r} is no dead letter of queue {queue}", reason="ITEM_NOT_FOUND")
-
-    _with_redis(work)
+    with _client(data, url) as plinth:
+        plinth.operations.requeue_dead_letter(f"queues/{queue}/deadLetters/{item}")
     Console().print(f"{item} waits again", markup=False)
+
+
+@app.command("discard")
+def discard(queue: Name, item: ItemId, data: Data = None, url: UrlOption = None) -> None:
+    """Removes a dead letter for good."""
+    with _client(data, url) as plinth:
+        plinth.operations.delete_dead_letter(f"queues/{queue}/deadLetters/{item}")
+    Console().print(f"{item} is discarded", markup=False)
+
+
+def _client(data: Path | None, url: str | None) -> Client:
+    from plinth.shared.settings import load_settings
+
+    return client(load_settings(**({} if data is None else {"data_dir": data})), url)
+
+
+def _id(name: str) -> str:
+    return name.removeprefix("queues/")

@@ -15,23 +15,24 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from redis.asyncio import Redis
 
 from plinth.gateway import metrics
-from plinth.gateway.key_records import MAX_LABEL_CHARS, KeyRecord, new_record, revoked_json
+from plinth.gateway.key_entries import KeyEntry
+from plinth.gateway.key_records import (
+    KeyRecord,
+    changed_json,
+    new_record,
+    now_ms,
+    unreadable_record,
+)
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
-from plinth.shared.errors import (
-    DataLoss,
-    InvalidArgument,
-    NotFound,
-    Unauthenticated,
-    Unavailable,
-)
-from plinth.shared.identity import SCOPES, Principal, hash_api_key, new_api_key
+from plinth.shared.errors import DataLoss, NotFound, Unauthenticated, Unavailable
+from plinth.shared.identity import Principal, hash_api_key, new_api_key
 from plinth.shared.settings_sections import GatewaySettings
 from plinth.shared.telemetry import get_logger
 
@@ -42,22 +43,12 @@ LOOK_UP_S = 2.0  # of one key: a client waits for it
 LOOK_UPS = 16  # at the same time
 MAX_MISSES = 10_000
 MAX_KEY_CHARS = 512
-UNREADABLE = "unreadable-"  # and the first digits of the hash: the id of a record without one
 
 _log = get_logger("plinth.gateway")
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A record as Redis gave it (None: it can't be read), and when that was asked for."""
-
-    raw: bytes
-    record: KeyRecord | None
-    confirmed: float
-
-
 class KeyStore:
-    """Keys as the gateway checks them and the CLI manages them.
+    """Keys as the gateway checks them; `key_manager.py` manages them.
 
     stale_s: for how long a record is trusted after Redis gave it. `clock`: seconds, monotonic.
     """
@@ -72,7 +63,7 @@ class KeyStore:
         self._redis = redis
         self._stale_s = stale_s
         self._clock = clock
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, KeyEntry] = {}
         self._misses: dict[str, float] = {}
         self._told: set[str] = set()  # hashes whose unreadable record was logged
         self._look_ups = asyncio.Semaphore(LOOK_UPS)
@@ -82,69 +73,70 @@ class KeyStore:
         self, tenant: str, scopes: Collection[str], label: str = ""
     ) -> tuple[str, KeyRecord]:
         """(the key, shown this once; its record). InvalidArgument for a scope that isn't one."""
-        unknown = sorted(set(scopes) - SCOPES)
-        if unknown or not scopes:
-            raise InvalidArgument(
-                f"scopes: {', '.join(unknown) or 'none given'}; "
-                f"choose from {', '.join(sorted(SCOPES))}",
-                field="scopes",
-            )
-        redis_keys.check_part(tenant, "tenant")
-        if len(label) > MAX_LABEL_CHARS or not label.isprintable():
-            raise InvalidArgument(
-                f"label: up to {MAX_LABEL_CHARS} printable characters", field="label"
-            )
-        plain, digest = new_api_key()
         record = new_record(uuid.uuid4().hex[:12], tenant, scopes, label)
-        began, raw = self._clock(), record.to_json()
-        with redis_errors():
-            await self._redis.hset(redis_keys.api_keys(), digest, raw)
-        self._known[digest] = _Known(raw.encode(), record, began)
+        plain, _ = new_api_key()
+        await self.add(plain, record)
         return plain, record
 
-    async def list(self) -> list[KeyRecord]:
-        """All keys, oldest first, revoked ones too."""
+    async def add(self, plain: str, record: KeyRecord) -> KeyEntry:
+        """Makes `plain` known unless it is. Gives what is kept of it."""
+        digest, began = hash_api_key(plain), self._clock()
+        with redis_errors():
+            await self._redis.hsetnx(redis_keys.api_keys(), digest, record.to_json())
+            raw = await self._redis.hget(redis_keys.api_keys(), digest)
+        if raw is None:  # somebody removed it between the two
+            raise Unavailable("the key was removed while it was made; try again")
+        self._known[digest] = entry = self._read(digest, _bytes(raw), began)
+        return entry
+
+    async def entries(self) -> Sequence[KeyEntry]:
+        """All keys as Redis has them now, oldest first, revoked and unreadable ones too."""
         await self.refresh()
-        records = [known.record for known in self._known.values() if known.record is not None]
-        return sorted(records, key=lambda record: record.created_unix_ms)
+        return sorted(self._known.values(), key=KeyEntry.position)
+
+    async def list(self) -> list[KeyRecord]:
+        """Those that can be read, oldest first."""
+        return [entry.record for entry in await self.entries() if entry.record is not None]
+
+    async def found(self, key_id: str) -> Sequence[KeyEntry]:
+        """Those of that id: one, unless somebody wrote records by hand. NotFound when none."""
+        found = [entry for entry in await self.entries() if entry.id == key_id]
+        if not found:
+            raise NotFound(f"no API key has the id {key_id[:64]!r}", reason="KEY_NOT_FOUND")
+        return found
 
     @property
     def has_keys(self) -> bool:
         """Whether there was any at the last refresh, be it revoked or unreadable."""
         return bool(self._known)
 
-    def unreadable(self) -> tuple[str, ...]:
-        """Ids, for `revoke`, of the records that could not be read at the last refresh."""
-        bad = (digest for digest, known in self._known.items() if known.record is None)
-        return tuple(sorted(map(_id_of, bad)))
-
     async def revoke(self, key_id: str) -> KeyRecord:
         """Takes a key away for good. NotFound when there is none of that id; all of them go where
         several have it. An unreadable record is replaced by one that is readable and revoked."""
-        await self.refresh()
-        gone: KeyRecord | None = None
-        for digest, known in list(self._known.items()):
-            if known.record is None:
-                if key_id != _id_of(digest):
-                    continue
-                gone = replace(new_record(key_id, "unknown", (), "was unreadable"), revoked=True)
-                raw = gone.to_json()
-            elif known.record.key_id == key_id:
-                gone, raw = replace(known.record, revoked=True), revoked_json(known.raw)
-            else:
-                continue
-            with redis_errors():
-                await self._redis.hset(redis_keys.api_keys(), digest, raw)
-            self._known[digest] = _Known(raw.encode(), gone, known.confirmed)
-        if gone is None:
-            raise NotFound(f"no API key has the id {key_id[:64]!r}", reason="KEY_NOT_FOUND")
-        return gone
+        while True:
+            entries = [entry for entry in await self.found(key_id) if not entry.revoked]
+            swapped = [await self.swap(entry, _revoked(entry)) for entry in entries]
+            if all(swapped):
+                record = (await self.found(key_id))[-1].record
+                assert record is not None
+                return record
 
-    async def ensure(self, plain: str, record: KeyRecord) -> None:
-        """Makes `plain` known unless it is, revoked ones included."""
+    async def swap(self, entry: KeyEntry, raw: str) -> bool:
+        """Writes `raw` in place of the entry's record, if that is still what Redis has: else two
+        who change a key at once would undo each other, and a revoked key could come back."""
+        return await self._moved(_SWAP, entry, raw)
+
+    async def remove(self, entry: KeyEntry) -> bool:
+        """Forgets the entry, if it is still what Redis has."""
+        return await self._moved(_REMOVE, entry)
+
+    async def _moved(self, script: str, entry: KeyEntry, *raw: str) -> bool:
         with redis_errors():
-            await self._redis.hsetnx(redis_keys.api_keys(), hash_api_key(plain), record.to_json())
+            done = await self._redis.register_script(script)(
+                keys=[redis_keys.api_keys()], args=[entry.digest, entry.raw, *raw]
+            )
         await self.refresh()
+        return bool(done)
 
     async def claim_first(self, plain: str, record: KeyRecord) -> bool:
         """Makes `plain` the first key of a platform that has none, not even a revoked one; of many
@@ -185,7 +177,7 @@ class KeyStore:
             )
         return record.principal()
 
-    async def _look_up(self, digest: str) -> _Known | None:
+    async def _look_up(self, digest: str) -> KeyEntry | None:
         """One record as Redis has it now. Unavailable at once while Redis was found away a moment
         ago, so that a crowd of requests does not wait for it in turn."""
         async with self._look_ups:
@@ -226,21 +218,21 @@ class KeyStore:
         self._told &= unreadable
         metrics.UNREADABLE_KEYS.set(len(unreadable))
 
-    def _read(self, digest: str, raw: bytes, began: float) -> _Known:
+    def _read(self, digest: str, raw: bytes, began: float) -> KeyEntry:
         before = self._known.get(digest)
         if before is not None and before.raw == raw:  # many keys are read often and change seldom
             return replace(before, confirmed=began)
         try:
-            return _Known(raw, KeyRecord.from_json(raw), began)
+            return KeyEntry(digest, raw, KeyRecord.from_json(raw), began)
         except DataLoss as error:
             if digest not in self._told:
                 self._told.add(digest)
                 _log.error(
                     "an API key's record can't be read; the key is refused, all others work",
-                    record=_id_of(digest),
+                    record=KeyEntry(digest, raw, None, began).id,
                     reason=error.message,
                 )
-            return _Known(raw, None, began)
+            return KeyEntry(digest, raw, None, began)
 
 
 # KEYS[1] the hash of all keys; ARGV: hash of the key, its record.
@@ -252,8 +244,29 @@ return 1
 """
 
 
-def _id_of(digest: str) -> str:
-    return UNREADABLE + digest[:12]
+# KEYS[1] the hash of all keys; ARGV: hash of the key, its record before, and after. Sent twice,
+# each says the same twice.
+_SWAP = """
+local now = redis.call('HGET', KEYS[1], ARGV[1])
+if now == ARGV[3] then return 1 end
+if now ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
+_REMOVE = """
+local now = redis.call('HGET', KEYS[1], ARGV[1])
+if not now then return 1 end
+if now ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[1], ARGV[1])
+return 1
+"""
+
+
+def _revoked(entry: KeyEntry) -> str:
+    if entry.record is None:
+        return unreadable_record(entry.id).to_json()
+    return changed_json(entry.raw, revoked=True, revoked_unix_ms=now_ms())
 
 
 def _bytes(value: bytes | str) -> bytes:

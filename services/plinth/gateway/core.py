@@ -11,8 +11,10 @@ from plinth.gateway.catalogue import Catalogue
 from plinth.gateway.chooser import Chooser
 from plinth.gateway.failover import Replaced, Shards
 from plinth.gateway.generation import Generator, TextRequest
+from plinth.gateway.key_manager import KeyManager
 from plinth.gateway.keyring import Keyring
 from plinth.gateway.live_preferences import AnswerRecorder, LivePreferences
+from plinth.gateway.queue_operations import QueueOperations
 from plinth.gateway.quotas import Admission, Quotas
 from plinth.gateway.revisions import Choice, Refusals, Revisions, falls_back, outcome_of
 from plinth.gateway.selection import Selection
@@ -53,6 +55,7 @@ class GatewayCore:
         self.clients = StageClients(registry, settings, self.token)
         self.catalogue = Catalogue(registry)
         self.keystore = KeyStore(self._redis, stale_s=gateway.keys_stale_s)
+        self.key_manager = KeyManager(self._redis, self.keystore)
         self.keyring = Keyring(self.keystore, settings)
         self.quotas = Quotas(
             self._redis,
@@ -78,6 +81,7 @@ class GatewayCore:
         canaries = Canaries(self._canary_redis)
         self.revisions = Revisions(self.catalogue, canaries, gateway.request_deadline_s)
         self.status = PlatformStatus(self._redis, registry, canaries)
+        self.queues = QueueOperations(self._redis)
         self._fresh: asyncio.Task[None] | None = None
 
     async def open(self) -> None:

@@ -24,7 +24,7 @@ async def ensure_first_key(settings: Settings, store: KeyStore) -> None:
     where the folder of secrets can't be written or is open to others."""
     record = new_record(FIRST_KEY_ID, "default", {"admin"}, "made at first start")
     if settings.gateway.first_key is not None:
-        await store.ensure(settings.gateway.first_key.get_secret_value(), record)
+        await store.add(settings.gateway.first_key.get_secret_value(), record)
         return
     settings.ensure_secrets_dir()
     path = settings.first_key_file
@@ -32,7 +32,7 @@ async def ensure_first_key(settings: Settings, store: KeyStore) -> None:
         if not await store.claim_first(path.read_text("ascii").strip(), record):
             _log.warning(
                 "the key in this file is none of the platform, which has others: it is not taken; "
-                "delete the file, and make a key by `plinth keys create`",
+                "delete the file, and make a key by `plinth keys create --local`",
                 file=str(path),
             )
         return
@@ -46,5 +46,5 @@ async def ensure_first_key(settings: Settings, store: KeyStore) -> None:
         create_secret(path, plain)
         _log.info("the platform's first key was made", file=str(path))
     else:
-        _log.info("the platform has keys, so none was made; `plinth keys create` makes one")
+        _log.info("the platform has keys, so none was made; `plinth keys create --local` makes one")
     draft.unlink(missing_ok=True)

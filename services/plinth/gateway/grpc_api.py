@@ -17,6 +17,7 @@ from plinth.gateway.proxy import proxied_services
 from plinth.gateway.quota_interceptor import OWN, QuotaInterceptor
 from plinth.gateway.revocation import RevocationInterceptor
 from plinth.gateway.services.generation import GenerationServicer
+from plinth.gateway.services.keys import KeyServicer
 from plinth.gateway.services.models import ModelServicer
 from plinth.gateway.services.open_inference import SERVICE, OpenInferenceServicer
 from plinth.gateway.services.operations import OperationsServicer
@@ -40,6 +41,7 @@ def build_server(core: GatewayCore) -> GrpcServer:
             TokenizationServicer,
             ModelServicer,
             OperationsServicer,
+            KeyServicer,
             OpenInferenceServicer,
         )
     ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plinth.shared.errors import DataLoss, InvalidArgument
-from plinth.shared.identity import Principal
+from plinth.shared.identity import ROLES, SCOPES, SYSTEM, Principal
 from plinth.shared.redis_keys import check_part
 from plinth.shared.rpc.auth import (
     MAX_NAME_CHARS,
@@ -25,13 +25,18 @@ from plinth.shared.rpc.auth import (
 )
 
 MAX_LABEL_CHARS = 200
+_SHOWN = 8
 _NAME = f"a printable string of 1 to {MAX_NAME_CHARS} characters"
 _LATEST_UNIX_MS = 253_402_300_799_999  # the end of the year 9999
 
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """What is kept of a key."""
+    """What is kept of a key.
+
+    scopes: beside those of its role. role: a word of identity.ROLES, or empty. made_by_tenant,
+    made_by_key: whose key asked for it; empty where none did.
+    """
 
     key_id: str
     tenant: str
@@ -39,10 +44,19 @@ class KeyRecord:
     label: str
     created_unix_ms: int
     revoked: bool = False
+    role: str = ""
+    revoked_unix_ms: int = 0
+    made_by_tenant: str = ""
+    made_by_key: str = ""
+
+    @property
+    def all_scopes(self) -> frozenset[str]:
+        """Those of its role too."""
+        return self.scopes | ROLES.get(self.role, frozenset())
 
     def principal(self) -> Principal:
         """On whose behalf a call with this key is made."""
-        return Principal(self.tenant, self.key_id, self.scopes)
+        return Principal(self.tenant, self.key_id, self.all_scopes)
 
     def to_json(self) -> str:
         """As it is kept."""
@@ -72,8 +86,12 @@ class KeyRecord:
             tenant=tenant,
             scopes=frozenset(scopes),
             label=_label(fields.get("label")),
-            created_unix_ms=_created(fields.get("created_unix_ms")),
+            created_unix_ms=_time(fields.get("created_unix_ms")),
             revoked=revoked,
+            role=_role(fields.get("role")),
+            revoked_unix_ms=_time(fields.get("revoked_unix_ms")),
+            made_by_tenant=_label(fields.get("made_by_tenant")),
+            made_by_key=_label(fields.get("made_by_key")),
         )
         if (size := len(encode_principal(record.principal()))) > MAX_VALUE_BYTES:
             raise DataLoss(
@@ -82,14 +100,79 @@ class KeyRecord:
         return record
 
 
-def new_record(key_id: str, tenant: str, scopes: Collection[str], label: str) -> KeyRecord:
-    """A record made now."""
-    return KeyRecord(key_id, tenant, frozenset(scopes), label, time.time_ns() // 1_000_000)
+def new_record(
+    key_id: str,
+    tenant: str,
+    scopes: Collection[str],
+    label: str,
+    *,
+    role: str = "",
+    made_by: Principal | None = None,
+) -> KeyRecord:
+    """A record made now. InvalidArgument for a scope or role that isn't one, none at all, and a
+    tenant or label that can't be one."""
+    check_part(tenant, "tenant")
+    if tenant == SYSTEM.tenant:
+        raise InvalidArgument(
+            f"tenant {tenant!r} is the platform's own, whose resources anybody may change; "
+            "choose another name",
+            field="tenant",
+        )
+    check_scopes(scopes, role)
+    check_label(label)
+    by = (made_by.tenant, made_by.key_id) if made_by is not None else ("", "")
+    return KeyRecord(
+        key_id,
+        tenant,
+        frozenset(scopes),
+        label,
+        now_ms(),
+        role=role,
+        made_by_tenant=by[0],
+        made_by_key=by[1],
+    )
 
 
-def revoked_json(text: bytes | str) -> str:
-    """The record as it is kept once its key is revoked; DataLoss when it is no JSON object."""
-    return json.dumps({**_object(text), "revoked": True}, sort_keys=True)
+def check_scopes(scopes: Collection[str], role: str) -> None:
+    """InvalidArgument for what is no scope or role, and for a key that could do nothing."""
+    unknown = sorted(set(scopes) - SCOPES)
+    if unknown or not (scopes or role):
+        raise InvalidArgument(
+            f"scopes: {', '.join(map(repr, unknown[:_SHOWN])) or 'none given'}; "
+            f"choose from {', '.join(sorted(SCOPES))}, or a role",
+            reason="SCOPE_UNKNOWN",
+            field="scopes",
+        )
+    if role and role not in ROLES:
+        raise InvalidArgument(
+            f"role: {role!r} is none of {', '.join(sorted(ROLES))}",
+            reason="ROLE_UNKNOWN",
+            field="role",
+        )
+
+
+def check_label(label: str) -> None:
+    """InvalidArgument for one that a list can't show."""
+    if len(label) > MAX_LABEL_CHARS or not label.isprintable():
+        raise InvalidArgument(f"label: up to {MAX_LABEL_CHARS} printable characters", field="label")
+
+
+def unreadable_record(key_id: str) -> KeyRecord:
+    """What takes the place of a record that can't be read when its key is revoked."""
+    return KeyRecord(
+        key_id, "unknown", frozenset(), "was unreadable", 0, True, revoked_unix_ms=now_ms()
+    )
+
+
+def changed_json(text: bytes | str, **changes: Any) -> str:
+    """The record as it is kept with some fields changed, and those that nobody here knows as they
+    were; DataLoss when it is no JSON object."""
+    return json.dumps({**_object(text), **changes}, sort_keys=True)
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 def _object(text: bytes | str) -> dict[str, Any]:
@@ -108,9 +191,14 @@ def _label(value: object) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown)
 
 
-def _created(value: object) -> int:
+def _time(value: object) -> int:
     whole = isinstance(value, int) and 0 <= value <= _LATEST_UNIX_MS
     return int(value) if whole else 0  # type: ignore[call-overload]
+
+
+def _role(value: object) -> str:
+    """Empty for one of a newer version: what it may do is not known here."""
+    return value if isinstance(value, str) and value in ROLES else ""
 
 
 def _is_name(value: object) -> bool:

@@ -34,6 +34,7 @@ OWN = (
     _OPEN_INFERENCE,
     "/plinth.v1.ModelService/",
     "/plinth.v1.OperationsService/",
+    "/plinth.v1.KeyService/",
 )
 # What makes answers.
 ANSWERED = (_GENERATION, f"{_OPEN_INFERENCE}ModelInfer")

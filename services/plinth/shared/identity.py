@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -39,6 +39,14 @@ SCOPES = frozenset(
         "admin",
     }
 )
+
+# Named sets of them, for keys: what a role may do can grow with the platform.
+ROLES: Mapping[str, frozenset[str]] = {
+    "user": frozenset({"inference", "tokenize"}),
+    "developer": frozenset(
+        {"inference", "tokenize", "rewards", "jobs", "runs", "artifacts", "preferences"}
+    ),
+}
 
 
 @dataclass(frozen=True)

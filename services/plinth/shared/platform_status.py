@@ -11,12 +11,14 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from plinth.shared import redis_keys
+from plinth.shared.api import enums, times
 from plinth.shared.canary import Canaries
 from plinth.shared.canary_counts import Tally
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import PlinthError
-from plinth.shared.queue import Queue, queue_names
+from plinth.shared.queue import Queue, QueueInfo, queue_names
 from plinth.shared.registry import STAGES, Registry, Replica
+from plinth.v1 import deployments_pb2
 from plinth.v1 import operations_pb2 as pb
 
 _PROBE, _PROBE_MS = "write-probe", 1000  # a lease that nobody holds
@@ -50,24 +52,17 @@ class PlatformStatus:
             replicas=[_replica(replica) for replica in replicas], models=_models(replicas)
         )
 
-    async def queues(self) -> list[pb.QueueStatus]:
+    async def queues(self) -> list[pb.Queue]:
         """What waits, by queue."""
-        return [await self._queue(name) for name in await queue_names(self._redis)]
+        return [
+            queue_message(name, await Queue(self._redis, name).inspect())
+            for name in await queue_names(self._redis)
+        ]
 
     async def canaries(self, models: Iterable[pb.ModelStatus]) -> list[pb.CanaryStatus]:
         """Of those models that have one."""
         names = sorted({model.name for model in models})
         return [c for name in names if (c := await self._canary(name)) is not None]
-
-    async def _queue(self, name: str) -> pb.QueueStatus:
-        info = await Queue(self._redis, name).inspect()
-        return pb.QueueStatus(
-            name=name,
-            waiting=info.length,
-            claimed=info.pending,
-            delayed=info.delayed,
-            dead=info.dead,
-        )
 
     async def _canary(self, name: str) -> pb.CanaryStatus | None:
         state = await self._canaries.state(name)
@@ -75,9 +70,9 @@ class PlatformStatus:
             return None
         return pb.CanaryStatus(
             name=name,
-            state=state.state,
+            state=_known(pb.CanaryState, state.state),
             owner=state.id,
-            age_s=round(state.age_s),
+            age=times.duration(state.age_s),
             stable=_tally(state.tallies["stable"]),
             canary=_tally(state.tallies["canary"]),
         )
@@ -118,7 +113,7 @@ def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
                     artifact=model["artifact"],
                     shards=model["shards"],
                     ready_shards=model["ready"],
-                    state=model["state"],
+                    state=_known(deployments_pb2.DeploymentState, model["state"]),
                     detail=model["detail"],
                     # While an upgrade rolls, a reconciler may not know of them yet.
                     min_shards=model.get("min_shards", model["shards"]),
@@ -129,11 +124,29 @@ def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
     return []
 
 
+def _known(enum: Any, said: str) -> Any:
+    """Unspecified for a word of a newer version's."""
+    return enums.number(enum, said) if said in enums.words(enum) else 0
+
+
+def queue_message(name: str, info: QueueInfo) -> pb.Queue:
+    """What a queue holds."""
+    return pb.Queue(
+        name=f"queues/{name}",
+        waiting=info.length,
+        claimed=info.pending,
+        delayed=info.delayed,
+        dead=info.dead,
+        oldest_wait=times.duration(info.oldest_s),
+    )
+
+
 def _tally(tally: Tally) -> pb.RevisionTally:
+    ttft_s = tally.ttft_quantile_s(_TAIL)
     return pb.RevisionTally(
         requests=tally.requests,
         errors=tally.errors,
-        ttft_p95_s=tally.ttft_quantile_s(_TAIL),
+        ttft_p95=None if ttft_s is None else times.duration(ttft_s),
         good=tally.good,
         bad=tally.bad,
     )

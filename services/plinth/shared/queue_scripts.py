@@ -277,6 +277,42 @@ enqueue(ARGV[1], item)
 return 'ok'
 """
 
+# ARGV: id, keep_ms. Remembered as a cancelled item is.
+DISCARD = """
+local item = load(ARGV[1])
+if not item or item.state ~= 'dead' then return 'unknown' end
+call('ZREM', DEAD, ARGV[1])
+drop_cancelled(ARGV[1], item, now_ms(), tonumber(ARGV[2]))
+return 'ok'
+"""
+
+# ARGV: how many; behind which: the time at which it died in ms and its id, or '' and ''. Answers
+# {id, ms, attempts, reason, bytes of payload, id, …}, newest first.
+DEAD_PAGE = """
+local wanted, before, behind = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local found, offset = {}, 0
+local newest = before == '' and '+inf' or before
+while #found < 5 * wanted do
+  local batch = call('ZRANGE', DEAD, newest, '-inf', 'BYSCORE', 'REV', 'LIMIT', offset, wanted,
+    'WITHSCORES')
+  if #batch == 0 then break end
+  offset = offset + #batch / 2
+  for i = 1, #batch, 2 do
+    local id, died = batch[i], batch[i + 1]
+    -- Of those that died in the same millisecond, the ids go down too.
+    local shown = before ~= '' and tonumber(died) == tonumber(before) and id >= behind
+    local item = load(id)
+    if item and not shown and #found < 5 * wanted then
+      local size = call('HSTRLEN', PAYLOADS, id)
+      for _, value in ipairs({id, tonumber(died), item.attempts, item.reason or '', size}) do
+        found[#found + 1] = value
+      end
+    end
+  end
+end
+return found
+"""
+
 # Answers {waiting, leased, delayed, dead, ms since the oldest that waits began to}.
 INSPECT = """
 local now, oldest = now_ms(), nil

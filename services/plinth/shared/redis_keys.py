@@ -41,6 +41,7 @@ FAMILIES: Final[Mapping[str, bool]] = {
     "jobs": True,
     "job-changes": False,  # news for watchers; they look for themselves as well
     "api-keys": True,
+    "key-creation": False,  # for who sends a request again within the hour
     "quota": False,  # at most a minute's use
     "rewards-done": False,  # news for those who wait; they look for themselves as well
     "canary": True,
@@ -151,6 +152,11 @@ def job_events(job_id: str) -> str:
 def api_keys() -> str:
     """Hash: sha256 of an API key → its record."""
     return f"{PREFIX}:api-keys"
+
+
+def key_creation(key_id: str) -> str:
+    """Hash with a TTL: what a repeated request for a key's creation is answered from."""
+    return f"{PREFIX}:key-creation:{check_part(key_id, 'key_id')}"
 
 
 def quota(tenant: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from plinth.v1 import operations_pb2, runs_pb2
+from plinth.shared.api import enums, times
+from plinth.v1 import deployments_pb2, operations_pb2, runs_pb2
 
 Json = dict[str, Any]
 RUNS_SHOWN = 5
@@ -34,19 +35,20 @@ def model(one: operations_pb2.ModelStatus) -> Json:
         "min_shards": one.min_shards,
         "max_shards": one.max_shards,
         "ready": one.ready_shards,
-        "state": one.state,
+        "state": enums.word(deployments_pb2.DeploymentState, one.state),
         "detail": one.detail,
     }
 
 
-def queue(one: operations_pb2.QueueStatus) -> Json:
-    """Items of one queue by what they wait for."""
+def queue(one: operations_pb2.Queue) -> Json:
+    """Items of one queue by what they wait for; for how long the oldest that waits has."""
     return {
-        "name": one.name,
+        "name": one.name.removeprefix("queues/"),
         "waiting": one.waiting,
         "claimed": one.claimed,
         "delayed": one.delayed,
         "dead": one.dead,
+        "oldest_wait_s": times.seconds(one.oldest_wait),
     }
 
 
@@ -54,9 +56,9 @@ def canary(one: operations_pb2.CanaryStatus) -> Json:
     """Both revisions' figures, side by side."""
     return {
         "name": one.name,
-        "state": one.state,
+        "state": enums.word(operations_pb2.CanaryState, one.state),
         "owner": one.owner,
-        "age_s": one.age_s,
+        "age_s": round(times.seconds(one.age)),
         "stable": _tally(one.stable),
         "canary": _tally(one.canary),
     }
@@ -77,7 +79,7 @@ def _tally(one: operations_pb2.RevisionTally) -> Json:
     return {
         "requests": one.requests,
         "errors": one.errors,
-        "ttft_p95_s": one.ttft_p95_s if one.HasField("ttft_p95_s") else None,
+        "ttft_p95_s": times.seconds(one.ttft_p95) if one.HasField("ttft_p95") else None,
         "good": one.good,
         "bad": one.bad,
     }

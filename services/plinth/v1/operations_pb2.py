@@ -22,10 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from plinth.v1 import deployments_pb2 as plinth_dot_v1_dot_deployments__pb2
 from plinth.v1 import options_pb2 as plinth_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aplinth/v1/operations.proto\x12\tplinth.v1\x1a\x17plinth/v1/options.proto\"\x12\n\x10GetStatusRequest\"\xcf\x01\n\x11GetStatusResponse\x12*\n\x08replicas\x18\x01 \x03(\x0b\x32\x18.plinth.v1.ReplicaStatus\x12&\n\x06models\x18\x02 \x03(\x0b\x32\x16.plinth.v1.ModelStatus\x12&\n\x06queues\x18\x03 \x03(\x0b\x32\x16.plinth.v1.QueueStatus\x12)\n\x08\x63\x61naries\x18\x04 \x03(\x0b\x32\x17.plinth.v1.CanaryStatus\x12\x13\n\x0bredis_error\x18\x05 \x01(\t\"\x90\x01\n\rReplicaStatus\x12\r\n\x05stage\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x13\n\x06kv_use\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\trevisions\x18\x07 \x03(\tB\t\n\x07_kv_use\"\x9a\x01\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x01(\r\x12\x14\n\x0cready_shards\x18\x04 \x01(\r\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x12\n\nmin_shards\x18\x07 \x01(\r\x12\x12\n\nmax_shards\x18\x08 \x01(\r\"\\\n\x0bQueueStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07waiting\x18\x02 \x01(\x04\x12\x0f\n\x07\x63laimed\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65layed\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x65\x61\x64\x18\x05 \x01(\x04\"\x9d\x01\n\x0c\x43\x61naryStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\r\n\x05\x61ge_s\x18\x04 \x01(\x04\x12(\n\x06stable\x18\x05 \x01(\x0b\x32\x18.plinth.v1.RevisionTally\x12(\n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x18.plinth.v1.RevisionTally\"t\n\rRevisionTally\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x02 \x01(\x04\x12\x17\n\nttft_p95_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04good\x18\x04 \x01(\x04\x12\x0b\n\x03\x62\x61\x64\x18\x05 \x01(\x04\x42\r\n\x0b_ttft_p95_s2l\n\x11OperationsService\x12W\n\tGetStatus\x12\x1b.plinth.v1.GetStatusRequest\x1a\x1c.plinth.v1.GetStatusResponse\"\x0f\x8a\xb5\x18\x0b\x64\x65ploymentsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aplinth/v1/operations.proto\x12\tplinth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bplinth/v1/deployments.proto\x1a\x17plinth/v1/options.proto\"\x12\n\x10GetStatusRequest\"\xc9\x01\n\x11GetStatusResponse\x12*\n\x08replicas\x18\x01 \x03(\x0b\x32\x18.plinth.v1.ReplicaStatus\x12&\n\x06models\x18\x02 \x03(\x0b\x32\x16.plinth.v1.ModelStatus\x12 \n\x06queues\x18\x03 \x03(\x0b\x32\x10.plinth.v1.Queue\x12)\n\x08\x63\x61naries\x18\x04 \x03(\x0b\x32\x17.plinth.v1.CanaryStatus\x12\x13\n\x0bredis_error\x18\x05 \x01(\t\"\x90\x01\n\rReplicaStatus\x12\r\n\x05stage\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x13\n\x06kv_use\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\trevisions\x18\x07 \x03(\tB\t\n\x07_kv_use\"\xb6\x01\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x01(\r\x12\x14\n\x0cready_shards\x18\x04 \x01(\r\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.plinth.v1.DeploymentState\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x12\n\nmin_shards\x18\x07 \x01(\r\x12\x12\n\nmax_shards\x18\x08 \x01(\r\"\x86\x01\n\x05Queue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07waiting\x18\x02 \x01(\x04\x12\x0f\n\x07\x63laimed\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65layed\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x65\x61\x64\x18\x05 \x01(\x04\x12.\n\x0boldest_wait\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xce\x01\n\x0c\x43\x61naryStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.plinth.v1.CanaryState\x12\r\n\x05owner\x18\x03 \x01(\t\x12&\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x06stable\x18\x05 \x01(\x0b\x32\x18.plinth.v1.RevisionTally\x12(\n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x18.plinth.v1.RevisionTally\"y\n\rRevisionTally\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x02 \x01(\x04\x12+\n\x08ttft_p95\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04good\x18\x04 \x01(\x04\x12\x0b\n\x03\x62\x61\x64\x18\x05 \x01(\x04\"\x1f\n\x0fGetQueueRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10GetQueueResponse\x12\x1f\n\x05queue\x18\x01 \x01(\x0b\x32\x10.plinth.v1.Queue\":\n\x11ListQueuesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"O\n\x12ListQueuesResponse\x12 \n\x06queues\x18\x01 \x03(\x0b\x32\x10.plinth.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"e\n\tQueueItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.plinth.v1.QueueItemState\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\"#\n\x13GetQueueItemRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x14GetQueueItemResponse\x12\"\n\x04item\x18\x01 \x01(\x0b\x32\x14.plinth.v1.QueueItem\"\x88\x01\n\nDeadLetter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x1a\n\x12payload_size_bytes\x18\x04 \x01(\x04\x12.\n\ndeath_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x16ListDeadLettersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x17ListDeadLettersResponse\x12+\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x15.plinth.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18RequeueDeadLetterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x19RequeueDeadLetterResponse\x12\"\n\x04item\x18\x01 \x01(\x0b\x32\x14.plinth.v1.QueueItem\"\'\n\x17\x44\x65leteDeadLetterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteDeadLetterResponse*v\n\x0b\x43\x61naryState\x12\x1c\n\x18\x43\x41NARY_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43\x41NARY_STATE_OPEN\x10\x01\x12\x19\n\x15\x43\x41NARY_STATE_PROMOTED\x10\x02\x12\x17\n\x13\x43\x41NARY_STATE_CLOSED\x10\x03*\x87\x02\n\x0eQueueItemState\x12 \n\x1cQUEUE_ITEM_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18QUEUE_ITEM_STATE_WAITING\x10\x01\x12\x1b\n\x17QUEUE_ITEM_STATE_LEASED\x10\x02\x12\x1f\n\x1bQUEUE_ITEM_STATE_CANCELLING\x10\x03\x12\x1c\n\x18QUEUE_ITEM_STATE_DELAYED\x10\x04\x12\x19\n\x15QUEUE_ITEM_STATE_DEAD\x10\x05\x12\x1e\n\x1aQUEUE_ITEM_STATE_COMPLETED\x10\x06\x12\x1e\n\x1aQUEUE_ITEM_STATE_CANCELLED\x10\x07\x32\xc4\x05\n\x11OperationsService\x12Z\n\tGetStatus\x12\x1b.plinth.v1.GetStatusRequest\x1a\x1c.plinth.v1.GetStatusResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\x64\x65ployments\x12W\n\x08GetQueue\x12\x1a.plinth.v1.GetQueueRequest\x1a\x1b.plinth.v1.GetQueueResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\x64\x65ployments\x12]\n\nListQueues\x12\x1c.plinth.v1.ListQueuesRequest\x1a\x1d.plinth.v1.ListQueuesResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\x64\x65ployments\x12]\n\x0cGetQueueItem\x12\x1e.plinth.v1.GetQueueItemRequest\x1a\x1f.plinth.v1.GetQueueItemResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x05\x61\x64min\x12\x66\n\x0fListDeadLetters\x12!.plinth.v1.ListDeadLettersRequest\x1a\".plinth.v1.ListDeadLettersResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x05\x61\x64min\x12i\n\x11RequeueDeadLetter\x12#.plinth.v1.RequeueDeadLetterRequest\x1a$.plinth.v1.RequeueDeadLetterResponse\"\t\x8a\xb5\x18\x05\x61\x64min\x12i\n\x10\x44\x65leteDeadLetter\x12\".plinth.v1.DeleteDeadLetterRequest\x1a#.plinth.v1.DeleteDeadLetterResponse\"\x0c\x90\x02\x02\x8a\xb5\x18\x05\x61\x64minb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,21 +36,65 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plinth.v1.operations_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPERATIONSSERVICE'].methods_by_name['GetStatus']._loaded_options = None
-  _globals['_OPERATIONSSERVICE'].methods_by_name['GetStatus']._serialized_options = b'\212\265\030\013deployments'
-  _globals['_GETSTATUSREQUEST']._serialized_start=66
-  _globals['_GETSTATUSREQUEST']._serialized_end=84
-  _globals['_GETSTATUSRESPONSE']._serialized_start=87
-  _globals['_GETSTATUSRESPONSE']._serialized_end=294
-  _globals['_REPLICASTATUS']._serialized_start=297
-  _globals['_REPLICASTATUS']._serialized_end=441
-  _globals['_MODELSTATUS']._serialized_start=444
-  _globals['_MODELSTATUS']._serialized_end=598
-  _globals['_QUEUESTATUS']._serialized_start=600
-  _globals['_QUEUESTATUS']._serialized_end=692
-  _globals['_CANARYSTATUS']._serialized_start=695
-  _globals['_CANARYSTATUS']._serialized_end=852
-  _globals['_REVISIONTALLY']._serialized_start=854
-  _globals['_REVISIONTALLY']._serialized_end=970
-  _globals['_OPERATIONSSERVICE']._serialized_start=972
-  _globals['_OPERATIONSSERVICE']._serialized_end=1080
+  _globals['_OPERATIONSSERVICE'].methods_by_name['GetStatus']._serialized_options = b'\220\002\001\212\265\030\013deployments'
+  _globals['_OPERATIONSSERVICE'].methods_by_name['GetQueue']._loaded_options = None
+  _globals['_OPERATIONSSERVICE'].methods_by_name['GetQueue']._serialized_options = b'\220\002\001\212\265\030\013deployments'
+  _globals['_OPERATIONSSERVICE'].methods_by_name['ListQueues']._loaded_options = None
+  _globals['_OPERATIONSSERVICE'].methods_by_name['ListQueues']._serialized_options = b'\220\002\001\212\265\030\013deployments'
+  _globals['_OPERATIONSSERVICE'].methods_by_name['GetQueueItem']._loaded_options = None
+  _globals['_OPERATIONSSERVICE'].methods_by_name['GetQueueItem']._serialized_options = b'\220\002\001\212\265\030\005admin'
+  _globals['_OPERATIONSSERVICE'].methods_by_name['ListDeadLetters']._loaded_options = None
+  _globals['_OPERATIONSSERVICE'].methods_by_name['ListDeadLetters']._serialized_options = b'\220\002\001\212\265\030\005admin'
+  _globals['_OPERATIONSSERVICE'].methods_by_name['RequeueDeadLetter']._loaded_options = None
+  _globals['_OPERATIONSSERVICE'].methods_by_name['RequeueDeadLetter']._serialized_options = b'\212\265\030\005admin'
+  _globals['_OPERATIONSSERVICE'].methods_by_name['DeleteDeadLetter']._loaded_options = None
+  _globals['_OPERATIONSSERVICE'].methods_by_name['DeleteDeadLetter']._serialized_options = b'\220\002\002\212\265\030\005admin'
+  _globals['_CANARYSTATE']._serialized_start=2105
+  _globals['_CANARYSTATE']._serialized_end=2223
+  _globals['_QUEUEITEMSTATE']._serialized_start=2226
+  _globals['_QUEUEITEMSTATE']._serialized_end=2489
+  _globals['_GETSTATUSREQUEST']._serialized_start=160
+  _globals['_GETSTATUSREQUEST']._serialized_end=178
+  _globals['_GETSTATUSRESPONSE']._serialized_start=181
+  _globals['_GETSTATUSRESPONSE']._serialized_end=382
+  _globals['_REPLICASTATUS']._serialized_start=385
+  _globals['_REPLICASTATUS']._serialized_end=529
+  _globals['_MODELSTATUS']._serialized_start=532
+  _globals['_MODELSTATUS']._serialized_end=714
+  _globals['_QUEUE']._serialized_start=717
+  _globals['_QUEUE']._serialized_end=851
+  _globals['_CANARYSTATUS']._serialized_start=854
+  _globals['_CANARYSTATUS']._serialized_end=1060
+  _globals['_REVISIONTALLY']._serialized_start=1062
+  _globals['_REVISIONTALLY']._serialized_end=1183
+  _globals['_GETQUEUEREQUEST']._serialized_start=1185
+  _globals['_GETQUEUEREQUEST']._serialized_end=1216
+  _globals['_GETQUEUERESPONSE']._serialized_start=1218
+  _globals['_GETQUEUERESPONSE']._serialized_end=1269
+  _globals['_LISTQUEUESREQUEST']._serialized_start=1271
+  _globals['_LISTQUEUESREQUEST']._serialized_end=1329
+  _globals['_LISTQUEUESRESPONSE']._serialized_start=1331
+  _globals['_LISTQUEUESRESPONSE']._serialized_end=1410
+  _globals['_QUEUEITEM']._serialized_start=1412
+  _globals['_QUEUEITEM']._serialized_end=1513
+  _globals['_GETQUEUEITEMREQUEST']._serialized_start=1515
+  _globals['_GETQUEUEITEMREQUEST']._serialized_end=1550
+  _globals['_GETQUEUEITEMRESPONSE']._serialized_start=1552
+  _globals['_GETQUEUEITEMRESPONSE']._serialized_end=1610
+  _globals['_DEADLETTER']._serialized_start=1613
+  _globals['_DEADLETTER']._serialized_end=1749
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1751
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1830
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1832
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1927
+  _globals['_REQUEUEDEADLETTERREQUEST']._serialized_start=1929
+  _globals['_REQUEUEDEADLETTERREQUEST']._serialized_end=1969
+  _globals['_REQUEUEDEADLETTERRESPONSE']._serialized_start=1971
+  _globals['_REQUEUEDEADLETTERRESPONSE']._serialized_end=2034
+  _globals['_DELETEDEADLETTERREQUEST']._serialized_start=2036
+  _globals['_DELETEDEADLETTERREQUEST']._serialized_end=2075
+  _globals['_DELETEDEADLETTERRESPONSE']._serialized_start=2077
+  _globals['_DELETEDEADLETTERRESPONSE']._serialized_end=2103
+  _globals['_OPERATIONSSERVICE']._serialized_start=2492
+  _globals['_OPERATIONSSERVICE']._serialized_end=3200
 # @@protoc_insertion_point(module_scope)

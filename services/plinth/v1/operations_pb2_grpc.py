@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class OperationsServiceStub:
-    """For operators.
+    """The platform as its operators see it: replicas, served models, queues, and work that failed for
+    good. All of it comes from Redis; UNAVAILABLE while that is away.
     """
 
     def __init__(self, channel):
@@ -40,15 +41,94 @@ class OperationsServiceStub:
                 request_serializer=plinth_dot_v1_dot_operations__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_operations__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.GetQueue = channel.unary_unary(
+                '/plinth.v1.OperationsService/GetQueue',
+                request_serializer=plinth_dot_v1_dot_operations__pb2.GetQueueRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_operations__pb2.GetQueueResponse.FromString,
+                _registered_method=True)
+        self.ListQueues = channel.unary_unary(
+                '/plinth.v1.OperationsService/ListQueues',
+                request_serializer=plinth_dot_v1_dot_operations__pb2.ListQueuesRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_operations__pb2.ListQueuesResponse.FromString,
+                _registered_method=True)
+        self.GetQueueItem = channel.unary_unary(
+                '/plinth.v1.OperationsService/GetQueueItem',
+                request_serializer=plinth_dot_v1_dot_operations__pb2.GetQueueItemRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_operations__pb2.GetQueueItemResponse.FromString,
+                _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/plinth.v1.OperationsService/ListDeadLetters',
+                request_serializer=plinth_dot_v1_dot_operations__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_operations__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.RequeueDeadLetter = channel.unary_unary(
+                '/plinth.v1.OperationsService/RequeueDeadLetter',
+                request_serializer=plinth_dot_v1_dot_operations__pb2.RequeueDeadLetterRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_operations__pb2.RequeueDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.DeleteDeadLetter = channel.unary_unary(
+                '/plinth.v1.OperationsService/DeleteDeadLetter',
+                request_serializer=plinth_dot_v1_dot_operations__pb2.DeleteDeadLetterRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_operations__pb2.DeleteDeadLetterResponse.FromString,
+                _registered_method=True)
 
 
 class OperationsServiceServicer:
-    """For operators.
+    """The platform as its operators see it: replicas, served models, queues, and work that failed for
+    good. All of it comes from Redis; UNAVAILABLE while that is away.
     """
 
     def GetStatus(self, request, context):
-        """What an operator wants to know of all stages, as Redis has it now. Needs the scope
-        "deployments".
+        """What runs, what is served, what waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQueue(self, request, context):
+        """One queue. Errors: NOT_FOUND (QUEUE_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListQueues(self, request, context):
+        """Queues that ever held an item, by name. Errors: INVALID_ARGUMENT (PAGE_TOKEN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQueueItem(self, request, context):
+        """What became of one item of a queue. Errors: NOT_FOUND (QUEUE_NOT_FOUND, or ITEM_NOT_FOUND for
+        one that was never added, or ended more than a week ago).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Dead letters of one queue or of all, newest first within each queue. Errors: NOT_FOUND
+        (QUEUE_NOT_FOUND), INVALID_ARGUMENT (PAGE_TOKEN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequeueDeadLetter(self, request, context):
+        """Lets a dead letter run again, with fresh attempts and no deadline.
+
+        Errors: NOT_FOUND (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDeadLetter(self, request, context):
+        """Removes a dead letter for good. Whoever waits for the item has been told that it failed when it
+        became one.
+
+        Errors: NOT_FOUND (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +142,36 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     request_deserializer=plinth_dot_v1_dot_operations__pb2.GetStatusRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_operations__pb2.GetStatusResponse.SerializeToString,
             ),
+            'GetQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQueue,
+                    request_deserializer=plinth_dot_v1_dot_operations__pb2.GetQueueRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_operations__pb2.GetQueueResponse.SerializeToString,
+            ),
+            'ListQueues': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQueues,
+                    request_deserializer=plinth_dot_v1_dot_operations__pb2.ListQueuesRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_operations__pb2.ListQueuesResponse.SerializeToString,
+            ),
+            'GetQueueItem': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQueueItem,
+                    request_deserializer=plinth_dot_v1_dot_operations__pb2.GetQueueItemRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_operations__pb2.GetQueueItemResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=plinth_dot_v1_dot_operations__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_operations__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'RequeueDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequeueDeadLetter,
+                    request_deserializer=plinth_dot_v1_dot_operations__pb2.RequeueDeadLetterRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_operations__pb2.RequeueDeadLetterResponse.SerializeToString,
+            ),
+            'DeleteDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDeadLetter,
+                    request_deserializer=plinth_dot_v1_dot_operations__pb2.DeleteDeadLetterRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_operations__pb2.DeleteDeadLetterResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'plinth.v1.OperationsService', rpc_method_handlers)
@@ -71,7 +181,8 @@ def add_OperationsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationsService:
-    """For operators.
+    """The platform as its operators see it: replicas, served models, queues, and work that failed for
+    good. All of it comes from Redis; UNAVAILABLE while that is away.
     """
 
     @staticmethod
@@ -91,6 +202,168 @@ class OperationsService:
             '/plinth.v1.OperationsService/GetStatus',
             plinth_dot_v1_dot_operations__pb2.GetStatusRequest.SerializeToString,
             plinth_dot_v1_dot_operations__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.OperationsService/GetQueue',
+            plinth_dot_v1_dot_operations__pb2.GetQueueRequest.SerializeToString,
+            plinth_dot_v1_dot_operations__pb2.GetQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQueues(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.OperationsService/ListQueues',
+            plinth_dot_v1_dot_operations__pb2.ListQueuesRequest.SerializeToString,
+            plinth_dot_v1_dot_operations__pb2.ListQueuesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQueueItem(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.OperationsService/GetQueueItem',
+            plinth_dot_v1_dot_operations__pb2.GetQueueItemRequest.SerializeToString,
+            plinth_dot_v1_dot_operations__pb2.GetQueueItemResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.OperationsService/ListDeadLetters',
+            plinth_dot_v1_dot_operations__pb2.ListDeadLettersRequest.SerializeToString,
+            plinth_dot_v1_dot_operations__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequeueDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.OperationsService/RequeueDeadLetter',
+            plinth_dot_v1_dot_operations__pb2.RequeueDeadLetterRequest.SerializeToString,
+            plinth_dot_v1_dot_operations__pb2.RequeueDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.OperationsService/DeleteDeadLetter',
+            plinth_dot_v1_dot_operations__pb2.DeleteDeadLetterRequest.SerializeToString,
+            plinth_dot_v1_dot_operations__pb2.DeleteDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,7 @@ class Owner(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
+    """The tenant of the key that it was made with; empty where it was made without the gateway."""
     key_id: _builtins.str
     """Id of the key that it was made with."""
     def __init__(

@@ -17,7 +17,7 @@ from plinth.cluster.kubernetes_ops import doctor_after
 from plinth.cluster.kubernetes_ops.api import Api
 from plinth.cluster.kubernetes_ops.gateway_client import opened
 from plinth.cluster.kubernetes_ops.release import find
-from plinth.v1 import operations_pb2
+from plinth.v1 import deployments_pb2, operations_pb2
 
 POD = f"{CORE}/pods/plinth-inference-0"
 
@@ -41,7 +41,11 @@ def well(kube: KubeApi, gateway: ScriptedGateway) -> KubeApi:
     gateway.serve("chat", "chat@7", 2)
     gateway.store("chat", 7, "prod")
     gateway.status.models.add(
-        name="chat", artifact="chat@7", shards=2, ready_shards=2, state="ready"
+        name="chat",
+        artifact="chat@7",
+        shards=2,
+        ready_shards=2,
+        state=deployments_pb2.DEPLOYMENT_STATE_READY,
     )
     return kube
 
@@ -201,7 +205,11 @@ def test_shards_dead_letters_volumes_and_budgets(
     well: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
     gateway.status.models[0].MergeFrom(
-        operations_pb2.ModelStatus(ready_shards=1, state="starting", detail="no node has room")
+        operations_pb2.ModelStatus(
+            ready_shards=1,
+            state=deployments_pb2.DEPLOYMENT_STATE_STARTING,
+            detail="no node has room",
+        )
     )
     gateway.status.queues.add(name="train", dead=2)
     claim = {"kind": "PersistentVolumeClaim", "metadata": {}, "status": {"phase": "Pending"}}

@@ -13,6 +13,7 @@ from kube_cluster import error_of, plinth_k8s
 from kube_gateway import ScriptedGateway, canary_run
 from kube_release import ray_release, static_pods, static_release
 from plinth.coordinator.pipeline import parse
+from plinth.shared.api import times
 from plinth.v1 import operations_pb2
 from plinth.v1 import runs_pb2 as pb
 
@@ -40,9 +41,11 @@ class Tallied(ScriptedGateway):
         found = super().GetStatus(request, context)
         if self.submitted:
             owner = f"{self.submitted[-1].run_id}.canary.1"
-            canary = operations_pb2.CanaryStatus(name="chat", state="closed", owner=owner)
+            canary = operations_pb2.CanaryStatus(
+                name="chat", state=operations_pb2.CANARY_STATE_CLOSED, owner=owner
+            )
             canary.stable.CopyFrom(
-                operations_pb2.RevisionTally(requests=360, errors=2, ttft_p95_s=0.21)
+                operations_pb2.RevisionTally(requests=360, errors=2, ttft_p95=times.duration(0.21))
             )
             canary.canary.CopyFrom(operations_pb2.RevisionTally(requests=40, errors=9))
             found = operations_pb2.GetStatusResponse(canaries=[canary])

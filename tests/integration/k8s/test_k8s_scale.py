@@ -247,4 +247,4 @@ def test_shards_may_go_where_the_stage_is_scaled(
 def test_without_a_key_the_way_to_one_is_told(kube: KubeApi, kubeconfig: Path) -> None:
     static_release(kube)
     said = error_of(plinth_k8s(kubeconfig, "scale", "model/chat", "2", key=""))
-    assert "plinth keys create --label operator --scope deployments" in said
+    assert "plinth keys create --local --label operator --scope deployments" in said

@@ -12,7 +12,8 @@ from kube_api import KubeApi, Reply
 from kube_cluster import plinth_k8s
 from kube_gateway import ScriptedGateway, canary_run, shard
 from kube_release import CORE, RAY, pod, ray_release, static_pods, static_release
-from plinth.v1 import operations_pb2
+from plinth.shared.api import times
+from plinth.v1 import deployments_pb2, operations_pb2
 from plinth.v1 import runs_pb2 as pb
 
 POD = f"{CORE}/pods/plinth-inference-0"
@@ -32,17 +33,19 @@ def told(kube: KubeApi, gateway: ScriptedGateway) -> ScriptedGateway:
                 artifact="chat@7",
                 shards=3,
                 ready_shards=2,
-                state="starting",
+                state=deployments_pb2.DEPLOYMENT_STATE_STARTING,
                 detail="no room for a shard",
             )
         ],
-        queues=[operations_pb2.QueueStatus(name="train", waiting=4, claimed=1, delayed=2, dead=3)],
+        queues=[operations_pb2.Queue(name="queues/train", waiting=4, claimed=1, delayed=2, dead=3)],
         canaries=[
             operations_pb2.CanaryStatus(
                 name="chat",
-                state="open",
+                state=operations_pb2.CANARY_STATE_OPEN,
                 owner="run.canary.1",
-                stable=operations_pb2.RevisionTally(requests=90, errors=1, ttft_p95_s=0.2),
+                stable=operations_pb2.RevisionTally(
+                    requests=90, errors=1, ttft_p95=times.duration(0.2)
+                ),
                 canary=operations_pb2.RevisionTally(requests=10),
             )
         ],

@@ -33,12 +33,13 @@ def test_no_api_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_key_file_that_is_taken(tmp_path: Path) -> None:
-    path = _free_file(tmp_path)
+    settings = load_settings(data_dir=tmp_path)
+    path = _free_file(settings)
     path.write_text("plinth-x")
     with pytest.raises(FailedPrecondition, match="remove it first, or leave --save out"):
-        _free_file(tmp_path)
+        _free_file(settings)
     path.unlink()
-    assert _free_file(tmp_path) == path
+    assert _free_file(settings) == path
 
 
 def test_a_run_needs_no_id_of_its_own() -> None:

@@ -48,7 +48,7 @@ def test_a_url_that_is_none_of_a_redis_is_not_repeated(
     url: str,
 ) -> None:
     monkeypatch.setenv("PLINTH_REDIS_URL", url)
-    line = failed(capsys, monkeypatch, "keys", "list", "--data", str(tmp_path))
+    line = failed(capsys, monkeypatch, "keys", "create", "--local", "--data", str(tmp_path))
     assert "redis://:password@host:6379/0" in line
     assert "sesame" not in line
 

@@ -21,7 +21,7 @@ from plinth.shared.errors import FailedPrecondition, NotFound
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
-from plinth.v1 import operations_pb2
+from plinth.v1 import deployments_pb2, operations_pb2
 
 
 def _rendered(what: RenderableType) -> str:
@@ -121,12 +121,16 @@ def test_the_up_table_shows_each_part_once() -> None:
 
 
 def test_the_status_screen_names_what_it_could_not_learn() -> None:
-    model = operations_pb2.ModelStatus(artifact="chat@1", shards=2, ready_shards=1, state="x")
+    model = operations_pb2.ModelStatus(
+        artifact="chat@1", shards=2, ready_shards=1, state=deployments_pb2.DEPLOYMENT_STATE_STARTING
+    )
     code = operations_pb2.ModelStatus(name="code", min_shards=1, max_shards=4)
     code.MergeFrom(model)
     model.name = "chat"
-    queue = operations_pb2.QueueStatus(name="trainer-jobs", waiting=7, claimed=1)
-    canary = operations_pb2.CanaryStatus(name="chat", state="open", owner="run-7")
+    queue = operations_pb2.Queue(name="queues/trainer-jobs", waiting=7, claimed=1)
+    canary = operations_pb2.CanaryStatus(
+        name="chat", state=operations_pb2.CANARY_STATE_OPEN, owner="run-7"
+    )
     found = {
         "stack": {
             "phase": "ready",

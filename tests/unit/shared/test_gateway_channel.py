@@ -22,7 +22,7 @@ from plinth.shared.rpc.gateway_channel import GatewayAddress
 from plinth.shared.settings import load_settings
 from plinth.v1 import operations_pb2
 
-STATUS = operations_pb2.GetStatusResponse(queues=[operations_pb2.QueueStatus(name="q", waiting=3)])
+STATUS = operations_pb2.GetStatusResponse(queues=[operations_pb2.Queue(name="queues/q", waiting=3)])
 
 
 @pytest.mark.parametrize(

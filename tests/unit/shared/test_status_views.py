@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 
 from plinth.shared import status_views
+from plinth.shared.api import enums, times
 from plinth.v1 import operations_pb2
 
 NAMES = {"ready_shards": "ready"}  # of a model: "3 of 4 ready"
@@ -32,10 +35,14 @@ def filled(message: Message) -> Message:
 def as_json(message: Message) -> Any:
     found = {}
     for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
+        name, value = field.name, getattr(message, field.name)
+        if field.type == FieldDescriptor.TYPE_ENUM:
+            value = enums.word(EnumTypeWrapper(field.enum_type), value)
+        elif isinstance(value, Duration):
+            name, value = f"{name}_s", times.seconds(value)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
             value = as_json(value)
-        found[NAMES.get(field.name, field.name)] = list(value) if field.is_repeated else value
+        found[NAMES.get(name, name)] = list(value) if field.is_repeated else value
     return found
 
 
@@ -44,7 +51,7 @@ def as_json(message: Message) -> Any:
     [
         (status_views.replica, operations_pb2.ReplicaStatus()),
         (status_views.model, operations_pb2.ModelStatus()),
-        (status_views.queue, operations_pb2.QueueStatus()),
+        (status_views.queue, operations_pb2.Queue()),
         (status_views.canary, operations_pb2.CanaryStatus()),
     ],
     ids=["replica", "model", "queue", "canary"],

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from plinth.client.calls.deployments import AsyncDeploymentService, DeploymentService
     from plinth.client.calls.generation import AsyncGenerationService, GenerationService
     from plinth.client.calls.jobs import AsyncJobService, JobService
+    from plinth.client.calls.keys import AsyncKeyService, KeyService
     from plinth.client.calls.models import AsyncModelService, ModelService
     from plinth.client.calls.operations import AsyncOperationsService, OperationsService
     from plinth.client.calls.preferences import AsyncPreferenceService, PreferenceService
@@ -47,6 +48,12 @@ class Services:
         from plinth.client.calls.jobs import JobService
 
         return JobService(self._calls)
+
+    @cached_property
+    def keys(self) -> KeyService:
+        from plinth.client.calls.keys import KeyService
+
+        return KeyService(self._calls)
 
     @cached_property
     def models(self) -> ModelService:
@@ -114,6 +121,12 @@ class AsyncServices:
         from plinth.client.calls.jobs import AsyncJobService
 
         return AsyncJobService(self._calls)
+
+    @cached_property
+    def keys(self) -> AsyncKeyService:
+        from plinth.client.calls.keys import AsyncKeyService
+
+        return AsyncKeyService(self._calls)
 
     @cached_property
     def models(self) -> AsyncModelService:

@@ -28,8 +28,9 @@ from plinth.cluster.kubernetes_ops.release import (
     restarts,
     trouble,
 )
+from plinth.shared.api import enums
 from plinth.shared.errors import NotFound, PermissionDenied, PlinthError
-from plinth.v1 import operations_pb2
+from plinth.v1 import deployments_pb2, operations_pb2
 
 _MANY_RESTARTS = 5
 _RECENT = timedelta(minutes=15)
@@ -231,7 +232,11 @@ def _platform(
             if status.redis_error
             else "",
         )
-        dead = [f"{queue.name} {queue.dead}" for queue in status.queues if queue.dead]
+        dead = [
+            f"{queue.name.removeprefix('queues/')} {queue.dead}"
+            for queue in status.queues
+            if queue.dead
+        ]
         if dead:
             told = f"dead letters: {', '.join(dead)}"
             yield Finding("queues", "warn", told, "plinth queue dead NAME says why each died")
@@ -256,11 +261,12 @@ def _models(
         else:
             yield Finding(f"model {reference}", "ok", "is on the store")
     for model in status.models:
-        if model.state != "ready" or model.ready_shards < model.shards:
+        state = enums.word(deployments_pb2.DeploymentState, model.state)
+        if state != "ready" or model.ready_shards < model.shards:
             yield Finding(
                 f"serving {model.name}",
                 "fail" if not model.ready_shards else "warn",
-                f"{model.ready_shards} of {model.shards} shards, {model.state}: {model.detail}",
+                f"{model.ready_shards} of {model.shards} shards, {state}: {model.detail}",
                 "is there an inference pod for each shard? plinth k8s scale inference N",
             )
     if not deployments:

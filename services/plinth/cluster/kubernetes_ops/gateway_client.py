@@ -122,5 +122,7 @@ def in_coordinator(release: Release, *words: str) -> str:
 def no_key(release: Release) -> str:
     """What to do without an API key."""
     scopes = [word for scope in SCOPES for word in ("--scope", scope)]
-    make = in_coordinator(release, "plinth", "keys", "create", "--label", "operator", *scopes)
+    make = in_coordinator(
+        release, "plinth", "keys", "create", "--local", "--label", "operator", *scopes
+    )
     return f"no API key: set PLINTH_API_KEY to the one that this prints: {make}"

@@ -21,7 +21,7 @@ from plinth.cluster.kubernetes_ops.release import (
 )
 from plinth.shared import status_views as views
 from plinth.shared.errors import PlinthError
-from plinth.v1 import operations_pb2
+from plinth.v1 import deployments_pb2, operations_pb2
 from plinth.v1 import runs_pb2 as pb
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ def _errors(
             if app.get("status") not in {None, "RUNNING"} and app.get("message"):
                 found.append({"where": f"serve/{name}", "what": app["message"].strip()[-300:]})
     for model in status.models:
-        if model.detail and model.state != "ready":
+        if model.detail and model.state != deployments_pb2.DEPLOYMENT_STATE_READY:
             found.append({"where": f"model/{model.name}", "what": model.detail})
     found += [
         {"where": f"run/{run.run_id}", "what": run.error}

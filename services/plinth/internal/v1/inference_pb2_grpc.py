@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Shards of a model: prompts to tokens, and log-probs of given tokens.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -52,7 +53,8 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Shards of a model: prompts to tokens, and log-probs of given tokens.
+    """
 
     def Generate(self, request, context):
         """Samples from the model; tokens stream as they are made. Cancelling frees the blocks
@@ -103,7 +105,8 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """Missing associated documentation comment in .proto file."""
+    """Shards of a model: prompts to tokens, and log-probs of given tokens.
+    """
 
     @staticmethod
     def Generate(request,

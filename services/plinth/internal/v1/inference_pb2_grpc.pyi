@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceServiceStub:
+    """Shards of a model: prompts to tokens, and log-probs of given tokens."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -42,6 +44,8 @@ class InferenceServiceStub:
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
+    """Shards of a model: prompts to tokens, and log-probs of given tokens."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
     """Samples from the model; tokens stream as they are made. Cancelling frees the blocks
@@ -53,6 +57,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Bindings held and load. Idempotent."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Shards of a model: prompts to tokens, and log-probs of given tokens."""
+
     @_abc_1.abstractmethod
     def Generate(
         self,

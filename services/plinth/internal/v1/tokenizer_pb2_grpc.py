@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TokenizerServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Text to ids and back, for every model that is served or trained.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -67,7 +68,8 @@ class TokenizerServiceStub:
 
 
 class TokenizerServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Text to ids and back, for every model that is served or trained.
+    """
 
     def Encode(self, request, context):
         """Text to ids. Idempotent.
@@ -153,7 +155,8 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenizerService:
-    """Missing associated documentation comment in .proto file."""
+    """Text to ids and back, for every model that is served or trained.
+    """
 
     @staticmethod
     def Encode(request,

@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TokenizerServiceStub:
+    """Text to ids and back, for every model that is served or trained."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -46,6 +48,8 @@ class TokenizerServiceStub:
 
 @_typing.type_check_only
 class TokenizerServiceAsyncStub(TokenizerServiceStub):
+    """Text to ids and back, for every model that is served or trained."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.EncodeRequest, _tokenizer_pb2.EncodeResponse]  # type: ignore[assignment]
     """Text to ids. Idempotent."""
@@ -61,6 +65,8 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
     """Trains a vocabulary and publishes it as an artifact. Idempotent by the digest of its inputs."""
 
 class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Text to ids and back, for every model that is served or trained."""
+
     @_abc_1.abstractmethod
     def Encode(
         self,

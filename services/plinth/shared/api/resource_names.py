@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from plinth.shared.errors import InvalidArgument, plain
 
 _ID = r"[^/\s]{1,200}"
+_PATH = r"\S{1,400}"
+_VARIABLE = re.compile(r"\{\w+(=\*\*)?\}")
 _SHOWN = 80
 
 
@@ -19,19 +21,21 @@ class Pattern:
     """One kind of resource name.
 
     pattern: "runs/{run}", or of a resource in a resource "collections/{collection}/tasks/{task}".
+    An id that may have slashes is the last one, as in "queues/{queue}/items/{item=**}".
     """
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
-        words = re.split(r"\{\w+\}", pattern)
-        self._words = [re.escape(word) for word in words]
-        self._full = re.compile(f"({_ID})".join(self._words))
+        kinds = [found[1] for found in _VARIABLE.finditer(pattern)]
+        self._words = re.split(r"\{[^}]+\}", pattern)
+        ids = [f"({_PATH if kind else _ID})" for kind in kinds]
+        parts = zip(self._words, [*ids, ""], strict=True)
+        self._full = re.compile("".join(re.escape(word) + id for word, id in parts))
 
     def name(self, *ids: str) -> str:
         """The resource's name."""
-        parts = re.split(r"\{\w+\}", self.pattern)
-        assert len(ids) == len(parts) - 1, self.pattern
-        return "".join(a + b for a, b in zip(parts, [*ids, ""], strict=True))
+        assert len(ids) == len(self._words) - 1, self.pattern
+        return "".join(a + b for a, b in zip(self._words, [*ids, ""], strict=True))
 
     def ids(self, name: str, field: str = "name") -> Sequence[str]:
         """The ids in `name`, in order. InvalidArgument with what it has to look like."""

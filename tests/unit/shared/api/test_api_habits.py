@@ -24,6 +24,7 @@ from plinth.v1 import generation_pb2, sampling_pb2
 from google.longrunning import operations_pb2  # isort: skip  any list with page_size and page_token
 
 RUN = Pattern("runs/{run}")
+ITEM = Pattern("queues/{queue}/items/{item=**}")
 TASK = Pattern("collections/{collection}/tasks/{task}")
 
 
@@ -34,6 +35,7 @@ def asked(token: str = "", size: int = 0, of: str = "") -> operations_pb2.ListOp
 def test_names_go_there_and_back() -> None:
     assert RUN.id(RUN.name("nightly-7")) == "nightly-7"
     assert TASK.ids(TASK.name("default", "t.1")) == ("default", "t.1")
+    assert ITEM.ids(ITEM.name("q", "team/job-1")) == ("q", "team/job-1")
 
 
 @pytest.mark.parametrize("name", ["", "nightly", "runs/", "runs/a/b", "jobs/a", "runs/a b"])
@@ -41,6 +43,12 @@ def test_other_names_are_told_what_they_have_to_be(name: str) -> None:
     with pytest.raises(InvalidArgument, match=r"'runs/\{run\}'") as caught:
         RUN.id(name, "run.name")
     assert (caught.value.reason, caught.value.field) == ("RESOURCE_NAME", "run.name")
+
+
+@pytest.mark.parametrize("name", ["queues/q/items/", "queues/a/b/items/i", "queues/q/items/a b"])
+def test_only_the_last_id_has_slashes(name: str) -> None:
+    with pytest.raises(InvalidArgument):
+        ITEM.ids(name)
 
 
 @given(st.text(max_size=300))
