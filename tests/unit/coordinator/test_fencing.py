@@ -402,8 +402,8 @@ async def test_an_earlier_run_that_gets_there_late_moves_nothing_back(world: Wor
     assert states(await coordinator.end("later")) == ["SUCCEEDED"] * 3
     world.trainer.gates["slow-corpus"].set()
     late = await coordinator.end("earlier")
-    assert late.state == runs_pb2.RUN_STATE_FAILED
-    assert "submitted after this one" in late.error
+    assert late.status.state == runs_pb2.RUN_STATE_FAILED
+    assert "submitted after this one" in late.status.error
     # What the message advises: the same pipeline, submitted now, is the latest.
     assert await asyncio.to_thread(world.store.aliases, "m") == {"prod": 2}
     assert [d.artifact for d in await asyncio.to_thread(world.deployments.list)] == ["m@2"]
