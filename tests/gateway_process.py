@@ -39,7 +39,7 @@ class GatewayProcess:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "plinth.gateway", env=self._environment
         )
-        await answering(f"http://127.0.0.1:{self.port}/readyz")
+        await answering(f"http://127.0.0.1:{self.port}/healthz")
 
     async def kill(self) -> None:
         """By SIGKILL."""

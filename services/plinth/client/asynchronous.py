@@ -9,9 +9,10 @@ from typing import Any, Self
 
 import grpc
 
-from plinth.client.address import GatewayAddress, address_of, key_of, open_async
+from plinth.client.address import address_of, key_of
 from plinth.client.blocking import Client
 from plinth.client.calls import AsyncServices
+from plinth.client.channels import GatewayAddress, open_async
 from plinth.client.methods import Method, serialized
 from plinth.client.policy import Attempts, Gateway, Policy
 from plinth.shared.errors import Unavailable

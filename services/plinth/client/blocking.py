@@ -11,8 +11,9 @@ from typing import Any, Self
 import grpc
 
 from plinth.client import transfers
-from plinth.client.address import GatewayAddress, address_of, key_of, open_blocking
+from plinth.client.address import address_of, key_of
 from plinth.client.calls import Services
+from plinth.client.channels import GatewayAddress, open_blocking
 from plinth.client.methods import Method, serialized
 from plinth.client.policy import Attempts, Gateway, Policy
 from plinth.v1 import artifacts_pb2 as pb

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from patience import PATIENCE_S
 from plinth.client import Policy, Unavailable
-from plinth.client.address import GatewayAddress
 from plinth.client.blocking import Transport
+from plinth.client.channels import GatewayAddress
 from plinth.client.progress import Answers, LostAnswer
 from things import ThingServer, message, method
 

@@ -21,9 +21,9 @@ from plinth.client import (
     ResourceExhausted,
     Unavailable,
 )
-from plinth.client.address import GatewayAddress
 from plinth.client.asynchronous import AsyncTransport
 from plinth.client.blocking import Transport
+from plinth.client.channels import GatewayAddress
 from plinth.client.pages import AsyncPager
 from things import ThingServer, message, method
 
