@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -26,7 +27,7 @@ from plinth.models.weights import weights_digest
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.service import build as build_trainer
-from plinth.v1 import artifacts_pb2, deployments_pb2
+from plinth.v1 import artifacts_pb2, artifacts_pb2_grpc, deployments_pb2
 from stage_replicas import Stages
 
 SCOPES = ("artifacts", "deployments", "jobs")
@@ -37,8 +38,8 @@ class Stopped(Exception):
 
 
 class Platform:
-    def __init__(self, address: str, key: str, store: ArtifactStore) -> None:
-        self.address, self.key, self.store = address, key, store
+    def __init__(self, address: str, key: str, store: ArtifactStore, stages: Stages) -> None:
+        self.address, self.key, self.store, self.stages = address, key, store, stages
 
     async def call(self, act: Any, *given: Any) -> Any:
         """`act(client, …)` in a thread: the platform is in this one."""
@@ -73,7 +74,7 @@ async def platform(tmp_path: Path, redis_server: str, redis: Any) -> AsyncIterat
         server = build_server(core)
         port = await server.start()
         try:
-            yield Platform(f"127.0.0.1:{port}", key, ArtifactStore(settings.store()))
+            yield Platform(f"127.0.0.1:{port}", key, ArtifactStore(settings.store()), stages)
         finally:
             await server.stop(0)
     finally:
@@ -181,6 +182,27 @@ async def test_files_go_on_where_they_stopped(
         files["gone"] = tmp_path / "gone"
         with pytest.raises(InvalidArgument, match="can't be read"):
             await made.call(go_on)
+
+
+async def test_a_download_goes_on_at_another_coordinator(
+    tmp_path: Path, redis_server: str, redis_client: Any
+) -> None:
+    data = bytes(range(256)) * (32 << 12)  # more than lies between the two
+    (tmp_path / "weights").write_bytes(data)
+    async with platform(tmp_path, redis_server, redis_client) as made:
+        made.store.publish("chat", "model", tmp_path / "weights")
+        metadata = (("authorization", f"Bearer {made.key}"),)
+        async with grpc.aio.insecure_channel(made.address) as channel:
+            stub: Any = artifacts_pb2_grpc.ArtifactServiceStub(channel)
+            request = artifacts_pb2.DownloadArtifactRequest(name="artifacts/chat", path="weights")
+            came = bytearray()
+            async for piece in stub.DownloadArtifact(request, metadata=metadata):
+                if not came:
+                    await made.stages.add("coordinator", build_coordinator)
+                    await made.stages.stop_first("coordinator")
+                assert piece.offset == len(came)
+                came += piece.data
+        assert came == data
 
 
 async def test_a_deployment_needs_a_model(

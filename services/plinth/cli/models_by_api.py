@@ -19,7 +19,6 @@ from plinth.cli.models_on_store import (
     imported,
     not_served,
 )
-from plinth.models.hub import ALLOWED, download, parse_hub_name
 from plinth.models.publish import input_digest
 from plinth.models.sources import DEFAULT_SOURCE, HUB_PREFIX, locate, name_of, source_digest
 from plinth.shared.api import enums
@@ -138,6 +137,8 @@ class ModelsByApi:
             label = asked.source if asked.source == DEFAULT_SOURCE else place.name
             yield _Source(_files_of(place), label)
             return
+        from plinth.models.hub import download, parse_hub_name
+
         repository, written = parse_hub_name(asked.source)
         work = self._settings.data_dir / "work"
         work.mkdir(parents=True, exist_ok=True)
@@ -227,7 +228,7 @@ class ModelsByApi:
 
     def shown(self, ref: str) -> dict[str, Any]:
         artifact = self._plinth.artifacts.get_artifact(f"artifacts/{ref}")
-        record = self.store.get(reference_of(artifact))
+        record: ArtifactRecord = self.store.get(reference_of(artifact))
         facts: dict[str, Any] = {
             "ref": record.ref,
             "uri": record.uri,
@@ -249,6 +250,8 @@ class ModelsByApi:
 
 def _files_of(place: Path) -> dict[str, Path]:
     """Of a model's or an adapter's folder what an import reads, and never code or pickles."""
+    from plinth.models.hub import ALLOWED
+
     if place.is_file():
         return {place.name: place}
     files = {file.name: file for pattern in ALLOWED for file in place.glob(pattern)}

@@ -147,7 +147,9 @@ class ModelsOnStore:
         self.store.delete(
             ref,
             lambda record: [
-                f"deployment {one.name}" for one in served if one.artifact == record.ref
+                f"deployment {one.name}"
+                for one in served
+                if record.ref in (one.artifact, one.stable, one.speculation.removeprefix("draft:"))
             ],
         )
 

@@ -20,6 +20,7 @@ from plinth.shared.api.owners import check_owner
 from plinth.shared.api.paging import Pages
 from plinth.shared.api.times import moment
 from plinth.shared.artifact_messages import (
+    ARTIFACT,
     KINDS,
     artifact_message,
     reference_in,
@@ -39,6 +40,7 @@ _Row = tuple[ArtifactRecord, list[str]]  # with its aliases
 
 _FILTERS = Filters(
     {
+        "name": Field(lambda row: ARTIFACT.name(row[0].ref), str),
         "artifact_id": Field(lambda row: row[0].name, str),
         "version": Field(lambda row: row[0].version, int),
         "kind": Field(
@@ -47,6 +49,7 @@ _FILTERS = Filters(
         "digest": Field(lambda row: row[0].digest, str),
         "create_time": Field(lambda row: moment(row[0].created_unix_ms), datetime),
         "owner.tenant": Field(lambda row: row[0].tenant, str),
+        "owner.key_id": Field(lambda row: row[0].key_id, str),
         "aliases": Field(lambda row: row[1], list),
     }
 )

@@ -603,8 +603,8 @@ class ListArtifactsRequest(_message.Message):
     page_token: _builtins.str
     """next_page_token of the page before, with the same filter; empty: the first page."""
     filter: _builtins.str
-    """Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of artifact_id, version,
-    kind, digest, create_time, owner.tenant, and `aliases:prod`.
+    """Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of name, artifact_id,
+    version, kind, digest, create_time, owner.tenant, owner.key_id, and `aliases:prod`.
     """
     view: Global___ArtifactView.ValueType
     """How much of each to tell."""

@@ -833,10 +833,15 @@ class CreatePreferenceTaskRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"collections/{collection}". May be empty in a batch, which has its own."""
     task_id: _builtins.str
     """The task's id; made by the platform where it is empty."""
+    request_id: _builtins.str
+    """The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the same call sent again
+    adds nothing. Not read in a batch, which has its own.
+    """
     @_builtins.property
     def task(self) -> Global___PreferenceTask:
         """Its spec; what else is set of it is ignored."""
@@ -847,10 +852,11 @@ class CreatePreferenceTaskRequest(_message.Message):
         parent: _builtins.str = ...,
         task_id: _builtins.str = ...,
         task: Global___PreferenceTask | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "task", b"task", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "task", b"task", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -888,8 +894,11 @@ class BatchCreatePreferenceTasksRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"collections/{collection}"."""
+    request_id: _builtins.str
+    """As in CreatePreferenceTaskRequest, for the tasks without a task_id."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreatePreferenceTaskRequest]:
         """1 to 100, each with the same parent or none."""
@@ -899,10 +908,11 @@ class BatchCreatePreferenceTasksRequest(_message.Message):
         *,
         parent: _builtins.str = ...,
         requests: _abc.Iterable[Global___CreatePreferenceTaskRequest] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

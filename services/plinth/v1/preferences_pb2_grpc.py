@@ -176,9 +176,9 @@ class PreferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreatePreferenceTask(self, request, context):
-        """Adds a task. Idempotent by its id: the same task sent again is returned as it is now, another
-        one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED (COLLECTION_FULL,
-        TOO_MANY_COLLECTIONS) where there is no room.
+        """Adds a task. Idempotent by its id, or by request_id: the same task sent again is returned as it
+        is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED
+        (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

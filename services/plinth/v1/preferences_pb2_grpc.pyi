@@ -60,9 +60,9 @@ class PreferenceServiceStub:
     were published of it stay. "live" is deleted by keys with the scope "admin" only.
     """
     CreatePreferenceTask: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.CreatePreferenceTaskRequest, _preferences_pb2.CreatePreferenceTaskResponse]
-    """Adds a task. Idempotent by its id: the same task sent again is returned as it is now, another
-    one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED (COLLECTION_FULL,
-    TOO_MANY_COLLECTIONS) where there is no room.
+    """Adds a task. Idempotent by its id, or by request_id: the same task sent again is returned as it
+    is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED
+    (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
     """
     BatchCreatePreferenceTasks: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.BatchCreatePreferenceTasksRequest, _preferences_pb2.BatchCreatePreferenceTasksResponse]
     """Adds tasks. All are checked before the first is added; what can fail after that
@@ -156,9 +156,9 @@ class PreferenceServiceAsyncStub(PreferenceServiceStub):
     were published of it stay. "live" is deleted by keys with the scope "admin" only.
     """
     CreatePreferenceTask: _aio.UnaryUnaryMultiCallable[_preferences_pb2.CreatePreferenceTaskRequest, _preferences_pb2.CreatePreferenceTaskResponse]  # type: ignore[assignment]
-    """Adds a task. Idempotent by its id: the same task sent again is returned as it is now, another
-    one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED (COLLECTION_FULL,
-    TOO_MANY_COLLECTIONS) where there is no room.
+    """Adds a task. Idempotent by its id, or by request_id: the same task sent again is returned as it
+    is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED
+    (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
     """
     BatchCreatePreferenceTasks: _aio.UnaryUnaryMultiCallable[_preferences_pb2.BatchCreatePreferenceTasksRequest, _preferences_pb2.BatchCreatePreferenceTasksResponse]  # type: ignore[assignment]
     """Adds tasks. All are checked before the first is added; what can fail after that
@@ -273,9 +273,9 @@ class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _preferences_pb2.CreatePreferenceTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_preferences_pb2.CreatePreferenceTaskResponse, _abc.Awaitable[_preferences_pb2.CreatePreferenceTaskResponse]]:
-        """Adds a task. Idempotent by its id: the same task sent again is returned as it is now, another
-        one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED (COLLECTION_FULL,
-        TOO_MANY_COLLECTIONS) where there is no room.
+        """Adds a task. Idempotent by its id, or by request_id: the same task sent again is returned as it
+        is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED
+        (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
         """
 
     @_abc_1.abstractmethod

@@ -20,6 +20,7 @@ from plinth.coordinator.preferences.specs import make_task
 from plinth.coordinator.runs import RunRecords
 from plinth.internal.v1 import run_records_pb2
 from plinth.shared.errors import (
+    AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -170,6 +171,25 @@ async def test_from_a_task_to_a_report(door: Door) -> None:
     assert caught.value.reason == "TASK_JUDGED"
     with pytest.raises(NotFound):
         await door.call("GetJudgement", name=f"{COLLECTION}/tasks/other/judgements/1")
+
+
+async def test_a_call_that_is_sent_again_adds_nothing(door: Door) -> None:
+    one = pb.CreatePreferenceTaskRequest(task=pb.PreferenceTask(spec=spec("one")))
+    two = pb.CreatePreferenceTaskRequest(task=pb.PreferenceTask(spec=spec("two")))
+    batch = {"parent": COLLECTION, "requests": [one, two, one]}
+    first = await door.call("BatchCreatePreferenceTasks", **batch, request_id="r")
+    assert len({task.name for task in first.tasks}) == 3
+    assert await door.call("BatchCreatePreferenceTasks", **batch, request_id="r") == first
+    single = {"parent": COLLECTION, "task": one.task}
+    again = [await door.call("CreatePreferenceTask", **single, request_id="r2") for _ in range(2)]
+    assert again[0] == again[1]
+    await door.call("CreatePreferenceTask", **single)  # each call adds one
+    await door.call("CreatePreferenceTask", **single)
+    assert len(await door.pages("ListPreferenceTasks", "tasks", parent=COLLECTION)) == 6
+    with pytest.raises(AlreadyExists):  # another call under the same id
+        await door.call("CreatePreferenceTask", parent=COLLECTION, task=two.task, request_id="r2")
+    with pytest.raises(InvalidArgument, match="request_id 'a b'"):
+        await door.call("CreatePreferenceTask", **single, request_id="a b")
 
 
 async def test_a_collection_goes_with_its_tasks_when_that_is_said(door: Door) -> None:

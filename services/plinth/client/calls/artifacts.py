@@ -77,8 +77,9 @@ class ArtifactService:
 
         page_size: At most so many; 0: 50. More than 1,000 are 1,000; with ARTIFACT_VIEW_FULL,
           more than 50 are 50.
-        filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of
-          artifact_id, version, kind, digest, create_time, owner.tenant, and `aliases:prod`.
+        filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of name,
+          artifact_id, version, kind, digest, create_time, owner.tenant, owner.key_id, and
+          `aliases:prod`.
         view: How much of each to tell.
         """
         return Pager(
@@ -422,8 +423,9 @@ class AsyncArtifactService:
 
         page_size: At most so many; 0: 50. More than 1,000 are 1,000; with ARTIFACT_VIEW_FULL,
           more than 50 are 50.
-        filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of
-          artifact_id, version, kind, digest, create_time, owner.tenant, and `aliases:prod`.
+        filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of name,
+          artifact_id, version, kind, digest, create_time, owner.tenant, owner.key_id, and
+          `aliases:prod`.
         view: How much of each to tell.
         """
         return AsyncPager(

@@ -148,16 +148,19 @@ class PreferenceService:
         *,
         task_id: str = "",
         task: preferences_pb2.PreferenceTask | None = None,
+        request_id: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.PreferenceTask:
-        """Adds a task. Idempotent by its id: the same task sent again is returned as it is now,
-        another one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED
-        (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
+        """Adds a task. Idempotent by its id, or by request_id: the same task sent again is
+        returned as it is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS).
+        RESOURCE_EXHAUSTED (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
 
         parent: "collections/{collection}". May be empty in a batch, which has its own.
         task_id: The task's id; made by the platform where it is empty.
         task: Its spec; what else is set of it is ignored.
+        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the
+          same call sent again adds nothing. Not read in a batch, which has its own.
         """
         response: preferences_pb2.CreatePreferenceTaskResponse = self._calls.unary(
             _CREATE_PREFERENCE_TASK,
@@ -166,6 +169,7 @@ class PreferenceService:
                 parent=parent,
                 task_id=task_id,
                 task=task,
+                request_id=request_id,
             ),
             timeout,
             metadata,
@@ -177,6 +181,7 @@ class PreferenceService:
         parent: str = "",
         *,
         requests: Iterable[preferences_pb2.CreatePreferenceTaskRequest] | None = None,
+        request_id: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.BatchCreatePreferenceTasksResponse:
@@ -186,11 +191,15 @@ class PreferenceService:
 
         parent: "collections/{collection}".
         requests: 1 to 100, each with the same parent or none.
+        request_id: As in CreatePreferenceTaskRequest, for the tasks without a task_id.
         """
         response: preferences_pb2.BatchCreatePreferenceTasksResponse = self._calls.unary(
             _BATCH_CREATE_PREFERENCE_TASKS,
             request(
-                preferences_pb2.BatchCreatePreferenceTasksRequest, parent=parent, requests=requests
+                preferences_pb2.BatchCreatePreferenceTasksRequest,
+                parent=parent,
+                requests=requests,
+                request_id=request_id,
             ),
             timeout,
             metadata,
@@ -727,16 +736,19 @@ class AsyncPreferenceService:
         *,
         task_id: str = "",
         task: preferences_pb2.PreferenceTask | None = None,
+        request_id: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.PreferenceTask:
-        """Adds a task. Idempotent by its id: the same task sent again is returned as it is now,
-        another one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED
-        (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
+        """Adds a task. Idempotent by its id, or by request_id: the same task sent again is
+        returned as it is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS).
+        RESOURCE_EXHAUSTED (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
 
         parent: "collections/{collection}". May be empty in a batch, which has its own.
         task_id: The task's id; made by the platform where it is empty.
         task: Its spec; what else is set of it is ignored.
+        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the
+          same call sent again adds nothing. Not read in a batch, which has its own.
         """
         response: preferences_pb2.CreatePreferenceTaskResponse = await self._calls.unary(
             _CREATE_PREFERENCE_TASK,
@@ -745,6 +757,7 @@ class AsyncPreferenceService:
                 parent=parent,
                 task_id=task_id,
                 task=task,
+                request_id=request_id,
             ),
             timeout,
             metadata,
@@ -756,6 +769,7 @@ class AsyncPreferenceService:
         parent: str = "",
         *,
         requests: Iterable[preferences_pb2.CreatePreferenceTaskRequest] | None = None,
+        request_id: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.BatchCreatePreferenceTasksResponse:
@@ -765,11 +779,15 @@ class AsyncPreferenceService:
 
         parent: "collections/{collection}".
         requests: 1 to 100, each with the same parent or none.
+        request_id: As in CreatePreferenceTaskRequest, for the tasks without a task_id.
         """
         response: preferences_pb2.BatchCreatePreferenceTasksResponse = await self._calls.unary(
             _BATCH_CREATE_PREFERENCE_TASKS,
             request(
-                preferences_pb2.BatchCreatePreferenceTasksRequest, parent=parent, requests=requests
+                preferences_pb2.BatchCreatePreferenceTasksRequest,
+                parent=parent,
+                requests=requests,
+                request_id=request_id,
             ),
             timeout,
             metadata,

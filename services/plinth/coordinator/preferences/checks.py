@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from plinth.coordinator.preferences.judging import WITHIN
@@ -14,6 +15,7 @@ from plinth.coordinator.preferences.specs import annotator_of, make_task
 from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.api.times import seconds
 from plinth.shared.errors import InvalidArgument, plain
+from plinth.shared.identity import REQUEST_ID
 from plinth.shared.manifest import check_name
 from plinth.shared.preference_names import (
     COLLECTIONS,
@@ -32,6 +34,7 @@ MAX_TASK_IDS = 1000
 MIN_LEASE_S, DEFAULT_LEASE_S, MAX_LEASE_S = 10, 900, 86_400
 _ALL_TASKS = re.compile(r"collections/([^/\s]+)/tasks/-")
 _NUMBER = re.compile(r"[1-9][0-9]{0,15}")
+Creating = pb.CreatePreferenceTaskRequest | pb.BatchCreatePreferenceTasksRequest
 Leasing = pb.LeasePreferenceTaskRequest | pb.RenewPreferenceLeaseRequest
 
 
@@ -49,34 +52,54 @@ def lease_seconds(request: Leasing) -> float:
 
 
 def created_tasks(
-    requests: Sequence[pb.CreatePreferenceTaskRequest],
-    collection: str,
-    where: str,
-    owner: owner_pb2.Owner | None = None,
+    request: Creating, owner: owner_pb2.Owner | None = None
 ) -> list[rec.PreferenceTaskRecord]:
-    """The tasks that they ask for. where: what precedes a request's number in names of fields;
-    empty for a single one. InvalidArgument."""
+    """The tasks that a request asks for. Without ids of their own they have the same ones whenever
+    the owner sends the same request_id. InvalidArgument."""
+    collection = collection_of(request.parent)
+    if request.request_id and not REQUEST_ID.fullmatch(request.request_id):
+        raise InvalidArgument(
+            f"request_id {plain(request.request_id, 140)!r}: use 1 to 128 of A-Z a-z 0-9 . _ : -",
+            field="request_id",
+        )
+    if isinstance(request, pb.CreatePreferenceTaskRequest):
+        numbered = [("", request)]
+    else:
+        numbered = [(f"requests.{number}.", one) for number, one in enumerate(request.requests)]
     tasks = []
-    for number, request in enumerate(requests):
-        within = f"{where}{number}." if where else ""
-        if request.parent and collection_of(request.parent, f"{within}parent") != collection:
+    for number, (within, one) in enumerate(numbered):
+        if one.parent and collection_of(one.parent, f"{within}parent") != collection:
             raise InvalidArgument(
                 f"{within}parent: {COLLECTIONS.name(collection)!r}, as the batch has it, or none; "
-                f"not {plain(request.parent, 80)!r}",
+                f"not {plain(one.parent, 80)!r}",
                 field=f"{within}parent",
             )
-        if request.task_id:
-            check_id(request.task_id, f"{within}task_id")
-        spec = request.task.spec
+        if one.task_id:
+            check_id(one.task_id, f"{within}task_id")
+        spec = one.task.spec
         if spec.origin == pb.PREFERENCE_TASK_ORIGIN_IMPORT:
             raise InvalidArgument(
                 f"{within}task.spec.origin: CLIENT or LIVE; ImportPairs adds what is imported",
                 field=f"{within}task.spec.origin",
             )
         tasks.append(
-            make_task(spec, collection, f"{within}task.spec", task_id=request.task_id, owner=owner)
+            make_task(
+                spec,
+                collection,
+                f"{within}task.spec",
+                task_id=one.task_id or _id_of(request.request_id, number, owner),
+                owner=owner,
+            )
         )
     return tasks
+
+
+def _id_of(request_id: str, number: int, owner: owner_pb2.Owner | None) -> str:
+    """Of a task without one; empty where nothing tells the call from another."""
+    if not request_id:
+        return ""
+    said = "\0".join([owner.tenant if owner else "", request_id, str(number)])
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
 def judgement_parent(request: pb.ListJudgementsRequest) -> tuple[str, str]:
@@ -101,17 +124,16 @@ def export_position(request: pb.ExportPairsRequest) -> tuple[int | None, int]:
 
 
 def _create(request: pb.CreatePreferenceTaskRequest) -> None:
-    created_tasks([request], collection_of(request.parent), "")
+    created_tasks(request)
 
 
 def _create_batch(request: pb.BatchCreatePreferenceTasksRequest) -> None:
-    collection = collection_of(request.parent)
     if not 1 <= len(request.requests) <= MAX_TASKS_PER_CALL:
         raise InvalidArgument(
             f"requests: {len(request.requests)}, 1 to {MAX_TASKS_PER_CALL} in one call",
             field="requests",
         )
-    created_tasks(request.requests, collection, "requests.")
+    created_tasks(request)
 
 
 def _lease(request: pb.LeasePreferenceTaskRequest) -> None:

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from plinth.coordinator.preferences.access import admitted, check_task, check_whole
 from plinth.coordinator.preferences.checks import (
+    Creating,
     created_tasks,
     judgement_parent,
     lease_seconds,
@@ -125,23 +126,18 @@ class PreferenceServicer(PreferenceResults):
     async def CreatePreferenceTask(
         self, request: pb.CreatePreferenceTaskRequest, context: Any
     ) -> pb.CreatePreferenceTaskResponse:
-        (task,) = await self._create(collection_of(request.parent), [request], "")
+        (task,) = await self._create(request)
         return pb.CreatePreferenceTaskResponse(task=task)
 
     async def BatchCreatePreferenceTasks(
         self, request: pb.BatchCreatePreferenceTasksRequest, context: Any
     ) -> pb.BatchCreatePreferenceTasksResponse:
-        collection = collection_of(request.parent)
-        tasks = await self._create(collection, list(request.requests), "requests.")
-        return pb.BatchCreatePreferenceTasksResponse(tasks=tasks)
+        return pb.BatchCreatePreferenceTasksResponse(tasks=await self._create(request))
 
-    async def _create(
-        self, collection: str, requests: list[pb.CreatePreferenceTaskRequest], where: str
-    ) -> list[pb.PreferenceTask]:
+    async def _create(self, request: Creating) -> list[pb.PreferenceTask]:
         principal = current_principal()
-        owner = owner_of(principal)
-        tasks = created_tasks(requests, collection, where, owner)
-        records = self._records(collection)
+        tasks = created_tasks(request, owner_of(principal))
+        records = self._records(collection_of(request.parent))
         await admitted(records, principal, making=True)
         return [task_message(await self._add(records, task)) for task in tasks]
 
