@@ -1,5 +1,5 @@
-"""The programs of ops/examples, as they are, through a gateway: chats with a scripted model, runs of
-a real coordinator, files on its store."""
+"""The programs of ops/examples, as they are, through a gateway: chats with a scripted model, runs
+of a real coordinator, files on its store."""
 
 from __future__ import annotations
 
