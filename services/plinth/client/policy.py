@@ -21,6 +21,9 @@ from plinth.shared.rpc.status import said
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 # Of a gateway that has never answered: its address may be wrong.
 _FIRST_CONTACT_S = 2.0
+# Servers that took the request for an answer and were lost before anything new of it came: it may
+# be the request that ends them.
+_MOST_LOST = 3
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Attempts:
             request.request_id = str(uuid.uuid4())
         self._progress = progress_of(method, request)
         self._lost: PlinthError | None = None
+        self._taken, self._losses = False, 0
 
     @property
     def request(self) -> Any:
@@ -92,18 +96,25 @@ class Attempts:
 
     def answered(self) -> None:
         """Somebody has taken the request."""
-        self._broken_since, self._wait_s = None, _FIRST_WAIT_S
-        self._begun = self._gateway.reached = True
+        self._begun = self._taken = self._gateway.reached = True
+        if not self._progress.restarts:
+            self._mended()
 
     def took(self, message: Any) -> bool:
         """Notes where a stream is. Whether the message is one for the caller."""
         self.answered()
         try:
-            return self._progress.took(message)
+            told = self._progress.took(message)
         except LostAnswer as lost:
             raise Unavailable(
                 f"the answer broke off and can't go on: {lost}. Ask anew", reason="ANSWER_LOST"
             ) from self._lost
+        if told:
+            self._mended()
+        return told
+
+    def _mended(self) -> None:
+        self._broken_since, self._wait_s, self._losses = None, _FIRST_WAIT_S, 0
 
     def next_wait_s(self, error: PlinthError) -> float | None:
         """Seconds until the next attempt; None when `error` is the answer."""
@@ -111,6 +122,10 @@ class Attempts:
             return None
         self._progress.broke()
         self._lost = error
+        self._losses += self._taken
+        self._taken = False
+        if self._progress.restarts and self._losses > _MOST_LOST:
+            return None
         now = time.monotonic()
         self._broken_since = now if self._broken_since is None else self._broken_since
         resumes = self._begun and self._progress.resumes

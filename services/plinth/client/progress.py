@@ -10,10 +10,11 @@ from plinth.client.methods import Method, is_heartbeat
 
 class Progress(Protocol):
     """Of one stream. request: what to ask for next. resumes: whether it can go on once it has
-    begun."""
+    begun. restarts: whether each call tells all of it again."""
 
     request: Any
     resumes: bool
+    restarts: bool
 
     def took(self, message: Any) -> bool:
         """Notes it. Whether it is for the caller, who gets it as it is now. LostAnswer where
@@ -41,7 +42,7 @@ def progress_of(method: Method, request: Any) -> Progress:
 class Once:
     """A stream that ends where it breaks."""
 
-    resumes = False
+    resumes = restarts = False
 
     def __init__(self, request: Any) -> None:
         self.request = request
@@ -56,7 +57,7 @@ class Once:
 class Positions:
     """A stream whose messages carry the position behind them, for the next request."""
 
-    resumes = True
+    resumes, restarts = True, False
 
     def __init__(self, request: Any) -> None:
         self.request = _copy(request)
@@ -86,7 +87,7 @@ class Answers:
     seed, and what the caller has of it is passed over: the same seed, weights and prompt give the
     same tokens."""
 
-    resumes = True
+    resumes = restarts = True
 
     def __init__(self, request: Any) -> None:
         self.request = _copy(request)

@@ -144,3 +144,25 @@ def test_what_can_not_go_on_is_told_as_such() -> None:
             list(stream)
         transport.close()
     assert caught.value.reason == "ANSWER_LOST"
+
+
+def test_a_request_that_ends_its_servers_is_not_sent_for_ever() -> None:
+    """Each tells as much of the answer as the one before, and is lost."""
+    calls: list[Any] = []
+
+    def answer(request: Any, _: grpc.ServicerContext) -> Iterator[Any]:
+        calls.append(request)
+        yield from pieces([2])[:3]
+        raise Unavailable("the gateway stops")
+
+    with ThingServer(StreamText=answer) as server:
+        policy = Policy(stream_patience_s=10 * PATIENCE_S)
+        transport = Transport(GatewayAddress.parse(server.address), "", policy)
+        stream = transport.stream(method("StreamText"), message("StreamTextRequest"), None, None)
+        told = []
+        with pytest.raises(Unavailable, match="the gateway stops"):
+            for one in stream:
+                told.append(one)
+        transport.close()
+    assert len(told) == 3
+    assert len(calls) == 4
