@@ -54,7 +54,9 @@ class AsyncClient(AsyncServices):
         """As a `Client`'s."""
         return await self._blocking(Client.download, name, folder)
 
-    async def _blocking(self, call: Callable[..., pb.Artifact], *given: Any, **named: Any) -> Any:
+    async def _blocking(
+        self, call: Callable[..., pb.Artifact], *given: Any, **named: Any
+    ) -> pb.Artifact:
         """In a thread, since that is where files are read and digests made; by a connection of its
         own, which ends with this call, so that a cancelled one stops."""
         with Client(self.address, self._key, policy=self._policy) as client:
