@@ -104,7 +104,7 @@ class ScriptedGateway(
     def WatchRun(self, request: Any, context: Any) -> Iterator[runs_pb2.WatchRunResponse]:
         self._enter(context, "WatchRun")
         for number, run in enumerate(self.watched):
-            run.run_id, run.revision = request.run_id, number + 1
+            run.name, run.status.revision = request.name, number + 1
             yield runs_pb2.WatchRunResponse(run=run)
 
     def ListDeployments(

@@ -295,7 +295,7 @@ async def test_better_weights_reach_prod_and_no_stream_breaks(
         await made.promoted()
         # Once more: there is nothing to do, and that is what the run says.
         await made.submit("r2")
-        assert (await made.end("r2")).steps[0].state == runs_pb2.STEP_STATE_REUSED
+        assert (await made.end("r2")).status.steps[0].state == runs_pb2.STEP_STATE_REUSED
 
 
 async def test_weights_that_fail_roll_back_early_and_no_client_sees_it(
@@ -347,10 +347,10 @@ async def test_a_cancelled_run_leaves_no_canary(
             await asyncio.sleep(0.02)
         assert "at a share of 0.1, of requests 32 where 0% fail, 56 where 1% fail" in detail
         await made.submit("r2")  # one at a time
-        assert "'chat' has a canary already" in (await made.end("r2")).error
+        assert "'chat' has a canary already" in (await made.end("r2")).status.error
         assert await made.wanted() == {"chat": "chat@1", "chat.canary": "chat@2"}
         await made.call("CancelRun", runs_pb2.CancelRunRequest(name="runs/r1"))
-        assert (await made.end()).state == runs_pb2.RUN_STATE_CANCELLED
+        assert (await made.end()).status.state == runs_pb2.RUN_STATE_CANCELLED
         await made.rolled_back()
 
 
@@ -361,7 +361,7 @@ async def test_a_baseline_that_changes_ends_the_trial(
         await made.submit()
         await made.route("open")
         await asyncio.to_thread(made.deployments.delete, "chat")
-        assert "nothing is served as 'chat'" in (await made.end()).error
+        assert "nothing is served as 'chat'" in (await made.end()).status.error
         assert await made.wanted() == {}
 
 
@@ -494,7 +494,7 @@ async def test_a_fork_over_the_command_line(
     )
     async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
         await made.call("CreateRun", shown_runs.create_run("r1", text))
-        assert (await made.end()).state == runs_pb2.RUN_STATE_SUCCEEDED
+        assert (await made.end()).status.state == runs_pb2.RUN_STATE_SUCCEEDED
         code, out = await plinth(made, "runs", "fork", "r1", "--from", "then", "--run-id", "f1",
                                  "--set", "steps.then.alias=green")  # fmt: skip
         assert code == 0, out

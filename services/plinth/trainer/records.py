@@ -212,7 +212,8 @@ def _job(job_id: str, raw: bytes) -> rec.JobRecord:
 
 def _state(job: rec.JobRecord) -> str:
     """All in it that is no progress."""
-    return repr((job.state, job.attempts, job.error, job.artifact.name))
+    made = f"{job.artifact.name}@{job.artifact.version}"
+    return repr((job.state, job.attempts, job.error, made))
 
 
 def _position(token: str) -> Position | None:

@@ -27,6 +27,7 @@ from plinth.shared.errors import (
     Internal,
     InvalidArgument,
     NotFound,
+    PlinthError,
 )
 from plinth.shared.identity import SYSTEM, current_principal
 from plinth.shared.load import Load, queue_load
@@ -298,7 +299,7 @@ def _within_job() -> Iterator[None]:
     """Fields of a specification ("spec.train.steps") as those of the request that it came in."""
     try:
         yield
-    except InvalidArgument as wrong:
+    except PlinthError as wrong:
         if wrong.field.startswith("spec"):
             wrong.field = f"job.{wrong.field}"
         raise

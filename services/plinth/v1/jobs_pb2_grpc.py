@@ -80,7 +80,7 @@ class JobServiceServicer:
     def CreateJob(self, request, context):
         """Queues a job. Idempotent by job_id: the same id and specification give the job that they
         created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
-        INVALID_ARGUMENT names the field that is wrong, as "spec.train.batch_size"; NOT_FOUND an
+        INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size"; NOT_FOUND an
         artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -45,7 +45,7 @@ class JobServiceStub:
     CreateJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CreateJobRequest, _jobs_pb2.CreateJobResponse]
     """Queues a job. Idempotent by job_id: the same id and specification give the job that they
     created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
-    INVALID_ARGUMENT names the field that is wrong, as "spec.train.batch_size"; NOT_FOUND an
+    INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size"; NOT_FOUND an
     artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]
@@ -76,7 +76,7 @@ class JobServiceAsyncStub(JobServiceStub):
     CreateJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CreateJobRequest, _jobs_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Queues a job. Idempotent by job_id: the same id and specification give the job that they
     created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
-    INVALID_ARGUMENT names the field that is wrong, as "spec.train.batch_size"; NOT_FOUND an
+    INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size"; NOT_FOUND an
     artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -110,7 +110,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.CreateJobResponse, _abc.Awaitable[_jobs_pb2.CreateJobResponse]]:
         """Queues a job. Idempotent by job_id: the same id and specification give the job that they
         created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
-        INVALID_ARGUMENT names the field that is wrong, as "spec.train.batch_size"; NOT_FOUND an
+        INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size"; NOT_FOUND an
         artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
         """
 

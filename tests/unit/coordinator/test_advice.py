@@ -94,7 +94,8 @@ async def test_a_name_that_is_not_served_a_step_serve_puts_the_first_there(
     canary = "{kind: canary, model: m, name: chat}"
     await coordinator.submit("r1", f"{{name: p, steps: {{trial: {canary}}}}}")
     assert (
-        "a step of kind serve puts the first revision there" in (await coordinator.end("r1")).error
+        "a step of kind serve puts the first revision there"
+        in (await coordinator.end("r1")).status.error
     )
     serve = "{kind: serve, model: m, name: chat}"
     text = f"{{name: p, steps: {{first: {serve}, trial: {canary[:-1]}, after: [first]}}}}}}"

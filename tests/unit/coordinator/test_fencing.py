@@ -541,7 +541,9 @@ async def test_numbers_go_on_where_a_lost_redis_left_them(
         coordinator = Coordinator(world, f"c{term}")
         await coordinator.start()
         run = await coordinator.submit(f"r{term}", SHIP.format(name="s", version=term % 3 + 1))
-        assert (await coordinator.end(run.run_id)).state == runs_pb2.RUN_STATE_SUCCEEDED
+        assert (
+            await coordinator.end(run.name.removeprefix("runs/"))
+        ).status.state == runs_pb2.RUN_STATE_SUCCEEDED
         await coordinator.stop()
         numbers.append(run.number)
         if term == 2:

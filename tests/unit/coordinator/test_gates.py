@@ -14,7 +14,6 @@ from redis.asyncio import Redis
 
 import scripted_stages
 from coordinator_replica import Coordinator, steps
-from coordinator_replica import figures as figures_of
 from plinth.coordinator.gates import EvaluateRequire, check
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.steps.compare import refuse_own_judge
@@ -24,6 +23,7 @@ from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import runs_pb2 as pb
 from plinth.v1 import sampling_pb2
 from scripted_stages import World
+from shown_runs import figures as figures_of
 
 PIPELINE = """
 name: q

@@ -34,7 +34,7 @@ async def test_other_settings_under_the_same_id_are_told(
         with pytest.raises(AlreadyExists, match="already") as caught:
             await coordinator.submit("r1", **overrides)
         assert f"({says}); give another run_id" in caught.value.message
-        assert (await coordinator.end("r1")).state == pb.RUN_STATE_SUCCEEDED
+        assert (await coordinator.end("r1")).status.state == pb.RUN_STATE_SUCCEEDED
     # As it advises.
     await coordinator.submit("r2", **overrides)
     assert pb.Run.FromString((await coordinator.end("r2")).SerializeToString()).run_id == "r2"
@@ -51,8 +51,8 @@ async def test_the_same_twice_is_one_run_even_if_an_alias_moved(
     first = await coordinator.submit("r", text)
     await asyncio.to_thread(world.store.set_alias, "m", "prod", 2)
     again = await coordinator.submit("r", f"# a comment\n{text}")
-    assert "m@1" in again.pipeline_yaml
-    assert again.pipeline_yaml == first.pipeline_yaml
+    assert "m@1" in again.spec.pipeline_yaml
+    assert again.spec == first.spec
     other = text.replace("m:prod", "m@2")
     with pytest.raises(AlreadyExists, match=r"steps\.online\.model"):
         await coordinator.submit("r", other)

@@ -196,7 +196,7 @@ async def test_another_leader_takes_a_run_over(world: World) -> None:
     world.trainer.gates["mini"].set()
     done = await second.end("r1")
     assert done.status.state == runs_pb2.RUN_STATE_SUCCEEDED
-    assert steps(done)["pretrain"].job_id == job_of(run)
+    assert job_of(done) == job_of(run)
     assert set(world.trainer.completed.values()) == {1}
     await second.stop()
 
@@ -208,7 +208,7 @@ async def test_artifacts_of_the_store_are_pinned_at_submission(
     await coordinator.end("r1")
     serve = "{name: s, steps: {online: {kind: serve, model: 'mini:prod', name: other}}}"
     run = await coordinator.submit("r2", serve)
-    assert "model: mini@1" in run.pipeline_yaml
+    assert "model: mini@1" in run.spec.pipeline_yaml
     assert (await coordinator.end("r2")).status.state == runs_pb2.RUN_STATE_SUCCEEDED
     with pytest.raises(NotFound):
         await coordinator.submit("r3", serve.replace("mini:prod", "nothing"))
