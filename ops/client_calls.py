@@ -21,11 +21,10 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
     ServiceDescriptorProto,
 )
+from public_protos import METHOD, SERVICE, Protos
 
 F = FieldDescriptorProto
 HEADER = '"""Generated from protos/plinth/v1 by `make protos`. Never edit."""\n'
-PACKAGE = "plinth.v1"
-_SERVICE, _METHOD, _MESSAGE, _FIELD = 6, 2, 4, 2  # numbers of descriptor.proto, for comments' paths
 _SCALARS = {
     F.TYPE_STRING: ("str", '""'),
     F.TYPE_BYTES: ("bytes", 'b""'),
@@ -41,48 +40,6 @@ _WELL_KNOWN = {
 }
 # Arguments that each call has.
 _OWN = ("timeout", "metadata", "self")
-
-
-class Protos:
-    """The public files with their comments."""
-
-    def __init__(self, files: FileDescriptorSet) -> None:
-        self.files = [file for file in files.file if file.package == PACKAGE]
-        self.messages: dict[str, tuple[FileDescriptorProto, DescriptorProto]] = {}
-        self.modules: dict[str, tuple[str, str]] = {}  # type: (its module, its name there)
-        self._comments: dict[tuple[str, ...], str] = {}
-        for file in self.files:
-            module = file.name.rsplit("/", 1)[-1].removesuffix(".proto") + "_pb2"
-            self._names(file, module)
-            for location in file.source_code_info.location:
-                key = (file.name, *map(str, location.path))
-                self._comments[key] = location.leading_comments
-
-    def comment(self, file: FileDescriptorProto, *path: int) -> str:
-        """What stands over something: a line for each of its paragraphs."""
-        told = self._comments.get((file.name, *map(str, path)), "")
-        paragraphs = re.split(r"\n\s*\n", told.strip())
-        return "\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-    def field_comment(self, message: str, index: int) -> str:
-        file, found = self.messages[message]
-        at = list(file.message_type).index(found)
-        return self.comment(file, _MESSAGE, at, _FIELD, index)
-
-    def _names(self, file: FileDescriptorProto, module: str) -> None:
-        def add(prefix: str, message: DescriptorProto) -> None:
-            name = f"{prefix}{message.name}"
-            self.messages[f".{PACKAGE}.{name}"] = (file, message)
-            self.modules[f".{PACKAGE}.{name}"] = (module, name)
-            for enum in message.enum_type:
-                self.modules[f".{PACKAGE}.{name}.{enum.name}"] = (module, f"{name}.{enum.name}")
-            for nested in message.nested_type:
-                add(f"{name}.", nested)
-
-        for message in file.message_type:
-            add("", message)
-        for enum in file.enum_type:
-            self.modules[f".{PACKAGE}.{enum.name}"] = (module, enum.name)
 
 
 def write(files: FileDescriptorSet, folder: Path) -> None:
@@ -140,11 +97,11 @@ def _module(
             f'_{_snake(method.name).upper()} = Method.of({own}.DESCRIPTOR, "{service.name}", '
             f'"{method.name}")'
         )
-        comment = protos.comment(file, _SERVICE, at, _METHOD, index)
+        comment = protos.comment(file, SERVICE, at, METHOD, index)
         for prefix in bodies:
             bodies[prefix] += "\n" + _method(protos, method, comment, bool(prefix))
     classes = ""
-    about = protos.comment(file, _SERVICE, at)
+    about = protos.comment(file, SERVICE, at)
     for prefix, text in bodies.items():
         transport = f"{prefix}Transport"
         classes += f"\n\nclass {prefix}{name}:\n{_docstring(about or f'{service.name}.', 4)}"
