@@ -22,6 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 SIZE = 2 * 2**20  # gateway.max_body_bytes
 GENERATION = "/plinth.v1.GenerationService/"
 TOKENIZER = "/plinth.v1.TokenizationService/"
+OPEN_INFERENCE = "/inference.GRPCInferenceService/"
 PREFERENCES = "/plinth.v1.PreferenceService/"
 RUNS = "/plinth.v1.RunService/"
 HEALTH = "/grpc.health.v1.Health/"
@@ -71,6 +72,14 @@ def said(content: bytes) -> bytes:
     return MODEL + options(ONE_TOKEN) + field(2, field(1, b"user") + field(2, content))
 
 
+def inference(*texts: bytes) -> bytes:
+    """Prompts, raw."""
+    shape = field(3, varint(len(texts)))
+    tensor = field(1, b"text_input") + field(2, b"BYTES") + shape
+    raw = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    return MODEL + field(5, tensor) + field(7, raw)
+
+
 # By name: the method, and its message.
 MANY_THINGS = {
     "messages": (GENERATION + "Chat", MODEL + many(field(2, b""))),
@@ -101,6 +110,13 @@ MANY_THINGS = {
     "texts to encode": (TOKENIZER + "Encode", MODEL + many(field(2, b""))),
     "sequences to decode": (TOKENIZER + "Decode", MODEL + many(field(2, b""))),
     "ids to decode": (TOKENIZER + "Decode", MODEL + field(2, field(1, many(b"\1")))),
+    "inputs": (OPEN_INFERENCE + "ModelInfer", MODEL + many(field(5, b""))),
+    "outputs": (OPEN_INFERENCE + "ModelInfer", MODEL + many(field(6, b""))),
+    "raw inputs": (OPEN_INFERENCE + "ModelInfer", MODEL + many(field(7, b""))),
+    "an input's elements": (
+        OPEN_INFERENCE + "ModelInfer",
+        MODEL + field(5, field(5, many(field(8, b"")))),
+    ),
     "a conversation": (TOKENIZER + "ApplyChatTemplate", MODEL + many(field(2, b""))),
     "tasks": (
         PREFERENCES + "BatchCreatePreferenceTasks",
@@ -123,6 +139,9 @@ LONG_THINGS = {
     "a completion's wide text": (GENERATION + "Complete", COMPLETION + field(2, WIDE)),
     "a name": (GENERATION + "Chat", CHAT + field(1, WIDE)),
     "a user": (GENERATION + "Chat", CHAT + options(field(4, WIDE))),
+    "a text for inference": (OPEN_INFERENCE + "ModelInfer", inference(b"a" * SIZE)),
+    "a wide text for inference": (OPEN_INFERENCE + "ModelInfer", inference(WIDE)),
+    "texts for inference": (OPEN_INFERENCE + "ModelInfer", inference(*[b"a"] * 30_000)),
     "a text to encode": (TOKENIZER + "Encode", MODEL + field(2, b"a" * SIZE)),
     "a wide text to encode": (TOKENIZER + "Encode", MODEL + field(2, WIDE)),
 }

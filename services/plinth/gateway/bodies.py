@@ -46,10 +46,15 @@ async def read(request: Request, make: Callable[[dict[str, Any]], T], limit: int
     raw = await _received(request, limit)
     # The list is emptied by whoever reads it: the bytes are gone before the values are made.
     held, raw = [raw], bytearray()
-    if len(held[0]) <= INLINE_BYTES and not encoding:
-        return _made(held, encoding, limit, make)
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_parser, partial(_made, held, encoding, limit, make))
+    size = limit if encoding else len(held[0])
+    return await beside(partial(_made, held, encoding, limit, make), size)
+
+
+async def beside(work: Callable[[], T], size: int) -> T:
+    """The result of `work`, which reads `size` bytes: here if they are few, else in the thread."""
+    if size <= INLINE_BYTES:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(_parser, work)
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
+from plinth.gateway.bodies import beside
 from plinth.gateway.catalogue import ServedModel
 from plinth.gateway.core import GatewayCore
 from plinth.gateway.rendering import finish_word
@@ -147,7 +149,8 @@ class OpenInferenceServicer(rpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, *, streams: bool
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """Responses to one request: one, or one for each piece."""
-        asked = read(request, self._core.settings.gateway.unknown_fields, streams=streams)
+        unknown = self._core.settings.gateway.unknown_fields
+        asked = await beside(partial(read, request, unknown, streams=streams), request.ByteSize())
         await self._model(request.model_name, request.model_version)
         async with self._core.session(current_principal(), asked.asks) as session:
             if request.model_version not in ("", _version(session.revision)):
