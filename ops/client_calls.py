@@ -166,9 +166,9 @@ def _imports(text: str) -> Iterator[str]:
     if times:
         yield f"from datetime import {', '.join(times)}"
     yield f"from typing import {'TYPE_CHECKING, Any' if 'Any' in text else 'TYPE_CHECKING'}\n"
-    for known in ("duration_pb2", "struct_pb2", "timestamp_pb2"):
-        if known in text:
-            yield f"from google.protobuf import {known}"
+    known = [n for n in ("duration_pb2", "struct_pb2", "timestamp_pb2") if n in text]
+    if known:
+        yield f"from google.protobuf import {', '.join(known)}\n"
     functions = [n for n in ("Method", "mask", "request") if n == "Method" or f"{n}(" in text]
     yield f"from plinth.client.methods import {', '.join(functions)}"
     pagers = [n for n in ("AsyncPager", "Pager") if re.search(rf"\b{n}\b", text)]

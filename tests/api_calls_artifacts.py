@@ -115,8 +115,8 @@ DEPLOYMENTS = [
     Call(
         "DeploymentService.ReportOutcome",
         lambda *_: dep.ReportOutcomeRequest(name="deployments/of-acme", request_id="r", good=True),
-        "NO_CANARY",
-        "NO_CANARY",
+        "ANSWER_NOT_FOUND",
+        "ANSWER_NOT_FOUND",
     ),
     Call(
         "DeploymentService.DeleteDeployment",

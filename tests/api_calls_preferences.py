@@ -87,7 +87,6 @@ PREFERENCES = [
             name=_TASK, annotator="ann", fence=world["fence"]
         ),
         OTHER,
-        "LEASE_LOST",
     ),
     Call(
         "PreferenceService.GetJudgement",
@@ -137,6 +136,7 @@ PREFERENCES = [
         "PreferenceService.DeletePreferenceTask",
         lambda *_: pref.DeletePreferenceTaskRequest(name=_TASK),
         OTHER,
+        "TASK_JUDGED",
     ),
     Call(
         "PreferenceService.DeletePreferenceCollection",

@@ -17,13 +17,14 @@ from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import StepOutcome
 from plinth.gateway.api_keys import KeyStore
 from plinth.internal.v1 import deployments_pb2 as internal
+from plinth.internal.v1 import preference_records_pb2
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.records import JobRecords
-from plinth.v1 import jobs_pb2, preferences_pb2, runs_pb2
+from plinth.v1 import jobs_pb2, runs_pb2
 
 
 def settings_of(data: Path, redis_url: str | None) -> Settings:
@@ -77,7 +78,7 @@ async def furnish(settings: Settings, redis: Redis, work: Path) -> str:
     await queue.fail(lease, "no corpus", retry=False)
     await JobRecords(redis).create(jobs_pb2.Job(job_id="is-held", submitted_unix_ms=5))
     await RunRecords(redis).submit(runs_pb2.Run(run_id="r1", pipeline_yaml="name: x"))
-    task = preferences_pb2.PreferenceTask(task_id="t1", wanted=1)
+    task = preference_records_pb2.PreferenceTaskRecord(task_id="t1", wanted=1)
     await Collection(redis, "live").create(task)
     await Canaries(redis).open("chat", "r1", stable="chat@1", canary="chat@2", share=0.1)
     return plain

@@ -153,8 +153,8 @@ class _Neighbour:
 class Coordinator(preferences_pb2_grpc.PreferenceServiceServicer):
     """Takes tasks."""
 
-    async def CreateTasks(self, request: Any, context: Any) -> Any:
-        return preferences_pb2.CreateTasksResponse()
+    async def BatchCreatePreferenceTasks(self, request: Any, context: Any) -> Any:
+        return preferences_pb2.BatchCreatePreferenceTasksResponse()
 
 
 def coordinator_service() -> GrpcService:

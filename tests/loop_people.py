@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import pytest
 
+from plinth.shared.api.times import duration, unix_ms
 from plinth.v1 import (
     artifacts_pb2,
     artifacts_pb2_grpc,
@@ -46,7 +47,7 @@ QUESTIONS = [
 ]
 TOKENS = 40
 CONSENT = ("x-plinth-consent", "preferences")
-LIVE = "live"
+LIVE = "collections/live"
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,13 @@ async def live_tasks(client: PlatformClient, count: int) -> list[Answer]:
 
 
 async def _open(client: PlatformClient) -> int:
-    ask = preferences_pb2.ListPreferenceTasksRequest(collection=LIVE)
-    return int((await client.preferences.ListPreferenceTasks(ask, metadata=client.metadata)).open)
+    ask = preferences_pb2.GetPreferenceCollectionRequest(name=LIVE)
+    try:
+        found = await client.preferences.GetPreferenceCollection(ask, metadata=client.metadata)
+    except grpc.aio.AioRpcError as error:
+        assert error.code() is grpc.StatusCode.NOT_FOUND, error.details()
+        return 0
+    return int(found.collection.status.open_task_count)
 
 
 # -- two annotators -----------------------------------------------------------------------------
@@ -184,13 +190,13 @@ class AnnotatorTally:
     by: Counter[str] = field(default_factory=Counter)  # annotator → judgements
     together: int = 0  # leases that were granted while the other one held a task
 
-    def take(self, lease: preferences_pb2.LeaseTaskResponse, who: str) -> None:
+    def take(self, lease: preferences_pb2.PreferenceLease, who: str) -> None:
         now = time.time() * 1000
-        holder, until = self.held.get(lease.task_id, ("", 0))
+        holder, until = self.held.get(lease.task, ("", 0))
         assert not holder or now >= until, f"{who} got what {holder} holds"
-        assert lease.task_id not in self.judged
+        assert lease.task not in self.judged
         self.together += any(other != who for other, _ in self.held.values())
-        self.held[lease.task_id] = (who, lease.expires_unix_ms)
+        self.held[lease.task] = (who, unix_ms(lease.expire_time))
 
 
 async def annotate(client: PlatformClient, tally: AnnotatorTally, who: str) -> None:
@@ -207,42 +213,42 @@ async def annotate(client: PlatformClient, tally: AnnotatorTally, who: str) -> N
         tally.take(lease, who)
         other = "bob" if who == "ann" else "ann"
         with pytest.raises(grpc.aio.AioRpcError) as caught:  # not even by its name
-            await lease_of(client, other, task_id=lease.task_id)
+            await lease_of(client, other, task=lease.task)
         assert caught.value.code() is grpc.StatusCode.ABORTED, caught.value.details()
         assert "another annotator holds" in str(caught.value.details())
-        del tally.held[lease.task_id]
+        del tally.held[lease.task]
         await judge(client, lease)
-        tally.judged[lease.task_id] += 1
+        tally.judged[lease.task] += 1
         tally.by[who] += 1
 
 
 async def lease_of(
     client: PlatformClient, who: str, **fields: Any
-) -> preferences_pb2.LeaseTaskResponse:
-    ask = preferences_pb2.LeaseTaskRequest(collection=LIVE, annotator=who, **fields)
-    lease: preferences_pb2.LeaseTaskResponse = await client.preferences.LeaseTask(
-        ask, metadata=client.metadata
-    )
+) -> preferences_pb2.PreferenceLease:
+    ask = preferences_pb2.LeasePreferenceTaskRequest(parent=LIVE, annotator=who, **fields)
+    answer = await client.preferences.LeasePreferenceTask(ask, metadata=client.metadata)
+    lease: preferences_pb2.PreferenceLease = answer.lease
     return lease
 
 
-async def judge(client: PlatformClient, lease: preferences_pb2.LeaseTaskResponse) -> None:
+async def judge(client: PlatformClient, lease: preferences_pb2.PreferenceLease) -> None:
     order = sorted(lease.responses, key=lambda one: (dislike(one.text), one.text))
-    ask = preferences_pb2.SubmitJudgementRequest(
-        collection=LIVE,
-        task_id=lease.task_id,
+    spec = preferences_pb2.JudgementSpec(
         annotator=lease.annotator,
-        fence=lease.fence,
-        ranking=[preferences_pb2.Tier(response_ids=[one.response_id]) for one in order],
+        ranking=[preferences_pb2.ResponseTier(response_ids=[one.response_id]) for one in order],
     )
-    await client.preferences.SubmitJudgement(ask, metadata=client.metadata)
+    judgement = preferences_pb2.Judgement(spec=spec)
+    ask = preferences_pb2.CreateJudgementRequest(
+        parent=lease.task, judgement=judgement, fence=lease.fence
+    )
+    await client.preferences.CreateJudgement(ask, metadata=client.metadata)
 
 
 async def judge_all(client: PlatformClient) -> AnnotatorTally:
     """Two annotators at once. A third one took a task and went away: one of the two gets it when
     that lease has run out, and what the third one says then is too late."""
     tally = AnnotatorTally()
-    left = await lease_of(client, "cyd", lease_seconds=10)
+    left = await lease_of(client, "cyd", lease_duration=duration(10))
     tally.take(left, "cyd")
     async with asyncio.timeout(300):
         await asyncio.gather(annotate(client, tally, "ann"), annotate(client, tally, "bob"))
@@ -255,7 +261,7 @@ async def judge_all(client: PlatformClient) -> AnnotatorTally:
 
 async def exported(client: PlatformClient) -> list[tuple[str, str]]:
     """(chosen, rejected) of every pair."""
-    ask = preferences_pb2.ExportPairsRequest(collection=LIVE)
+    ask = preferences_pb2.ExportPairsRequest(parent=LIVE)
     parts = [
         part.jsonl async for part in client.preferences.ExportPairs(ask, metadata=client.metadata)
     ]

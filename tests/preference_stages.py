@@ -13,7 +13,9 @@ import httpx
 
 from gateway_stages import DIGEST, TOKEN, Replica, Shard, Stack, running_stack
 from patience import PATIENCE_S
+from plinth.coordinator.collection_uses import CollectionUses
 from plinth.coordinator.preferences.stage import Preferences
+from plinth.coordinator.runs import RunRecords
 from plinth.internal.v1 import inference_pb2
 from plinth.shared.connection import connect
 from plinth.shared.registry import Registry
@@ -74,7 +76,15 @@ async def running_preferences(
         registry = Registry(redis)
         clients = StageClients(registry, stack.settings, TOKEN)
         store = ArtifactStore(stack.settings.store())
-        preferences = Preferences(redis, store, registry, clients, "coordinator-0")
+        preferences = Preferences(
+            redis,
+            store,
+            registry,
+            clients,
+            "coordinator-0",
+            TOKEN,
+            CollectionUses(RunRecords(redis)).of,
+        )
         replica = Replica(
             stack.settings, redis_url, "coordinator", "coordinator-0", preferences.service()
         )

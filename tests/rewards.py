@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from checkpoints import byte_tokenizer, random_gpt2, random_llama
 from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import load_decoder
+from plinth.shared.api.structs import struct_of
 from plinth.v1 import chat_pb2
 from plinth.v1 import rewards_pb2 as pb
 
@@ -36,7 +36,7 @@ def reward_model(
 
 
 def rule(name: str, kind: str, **options: Any) -> pb.RewardSource:
-    return pb.RewardSource(name=name, rule_json=json.dumps({"kind": kind, **options}))
+    return pb.RewardSource(name=name, rule=struct_of({"kind": kind, **options}, "rule"))
 
 
 def of_text(text: str, prompt: str = "", **more: Any) -> pb.RewardItem:

@@ -34,6 +34,13 @@ class Stages:
                     await self.add("inference", inference.build, **shard)
             await asyncio.sleep(0.05)
 
+    async def stop_first(self, stage: str) -> None:
+        """The replica of a stage that was added first."""
+        context, running = next(part for part in self._parts if part[1].front.stage == stage)
+        self._parts.remove((context, running))
+        await running.stop(5)
+        await context.close()
+
     async def stop(self) -> None:
         for context, running in reversed(self._parts):
             await running.stop(5)

@@ -118,7 +118,10 @@ MANY_THINGS = {
         MODEL + field(5, field(5, many(field(8, b"")))),
     ),
     "a conversation": (TOKENIZER + "ApplyChatTemplate", MODEL + many(field(2, b""))),
-    "tasks": (PREFERENCES + "CreateTasks", many(field(2, b"")) + many(field(1, b""), 100)),
+    "tasks": (
+        PREFERENCES + "BatchCreatePreferenceTasks",
+        many(field(2, b"")) + many(field(1, b""), 100),
+    ),
     "overrides": (RUNS + "SubmitRun", many(field(3, field(1, b"a")))),
 }
 LONG_THINGS = {

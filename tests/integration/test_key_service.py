@@ -189,6 +189,21 @@ async def test_a_record_that_cant_be_read_is_listed_and_can_be_ended(
     assert await redis_client.hlen(redis_keys.api_keys()) == 1
 
 
+async def test_what_a_newer_version_wrote_stays(call: Call, redis_client: Redis) -> None:
+    newer = {"key_id": "n", "tenant": "acme", "scopes": ["jobs", "embed"], "role": "embedder"}
+    newer |= {"label": "", "created_unix_ms": 5, "revoked": False, "expires": 7}
+    digest = hash_api_key("of a newer version")
+    await redis_client.hset(redis_keys.api_keys(), digest, json.dumps(newer))
+    change = pb.Key(name="keys/n", spec=pb.KeySpec(label="note"))
+    error = await refused(call("UpdateKey", pb.UpdateKeyRequest(key=change)))
+    assert error.reason == "SCOPE_UNKNOWN"  # told, rather than taken away
+    change.spec.scopes.append("jobs")
+    key = (await call("UpdateKey", pb.UpdateKeyRequest(key=change))).key
+    assert (key.spec.label, list(key.status.scopes)) == ("note", ["jobs"])
+    kept = json.loads(await redis_client.hget(redis_keys.api_keys(), digest))
+    assert (kept["role"], kept["expires"], kept["scopes"]) == ("embedder", 7, ["jobs"])
+
+
 async def test_the_first_key_stays_on_record(call: Call) -> None:
     """Its secret lies in a file, by which a gateway would make it again."""
     admin = (await call("CreateKey", asked(scopes=["admin"]))).secret

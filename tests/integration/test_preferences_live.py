@@ -23,6 +23,7 @@ from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
 from preference_stages import PreferenceStack, running_preferences
 
+LIVE = "collections/live"
 CONSENT = {"x-plinth-consent": "preferences"}
 
 
@@ -121,26 +122,24 @@ async def test_over_grpc(stack: PreferenceStack) -> None:
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         # From the live answer to a judgement, through the door.
         door = rpc.PreferenceServiceStub(channel)
-        lease = await door.LeaseTask(
-            pb.LeaseTaskRequest(collection="live", annotator="ann"), metadata=(key,)
-        )
+        ask = pb.LeasePreferenceTaskRequest(parent=LIVE, annotator="ann")
+        lease = (await door.LeasePreferenceTask(ask, metadata=(key,))).lease
         best = next(one for one in lease.responses if one.text == seen).response_id
         other = next(one for one in lease.responses if one.text != seen).response_id
-        judged = await door.SubmitJudgement(
-            pb.SubmitJudgementRequest(
-                collection="live",
-                task_id=lease.task_id,
-                annotator="ann",
-                fence=lease.fence,
-                ranking=[pb.Tier(response_ids=[best]), pb.Tier(response_ids=[other])],
-            ),
-            metadata=(key,),
-        )
-        assert list(judged.judgement.shown) == [one.response_id for one in lease.responses]
+        judged = await door.CreateJudgement(said(lease, [best, other]), metadata=(key,))
+        assert list(judged.judgement.spec.shown) == [one.response_id for one in lease.responses]
         report = await door.GetPreferenceReport(
-            pb.GetPreferenceReportRequest(collection="live"), metadata=(key,)
+            pb.GetPreferenceReportRequest(name=f"{LIVE}/report"), metadata=(key,)
         )
-        assert report.judgements == 1
+        assert report.report.revision == 1
+
+
+def said(lease: pb.PreferenceLease, order: list[str]) -> pb.CreateJudgementRequest:
+    ranking = [pb.ResponseTier(response_ids=[one]) for one in order]
+    spec = pb.JudgementSpec(annotator=lease.annotator, ranking=ranking)
+    return pb.CreateJudgementRequest(
+        parent=lease.task, judgement=pb.Judgement(spec=spec), fence=lease.fence
+    )
 
 
 async def test_from_live_answers_to_pairs(stack: PreferenceStack) -> None:
@@ -159,26 +158,19 @@ async def test_from_live_answers_to_pairs(stack: PreferenceStack) -> None:
     async def annotate(door: Any, name: str) -> None:
         while True:
             try:
-                ask = pb.LeaseTaskRequest(collection="live", annotator=name)
-                lease = await door.LeaseTask(ask, metadata=key)
+                ask = pb.LeasePreferenceTaskRequest(parent=LIVE, annotator=name)
+                lease = (await door.LeasePreferenceTask(ask, metadata=key)).lease
             except grpc.aio.AioRpcError as error:
                 assert error.code() is grpc.StatusCode.NOT_FOUND
                 return
-            assert lease.task_id not in held
-            held[lease.task_id] = name
+            assert lease.task not in held
+            held[lease.task] = name
             order = sorted(lease.responses, key=lambda one: one.text)
-            del held[lease.task_id]
-            await door.SubmitJudgement(
-                pb.SubmitJudgementRequest(
-                    collection="live",
-                    task_id=lease.task_id,
-                    annotator=name,
-                    fence=lease.fence,
-                    ranking=[pb.Tier(response_ids=[one.response_id]) for one in order],
-                ),
-                metadata=key,
+            del held[lease.task]
+            await door.CreateJudgement(
+                said(lease, [one.response_id for one in order]), metadata=key
             )
-            judged.append((lease.task_id, name))
+            judged.append((lease.task, name))
 
     async with grpc.aio.insecure_channel(stack.stack.grpc_address) as channel:
         door = rpc.PreferenceServiceStub(channel)
@@ -186,12 +178,12 @@ async def test_from_live_answers_to_pairs(stack: PreferenceStack) -> None:
         assert len({one for one, _ in judged}) == len(judged) == 8
         made = await door.PublishPairs(
             pb.PublishPairsRequest(
-                collection="live", name="live-pairs", at_least=8, validation_fraction=0
+                parent=LIVE, artifact_id="live-pairs", min_pair_count=8, validation_fraction=0
             ),
             metadata=key,
         )
-    assert made.pairs == 8
-    folder = stack.store.fetch(f"{made.artifact.name}@{made.artifact.version}")
+    assert made.pair_count == 8
+    folder = stack.store.fetch(made.artifact.name.removeprefix("artifacts/"))
     documents = list(read_split(folder, "train"))
     assert {document.messages[0] for document in documents} == {("user", "Sag es")}
     texts = [(document.messages[-1][1], document.rejected) for document in documents]
@@ -265,7 +257,8 @@ async def test_a_full_queue_drops_and_counts() -> None:
     live = LivePreferences(never, never, rate=1.0, rival="")
     before = outcomes("queue full")
     for index in range(QUEUE_LENGTH + 3):
-        live.hand_over(pb.TaskSpec(task_id=str(index)), Principal("t", "k", frozenset()), 0)
+        ask = pb.CreatePreferenceTaskRequest(task_id=str(index))
+        live.hand_over(ask, Principal("t", "k", frozenset()), 0)
     assert outcomes("queue full") == before + 3
     stopped = outcomes("gateway stopped")
     await live.close()

@@ -24,6 +24,7 @@ from plinth.coordinator.preferences import model_judge
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.engine.request import Sampling
 from plinth.inference import service as inference
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.settings import load_settings
 from plinth.shared.stage import StageContext, run_stage
 from plinth.tokenizer import service as tokenizer
@@ -32,6 +33,9 @@ from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
 
 END = 2  # <|im_end|>
+
+
+COLLECTION = "collections/default"
 
 
 @pytest.fixture(scope="module")
@@ -79,34 +83,40 @@ def text_of(folder: Path, ids: list[int]) -> str:
     return answer_text(hf, ids)
 
 
+async def added(stub: Any, spec: pb.PreferenceTaskSpec) -> None:
+    task = pb.PreferenceTask(spec=spec)
+    ask = pb.CreatePreferenceTaskRequest(parent=COLLECTION, task_id="t", task=task)
+    await stub.CreatePreferenceTask(ask)
+
+
 async def settled(stub: Any, count: int) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            listed = await stub.ListPreferenceTasks(pb.ListPreferenceTasksRequest())
-            if listed.judgements == count:
+            ask = pb.GetPreferenceCollectionRequest(name=COLLECTION)
+            found = await stub.GetPreferenceCollection(ask)
+            if found.collection.status.revision == count:
                 return
             await asyncio.sleep(0.05)
 
 
 async def test_samples_are_what_an_engine_here_says(stub: Any, folder: Path) -> None:
     sampling = sampling_pb2.SamplingParams(seed=11, max_tokens=24, temperature=0.9)
-    spec = pb.TaskSpec(
-        task_id="t",
+    spec = pb.PreferenceTaskSpec(
         prompt=[chat_pb2.ChatMessage(role="user", content="Name a colour.")],
         samples=[pb.SampleSpec(model="chat", count=3, sampling=sampling)],
     )
-    await stub.CreateTasks(pb.CreateTasksRequest(tasks=[spec]))
+    await added(stub, spec)
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            ask = pb.GetPreferenceTaskRequest(task_id="t")
-            task = (await stub.GetPreferenceTask(ask)).task
-            if task.state == pb.PREFERENCE_TASK_STATE_OPEN:
+            ask = pb.GetPreferenceTaskRequest(name=f"{COLLECTION}/tasks/t")
+            status = (await stub.GetPreferenceTask(ask)).task.status
+            if status.state == pb.PREFERENCE_TASK_STATE_OPEN:
                 break
-            assert task.state == pb.PREFERENCE_TASK_STATE_SAMPLING, task.error
+            assert status.state == pb.PREFERENCE_TASK_STATE_SAMPLING, status.error
             await asyncio.sleep(0.05)
     prompt = tuple(ids_of(folder, "Name a colour."))
-    assert task.responses[0].sampling.seed == 11
-    for response in task.responses:
+    assert status.sampled_responses[0].sampling.seed == 11
+    for response in status.sampled_responses:
         wanted = Sampling(
             temperature=0.9,
             seed=response.sampling.seed,
@@ -122,12 +132,11 @@ async def test_samples_are_what_an_engine_here_says(stub: Any, folder: Path) -> 
 async def test_verdicts_are_transformers_own(stub: Any, folder: Path, redis_client: Redis) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     texts = {"r0": "Red.", "r1": "It is blue, I think.", "r2": "Colours are many."}
-    spec = pb.TaskSpec(
-        task_id="t",
+    spec = pb.PreferenceTaskSpec(
         prompt=[chat_pb2.ChatMessage(role="user", content="Name a colour.")],
         responses=[pb.PreferenceResponse(response_id=k, text=v) for k, v in texts.items()],
     )
-    await stub.CreateTasks(pb.CreateTasksRequest(tasks=[spec]))
+    await added(stub, spec)
 
     def logp(question: str, ending: list[int]) -> float:
         prompt = ids_of(folder, question)
@@ -163,9 +172,9 @@ async def test_verdicts_are_transformers_own(stub: Any, folder: Path, redis_clie
         weights = torch.softmax(torch.tensor([logp(question, one) for one in endings]), 0)
         scores[name] = float((weights * torch.arange(1, 11)).sum())
 
-    for method in ("pairwise", "rubric"):
-        ask = pb.RequestModelJudgementsRequest(model="chat", method=method)
-        assert (await stub.RequestModelJudgements(ask)).queued == 1
+    for method in (pb.JUDGING_METHOD_PAIRWISE, pb.JUDGING_METHOD_RUBRIC):
+        ask = pb.RequestModelJudgementsRequest(parent=COLLECTION, model="chat", method=method)
+        assert (await stub.RequestModelJudgements(ask)).queued_count == 1
     await settled(stub, 2)
     kept = await judgements(redis_client)
     assert {one.source for one in kept.values()} == {pb.JUDGEMENT_SOURCE_MODEL}
@@ -173,13 +182,13 @@ async def test_verdicts_are_transformers_own(stub: Any, folder: Path, redis_clie
     assert order(kept["tiny@1/rubric"]) == grouped({k: round(v, 1) for k, v in scores.items()})
 
 
-async def judgements(redis: Redis) -> dict[str, pb.Judgement]:
+async def judgements(redis: Redis) -> dict[str, rec.JudgementRecord]:
     records = PreferenceRecords(redis, "default")
     found = [one async for part in records.judgements(await records.revision()) for one in part]
     return {one.annotator: one for one in found}
 
 
-def order(judgement: pb.Judgement) -> list[set[str]]:
+def order(judgement: rec.JudgementRecord) -> list[set[str]]:
     return [set(tier.response_ids) for tier in judgement.ranking]
 
 

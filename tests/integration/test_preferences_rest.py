@@ -230,16 +230,16 @@ async def test_pairs_out_and_in_again(client: httpx.AsyncClient, stack: Preferen
 
 
 async def test_renewing_skipping_closing(client: httpx.AsyncClient) -> None:
-    await post(client, "tasks", {"tasks": [task("a/1"), task("b")]})
+    await post(client, "tasks", {"tasks": [task("a.1"), task("b")]})
     held = await lease(client, "ann", lease_seconds=10)
     mine = {k: held[k] for k in ("task_id", "annotator", "fence")}
     renewed = await post(client, "leases/renew", {**mine, "lease_seconds": 600})
     assert renewed["expires_unix_ms"] > held["expires_unix_ms"]
     await post(client, "leases/release", {**mine, "skip": True})
     assert (await lease(client, "ann"))["task_id"] == "b"
-    answer = await client.delete(f"{BASE}/tasks/a/1")
+    answer = await client.delete(f"{BASE}/tasks/a.1")
     assert (answer.status_code, answer.json()) == (200, {})
-    assert (await client.get(f"{BASE}/tasks/a/1")).status_code == 404
+    assert (await client.get(f"{BASE}/tasks/a.1")).status_code == 404
     rule = {"task_id": "b", "source": "rule", "annotator": "length", "ranking": [["bad"], ["good"]]}
     added = await post(client, "judgements", {**rule, "shown": ["good", "bad"]})
     assert (added["judgement"]["source"], added["judgement"]["shown"]) == ("rule", ["good", "bad"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 import pytest
@@ -78,8 +77,8 @@ async def test_several_sources_are_weighed_and_each_is_told(
         rule("form", "regex", pattern="^[a-z]+$"),
     ]
     sources[1].weight = -2
-    checks = json.dumps([{"kind": "lower_case"}, {"kind": "bullets", "n": 1}])
-    item = of_text("b", "a", reference="B", checks_json=checks, tests=["assert True", "assert 0"])
+    checks = [{"kind": "lower_case"}, {"kind": "bullets", "n": 1}]
+    item = of_text("b", "a", reference="B", checks=checks, tests=["assert True", "assert 0"])
     (reward,) = (await stub.ScoreRewards(ask(sources, [item]))).rewards
     values = [part.value for part in reward.parts]
     assert values == [min(max(2 * raw + 1, -1), 1), 1, 0, 0.5, 1, 1]
@@ -130,7 +129,7 @@ async def test_bad_requests_are_refused_with_their_field(
     told = await refused(
         stub.ScoreRewards(ask([rule("x", "nonsense")], [of_text("b")])), InvalidArgument, "nonsense"
     )
-    assert (told.field, told.reason) == ("sources.0.rule_json", "RULE_UNKNOWN")
+    assert (told.field, told.reason) == ("sources.0.rule", "RULE_UNKNOWN")
     told = await refused(
         stub.ScoreRewards(ask([JUDGE], [of_text("b", "a"), of_ids([1], [5000])])),
         InvalidArgument,

@@ -9,6 +9,7 @@ import typer
 
 from plinth.cli.chat import printable
 from plinth.shared.errors import Aborted, InvalidArgument, NotFound
+from plinth.shared.preference_names import TASKS
 
 if TYPE_CHECKING:
     from plinth.cli.preference_client import PreferenceClient
@@ -44,14 +45,14 @@ def judge_by_hand(client: PreferenceClient, annotator: str, seconds: int) -> int
             continue
         order = [[letters[letter].response_id for letter in tier] for tier in verdict]
         try:
-            client.submit(held.task_id, held.annotator, held.fence, order, reason[:4000])
+            client.submit(TASKS.id(held.task), held.annotator, held.fence, order, reason[:4000])
         except Aborted as error:  # it took too long: the task may be another's by now
             typer.secho(str(error), fg="red", err=True)
         else:
             done += 1
 
 
-def _show(held: pb.LeaseTaskResponse, letters: dict[str, pb.PreferenceResponse]) -> None:
+def _show(held: pb.PreferenceLease, letters: dict[str, pb.PreferenceResponse]) -> None:
     for message in held.prompt:
         typer.secho(f"\n{message.role}", bold=True)
         typer.echo(printable(message.content))

@@ -1,5 +1,5 @@
-"""`plinth models`: import, export, serve, stop, list, show, move aliases. Works on the store; needs
-no stack."""
+"""`plinth models`: import, export, serve, stop, list, show, move aliases, delete. Through the
+gateway of the stack that is up, or that --url names; without one, on the store alone."""
 
 from __future__ import annotations
 
@@ -8,28 +8,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from plinth.cli.models_on_store import Import
 from plinth.cli.tables import WholeTable, show
 from plinth.shared.errors import InvalidArgument, PlinthError
 
 if TYPE_CHECKING:
+    from plinth.cli.models_by_api import ModelsByApi
+    from plinth.cli.models_on_store import ModelsOnStore
     from plinth.shared.settings import Settings
-    from plinth.shared.store import ArtifactRecord, ArtifactStore
+
+    Models: TypeAlias = ModelsOnStore | ModelsByApi
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Models: import, export, serve, stop, list, show, alias.",
+    help="Models: import, export, serve, stop, list, show, alias, delete.",
 )
 
 Data = Annotated[
     Path | None, typer.Option("--data", help="The stack's data directory (default: ./.plinth).")
 ]
-_KINDS = ("model", "reward", "adapter")
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PLINTH_URL",
+        help="host:port of a gateway's gRPC API; default: --data's, and its store while none is up",
+    ),
+]
 
 Dtype = Annotated[
     str, typer.Option("--dtype", help="keep, fp32, bf16 or fp16: what weights are stored in.")
@@ -38,18 +48,35 @@ Reference = Annotated[str, typer.Argument(help="chat, chat@3 or chat:prod")]
 
 
 @contextmanager
-def _opened(data: Path | None) -> Iterator[tuple[Settings, ArtifactStore]]:
-    """Settings and store; an error becomes one line and exit code 1."""
+def _opened(data: Path | None, url: str | None) -> Iterator[tuple[Settings, Models]]:
+    """Settings, and where models are; an error becomes one line and exit code 1."""
     from plinth.shared.settings import load_settings
-    from plinth.shared.store import ArtifactStore
 
     try:
         settings = load_settings(**({"data_dir": data} if data else {}))
-        cache = settings.data_dir / "cache"
-        yield settings, ArtifactStore(settings.store(), cache_dir=cache)
+        if url is None and not _is_up(settings):
+            from plinth.cli.models_on_store import ModelsOnStore
+
+            yield settings, ModelsOnStore(settings)
+            return
+        from plinth.cli.gateway_access import api_key, gateway_address
+        from plinth.cli.models_by_api import ModelsByApi
+        from plinth.client import Client
+
+        with Client(gateway_address(settings, url), api_key(settings)) as plinth:
+            yield settings, ModelsByApi(plinth, settings)
     except PlinthError as error:
         Console(stderr=True).print(f"[red]{error.reason}[/]:", escape(str(error)), highlight=False)
         raise typer.Exit(1) from error
+
+
+def _is_up(settings: Settings) -> bool:
+    """Whether the data directory's stack answers: one that starts does not yet."""
+    from plinth.cluster.stack import Stack
+
+    stack = Stack(settings)
+    state = stack.state() if stack.running() else None
+    return state is not None and state.phase == "ready"
 
 
 @app.command("import")
@@ -78,36 +105,22 @@ def import_command(
         ),
     ] = False,
     data: Data = None,
+    url: Url = None,
 ) -> None:
     """Make a model artifact from SOURCE. A hub's token is taken from HF_TOKEN."""
-    from plinth.models.publish import import_adapter, import_model, is_adapter
+    from plinth.models.publish import is_adapter
 
     console = Console()
-    with _opened(data) as (settings, store):
-        work = settings.data_dir / "work"
+    with _opened(data, url) as (_, models):
         _check_base(source, base, allow_other_base, adapter=is_adapter(Path(source)))
+        asked = Import(source, name, revision, base, dtype, allow_other_base)
         with console.status(f"importing {escape(source)}"):
-            record = (
-                import_adapter(
-                    store,
-                    Path(source),
-                    name,
-                    base=base,
-                    workspace=work,
-                    dtype=dtype,
-                    allow_other_base=allow_other_base,
-                )
-                if base
-                else import_model(
-                    store, source, name, workspace=work, revision=revision, dtype=dtype
-                )
-            )
-        extra = record.manifest["extra"]
-        console.print(f"[bold]{record.ref}[/]  {extra.get('weights_digest', record.digest)}")
-        console.print(f"from {escape(str(extra.get('source', source)))}", highlight=False)
-        console.print(f"licence: {escape(record.manifest['license'] or 'not stated')}")
-        for warning in extra.get("warnings", ()):
-            console.print(f"[yellow]warning:[/] {escape(str(warning))}", highlight=False)
+            made = models.import_(asked)
+        console.print(f"[bold]{made.ref}[/]  {made.digest}")
+        console.print(f"from {escape(made.source)}", highlight=False)
+        console.print(f"licence: {escape(made.license or 'not stated')}")
+        for warning in made.warnings:
+            console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
 
 
 def _check_base(source: str, base: str | None, allow_other_base: bool, *, adapter: bool) -> None:
@@ -151,6 +164,7 @@ def export_command(
         bool, typer.Option("--force", help="Replace the model's folder that DIR is.")
     ] = False,
     data: Data = None,
+    url: Url = None,
 ) -> None:
     """Make DIR a folder that transformers, PEFT and llama.cpp's converter open."""
     from plinth.models.dtypes import parse_dtype
@@ -158,7 +172,7 @@ def export_command(
     from plinth.models.whole_folder import human
 
     console = Console()
-    with _opened(data) as (settings, store), console.status(f"exporting {escape(ref)}"):
+    with _opened(data, url) as (settings, models), console.status(f"exporting {escape(ref)}"):
         options = ExportOptions(
             dtype=parse_dtype(dtype),
             max_shard_size=max_shard_size,
@@ -167,7 +181,9 @@ def export_command(
             base_name=base_name,
             force=force,
         )
-        done = export_artifact(store, ref, folder, options, workspace=settings.data_dir / "work")
+        done = export_artifact(
+            models.store, ref, folder, options, workspace=settings.data_dir / "work"
+        )
     where = escape(str(done.folder))
     console.print(f"[bold]{done.ref}[/] → {where}", highlight=False, soft_wrap=True)
     console.print(f"{done.kind}, {done.dtype}, {human(done.size)}", highlight=False)
@@ -196,12 +212,11 @@ def serve_command(
         ),
     ] = None,
     data: Data = None,
+    url: Url = None,
 ) -> None:
     """Want a model served by the stack or cluster on this store; it follows within seconds."""
-    from plinth.cluster.serve_model import serve_model
-
-    with _opened(data) as (settings, _):
-        wanted = serve_model(settings, source, shards=shards, max_shards=max_shards)
+    with _opened(data, url) as (_, models):
+        wanted = models.serve(source, shards, max_shards)
     most = f" to {wanted.max_shards}" if wanted.max_shards else ""
     one = wanted.shards == 1 and not most
     Console().print(
@@ -215,20 +230,11 @@ def serve_command(
 def stop_command(
     name: Annotated[str, typer.Argument(help="What it is served as, e.g. chat.")],
     data: Data = None,
+    url: Url = None,
 ) -> None:
     """Serve NAME no more: its shards end within seconds, and the artifact stays on the store."""
-    from plinth.shared.errors import NotFound
-    from plinth.shared.records import DeploymentRecords
-
-    with _opened(data) as (_, store):
-        records = DeploymentRecords(store)
-        try:
-            records.delete(name)
-        except NotFound as unknown:
-            served = ", ".join(sorted(one.name for one in records.list())) or "nothing"
-            raise NotFound(
-                f"{name!r} is not served; served is {served}", reason=unknown.reason
-            ) from unknown
+    with _opened(data, url) as (_, models):
+        models.stop(name)
     Console().print(
         f"[bold]{escape(name)}[/] is served no more; `plinth models serve {escape(name)}` brings "
         "it back",
@@ -237,40 +243,30 @@ def stop_command(
 
 
 @app.command("list")
-def list_command(data: Data = None) -> None:
+def list_command(data: Data = None, url: Url = None) -> None:
     """All versions of all models, reward models and adapters, with their bases and aliases."""
     titles = ("model", "kind", "base", "aliases", "from", "licence", "made")
     table = WholeTable(*titles, texts=("aliases", "from", "licence"))
-    with _opened(data) as (_, store):
-        records = store.list()
-        kinds = {record.ref: record.kind for record in records}
-        for record in records:
-            if record.kind not in _KINDS:
-                continue
-            made = datetime.fromtimestamp(record.created_unix_ms / 1000, UTC)
+    with _opened(data, url) as (_, models):
+        for one in models.listed():
+            made = datetime.fromtimestamp(one.created_unix_ms / 1000, UTC)
             table.add_row(
-                record.ref,
-                record.kind,
-                next((ref for ref in record.parents if kinds.get(ref) == "model"), ""),
-                ", ".join(_aliases(store, record)),
-                escape(str(record.manifest["extra"].get("source") or ", ".join(record.parents))),
-                escape(record.manifest["license"] or ""),
+                one.ref,
+                one.kind,
+                one.base,
+                ", ".join(one.aliases),
+                escape(one.source),
+                escape(one.license),
                 made.strftime("%Y-%m-%d %H:%M"),
             )
     show(Console(), table)
 
 
 @app.command("show")
-def show_command(ref: Reference, data: Data = None) -> None:
+def show_command(ref: Reference, data: Data = None, url: Url = None) -> None:
     """One version's manifest as JSON: configuration, parents, digests, licence."""
-    with _opened(data) as (_, store):
-        record = store.get(ref)
-        shown = {
-            "ref": record.ref,
-            "uri": record.uri,
-            "aliases": _aliases(store, record),
-            **record.manifest,
-        }
+    with _opened(data, url) as (_, models):
+        shown = models.shown(ref)
     Console(soft_wrap=True).print_json(json.dumps(shown, ensure_ascii=False))
 
 
@@ -279,19 +275,26 @@ def alias_command(
     alias: Annotated[str, typer.Argument(help="chat:prod")],
     target: Annotated[str, typer.Argument(help="The version it shall name: chat@3, or 3.")],
     data: Data = None,
+    url: Url = None,
 ) -> None:
     """Point an alias to a version."""
-    with _opened(data) as (_, store):
+    with _opened(data, url) as (_, models):
         name, separator, word = alias.partition(":")
         if not separator or not word:
             raise InvalidArgument(f"{alias!r} is no alias; write name:alias, such as chat:prod")
-        record = store.get(f"{name}@{target}" if target.isdigit() else target)
-        if record.name != name:
-            raise InvalidArgument(f"{alias} can only name a version of {name}, not {record.ref}")
-        store.set_alias(name, word, record.version)
-    Console().print(f"{alias} → {record.ref}", highlight=False)
+        ref = models.alias(name, word, f"{name}@{target}" if target.isdigit() else target)
+    Console().print(f"{alias} → {ref}", highlight=False)
 
 
-def _aliases(store: ArtifactStore, record: ArtifactRecord) -> list[str]:
-    aliases = store.aliases(record.name)
-    return [alias for alias, version in aliases.items() if version == record.version]
+@app.command("delete")
+def delete_command(
+    ref: Annotated[str, typer.Argument(help="One version of any artifact: chat@3.")],
+    data: Data = None,
+    url: Url = None,
+) -> None:
+    """Delete one version, unless an alias, a served model or another artifact needs it."""
+    with _opened(data, url) as (_, models):
+        if "@" not in ref:
+            raise InvalidArgument(f"{ref!r} names no version; write one, such as chat@3")
+        models.delete(ref)
+    Console().print(f"{escape(ref)} is deleted", highlight=False)

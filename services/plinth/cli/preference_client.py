@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from plinth.shared.errors import InvalidArgument, PlinthError
+from plinth.shared.api.enums import number
+from plinth.shared.api.times import duration
+from plinth.shared.errors import InvalidArgument, NotFound, PlinthError
+from plinth.shared.preference_names import COLLECTIONS, REPORTS, TASKS
 from plinth.shared.rpc.gateway_channel import GatewayAddress, GatewayConnection
 from plinth.v1 import preferences_pb2 as pb
 from plinth.v1 import preferences_pb2_grpc as rpc
@@ -20,6 +23,9 @@ _IMPORT_LINES = 500
 _IMPORT_BYTES = 2 << 20
 
 
+Tasks = list[tuple[str, pb.CreatePreferenceTaskRequest]]
+
+
 class PreferenceClient(GatewayConnection):
     """One collection of tasks."""
 
@@ -27,46 +33,59 @@ class PreferenceClient(GatewayConnection):
         super().__init__(address, key)
         self._stub: Any = rpc.PreferenceServiceStub(self.channel)
         self._collection = collection
+        self._name = COLLECTIONS.name(collection)
 
-    def add(self, tasks: Sequence[tuple[str, pb.TaskSpec]]) -> int:
+    def add(self, tasks: Tasks) -> int:
         """How many of the (place, task); those that are there already count too. What is wrong with
         one is told with its place."""
         for begin in range(0, len(tasks), _ADD_TASKS):
             part = tasks[begin : begin + _ADD_TASKS]
-            ask = pb.CreateTasksRequest(
-                collection=self._collection, tasks=[spec for _, spec in part]
+            ask = pb.BatchCreatePreferenceTasksRequest(
+                parent=self._name, requests=[one for _, one in part]
             )
             try:
-                self._call(self._stub.CreateTasks, ask)
+                self._call(self._stub.BatchCreatePreferenceTasks, ask)
             except InvalidArgument as error:
-                if (found := re.match(r"tasks\.(\d+)", error.field)) is None:
+                if (found := re.match(r"requests\.(\d+)(\.task\.spec)?", error.field)) is None:
                     raise
                 message = error.message.replace(found[0], part[int(found[1])][0], 1)
                 raise InvalidArgument(message, reason=error.reason, field=error.field) from error
         return len(tasks)
 
-    def newest(self, limit: int) -> pb.ListPreferenceTasksResponse:
-        ask = pb.ListPreferenceTasksRequest(collection=self._collection, limit=limit)
-        answer: pb.ListPreferenceTasksResponse = self._call(self._stub.ListPreferenceTasks, ask)
-        return answer
+    def newest(self, limit: int) -> list[pb.PreferenceTask]:
+        """Without texts."""
+        ask = pb.ListPreferenceTasksRequest(parent=self._name, page_size=limit)
+        return list(self._call(self._stub.ListPreferenceTasks, ask).tasks)
 
-    def lease(self, annotator: str, seconds: int, task_id: str = "") -> pb.LeaseTaskResponse:
+    def counts(self) -> pb.PreferenceCollectionStatus:
+        """All 0 of a collection that never had a task."""
+        ask = pb.GetPreferenceCollectionRequest(name=self._name)
+        try:
+            found = self._call(self._stub.GetPreferenceCollection, ask)
+        except NotFound:
+            return pb.PreferenceCollectionStatus()
+        status: pb.PreferenceCollectionStatus = found.collection.status
+        return status
+
+    def lease(self, annotator: str, seconds: int, task_id: str = "") -> pb.PreferenceLease:
         """NotFound (NO_TASK) when there is none."""
-        ask = pb.LeaseTaskRequest(
-            collection=self._collection,
+        ask = pb.LeasePreferenceTaskRequest(
+            parent=self._name,
             annotator=annotator,
-            task_id=task_id,
-            lease_seconds=seconds,
+            task=self._task(task_id) if task_id else "",
+            lease_duration=duration(seconds),
         )
-        answer: pb.LeaseTaskResponse = self._call(self._stub.LeaseTask, ask)
-        return answer
+        lease: pb.PreferenceLease = self._call(self._stub.LeasePreferenceTask, ask).lease
+        return lease
 
-    def release(self, lease: pb.LeaseTaskResponse, *, skip: bool) -> None:
+    def _task(self, task_id: str) -> str:
+        return TASKS.name(self._collection, task_id)
+
+    def release(self, lease: pb.PreferenceLease, *, skip: bool) -> None:
         self._call(
-            self._stub.ReleaseLease,
-            pb.ReleaseLeaseRequest(
-                collection=self._collection,
-                task_id=lease.task_id,
+            self._stub.ReleasePreferenceLease,
+            pb.ReleasePreferenceLeaseRequest(
+                name=lease.task,
                 annotator=lease.annotator,
                 fence=lease.fence,
                 skip=skip,
@@ -77,25 +96,26 @@ class PreferenceClient(GatewayConnection):
         self, task_id: str, annotator: str, fence: int, ranking: list[list[str]], reason: str
     ) -> int:
         """The judgement's number; an empty ranking says that all are bad."""
-        ask = pb.SubmitJudgementRequest(
-            collection=self._collection,
-            task_id=task_id,
-            annotator=annotator,
-            fence=fence,
-            ranking=[pb.Tier(response_ids=tier) for tier in ranking],
+        spec = pb.JudgementSpec(
+            ranking=[pb.ResponseTier(response_ids=tier) for tier in ranking],
             all_bad=not ranking,
             reason=reason,
+            annotator=annotator,
         )
-        return int(self._call(self._stub.SubmitJudgement, ask).revision)
+        ask = pb.CreateJudgementRequest(
+            parent=self._task(task_id), judgement=pb.Judgement(spec=spec), fence=fence
+        )
+        return int(self._call(self._stub.CreateJudgement, ask).judgement.revision)
 
-    def report(self) -> pb.GetPreferenceReportResponse:
-        ask = pb.GetPreferenceReportRequest(collection=self._collection)
-        answer: pb.GetPreferenceReportResponse = self._call(self._stub.GetPreferenceReport, ask)
-        return answer
+    def report(self) -> pb.PreferenceReport:
+        ask = pb.GetPreferenceReportRequest(name=REPORTS.name(self._collection))
+        report: pb.PreferenceReport = self._call(self._stub.GetPreferenceReport, ask).report
+        return report
 
     def export(self, shape: str) -> Iterator[bytes]:
-        """Whole lines; over as many connections as it takes."""
-        ask = pb.ExportPairsRequest(collection=self._collection, shape=shape)
+        """Whole lines in the shape "trl" or "hh"; over as many connections as it takes."""
+        said = pb.PairShape.ValueType(number(pb.PairShape, shape, "shape"))
+        ask = pb.ExportPairsRequest(parent=self._name, shape=said)
         for chunk in self.watch_stream(self._stub.ExportPairs, ask):
             yield chunk.jsonl
 
@@ -108,12 +128,12 @@ class PreferenceClient(GatewayConnection):
         said: dict[tuple[str, str], str] = {}  # of a task by a judge: what would stand
         for first, part in _parts(path):
             ask = pb.ImportPairsRequest(
-                collection=self._collection,
+                parent=self._name,
                 jsonl=part,
                 annotator=annotator,
                 source=pb.JudgementSource.ValueType(source),
                 first_line=first,
-                check_only=check_only,
+                validate_only=check_only,
             )
             try:
                 answer = self._call(self._stub.ImportPairs, ask)
@@ -125,8 +145,8 @@ class PreferenceClient(GatewayConnection):
             if check_only:
                 _look(answer.lines, said, total)
                 continue
-            total.imported += answer.imported
-            total.known += answer.known
+            total.imported_count += answer.imported_count
+            total.known_count += answer.known_count
             total.contradictions.extend(answer.contradictions)
         return total
 
@@ -141,17 +161,17 @@ def _look(
 ) -> None:
     """Adds what would become of the lines of one call, after those before: who was first stays."""
     for line in lines:
-        key = line.task_id, line.judge
-        if line.stands:
-            said.setdefault(key, line.stands)
+        key = line.task, line.judge
+        if line.recorded_digest:
+            said.setdefault(key, line.recorded_digest)
         elif key not in said:
-            said[key] = line.says
-            total.imported += 1
+            said[key] = line.ranking_digest
+            total.imported_count += 1
             continue
-        if said[key] == line.says:
-            total.known += 1
+        if said[key] == line.ranking_digest:
+            total.known_count += 1
         else:
-            total.contradictions.add(line=line.line, task_id=line.task_id, annotator=line.annotator)
+            total.contradictions.add(line=line.line, task=line.task, annotator=line.annotator)
 
 
 def _parts(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -161,14 +181,14 @@ def _parts(path: Path) -> Iterator[tuple[int, bytes]]:
     size = filled = 0
     first = 1
     with path.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
-            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+        for at, raw in enumerate(lines, 1):
+            line = raw.removeprefix(codecs.BOM_UTF8) if at == 1 else raw
             if len(line) > _IMPORT_BYTES:
-                raise InvalidArgument(f"{path}:{number}: longer than {_IMPORT_BYTES:,} bytes")
+                raise InvalidArgument(f"{path}:{at}: longer than {_IMPORT_BYTES:,} bytes")
             if filled and (filled >= _IMPORT_LINES or size + len(line) > _IMPORT_BYTES):
                 yield first, b"".join(group)
                 group, size, filled = [], 0, 0
-            first = first if group else number
+            first = first if group else at
             if line.strip():
                 filled += 1
             elif not filled:

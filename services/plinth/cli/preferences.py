@@ -57,19 +57,17 @@ def tasks(
         if add is not None:
             typer.echo(f"{client.add(read_tasks(add))} tasks are there")
             return
-        listed = client.newest(limit)
+        listed, counts = client.newest(limit), client.counts()
     table = Table(box=None, pad_edge=False)
     for heading in ("task", "state", "judged", "responses", "origin", ""):
         table.add_column(heading, overflow="fold")
-    for one in listed.tasks:
-        judged = f"{one.judged}/{one.wanted}"
-        cells = (one.task_id, _state(one), judged, str(len(one.responses)), one.origin, one.error)
-        table.add_row(*(Text(cell) for cell in cells))
+    for one in listed:
+        table.add_row(*(Text(cell) for cell in _cells(one)))
     console = Console()
     console.print(table)
     console.print(
-        f"{listed.total} tasks: {listed.open} open, {listed.leased} held; "
-        f"{listed.judgements} judgements",
+        f"{counts.task_count} tasks: {counts.open_task_count} open, "
+        f"{counts.leased_task_count} held; {counts.revision} judgements",
         highlight=False,
     )
 
@@ -86,11 +84,14 @@ def next_task(
     """Take the next task and print it as JSON, for tools; `judge --task … --fence …` answers it."""
     with _connect(data, url, collection) as client:
         held = client.lease(annotator, lease, task)
+    from plinth.shared.api.times import unix_ms
+    from plinth.shared.preference_names import TASKS
+
     shown = {
-        "task_id": held.task_id,
+        "task_id": TASKS.id(held.task),
         "annotator": held.annotator,
         "fence": held.fence,
-        "expires_unix_ms": held.expires_unix_ms,
+        "expires_unix_ms": unix_ms(held.expire_time),
         "prompt": [{"role": m.role, "content": m.content} for m in held.prompt],
         "responses": [{"response_id": r.response_id, "text": r.text} for r in held.responses],
     }
@@ -131,17 +132,26 @@ def report(collection: Collection = "default", data: Data = None, url: Address =
     with _connect(data, url, collection) as client:
         told = client.report()
     console = Console()
-    console.print(f"{told.judgements} judgements of {told.tasks} tasks", highlight=False)
-    for name, agreement in (("people", told.people), ("everybody", told.everybody)):
+    console.print(f"{told.revision} judgements of {told.task_count} tasks", highlight=False)
+    for name, agreement in (
+        ("people", told.human_agreement),
+        ("everybody", told.overall_agreement),
+    ):
         alpha = f"{agreement.ordinal:.3f}" if agreement.HasField("ordinal") else "not known"
         console.print(
-            f"alpha of {name}: {alpha} on {agreement.pairs} pairs judged twice", highlight=False
+            f"alpha of {name}: {alpha} on {agreement.pair_count} pairs judged twice",
+            highlight=False,
         )
     console.print(f"shown first, preferred: {_share(told.first_shown_wins)}", highlight=False)
     console.print(_table(("annotator", "source", "judged", "gold", "shown first"), _judges(told)))
     if told.models:
         rows = (
-            (m.model, f"{m.strength:+.2f}", f"{m.low:+.2f} to {m.high:+.2f}", str(m.comparisons))
+            (
+                m.model,
+                f"{m.strength:+.2f}",
+                f"{m.lower:+.2f} to {m.upper:+.2f}",
+                str(m.comparison_count),
+            )
             for m in told.models
         )
         console.print(_table(("model", "strength", "95 %", "comparisons"), rows))
@@ -189,29 +199,29 @@ def import_pairs(
 ) -> None:
     """Take in pairs that were judged elsewhere. Every line is looked at before any goes in. May be
     done again, whole or after it was cut off: what is there already stays as it is."""
+    from plinth.shared.api.enums import number
+    from plinth.shared.preference_names import TASKS
     from plinth.v1 import preferences_pb2 as pb
 
-    names = {word: f"JUDGEMENT_SOURCE_{word.upper()}" for word in ("human", "rule", "model")}
-    if source and source not in names:
-        raise InvalidArgument(f"--source {source!r} is none of {', '.join(names)}")
-    value = pb.JudgementSource.Value(names[source]) if source else 0
+    value = number(pb.JudgementSource, source, "--source")
     with _connect(data, url, collection) as client:
         planned = client.import_file(file, value, annotator, check_only=True)
         remedy = "Say by --annotator who judged these, if it is somebody else"
         setting = "--max-left-out {}"
         check_intake([_intake(planned)], max_left_out, remedy, setting=setting)
         done = client.import_file(file, value, annotator, check_only=False)
-    typer.echo(f"{done.imported} pairs imported, {done.known} were there already")
+    typer.echo(f"{done.imported_count} pairs imported, {done.known_count} were there already")
     if done.contradictions:
         typer.echo(_intake(done).line())
     for one in done.contradictions[:SHOWN_CONTRADICTIONS]:
-        typer.echo(f"{file}:{one.line}: {one.annotator} said otherwise of task {one.task_id}")
+        task = TASKS.id(one.task)
+        typer.echo(f"{file}:{one.line}: {one.annotator} said otherwise of task {task}")
     # Others may have judged since the look.
     check_intake([_intake(done)], max_left_out, remedy, setting=setting)
 
 
 def _intake(answer: pb.ImportPairsResponse) -> Intake:
-    intake = Intake("pairs", answer.imported + answer.known)
+    intake = Intake("pairs", answer.imported_count + answer.known_count)
     if count := len(answer.contradictions):
         intake.leave_out("that contradict what their judge said before, which stays", count)
     return intake
@@ -226,7 +236,7 @@ def _connect(data: Path | None, url: str | None, collection: str) -> PreferenceC
     return PreferenceClient(gateway_address(settings, url), api_key(settings), collection)
 
 
-def read_tasks(path: Path) -> list[tuple[str, pb.TaskSpec]]:
+def read_tasks(path: Path) -> list[tuple[str, pb.CreatePreferenceTaskRequest]]:
     """(place, task) of each line of a file. InvalidArgument names the line that is none."""
     from plinth.v1 import chat_pb2
     from plinth.v1 import preferences_pb2 as pb
@@ -246,14 +256,16 @@ def read_tasks(path: Path) -> list[tuple[str, pb.TaskSpec]]:
             responses = [
                 {"text": one} if isinstance(one, str) else one for one in value["responses"]
             ]
-            spec = pb.TaskSpec(
-                task_id=value.get("task_id", ""),
+            spec = pb.PreferenceTaskSpec(
                 prompt=[chat_pb2.ChatMessage(**turn) for turn in turns],
                 responses=[pb.PreferenceResponse(**one) for one in responses],
-                wanted=value.get("wanted"),
-                gold=[pb.Tier(response_ids=tier) for tier in value.get("gold", ())],
+                wanted_judgement_count=value.get("wanted"),
+                gold=[pb.ResponseTier(response_ids=tier) for tier in value.get("gold", ())],
             )
-            found.append((f"{path}:{number}", spec))
+            ask = pb.CreatePreferenceTaskRequest(
+                task_id=value.get("task_id", ""), task=pb.PreferenceTask(spec=spec)
+            )
+            found.append((f"{path}:{number}", ask))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidArgument(
                 f'{path}:{number}: no task ({error}); a line is {{"prompt": …, "responses": '
@@ -262,26 +274,36 @@ def read_tasks(path: Path) -> list[tuple[str, pb.TaskSpec]]:
     return found
 
 
-def _state(task: pb.PreferenceTask) -> str:
+def _cells(task: pb.PreferenceTask) -> tuple[str, ...]:
+    from plinth.shared.api.enums import word
+    from plinth.shared.preference_names import TASKS
     from plinth.v1 import preferences_pb2 as pb
 
-    name = pb.PreferenceTaskState.Name(task.state)
-    return name.removeprefix("PREFERENCE_TASK_STATE_").lower()
+    spec, status = task.spec, task.status
+    return (
+        TASKS.id(task.name),
+        word(pb.PreferenceTaskState, status.state),
+        f"{status.human_judgement_count}/{spec.wanted_judgement_count}",
+        str(len(spec.responses) + len(status.sampled_responses)),
+        word(pb.PreferenceTaskOrigin, spec.origin),
+        status.error,
+    )
 
 
-def _share(share: pb.Share) -> str:
+def _share(share: pb.Proportion) -> str:
     if not share.count:
         return "–"
-    return f"{share.share:.0%} of {share.count} ({share.low:.0%} to {share.high:.0%})"
+    return f"{share.value:.0%} of {share.count} ({share.lower:.0%} to {share.upper:.0%})"
 
 
-def _judges(told: pb.GetPreferenceReportResponse) -> Iterable[tuple[str, ...]]:
+def _judges(told: pb.PreferenceReport) -> Iterable[tuple[str, ...]]:
+    from plinth.shared.api.enums import word
     from plinth.v1 import preferences_pb2 as pb
 
     for one in told.annotators:
-        source = pb.JudgementSource.Name(one.source).removeprefix("JUDGEMENT_SOURCE_").lower()
+        source = word(pb.JudgementSource, one.source)
         shares = (_share(one.gold), _share(one.first_shown_wins))
-        yield one.annotator, source, str(one.judgements), *shares
+        yield one.annotator, source, str(one.judgement_count), *shares
 
 
 def _table(headings: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> Table:

@@ -1,6 +1,6 @@
 """ArtifactService: what lies on the store, and what is uploaded to it.
 
-Here are artifacts and aliases; uploads are `upload_calls.py`.
+Here are artifacts; aliases are `alias_calls.py`, uploads `upload_calls.py`.
 """
 
 from __future__ import annotations
@@ -11,37 +11,36 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
+from plinth.coordinator.alias_calls import AliasCalls, bare_id
 from plinth.coordinator.downloads import download
 from plinth.coordinator.upload_calls import UploadCalls
 from plinth.coordinator.uploads import Uploads
-from plinth.shared.aliases import Alias
-from plinth.shared.api.etags import check_etag
 from plinth.shared.api.filters import Field, Filters
 from plinth.shared.api.owners import check_owner
 from plinth.shared.api.paging import Pages
 from plinth.shared.api.times import moment
 from plinth.shared.artifact_messages import (
+    ARTIFACT,
     KINDS,
-    alias_etag,
-    alias_message,
     artifact_message,
     reference_in,
 )
-from plinth.shared.errors import Aborted, InvalidArgument, NotFound
+from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import current_principal
-from plinth.shared.manifest import Reference
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import artifacts_pb2 as pb
 from plinth.v1 import artifacts_pb2_grpc as rpc
 
 _LOOKED_AT = 2000  # artifacts that one page of a list looks at
+_FULL_PAGE = 50  # so that a message is of some megabytes at most
 # What points to a version beside the store itself, for people.
 InUse = Callable[[ArtifactRecord], Awaitable[Sequence[str]]]
 _Row = tuple[ArtifactRecord, list[str]]  # with its aliases
 
 _FILTERS = Filters(
     {
+        "name": Field(lambda row: ARTIFACT.name(row[0].ref), str),
         "artifact_id": Field(lambda row: row[0].name, str),
         "version": Field(lambda row: row[0].version, int),
         "kind": Field(
@@ -50,12 +49,13 @@ _FILTERS = Filters(
         "digest": Field(lambda row: row[0].digest, str),
         "create_time": Field(lambda row: moment(row[0].created_unix_ms), datetime),
         "owner.tenant": Field(lambda row: row[0].tenant, str),
+        "owner.key_id": Field(lambda row: row[0].key_id, str),
         "aliases": Field(lambda row: row[1], list),
     }
 )
 
 
-class ArtifactServicer(UploadCalls, rpc.ArtifactServiceServicer):
+class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
     """The RPCs; see artifacts.proto. in_use: what points to a version, beside the store itself."""
 
     def __init__(self, store: ArtifactStore, uploads: Uploads, pages: Pages, in_use: InUse) -> None:
@@ -82,9 +82,11 @@ class ArtifactServicer(UploadCalls, rpc.ArtifactServiceServicer):
     ) -> pb.ListArtifactsResponse:
         wanted = _FILTERS.parse(request.filter)
         size, after = self._pages.size(request), _position(self._pages.position(request))
+        full = request.view == pb.ARTIFACT_VIEW_FULL
+        size = min(size, _FULL_PAGE) if full else size
         found, last = await asyncio.to_thread(self._page, after, size, wanted)
         return pb.ListArtifactsResponse(
-            artifacts=[artifact_message(*row, manifest=False) for row in found],
+            artifacts=[artifact_message(*row, manifest=full) for row in found],
             next_page_token=self._pages.token(request, last.ref) if last else "",
         )
 
@@ -109,7 +111,7 @@ class ArtifactServicer(UploadCalls, rpc.ArtifactServiceServicer):
     async def ListArtifactVersions(
         self, request: pb.ListArtifactVersionsRequest, context: Any
     ) -> pb.ListArtifactVersionsResponse:
-        name = _bare(request.name, "name")
+        name = bare_id(request.name, "name")
         size, position = self._pages.size(request), self._pages.position(request)
 
         def look() -> tuple[list[ArtifactRecord], dict[str, int]]:
@@ -185,92 +187,10 @@ class ArtifactServicer(UploadCalls, rpc.ArtifactServiceServicer):
         await asyncio.to_thread(self._store.delete, record.ref, in_use)
         return pb.DeleteArtifactResponse()
 
-    # -- aliases ---------------------------------------------------------------------------
-
-    async def GetAlias(self, request: pb.GetAliasRequest, context: Any) -> pb.GetAliasResponse:
-        name, alias = _alias(request.name, "name")
-        found = await asyncio.to_thread(self._store.alias, name, alias)
-        return pb.GetAliasResponse(alias=alias_message(found))
-
-    async def ListAliases(
-        self, request: pb.ListAliasesRequest, context: Any
-    ) -> pb.ListAliasesResponse:
-        name = _bare(request.parent, "parent")
-        size, after = self._pages.size(request), self._pages.position(request)
-
-        def look() -> list[Alias]:
-            self._store.get(name)
-            return list(islice(self._store.each_alias(name, after=after), size + 1))
-
-        found = await asyncio.to_thread(look)
-        page = found[:size]
-        token = self._pages.token(request, page[-1].alias) if len(found) > size else ""
-        return pb.ListAliasesResponse(
-            aliases=[alias_message(one) for one in page], next_page_token=token
-        )
-
-    async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
-        given = request.alias
-        name, alias = _alias(given.name, "alias.name")
-        target = reference_in(given.artifact, "alias.artifact")
-        if target.name != name:
-            raise InvalidArgument(
-                f"{given.name[:140]} names versions of {name!r} alone, not of {target.name!r}",
-                field="alias.artifact",
-            )
-        record = await self._record(given.artifact, "alias.artifact")
-        check_owner(record.owner, current_principal(), record.ref)
-        found = await asyncio.to_thread(self._set, alias, record, given.etag)
-        return pb.SetAliasResponse(alias=alias_message(found))
-
-    def _set(self, alias: str, record: ArtifactRecord, etag: str) -> Alias:
-        def move(now: Alias | None) -> None:
-            expected = now.version if now else None
-            self._store.set_alias(record.name, alias, record.version, expected=expected)
-
-        self._moved(record.name, alias, etag, move)
-        return self._store.alias(record.name, alias)
-
-    async def DeleteAlias(
-        self, request: pb.DeleteAliasRequest, context: Any
-    ) -> pb.DeleteAliasResponse:
-        name, alias = _alias(request.name, "name")
-
-        def remove(now: Alias | None) -> None:
-            self._store.delete_alias(name, alias, expected=now.version if now else None)
-
-        await asyncio.to_thread(self._moved, name, alias, request.etag, remove)
-        return pb.DeleteAliasResponse()
-
-    def _moved(
-        self, name: str, alias: str, etag: str, move: Callable[[Alias | None], None]
-    ) -> None:
-        """Moves an alias from what its etag says, or from whatever it is. `move` raises Aborted if
-        it is no longer what it is given."""
-        while True:
-            try:
-                now = self._store.alias(name, alias)
-            except NotFound:
-                now = None
-            if now is not None:
-                self._check_mover(now)
-            check_etag(etag, alias_etag(now) if now else "", f"alias {name}:{alias}")
-            try:
-                return move(now)
-            except Aborted as error:
-                if error.reason != "ALIAS_MOVED":
-                    raise
-
-    def _check_mover(self, alias: Alias) -> None:
-        """An alias is of who made the version that it names."""
-        record = self._store.get(f"{alias.name}@{alias.version}")
-        check_owner(record.owner, current_principal(), f"alias {alias.ref}")
-
     # -- finding ---------------------------------------------------------------------------
 
-    async def _record(self, name: str, field: str = "name") -> ArtifactRecord:
-        reference = reference_in(name, field)
-        return await asyncio.to_thread(self._store.get, str(reference))
+    async def _record(self, name: str) -> ArtifactRecord:
+        return await asyncio.to_thread(self._store.get, str(reference_in(name)))
 
     def _aliases_of(self, record: ArtifactRecord) -> list[str]:
         aliases = self._store.aliases(record.name)
@@ -280,30 +200,6 @@ class ArtifactServicer(UploadCalls, rpc.ArtifactServiceServicer):
 def _position(said: str) -> tuple[str, int]:
     name, _, version = said.partition("@")
     return name, int(version or 0)
-
-
-def _bare(name: str, field: str) -> str:
-    """Of "artifacts/chat" the id."""
-    reference = reference_in(name, field)
-    if reference.version is not None or reference.alias is not None:
-        raise InvalidArgument(
-            f"{field}: write artifacts/{reference.name}, without a version or an alias",
-            reason="RESOURCE_NAME",
-            field=field,
-        )
-    return reference.name
-
-
-def _alias(name: str, field: str) -> tuple[str, str]:
-    """Of "artifacts/chat:prod" both parts."""
-    reference: Reference = reference_in(name, field)
-    if reference.alias is None:
-        raise InvalidArgument(
-            f"{field} is the name of an alias, 'artifacts/chat:prod', not {name[:140]!r}",
-            reason="RESOURCE_NAME",
-            field=field,
-        )
-    return reference.name, reference.alias
 
 
 async def _awaited(act: Awaitable[Sequence[str]]) -> Sequence[str]:

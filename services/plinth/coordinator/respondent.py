@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from plinth.coordinator.scoring import context_length, end_ids, read_config
 from plinth.internal.v1 import rollouts_pb2, tokenizer_pb2
+from plinth.shared.api.structs import struct_of
 from plinth.shared.errors import DataLoss, FailedPrecondition
 from plinth.shared.prompt_set import Prompt
 from plinth.shared.rewards import RewardTasks, divided
@@ -178,7 +179,7 @@ def _item(answer: Sampled) -> rewards_pb2.RewardItem:
         ),
         response_text=answer.text,
         response_cut_off=not answer.ended,
-        checks_json=answer.prompt.checks_json,
+        checks=[struct_of(check, "checks") for check in answer.prompt.checks],
     )
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from plinth.shared.api.structs import struct_of
 from plinth.shared.store import ArtifactRecord
 from plinth.v1 import rewards_pb2
 
 
 class WeightedRule(BaseModel):
-    """One opinion on an answer; see `RewardSource` in reward.proto."""
+    """One opinion on an answer; see `RewardSource` in rewards.proto."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,10 +28,10 @@ CHECKS: Mapping[str, WeightedRule] = {"checks": WeightedRule(rule={"kind": "chec
 def sources_of(
     rules: Mapping[str, WeightedRule], model: ArtifactRecord | None = None, weight: float = 1.0
 ) -> list[rewards_pb2.RewardSource]:
-    """As the reward stage takes them."""
+    """As the reward stage takes them. InvalidArgument for a rule that it could not be told."""
     sources = [
         rewards_pb2.RewardSource(
-            name=name, weight=one.weight, rule_json=json.dumps(one.rule, ensure_ascii=False)
+            name=name, weight=one.weight, rule=struct_of(one.rule, f"rewards.{name}.rule")
         )
         for name, one in rules.items()
     ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from plinth.coordinator import metrics
 from plinth.coordinator.artifact_service import ArtifactServicer
 from plinth.coordinator.artifact_uses import ArtifactUses
+from plinth.coordinator.collection_uses import CollectionUses
 from plinth.coordinator.conductor import Conductor
 from plinth.coordinator.deployment_service import DeploymentServicer
 from plinth.coordinator.leader import LeaderLease
@@ -65,7 +66,13 @@ class CoordinatorFront:
             SourceRoots.of(context.settings),
         )
         self._preferences = Preferences(
-            context.redis, context.store, context.registry, context.clients, context.replica_id
+            context.redis,
+            context.store,
+            context.registry,
+            context.clients,
+            context.replica_id,
+            context.token,
+            CollectionUses(self._records).of,
         )
         # A piece passes through the gateway, whatever it takes at once.
         piece = min(PIECE_BYTES, context.settings.gateway.max_body_bytes)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from plinth.coordinator.uploads import UploadRecord, Uploads
+from plinth.coordinator.upload_records import UploadRecord
+from plinth.coordinator.uploads import Uploads
 from plinth.shared.api.owners import calling_owner, check_owner
 from plinth.shared.api.paging import Pages
 from plinth.shared.api.resource_names import Pattern
@@ -15,6 +16,8 @@ from plinth.shared.api.times import timestamp
 from plinth.shared.artifact_messages import artifact_message
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import REQUEST_ID, current_principal
+from plinth.shared.manifest import check_name
+from plinth.shared.store import ArtifactStore
 from plinth.v1 import artifacts_pb2 as pb
 
 UPLOAD = Pattern("uploads/{upload}")
@@ -24,6 +27,7 @@ _FILES = "files"  # the kind
 class UploadCalls:
     """Part of ArtifactServicer."""
 
+    _store: ArtifactStore
     _uploads: Uploads
     _pages: Pages
 
@@ -41,6 +45,7 @@ class UploadCalls:
             raise InvalidArgument(
                 "request_id: use 1 to 128 of A-Z a-z 0-9 . _ : -", field="request_id"
             )
+        await asyncio.to_thread(self._check_name_free, spec.artifact_id)
         record = await asyncio.to_thread(
             self._uploads.create,
             calling_owner(),
@@ -90,6 +95,13 @@ class UploadCalls:
     ) -> pb.DeleteUploadResponse:
         await asyncio.to_thread(self._uploads.delete, await self._own(request.name))
         return pb.DeleteUploadResponse()
+
+    def _check_name_free(self, artifact_id: str) -> None:
+        """The bare name means the next version too: nobody makes one of another's artifact."""
+        name = check_name(artifact_id, "upload.spec.artifact_id")
+        latest = next(self._store.versions(name), None)
+        if latest is not None:
+            check_owner(latest.owner, current_principal(), f"artifact {artifact_id}")
 
     async def _upload(self, name: str) -> UploadRecord:
         return await asyncio.to_thread(self._uploads.get, UPLOAD.id(name))

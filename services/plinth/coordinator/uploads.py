@@ -16,9 +16,9 @@ import hashlib
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from plinth.coordinator.upload_records import UploadRecord, check_digests, checked_files
 from plinth.shared.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -26,64 +26,15 @@ from plinth.shared.errors import (
     NotFound,
     ResourceExhausted,
 )
-from plinth.shared.manifest import MANIFEST, SCHEMA, canonical_json, check_name, parse_json
+from plinth.shared.manifest import SCHEMA, canonical_json, check_name, parse_json
 from plinth.shared.storage import check_path
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import owner_pb2
 
-MAX_FILES = 1000
-MAX_BYTES = 1 << 40
 MAX_ACTIVE = 20  # of one tenant
-LIFETIME_MS = 7 * 86_400_000
 PIECE_BYTES = 1 << 20
 _ROOT = "uploads"
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class UploadRecord:
-    """One upload. files: (path, size in bytes), in their order. finished: the artifact that it
-    became, "chat@7"; empty: it takes pieces."""
-
-    id: str
-    artifact_id: str
-    kind: str
-    license: str
-    files: tuple[tuple[str, int], ...]
-    piece_bytes: int
-    tenant: str
-    key_id: str
-    created_unix_ms: int
-    finished: str = ""
-
-    @property
-    def expires_unix_ms(self) -> int:
-        return self.created_unix_ms + LIFETIME_MS
-
-    @property
-    def owner(self) -> owner_pb2.Owner:
-        return owner_pb2.Owner(tenant=self.tenant, key_id=self.key_id)
-
-    @property
-    def announced(self) -> tuple[Any, ...]:
-        """What the client said."""
-        return self.artifact_id, self.kind, self.license, self.files
-
-    def number(self, path: str) -> int:
-        """The file's place in `files`. NotFound."""
-        for number, (known, _) in enumerate(self.files):
-            if known == path:
-                return number
-        raise NotFound(
-            f"upload {self.id} has no file {path[:200]!r}: only what was announced when it was "
-            "created",
-            reason="FILE_NOT_FOUND",
-            field="path",
-        )
-
-    def offsets(self, number: int) -> range:
-        """Where the file's pieces begin."""
-        return range(0, self.files[number][1], self.piece_bytes)
 
 
 class Uploads:
@@ -109,7 +60,7 @@ class Uploads:
             check_name(artifact_id, "upload.spec.artifact_id"),
             kind,
             license,
-            _checked(files),
+            checked_files(files),
             self._piece_bytes,
             owner.tenant,
             owner.key_id,
@@ -190,7 +141,7 @@ class Uploads:
         if upload.finished:
             return self._store.get(upload.finished)
         self._check_complete(upload)
-        _check_named(upload, digests)
+        check_digests(upload, digests)
 
         def check(entries: Mapping[str, Mapping[str, Any]]) -> None:
             for path, entry in entries.items():
@@ -202,13 +153,19 @@ class Uploads:
                         field=f"digests.{path}",
                     )
 
-        made = self._store.owned_by(upload.owner).publish_chunks(
-            upload.artifact_id,
-            upload.kind,
-            ((path, self._content(upload, n)) for n, (path, _) in enumerate(upload.files)),
-            about={"license": upload.license or None, "extra": {"source": "upload"}},
-            check=check,
-        )
+        try:
+            made = self._store.owned_by(upload.owner).publish_chunks(
+                upload.artifact_id,
+                upload.kind,
+                ((path, self._content(upload, n)) for n, (path, _) in enumerate(upload.files)),
+                about={"license": upload.license or None, "extra": {"source": "upload"}},
+                check=check,
+            )
+        except FileNotFoundError:
+            # Another call has finished it, or deleted it, and removed the pieces.
+            if now := self.get(upload.id).finished:
+                return self._store.get(now)
+            raise
         data = canonical_json({"artifact": made.ref, "plinth_schema": SCHEMA})
         self._storage.create(f"{_ROOT}/{upload.id}/finished.json", data)
         self._storage.remove_tree(f"{_ROOT}/{upload.id}/pieces")
@@ -282,36 +239,3 @@ def _piece(upload_id: str, number: int, offset: int) -> str:
 def _id_of(tenant: str, request_id: str) -> str:
     """Of an upload that is found again by its request."""
     return hashlib.sha256(f"{tenant}\0{request_id}".encode()).hexdigest()[:32]
-
-
-def _checked(files: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    found = tuple(files)
-    field = "upload.spec.files"
-    if not 1 <= len(found) <= MAX_FILES:
-        raise InvalidArgument(
-            f"an upload has 1 to {MAX_FILES} files, not {len(found)}", field=field
-        )
-    paths, all_paths = set[str](), {path for path, _ in found}
-    for path, _ in found:
-        if check_path(path) == MANIFEST:
-            raise InvalidArgument(
-                f"{MANIFEST} is the artifact's own file, which the platform writes", field=field
-            )
-        folders = {"/".join(path.split("/")[:n]) for n in range(1, path.count("/") + 1)}
-        if path in paths or folders & all_paths:
-            raise InvalidArgument(f"{path[:200]!r} is there twice, or as a folder", field=field)
-        paths.add(path)
-    total = sum(size for _, size in found)
-    if total > MAX_BYTES:
-        raise InvalidArgument(f"{total} bytes in all; at most {MAX_BYTES}", field=field)
-    return found
-
-
-def _check_named(upload: UploadRecord, digests: Mapping[str, str]) -> None:
-    paths = {path for path, _ in upload.files}
-    if wrong := sorted(paths ^ set(digests)):
-        raise InvalidArgument(
-            f"digests names each file and no other; {', '.join(wrong[:_SHOWN])[:200]} is "
-            f"{'missing' if wrong[0] in paths else 'no file of it'}",
-            field="digests",
-        )

@@ -163,9 +163,7 @@ def _parts(reward: rewards_pb2.Reward) -> dict[str, Any]:
 def _in_our_words(error: PlinthError, select: Select) -> PlinthError:
     """The stage's complaint about its `sources`, by the names that the client knows them by."""
     rules = len(select.rules or ())
-    names = {
-        f"sources.{number}.rule_json": f"select.rules.{number}.rule" for number in range(rules)
-    }
+    names = {f"sources.{number}.rule": f"select.rules.{number}.rule" for number in range(rules)}
     names[f"sources.{rules}.model"] = "select.reward"
     message, field = error.message, error.field
     for theirs, ours in names.items():

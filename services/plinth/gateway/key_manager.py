@@ -84,10 +84,7 @@ class KeyManager:
                 raise FailedPrecondition(
                     f"key {key_id!r} is revoked, for good; make another", reason="KEY_REVOKED"
                 )
-            wanted = change(entry)
-            raw = changed_json(
-                entry.raw, scopes=sorted(wanted.scopes), role=wanted.role, label=wanted.label
-            )
+            raw = changed_json(entry.raw, **_changes(entry.record, change(entry)))
             if await self._store.swap(entry, raw):
                 return await self.get(key_id)
 
@@ -161,6 +158,18 @@ def check_request_id(request_id: str) -> None:
             reason="REQUEST_ID",
             field="request_id",
         )
+
+
+def _changes(record: KeyRecord, wanted: KeyRecord) -> dict[str, Any]:
+    """Fields to be written: what is as it was stays as a newer version may have written it."""
+    changes: dict[str, Any] = {}
+    if wanted.scopes != record.scopes:
+        changes["scopes"] = sorted(wanted.scopes)
+    if wanted.role != record.role:
+        changes["role"] = wanted.role
+    if wanted.label != record.label:
+        changes["label"] = wanted.label
+    return changes
 
 
 def _id_for(caller: Principal, request_id: str) -> str:

@@ -23,6 +23,7 @@ from plinth.gateway.quota_account import RateLimited
 from plinth.gateway.quotas import Quotas
 from plinth.shared.errors import DeadlineExceeded, InvalidArgument, PlinthError, Unavailable
 from plinth.shared.identity import Principal, current_request_id
+from plinth.shared.preference_names import COLLECTIONS, LIVE_COLLECTION
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
@@ -32,7 +33,6 @@ from plinth.v1 import preferences_pb2_grpc as rpc
 
 CONSENT = "x-plinth-consent"  # a header, or a key of the call's metadata
 PURPOSE = "preferences"
-COLLECTION = "live"
 QUEUE_LENGTH = 64
 MAX_BYTES = 64 << 10  # of a prompt, and of an answer; what is longer is not recorded
 MAX_RESPONSES = 8
@@ -104,11 +104,14 @@ class AnswerRecorder:
             self._to.drop("empty answer")
             return
         origin = "\0".join((prepared.principal.tenant, self._request_id, *texts))
-        spec = pb.TaskSpec(
+        ask = pb.CreatePreferenceTaskRequest(
+            parent=COLLECTIONS.name(LIVE_COLLECTION),
             task_id=f"live-{hashlib.sha256(origin.encode()).hexdigest()[:32]}",
-            prompt=self._prompt,
-            request_id=self._request_id,
         )
+        spec = ask.task.spec
+        spec.prompt.extend(self._prompt)
+        spec.origin = pb.PREFERENCE_TASK_ORIGIN_LIVE
+        spec.answered_request_id = self._request_id
         for text in texts:
             index = next(index for index, other in answers if other == text)
             response = spec.responses.add(
@@ -123,7 +126,7 @@ class AnswerRecorder:
         if len(texts) == 1:
             spec.samples.append(self._to.rival(prepared))
             price = len(prepared.prompt_ids) + self._tokens
-        self._to.hand_over(spec, prepared.principal, price)
+        self._to.hand_over(ask, prepared.principal, price)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class _Waiting:
     """price: tokens of the second answer, which is made later and elsewhere. It is taken to be as
     long as the first one, by whose settings it is made."""
 
-    spec: pb.TaskSpec
+    ask: pb.CreatePreferenceTaskRequest
     principal: Principal
     price: int
 
@@ -173,10 +176,12 @@ class LivePreferences:
                 setattr(sampling, name, getattr(prepared.sampling, name))
         return pb.SampleSpec(model=self._rival or prepared.model.name, sampling=sampling, count=1)
 
-    def hand_over(self, spec: pb.TaskSpec, principal: Principal, price: int) -> None:
+    def hand_over(
+        self, ask: pb.CreatePreferenceTaskRequest, principal: Principal, price: int
+    ) -> None:
         """Never waits; a full queue drops it. price: in tokens of the second answer."""
         try:
-            self._waiting.put_nowait(_Waiting(spec, principal, price))
+            self._waiting.put_nowait(_Waiting(ask, principal, price))
         except asyncio.QueueFull:
             self.drop("queue full")
 
@@ -224,14 +229,13 @@ class LivePreferences:
         admission = self._quotas.background(one.principal.tenant)
         await admission.charge(one.price)
         try:
-            await self._create_task(one.spec, one.principal)
+            await self._create_task(one.ask, one.principal)
         except PlinthError:
             admission.spend(-one.price)
             raise
 
-    async def _create_task(self, spec: pb.TaskSpec, principal: Principal) -> None:
+    async def _create_task(self, ask: pb.CreatePreferenceTaskRequest, principal: Principal) -> None:
         # A key that may ask for answers needs no scope of its own for agreeing to this.
         caller = Principal(principal.tenant, principal.key_id, frozenset({"preferences"}))
         channel = self._clients.channel(await self._clients.pick("coordinator"), caller)
-        request = pb.CreateTasksRequest(collection=COLLECTION, tasks=[spec], origin="live")
-        await rpc.PreferenceServiceStub(channel).CreateTasks(request, timeout=TIMEOUT_S)
+        await rpc.PreferenceServiceStub(channel).CreatePreferenceTask(ask, timeout=TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Bodies and query strings of /v1/preferences, strictly typed, and the messages that they become.
+"""Bodies of /v1/preferences, strictly typed, and the messages that they become.
 
 What a collection or a task makes of them is checked once, by the coordinator; here it is their
 form alone.
@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message as Proto
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from plinth.gateway.limits import MAX_MESSAGES, MAX_TOKENS
+from plinth.shared.api.enums import number
+from plinth.shared.api.times import duration
+from plinth.shared.preference_names import COLLECTIONS, DEFAULT_COLLECTION, TASKS, check_id
 from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import preferences_pb2 as pb
 
-SOURCES = {
-    "human": pb.JUDGEMENT_SOURCE_HUMAN,
-    "rule": pb.JUDGEMENT_SOURCE_RULE,
-    "model": pb.JUDGEMENT_SOURCE_MODEL,
-}
 Source = Literal["human", "rule", "model"]
 Name = Annotated[str, Field(max_length=128)]
 Ranking = Annotated[
@@ -34,14 +30,21 @@ _Sources = Annotated[
 ]
 
 
+def collection_id(given: str) -> str:
+    """The collection that an empty or given word means. InvalidArgument."""
+    return check_id(given or DEFAULT_COLLECTION, "collection")
+
+
+def collection_name(given: str) -> str:
+    return COLLECTIONS.name(collection_id(given))
+
+
+def task_name(collection: str, task_id: str, field: str = "task_id") -> str:
+    return TASKS.name(collection_id(collection), check_id(task_id, field))
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class _Query(BaseModel):
-    """Values of a query string are text, so they are converted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PromptMessage(_Body):
@@ -83,7 +86,7 @@ class TaskBody(_Body):
     wanted: int | None = Field(default=None, ge=0, le=1000)
     gold: Ranking
 
-    def to_proto(self) -> pb.TaskSpec:
+    def to_proto(self) -> pb.CreatePreferenceTaskRequest:
         prompt = (
             [chat_pb2.ChatMessage(role="user", content=self.prompt)]
             if isinstance(self.prompt, str)
@@ -95,14 +98,15 @@ class TaskBody(_Body):
             else pb.PreferenceResponse(**one.model_dump())
             for one in self.responses
         ]
-        return pb.TaskSpec(
-            task_id=self.task_id,
+        spec = pb.PreferenceTaskSpec(
             prompt=prompt,
             responses=responses,
             samples=[sample.to_proto() for sample in self.samples],
-            wanted=self.wanted,
+            wanted_judgement_count=self.wanted,
             gold=_tiers(self.gold),
         )
+        task = pb.PreferenceTask(spec=spec)
+        return pb.CreatePreferenceTaskRequest(task_id=self.task_id, task=task)
 
 
 class CreateBody(_Body):
@@ -111,9 +115,11 @@ class CreateBody(_Body):
     collection: Name = ""
     tasks: list[TaskBody] = Field(min_length=1, max_length=100, fail_fast=True)
 
-    def to_proto(self) -> pb.CreateTasksRequest:
-        tasks = [task.to_proto() for task in self.tasks]
-        return pb.CreateTasksRequest(collection=self.collection, tasks=tasks)
+    def to_proto(self) -> pb.BatchCreatePreferenceTasksRequest:
+        return pb.BatchCreatePreferenceTasksRequest(
+            parent=collection_name(self.collection),
+            requests=[task.to_proto() for task in self.tasks],
+        )
 
 
 class LeaseBody(_Body):
@@ -125,8 +131,14 @@ class LeaseBody(_Body):
     lease_seconds: int = Field(default=0, ge=0, lt=1 << 32)
     request_id: Name = ""
 
-    def to_proto(self) -> pb.LeaseTaskRequest:
-        return pb.LeaseTaskRequest(**self.model_dump())
+    def to_proto(self) -> pb.LeasePreferenceTaskRequest:
+        return pb.LeasePreferenceTaskRequest(
+            parent=collection_name(self.collection),
+            annotator=self.annotator,
+            task=task_name(self.collection, self.task_id) if self.task_id else "",
+            lease_duration=duration(self.lease_seconds) if self.lease_seconds else None,
+            request_id=self.request_id,
+        )
 
 
 class _Held(_Body):
@@ -135,14 +147,22 @@ class _Held(_Body):
     annotator: Name = ""
     fence: int = Field(ge=0, lt=1 << 64)
 
+    def _held(self) -> dict[str, Any]:
+        return {
+            "name": task_name(self.collection, self.task_id),
+            "annotator": self.annotator,
+            "fence": self.fence,
+        }
+
 
 class RenewBody(_Held):
     """POST /v1/preferences/leases/renew."""
 
     lease_seconds: int = Field(default=0, ge=0, lt=1 << 32)
 
-    def to_proto(self) -> pb.RenewLeaseRequest:
-        return pb.RenewLeaseRequest(**self.model_dump())
+    def to_proto(self) -> pb.RenewPreferenceLeaseRequest:
+        lasts = duration(self.lease_seconds) if self.lease_seconds else None
+        return pb.RenewPreferenceLeaseRequest(lease_duration=lasts, **self._held())
 
 
 class ReleaseBody(_Held):
@@ -150,8 +170,8 @@ class ReleaseBody(_Held):
 
     skip: bool = False
 
-    def to_proto(self) -> pb.ReleaseLeaseRequest:
-        return pb.ReleaseLeaseRequest(**self.model_dump())
+    def to_proto(self) -> pb.ReleasePreferenceLeaseRequest:
+        return pb.ReleasePreferenceLeaseRequest(skip=self.skip, **self._held())
 
 
 class JudgementBody(_Body):
@@ -167,13 +187,20 @@ class JudgementBody(_Body):
     source: Source = "human"
     shown: list[Name] = Field(default_factory=list, max_length=8, fail_fast=True)
 
-    def to_proto(self) -> pb.SubmitJudgementRequest | pb.AddJudgementRequest:
-        fields: dict[str, Any] = self.model_dump(
-            exclude={"ranking", "source", "fence", "shown"}
-        ) | {"ranking": _tiers(self.ranking)}
-        if self.source == "human":
-            return pb.SubmitJudgementRequest(fence=self.fence, **fields)
-        return pb.AddJudgementRequest(source=SOURCES[self.source], shown=self.shown, **fields)
+    def to_proto(self) -> pb.CreateJudgementRequest:
+        spec = pb.JudgementSpec(
+            ranking=_tiers(self.ranking),
+            all_bad=self.all_bad,
+            reason=self.reason,
+            annotator=self.annotator,
+            source=source_of(self.source),
+            shown=() if self.source == "human" else self.shown,
+        )
+        return pb.CreateJudgementRequest(
+            parent=task_name(self.collection, self.task_id),
+            judgement=pb.Judgement(spec=spec),
+            fence=self.fence,
+        )
 
 
 class ModelJudgementsBody(_Body):
@@ -187,23 +214,32 @@ class ModelJudgementsBody(_Body):
     limit: int = Field(default=0, ge=0, le=1000)
 
     def to_proto(self) -> pb.RequestModelJudgementsRequest:
-        return pb.RequestModelJudgementsRequest(**self.model_dump())
+        return pb.RequestModelJudgementsRequest(
+            parent=collection_name(self.collection),
+            model=self.model,
+            method=pb.JudgingMethod.ValueType(number(pb.JudgingMethod, self.method, "method")),
+            criteria=self.criteria,
+            tasks=[task_name(self.collection, one, "task_ids") for one in self.task_ids],
+            max_task_count=self.limit,
+        )
 
 
-class _Selecting(BaseModel):
+class Selecting(BaseModel):
+    """Which judgements count."""
+
     sources: _Sources = Field(default_factory=list, max_length=3, fail_fast=True)
     min_agreement: float = Field(default=0, ge=0, le=1)
     up_to: int = Field(default=0, ge=0, lt=1 << 63)
 
     def selection(self) -> pb.PairSelection:
         return pb.PairSelection(
-            sources=[SOURCES[word] for word in self.sources],
+            sources=[source_of(word) for word in self.sources],
             min_agreement=self.min_agreement,
-            up_to=self.up_to,
+            max_revision=self.up_to,
         )
 
 
-class DatasetBody(_Body, _Selecting):
+class DatasetBody(_Body, Selecting):
     """POST /v1/preferences/datasets."""
 
     collection: Name = ""
@@ -213,65 +249,17 @@ class DatasetBody(_Body, _Selecting):
 
     def to_proto(self) -> pb.PublishPairsRequest:
         return pb.PublishPairsRequest(
-            collection=self.collection,
+            parent=collection_name(self.collection),
             selection=self.selection(),
-            name=self.name,
-            at_least=self.at_least,
+            artifact_id=self.name,
+            min_pair_count=self.at_least,
             validation_fraction=self.validation_fraction,
         )
 
 
-class CollectionQuery(_Query):
-    """?collection=…"""
-
-    collection: Name = ""
+def source_of(said: str) -> pb.JudgementSource.ValueType:
+    return pb.JudgementSource.ValueType(number(pb.JudgementSource, said, "source"))
 
 
-class ListQuery(CollectionQuery):
-    """GET /v1/preferences/tasks."""
-
-    limit: int = Field(default=50, ge=1, le=200)
-
-
-class ExportQuery(CollectionQuery, _Selecting):
-    """GET /v1/preferences/export."""
-
-    shape: str = Field(default="trl", max_length=40)
-
-
-class ImportQuery(CollectionQuery):
-    """POST /v1/preferences/import, whose body is JSON lines."""
-
-    source: Source | None = None
-    annotator: Name = ""
-    first_line: int = Field(default=1, ge=1, le=2**53)
-    check_only: bool = False
-
-
-def _tiers(ranking: list[list[str]]) -> list[pb.Tier]:
-    return [pb.Tier(response_ids=tier) for tier in ranking]
-
-
-def as_json(message: Proto) -> dict[str, Any]:
-    """A message as REST shows it: numbers as numbers (protobuf's own JSON makes text of 64-bit
-    ones), enums as their lower-case words, tiers as lists, what is unset left out."""
-    shown: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.is_repeated:
-            shown[field.name] = [_plain(field, one) for one in value]
-        elif not field.has_presence or message.HasField(field.name):
-            shown[field.name] = _plain(field, value)
-    return shown
-
-
-def _plain(field: Any, value: Any) -> Any:
-    if isinstance(value, pb.Tier):
-        return list(value.response_ids)
-    if field.type == FieldDescriptor.TYPE_MESSAGE:
-        return as_json(value)
-    if field.type == FieldDescriptor.TYPE_ENUM:
-        names = field.enum_type.values_by_number
-        prefix = names[0].name.removesuffix("UNSPECIFIED")
-        return names[value].name.removeprefix(prefix).lower()
-    return value
+def _tiers(ranking: list[list[str]]) -> list[pb.ResponseTier]:
+    return [pb.ResponseTier(response_ids=tier) for tier in ranking]

@@ -14,26 +14,31 @@
     POST   /v1/preferences/datasets          a corpus artifact of the pairs
     DELETE /v1/preferences/collections/{name}    all of it is forgotten
 
-Each is one call of PreferenceService, whose errors come through with the same words.
+Each is a call or two of PreferenceService, whose errors come through with the names of fields that
+these bodies have.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Protocol
 
 import grpc
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from google.protobuf.message import Message as Proto
 
 from plinth.gateway import preference_bodies as bodies
+from plinth.gateway import preference_queries as queries
+from plinth.gateway import preference_views as views
 from plinth.gateway.bodies import query, read, read_bytes, validated
+from plinth.gateway.preference_views import in_rest_words
 from plinth.gateway.quotas import Quotas
-from plinth.shared.errors import PlinthError, Unavailable
+from plinth.shared.api.times import unix_ms
+from plinth.shared.errors import FailedPrecondition, NotFound, PlinthError, Unavailable
 from plinth.shared.identity import Principal
+from plinth.shared.preference_names import COLLECTIONS, REPORTS, check_id
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.watching import watch
 from plinth.shared.settings import Settings
@@ -101,28 +106,39 @@ def _add_tasks(app: APIRouter, stub: Stub, limit: int) -> None:
     async def create(request: Request) -> Response:
         service = await stub(request)
         body = await read(request, partial(validated, bodies.CreateBody), limit)
-        return await _answer(service.CreateTasks(body.to_proto()))
+        made = await _told(service.BatchCreatePreferenceTasks(body.to_proto()))
+        return JSONResponse({"tasks": [views.task_view(task) for task in made.tasks]})
 
     @app.get(f"{BASE}/tasks", response_model=None)
     async def newest(request: Request) -> Response:
         service = await stub(request)
-        asked = query(request, bodies.ListQuery)
-        ask = pb.ListPreferenceTasksRequest(collection=asked.collection, limit=asked.limit)
-        return await _answer(service.ListPreferenceTasks(ask))
+        asked = query(request, queries.ListQuery)
+        name = bodies.collection_name(asked.collection)
+        ask = pb.ListPreferenceTasksRequest(parent=name, page_size=asked.limit)
+        listed = await _told(service.ListPreferenceTasks(ask))
+        status = pb.PreferenceCollectionStatus()
+        with suppress(NotFound):  # one that never had a task is empty
+            get = pb.GetPreferenceCollectionRequest(name=name)
+            status = (await service.GetPreferenceCollection(get)).collection.status
+        tasks = [views.task_view(task) for task in listed.tasks]
+        return JSONResponse({"tasks": tasks, **views.counts_view(status)})
 
     @app.get(f"{BASE}/tasks/{{task_id:path}}", response_model=None)
     async def one(request: Request, task_id: str) -> Response:
         service = await stub(request)
-        collection = query(request, bodies.CollectionQuery).collection
-        ask = pb.GetPreferenceTaskRequest(collection=collection, task_id=task_id)
-        return await _answer(service.GetPreferenceTask(ask))
+        name = bodies.task_name(query(request, queries.CollectionQuery).collection, task_id)
+        found = await _told(service.GetPreferenceTask(pb.GetPreferenceTaskRequest(name=name)))
+        return JSONResponse({"task": views.task_view(found.task)})
 
     @app.delete(f"{BASE}/tasks/{{task_id:path}}", response_model=None)
     async def close(request: Request, task_id: str) -> Response:
         service = await stub(request)
-        collection = query(request, bodies.CollectionQuery).collection
-        ask = pb.CloseTaskRequest(collection=collection, task_id=task_id)
-        return await _answer(service.CloseTask(ask))
+        name = bodies.task_name(query(request, queries.CollectionQuery).collection, task_id)
+        try:
+            await _told(service.DeletePreferenceTask(pb.DeletePreferenceTaskRequest(name=name)))
+        except FailedPrecondition:  # somebody judged or holds it
+            await _told(service.ClosePreferenceTask(pb.ClosePreferenceTaskRequest(name=name)))
+        return JSONResponse({})
 
 
 def _add_judging(app: APIRouter, stub: Stub, limit: int) -> None:
@@ -130,85 +146,90 @@ def _add_judging(app: APIRouter, stub: Stub, limit: int) -> None:
     async def lease(request: Request) -> Response:
         service = await stub(request)
         body = await read(request, partial(validated, bodies.LeaseBody), limit)
-        return await _answer(service.LeaseTask(body.to_proto()))
+        held = await _told(service.LeasePreferenceTask(body.to_proto()))
+        return JSONResponse(views.lease_view(held.lease))
 
     @app.post(f"{BASE}/leases/renew", response_model=None)
     async def renew(request: Request) -> Response:
         service = await stub(request)
         body = await read(request, partial(validated, bodies.RenewBody), limit)
-        return await _answer(service.RenewLease(body.to_proto()))
+        held = await _told(service.RenewPreferenceLease(body.to_proto()))
+        return JSONResponse({"expires_unix_ms": unix_ms(held.expire_time)})
 
     @app.post(f"{BASE}/leases/release", response_model=None)
     async def release(request: Request) -> Response:
         service = await stub(request)
         body = await read(request, partial(validated, bodies.ReleaseBody), limit)
-        return await _answer(service.ReleaseLease(body.to_proto()))
+        await _told(service.ReleasePreferenceLease(body.to_proto()))
+        return JSONResponse({})
 
     @app.post(f"{BASE}/judgements", response_model=None)
     async def judge(request: Request) -> Response:
         service = await stub(request)
-        message = (await read(request, partial(validated, bodies.JudgementBody), limit)).to_proto()
-        if isinstance(message, pb.SubmitJudgementRequest):
-            return await _answer(service.SubmitJudgement(message))
-        return await _answer(service.AddJudgement(message))
+        body = await read(request, partial(validated, bodies.JudgementBody), limit)
+        made = await _told(service.CreateJudgement(body.to_proto()))
+        return JSONResponse(views.judgement_view(made.judgement))
 
     @app.post(f"{BASE}/model-judgements", response_model=None)
     async def ask_model(request: Request) -> Response:
         service = await stub(request)
         body = await read(request, partial(validated, bodies.ModelJudgementsBody), limit)
-        return await _answer(service.RequestModelJudgements(body.to_proto()))
+        asked = await _told(service.RequestModelJudgements(body.to_proto()))
+        return JSONResponse({"queued": asked.queued_count, "annotator": asked.annotator})
 
 
 def _add_results(app: APIRouter, stub: Stub, limit: int, clients: StageClients) -> None:
     @app.get(f"{BASE}/report", response_model=None)
     async def report(request: Request) -> Response:
         service = await stub(request)
-        collection = query(request, bodies.CollectionQuery).collection
-        return await _answer(
-            service.GetPreferenceReport(pb.GetPreferenceReportRequest(collection=collection))
+        collection = bodies.collection_id(query(request, queries.CollectionQuery).collection)
+        ask = pb.GetPreferenceReportRequest(name=REPORTS.name(collection))
+        return JSONResponse(
+            views.report_view((await _told(service.GetPreferenceReport(ask))).report)
         )
 
     @app.get(f"{BASE}/export", response_model=None)
     async def export(request: Request) -> Response:
-        asked = query(request, bodies.ExportQuery)
-        ask = pb.ExportPairsRequest(
-            collection=asked.collection, selection=asked.selection(), shape=asked.shape
-        )
+        ask = query(request, queries.ExportQuery).to_proto()
         # Goes on at another coordinator, as by gRPC, when the first one is gone.
         chunks = watch(clients, _STAGE, _export_pairs, ask)
-        first = await anext(chunks, None)  # what is wrong with the request still has a status
+        # What is wrong with the request still has a status.
+        first = await _told(anext(chunks, None))
         return StreamingResponse(_lines(chunks, first), media_type="application/x-ndjson")
 
     @app.post(f"{BASE}/import", response_model=None)
     async def import_(request: Request) -> Response:
         service = await stub(request)
-        asked = query(request, bodies.ImportQuery)
-        ask = pb.ImportPairsRequest(
-            collection=asked.collection,
-            jsonl=await read_bytes(request, limit),
-            annotator=asked.annotator,
-            first_line=asked.first_line,
-            check_only=asked.check_only,
-        )
-        if asked.source is not None:
-            ask.source = bodies.SOURCES[asked.source]
-        return await _answer(service.ImportPairs(ask))
+        asked = query(request, queries.ImportQuery)
+        ask = asked.to_proto(await read_bytes(request, limit))
+        return JSONResponse(views.import_view(await _told(service.ImportPairs(ask))))
 
     @app.post(f"{BASE}/datasets", response_model=None)
     async def publish(request: Request) -> Response:
         service = await stub(request)
         body = await read(request, partial(validated, bodies.DatasetBody), limit)
-        return await _answer(service.PublishPairs(body.to_proto()))
+        made = await _told(service.PublishPairs(body.to_proto()))
+        told = {"pairs": made.pair_count, "revision": made.revision}
+        return JSONResponse({"artifact": views.artifact_view(made.artifact), **told})
 
     @app.delete(f"{BASE}/collections/{{name:path}}", response_model=None)
     async def delete(request: Request, name: str) -> Response:
         service = await stub(request)
-        ask = pb.DeleteCollectionRequest(collection=name)
-        return await _answer(service.DeleteCollection(ask))
+        collection = COLLECTIONS.name(check_id(name, "collection"))
+        ask = pb.DeletePreferenceCollectionRequest(name=collection, force=True)
+        try:
+            gone = await service.DeletePreferenceCollection(ask)
+        except NotFound as error:
+            raise NotFound(error.message, reason=error.reason, field="collection") from error
+        return JSONResponse({"tasks": gone.task_count})
 
 
-async def _answer(call: Awaitable[Proto]) -> Response:
-    return JSONResponse(bodies.as_json(await call))
+async def _told(call: Awaitable[Any]) -> Any:
+    """The answer; an error by the names of REST's fields."""
+    try:
+        return await call
+    except PlinthError as error:
+        raise in_rest_words(error) from error
 
 
 def _export_pairs(channel: grpc.aio.Channel) -> Any:

@@ -12,13 +12,13 @@ Knows neither who scores nor how a choice is made; see `chooser.py`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.gateway import limits
+from plinth.shared.api.structs import struct_of
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import rewards_pb2
 
@@ -77,15 +77,12 @@ class Select(_Strict):
 
     def sources(self) -> list[rewards_pb2.RewardSource]:
         """As the reward stage takes them: the rules in order, then the model. InvalidArgument for
-        a rule that is nested too deeply to be written down."""
+        a rule that can't be said."""
         sources = []
         for number, one in enumerate(self.rules or ()):
-            try:
-                rule = json.dumps(one.rule, ensure_ascii=False)
-            except RecursionError:
-                raise _wrong(f"rules.{number}.rule", "is nested too deeply") from None
             name = f"rules.{number}"
-            sources.append(rewards_pb2.RewardSource(name=name, weight=one.weight, rule_json=rule))
+            rule = struct_of(one.rule, f"select.{name}.rule")
+            sources.append(rewards_pb2.RewardSource(name=name, weight=one.weight, rule=rule))
         if self.reward is not None:
             sources.append(rewards_pb2.RewardSource(name=MODEL_SOURCE, model=self.reward))
         return sources

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -36,13 +36,11 @@ def import_model(
     token: str | None = None,
     dtype: str = "keep",
     origin: Mapping[str, str] = NOWHERE,
-    parents: Sequence[str] = (),
 ) -> ArtifactRecord:
     """The artifact `name` made from `source`, a model or a reward model; what was imported before
     is found, not made.
 
     origin: "source" and "revision" for the manifest, where `source` is a copy of what lies there.
-    parents: of the artifact, where `source` is made of others.
 
     workspace: a directory with room for the weights while they are made. dtype: what they are
     stored in, see `dtypes.parse_dtype`; what is tuned from the model keeps it. Raises what
@@ -69,7 +67,6 @@ def import_model(
             name,
             imported.kind,
             imported.folder,
-            parents=parents,
             config=hf_config.to_hf(read_config(imported.folder)),
             data_digests={"original": imported.original_digest},
             input_digest=input_digest(imported.original_digest, dtype=dtype),
@@ -93,13 +90,12 @@ def import_adapter(
     dtype: str = "keep",
     allow_other_base: bool = False,
     origin: Mapping[str, str] = NOWHERE,
-    parents: Sequence[str] = (),
 ) -> ArtifactRecord:
     """The artifact `name`: the adapter in `folder` (PEFT's format), merged into `base`; a model, or
     a reward model where it has such a head.
 
     base: reference of a model artifact, whose tokenizer and types the result has. dtype: see
-    `dtypes.parse_dtype`. origin, parents: as in `import_model`. The result is found, not made, when
+    `dtypes.parse_dtype`. origin: as in `import_model`. The result is found, not made, when
     this adapter was merged into this base before. Raises what `merging.merge` and the store raise;
     nothing is left behind then.
     """
@@ -133,7 +129,7 @@ def import_adapter(
             name,
             kind,
             made,
-            parents=[record.ref, *parents],
+            parents=[record.ref],
             config=hf_config.to_hf(read_config(made)),
             data_digests={"original": original, record.ref: record.digest},
             input_digest=known,

@@ -10,7 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plinth.reward.verifiers import Rule, parse_json, parse_rule
+from google.protobuf.struct_pb2 import Struct
+
+from plinth.reward.verifiers import MAX_RULE_BYTES, Rule, parse_rule
+from plinth.shared.api.structs import mapping_of
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import rewards_pb2 as pb
 
@@ -105,11 +108,11 @@ def _source(source: pb.RewardSource, where: str) -> Source:
         )
     rule = None
     kind = source.WhichOneof("source")
-    if kind == "rule_json":
-        rule = parse_rule(parse_json(source.rule_json, f"{where}.rule_json"), f"{where}.rule_json")
+    if kind == "rule":
+        rule = _rule(source.rule, f"{where}.rule")
     elif kind != "model" or not source.model:
         raise InvalidArgument(
-            f"{where}: give a reward model's reference as 'model', or a rule as 'rule_json'",
+            f"{where}: give a reward model's reference as 'model', or a rule as 'rule'",
             field=where,
         )
     made = Source(
@@ -130,6 +133,11 @@ def _source(source: pb.RewardSource, where: str) -> Source:
     return made
 
 
+def _rule(said: Struct, where: str) -> Rule:
+    _at_most(said.ByteSize(), MAX_RULE_BYTES, "bytes", where)
+    return parse_rule(mapping_of(said, where), where)
+
+
 def _finite(source: pb.RewardSource, name: str, default: float, where: str) -> float:
     if not source.HasField(name):  # type: ignore[arg-type]
         return default
@@ -142,13 +150,9 @@ def _finite(source: pb.RewardSource, name: str, default: float, where: str) -> f
 
 
 def _checks(item: pb.RewardItem, where: str) -> tuple[Rule, ...]:
-    if not item.checks_json:
-        return ()
-    where = f"{where}.checks_json"
-    raw = parse_json(item.checks_json, where)
-    if not isinstance(raw, list) or len(raw) > MAX_CHECKS:
-        raise InvalidArgument(f"{where}: a list of at most {MAX_CHECKS} rules", field=where)
-    checks = tuple(parse_rule(one, f"{where}.{i}") for i, one in enumerate(raw))
+    where = f"{where}.checks"
+    _at_most(len(item.checks), MAX_CHECKS, "rules", where)
+    checks = tuple(_rule(one, f"{where}.{i}") for i, one in enumerate(item.checks))
     for i, check in enumerate(checks):
         if check.KIND == "checks":
             raise InvalidArgument(f"{where}.{i}: checks can't hold 'checks'", field=f"{where}.{i}")

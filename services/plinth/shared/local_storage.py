@@ -230,5 +230,6 @@ def _make_folders(folder: Path) -> None:
 def _remove(folder: Path) -> None:
     if folder.is_symlink():
         folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
+    while folder.exists():
+        with suppress(FileNotFoundError):  # somebody else removes it, too
+            shutil.rmtree(folder)

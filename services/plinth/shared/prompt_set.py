@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plinth.shared.api.structs import struct_of
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.messages import PAGE, TO_UTF8, parse_string
 from plinth.shared.rows import why_no_json
@@ -92,4 +93,6 @@ def _parse(line: str, where: str) -> Prompt:
             f"{where}: 'checks' must be a list of at most {MAX_CHECKS} rules, each with a 'kind'"
         )
     parse_string(json.dumps(checks, ensure_ascii=False), where, "checks")
+    for number, check in enumerate(checks):  # as the reward stage is told them
+        struct_of(check, f"{where}: checks.{number}")
     return Prompt(text, group, tuple(checks))

@@ -217,24 +217,25 @@ class ArtifactStore:
             self.get(ref)  # raises, unless it was undeleted by a rival that found it in use
         try:
             # What came to point there meanwhile has seen the version, or this sees that.
-            self._check_unused(record, in_use)
+            kept = self._check_unused(record, in_use)
         except BaseException:
             self._versions.undelete(record.name, record.version)
             raise
-        kept = {one.path for one in self.each()}
         for path in self._versions.deleted_contents(record.name):
             if path not in kept:
                 self.storage.remove_tree(path)
 
     def _check_unused(
         self, record: ArtifactRecord, in_use: Callable[[ArtifactRecord], Sequence[str]]
-    ) -> None:
-        found = [
-            f"alias {one.ref}"
-            for one in self._aliases.of(record.name)
-            if one.version == record.version
-        ]
-        found += [f"artifact {one.ref}" for one in self.each() if record.ref in one.parents]
+    ) -> set[str]:
+        """Paths of all contents that there are. Reads the manifest of every artifact."""
+        aliases = self._aliases.of(record.name)
+        found = [f"alias {one.ref}" for one in aliases if one.version == record.version]
+        paths = set()
+        for one in self.each():
+            paths.add(one.path)
+            if record.ref in one.parents:
+                found.append(f"artifact {one.ref}")
         found += in_use(record)
         if found:
             more = f" and {len(found) - 10} more" if len(found) > 10 else ""
@@ -244,6 +245,7 @@ class ArtifactStore:
                 reason="ARTIFACT_IN_USE",
                 field="name",
             )
+        return paths
 
     # -- aliases ---------------------------------------------------------------------------
 

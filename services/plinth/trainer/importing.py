@@ -67,7 +67,6 @@ def run_import(
                 dtype=dtype,
                 allow_other_base=spec.allow_other_base,
                 origin=origin,
-                parents=[files.ref],
             )
         return import_model(
             store,
@@ -76,7 +75,6 @@ def run_import(
             workspace=workspace,
             dtype=dtype,
             origin=origin,
-            parents=[files.ref],
         )
 
 

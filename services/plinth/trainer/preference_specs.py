@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
+from plinth.shared.api.structs import mapping_of
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES
 from plinth.shared.rollout_results import check_fits
@@ -77,6 +78,11 @@ def check_policy(spec: pb.TrainSpec) -> None:
         refuse("rewards", f"{len(spec.rewards)} sources; at most {MAX_SOURCES} are taken")
     if not spec.steps:
         refuse("steps", f"{spec.objective!r} counts updates: give steps, not max_seconds")
+    for number, source in enumerate(spec.rewards):
+        try:
+            mapping_of(source.rule, f"rewards.{number}.rule")
+        except InvalidArgument as wrong:
+            refuse(wrong.field, wrong.message)
     if (spec.workers or 1) != 1:
         refuse("workers", f"{spec.objective!r} runs on one worker")
     policy = policy_of(spec)

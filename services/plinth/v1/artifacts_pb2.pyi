@@ -82,6 +82,30 @@ JobSpec.model_import.
 """
 Global___ArtifactKind: _TypeAlias = ArtifactKind  # noqa: Y015
 
+class _ArtifactView:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ArtifactViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ArtifactView.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ARTIFACT_VIEW_UNSPECIFIED: _ArtifactView.ValueType  # 0
+    """The default: BASIC."""
+    ARTIFACT_VIEW_BASIC: _ArtifactView.ValueType  # 1
+    """All but the manifest."""
+    ARTIFACT_VIEW_FULL: _ArtifactView.ValueType  # 2
+    """The manifest, too."""
+
+class ArtifactView(_ArtifactView, metaclass=_ArtifactViewEnumTypeWrapper):
+    """How much of each artifact a list tells."""
+
+ARTIFACT_VIEW_UNSPECIFIED: ArtifactView.ValueType  # 0
+"""The default: BASIC."""
+ARTIFACT_VIEW_BASIC: ArtifactView.ValueType  # 1
+"""All but the manifest."""
+ARTIFACT_VIEW_FULL: ArtifactView.ValueType  # 2
+"""The manifest, too."""
+Global___ArtifactView: _TypeAlias = ArtifactView  # noqa: Y015
+
 class _UploadState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -159,7 +183,7 @@ class Artifact(_message.Message):
 
     @_builtins.property
     def manifest(self) -> Global___ArtifactManifest:
-        """How it was made. Not set in lists."""
+        """How it was made. Lists tell it with ARTIFACT_VIEW_FULL."""
 
     def __init__(
         self,
@@ -573,24 +597,28 @@ class ListArtifactsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many; 0: 50. More than 1,000 are 1,000."""
+    """At most so many; 0: 50. More than 1,000 are 1,000; with ARTIFACT_VIEW_FULL, more than 50 are 50."""
     page_token: _builtins.str
     """next_page_token of the page before, with the same filter; empty: the first page."""
     filter: _builtins.str
-    """Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of artifact_id, version,
-    kind, digest, create_time, owner.tenant, and `aliases:prod`.
+    """Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of name, artifact_id,
+    version, kind, digest, create_time, owner.tenant, owner.key_id, and `aliases:prod`.
     """
+    view: Global___ArtifactView.ValueType
+    """How much of each to tell."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         filter: _builtins.str = ...,
+        view: Global___ArtifactView.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,7 +636,7 @@ class ListArtifactsResponse(_message.Message):
     """For the next page; empty: this is the last one."""
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
-        """Without their manifests. A page may be short of page_size, or empty, though more follow."""
+        """As the view says. A page may be short of page_size, or empty, though more follow."""
 
     def __init__(
         self,

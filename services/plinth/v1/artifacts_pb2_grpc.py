@@ -207,8 +207,9 @@ class ArtifactServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateUpload(self, request, context):
-        """Begins an upload: says which files will come, and of which sizes. RESOURCE_EXHAUSTED if the
-        tenant has as many unfinished uploads as it may have.
+        """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
+        (OTHER_TENANT) if the artifact's latest version is another tenant's; RESOURCE_EXHAUSTED
+        (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

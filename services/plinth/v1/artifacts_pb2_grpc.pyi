@@ -66,8 +66,9 @@ class ArtifactServiceStub:
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteAliasRequest, _artifacts_pb2.DeleteAliasResponse]
     """Removes an alias; what it named stays. ABORTED (ETAG_MISMATCH) as in SetAlias."""
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.CreateUploadRequest, _artifacts_pb2.CreateUploadResponse]
-    """Begins an upload: says which files will come, and of which sizes. RESOURCE_EXHAUSTED if the
-    tenant has as many unfinished uploads as it may have.
+    """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
+    (OTHER_TENANT) if the artifact's latest version is another tenant's; RESOURCE_EXHAUSTED
+    (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.GetUploadRequest, _artifacts_pb2.GetUploadResponse]
     """An upload and how far each of its files has come."""
@@ -123,8 +124,9 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteAliasRequest, _artifacts_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     """Removes an alias; what it named stays. ABORTED (ETAG_MISMATCH) as in SetAlias."""
     CreateUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.CreateUploadRequest, _artifacts_pb2.CreateUploadResponse]  # type: ignore[assignment]
-    """Begins an upload: says which files will come, and of which sizes. RESOURCE_EXHAUSTED if the
-    tenant has as many unfinished uploads as it may have.
+    """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
+    (OTHER_TENANT) if the artifact's latest version is another tenant's; RESOURCE_EXHAUSTED
+    (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.GetUploadRequest, _artifacts_pb2.GetUploadResponse]  # type: ignore[assignment]
     """An upload and how far each of its files has come."""
@@ -243,8 +245,9 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.CreateUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.CreateUploadResponse, _abc.Awaitable[_artifacts_pb2.CreateUploadResponse]]:
-        """Begins an upload: says which files will come, and of which sizes. RESOURCE_EXHAUSTED if the
-        tenant has as many unfinished uploads as it may have.
+        """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
+        (OTHER_TENANT) if the artifact's latest version is another tenant's; RESOURCE_EXHAUSTED
+        (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
         """
 
     @_abc_1.abstractmethod

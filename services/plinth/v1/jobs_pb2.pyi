@@ -691,8 +691,8 @@ Global___CompareSpec: _TypeAlias = CompareSpec  # noqa: Y015
 
 @_typing.final
 class ImportSpec(_message.Message):
-    """Makes a model, or a reward model, of files that were uploaded. FAILED_PRECONDITION and the like
-    come as the job's error: what cannot be opened is only known once it is.
+    """Makes a model, or a reward model, of files that were uploaded. What was imported before is found.
+    The files are not needed once the job has ended, and may be deleted.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

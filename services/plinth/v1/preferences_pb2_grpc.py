@@ -26,7 +26,13 @@ if _version_not_supported:
 
 
 class PreferenceServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Collects judgements on responses of models, and makes datasets of them.
+
+    A collection is made by its first task and belongs to the tenant whose key added that; "live",
+    which holds recorded answers of served models, belongs to the platform. Keys of other tenants may
+    read; calls that add, judge, change or delete fail for them with PERMISSION_DENIED (OTHER_TENANT).
+    In "live" each tenant adds, judges and deletes tasks of its own.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -34,10 +40,30 @@ class PreferenceServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.CreateTasks = channel.unary_unary(
-                '/plinth.v1.PreferenceService/CreateTasks',
-                request_serializer=plinth_dot_v1_dot_preferences__pb2.CreateTasksRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_preferences__pb2.CreateTasksResponse.FromString,
+        self.GetPreferenceCollection = channel.unary_unary(
+                '/plinth.v1.PreferenceService/GetPreferenceCollection',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.GetPreferenceCollectionRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.GetPreferenceCollectionResponse.FromString,
+                _registered_method=True)
+        self.ListPreferenceCollections = channel.unary_unary(
+                '/plinth.v1.PreferenceService/ListPreferenceCollections',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.ListPreferenceCollectionsRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.ListPreferenceCollectionsResponse.FromString,
+                _registered_method=True)
+        self.DeletePreferenceCollection = channel.unary_unary(
+                '/plinth.v1.PreferenceService/DeletePreferenceCollection',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.DeletePreferenceCollectionRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.DeletePreferenceCollectionResponse.FromString,
+                _registered_method=True)
+        self.CreatePreferenceTask = channel.unary_unary(
+                '/plinth.v1.PreferenceService/CreatePreferenceTask',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.CreatePreferenceTaskRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.CreatePreferenceTaskResponse.FromString,
+                _registered_method=True)
+        self.BatchCreatePreferenceTasks = channel.unary_unary(
+                '/plinth.v1.PreferenceService/BatchCreatePreferenceTasks',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.BatchCreatePreferenceTasksRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.BatchCreatePreferenceTasksResponse.FromString,
                 _registered_method=True)
         self.GetPreferenceTask = channel.unary_unary(
                 '/plinth.v1.PreferenceService/GetPreferenceTask',
@@ -49,35 +75,45 @@ class PreferenceServiceStub:
                 request_serializer=plinth_dot_v1_dot_preferences__pb2.ListPreferenceTasksRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_preferences__pb2.ListPreferenceTasksResponse.FromString,
                 _registered_method=True)
-        self.CloseTask = channel.unary_unary(
-                '/plinth.v1.PreferenceService/CloseTask',
-                request_serializer=plinth_dot_v1_dot_preferences__pb2.CloseTaskRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_preferences__pb2.CloseTaskResponse.FromString,
+        self.ClosePreferenceTask = channel.unary_unary(
+                '/plinth.v1.PreferenceService/ClosePreferenceTask',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.ClosePreferenceTaskRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.ClosePreferenceTaskResponse.FromString,
                 _registered_method=True)
-        self.LeaseTask = channel.unary_unary(
-                '/plinth.v1.PreferenceService/LeaseTask',
-                request_serializer=plinth_dot_v1_dot_preferences__pb2.LeaseTaskRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_preferences__pb2.LeaseTaskResponse.FromString,
+        self.DeletePreferenceTask = channel.unary_unary(
+                '/plinth.v1.PreferenceService/DeletePreferenceTask',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.DeletePreferenceTaskRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.DeletePreferenceTaskResponse.FromString,
                 _registered_method=True)
-        self.RenewLease = channel.unary_unary(
-                '/plinth.v1.PreferenceService/RenewLease',
-                request_serializer=plinth_dot_v1_dot_preferences__pb2.RenewLeaseRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_preferences__pb2.RenewLeaseResponse.FromString,
+        self.LeasePreferenceTask = channel.unary_unary(
+                '/plinth.v1.PreferenceService/LeasePreferenceTask',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.LeasePreferenceTaskRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.LeasePreferenceTaskResponse.FromString,
                 _registered_method=True)
-        self.ReleaseLease = channel.unary_unary(
-                '/plinth.v1.PreferenceService/ReleaseLease',
-                request_serializer=plinth_dot_v1_dot_preferences__pb2.ReleaseLeaseRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_preferences__pb2.ReleaseLeaseResponse.FromString,
+        self.RenewPreferenceLease = channel.unary_unary(
+                '/plinth.v1.PreferenceService/RenewPreferenceLease',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.RenewPreferenceLeaseRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.RenewPreferenceLeaseResponse.FromString,
                 _registered_method=True)
-        self.SubmitJudgement = channel.unary_unary(
-                '/plinth.v1.PreferenceService/SubmitJudgement',
-                request_serializer=plinth_dot_v1_dot_preferences__pb2.SubmitJudgementRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_preferences__pb2.SubmitJudgementResponse.FromString,
+        self.ReleasePreferenceLease = channel.unary_unary(
+                '/plinth.v1.PreferenceService/ReleasePreferenceLease',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.ReleasePreferenceLeaseRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.ReleasePreferenceLeaseResponse.FromString,
                 _registered_method=True)
-        self.AddJudgement = channel.unary_unary(
-                '/plinth.v1.PreferenceService/AddJudgement',
-                request_serializer=plinth_dot_v1_dot_preferences__pb2.AddJudgementRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_preferences__pb2.AddJudgementResponse.FromString,
+        self.CreateJudgement = channel.unary_unary(
+                '/plinth.v1.PreferenceService/CreateJudgement',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.CreateJudgementRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.CreateJudgementResponse.FromString,
+                _registered_method=True)
+        self.GetJudgement = channel.unary_unary(
+                '/plinth.v1.PreferenceService/GetJudgement',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.GetJudgementRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.GetJudgementResponse.FromString,
+                _registered_method=True)
+        self.ListJudgements = channel.unary_unary(
+                '/plinth.v1.PreferenceService/ListJudgements',
+                request_serializer=plinth_dot_v1_dot_preferences__pb2.ListJudgementsRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_preferences__pb2.ListJudgementsResponse.FromString,
                 _registered_method=True)
         self.RequestModelJudgements = channel.unary_unary(
                 '/plinth.v1.PreferenceService/RequestModelJudgements',
@@ -104,116 +140,180 @@ class PreferenceServiceStub:
                 request_serializer=plinth_dot_v1_dot_preferences__pb2.PublishPairsRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_preferences__pb2.PublishPairsResponse.FromString,
                 _registered_method=True)
-        self.DeleteCollection = channel.unary_unary(
-                '/plinth.v1.PreferenceService/DeleteCollection',
-                request_serializer=plinth_dot_v1_dot_preferences__pb2.DeleteCollectionRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_preferences__pb2.DeleteCollectionResponse.FromString,
-                _registered_method=True)
 
 
 class PreferenceServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Collects judgements on responses of models, and makes datasets of them.
 
-    def CreateTasks(self, request, context):
-        """Adds tasks. Idempotent by task_id; all are checked before the first is added.
+    A collection is made by its first task and belongs to the tenant whose key added that; "live",
+    which holds recorded answers of served models, belongs to the platform. Keys of other tenants may
+    read; calls that add, judge, change or delete fail for them with PERMISSION_DENIED (OTHER_TENANT).
+    In "live" each tenant adds, judges and deletes tasks of its own.
+    """
+
+    def GetPreferenceCollection(self, request, context):
+        """Gets a collection and the counts of its tasks. NOT_FOUND (COLLECTION_NOT_FOUND) where it never
+        had a task.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPreferenceCollections(self, request, context):
+        """Lists collections by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePreferenceCollection(self, request, context):
+        """Deletes a collection. FAILED_PRECONDITION while it has tasks (COLLECTION_NOT_EMPTY), unless
+        `force` is set, and while a run that has not ended reads it (COLLECTION_IN_USE). Artifacts that
+        were published of it stay. "live" is deleted by keys with the scope "admin" only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePreferenceTask(self, request, context):
+        """Adds a task. Idempotent by its id, or by request_id: the same task sent again is returned as it
+        is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS). RESOURCE_EXHAUSTED
+        (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCreatePreferenceTasks(self, request, context):
+        """Adds tasks. All are checked before the first is added; what can fail after that
+        (ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE) leaves the tasks before it added, and the call
+        may be sent again as it was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPreferenceTask(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Gets a task with all its texts. NOT_FOUND (TASK_NOT_FOUND).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPreferenceTasks(self, request, context):
-        """Newest first, without texts.
+        """Lists a collection's tasks, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CloseTask(self, request, context):
-        """No more leases. A task that nobody has judged and nobody holds is removed.
+    def ClosePreferenceTask(self, request, context):
+        """Ends the leasing of a task: it becomes DONE, and its judgements stay. An annotator who holds it
+        may still judge it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def LeaseTask(self, request, context):
-        """The oldest task that this annotator has not judged, for this annotator alone until the lease
-        runs out. NOT_FOUND (NO_TASK) when there is none. Idempotent by request_id.
+    def DeletePreferenceTask(self, request, context):
+        """Deletes a task. FAILED_PRECONDITION where it has judgements (TASK_JUDGED), which are part of the
+        collection's revisions, or while an annotator holds it (TASK_HELD).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RenewLease(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ReleaseLease(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def SubmitJudgement(self, request, context):
-        """A person's judgement of a task that is held. Idempotent by fence.
+    def LeasePreferenceTask(self, request, context):
+        """Leases the oldest task that this annotator has neither judged nor skipped, to this annotator
+        alone until the lease expires. NOT_FOUND (NO_TASK) when there is none now: ask again later.
+        RESOURCE_EXHAUSTED (TOO_MANY_HELD) for an annotator who holds 16 tasks. Idempotent by
+        request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def AddJudgement(self, request, context):
-        """A judgement by a rule or a model of the caller's own: needs no lease, and does not count
-        towards what is wanted of people. Idempotent by task, source and annotator.
+    def RenewPreferenceLease(self, request, context):
+        """Extends a lease: it runs `lease_duration` from now. ABORTED (LEASE_EXPIRED, FENCE_STALE) where
+        it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleasePreferenceLease(self, request, context):
+        """Gives a leased task back without a judgement. ABORTED (LEASE_EXPIRED, FENCE_STALE) where the
+        lease has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateJudgement(self, request, context):
+        """Records a judgement, which never changes afterwards. A person's needs a lease of the task, which
+        it ends. A rule's or a model's needs none, and does not count towards
+        `wanted_judgement_count`; a task takes at most 16 of them (RESOURCE_EXHAUSTED, TOO_MANY_JUDGES).
+        Idempotent by task, source and annotator: the same judgement sent again is returned as it was
+        recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJudgement(self, request, context):
+        """Gets a judgement. NOT_FOUND (JUDGEMENT_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJudgements(self, request, context):
+        """Lists judgements of a task, or of all tasks of a collection, in the order in which they were
+        recorded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RequestModelJudgements(self, request, context):
-        """Has a served model judge tasks that it has not judged; the work is queued.
+        """Has a served model judge tasks that it has not judged yet. Returns when the work is queued; the
+        judgements appear in ListJudgements as they are made. UNAVAILABLE (NO_REPLICA) where the model
+        is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPreferenceReport(self, request, context):
-        """Agreement, gold questions, position bias, strengths of the models.
+        """Gets what a collection's judgements say now: agreement of the judges, gold questions, position
+        bias, strengths of the models. An empty collection has an empty report.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportPairs(self, request, context):
-        """Judged pairs as JSON lines.
+        """Streams the judged pairs of a collection as JSON lines. Each message carries a `resume_token`:
+        where the stream breaks, the request with the last token gives the rest of the same lines,
+        whatever was judged meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportPairs(self, request, context):
-        """JSON lines in the shapes of TRL and Anthropic HH become judged tasks. Idempotent by content, and
-        by line: where a call ends half-way, the same lines again are known, and the rest goes in.
+        """Adds pairs that were judged elsewhere, as judged tasks. Idempotent by line: a line that is there
+        already is counted as known. Where a call fails half-way, the error names the line at which to
+        go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishPairs(self, request, context):
-        """Judged pairs as a corpus artifact, split by prompt. Idempotent by content.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def DeleteCollection(self, request, context):
-        """Forgets a collection with all its tasks and judgements; what was published of it stays.
+        """Publishes the judged pairs of a collection as an artifact of kind "corpus", split by prompt into
+        training and validation. Idempotent by content: the same pairs selected in the same way are the
+        same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,10 +322,30 @@ class PreferenceServiceServicer:
 
 def add_PreferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'CreateTasks': grpc.unary_unary_rpc_method_handler(
-                    servicer.CreateTasks,
-                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.CreateTasksRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_preferences__pb2.CreateTasksResponse.SerializeToString,
+            'GetPreferenceCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPreferenceCollection,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.GetPreferenceCollectionRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.GetPreferenceCollectionResponse.SerializeToString,
+            ),
+            'ListPreferenceCollections': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPreferenceCollections,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.ListPreferenceCollectionsRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.ListPreferenceCollectionsResponse.SerializeToString,
+            ),
+            'DeletePreferenceCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePreferenceCollection,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.DeletePreferenceCollectionRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.DeletePreferenceCollectionResponse.SerializeToString,
+            ),
+            'CreatePreferenceTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePreferenceTask,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.CreatePreferenceTaskRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.CreatePreferenceTaskResponse.SerializeToString,
+            ),
+            'BatchCreatePreferenceTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreatePreferenceTasks,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.BatchCreatePreferenceTasksRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.BatchCreatePreferenceTasksResponse.SerializeToString,
             ),
             'GetPreferenceTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPreferenceTask,
@@ -237,35 +357,45 @@ def add_PreferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=plinth_dot_v1_dot_preferences__pb2.ListPreferenceTasksRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_preferences__pb2.ListPreferenceTasksResponse.SerializeToString,
             ),
-            'CloseTask': grpc.unary_unary_rpc_method_handler(
-                    servicer.CloseTask,
-                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.CloseTaskRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_preferences__pb2.CloseTaskResponse.SerializeToString,
+            'ClosePreferenceTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClosePreferenceTask,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.ClosePreferenceTaskRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.ClosePreferenceTaskResponse.SerializeToString,
             ),
-            'LeaseTask': grpc.unary_unary_rpc_method_handler(
-                    servicer.LeaseTask,
-                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.LeaseTaskRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_preferences__pb2.LeaseTaskResponse.SerializeToString,
+            'DeletePreferenceTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePreferenceTask,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.DeletePreferenceTaskRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.DeletePreferenceTaskResponse.SerializeToString,
             ),
-            'RenewLease': grpc.unary_unary_rpc_method_handler(
-                    servicer.RenewLease,
-                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.RenewLeaseRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_preferences__pb2.RenewLeaseResponse.SerializeToString,
+            'LeasePreferenceTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeasePreferenceTask,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.LeasePreferenceTaskRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.LeasePreferenceTaskResponse.SerializeToString,
             ),
-            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReleaseLease,
-                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.ReleaseLeaseRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_preferences__pb2.ReleaseLeaseResponse.SerializeToString,
+            'RenewPreferenceLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewPreferenceLease,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.RenewPreferenceLeaseRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.RenewPreferenceLeaseResponse.SerializeToString,
             ),
-            'SubmitJudgement': grpc.unary_unary_rpc_method_handler(
-                    servicer.SubmitJudgement,
-                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.SubmitJudgementRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_preferences__pb2.SubmitJudgementResponse.SerializeToString,
+            'ReleasePreferenceLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleasePreferenceLease,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.ReleasePreferenceLeaseRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.ReleasePreferenceLeaseResponse.SerializeToString,
             ),
-            'AddJudgement': grpc.unary_unary_rpc_method_handler(
-                    servicer.AddJudgement,
-                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.AddJudgementRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_preferences__pb2.AddJudgementResponse.SerializeToString,
+            'CreateJudgement': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJudgement,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.CreateJudgementRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.CreateJudgementResponse.SerializeToString,
+            ),
+            'GetJudgement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJudgement,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.GetJudgementRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.GetJudgementResponse.SerializeToString,
+            ),
+            'ListJudgements': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJudgements,
+                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.ListJudgementsRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_preferences__pb2.ListJudgementsResponse.SerializeToString,
             ),
             'RequestModelJudgements': grpc.unary_unary_rpc_method_handler(
                     servicer.RequestModelJudgements,
@@ -292,11 +422,6 @@ def add_PreferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=plinth_dot_v1_dot_preferences__pb2.PublishPairsRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_preferences__pb2.PublishPairsResponse.SerializeToString,
             ),
-            'DeleteCollection': grpc.unary_unary_rpc_method_handler(
-                    servicer.DeleteCollection,
-                    request_deserializer=plinth_dot_v1_dot_preferences__pb2.DeleteCollectionRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_preferences__pb2.DeleteCollectionResponse.SerializeToString,
-            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'plinth.v1.PreferenceService', rpc_method_handlers)
@@ -306,10 +431,16 @@ def add_PreferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PreferenceService:
-    """Missing associated documentation comment in .proto file."""
+    """Collects judgements on responses of models, and makes datasets of them.
+
+    A collection is made by its first task and belongs to the tenant whose key added that; "live",
+    which holds recorded answers of served models, belongs to the platform. Keys of other tenants may
+    read; calls that add, judge, change or delete fail for them with PERMISSION_DENIED (OTHER_TENANT).
+    In "live" each tenant adds, judges and deletes tasks of its own.
+    """
 
     @staticmethod
-    def CreateTasks(request,
+    def GetPreferenceCollection(request,
             target,
             options=(),
             channel_credentials=None,
@@ -322,9 +453,117 @@ class PreferenceService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.PreferenceService/CreateTasks',
-            plinth_dot_v1_dot_preferences__pb2.CreateTasksRequest.SerializeToString,
-            plinth_dot_v1_dot_preferences__pb2.CreateTasksResponse.FromString,
+            '/plinth.v1.PreferenceService/GetPreferenceCollection',
+            plinth_dot_v1_dot_preferences__pb2.GetPreferenceCollectionRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.GetPreferenceCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPreferenceCollections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.PreferenceService/ListPreferenceCollections',
+            plinth_dot_v1_dot_preferences__pb2.ListPreferenceCollectionsRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.ListPreferenceCollectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePreferenceCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.PreferenceService/DeletePreferenceCollection',
+            plinth_dot_v1_dot_preferences__pb2.DeletePreferenceCollectionRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.DeletePreferenceCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePreferenceTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.PreferenceService/CreatePreferenceTask',
+            plinth_dot_v1_dot_preferences__pb2.CreatePreferenceTaskRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.CreatePreferenceTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCreatePreferenceTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.PreferenceService/BatchCreatePreferenceTasks',
+            plinth_dot_v1_dot_preferences__pb2.BatchCreatePreferenceTasksRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.BatchCreatePreferenceTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -390,7 +629,7 @@ class PreferenceService:
             _registered_method=True)
 
     @staticmethod
-    def CloseTask(request,
+    def ClosePreferenceTask(request,
             target,
             options=(),
             channel_credentials=None,
@@ -403,9 +642,9 @@ class PreferenceService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.PreferenceService/CloseTask',
-            plinth_dot_v1_dot_preferences__pb2.CloseTaskRequest.SerializeToString,
-            plinth_dot_v1_dot_preferences__pb2.CloseTaskResponse.FromString,
+            '/plinth.v1.PreferenceService/ClosePreferenceTask',
+            plinth_dot_v1_dot_preferences__pb2.ClosePreferenceTaskRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.ClosePreferenceTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -417,7 +656,7 @@ class PreferenceService:
             _registered_method=True)
 
     @staticmethod
-    def LeaseTask(request,
+    def DeletePreferenceTask(request,
             target,
             options=(),
             channel_credentials=None,
@@ -430,9 +669,9 @@ class PreferenceService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.PreferenceService/LeaseTask',
-            plinth_dot_v1_dot_preferences__pb2.LeaseTaskRequest.SerializeToString,
-            plinth_dot_v1_dot_preferences__pb2.LeaseTaskResponse.FromString,
+            '/plinth.v1.PreferenceService/DeletePreferenceTask',
+            plinth_dot_v1_dot_preferences__pb2.DeletePreferenceTaskRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.DeletePreferenceTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -444,7 +683,7 @@ class PreferenceService:
             _registered_method=True)
 
     @staticmethod
-    def RenewLease(request,
+    def LeasePreferenceTask(request,
             target,
             options=(),
             channel_credentials=None,
@@ -457,9 +696,9 @@ class PreferenceService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.PreferenceService/RenewLease',
-            plinth_dot_v1_dot_preferences__pb2.RenewLeaseRequest.SerializeToString,
-            plinth_dot_v1_dot_preferences__pb2.RenewLeaseResponse.FromString,
+            '/plinth.v1.PreferenceService/LeasePreferenceTask',
+            plinth_dot_v1_dot_preferences__pb2.LeasePreferenceTaskRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.LeasePreferenceTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -471,7 +710,7 @@ class PreferenceService:
             _registered_method=True)
 
     @staticmethod
-    def ReleaseLease(request,
+    def RenewPreferenceLease(request,
             target,
             options=(),
             channel_credentials=None,
@@ -484,9 +723,9 @@ class PreferenceService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.PreferenceService/ReleaseLease',
-            plinth_dot_v1_dot_preferences__pb2.ReleaseLeaseRequest.SerializeToString,
-            plinth_dot_v1_dot_preferences__pb2.ReleaseLeaseResponse.FromString,
+            '/plinth.v1.PreferenceService/RenewPreferenceLease',
+            plinth_dot_v1_dot_preferences__pb2.RenewPreferenceLeaseRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.RenewPreferenceLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -498,7 +737,7 @@ class PreferenceService:
             _registered_method=True)
 
     @staticmethod
-    def SubmitJudgement(request,
+    def ReleasePreferenceLease(request,
             target,
             options=(),
             channel_credentials=None,
@@ -511,9 +750,9 @@ class PreferenceService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.PreferenceService/SubmitJudgement',
-            plinth_dot_v1_dot_preferences__pb2.SubmitJudgementRequest.SerializeToString,
-            plinth_dot_v1_dot_preferences__pb2.SubmitJudgementResponse.FromString,
+            '/plinth.v1.PreferenceService/ReleasePreferenceLease',
+            plinth_dot_v1_dot_preferences__pb2.ReleasePreferenceLeaseRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.ReleasePreferenceLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -525,7 +764,7 @@ class PreferenceService:
             _registered_method=True)
 
     @staticmethod
-    def AddJudgement(request,
+    def CreateJudgement(request,
             target,
             options=(),
             channel_credentials=None,
@@ -538,9 +777,63 @@ class PreferenceService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.PreferenceService/AddJudgement',
-            plinth_dot_v1_dot_preferences__pb2.AddJudgementRequest.SerializeToString,
-            plinth_dot_v1_dot_preferences__pb2.AddJudgementResponse.FromString,
+            '/plinth.v1.PreferenceService/CreateJudgement',
+            plinth_dot_v1_dot_preferences__pb2.CreateJudgementRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.CreateJudgementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJudgement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.PreferenceService/GetJudgement',
+            plinth_dot_v1_dot_preferences__pb2.GetJudgementRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.GetJudgementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJudgements(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.PreferenceService/ListJudgements',
+            plinth_dot_v1_dot_preferences__pb2.ListJudgementsRequest.SerializeToString,
+            plinth_dot_v1_dot_preferences__pb2.ListJudgementsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -676,33 +969,6 @@ class PreferenceService:
             '/plinth.v1.PreferenceService/PublishPairs',
             plinth_dot_v1_dot_preferences__pb2.PublishPairsRequest.SerializeToString,
             plinth_dot_v1_dot_preferences__pb2.PublishPairsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def DeleteCollection(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/plinth.v1.PreferenceService/DeleteCollection',
-            plinth_dot_v1_dot_preferences__pb2.DeleteCollectionRequest.SerializeToString,
-            plinth_dot_v1_dot_preferences__pb2.DeleteCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

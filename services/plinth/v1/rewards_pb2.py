@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from plinth.v1 import chat_pb2 as plinth_dot_v1_dot_chat__pb2
 from plinth.v1 import options_pb2 as plinth_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17plinth/v1/rewards.proto\x12\tplinth.v1\x1a\x14plinth/v1/chat.proto\x1a\x17plinth/v1/options.proto\"\x1b\n\x0cRewardTokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\":\n\x0eRewardMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\"\xd2\x02\n\nRewardItem\x12\x30\n\rprompt_tokens\x18\x01 \x01(\x0b\x32\x17.plinth.v1.RewardTokensH\x00\x12\x15\n\x0bprompt_text\x18\x02 \x01(\tH\x00\x12\x34\n\x0fprompt_messages\x18\x03 \x01(\x0b\x32\x19.plinth.v1.RewardMessagesH\x00\x12\x32\n\x0fresponse_tokens\x18\x04 \x01(\x0b\x32\x17.plinth.v1.RewardTokensH\x01\x12\x17\n\rresponse_text\x18\x05 \x01(\tH\x01\x12\x16\n\treference\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\r\n\x05tests\x18\x07 \x03(\t\x12\x13\n\x0b\x63hecks_json\x18\x08 \x01(\t\x12\x18\n\x10response_cut_off\x18\t \x01(\x08\x42\x08\n\x06promptB\n\n\x08responseB\x0c\n\n_reference\"\xf2\x01\n\x0cRewardSource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x05model\x18\x03 \x01(\tH\x00\x12\x13\n\trule_json\x18\x04 \x01(\tH\x00\x12\x12\n\x05scale\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05shift\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x15\n\x08\x63lip_low\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x16\n\tclip_high\x18\x08 \x01(\x01H\x05\x88\x01\x01\x42\x08\n\x06sourceB\t\n\x07_weightB\x08\n\x06_scaleB\x08\n\x06_shiftB\x0b\n\t_clip_lowB\x0c\n\n_clip_high\"x\n\x13ScoreRewardsRequest\x12(\n\x07sources\x18\x01 \x03(\x0b\x32\x17.plinth.v1.RewardSource\x12$\n\x05items\x18\x02 \x03(\x0b\x32\x15.plinth.v1.RewardItem\x12\x11\n\ttokenizer\x18\x03 \x01(\t\"f\n\x14ScoreRewardsResponse\x12\"\n\x07rewards\x18\x01 \x03(\x0b\x32\x11.plinth.v1.Reward\x12*\n\x06models\x18\x02 \x03(\x0b\x32\x1a.plinth.v1.RewardModelUsed\"L\n\x06Reward\x12\x12\n\x05total\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.plinth.v1.RewardPartB\x08\n\x06_total\"t\n\nRewardPart\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x10\n\x03raw\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05value\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x06\n\x04_rawB\x08\n\x06_value\"C\n\x0fRewardModelUsed\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"?\n\x13\x43heckSourcesRequest\x12(\n\x07sources\x18\x01 \x03(\x0b\x32\x17.plinth.v1.RewardSource\"B\n\x14\x43heckSourcesResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.plinth.v1.RewardModelUsed2\xcb\x01\n\rRewardService\x12\\\n\x0cScoreRewards\x12\x1e.plinth.v1.ScoreRewardsRequest\x1a\x1f.plinth.v1.ScoreRewardsResponse\"\x0b\x8a\xb5\x18\x07rewards\x12\\\n\x0c\x43heckSources\x12\x1e.plinth.v1.CheckSourcesRequest\x1a\x1f.plinth.v1.CheckSourcesResponse\"\x0b\x8a\xb5\x18\x07rewardsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17plinth/v1/rewards.proto\x12\tplinth.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x14plinth/v1/chat.proto\x1a\x17plinth/v1/options.proto\"\x1b\n\x0cRewardTokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\":\n\x0eRewardMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.plinth.v1.ChatMessage\"\xf9\x02\n\nRewardItem\x12\x30\n\rprompt_tokens\x18\x01 \x01(\x0b\x32\x17.plinth.v1.RewardTokensH\x00\x12\x15\n\x0bprompt_text\x18\x02 \x01(\tH\x00\x12\x34\n\x0fprompt_messages\x18\x03 \x01(\x0b\x32\x19.plinth.v1.RewardMessagesH\x00\x12\x32\n\x0fresponse_tokens\x18\x04 \x01(\x0b\x32\x17.plinth.v1.RewardTokensH\x01\x12\x17\n\rresponse_text\x18\x05 \x01(\tH\x01\x12\x16\n\treference\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\r\n\x05tests\x18\x07 \x03(\t\x12\'\n\x06\x63hecks\x18\n \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x18\n\x10response_cut_off\x18\t \x01(\x08\x42\x08\n\x06promptB\n\n\x08responseB\x0c\n\n_referenceJ\x04\x08\x08\x10\tR\x0b\x63hecks_json\"\x97\x02\n\x0cRewardSource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x05model\x18\x03 \x01(\tH\x00\x12\'\n\x04rule\x18\t \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12\x12\n\x05scale\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05shift\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x15\n\x08\x63lip_low\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x16\n\tclip_high\x18\x08 \x01(\x01H\x05\x88\x01\x01\x42\x08\n\x06sourceB\t\n\x07_weightB\x08\n\x06_scaleB\x08\n\x06_shiftB\x0b\n\t_clip_lowB\x0c\n\n_clip_highJ\x04\x08\x04\x10\x05R\trule_json\"x\n\x13ScoreRewardsRequest\x12(\n\x07sources\x18\x01 \x03(\x0b\x32\x17.plinth.v1.RewardSource\x12$\n\x05items\x18\x02 \x03(\x0b\x32\x15.plinth.v1.RewardItem\x12\x11\n\ttokenizer\x18\x03 \x01(\t\"f\n\x14ScoreRewardsResponse\x12\"\n\x07rewards\x18\x01 \x03(\x0b\x32\x11.plinth.v1.Reward\x12*\n\x06models\x18\x02 \x03(\x0b\x32\x1a.plinth.v1.RewardModelUsed\"L\n\x06Reward\x12\x12\n\x05total\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12$\n\x05parts\x18\x02 \x03(\x0b\x32\x15.plinth.v1.RewardPartB\x08\n\x06_total\"t\n\nRewardPart\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x10\n\x03raw\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05value\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x06\n\x04_rawB\x08\n\x06_value\"C\n\x0fRewardModelUsed\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"?\n\x13\x43heckSourcesRequest\x12(\n\x07sources\x18\x01 \x03(\x0b\x32\x17.plinth.v1.RewardSource\"B\n\x14\x43heckSourcesResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.plinth.v1.RewardModelUsed2\xd1\x01\n\rRewardService\x12_\n\x0cScoreRewards\x12\x1e.plinth.v1.ScoreRewardsRequest\x1a\x1f.plinth.v1.ScoreRewardsResponse\"\x0e\x90\x02\x01\x8a\xb5\x18\x07rewards\x12_\n\x0c\x43heckSources\x12\x1e.plinth.v1.CheckSourcesRequest\x1a\x1f.plinth.v1.CheckSourcesResponse\"\x0e\x90\x02\x01\x8a\xb5\x18\x07rewardsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +35,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plinth.v1.rewards_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REWARDSERVICE'].methods_by_name['ScoreRewards']._loaded_options = None
-  _globals['_REWARDSERVICE'].methods_by_name['ScoreRewards']._serialized_options = b'\212\265\030\007rewards'
+  _globals['_REWARDSERVICE'].methods_by_name['ScoreRewards']._serialized_options = b'\220\002\001\212\265\030\007rewards'
   _globals['_REWARDSERVICE'].methods_by_name['CheckSources']._loaded_options = None
-  _globals['_REWARDSERVICE'].methods_by_name['CheckSources']._serialized_options = b'\212\265\030\007rewards'
-  _globals['_REWARDTOKENS']._serialized_start=85
-  _globals['_REWARDTOKENS']._serialized_end=112
-  _globals['_REWARDMESSAGES']._serialized_start=114
-  _globals['_REWARDMESSAGES']._serialized_end=172
-  _globals['_REWARDITEM']._serialized_start=175
-  _globals['_REWARDITEM']._serialized_end=513
-  _globals['_REWARDSOURCE']._serialized_start=516
-  _globals['_REWARDSOURCE']._serialized_end=758
-  _globals['_SCOREREWARDSREQUEST']._serialized_start=760
-  _globals['_SCOREREWARDSREQUEST']._serialized_end=880
-  _globals['_SCOREREWARDSRESPONSE']._serialized_start=882
-  _globals['_SCOREREWARDSRESPONSE']._serialized_end=984
-  _globals['_REWARD']._serialized_start=986
-  _globals['_REWARD']._serialized_end=1062
-  _globals['_REWARDPART']._serialized_start=1064
-  _globals['_REWARDPART']._serialized_end=1180
-  _globals['_REWARDMODELUSED']._serialized_start=1182
-  _globals['_REWARDMODELUSED']._serialized_end=1249
-  _globals['_CHECKSOURCESREQUEST']._serialized_start=1251
-  _globals['_CHECKSOURCESREQUEST']._serialized_end=1314
-  _globals['_CHECKSOURCESRESPONSE']._serialized_start=1316
-  _globals['_CHECKSOURCESRESPONSE']._serialized_end=1382
-  _globals['_REWARDSERVICE']._serialized_start=1385
-  _globals['_REWARDSERVICE']._serialized_end=1588
+  _globals['_REWARDSERVICE'].methods_by_name['CheckSources']._serialized_options = b'\220\002\001\212\265\030\007rewards'
+  _globals['_REWARDTOKENS']._serialized_start=115
+  _globals['_REWARDTOKENS']._serialized_end=142
+  _globals['_REWARDMESSAGES']._serialized_start=144
+  _globals['_REWARDMESSAGES']._serialized_end=202
+  _globals['_REWARDITEM']._serialized_start=205
+  _globals['_REWARDITEM']._serialized_end=582
+  _globals['_REWARDSOURCE']._serialized_start=585
+  _globals['_REWARDSOURCE']._serialized_end=864
+  _globals['_SCOREREWARDSREQUEST']._serialized_start=866
+  _globals['_SCOREREWARDSREQUEST']._serialized_end=986
+  _globals['_SCOREREWARDSRESPONSE']._serialized_start=988
+  _globals['_SCOREREWARDSRESPONSE']._serialized_end=1090
+  _globals['_REWARD']._serialized_start=1092
+  _globals['_REWARD']._serialized_end=1168
+  _globals['_REWARDPART']._serialized_start=1170
+  _globals['_REWARDPART']._serialized_end=1286
+  _globals['_REWARDMODELUSED']._serialized_start=1288
+  _globals['_REWARDMODELUSED']._serialized_end=1355
+  _globals['_CHECKSOURCESREQUEST']._serialized_start=1357
+  _globals['_CHECKSOURCESREQUEST']._serialized_end=1420
+  _globals['_CHECKSOURCESRESPONSE']._serialized_start=1422
+  _globals['_CHECKSOURCESRESPONSE']._serialized_end=1488
+  _globals['_REWARDSERVICE']._serialized_start=1491
+  _globals['_REWARDSERVICE']._serialized_end=1700
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RewardServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Scores answers to prompts. Stateless: nothing of a request is kept.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,17 +48,25 @@ class RewardServiceStub:
 
 
 class RewardServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Scores answers to prompts. Stateless: nothing of a request is kept.
+    """
 
     def ScoreRewards(self, request, context):
-        """Scores answers by every source and combines the parts. Idempotent.
+        """Scores each item by every source, and combines the parts of an item to one reward. The same
+        request gives the same scores as long as its artifact references mean the same versions.
+
+        INVALID_ARGUMENT: the field of the request that is wrong is named; RULE_UNKNOWN and RULE_INVALID
+        are the reasons for a rule. NOT_FOUND: a reward model that there is not. UNAVAILABLE: the
+        tokenizer of the request is not loaded now. DATA_LOSS (REWARD_NOT_FINITE): a score is no finite
+        number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckSources(self, request, context):
-        """Says whether these sources would be taken, and what their references mean now. Loads nothing.
+        """Checks sources without scoring anything: fails as ScoreRewards would for these sources, or says
+        which artifact versions their references mean now. Loads no model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +94,8 @@ def add_RewardServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RewardService:
-    """Missing associated documentation comment in .proto file."""
+    """Scores answers to prompts. Stateless: nothing of a request is kept.
+    """
 
     @staticmethod
     def ScoreRewards(request,

@@ -71,7 +71,7 @@ def test_all_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedGateway) -> No
     pods = {one["pod"]: one["node"] for one in found["replicas"]}
     assert pods == {"plinth-inference-0": "node-1", "plinth-inference-1": "node-2"}
     assert found["queues"] == [
-        {"name": "train", "waiting": 4, "claimed": 1, "delayed": 2, "dead": 3}
+        {"name": "train", "waiting": 4, "claimed": 1, "delayed": 2, "dead": 3, "oldest_wait_s": 0.0}
     ]
     assert found["models"][0]["ready"] == 2
     assert found["canaries"][0]["stable"]["ttft_p95_s"] == 0.2

@@ -99,6 +99,7 @@ async def test_filters(call: Caller, tmp_path: Path) -> None:
     call.store.set_alias("chat", "prod", 1)
     for asked, wanted in {
         "kind = CORPUS": ["artifacts/chat-text@1"],
+        'name = "artifacts/chat-*"': ["artifacts/chat-text@1"],
         'artifact_id = "chat"': ["artifacts/chat@2", "artifacts/chat@1"],
         "aliases:prod": ["artifacts/chat@1"],
         "version >= 2 AND owner.tenant = anna": ["artifacts/chat@2"],

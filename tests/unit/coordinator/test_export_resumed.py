@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from plinth.coordinator.preferences import service
+from plinth.coordinator.preferences import results
 from plinth.coordinator.preferences.service import PreferenceServicer
 from plinth.coordinator.preferences.specs import make_task
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.errors import InvalidArgument, ResourceExhausted
 from plinth.v1 import chat_pb2
 from plinth.v1 import preferences_pb2 as pb
@@ -23,27 +24,26 @@ COLLECTION = "c"
 
 def servicer(redis: Redis) -> PreferenceServicer:
     nothing: Any = None
-    return PreferenceServicer(redis, nothing, nothing, nothing)
+    return PreferenceServicer(redis, nothing, nothing, nothing, "token", nothing)
 
 
 async def judge(redis: Redis, name: str, rng: random.Random) -> None:
     """A task of its own, or one more judgement of it."""
     records = servicer(redis)._records(COLLECTION)
-    spec = pb.TaskSpec(
-        task_id=name,
+    spec = pb.PreferenceTaskSpec(
         prompt=[chat_pb2.ChatMessage(role="user", content=f"Ask {name}")],
         responses=[pb.PreferenceResponse(text=f"{name} {letter}") for letter in "abc"],
     )
-    task = make_task(spec, COLLECTION, "client", "tasks.0")
+    task = make_task(spec, COLLECTION, "task.spec", task_id=name)
     await records.ensure(task)
     ids = [response.response_id for response in task.responses]
     rng.shuffle(ids)
     await records.add(
-        pb.Judgement(
+        rec.JudgementRecord(
             task_id=name,
             source=pb.JUDGEMENT_SOURCE_RULE,
             annotator=f"rule-{rng.randrange(1 << 30)}",
-            ranking=[pb.Tier(response_ids=[one]) for one in ids],
+            ranking=[pb.ResponseTier(response_ids=[one]) for one in ids],
             judged_unix_ms=1,
         )
     )
@@ -53,7 +53,7 @@ async def exported(redis: Redis, rng: random.Random, *, breaks: bool) -> list[by
     lines: list[bytes] = []
     token = ""
     while True:
-        request = pb.ExportPairsRequest(collection=COLLECTION, resume_token=token)
+        request = pb.ExportPairsRequest(parent=f"collections/{COLLECTION}", resume_token=token)
         call = servicer(redis).ExportPairs(request, Caller())
         try:
             for _ in range(rng.randint(1, 3) if breaks else 10_000):
@@ -75,7 +75,7 @@ async def exported(redis: Redis, rng: random.Random, *, breaks: bool) -> list[by
 async def test_each_line_comes_once(
     redis_client: Redis, monkeypatch: pytest.MonkeyPatch, seed: int, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(service, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(results, "_CHUNK_BYTES", chunk_bytes)
     rng = random.Random(seed)
     for number in range(10):
         await judge(redis_client, f"t{number}", rng)

@@ -12,13 +12,14 @@ import pytest
 from redis.asyncio import Redis
 
 from plinth.cli.preferences import read_tasks
-from plinth.coordinator.preferences import collection
+from plinth.coordinator.preferences import membership
 from plinth.coordinator.preferences.pairs import MAX_IMPORT_BYTES, read_lines
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.sampling import ResponseSampler, Served
 from plinth.coordinator.preferences.specs import MAX_TEXT_BYTES, make_task
 from plinth.coordinator.scoring import PromptAnswer
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import preferences_pb2 as pb
@@ -27,17 +28,19 @@ HUMAN = pb.JUDGEMENT_SOURCE_HUMAN
 LINE = '{"prompt": "p%d", "chosen": "café", "rejected": "b"}\n'
 
 
-def task(task_id: str) -> pb.PreferenceTask:
+def task(task_id: str) -> rec.PreferenceTaskRecord:
     prompt = [chat_pb2.ChatMessage(role="user", content="?")]
     responses = [pb.PreferenceResponse(response_id=id, text=id) for id in ("a", "b")]
-    spec = pb.TaskSpec(task_id=task_id, prompt=prompt, responses=responses)
-    return make_task(spec, "c", "client", "tasks.0")
+    spec = pb.PreferenceTaskSpec(prompt=prompt, responses=responses)
+    return make_task(spec, "c", "task.spec", task_id=task_id)
 
 
 # -- where there is no room ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["close what nobody has judged", "delete its collection"])
+@pytest.mark.parametrize(
+    "how", ["delete the tasks that nobody has judged", "delete its collection"]
+)
 @pytest.mark.parametrize("full", ["tasks", "bytes"])
 async def test_a_full_collection(redis_client: Redis, full: str, how: str) -> None:
     first = PreferenceRecords(redis_client, "c")
@@ -49,12 +52,12 @@ async def test_a_full_collection(redis_client: Redis, full: str, how: str) -> No
         records = PreferenceRecords(redis_client, "c", max_bytes=int(held) + 10)
     with pytest.raises(ResourceExhausted, match=how):
         await records.create(task("more"))
-    if how.startswith("close"):
-        await records.close("unjudged")
+    if how.startswith("delete the tasks"):
+        await records.remove("unjudged")
     else:
         grant = await records.lease("ann", lease_s=60, task_id="")
         assert grant is not None
-        verdict = pb.Judgement(
+        verdict = rec.JudgementRecord(
             task_id="unjudged", annotator="ann", source=HUMAN, ranking=tiers([["a"], ["b"]])
         )
         await records.submit(verdict, grant.fence)
@@ -63,7 +66,7 @@ async def test_a_full_collection(redis_client: Redis, full: str, how: str) -> No
 
 
 async def test_too_many_collections(redis_client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "MAX_COLLECTIONS", 1)
+    monkeypatch.setattr(membership, "MAX_COLLECTIONS", 1)
     first, second = (PreferenceRecords(redis_client, name) for name in ("c", "d"))
     await first.create(task("t"))
     with pytest.raises(ResourceExhausted, match="use one of them, or delete one"):

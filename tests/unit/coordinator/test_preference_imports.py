@@ -20,6 +20,7 @@ from plinth.coordinator.preferences import importing
 from plinth.coordinator.preferences.pairs import judged_pairs, read_lines
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.report import snapshot
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.errors import InvalidArgument, ResourceExhausted
 from plinth.v1 import preferences_pb2 as pb
 
@@ -52,7 +53,7 @@ async def test_a_contradiction_is_told_with_its_line_and_ends_nothing(redis_clie
     lines = [line(1), "", line(2), line(1, reverse=True), line(3), line(2, reason="because")]
     for new, known in ((3, 1), (0, 4), (0, 4)):
         answer = await imported(redis_client, lines)
-        assert (answer.imported, answer.known) == (new, known)
+        assert (answer.imported_count, answer.known_count) == (new, known)
         (told,) = answer.contradictions
         assert (told.line, told.annotator) == (14, "length")
         assert len(await there(redis_client)) == 3
@@ -101,8 +102,8 @@ async def test_cut_off_anywhere_and_repeated(
             await imported(redis_client, lines)
     assert len(await there(redis_client)) == survived // 2
     again = await imported(redis_client, lines)
-    assert again.known == survived // 2
-    assert again.imported + again.known == 4
+    assert again.known_count == survived // 2
+    assert again.imported_count + again.known_count == 4
     await imported(redis_client, lines, collection="whole")
     assert await there(redis_client) == await there(redis_client, "whole")
 
@@ -120,7 +121,7 @@ async def test_a_judge_that_skipped_or_judged_by_hand_is_no_other(redis_client: 
     assert grant is not None
     await records.submit(judgement, grant.fence)
     answer = await importing.import_lines(records, [(1, task, judgement)], check_only=False)
-    assert (answer.imported, answer.known) == (0, 1)
+    assert (answer.imported_count, answer.known_count) == (0, 1)
     assert (await records.add(judgement))[1] == 1
 
     skipped = PreferenceRecords(redis_client, "d")
@@ -129,13 +130,13 @@ async def test_a_judge_that_skipped_or_judged_by_hand_is_no_other(redis_client: 
     assert grant is not None
     await skipped.release(task.task_id, "ann", grant.fence, skip=True)
     answer = await importing.import_lines(skipped, [(1, task, judgement)], check_only=False)
-    assert (answer.imported, answer.known) == (1, 0)
+    assert (answer.imported_count, answer.known_count) == (1, 0)
 
 
 # -- a file in parts -------------------------------------------------------------------------------
 
 
-def lines_of(parts: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, pb.PreferenceTask]]:
+def lines_of(parts: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, rec.PreferenceTaskRecord]]:
     for first, part in parts:
         ask = pb.ImportPairsRequest(jsonl=part, source=RULE, first_line=first)
         for number, task, _ in read_lines(ask, "c"):
@@ -160,7 +161,7 @@ async def test_a_file_is_looked_at_as_a_whole(
     class Client(preference_client.PreferenceClient):
         def _call(self, _: Any, ask: pb.ImportPairsRequest) -> pb.ImportPairsResponse:
             lines = read_lines(ask, "c")
-            act = importing.import_lines(records, lines, check_only=ask.check_only)
+            act = importing.import_lines(records, lines, check_only=ask.validate_only)
             return asyncio.run_coroutine_threadsafe(act, loop).result(PATIENCE_S)
 
     with Client("127.0.0.1:1", "key", "c") as client:
@@ -168,7 +169,7 @@ async def test_a_file_is_looked_at_as_a_whole(
         looked = await asyncio.to_thread(act, check_only=True)
         done = await asyncio.to_thread(act, check_only=False)
     assert looked == done
-    assert done.contradictions and done.imported and done.known
+    assert done.contradictions and done.imported_count and done.known_count
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])

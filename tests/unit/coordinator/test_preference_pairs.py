@@ -21,6 +21,7 @@ from plinth.coordinator.preferences.report import (
     model_wins,
     position_bias,
 )
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.data.corpus import read_split, write_corpus
@@ -36,8 +37,8 @@ HUMAN, RULE, MODEL = (
 )
 
 
-def task(name: str, responses: int = 2, **fields: object) -> pb.PreferenceTask:
-    return pb.PreferenceTask(
+def task(name: str, responses: int = 2, **fields: object) -> rec.PreferenceTaskRecord:
+    return rec.PreferenceTaskRecord(
         task_id=name,
         prompt=[chat_pb2.ChatMessage(role="user", content=f"prompt {name}")],
         responses=[
@@ -48,12 +49,12 @@ def task(name: str, responses: int = 2, **fields: object) -> pb.PreferenceTask:
     )
 
 
-def says(name: str, *order: list[str], who: str = "ann", **fields: object) -> pb.Judgement:
+def says(name: str, *order: list[str], who: str = "ann", **fields: object) -> rec.JudgementRecord:
     values: dict[str, object] = {"source": HUMAN} | fields
-    return pb.Judgement(task_id=name, annotator=who, ranking=tiers(order), **values)  # type: ignore[arg-type]
+    return rec.JudgementRecord(task_id=name, annotator=who, ranking=tiers(order), **values)  # type: ignore[arg-type]
 
 
-def seen(tasks: list[pb.PreferenceTask], judgements: list[pb.Judgement]) -> Snapshot:
+def seen(tasks: list[rec.PreferenceTaskRecord], judgements: list[rec.JudgementRecord]) -> Snapshot:
     by_id = {one.task_id: one for one in tasks}
     return Snapshot("c", len(judgements), judgements, by_id)
 
@@ -265,8 +266,8 @@ def test_position_bias_by_hand() -> None:
         says("t", ["r1"], ["r0"], source=RULE),  # saw no order
     ]
     bias = position_bias(judgements)
-    assert (bias.share, bias.count) == (pytest.approx(2 / 3), 3)
-    assert (bias.low, bias.high) == wilson(2, 3)
+    assert (bias.value, bias.count) == (pytest.approx(2 / 3), 3)
+    assert (bias.lower, bias.upper) == wilson(2, 3)
 
 
 def test_gold_asks_for_what_it_tells_apart() -> None:
@@ -293,10 +294,12 @@ def test_wins_of_models() -> None:
     report = make_report(seen([task("t", 3)], judgements[:1]), 1)
     assert report.strengths_shrunk
     assert report.models[0].model == "m2@1"
-    assert not report.people.HasField("nominal")
+    assert not report.human_agreement.HasField("nominal")
 
 
-def imported(line: dict[str, object] | str, **request: object) -> tuple[object, pb.Judgement]:
+def imported(
+    line: dict[str, object] | str, **request: object
+) -> tuple[object, rec.JudgementRecord]:
     text = line if isinstance(line, str) else json.dumps(line)
     ask = pb.ImportPairsRequest(jsonl=text.encode(), **request)  # type: ignore[arg-type]
     ((_, *found),) = read_lines(ask, "c")

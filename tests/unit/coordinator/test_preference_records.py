@@ -9,10 +9,11 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
-from plinth.coordinator.preferences.collection import collections
+from plinth.coordinator.preferences.membership import collections
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import MAX_HELD, Grant, PreferenceRecords
 from plinth.coordinator.preferences.specs import make_task
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared import redis_keys
 from plinth.shared.errors import (
     Aborted,
@@ -30,9 +31,8 @@ COLLECTION = "c"
 HUMAN, RULE = pb.JUDGEMENT_SOURCE_HUMAN, pb.JUDGEMENT_SOURCE_RULE
 
 
-def spec(task_id: str, responses: int = 2, **fields: object) -> pb.TaskSpec:
-    return pb.TaskSpec(
-        task_id=task_id,
+def spec(task_id: str, responses: int = 2, **fields: object) -> pb.PreferenceTaskSpec:
+    return pb.PreferenceTaskSpec(
         prompt=[chat_pb2.ChatMessage(role="user", content=f"prompt of {task_id}")],
         responses=[
             pb.PreferenceResponse(response_id=f"r{i}", text=f"text {i}") for i in range(responses)
@@ -41,13 +41,19 @@ def spec(task_id: str, responses: int = 2, **fields: object) -> pb.TaskSpec:
     )
 
 
-def task(task_id: str, responses: int = 2, **fields: object) -> pb.PreferenceTask:
-    return make_task(spec(task_id, responses, **fields), COLLECTION, "client", "tasks.0")
+def task(task_id: str, responses: int = 2, **fields: object) -> rec.PreferenceTaskRecord:
+    if "wanted" in fields:
+        fields["wanted_judgement_count"] = fields.pop("wanted")
+    return made(spec(task_id, responses, **fields), task_id)
 
 
-def verdict(task_id: str, annotator: str, *order: str, **fields: object) -> pb.Judgement:
+def made(asked: pb.PreferenceTaskSpec, task_id: str) -> rec.PreferenceTaskRecord:
+    return make_task(asked, COLLECTION, "task.spec", task_id=task_id)
+
+
+def verdict(task_id: str, annotator: str, *order: str, **fields: object) -> rec.JudgementRecord:
     values = {"source": HUMAN, "ranking": tiers([[one] for one in order or ("r0", "r1")])}
-    return pb.Judgement(task_id=task_id, annotator=annotator, **(values | fields))  # type: ignore[arg-type]
+    return rec.JudgementRecord(task_id=task_id, annotator=annotator, **(values | fields))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -216,45 +222,54 @@ async def test_rules_need_no_lease_and_do_not_count(records: PreferenceRecords) 
 
 async def test_sampling_comes_first(records: PreferenceRecords) -> None:
     sampled = spec("t", 1, samples=[pb.SampleSpec(model="chat")])
-    made = await records.create(make_task(sampled, COLLECTION, "client", "tasks.0"))
-    assert made.state == pb.PREFERENCE_TASK_STATE_SAMPLING
+    first = await records.create(made(sampled, "t"))
+    assert first.state == pb.PREFERENCE_TASK_STATE_SAMPLING
     assert await records.lease("ann", lease_s=60) is None
     with pytest.raises(FailedPrecondition) as caught:
         await records.lease("ann", lease_s=60, task_id="t")
     assert caught.value.reason == "TASK_NOT_READY"
     with pytest.raises(FailedPrecondition):
         await records.add(verdict("t", "length", source=RULE))
-    made.responses.add(response_id="r1", text="sampled")
+    first.responses.add(response_id="r1", text="sampled")
     for _ in range(2):
-        await records.fill(made)
+        await records.fill(first)
     grant = await leased(records, "ann")
     assert sorted(grant.shown) == ["r0", "r1"]
-    await records.create(make_task(pb.TaskSpec.FromString(_renamed(sampled, "u")), "c", "live", ""))
+    await records.create(made(sampled, "u"))
     await records.fail("u", "no model")
     failed = await records.get("u")
     assert (failed.state, failed.error) == (pb.PREFERENCE_TASK_STATE_FAILED, "no model")
 
 
-def _renamed(spec: pb.TaskSpec, task_id: str) -> bytes:
-    other = pb.TaskSpec()
-    other.CopyFrom(spec)
-    other.task_id = task_id
-    return other.SerializeToString()
-
-
 async def test_closing(records: PreferenceRecords) -> None:
-    await records.create(task("unjudged"))
-    await records.close("unjudged")
-    with pytest.raises(NotFound):
-        await records.get("unjudged")
     with pytest.raises(NotFound):
         await records.close("unjudged")
+    await records.create(task("unjudged"))
+    await records.close("unjudged")
+    assert (await records.get("unjudged")).state == pb.PREFERENCE_TASK_STATE_DONE
+    assert await records.lease("bob", lease_s=60) is None
     await records.create(task("held", wanted=5))
     grant = await leased(records, "ann")
     await records.close("held")
     await records.submit(verdict("held", "ann"), grant.fence)  # what is held may be judged
     assert (await records.get("held")).state == pb.PREFERENCE_TASK_STATE_DONE
     assert await records.lease("bob", lease_s=60) is None
+
+
+async def test_what_nobody_judged_or_holds_is_deleted(records: PreferenceRecords) -> None:
+    for name in ("judged", "held", "unjudged"):
+        await records.create(task(name))
+    await records.add(verdict("judged", "length", source=RULE))
+    await records.lease("ann", lease_s=60, task_id="held")
+    for name, reason in (("judged", "TASK_JUDGED"), ("held", "TASK_HELD")):
+        with pytest.raises(FailedPrecondition) as caught:
+            await records.remove(name)
+        assert caught.value.reason == reason
+    await records.remove("unjudged")
+    with pytest.raises(NotFound):
+        await records.remove("unjudged")
+    assert (await records.counts()).total == 2
+    assert await records.lease("bob", lease_s=60, task_id="judged")
 
 
 async def test_a_collection_has_limits(redis_client: Redis) -> None:
@@ -492,8 +507,7 @@ def test_what_is_no_ranking(ranking: list[list[str]], reason: str) -> None:
             "RESPONSE_TEXT",
             "responses.1.text",
         ),
-        ({"wanted": 6}, "INVALID_ARGUMENT", "wanted"),
-        ({"task_id": "a:b"}, "INVALID_ARGUMENT", "task_id"),
+        ({"wanted_judgement_count": 6}, "INVALID_ARGUMENT", "wanted_judgement_count"),
         ({"gold": tiers([["r0"], ["r7"]])}, "RANKING_UNKNOWN_RESPONSE", "gold.1"),
         ({"gold": tiers([["r0", "r1"]])}, "INVALID_ARGUMENT", "gold"),
         ({"samples": [pb.SampleSpec(model="", count=1)]}, "INVALID_ARGUMENT", "samples.0.model"),
@@ -513,18 +527,18 @@ def test_what_is_no_task(change: dict[str, object], reason: str, field: str) -> 
     wrong = spec("t")
     for name, value in change.items():
         wrong.ClearField(name)  # type: ignore[arg-type]
-        wrong.MergeFrom(pb.TaskSpec(**{name: value}))  # type: ignore[arg-type]
+        wrong.MergeFrom(pb.PreferenceTaskSpec(**{name: value}))  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument) as caught:
-        make_task(wrong, COLLECTION, "client", "tasks.3")
+        made(wrong, "t")
     assert caught.value.reason == reason
-    assert caught.value.field.startswith("tasks.3" if field != "task_id" else "tasks.3.task_id")
+    assert caught.value.field.startswith("task.spec")
     assert field in caught.value.field
 
 
 def test_ids_tell_nothing_of_the_order() -> None:
     texts = [pb.PreferenceResponse(text=text) for text in ("first", "second")]
-    plain = pb.TaskSpec(task_id="t", prompt=spec("t").prompt, responses=texts)
-    one = make_task(plain, COLLECTION, "client", "")
+    plain = pb.PreferenceTaskSpec(prompt=spec("t").prompt, responses=texts)
+    one = made(plain, "t")
     assert one.responses[0].response_id != one.responses[1].response_id
-    again = make_task(plain, COLLECTION, "client", "")
+    again = made(plain, "t")
     assert [r.response_id for r in again.responses] == [r.response_id for r in one.responses]

@@ -30,6 +30,7 @@ from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.specs import make_task
 from plinth.coordinator.preferences.work import PreferenceWork, PreferenceWorker, work_queue
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.connection import connect
 from plinth.shared.queue import ItemState
 from plinth.shared.registry import Registry
@@ -41,9 +42,8 @@ from plinth.v1 import preferences_pb2 as pb
 COLLECTION = "c"
 
 
-def sampled(task_id: str, model: str = "chat") -> pb.PreferenceTask:
-    spec = pb.TaskSpec(
-        task_id=task_id,
+def sampled(task_id: str, model: str = "chat") -> rec.PreferenceTaskRecord:
+    spec = pb.PreferenceTaskSpec(
         prompt=[chat_pb2.ChatMessage(role="user", content="Say it")],
         samples=[
             pb.SampleSpec(
@@ -51,7 +51,7 @@ def sampled(task_id: str, model: str = "chat") -> pb.PreferenceTask:
             )
         ],
     )
-    return make_task(spec, COLLECTION, "client", "tasks.0")
+    return make_task(spec, COLLECTION, "task.spec", task_id=task_id)
 
 
 class Bench:
@@ -81,12 +81,12 @@ class Bench:
         yield shard
         await replica.stop()
 
-    async def add(self, task: pb.PreferenceTask) -> str:
+    async def add(self, task: rec.PreferenceTaskRecord) -> str:
         item = await self.work.sample(COLLECTION, task.task_id)
         await self.records.create(task)
         return item
 
-    async def until(self, task_id: str, state: int) -> pb.PreferenceTask:
+    async def until(self, task_id: str, state: int) -> rec.PreferenceTaskRecord:
         async with asyncio.timeout(PATIENCE_S):
             while (task := await self.records.get(task_id)).state != state:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -166,13 +166,13 @@ async def test_a_creator_that_died_before_its_task_was_there(bench: Bench) -> No
         await bench.until("t", pb.PREFERENCE_TASK_STATE_OPEN)
 
 
-async def test_a_task_that_is_closed_meanwhile_stays_away(bench: Bench) -> None:
+async def test_a_task_that_is_deleted_meanwhile_stays_away(bench: Bench) -> None:
     async with bench.serving(Shard(delay_s=0.02)) as shard:
         item = await bench.add(sampled("t"))
         async with bench.worker("w"), asyncio.timeout(PATIENCE_S):
             while not shard.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-            await bench.records.close("t")
+            await bench.records.remove("t")
             await bench.in_state(item, "completed")
     assert (await bench.records.counts()).total == 0
 
@@ -185,13 +185,13 @@ async def test_judgements_outlive_redis(tmp_path: Path) -> None:
     for name in ("a", "b"):
         responses = [pb.PreferenceResponse(response_id=r, text=r) for r in ("x", "y")]
         prompt = [chat_pb2.ChatMessage(role="user", content="p")]
-        spec = pb.TaskSpec(task_id=name, prompt=prompt, responses=responses, wanted=2)
-        await records.create(make_task(spec, COLLECTION, "client", ""))
+        spec = pb.PreferenceTaskSpec(prompt=prompt, responses=responses, wanted_judgement_count=2)
+        await records.create(make_task(spec, COLLECTION, "task.spec", task_id=name))
     first = await records.lease("ann", lease_s=600)
     held = await records.lease("ann", lease_s=600)
     assert first
     assert held
-    judgement = pb.Judgement(
+    judgement = rec.JudgementRecord(
         task_id="a",
         annotator="ann",
         source=pb.JUDGEMENT_SOURCE_HUMAN,

@@ -16,6 +16,7 @@ from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.specs import make_task
 from plinth.coordinator.run_service import RunServicer
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.v1 import chat_pb2, runs_pb2
 from plinth.v1 import preferences_pb2 as pb
 from scripted_stages import Caller, World
@@ -60,17 +61,16 @@ async def running(redis_client: Redis, redis_server: str, tmp_path: Path) -> Asy
 
 async def judge(redis: Redis, index: int) -> None:
     records = PreferenceRecords(redis, "c")
-    spec = pb.TaskSpec(
-        task_id=f"t{index}",
+    spec = pb.PreferenceTaskSpec(
         prompt=[chat_pb2.ChatMessage(role="user", content=f"prompt {index}")],
         responses=[
             pb.PreferenceResponse(response_id=one, text=f"{one} {index}") for one in ("a", "b")
         ],
     )
-    await records.create(make_task(spec, "c", "client", "tasks.0"))
+    await records.create(make_task(spec, "c", "task.spec", task_id=f"t{index}"))
     order = tiers([["a"], ["b"]])
     await records.add(
-        pb.Judgement(
+        rec.JudgementRecord(
             task_id=f"t{index}",
             annotator="rule",
             source=pb.JUDGEMENT_SOURCE_RULE,

@@ -168,7 +168,7 @@ def test_an_alias_among_rewards_is_fixed_and_its_content_counts(
     spec = jobs_pb2.TrainSpec(
         rewards=[
             rewards_pb2.RewardSource(name="learned", model="judge:prod"),
-            rewards_pb2.RewardSource(name="brief", rule_json="{}"),
+            rewards_pb2.RewardSource(name="brief", rule={}),
         ]
     )
     fixed, first = with_judges_fixed(spec, store)

@@ -26,6 +26,7 @@ from plinth.coordinator.steps.compare import RIVALS, CompareRequire, choose
 from plinth.coordinator.steps.prompts import PromptsSpec, split
 from plinth.coordinator.steps.sample import line, summary
 from plinth.coordinator.steps.verify import figures
+from plinth.internal.v1 import preference_records_pb2
 from plinth.models.ngram import ByteNgram
 from plinth.shared.intake import Intake
 from plinth.shared.prompt_set import Prompt
@@ -191,7 +192,7 @@ def test_comparisons(tmp_path: Path) -> None:
 
 def test_corpora_of_judgements(store: ArtifactStore) -> None:
     tasks = {
-        f"t{n}": preferences_pb2.PreferenceTask(
+        f"t{n}": preference_records_pb2.PreferenceTaskRecord(
             task_id=f"t{n}",
             prompt=[chat_pb2.ChatMessage(role="user", content=f"Question {n}?")],
             responses=[
@@ -204,7 +205,7 @@ def test_corpora_of_judgements(store: ArtifactStore) -> None:
         for n in range(20)
     }
     judgements = [
-        preferences_pb2.Judgement(
+        preference_records_pb2.JudgementRecord(
             task_id=name,
             annotator="ann",
             source=preferences_pb2.JUDGEMENT_SOURCE_HUMAN,

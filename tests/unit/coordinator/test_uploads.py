@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifact_calls import ADMIN, BEN, Caller, digest
-from plinth.coordinator import uploads
+from plinth.coordinator import upload_records, uploads
 from plinth.shared.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -83,11 +83,8 @@ async def test_finished_twice_at_once_is_one_artifact(call: Caller) -> None:
     upload = await call.upload(FILES)
     for path, data in FILES.items():
         await call.send(upload, path, data)
-    made = await asyncio.gather(
-        *(call.finish(upload, FILES) for _ in range(3)), return_exceptions=True
-    )
-    versions = {one.name for one in made if isinstance(one, pb.Artifact)}
-    assert versions == {"artifacts/drop@1"}
+    made = await asyncio.gather(*(call.finish(upload, FILES) for _ in range(3)))
+    assert {one.name for one in made} == {"artifacts/drop@1"}
     assert len(call.store.list()) == 1
 
 
@@ -168,6 +165,15 @@ async def test_a_request_makes_one_upload(call: Caller) -> None:
     assert (await call.by(BEN).upload({"a": b"1"}, request_id="r1")).name != first.name
 
 
+async def test_nobody_makes_the_next_version_of_anothers(call: Caller) -> None:
+    upload = await call.upload({"a": b""})
+    await call.finish(upload, {"a": b""})
+    with pytest.raises(PermissionDenied):
+        await call.by(BEN).upload(FILES)
+    await call.by(ADMIN).upload(FILES)
+    await call.upload(FILES)
+
+
 async def test_another_tenants_upload_is_not_changed(call: Caller) -> None:
     upload = await call.upload(FILES)
     ben = call.by(BEN)
@@ -200,6 +206,6 @@ async def test_a_tenant_has_so_many_and_they_expire(
         request.page_token = page.next_page_token
     assert len(names) == 4 and {one.name for one in made} < set(names)
     assert not any(one.spec.files for one in page.uploads)
-    monkeypatch.setattr(uploads, "LIFETIME_MS", -1)
+    monkeypatch.setattr(upload_records, "LIFETIME_MS", -1)
     await call.upload(FILES)
     assert len(call.store.storage.names("uploads")) == 1

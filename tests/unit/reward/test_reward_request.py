@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from functools import reduce
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ def asked(**changes: object) -> pb.ScoreRewardsRequest:
 
 
 SHORT = rule("a", "lower_case")
+DEEP: dict[str, object] = reduce(lambda inner, _: {"a": inner}, range(17), {})
 MODEL = pb.RewardSource(name="m", model="judge")
 WRONG = [
     (asked(sources=[]), "0 sources, must be 1 to 16"),
@@ -33,9 +35,12 @@ WRONG = [
     (asked(sources=[rule("A B", "lower_case")]), "sources.0.name 'A B'"),
     (asked(sources=[pb.RewardSource(name="a")]), "sources.0: give a reward model"),
     (asked(sources=[pb.RewardSource(name="a", model="")]), "sources.0: give a reward model"),
-    (asked(sources=[pb.RewardSource(name="a", rule_json="{")]), "sources.0.rule_json is no JSON"),
+    (asked(sources=[pb.RewardSource(name="a", rule={})]), "sources.0.rule: a rule is an object"),
+    (asked(sources=[rule("a", "max_words", n="x" * (65 << 10))]), "sources.0.rule: 665"),
+    (asked(sources=[pb.RewardSource(name="a", rule=DEEP)]), "nested deeper than 16 levels"),
+    (asked(sources=[pb.RewardSource(name="a", rule={"n": math.nan})]), "rule: nan is no number"),
     (asked(sources=[rule("a", "lowercase")]), "'lower_case'"),
-    (asked(sources=[rule("a", "max_words", n=1, m=2)]), "sources.0.rule_json.m: no option"),
+    (asked(sources=[rule("a", "max_words", n=1, m=2)]), "sources.0.rule.m: no option"),
     (asked(sources=[pb.RewardSource(name="a", model="m", weight=math.nan)]), "0.weight is nan"),
     (asked(sources=[pb.RewardSource(name="a", model="m", scale=math.inf)]), "0.scale is inf"),
     (
@@ -54,14 +59,10 @@ WRONG = [
     ),
     (asked(items=[of_messages("x")]), "items.0.prompt_messages: a conversation needs"),
     (asked(items=[of_messages("x", ("robot", "hi"))]), "messages.0.role: 'robot'"),
-    (asked(items=[of_text("x", checks_json="{}")]), "items.0.checks_json: a list"),
-    (asked(items=[of_text("x", checks_json="[")]), "items.0.checks_json is no JSON"),
-    (asked(items=[of_text("x", checks_json='[{"kind": "x"}]')]), "items.0.checks_json.0: kind 'x'"),
-    (asked(items=[of_text("x", checks_json='[{"kind": "checks"}]')]), "can't hold 'checks'"),
-    (
-        asked(items=[of_text("x", checks_json=f"[{','.join(['{}'] * (MAX_CHECKS + 1))}]")]),
-        "a list of at most 32",
-    ),
+    (asked(items=[of_text("x", checks=[{"n": 1}])]), "items.0.checks.0: a rule is an object"),
+    (asked(items=[of_text("x", checks=[{"kind": "x"}])]), "items.0.checks.0: kind 'x'"),
+    (asked(items=[of_text("x", checks=[{"kind": "checks"}])]), "can't hold 'checks'"),
+    (asked(items=[of_text("x", checks=[{}] * (MAX_CHECKS + 1))]), "items.0.checks: 33 rules"),
     (asked(items=[of_text("x", tests=["pass"] * 65)]), "items.0.tests: 65 tests"),
     (asked(items=[of_text("x", tests=["#" * 20_000])]), "items.0.tests.0: 20000"),
     (asked(items=[of_text("x", reference="#" * 70_000)]), "items.0.reference: 70000"),

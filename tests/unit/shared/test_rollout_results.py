@@ -161,7 +161,7 @@ def test_what_can_not_be_carried_is_refused_at_the_start(samples, tokens, field)
 @given(st.lists(st.sampled_from([0, 10, 90_000, 130_000]), max_size=40))
 @settings(max_examples=20)
 def test_answers_are_scored_in_requests_that_the_queue_takes(lengths) -> None:
-    sources = [rewards_pb2.RewardSource(name="checks", rule_json="{}")]
+    sources = [rewards_pb2.RewardSource(name="checks", rule={})]
     items = [
         rewards_pb2.RewardItem(
             prompt_tokens=rewards_pb2.RewardTokens(ids=[1, 2]),

@@ -68,7 +68,7 @@ def test_the_page_of_other_files(tmp_path: Path) -> None:
     ((_, _, judgement),) = read_lines(ask, "c")
     assert (judgement.source, judgement.annotator) == (pb.JUDGEMENT_SOURCE_HUMAN, "ann")
     path.write_text("\n".join(examples("tasks")))
-    assert [len(make_task(spec, "c", "client", where).responses) for where, spec in
+    assert [len(make_task(ask.task.spec, "c", where).responses) for where, ask in
             read_tasks(path)] == [2, 2]  # fmt: skip
     path.write_text("\n".join(examples("prompts")))
     assert [len(prompt.checks) for prompt in read_prompts(path)] == [1, 0]

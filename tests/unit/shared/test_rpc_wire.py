@@ -19,7 +19,7 @@ KINDS: list[Any] = [
     generation_pb2.ChatRequest,
     tokenizer_pb2.DecodeRequest,
     tokenizer_pb2.ApplyChatTemplatesRequest,
-    preferences_pb2.CreateTasksRequest,
+    preferences_pb2.BatchCreatePreferenceTasksRequest,
     jobs_pb2.JobProgress,  # maps and numbers of a fixed size
 ]
 NO_BOUND = 1 << 30

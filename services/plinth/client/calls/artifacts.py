@@ -65,18 +65,24 @@ class ArtifactService:
         page_size: int = 0,
         *,
         filter: str = "",
+        view: artifacts_pb2.ArtifactView.ValueType | None | None = None,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Pager[artifacts_pb2.Artifact, artifacts_pb2.ListArtifactsResponse]:
         """All versions of all artifacts, by artifact_id, each one's newest version first.
 
-        page_size: At most so many; 0: 50. More than 1,000 are 1,000.
-        filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of artifact_id,
-          version, kind, digest, create_time, owner.tenant, and `aliases:prod`.
+        page_size: At most so many; 0: 50. More than 1,000 are 1,000; with ARTIFACT_VIEW_FULL, more
+          than 50 are 50.
+        filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of name,
+          artifact_id, version, kind, digest, create_time, owner.tenant, owner.key_id, and
+          `aliases:prod`.
+        view: How much of each to tell.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_ARTIFACTS, asked, timeout, metadata),
-            request(artifacts_pb2.ListArtifactsRequest, page_size=page_size, filter=filter),
+            request(
+                artifacts_pb2.ListArtifactsRequest, page_size=page_size, filter=filter, view=view
+            ),
             "artifacts",
         )
 
@@ -252,8 +258,9 @@ class ArtifactService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Upload:
-        """Begins an upload: says which files will come, and of which sizes. RESOURCE_EXHAUSTED if
-        the tenant has as many unfinished uploads as it may have.
+        """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
+        (OTHER_TENANT) if the artifact's latest version is another tenant's;
+        RESOURCE_EXHAUSTED (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
 
         upload: What will come. The other fields are the platform's to set.
         request_id: The caller's own, 1 to 128 of A-Z a-z 0-9 . _ : -. The same id and
@@ -401,18 +408,24 @@ class AsyncArtifactService:
         page_size: int = 0,
         *,
         filter: str = "",
+        view: artifacts_pb2.ArtifactView.ValueType | None | None = None,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncPager[artifacts_pb2.Artifact, artifacts_pb2.ListArtifactsResponse]:
         """All versions of all artifacts, by artifact_id, each one's newest version first.
 
-        page_size: At most so many; 0: 50. More than 1,000 are 1,000.
-        filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of artifact_id,
-          version, kind, digest, create_time, owner.tenant, and `aliases:prod`.
+        page_size: At most so many; 0: 50. More than 1,000 are 1,000; with ARTIFACT_VIEW_FULL, more
+          than 50 are 50.
+        filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of name,
+          artifact_id, version, kind, digest, create_time, owner.tenant, owner.key_id, and
+          `aliases:prod`.
+        view: How much of each to tell.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_ARTIFACTS, asked, timeout, metadata),
-            request(artifacts_pb2.ListArtifactsRequest, page_size=page_size, filter=filter),
+            request(
+                artifacts_pb2.ListArtifactsRequest, page_size=page_size, filter=filter, view=view
+            ),
             "artifacts",
         )
 
@@ -588,8 +601,9 @@ class AsyncArtifactService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Upload:
-        """Begins an upload: says which files will come, and of which sizes. RESOURCE_EXHAUSTED if
-        the tenant has as many unfinished uploads as it may have.
+        """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
+        (OTHER_TENANT) if the artifact's latest version is another tenant's;
+        RESOURCE_EXHAUSTED (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
 
         upload: What will come. The other fields are the platform's to set.
         request_id: The caller's own, 1 to 128 of A-Z a-z 0-9 . _ : -. The same id and

@@ -17,7 +17,7 @@ _CHECK_SOURCES = Method.of(rewards_pb2.DESCRIPTOR, "RewardService", "CheckSource
 
 
 class RewardService:
-    """RewardService."""
+    """Scores answers to prompts. Stateless: nothing of a request is kept."""
 
     def __init__(self, calls: Transport) -> None:
         self._calls = calls
@@ -31,12 +31,18 @@ class RewardService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> rewards_pb2.ScoreRewardsResponse:
-        """Scores answers by every source and combines the parts. Idempotent.
+        """Scores each item by every source, and combines the parts of an item to one reward. The
+        same request gives the same scores as long as its artifact references mean the
+        same versions. INVALID_ARGUMENT: the field of the request that is wrong is named;
+        RULE_UNKNOWN and RULE_INVALID are the reasons for a rule. NOT_FOUND: a reward
+        model that there is not. UNAVAILABLE: the tokenizer of the request is not loaded
+        now. DATA_LOSS (REWARD_NOT_FINITE): a score is no finite number.
 
         sources: 1 to 16.
         items: 1 to 1024.
-        tokenizer: The model or tokenizer that token ids are of. Needed where ids must become text.
-          A reward model takes ids only of its own tokenizer's.
+        tokenizer: A served model's name, or the artifact reference of a model or tokenizer, whose
+          token ids the items hold. Required where rules judge `response_tokens`. A reward
+          model takes ids of its own tokenizer only.
         """
         response: rewards_pb2.ScoreRewardsResponse = self._calls.unary(
             _SCORE_REWARDS,
@@ -55,8 +61,11 @@ class RewardService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> rewards_pb2.CheckSourcesResponse:
-        """Says whether these sources would be taken, and what their references mean now. Loads
-        nothing."""
+        """Checks sources without scoring anything: fails as ScoreRewards would for these sources,
+        or says which artifact versions their references mean now. Loads no model.
+
+        sources: 1 to 16.
+        """
         response: rewards_pb2.CheckSourcesResponse = self._calls.unary(
             _CHECK_SOURCES,
             request(rewards_pb2.CheckSourcesRequest, sources=sources),
@@ -67,7 +76,7 @@ class RewardService:
 
 
 class AsyncRewardService:
-    """RewardService."""
+    """Scores answers to prompts. Stateless: nothing of a request is kept."""
 
     def __init__(self, calls: AsyncTransport) -> None:
         self._calls = calls
@@ -81,12 +90,18 @@ class AsyncRewardService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> rewards_pb2.ScoreRewardsResponse:
-        """Scores answers by every source and combines the parts. Idempotent.
+        """Scores each item by every source, and combines the parts of an item to one reward. The
+        same request gives the same scores as long as its artifact references mean the
+        same versions. INVALID_ARGUMENT: the field of the request that is wrong is named;
+        RULE_UNKNOWN and RULE_INVALID are the reasons for a rule. NOT_FOUND: a reward
+        model that there is not. UNAVAILABLE: the tokenizer of the request is not loaded
+        now. DATA_LOSS (REWARD_NOT_FINITE): a score is no finite number.
 
         sources: 1 to 16.
         items: 1 to 1024.
-        tokenizer: The model or tokenizer that token ids are of. Needed where ids must become text.
-          A reward model takes ids only of its own tokenizer's.
+        tokenizer: A served model's name, or the artifact reference of a model or tokenizer, whose
+          token ids the items hold. Required where rules judge `response_tokens`. A reward
+          model takes ids of its own tokenizer only.
         """
         response: rewards_pb2.ScoreRewardsResponse = await self._calls.unary(
             _SCORE_REWARDS,
@@ -105,8 +120,11 @@ class AsyncRewardService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> rewards_pb2.CheckSourcesResponse:
-        """Says whether these sources would be taken, and what their references mean now. Loads
-        nothing."""
+        """Checks sources without scoring anything: fails as ScoreRewards would for these sources,
+        or says which artifact versions their references mean now. Loads no model.
+
+        sources: 1 to 16.
+        """
         response: rewards_pb2.CheckSourcesResponse = await self._calls.unary(
             _CHECK_SOURCES,
             request(rewards_pb2.CheckSourcesRequest, sources=sources),

@@ -4,7 +4,7 @@ A backup is made in this order, and the order is what makes it consistent:
 
 1. Redis, at one instant (`freeze.py` holds its writers for the moment of reading).
 2. The newest checkpoint of each open job (`checkpoints.py`). A job that ended since has published.
-3. The store's records, those that name artifacts before those that make them (`store_copy.py`).
+3. The store's records, those that name artifacts before those that make them (`store_look.py`).
 4. The content of the artifacts, which never changes.
 5. The manifest, created exclusively: from then on there is a backup (`archive.py`).
 

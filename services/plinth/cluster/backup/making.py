@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from plinth.cluster.backup import checkpoints, redis_state, store_copy
+from plinth.cluster.backup import checkpoints, redis_state, store_copy, store_look
 from plinth.cluster.backup.archive import (
     REDIS_FILE,
     STORE_FILE,
@@ -79,7 +79,7 @@ def _make(settings: Settings, archive: Archive, id: str, tell: Tell, limit_s: fl
         tell("checkpoints", 0, 0)
         found, checkpoint_bytes = checkpoints.copy_out(settings.data_dir, archive)
         tell("records", 0, 0)
-        state = store_copy.look(storage)
+        state = store_look.look(storage)
         store_copy.pack(state, store_file)
         copied, size = store_copy.copy_out(
             storage, state, archive, lambda done, total: tell("artifacts", done, total)
@@ -101,11 +101,11 @@ def _make(settings: Settings, archive: Archive, id: str, tell: Tell, limit_s: fl
 
 
 def _check_contents(
-    archive: Archive, state: store_copy.StoreState, found: list[checkpoints.Checkpoint]
+    archive: Archive, state: store_look.StoreState, found: list[checkpoints.Checkpoint]
 ) -> None:
     """What was there at the beginning is still there: Aborted where it was deleted by hand, or
     pruned from under a backup that took longer than any should."""
-    wanted = {store_copy.content_id(path) for path in state.contents}
+    wanted = {store_look.content_id(path) for path in state.contents}
     if gone := (wanted | {one.content for one in found}) - archive.contents():
         raise Aborted(
             f"{len(gone)} contents were deleted from {archive.url} while this backup was made, "
@@ -125,7 +125,7 @@ def _take_redis(settings: Settings, packed: IO[bytes], tell: Tell, limit_s: floa
 
 
 def _facts(
-    taken: Taken, state: store_copy.StoreState, found: list[checkpoints.Checkpoint]
+    taken: Taken, state: store_look.StoreState, found: list[checkpoints.Checkpoint]
 ) -> dict[str, Any]:
     return {
         "code_version": CODE_VERSION,
@@ -137,7 +137,7 @@ def _facts(
         "redis_records": taken.records,
         "store_records": len(state.records),
         "contents": len(state.contents),
-        "content_bytes": sum(store_copy.bytes_of(one) for one in state.contents.values()),
+        "content_bytes": sum(store_look.bytes_of(one) for one in state.contents.values()),
         "checkpoints": [one.to_json() for one in found],
         "secrets": SECRETS,
     }

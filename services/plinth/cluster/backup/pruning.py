@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from plinth.cluster.backup import store_copy
+from plinth.cluster.backup import store_copy, store_look
 from plinth.cluster.backup.archive import (
     MANIFEST,
     STORE_FILE,
@@ -104,7 +104,7 @@ def _needed(archive: Archive, backups: Iterable[Backup]) -> set[str]:
     needed = set()
     for backup in backups:
         with archive.part(backup, STORE_FILE) as file:
-            needed |= {store_copy.content_id(path) for path in store_copy.unpack(file).contents}
+            needed |= {store_look.content_id(path) for path in store_copy.unpack(file).contents}
         found = (Checkpoint.from_json(one) for one in backup.manifest["checkpoints"])
         needed |= {checkpoint.content for checkpoint in found}
     return needed

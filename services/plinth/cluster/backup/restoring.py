@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
-from plinth.cluster.backup import checkpoints, redis_state, store_copy
+from plinth.cluster.backup import checkpoints, redis_state, store_copy, store_look
 from plinth.cluster.backup.archive import (
     REDIS_FILE,
     STORE_FILE,
@@ -25,7 +25,7 @@ from plinth.cluster.backup.archive import (
 from plinth.cluster.backup.checkpoints import Checkpoint
 from plinth.cluster.backup.marks import running
 from plinth.cluster.backup.place import check_nobody, target_redis
-from plinth.cluster.backup.store_copy import StoreState
+from plinth.cluster.backup.store_look import StoreState
 from plinth.cluster.backup.values import Client
 from plinth.shared import manifest, redis_keys
 from plinth.shared.connection import redis_errors
@@ -87,7 +87,7 @@ def restore(
         with redis_errors():
             if only != "store":
                 _check_redis(client, opened.backup, replace=replace_redis)
-        there = store_copy.look(storage, contents=only == "redis")
+        there = store_look.look(storage, contents=only == "redis")
         if only == "redis":
             _check_named(opened.store, there, storage)
         else:

@@ -13,6 +13,7 @@ import sys
 import uuid
 
 from plinth.cluster.trials.visitor import GatewayUrls, Visitor, visit
+from plinth.shared.api.structs import struct_of
 from plinth.shared.errors import FailedPrecondition, Internal, PlinthError
 from plinth.shared.rewards import RewardTasks
 from plinth.shared.settings import load_settings
@@ -49,7 +50,9 @@ async def _job(visitor: Visitor) -> None:
     """A reward by rule: queued in Redis, claimed by a reward replica, its result stored."""
     tasks = RewardTasks(visitor.redis, "helm-test")
     id = f"helm-test-{uuid.uuid4().hex}"
-    source = rewards_pb2.RewardSource(name="short", rule_json='{"kind": "max_words", "n": 3}')
+    source = rewards_pb2.RewardSource(
+        name="short", rule=struct_of({"kind": "max_words", "n": 3}, "rule")
+    )
     items = [
         rewards_pb2.RewardItem(response_text=text) for text in ("two words", "far too many, so")
     ]

@@ -14,14 +14,15 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from plinth.coordinator.preferences import scripts
+from plinth.coordinator.preferences.membership import Membership, collections
 from plinth.coordinator.preferences.refusals import refuse
 from plinth.coordinator.preferences.specs import spec_digest
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
-from plinth.shared.errors import AlreadyExists, NotFound, ResourceExhausted
+from plinth.shared.errors import AlreadyExists, ResourceExhausted
 from plinth.v1 import preferences_pb2 as pb
 
-MAX_COLLECTIONS = 64
 MAX_TASKS = 200_000  # of one collection
 MAX_BYTES = 256 << 20  # of all collections together: queues and the registry live in Redis too
 READ = 500  # records per round trip
@@ -46,7 +47,7 @@ class Counts:
     judgements: int
 
 
-class Collection:
+class Collection(Membership):
     """The tasks of one collection. Raises Unavailable while Redis is gone."""
 
     def __init__(
@@ -57,22 +58,20 @@ class Collection:
         max_tasks: int = MAX_TASKS,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self.collection = collection
-        self._redis = redis
-        self._keys = redis_keys.PreferenceKeys(collection)
+        super().__init__(redis, collection)
         k = self._keys
         self._base = [k.tasks, k.open, k.leases, k.held, k.judgements, k.counters]
         self._prefix = k.task("x").removesuffix("x")
         self._max_tasks, self._max_bytes = max_tasks, max_bytes
         self._scripts: dict[str, AsyncScript] = {}
 
-    async def create(self, task: pb.PreferenceTask) -> pb.PreferenceTask:
+    async def create(self, task: rec.PreferenceTaskRecord) -> rec.PreferenceTaskRecord:
         """Adds it, or gives back the one that was made by the same call before. AlreadyExists:
         that id asks for something else; ResourceExhausted: the collection is full."""
         state = "sampling" if task.samples else "open"
         args = [task.task_id, spec_digest(task), task.SerializeToString(), task.wanted]
-        args += [len(task.responses), state, self._max_tasks, self._max_bytes]
-        await self._list()
+        args += [len(task.responses), state, self._max_tasks, self._max_bytes, task.tenant]
+        await self.list()
         await self._check_room()
         answer = await self.run(scripts.CREATE, args)
         if answer == b"full":
@@ -100,22 +99,16 @@ class Collection:
         return ResourceExhausted(
             f"a collection holds {self._max_tasks:,} tasks and all together "
             f"{self._max_bytes >> 20:,} MiB at most, and that is reached; publish what was judged "
-            "and delete its collection, or close what nobody has judged",
+            "and delete its collection, or delete the tasks that nobody has judged",
             reason="COLLECTION_FULL",
         )
 
     async def delete(self) -> int:
         """Forgets the collection; how many tasks went. NotFound. May be done again after a
         failure in the middle."""
-        known = redis_keys.preference_collections()
+        await self.check_known()
+        gone = 0
         with redis_errors():
-            if not await self._redis.sismember(known, self.collection):
-                raise NotFound(
-                    f"there is no collection {self.collection!r}",
-                    reason="COLLECTION_NOT_FOUND",
-                    field="collection",
-                )
-            gone = 0
             while ids := cast(list[bytes], await self._redis.zrange(self._keys.tasks, 0, READ - 1)):
                 async with self._redis.pipeline(transaction=True) as pipe:
                     pipe.delete(*(self._keys.task(raw.decode()) for raw in ids))
@@ -124,29 +117,15 @@ class Collection:
                     await pipe.execute()
                 gone += len(ids)
             await self._redis.delete(*self._base, self._keys.snapshots)
-            await self._redis.srem(known, self.collection)
+            await self._redis.srem(redis_keys.preference_collections(), self.collection)
         return gone
 
-    async def ensure(self, task: pb.PreferenceTask) -> None:
+    async def ensure(self, task: rec.PreferenceTaskRecord) -> None:
         """Adds it unless its id is there, whatever that asks for."""
         with suppress(AlreadyExists):
             await self.create(task)
 
-    async def _list(self) -> None:
-        """Makes the collection known. ResourceExhausted: there are too many."""
-        known = redis_keys.preference_collections()
-        with redis_errors():
-            if await self._redis.sismember(known, self.collection):
-                return
-            if await self._redis.scard(known) >= MAX_COLLECTIONS:
-                raise ResourceExhausted(
-                    f"there are {MAX_COLLECTIONS} collections, the limit; use one of them, or "
-                    "delete one",
-                    reason="TOO_MANY_COLLECTIONS",
-                )
-            await self._redis.sadd(known, self.collection)
-
-    async def get(self, task_id: str) -> pb.PreferenceTask:
+    async def get(self, task_id: str) -> rec.PreferenceTaskRecord:
         """NotFound when there is none."""
         with redis_errors():
             values = await cast(
@@ -156,13 +135,37 @@ class Collection:
             raise refuse(b"unknown", self.collection, task_id)
         return _task(values)
 
-    async def newest(self, limit: int) -> list[pb.PreferenceTask]:
+    async def newest(self, limit: int) -> list[rec.PreferenceTaskRecord]:
         """Newest first."""
         with redis_errors():
             ids = cast(
                 list[bytes], await self._redis.zrange(self._keys.tasks, 0, limit - 1, desc=True)
             )
         return await self._many([raw.decode() for raw in ids])
+
+    async def behind(
+        self, position: int, count: int
+    ) -> tuple[list[tuple[int, rec.PreferenceTaskRecord]], bool]:
+        """((position, task) of the newest `count` that are older than the one at `position`; 0:
+        of all. Whether there may be more). A task's position is its number."""
+        newest: Any = f"({position}" if position else "+inf"
+        with redis_errors():
+            rows = cast(
+                list[tuple[bytes, float]],
+                await self._redis.zrange(
+                    self._keys.tasks,
+                    newest,
+                    "-inf",
+                    desc=True,
+                    byscore=True,
+                    offset=0,
+                    num=count,
+                    withscores=True,
+                ),
+            )
+        numbers = {raw.decode(): int(score) for raw, score in rows}
+        tasks = await self._many(list(numbers))  # without those that were deleted meanwhile
+        return [(numbers[task.task_id], task) for task in tasks], len(rows) == count
 
     async def counts(self) -> Counts:
         with redis_errors():
@@ -173,7 +176,7 @@ class Collection:
                 pipe.llen(self._keys.judgements)
                 return Counts(*await pipe.execute())
 
-    async def fill(self, task: pb.PreferenceTask) -> None:
+    async def fill(self, task: rec.PreferenceTaskRecord) -> None:
         """The task with its sampled responses: it can be judged now. One that was closed
         meanwhile stays away."""
         args = [task.task_id, task.SerializeToString(), len(task.responses)]
@@ -184,19 +187,24 @@ class Collection:
         await self.run(scripts.FAIL, [task_id, reason[:1000]])
 
     async def close(self, task_id: str) -> None:
-        """No more leases; removed when nothing was judged. NotFound."""
+        """No more leases. NotFound."""
         if await self.run(scripts.CLOSE, [task_id]) == b"unknown":
             raise refuse(b"unknown", self.collection, task_id)
 
-    async def tasks(self, ids: list[str]) -> dict[str, pb.PreferenceTask]:
+    async def remove(self, task_id: str) -> None:
+        """NotFound; FailedPrecondition where it is judged or held."""
+        if (answer := await self.run(scripts.REMOVE, [task_id])) != b"ok":
+            raise refuse(answer, self.collection, task_id)
+
+    async def tasks(self, ids: list[str]) -> dict[str, rec.PreferenceTaskRecord]:
         """Those of `ids` that there are."""
-        found: dict[str, pb.PreferenceTask] = {}
+        found: dict[str, rec.PreferenceTaskRecord] = {}
         for begin in range(0, len(ids), READ):
             for task in await self._many(ids[begin : begin + READ]):
                 found[task.task_id] = task
         return found
 
-    async def _many(self, ids: list[str]) -> list[pb.PreferenceTask]:
+    async def _many(self, ids: list[str]) -> list[rec.PreferenceTaskRecord]:
         with redis_errors():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for one in ids:
@@ -212,18 +220,9 @@ class Collection:
             return await self._scripts[body](keys=[*self._base, *more], args=[self._prefix, *args])
 
 
-async def collections(redis: Redis) -> list[str]:
-    """Names of the collections that ever held a task."""
-    with redis_errors():
-        names = await cast(
-            Awaitable[set[bytes]], redis.smembers(redis_keys.preference_collections())
-        )
-    return sorted(name.decode() for name in names)
-
-
-def _task(values: list[Any]) -> pb.PreferenceTask:
+def _task(values: list[Any]) -> rec.PreferenceTaskRecord:
     record, state, judged, error, wanted = values
-    task = pb.PreferenceTask.FromString(record)
+    task = rec.PreferenceTaskRecord.FromString(record)
     task.state, task.judged = STATES[state], int(judged)
     task.wanted = int(wanted)
     task.error = (error or b"").decode(errors="replace")

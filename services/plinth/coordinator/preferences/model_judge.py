@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from plinth.coordinator.preferences.sampling import Served
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.v1 import chat_pb2
-from plinth.v1 import preferences_pb2 as pb
 
-METHODS = ("pairwise", "rubric")
 DEFAULT_CRITERIA = "how helpful, correct and clear the response is"
 MAX_CRITERIA_CHARS = 2000
 _SCORES = range(1, 11)
@@ -52,17 +51,12 @@ Give a score from 1 (very bad) to 10 (excellent). Answer with the number only.""
 
 
 def check_method(method: str, criteria: str) -> tuple[str, str]:
-    """(method, criteria) with defaults filled in."""
-    method = method or "pairwise"
-    if method not in METHODS:
-        raise InvalidArgument(
-            f"method: {method[:40]!r} is none of {', '.join(METHODS)}", field="method"
-        )
+    """(method: a word of JudgingMethod, criteria) with defaults filled in."""
     if len(criteria) > MAX_CRITERIA_CHARS:
         raise InvalidArgument(
             f"criteria: at most {MAX_CRITERIA_CHARS} characters", field="criteria"
         )
-    return method, criteria.strip() or DEFAULT_CRITERIA
+    return method or "pairwise", criteria.strip() or DEFAULT_CRITERIA
 
 
 def judge_name(artifact: str, method: str, criteria: str) -> str:
@@ -80,13 +74,13 @@ class ModelJudge:
         self._method = method
         self._criteria = criteria
 
-    async def ranking(self, task: pb.PreferenceTask) -> tuple[list[list[str]], str]:
+    async def ranking(self, task: rec.PreferenceTaskRecord) -> tuple[list[list[str]], str]:
         """(response ids in tiers, best first; how it came about)."""
         if self._method == "pairwise":
             return await self._by_pairs(task)
         return await self._by_scores(task)
 
-    async def _by_pairs(self, task: pb.PreferenceTask) -> tuple[list[list[str]], str]:
+    async def _by_pairs(self, task: rec.PreferenceTaskRecord) -> tuple[list[list[str]], str]:
         letters = await self._served.model.encode(["A", "B"])
         points: dict[str, float] = {one.response_id: 0.0 for one in task.responses}
         split = 0
@@ -105,7 +99,11 @@ class ModelJudge:
         return _tiers(points), f"pairwise, both orders; {split} of {games} pairs undecided"
 
     async def _prefers_first(
-        self, task: pb.PreferenceTask, first: str, second: str, letters: Sequence[Sequence[int]]
+        self,
+        task: rec.PreferenceTaskRecord,
+        first: str,
+        second: str,
+        letters: Sequence[Sequence[int]],
     ) -> float:
         """By how much log p of "A" (the first) is above that of "B"."""
         text = _PAIRWISE.format(
@@ -114,7 +112,7 @@ class ModelJudge:
         a, b = await self._verdicts(text, letters)
         return a - b
 
-    async def _by_scores(self, task: pb.PreferenceTask) -> tuple[list[list[str]], str]:
+    async def _by_scores(self, task: rec.PreferenceTaskRecord) -> tuple[list[list[str]], str]:
         words = await self._served.model.encode([str(score) for score in _SCORES])
         means: dict[str, float] = {}
         for one in task.responses:

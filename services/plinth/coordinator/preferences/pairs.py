@@ -18,6 +18,7 @@ from typing import Any
 from plinth.coordinator.preferences.ranking import BETTER, TIE, WORSE, outcomes, tiers
 from plinth.coordinator.preferences.report import Snapshot
 from plinth.coordinator.preferences.specs import annotator_of, make_task
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.intake import Intake
 from plinth.shared.messages import PAGE, TO_UTF8, Messages, hh_dialogue, turns_json
@@ -25,7 +26,6 @@ from plinth.shared.rows import parse_pair, why_no_json
 from plinth.v1 import chat_pb2
 from plinth.v1 import preferences_pb2 as pb
 
-SHAPES = ("trl", "hh")
 MAX_IMPORT_LINES = 1000
 MAX_IMPORT_BYTES = 4 << 20
 SOURCES = {
@@ -51,7 +51,8 @@ class JudgedPair:
     labels: dict[str, Any] = field(default_factory=dict)
 
     def line(self, shape: str) -> str:
-        """One JSON line, without its end. InvalidArgument where HH's shape can't hold it."""
+        """One JSON line in the shape "trl" or "hh", without its end. InvalidArgument where HH's
+        shape can't hold it."""
         sides = {"chosen": self.chosen, "rejected": self.rejected}
         if shape == "hh":
             where = f"task {self.task_id}"
@@ -63,16 +64,6 @@ class JudgedPair:
             value = {"prompt": turns_json(self.prompt)}
             value |= {side: turns_json([("assistant", text)]) for side, text in sides.items()}
         return json.dumps({**value, **self.labels}, ensure_ascii=False)
-
-
-def check_shape(shape: str) -> str:
-    """The shape that an empty or given word means."""
-    shape = shape or "trl"
-    if shape not in SHAPES:
-        raise InvalidArgument(
-            f"shape: {shape[:40]!r} is none of {', '.join(SHAPES)}", field="shape"
-        )
-    return shape
 
 
 def check_selection(selection: pb.PairSelection) -> None:
@@ -96,7 +87,7 @@ def judged_pairs(
     two responses gave a pair, and which none."""
     wanted = set(selection.sources)
     intake = intake or comparisons()
-    by_task: dict[str, list[pb.Judgement]] = defaultdict(list)
+    by_task: dict[str, list[rec.JudgementRecord]] = defaultdict(list)
     for judgement in seen.judgements:
         if seen.tasks[judgement.task_id].gold:
             intake.note("judgements of gold questions")
@@ -116,12 +107,12 @@ def comparisons() -> Intake:
 
 
 def _pairs_of(
-    task: pb.PreferenceTask,
-    judgements: Sequence[pb.Judgement],
+    task: rec.PreferenceTaskRecord,
+    judgements: Sequence[rec.JudgementRecord],
     min_agreement: float,
     intake: Intake,
 ) -> Iterator[JudgedPair]:
-    said: dict[tuple[str, str], dict[int, list[pb.Judgement]]] = defaultdict(
+    said: dict[tuple[str, str], dict[int, list[rec.JudgementRecord]]] = defaultdict(
         lambda: {WORSE: [], TIE: [], BETTER: []}
     )
     for judgement in judgements:
@@ -145,10 +136,10 @@ def _pairs_of(
 
 
 def _pair(
-    task: pb.PreferenceTask,
+    task: rec.PreferenceTaskRecord,
     chosen: pb.PreferenceResponse,
     rejected: pb.PreferenceResponse,
-    agreeing: Sequence[pb.Judgement],
+    agreeing: Sequence[rec.JudgementRecord],
     agreement: float,
 ) -> JudgedPair:
     sources = sorted({source_word(judgement.source) for judgement in agreeing})
@@ -172,7 +163,7 @@ def _pair(
 
 def read_lines(
     request: pb.ImportPairsRequest, collection: str
-) -> list[tuple[int, pb.PreferenceTask, pb.Judgement]]:
+) -> list[tuple[int, rec.PreferenceTaskRecord, rec.JudgementRecord]]:
     """(number of the line, task, judgement) of each. InvalidArgument names the first line that is
     wrong. A byte order mark before the first is passed over."""
     if len(request.jsonl) > MAX_IMPORT_BYTES:
@@ -201,7 +192,7 @@ def read_lines(
 
 def _read(
     line: str, request: pb.ImportPairsRequest, collection: str, where: str
-) -> tuple[pb.PreferenceTask, pb.Judgement]:
+) -> tuple[rec.PreferenceTaskRecord, rec.JudgementRecord]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -213,8 +204,7 @@ def _read(
     models = {chosen: value.get("chosen_model"), rejected: value.get("rejected_model")}
     cut_off = {chosen: value.get("cut_off"), rejected: value.get("rejected_cut_off")}
     key = json.dumps([messages[:-1], *sorted(models)], ensure_ascii=False)
-    spec = pb.TaskSpec(
-        task_id=f"import-{hashlib.sha256(key.encode()).hexdigest()[:32]}",
+    spec = pb.PreferenceTaskSpec(
         prompt=prompt,
         responses=[
             pb.PreferenceResponse(
@@ -222,12 +212,14 @@ def _read(
             )
             for text in sorted(models)
         ],
-        wanted=0,
+        wanted_judgement_count=0,
+        origin=pb.PREFERENCE_TASK_ORIGIN_IMPORT,
     )
-    task = make_task(spec, collection, "import", where)
+    task_id = f"import-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    task = make_task(spec, collection, where, task_id=task_id)
     name = {response.text: response.response_id for response in task.responses}
     source, annotator = _said_by(value, request, where)
-    judgement = pb.Judgement(
+    judgement = rec.JudgementRecord(
         task_id=task.task_id,
         ranking=tiers([[name[chosen]], [name[rejected]]]),
         reason=_reason(value, where),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import preferences_pb2 as pb
 
@@ -19,24 +20,30 @@ WORSE, TIE, BETTER = -1, 0, 1
 
 
 def check_judgement(
-    ranking: Sequence[pb.Tier], all_bad: bool, reason: str, responses: Sequence[str]
+    ranking: Sequence[pb.ResponseTier],
+    all_bad: bool,
+    reason: str,
+    responses: Sequence[str],
+    within: str = "",
 ) -> None:
-    """InvalidArgument unless it is a ranking of exactly these responses, or says "all bad"."""
+    """InvalidArgument unless it is a ranking of exactly these responses, or says "all bad".
+    within: what the names of fields begin with."""
     if len(reason) > MAX_REASON_CHARS:
         raise InvalidArgument(
-            f"reason: {len(reason)} characters, at most {MAX_REASON_CHARS}", field="reason"
+            f"{within}reason: {len(reason)} characters, at most {MAX_REASON_CHARS}",
+            field=f"{within}reason",
         )
     if all_bad and ranking:
         raise InvalidArgument(
-            "all_bad: give either a ranking or all_bad, not both",
+            f"{within}all_bad: give either a ranking or all_bad, not both",
             reason="RANKING_AND_ALL_BAD",
-            field="all_bad",
+            field=f"{within}all_bad",
         )
     if not all_bad:
-        check_ranking(ranking, responses, "ranking")
+        check_ranking(ranking, responses, f"{within}ranking")
 
 
-def check_ranking(ranking: Sequence[pb.Tier], responses: Sequence[str], field: str) -> None:
+def check_ranking(ranking: Sequence[pb.ResponseTier], responses: Sequence[str], field: str) -> None:
     """InvalidArgument unless each of `responses` stands in it exactly once."""
     known = ", ".join(responses)
     seen: set[str] = set()
@@ -70,12 +77,12 @@ def check_ranking(ranking: Sequence[pb.Tier], responses: Sequence[str], field: s
         )
 
 
-def places(ranking: Sequence[pb.Tier]) -> dict[str, int]:
+def places(ranking: Sequence[pb.ResponseTier]) -> dict[str, int]:
     """Response id → number of its tier, 0 the best."""
     return {one: place for place, tier in enumerate(ranking) for one in tier.response_ids}
 
 
-def outcomes(judgement: pb.Judgement) -> Iterator[tuple[str, str, int]]:
+def outcomes(judgement: rec.JudgementRecord) -> Iterator[tuple[str, str, int]]:
     """(i, j, WORSE, TIE or BETTER) for each pair, ids in alphabetical order: the orientation is
     the same for every judge. Nothing when all are bad."""
     place = places(judgement.ranking)
@@ -84,6 +91,6 @@ def outcomes(judgement: pb.Judgement) -> Iterator[tuple[str, str, int]]:
         yield first, second, (difference > 0) - (difference < 0)
 
 
-def tiers(order: Sequence[Sequence[str]]) -> list[pb.Tier]:
+def tiers(order: Sequence[Sequence[str]]) -> list[pb.ResponseTier]:
     """As the protocol says it."""
-    return [pb.Tier(response_ids=tier) for tier in order]
+    return [pb.ResponseTier(response_ids=tier) for tier in order]

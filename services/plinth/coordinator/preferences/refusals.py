@@ -41,6 +41,16 @@ _REFUSALS: dict[bytes, tuple[type[PlinthError], str, str]] = {
         "TASK_FAILED",
         "{task} can't be judged: its responses could not be sampled",
     ),
+    b"kept by lease": (
+        FailedPrecondition,
+        "TASK_HELD",
+        "{task} is held by an annotator; close it, or delete it when the lease has ended",
+    ),
+    b"kept by judgement": (
+        FailedPrecondition,
+        "TASK_JUDGED",
+        "{task} has judgements, which stay; close it, or delete its collection",
+    ),
     b"expired": (
         Aborted,
         "LEASE_EXPIRED",

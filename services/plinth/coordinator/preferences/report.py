@@ -14,7 +14,9 @@ from plinth.coordinator.preferences.agreement import krippendorff_alpha
 from plinth.coordinator.preferences.ranking import BETTER, TIE, outcomes, places
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.strengths import bradley_terry
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.errors import Aborted
+from plinth.shared.preference_names import REPORTS
 from plinth.v1 import preferences_pb2 as pb
 
 HUMAN = pb.JUDGEMENT_SOURCE_HUMAN
@@ -26,8 +28,8 @@ class Snapshot:
 
     collection: str
     revision: int
-    judgements: Sequence[pb.Judgement]
-    tasks: Mapping[str, pb.PreferenceTask]
+    judgements: Sequence[rec.JudgementRecord]
+    tasks: Mapping[str, rec.PreferenceTaskRecord]
 
 
 async def snapshot(records: PreferenceRecords, up_to: int | None = None) -> Snapshot:
@@ -42,15 +44,15 @@ async def snapshot(records: PreferenceRecords, up_to: int | None = None) -> Snap
     return Snapshot(records.collection, revision, judgements, tasks)
 
 
-def make_report(seen: Snapshot, tasks: int) -> pb.GetPreferenceReportResponse:
+def make_report(seen: Snapshot, tasks: int) -> pb.PreferenceReport:
     """`tasks`: in the whole collection."""
     judgements = seen.judgements
-    answer = pb.GetPreferenceReportResponse(
-        tasks=tasks,
-        judgements=len(judgements),
+    answer = pb.PreferenceReport(
+        name=REPORTS.name(seen.collection),
+        task_count=tasks,
         revision=seen.revision,
-        people=agreement(j for j in judgements if j.source == HUMAN),
-        everybody=agreement(judgements),
+        human_agreement=agreement(j for j in judgements if j.source == HUMAN),
+        overall_agreement=agreement(judgements),
         first_shown_wins=position_bias(judgements),
         annotators=_annotators(seen),
     )
@@ -58,7 +60,7 @@ def make_report(seen: Snapshot, tasks: int) -> pb.GetPreferenceReportResponse:
     return answer
 
 
-def agreement(judgements: Iterable[pb.Judgement]) -> pb.Agreement:
+def agreement(judgements: Iterable[rec.JudgementRecord]) -> pb.Agreement:
     """Alpha over the outcomes of pairs; judgements that call all bad say nothing of pairs."""
     units: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for judgement in judgements:
@@ -68,11 +70,11 @@ def agreement(judgements: Iterable[pb.Judgement]) -> pb.Agreement:
     return pb.Agreement(
         nominal=krippendorff_alpha(values, "nominal"),
         ordinal=krippendorff_alpha(values, "ordinal"),
-        pairs=sum(len(unit) >= 2 for unit in values),
+        pair_count=sum(len(unit) >= 2 for unit in values),
     )
 
 
-def position_bias(judgements: Iterable[pb.Judgement]) -> pb.Share:
+def position_bias(judgements: Iterable[rec.JudgementRecord]) -> pb.Proportion:
     """How often the response shown first is preferred to the one shown last, where one of them is:
     a half when the order does not matter. One comparison a judgement, so they are independent."""
     won = decided = 0
@@ -86,13 +88,13 @@ def position_bias(judgements: Iterable[pb.Judgement]) -> pb.Share:
     return share(won, decided)
 
 
-def share(won: float, of: int) -> pb.Share:
+def share(won: float, of: int) -> pb.Proportion:
     """With its 95 % interval; 0 of 0 is nothing known."""
     low, high = wilson(won, of)
-    return pb.Share(share=won / of if of else 0.0, low=low, high=high, count=of)
+    return pb.Proportion(value=won / of if of else 0.0, lower=low, upper=high, count=of)
 
 
-def answers_gold(judgement: pb.Judgement, gold: Sequence[pb.Tier]) -> bool:
+def answers_gold(judgement: rec.JudgementRecord, gold: Sequence[pb.ResponseTier]) -> bool:
     """Whether it orders every two responses that the gold order tells apart as that does."""
     if judgement.all_bad:
         return False
@@ -103,7 +105,7 @@ def answers_gold(judgement: pb.Judgement, gold: Sequence[pb.Tier]) -> bool:
 
 
 def _annotators(seen: Snapshot) -> list[pb.AnnotatorReport]:
-    theirs: dict[tuple[int, str], list[pb.Judgement]] = defaultdict(list)
+    theirs: dict[tuple[int, str], list[rec.JudgementRecord]] = defaultdict(list)
     for judgement in seen.judgements:
         theirs[judgement.source, judgement.annotator].append(judgement)
     reports = []
@@ -117,7 +119,7 @@ def _annotators(seen: Snapshot) -> list[pb.AnnotatorReport]:
             pb.AnnotatorReport(
                 annotator=name,
                 source=judgements[0].source,
-                judgements=len(judgements),
+                judgement_count=len(judgements),
                 gold=share(sum(gold), len(gold)),
                 first_shown_wins=position_bias(judgements),
             )
@@ -144,7 +146,7 @@ def model_wins(seen: Snapshot) -> tuple[list[str], list[list[float]]]:
     return names, [[wins.get((a, b), 0.0) for b in names] for a in names]
 
 
-def _add_strengths(answer: pb.GetPreferenceReportResponse, seen: Snapshot) -> None:
+def _add_strengths(answer: pb.PreferenceReport, seen: Snapshot) -> None:
     names, wins = model_wins(seen)
     if len(names) < 2:
         return
@@ -155,8 +157,8 @@ def _add_strengths(answer: pb.GetPreferenceReportResponse, seen: Snapshot) -> No
         answer.models.add(
             model=name,
             strength=fitted.strengths[index],
-            low=fitted.lows[index],
-            high=fitted.highs[index],
-            comparisons=round(games),
+            lower=fitted.lows[index],
+            upper=fitted.highs[index],
+            comparison_count=round(games),
         )
     answer.models.sort(key=lambda model: -model.strength)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from plinth.coordinator.preferences.specs import DEFAULT_TOKENS, add_response
 from plinth.coordinator.scoring import ServedModel
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, Unavailable
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
@@ -53,10 +54,10 @@ class ResponseSampler:
         self._clients = clients
         self._registry = registry
 
-    async def filled(self, task: pb.PreferenceTask) -> pb.PreferenceTask:
+    async def filled(self, task: rec.PreferenceTaskRecord) -> rec.PreferenceTaskRecord:
         """A copy with its samples among the responses. FailedPrecondition when a model has
         nothing new to say; Unavailable when it is not served."""
-        whole = pb.PreferenceTask()
+        whole = rec.PreferenceTaskRecord()
         whole.CopyFrom(task)
         for index, spec in enumerate(task.samples):
             served = await find_served(self._clients, self._registry, spec.model)
@@ -65,7 +66,12 @@ class ResponseSampler:
         return whole
 
     async def _add(
-        self, task: pb.PreferenceTask, served: Served, spec: pb.SampleSpec, index: int, sample: int
+        self,
+        task: rec.PreferenceTaskRecord,
+        served: Served,
+        spec: pb.SampleSpec,
+        index: int,
+        sample: int,
     ) -> None:
         refused: Counter[str] = Counter()
         for attempt in range(_TRIES):

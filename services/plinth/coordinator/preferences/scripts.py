@@ -72,7 +72,8 @@ local function held(id, fence, annotator)
 end
 """
 
-# ARGV: prefix, id, digest of its spec, record, wanted, responses, state, most tasks, most bytes.
+# ARGV: prefix, id, digest of its spec, record, wanted, responses, state, most tasks, most bytes,
+# tenant.
 CREATE = """
 local id = ARGV[2]
 local there = get(id, 'digest')
@@ -83,7 +84,8 @@ if bytes + #ARGV[4] > tonumber(ARGV[9]) then return 'full' end
 call('HINCRBY', COUNTERS, 'bytes', #ARGV[4])
 local number = call('HINCRBY', COUNTERS, 'number', 1)
 call('HSET', key(id), 'digest', ARGV[3], 'record', ARGV[4], 'wanted', ARGV[5], 'responses', ARGV[6],
-  'state', ARGV[7], 'number', number, 'judged', 0, 'machines', 0, 'fence', 0)
+  'state', ARGV[7], 'number', number, 'judged', 0, 'machines', 0, 'fence', 0,
+  'tenant', ARGV[10])
 call('ZADD', TASKS, number, id)
 if ARGV[7] ~= 'sampling' then let_go(id) end
 return 'ok'
@@ -112,12 +114,16 @@ return 'ok'
 """
 
 # KEYS[7]: nonce. ARGV: prefix, annotator, nonce or '', lease_ms, number to go on behind, a certain
-# id or '', most held, then 8 random keys. Gives {'ok', id, fence, order, until_ms, record},
-# {'more', number}, or {why not}.
+# id or '', most held, 8 random keys, the tenant whose tasks alone are leased or ''. Gives
+# {'ok', id, fence, order, until_ms, record}, {'more', number}, or {why not}.
 LEASE = """
 local annotator, nonce, lease_ms = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local mine = 'by:human:' .. annotator
-local now = now_ms()
+local now, tenant = now_ms(), ARGV[16]
+
+local function allowed(id)
+  return tenant == '' or (get(id, 'tenant') or tenant) == tenant
+end
 
 local function answer(id)
   return {'ok', id, get(id, 'fence'), get(id, 'order'),
@@ -142,7 +148,7 @@ end
 local last = nonce ~= '' and call('GET', KEYS[7])
 if last and string.sub(last, 1, #nonce + 1) == nonce .. ' ' then
   local fence, id = string.match(string.sub(last, #nonce + 2), '^(%d+) (.+)$')
-  if held(id, fence, annotator) == 'ok' then return answer(id) end
+  if held(id, fence, annotator) == 'ok' and allowed(id) then return answer(id) end
 end
 
 -- 2. Leases that ran out end.
@@ -174,7 +180,7 @@ if id ~= '' then return grant(id) end
 local from = '(' .. ARGV[5]
 local found = call('ZRANGE', OPEN, from, '+inf', 'BYSCORE', 'LIMIT', 0, SCAN)
 for _, one in ipairs(found) do
-  if call('HEXISTS', key(one), mine) == 0 then return grant(one) end
+  if call('HEXISTS', key(one), mine) == 0 and allowed(one) then return grant(one) end
 end
 if #found == SCAN then return {'more', call('ZSCORE', OPEN, found[SCAN])} end
 return {'none'}
@@ -239,20 +245,30 @@ call('HSET', key(id), mine, '0:' .. number)
 return {'ok', number}
 """
 
-# ARGV: prefix, id. What is held may still be judged. Gives 'closed', 'removed' or 'unknown'.
+# ARGV: prefix, id. What is held may still be judged. Gives 'closed' or 'unknown'.
 CLOSE = """
 local id = ARGV[2]
 local state = get(id, 'state')
 if not state then return 'unknown' end
 local judged, holder = tonumber(get(id, 'judged')), get(id, 'holder')
-if judged + tonumber(get(id, 'machines')) == 0 and not holder then
-  call('HINCRBY', COUNTERS, 'bytes', -#get(id, 'record'))
-  call('ZREM', OPEN, id)
-  call('ZREM', TASKS, id)
-  call('DEL', key(id))
-  return 'removed'
-end
 call('HSET', key(id), 'wanted', judged + (holder and 1 or 0))
 if not holder then let_go(id) end
 return 'closed'
+"""
+
+# ARGV: prefix, id. Its judgements are part of the collection's revisions, so one that is judged
+# stays. Gives 'ok' or why not.
+REMOVE = """
+local id = ARGV[2]
+local state = get(id, 'state')
+if not state then return 'unknown' end
+if state == 'leased' and tonumber(call('ZSCORE', LEASES, id)) <= now_ms() then lapse(id) end
+if get(id, 'holder') then return 'kept by lease' end
+local said = get(id, 'judged') + get(id, 'machines')
+if said > 0 then return 'kept by judgement' end
+call('HINCRBY', COUNTERS, 'bytes', -#get(id, 'record'))
+call('ZREM', OPEN, id)
+call('ZREM', TASKS, id)
+call('DEL', key(id))
+return 'ok'
 """

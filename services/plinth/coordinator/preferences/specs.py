@@ -12,14 +12,14 @@ import uuid
 from collections.abc import Sequence
 
 from plinth.coordinator.preferences.ranking import check_ranking
+from plinth.internal.v1 import preference_records_pb2 as rec
+from plinth.shared.api.enums import word
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.identity import MAX_REQUEST_ID_CHARS
 from plinth.shared.redis_keys import check_part
-from plinth.v1 import chat_pb2
+from plinth.v1 import chat_pb2, owner_pb2
 from plinth.v1 import preferences_pb2 as pb
 
-DEFAULT_COLLECTION = "default"
-LIVE_COLLECTION = "live"
-ORIGINS = ("client", "live")  # as a client may say; and "import"
 ROLES = ("system", "user", "assistant")
 MIN_RESPONSES, MAX_RESPONSES = 2, 8
 MAX_TEXT_BYTES = 64 << 10  # of a prompt in all, and of each response
@@ -31,16 +31,11 @@ MAX_TOKENS = 16_384  # of one sampled response
 DEFAULT_TOKENS = 512
 
 
-def collection_of(name: str) -> str:
-    """The collection that an empty or given name means."""
-    return _name(name or DEFAULT_COLLECTION, "collection")
-
-
-def annotator_of(name: str, default: str = "") -> str:
+def annotator_of(name: str, default: str = "", field: str = "annotator") -> str:
     """A judge's pseudonym."""
     if not name and not default:
-        raise InvalidArgument("annotator: say whose judgement it is", field="annotator")
-    return _name(name or default, "annotator")
+        raise InvalidArgument(f"{field}: say whose judgement it is", field=field)
+    return _name(name or default, field)
 
 
 def _name(value: str, field: str) -> str:
@@ -51,10 +46,17 @@ def _name(value: str, field: str) -> str:
     return check_part(value, field)
 
 
-def make_task(spec: pb.TaskSpec, collection: str, origin: str, where: str) -> pb.PreferenceTask:
-    """The task that `spec` asks for. InvalidArgument names what is wrong, below `where`."""
-    task_id = spec.task_id or uuid.uuid4().hex
-    _name(task_id, f"{where}.task_id")
+def make_task(
+    spec: pb.PreferenceTaskSpec,
+    collection: str,
+    where: str,
+    *,
+    task_id: str = "",
+    owner: owner_pb2.Owner | None = None,
+) -> rec.PreferenceTaskRecord:
+    """The task that `spec` asks for, with an id of its own where none is given. InvalidArgument
+    names what is wrong, below `where`."""
+    task_id = task_id or uuid.uuid4().hex
     check_prompt(spec.prompt, f"{where}.prompt")
     sampled = _check_samples(spec.samples, f"{where}.samples")
     count = len(spec.responses) + sampled
@@ -65,20 +67,22 @@ def make_task(spec: pb.TaskSpec, collection: str, origin: str, where: str) -> pb
             reason="RESPONSE_COUNT",
             field=f"{where}.responses",
         )
-    task = pb.PreferenceTask(
+    task = rec.PreferenceTaskRecord(
         task_id=task_id,
         collection=collection,
         prompt=spec.prompt,
         samples=spec.samples,
-        wanted=spec.wanted if spec.HasField("wanted") else 1,
+        wanted=spec.wanted_judgement_count if spec.HasField("wanted_judgement_count") else 1,
         gold=spec.gold,
-        origin=origin,
-        request_id=spec.request_id[:128],
+        origin=word(pb.PreferenceTaskOrigin, spec.origin) or "client",
+        request_id=spec.answered_request_id[:MAX_REQUEST_ID_CHARS],
         created_unix_ms=time.time_ns() // 1_000_000,
+        tenant=owner.tenant if owner else "",
+        key_id=owner.key_id if owner else "",
     )
     for index, response in enumerate(spec.responses):
         add_response(task, response, f"{where}.responses.{index}")
-    _check_wanted(task, f"{where}.wanted")
+    _check_wanted(task, f"{where}.wanted_judgement_count")
     if task.gold:
         _check_gold(task, f"{where}.gold")
     return task
@@ -109,7 +113,9 @@ def check_prompt(prompt: Sequence[chat_pb2.ChatMessage], where: str) -> None:
         )
 
 
-def add_response(task: pb.PreferenceTask, response: pb.PreferenceResponse, where: str) -> None:
+def add_response(
+    task: rec.PreferenceTaskRecord, response: pb.PreferenceResponse, where: str
+) -> None:
     """Appends it, with an id. InvalidArgument: no text, too much, or one that is there already."""
     size = len(response.text.encode())
     if not response.text.strip() or size > MAX_TEXT_BYTES:
@@ -176,7 +182,7 @@ def _check_samples(samples: Sequence[pb.SampleSpec], where: str) -> int:
     return total
 
 
-def _check_wanted(task: pb.PreferenceTask, where: str) -> None:
+def _check_wanted(task: rec.PreferenceTaskRecord, where: str) -> None:
     most = MAX_WANTED_GOLD if task.gold else MAX_WANTED
     if task.wanted > most:
         raise InvalidArgument(
@@ -184,7 +190,7 @@ def _check_wanted(task: pb.PreferenceTask, where: str) -> None:
         )
 
 
-def _check_gold(task: pb.PreferenceTask, where: str) -> None:
+def _check_gold(task: rec.PreferenceTaskRecord, where: str) -> None:
     if task.samples:
         raise InvalidArgument(
             f"{where}: the right order of responses that are still to be sampled can't be known",
@@ -197,9 +203,10 @@ def _check_gold(task: pb.PreferenceTask, where: str) -> None:
         )
 
 
-def spec_digest(task: pb.PreferenceTask) -> str:
+def spec_digest(task: rec.PreferenceTaskRecord) -> str:
     """What a task asks for, whenever and by whom it was made."""
-    plain = pb.PreferenceTask()
+    plain = rec.PreferenceTaskRecord()
     plain.CopyFrom(task)
-    plain.ClearField("created_unix_ms")
+    for name in ("created_unix_ms", "tenant", "key_id"):
+        plain.ClearField(name)
     return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()

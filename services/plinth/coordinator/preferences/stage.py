@@ -7,7 +7,7 @@ import asyncio
 from redis.asyncio import Redis
 
 from plinth.coordinator.preferences.checks import VALIDATORS
-from plinth.coordinator.preferences.service import PreferenceServicer
+from plinth.coordinator.preferences.service import PreferenceServicer, Uses
 from plinth.coordinator.preferences.work import PreferenceWorker
 from plinth.shared.errors import Internal
 from plinth.shared.registry import Registry
@@ -17,7 +17,6 @@ from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
 from plinth.v1 import preferences_pb2_grpc as rpc
 
-SCOPE = "preferences"
 WORKERS = 2
 
 
@@ -31,8 +30,11 @@ class Preferences:
         registry: Registry,
         clients: StageClients,
         replica_id: str,
+        token: str,
+        uses: Uses,
     ) -> None:
-        self.servicer = PreferenceServicer(redis, store, registry, clients)
+        """token: the cluster's. uses: what reads a collection and has not ended."""
+        self.servicer = PreferenceServicer(redis, store, registry, clients, token, uses)
         self._workers = [
             PreferenceWorker(f"{replica_id}.{number}", redis, registry, clients)
             for number in range(WORKERS)

@@ -19,6 +19,7 @@ from plinth.coordinator.preferences.model_judge import ModelJudge, check_method,
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.sampling import ResponseSampler, find_served
+from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.shared import tracing
 from plinth.shared.errors import (
     AlreadyExists,
@@ -171,7 +172,7 @@ class PreferenceWorker:
         order, reason = await judge.ranking(task)
         with suppress(AlreadyExists):  # by an earlier attempt
             await records.add(
-                pb.Judgement(
+                rec.JudgementRecord(
                     task_id=task.task_id,
                     ranking=tiers(order),
                     reason=reason,
@@ -211,7 +212,7 @@ def _item(payload: bytes) -> dict[str, str]:
     return item
 
 
-async def _soon(records: PreferenceRecords, task_id: str) -> pb.PreferenceTask:
+async def _soon(records: PreferenceRecords, task_id: str) -> rec.PreferenceTaskRecord:
     """The task, which is added right after its work. NotFound when it does not come: it was
     closed, or its creator died in between."""
     end = time.monotonic() + _SOON_S

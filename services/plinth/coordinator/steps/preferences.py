@@ -17,8 +17,9 @@ from plinth.coordinator.preferences.dataset import DEFAULT_FRACTION, publish_pai
 from plinth.coordinator.preferences.pairs import SOURCES
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.report import snapshot
-from plinth.coordinator.preferences.specs import DEFAULT_COLLECTION, MAX_NAME_CHARS
+from plinth.coordinator.preferences.specs import MAX_NAME_CHARS
 from plinth.coordinator.steps.contract import Progress, StepOutcome, StepSpec, Tools, Work
+from plinth.shared.preference_names import DEFAULT_COLLECTION
 from plinth.shared.source_roots import SourceRoots
 from plinth.v1 import preferences_pb2 as pb
 
@@ -27,7 +28,7 @@ class PreferencesSpec(StepSpec):
     kind: Literal["preferences"]
     collection: str = Field(
         default=DEFAULT_COLLECTION,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._@/-]*$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$",
         max_length=MAX_NAME_CHARS,
     )
     # Whose judgements count; empty: everybody's.

@@ -8,23 +8,23 @@ from plinth.reward.verifiers import length as length
 from plinth.reward.verifiers import patterns as patterns
 from plinth.reward.verifiers import variety as variety
 from plinth.reward.verifiers.contract import (
+    MAX_RULE_BYTES,
     Answer,
     Rule,
     Tools,
     Verdict,
     kinds,
     load_plugins,
-    parse_json,
     parse_rule,
 )
 
 __all__ = [
+    "MAX_RULE_BYTES",
     "Answer",
     "Rule",
     "Tools",
     "Verdict",
     "kinds",
     "load_plugins",
-    "parse_json",
     "parse_rule",
 ]

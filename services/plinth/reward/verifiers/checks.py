@@ -10,7 +10,7 @@ from plinth.reward.verifiers.contract import Answer, Rule, Tools, Verdict, rule
 
 @rule
 class Checks(Rule):
-    """What an item's `checks_json` asks for: all of it ("all": 1 or 0), or the mean ("share")."""
+    """What an item's `checks` ask for: all of it ("all": 1 or 0), or the mean ("share")."""
 
     KIND: ClassVar[str] = "checks"
     mode: Literal["all", "share"] = "all"

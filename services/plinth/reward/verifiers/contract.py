@@ -7,7 +7,6 @@ its own by the entry point group "plinth.rewards"; naming the module is enough.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -19,7 +18,7 @@ from plinth.reward.sandbox.runner import Limits, SandboxOutcome
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.reward_plugins import ENTRY_POINTS
 
-MAX_RULE_CHARS = 64 << 10
+MAX_RULE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -110,18 +109,6 @@ def load_plugins() -> None:
     """Imports what other distributions bring."""
     for point in entry_points(group=ENTRY_POINTS):
         point.load()
-
-
-def parse_json(text: str, where: str) -> Any:
-    """InvalidArgument unless it is JSON of a sensible size."""
-    if len(text) > MAX_RULE_CHARS:
-        raise InvalidArgument(
-            f"{where}: {len(text)} characters; at most {MAX_RULE_CHARS} are taken", field=where
-        )
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"{where} is no JSON: {error}", field=where) from None
 
 
 def parse_rule(raw: Any, where: str) -> Rule:

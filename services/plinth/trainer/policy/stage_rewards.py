@@ -7,6 +7,7 @@ a run that goes on after a crash gets what was scored.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -15,6 +16,7 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
+from plinth.shared.api.structs import struct_of
 from plinth.shared.connection import connect
 from plinth.shared.errors import DeadlineExceeded, FailedPrecondition
 from plinth.shared.rewards import RewardTasks, divided
@@ -41,7 +43,12 @@ class StageRewards:
     ) -> None:
         """sources: RewardSource as JSON. checks: JSON rules by prompt. tokenizer: of the ids."""
         self._sources = [ParseDict(dict(source), pb.RewardSource()) for source in sources]
-        self._tokenizer, self._checks, self._stop = tokenizer, checks, stop
+        self._tokenizer, self._stop = tokenizer, stop
+        self._checks = {
+            prompt: [struct_of(check, "checks") for check in json.loads(text)]
+            for prompt, text in checks.items()
+            if text
+        }
         self._run_id = run_id
         self._runner = asyncio.Runner()
         self._redis = self._runner.run(_connected(redis_url))
@@ -82,7 +89,7 @@ class StageRewards:
         return pb.RewardItem(
             prompt_tokens=pb.RewardTokens(ids=rollout.prompt),
             response_tokens=pb.RewardTokens(ids=rollout.response),
-            checks_json=self._checks.get(rollout.prompt, ""),
+            checks=self._checks.get(rollout.prompt, ()),
         )
 
     async def _scored(self, ids: Sequence[str]) -> list[pb.Reward]:

@@ -1,0 +1,141 @@
+"""Files to the platform and from it: pieces at a time, going on where an earlier attempt stopped,
+with digests that are compared at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
+from plinth.v1 import artifacts_pb2 as pb
+
+if TYPE_CHECKING:
+    from plinth.client.blocking import Client
+
+_AT_ONCE = 4
+_FINISH_S = 3600.0  # the platform copies all of it
+
+# (bytes done, bytes of all)
+Told = Callable[[int, int], None]
+
+
+def upload(
+    client: Client,
+    files: Mapping[str, Path],
+    artifact_id: str,
+    *,
+    license: str = "",
+    told: Told = lambda done, total: None,
+) -> pb.Artifact:
+    """The artifact of kind FILES that the files become: path in it → file on this machine.
+
+    The same files under the same id go on where an earlier call stopped. Raises what the platform
+    does; InvalidArgument for a file that can't be read, or that changed meanwhile.
+    """
+    digests = {path: _digest(file) for path, file in files.items()}
+    listing = "".join(f"{path}\0{digests[path]}\n" for path in sorted(files))
+    request_id = hashlib.sha256(f"{artifact_id}\0{license}\0{listing}".encode()).hexdigest()
+    spec = pb.UploadSpec(artifact_id=artifact_id, license=license)
+    for path in sorted(files):
+        spec.files.add(path=path, size_bytes=files[path].stat().st_size)
+    made = client.artifacts.create_upload(pb.Upload(spec=spec), request_id=request_id)
+    if made.status.state == pb.UPLOAD_STATE_FINISHED:
+        try:
+            return client.artifacts.get_artifact(made.status.artifact)
+        except NotFound:  # it was deleted since
+            client.artifacts.delete_upload(made.name)
+            made = client.artifacts.create_upload(pb.Upload(spec=spec), request_id=request_id)
+    _send(client, made, files, told)
+    return client.artifacts.finish_upload(made.name, digests=digests, timeout=_FINISH_S)
+
+
+def download(
+    client: Client,
+    name: str,
+    folder: Path,
+    *,
+    told: Told = lambda done, total: None,
+) -> pb.Artifact:
+    """Copies all files of an artifact ("artifacts/chat@7") into `folder`; what lies there whole is
+    left. DataLoss: a file came as another one than was published."""
+    artifact = client.artifacts.get_artifact(name)
+    done = 0
+    for file in client.artifacts.list_artifact_files(artifact.name, page_size=1000):
+        target = _inside(folder, file.path)
+        if not (target.is_file() and _digest(target) == file.digest):
+            _fetch(client, artifact.name, file, target)
+        done += file.size_bytes
+        told(done, artifact.size_bytes)
+    return artifact
+
+
+def read(client: Client, name: str, path: str) -> bytes:
+    """One small file of an artifact, "manifest.json" too."""
+    return b"".join(piece.data for piece in client.artifacts.download_artifact(name, path=path))
+
+
+def _send(client: Client, made: pb.Upload, files: Mapping[str, Path], told: Told) -> None:
+    total = sum(file.size_bytes for file in made.spec.files)
+    done = sum(file.committed_bytes for file in made.status.files)
+    told(done, total)
+
+    def pieces() -> Iterator[tuple[str, int]]:
+        for file in made.status.files:
+            for offset in range(file.committed_bytes, file.size_bytes, made.piece_bytes):
+                yield file.path, offset
+
+    def write(at: tuple[str, int]) -> int:
+        path, offset = at
+        with files[path].open("rb") as source:
+            source.seek(offset)
+            data = source.read(made.piece_bytes)
+        client.artifacts.write_upload(made.name, path=path, offset=offset, data=data)
+        return len(data)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        waiting = pieces()
+        while batch := [one for _, one in zip(range(16 * _AT_ONCE), waiting, strict=False)]:
+            for sent in pool.map(write, batch):
+                done += sent
+                told(done, total)
+
+
+def _fetch(client: Client, name: str, file: pb.ArtifactFile, target: Path) -> None:
+    """Under another name first: what has its name is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, staged = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        digest = hashlib.sha256()
+        with os.fdopen(handle, "wb") as out:
+            for piece in client.artifacts.download_artifact(name, path=file.path):
+                out.write(piece.data)
+                digest.update(piece.data)
+        if f"sha256:{digest.hexdigest()}" != file.digest:
+            raise DataLoss(
+                f"{file.path} of {name} came as sha256:{digest.hexdigest()}, not {file.digest}",
+                reason="DIGEST_MISMATCH",
+            )
+        Path(staged).replace(target)
+    finally:
+        Path(staged).unlink(missing_ok=True)
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """Where a file goes. DataLoss for a path that leads out of the folder: no artifact has one."""
+    target = folder / path
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise DataLoss(f"{path!r} leads out of the artifact")
+    return target
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as source:
+            return f"sha256:{hashlib.file_digest(source, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise InvalidArgument(f"{file} can't be read: {error.strerror}") from error
