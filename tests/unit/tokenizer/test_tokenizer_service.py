@@ -393,7 +393,7 @@ async def test_training_publishes_once(
 ) -> None:
     served.store.publish("text", "corpus", write_corpus(tmp_path / "corpus"))
     first = (await trained(stub, corpus="text", name="mine", vocab_size=400))[-1]
-    assert (first.artifact.name, first.artifact.version) == ("mine", 1)
+    assert (first.artifact.name, first.artifact.version) == ("artifacts/mine@1", 1)
     assert first.artifact.kind == "tokenizer"
     assert list(first.artifact.parents) == ["text@1"]
     assert first.bytes_read == first.bytes_total > 0
