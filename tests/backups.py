@@ -17,14 +17,13 @@ from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import StepOutcome
 from plinth.gateway.api_keys import KeyStore
 from plinth.internal.v1 import deployments_pb2 as internal
-from plinth.internal.v1 import preference_records_pb2
+from plinth.internal.v1 import job_records_pb2, preference_records_pb2, run_records_pb2
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.records import JobRecords
-from plinth.v1 import jobs_pb2, runs_pb2
 
 
 def settings_of(data: Path, redis_url: str | None) -> Settings:
@@ -76,8 +75,8 @@ async def furnish(settings: Settings, redis: Redis, work: Path) -> str:
     lease = await queue.claim("worker", wait_s=1)
     assert lease is not None
     await queue.fail(lease, "no corpus", retry=False)
-    await JobRecords(redis).create(jobs_pb2.Job(job_id="is-held", submitted_unix_ms=5))
-    await RunRecords(redis).submit(runs_pb2.Run(run_id="r1", pipeline_yaml="name: x"))
+    await JobRecords(redis).create(job_records_pb2.JobRecord(job_id="is-held", submitted_unix_ms=5))
+    await RunRecords(redis).submit(run_records_pb2.RunRecord(run_id="r1", pipeline_yaml="name: x"))
     task = preference_records_pb2.PreferenceTaskRecord(task_id="t1", wanted=1)
     await Collection(redis, "live").create(task)
     await Canaries(redis).open("chat", "r1", stable="chat@1", canary="chat@2", share=0.1)

@@ -9,8 +9,10 @@ from typing import Any
 from patience import PATIENCE_S
 from plinth.coordinator import service
 from plinth.coordinator.run_service import RunServicer
+from plinth.shared.api.paging import Pages
+from plinth.shared.identity import SYSTEM, call_scope
 from plinth.v1 import runs_pb2 as pb
-from scripted_stages import Caller, World
+from scripted_stages import TOKEN, Caller, World
 
 PIPELINE = """
 name: q
@@ -63,7 +65,9 @@ class Coordinator:
     def __init__(self, world: World, name: str) -> None:
         self._context = world.context(name)
         self.front = service.build(self._context)
-        self.rpc: Any = RunServicer(self.front._records, self.front._feed, self.front._tools)
+        self.rpc: Any = RunServicer(
+            self.front._records, self.front._feed, self.front._tools, Pages(TOKEN)
+        )
 
     async def start(self) -> None:
         await self.front.start()
@@ -78,34 +82,55 @@ class Coordinator:
         await until(lambda: self.front.announcement()["leader"] == "1")
 
     async def submit(self, run_id: str, text: str = PIPELINE, **overrides: str) -> pb.Run:
-        request = pb.SubmitRunRequest(
-            run_id=run_id,
+        spec = pb.RunSpec(
             pipeline_yaml=text,
             overrides={k.replace("__", "."): v for k, v in overrides.items()},
         )
-        return (await self.rpc.SubmitRun(request, None)).run
+        request = pb.CreateRunRequest(run_id=run_id, run=pb.Run(spec=spec))
+        with call_scope(principal=SYSTEM):
+            return (await self.rpc.CreateRun(request, None)).run
+
+    async def get(self, run_id: str) -> pb.Run:
+        return (await self.rpc.GetRun(pb.GetRunRequest(name=f"runs/{run_id}"), None)).run
+
+    async def pause(self, run_id: str) -> pb.Run:
+        with call_scope(principal=SYSTEM):
+            return (await self.rpc.PauseRun(pb.PauseRunRequest(name=f"runs/{run_id}"), None)).run
+
+    async def resume(self, run_id: str) -> pb.Run:
+        with call_scope(principal=SYSTEM):
+            return (await self.rpc.ResumeRun(pb.ResumeRunRequest(name=f"runs/{run_id}"), None)).run
+
+    async def cancel(self, run_id: str) -> pb.Run:
+        with call_scope(principal=SYSTEM):
+            return (await self.rpc.CancelRun(pb.CancelRunRequest(name=f"runs/{run_id}"), None)).run
+
+    async def fork(self, request: pb.ForkRunRequest) -> pb.Run:
+        with call_scope(principal=SYSTEM):
+            return (await self.rpc.ForkRun(request, None)).run
 
     async def watch(self, run_id: str) -> list[pb.Run]:
-        request = pb.WatchRunRequest(run_id=run_id)
-        return [message.run async for message in self.rpc.WatchRun(request, Caller())]
+        request = pb.WatchRunRequest(name=f"runs/{run_id}")
+        watched = self.rpc.WatchRun(request, Caller())
+        return [message.run async for message in watched if message.HasField("run")]
 
     async def end(self, run_id: str) -> pb.Run:
         return (await asyncio.wait_for(self.watch(run_id), PATIENCE_S))[-1]
 
     async def reached(self, run_id: str, step: str, state: Any) -> pb.Run:
         async def look() -> pb.Run | None:
-            run = (await self.rpc.GetRun(pb.GetRunRequest(run_id=run_id), None)).run
+            run = await self.get(run_id)
             return run if steps(run)[step].state == state else None
 
         return await until(look)
 
 
 def steps(run: pb.Run) -> dict[str, pb.Step]:
-    return {step.name: step for step in run.steps}
+    return {step.step_id: step for step in run.status.steps}
 
 
 def states(run: pb.Run) -> list[str]:
-    return [pb.StepState.Name(step.state).removeprefix("STEP_STATE_") for step in run.steps]
+    return [pb.StepState.Name(step.state).removeprefix("STEP_STATE_") for step in run.status.steps]
 
 
 async def until(condition: Callable[[], Any] | Callable[[], Awaitable[Any]]) -> Any:

@@ -40,7 +40,7 @@ class ScriptedGateway(
         self.watched: list[runs_pb2.Run] = []  # what WatchRun tells, one after another
         self.deployments: dict[str, deployments_pb2.Deployment] = {}
         self.artifacts: dict[str, artifacts_pb2.Artifact] = {}
-        self.submitted: list[runs_pb2.SubmitRunRequest] = []
+        self.submitted: list[runs_pb2.CreateRunRequest] = []
         self.calls: list[str] = []
 
     def serve(self, name: str, artifact: str, shards: int = 1, **more: Any) -> None:
@@ -96,15 +96,15 @@ class ScriptedGateway(
         self._enter(context, "ListRuns")
         return runs_pb2.ListRunsResponse(runs=self.runs)
 
-    def SubmitRun(self, request: Any, context: Any) -> runs_pb2.SubmitRunResponse:
-        self._enter(context, "SubmitRun")
+    def CreateRun(self, request: Any, context: Any) -> runs_pb2.CreateRunResponse:
+        self._enter(context, "CreateRun")
         self.submitted.append(request)
-        return runs_pb2.SubmitRunResponse(run=runs_pb2.Run(run_id=request.run_id))
+        return runs_pb2.CreateRunResponse(run=runs_pb2.Run(name=f"runs/{request.run_id}"))
 
     def WatchRun(self, request: Any, context: Any) -> Iterator[runs_pb2.WatchRunResponse]:
         self._enter(context, "WatchRun")
         for number, run in enumerate(self.watched):
-            run.run_id, run.revision = request.run_id, number + 1
+            run.name, run.status.revision = request.name, number + 1
             yield runs_pb2.WatchRunResponse(run=run)
 
     def ListDeployments(
@@ -145,6 +145,10 @@ def shard(address: str, *, running: int = 0, kv: float = 0.0) -> operations_pb2.
 
 def canary_run(state: int, detail: str = "", error: str = "") -> runs_pb2.Run:
     step = runs_pb2.Step(
-        name="canary", kind="canary", state=runs_pb2.STEP_STATE_RUNNING, detail=detail
+        step_id="canary",
+        kind=runs_pb2.STEP_KIND_CANARY,
+        state=runs_pb2.STEP_STATE_RUNNING,
+        detail=detail,
     )
-    return runs_pb2.Run(name="rollout-chat", state=state, steps=[step], error=error)
+    status = runs_pb2.RunStatus(display_name="rollout-chat", state=state, steps=[step], error=error)
+    return runs_pb2.Run(name="runs/rollout-1", status=status)

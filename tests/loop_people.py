@@ -32,6 +32,7 @@ from plinth.v1 import (
     sampling_pb2,
 )
 from real_stack import RealStack
+from shown_runs import create_run
 
 QUESTIONS = [
     "What does os.path.join do?",
@@ -106,14 +107,15 @@ class PlatformClient:
         return (await self.artifacts.GetArtifact(ask, metadata=self.metadata)).artifact
 
     async def submit(self, run_id: str, pipeline: str) -> None:
-        ask = runs_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=pipeline)
-        await self.runs.SubmitRun(ask, metadata=self.metadata)
+        ask = create_run(run_id, pipeline)
+        await self.runs.CreateRun(ask, metadata=self.metadata)
 
     async def watch(self, run_id: str) -> AsyncIterator[runs_pb2.Run]:
         """The run, after each change, until it ends."""
-        ask = runs_pb2.WatchRunRequest(run_id=run_id)
+        ask = runs_pb2.WatchRunRequest(name=f"runs/{run_id}")
         async for message in self.runs.WatchRun(ask, metadata=self.metadata):
-            yield message.run
+            if message.HasField("run"):
+                yield message.run
 
     async def end(self, run_id: str) -> runs_pb2.Run:
         return [run async for run in self.watch(run_id)][-1]
@@ -136,11 +138,14 @@ async def client_of(stack: RealStack) -> AsyncIterator[PlatformClient]:
 
 
 def steps(run: runs_pb2.Run) -> dict[str, runs_pb2.Step]:
-    return {step.name: step for step in run.steps}
+    return {step.step_id: step for step in run.status.steps}
 
 
 def seconds_of(run: runs_pb2.Run) -> dict[str, float]:
-    return {step.name: (step.finished_unix_ms - step.started_unix_ms) / 1000 for step in run.steps}
+    return {
+        step.step_id: (unix_ms(step.end_time) - unix_ms(step.start_time)) / 1000
+        for step in run.status.steps
+    }
 
 
 # -- live answers -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import trainings
+from job_specs import policy_spec, train_spec
 from plinth.models.weights import save_decoder
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.data.shards import Split
@@ -51,7 +52,7 @@ def spec(**changes: Any) -> pb.TrainSpec:
         "checkpoint_every": 2,
         **changes,
     }
-    return pb.TrainSpec(policy=pb.PolicySpec(**policy), **fields)
+    return train_spec(policy=policy_spec(**policy), **fields)
 
 
 def planned(dataset: Path, start: Path, reward: Path, **changes: Any) -> TrainConfig:

@@ -20,9 +20,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from plinth.internal.v1 import inference_pb2, inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
+from plinth.shared.api.owners import owner_of
+from plinth.shared.api.structs import struct
+from plinth.shared.api.times import duration, seconds, timestamp
 from plinth.shared.artifact_messages import artifact_message
 from plinth.shared.connection import connect
 from plinth.shared.errors import NotFound, Unavailable
+from plinth.shared.identity import current_principal
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
@@ -53,74 +57,86 @@ class Trainer(jobs_pb2_grpc.JobServiceServicer):
         self._endings: dict[str, asyncio.Task[None]] = {}
         self.seconds = 0.0  # how long each job takes while it is watched
 
-    async def SubmitJob(self, request: Any, context: Any) -> Any:
+    async def CreateJob(self, request: Any, context: Any) -> Any:
         job = self.jobs.get(request.job_id)
         if job is None:
             job = jobs_pb2.Job(
-                job_id=request.job_id,
-                spec=request.spec,
-                state=jobs_pb2.JOB_STATE_RUNNING,
-                started_unix_ms=time.time_ns() // 1_000_000,
+                name=f"jobs/{request.job_id}",
+                spec=request.job.spec,
+                status=jobs_pb2.JobStatus(
+                    state=jobs_pb2.JOB_STATE_RUNNING, start_time=timestamp(_now_ms())
+                ),
+                owner=owner_of(current_principal()),
             )
             self.jobs[request.job_id] = job
-            if request.spec.HasField("train"):
+            if job.spec.HasField("train"):
                 self.training.set()
-        return jobs_pb2.SubmitJobResponse(job=job)
+        return jobs_pb2.CreateJobResponse(job=job)
+
+    def _found(self, name: str) -> jobs_pb2.Job:
+        job = self.jobs.get(name.removeprefix("jobs/"))
+        if job is None:
+            raise NotFound(f"no job {name}")
+        return job
 
     async def WatchJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        job = self.jobs.get(request.job_id)
-        if job is None:
-            raise NotFound(f"no job {request.job_id}")
-        job.progress.MergeFrom(
-            jobs_pb2.JobProgress(done=1, total=2, unit="step", loss=3.25, eta_seconds=75)
+        job = self._found(request.name)
+        job.status.progress.MergeFrom(
+            jobs_pb2.JobProgress(
+                done=1,
+                total=2,
+                unit=jobs_pb2.PROGRESS_UNIT_STEP,
+                loss=3.25,
+                remaining_duration=duration(75),
+            )
         )
         yield jobs_pb2.WatchJobResponse(job=job)
+        yield jobs_pb2.WatchJobResponse(resume_token="1")  # a heartbeat
         gate = self.gates.get(job.spec.output_name)
         if gate is not None:
             await gate.wait()
         await asyncio.sleep(self.seconds)
         if not _over(job):  # once, however many watch, and whoever of them goes in the middle
-            if job.job_id not in self._endings:
-                self._endings[job.job_id] = asyncio.create_task(self._finish(job))
-            await asyncio.shield(self._endings[job.job_id])
+            if job.name not in self._endings:
+                self._endings[job.name] = asyncio.create_task(self._finish(job))
+            await asyncio.shield(self._endings[job.name])
         yield jobs_pb2.WatchJobResponse(job=job)
 
     async def CancelJob(self, request: Any, context: Any) -> Any:
-        job = self.jobs.get(request.job_id)
-        if job is None:
-            raise NotFound(f"no job {request.job_id}")
+        job = self._found(request.name)
         if not _over(job):
-            job.state = jobs_pb2.JOB_STATE_CANCELLED
+            job.status.state = jobs_pb2.JOB_STATE_CANCELLED
             if (gate := self.gates.get(job.spec.output_name)) is not None:
                 gate.set()
-            self.cancelled.append(job.job_id)
+            self.cancelled.append(job.name.removeprefix("jobs/"))
         return jobs_pb2.CancelJobResponse(job=job)
 
     async def _finish(self, job: Any) -> None:
-        name = job.spec.output_name
-        self.completed[job.job_id] += 1
+        name, status = job.spec.output_name, job.status
+        self.completed[job.name.removeprefix("jobs/")] += 1
         if name in self.failures:
-            job.state, job.error = jobs_pb2.JOB_STATE_FAILED, self.failures[name]
+            status.state, status.error = jobs_pb2.JOB_STATE_FAILED, self.failures[name]
             return
         made = await asyncio.to_thread(self._publish, job.spec)
-        job.artifact.CopyFrom(artifact_message(made))
-        job.state = jobs_pb2.JOB_STATE_SUCCEEDED
-        job.finished_unix_ms = time.time_ns() // 1_000_000
+        status.artifact = f"artifacts/{made.ref}"
+        status.metrics.CopyFrom(struct(made.manifest.get("metrics")))
+        status.state = jobs_pb2.JOB_STATE_SUCCEEDED
+        status.end_time.CopyFrom(timestamp(_now_ms()))
 
     def _publish(self, spec: Any) -> ArtifactRecord:
         with TemporaryDirectory() as name:
             folder = Path(name)
-            if spec.WhichOneof("spec") == "train":
+            if spec.WhichOneof("work") == "train":
                 parents = [spec.train.dataset, *filter(None, [spec.train.init_from])]
                 config = {"eos_token_id": EOS, "max_position_embeddings": CONTEXT}
                 (folder / "config.json").write_text(json.dumps(config))
                 separator = {"id": EOS, "content": "<|endoftext|>"}
                 (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [separator]}))
-                made_of = [spec.output_name, spec.train.max_seconds, *parents]
+                made_of = [spec.output_name, seconds(spec.train.max_duration), *parents]
                 (folder / "parents.json").write_text(json.dumps(made_of))
-                kind = "reward" if spec.train.objective == "reward" else "model"
+                kind = "reward" if spec.train.objective == jobs_pb2.OBJECTIVE_REWARD else "model"
                 return self._store.publish(spec.output_name, kind, folder, parents=parents)
-            if spec.WhichOneof("spec") == "compare":
+            if spec.WhichOneof("work") == "compare":
                 return self._compared(folder, spec.output_name, list(spec.compare.models))
             prepare = spec.prepare
             if prepare.tokenizer:
@@ -147,8 +163,12 @@ class Caller:
         """Goes nowhere."""
 
 
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 def _over(job: Any) -> bool:
-    return job.state not in (jobs_pb2.JOB_STATE_QUEUED, jobs_pb2.JOB_STATE_RUNNING)
+    return job.status.state not in (jobs_pb2.JOB_STATE_QUEUED, jobs_pb2.JOB_STATE_RUNNING)
 
 
 def write_corpus(folder: Path) -> None:

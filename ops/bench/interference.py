@@ -85,7 +85,7 @@ class Watched:
 
     def over(self) -> bool:
         """Whether there is no run any more to be beside of."""
-        return self.ended is not None and self.ended.state != pb.RUN_STATE_RUNNING
+        return self.ended is not None and self.ended.status.state != pb.RUN_STATE_RUNNING
 
     def seconds_per_update(self) -> float:
         """Between the first update seen and the last."""
@@ -149,14 +149,14 @@ def watch(stack: Stack, updates: int, seed: int, watched: Watched | None = None)
     with RunClient(stack_address(stack.settings), api_key(stack.settings)) as client:
         client.submit(run_id, PIPELINE.format(updates=updates, seed=seed), {})
         for run in client.watch(run_id):
-            step = next(step for step in run.steps if step.name == "policy")
+            step = next(step for step in run.status.steps if step.step_id == "policy")
             done = round(step.progress * updates)
             if done and done not in watched.seen:
                 watched.seen[done] = time.monotonic()
             watched.ended = run
     assert watched.ended is not None
-    if watched.ended.state != pb.RUN_STATE_SUCCEEDED:
-        raise SystemExit(watched.ended.error)
+    if watched.ended.status.state != pb.RUN_STATE_SUCCEEDED:
+        raise SystemExit(watched.ended.status.error)
     return watched
 
 

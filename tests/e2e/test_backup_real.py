@@ -18,9 +18,9 @@ import pytest
 
 from plinth.cluster.layout import StackPlan
 from plinth.cluster.stack import Stack, connect_clients
+from plinth.internal.v1 import job_records_pb2
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.records import JobRecords
-from plinth.v1 import jobs_pb2
 from plinth.v1 import runs_pb2 as pb
 from real_stack import PIPELINE, RealStack, until
 
@@ -65,8 +65,8 @@ async def answer(real: RealStack, key: str, heard: threading.Event | None = None
 
 def training(run: pb.Run) -> bool:
     """With a checkpoint behind it, and not at its end."""
-    assert run.state in (pb.RUN_STATE_PENDING, pb.RUN_STATE_RUNNING), run.error
-    step = next((step for step in run.steps if step.name == "train"), None)
+    assert run.status.state in (pb.RUN_STATE_PENDING, pb.RUN_STATE_RUNNING), run.status.error
+    step = next((step for step in run.status.steps if step.step_id == "train"), None)
     return step is not None and 0.05 < step.progress < 0.4
 
 
@@ -124,18 +124,18 @@ def goes_on(real: RealStack, checkpoint: Path) -> None:
     with RealStack(real.stack, admin, real.model, 0).runs() as runs:
         for name in ("trains", "waits"):
             run = [run for run in runs.watch(name)][-1]
-            assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+            assert run.status.state == pb.RUN_STATE_SUCCEEDED, run.status.error
             versions = [record for record in store.list("model") if record.name == name]
             assert [record.version for record in versions] == [1]
             assert versions[0].manifest["metrics"]["steps"] == STEPS
-        first = next(step for step in runs.get("trains").steps if step.name == "train")
-    job = asyncio.run(job_of(real, first.job_id))
+        first = next(step for step in runs.get("trains").status.steps if step.step_id == "train")
+    job = asyncio.run(job_of(real, first.job.removeprefix("jobs/")))
     # It went on from the checkpoint that came back, at the cost of no attempt.
     assert f"resumed at step {int(checkpoint.name.removeprefix('step-'))};" in job.progress.note
     assert job.attempts == 1
 
 
-async def job_of(real: RealStack, job_id: str) -> jobs_pb2.Job:
+async def job_of(real: RealStack, job_id: str) -> job_records_pb2.JobRecord:
     redis, _, _, clients = connect_clients(real.stack.settings)
     try:
         return await JobRecords(redis).get(job_id)

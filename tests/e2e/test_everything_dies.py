@@ -107,7 +107,7 @@ def test_killed_while_a_client_streams_and_a_job_runs(
         assert not isinstance(streamed[0], str)
     else:
         assert streamed == [truth]
-    assert ended.state == pb.RUN_STATE_SUCCEEDED, ended.error
+    assert ended.status.state == pb.RUN_STATE_SUCCEEDED, ended.status.error
     # Neither lost nor done twice: one version, of all its steps.
     store = ArtifactStore(real.stack.settings.store())
     versions = [record for record in store.list("model") if record.name == name]
@@ -117,6 +117,6 @@ def test_killed_while_a_client_streams_and_a_job_runs(
 
 def _training(run: pb.Run) -> bool:
     """Past its first steps, and not at its end."""
-    assert run.state in (pb.RUN_STATE_PENDING, pb.RUN_STATE_RUNNING), run.error
-    step = next((step for step in run.steps if step.name == "train"), None)
+    assert run.status.state in (pb.RUN_STATE_PENDING, pb.RUN_STATE_RUNNING), run.status.error
+    step = next((step for step in run.status.steps if step.step_id == "train"), None)
     return step is not None and 0.02 < step.progress < 0.7

@@ -68,11 +68,11 @@ VICTIMS = [
 
 
 def policy_of(run: pb.Run) -> pb.Step:
-    return next(step for step in run.steps if step.name == "policy")
+    return next(step for step in run.status.steps if step.step_id == "policy")
 
 
 def updates(run: pb.Run) -> int:
-    assert run.state in (pb.RUN_STATE_PENDING, pb.RUN_STATE_RUNNING), (
+    assert run.status.state in (pb.RUN_STATE_PENDING, pb.RUN_STATE_RUNNING), (
         f"the run was to go on until every process had been killed: {run}"
     )
     return round(policy_of(run).progress * UPDATES)
@@ -93,7 +93,9 @@ def _get(runs, run_id: str) -> pb.Run | None:
 
 def ended(real: RealStack, run_id: str) -> pb.Run:
     over = (pb.RUN_STATE_SUCCEEDED, pb.RUN_STATE_FAILED, pb.RUN_STATE_CANCELLED)
-    return until(lambda: run if (run := look(real, run_id)).state in over else None, "the end", 900)
+    return until(
+        lambda: run if (run := look(real, run_id)).status.state in over else None, "the end", 900
+    )
 
 
 def digest_of(real: RealStack, reference: str) -> str:
@@ -108,7 +110,7 @@ def test_every_process_killed_during_one_run(real: RealStack) -> None:
         calmly = PIPELINE + f"    output: calm\n    checkpoint_every: {UPDATES}\n"
         runs.submit("undisturbed", calmly, {})
     calm = ended(real, "undisturbed")
-    assert calm.state == pb.RUN_STATE_SUCCEEDED, calm.error
+    assert calm.status.state == pb.RUN_STATE_SUCCEEDED, calm.status.error
     with real.runs() as runs:
         stormily = PIPELINE + "    output: storm\n    checkpoint_every: 3\n"
         runs.submit("disturbed", stormily, {})
@@ -125,7 +127,7 @@ def test_every_process_killed_during_one_run(real: RealStack) -> None:
         real.kill(victim)
         print(f"{victim}: killed after update {before}")
     storm = ended(real, "disturbed")
-    assert storm.state == pb.RUN_STATE_SUCCEEDED, storm.error
+    assert storm.status.state == pb.RUN_STATE_SUCCEEDED, storm.status.error
     assert policy_of(storm).state == pb.STEP_STATE_SUCCEEDED  # made, not reused
     assert digest_of(real, "storm@1") == digest_of(real, "calm@1")
     assert digest_of(real, "storm@1") != digest_of(real, "survivor-base@1")

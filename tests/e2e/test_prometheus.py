@@ -128,7 +128,7 @@ def test_every_panel_and_alert_finds_its_figures(real: RealStack, prometheus: Pr
         for run in client.watch("watched"):
             _traffic(real)
             ended = run
-    assert ended.state == pb.RUN_STATE_SUCCEEDED, ended.error
+    assert ended.status.state == pb.RUN_STATE_SUCCEEDED, ended.status.error
     until(lambda: len(prometheus.series("up == 1")) > len(STAGES), "everybody scraped", 30)
     _traffic(real)
     queries = {

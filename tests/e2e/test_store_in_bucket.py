@@ -61,7 +61,7 @@ def test_from_training_to_an_answer(
             text = PIPELINE.replace("steps: 2000", "steps: 40").replace("checkpoint_every: 100", "")
             runs.submit("trains", text + "    output: tiny\n", {})
             run = [run for run in runs.watch("trains")][-1]
-            assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+            assert run.status.state == pb.RUN_STATE_SUCCEEDED, run.status.error
         store = ArtifactStore(f"{bucket}/store", cache_dir=tmp_path / "cache")
         trained = store.get("tiny")
         race_for_a_version(real, store.fetch(trained), tmp_path)

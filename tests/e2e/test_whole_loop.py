@@ -7,7 +7,6 @@ stage, every weight, every request. Nothing here looks behind it.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator
 
@@ -31,6 +30,8 @@ from plinth.shared.api.structs import plain_values
 from plinth.v1 import artifacts_pb2
 from plinth.v1 import runs_pb2 as pb
 from real_stack import RealStack
+from shown_runs import figures as figures_of
+from shown_runs import made
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -122,7 +123,7 @@ async def test_from_live_answers_to_better_weights(bare: RealStack) -> None:
     async with client_of(bare) as client:
         await client.submit("first", FIRST_MODEL)
         first = await client.end("first")
-        assert first.state == pb.RUN_STATE_SUCCEEDED, first.error
+        assert first.status.state == pb.RUN_STATE_SUCCEEDED, first.status.error
         assert (await client.artifact("chat:prod")).version == 1
 
         answers = await live_tasks(client, TASKS)
@@ -144,7 +145,7 @@ async def test_from_live_answers_to_better_weights(bare: RealStack) -> None:
         await client.submit("loop", BETTER_MODEL)
         run = await with_traffic(client, "loop", traffic)
         print(f"first: {seconds_of(first)}\nloop: {seconds_of(run)}")
-        assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+        assert run.status.state == pb.RUN_STATE_SUCCEEDED, run.status.error
         await promoted(client, run, before, traffic)
         await leads_back(client, run)
         await refused(client)
@@ -163,13 +164,13 @@ async def promoted(
 ) -> None:
     """Old and new weights shared the traffic; now the new ones answer under the old name, and
     what they say is another thing, and liked more."""
-    figures = json.loads(steps(run)["trial"].metrics_json)
+    figures = figures_of(steps(run)["trial"])
     assert abs(figures["given"] - figures["asked"] / 2) <= 1
     assert figures["canary"]["good"] + figures["canary"]["bad"] >= 30
     assert set(traffic.answers) == {"chat@1", "chat@2"}
     shares = {revision: traffic.good[revision] / n for revision, n in traffic.answers.items()}
     print(f"liked: {shares}, of {traffic.answers}")
-    assert steps(run)["trial"].output == "chat@2"
+    assert made(steps(run)["trial"]) == "chat@2"
     assert (await client.artifact("chat:prod")).version == 2
     assert await client.served() == {"chat": "chat@2"}
     after = await client.said()
@@ -184,7 +185,7 @@ async def promoted(
 async def leads_back(client: PlatformClient, run: pb.Run) -> None:
     """From the weights that answer, by their parents, to what people preferred."""
     lineage = await client.lineage("chat@2")
-    judged = lineage[steps(run)["pairs"].output]
+    judged = lineage[made(steps(run)["pairs"])]
     assert judged.kind == artifacts_pb2.ARTIFACT_KIND_CORPUS
     config, metrics = (
         plain_values(part) for part in (judged.manifest.config, judged.manifest.metrics)
@@ -200,7 +201,7 @@ async def refused(client: PlatformClient) -> None:
     """The same loop with a learning rate that ruins the weights stops at its gate."""
     ask = pb.ForkRunRequest(
         run_id="ruined",
-        source_run_id="loop",
+        name="runs/loop",
         from_step="aligned",
         overrides={
             "steps.aligned.learning_rate": "1.0",
@@ -209,12 +210,12 @@ async def refused(client: PlatformClient) -> None:
     )
     await client.runs.ForkRun(ask, metadata=client.metadata)
     run = await client.end("ruined")
-    print(f"ruined: {seconds_of(run)} {run.error}")
-    assert run.state == pb.RUN_STATE_FAILED
-    assert "at most 1.250 is required" in run.error
-    assert steps(run)["aligned"].output == "chat@3"
+    print(f"ruined: {seconds_of(run)} {run.status.error}")
+    assert run.status.state == pb.RUN_STATE_FAILED
+    assert "at most 1.250 is required" in run.status.error
+    assert made(steps(run)["aligned"]) == "chat@3"
     trial = steps(run)["trial"]
-    assert (trial.state, trial.started_unix_ms) == (pb.STEP_STATE_CANCELLED, 0)
+    assert (trial.state, trial.HasField("start_time")) == (pb.STEP_STATE_CANCELLED, False)
     assert (await client.artifact("chat:prod")).version == 2
     assert list((await client.artifact("chat@3")).aliases) == []
     assert await client.served() == {"chat": "chat@2"}

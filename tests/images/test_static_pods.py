@@ -104,8 +104,9 @@ async def test_a_pipeline_trains_across_them_and_its_model_answers(cluster: Clus
     finally:
         await KeyStore(redis).revoke(record.key_id)
         await redis.aclose()
-    assert run.state == runs_pb2.RUN_STATE_SUCCEEDED, run
-    trained = next(step.output for step in run.steps if step.name == "train")
+    assert run.status.state == runs_pb2.RUN_STATE_SUCCEEDED, run
+    made = next(step.artifact for step in run.status.steps if step.step_id == "train")
+    trained = made.removeprefix("artifacts/")
     # What the trainer's pod wrote, a shard's pod reads: they share the claim, as the chart says.
     shard = cluster.of("inference")[0].main
     shown = docker("exec", shard, "plinth", "models", "show", trained)

@@ -17,12 +17,14 @@ from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.coordinator.runs import RunRecords
 from plinth.gateway.api_keys import KeyStore
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import redis_keys
 from plinth.shared.errors import PlinthError
 from plinth.shared.queue import Queue
 from plinth.v1 import runs_pb2 as pb
 from plinth.v1 import runs_pb2_grpc
 from scripted_stages import World
+from shown_runs import create_run
 
 TESTS = Path(__file__).parents[1]
 PIPELINE = """
@@ -67,7 +69,7 @@ async def coordinator(world: World) -> AsyncIterator[None]:
 async def submit(world: World, run_id: str) -> None:
     replicas = await world.registry.replicas("coordinator")
     stub = runs_pb2_grpc.RunServiceStub(world.clients.channel(replicas[-1]))
-    await stub.SubmitRun(pb.SubmitRunRequest(run_id=run_id, pipeline_yaml=PIPELINE))
+    await stub.CreateRun(create_run(run_id, PIPELINE))
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -76,7 +78,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
-def step(run: pb.Run, name: str) -> pb.Step:
+def step(run: rec.RunRecord, name: str) -> rec.StepRecord:
     return next(step for step in run.steps if step.name == name)
 
 

@@ -18,8 +18,10 @@ import grpc
 import httpx
 import pytest
 
+import shown_runs
 from gateway_stages import DIGEST, Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
+from plinth.coordinator.run_messages import run_message
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.service import build
 from plinth.coordinator.steps import trial
@@ -153,15 +155,15 @@ class Cluster:
     # -- the run -------------------------------------------------------------------------------
 
     async def submit(self, run_id: str = "r1", **fields: Any) -> None:
-        request = runs_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=pipeline(**fields))
-        await self.call("SubmitRun", request)
+        request = shown_runs.create_run(run_id, pipeline(**fields))
+        await self.call("CreateRun", request)
 
     async def run(self, run_id: str = "r1") -> runs_pb2.Run:
-        return await RunRecords(self.redis).get(run_id)
+        return run_message(await RunRecords(self.redis).get(run_id))
 
     async def end(self, run_id: str = "r1") -> runs_pb2.Run:
         async with asyncio.timeout(PATIENCE_S):
-            while not (run := await self.run(run_id)).finished_unix_ms:  # noqa: ASYNC110
+            while not (run := await self.run(run_id)).status.HasField("end_time"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         return run
 
@@ -173,7 +175,7 @@ class Cluster:
                 if now is not None and now.state == state:
                     return
                 run = await self.run()
-                assert not run.finished_unix_ms, run.error
+                assert not run.status.HasField("end_time"), run.status.error
                 await asyncio.sleep(0.02)
 
     async def evidence(self) -> dict[str, Any]:
@@ -257,9 +259,9 @@ async def test_worse_weights_roll_back_and_had_no_more_than_their_share(
         assert state is not None
         assert abs(state.given / state.asked - 0.1) <= 0.02
         run = await made.end()
-        assert run.state == runs_pb2.RUN_STATE_FAILED
-        assert "chat@2 is rolled back, 'chat' stays chat@1" in run.error
-        assert "verdicts on the canary were good" in run.error
+        assert run.status.state == runs_pb2.RUN_STATE_FAILED
+        assert "chat@2 is rolled back, 'chat' stays chat@1" in run.status.error
+        assert "verdicts on the canary were good" in run.status.error
         await made.rolled_back()
 
 
@@ -284,16 +286,16 @@ async def test_better_weights_reach_prod_and_no_stream_breaks(
         assert "shard-0" in made.served.values()
         assert await long == ("chat@1", script_text(1, 0, 1500))
         run = await made.end()
-        assert run.state == runs_pb2.RUN_STATE_SUCCEEDED, run.error
-        figures = json.loads(run.steps[0].metrics_json)
+        assert run.status.state == runs_pb2.RUN_STATE_SUCCEEDED, run.status.error
+        figures = shown_runs.figures(run.status.steps[0])
         assert (figures["asked"], figures["given"]) == (1000, 100)
         assert figures["canary"]["good"] == 89
         assert figures["canary"]["ttft_p95_s"] > 0
-        assert run.steps[0].output == "chat@2"
+        assert shown_runs.made(run.status.steps[0]) == "chat@2"
         await made.promoted()
         # Once more: there is nothing to do, and that is what the run says.
         await made.submit("r2")
-        assert (await made.end("r2")).steps[0].state == runs_pb2.STEP_STATE_REUSED
+        assert (await made.end("r2")).status.steps[0].state == runs_pb2.STEP_STATE_REUSED
 
 
 async def test_weights_that_fail_roll_back_early_and_no_client_sees_it(
@@ -305,8 +307,8 @@ async def test_weights_that_fail_roll_back_early_and_no_client_sees_it(
         await made.route("open")
         assert await made.traffic(300) == {"chat@1": 300}
         run = await made.end()
-        assert run.state == runs_pb2.RUN_STATE_FAILED
-        assert "requests of the canary failed, 0 of" in run.error
+        assert run.status.state == runs_pb2.RUN_STATE_FAILED
+        assert "requests of the canary failed, 0 of" in run.status.error
         await made.rolled_back()
 
 
@@ -316,10 +318,10 @@ async def test_slow_weights_roll_back(tmp_path: Path, redis_server: str, redis_c
         times = {**COARSE, "ttft_p95_ratio_at_most": 2.0}
         await made.submit(share=0.5, requests=None, require=times)
         await made.route("open")
-        while not (run := await made.run()).finished_unix_ms:
+        while not (run := await made.run()).status.HasField("end_time"):
             await made.traffic(30)
-        assert run.state == runs_pb2.RUN_STATE_FAILED
-        assert "first tokens came within" in run.error
+        assert run.status.state == runs_pb2.RUN_STATE_FAILED
+        assert "first tokens came within" in run.status.error
         await made.rolled_back()
 
 
@@ -329,8 +331,8 @@ async def test_too_little_traffic_promotes_nothing(
     async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
         await made.submit(seconds=1.0)
         run = await made.end()
-        assert "undecided after 0 requests of the canary in" in run.error
-        assert "0 of about 32 requests of the canary" in run.error
+        assert "undecided after 0 requests of the canary in" in run.status.error
+        assert "0 of about 32 requests of the canary" in run.status.error
         await made.rolled_back()
 
 
@@ -345,10 +347,10 @@ async def test_a_cancelled_run_leaves_no_canary(
             await asyncio.sleep(0.02)
         assert "at a share of 0.1, of requests 32 where 0% fail, 56 where 1% fail" in detail
         await made.submit("r2")  # one at a time
-        assert "'chat' has a canary already" in (await made.end("r2")).error
+        assert "'chat' has a canary already" in (await made.end("r2")).status.error
         assert await made.wanted() == {"chat": "chat@1", "chat.canary": "chat@2"}
-        await made.call("CancelRun", runs_pb2.CancelRunRequest(run_id="r1"))
-        assert (await made.end()).state == runs_pb2.RUN_STATE_CANCELLED
+        await made.call("CancelRun", runs_pb2.CancelRunRequest(name="runs/r1"))
+        assert (await made.end()).status.state == runs_pb2.RUN_STATE_CANCELLED
         await made.rolled_back()
 
 
@@ -359,7 +361,7 @@ async def test_a_baseline_that_changes_ends_the_trial(
         await made.submit()
         await made.route("open")
         await asyncio.to_thread(made.deployments.delete, "chat")
-        assert "nothing is served as 'chat'" in (await made.end()).error
+        assert "nothing is served as 'chat'" in (await made.end()).status.error
         assert await made.wanted() == {}
 
 
@@ -473,7 +475,7 @@ async def test_killed_in_the_middle_it_goes_on(
             if process.returncode is None:
                 process.kill()
             await process.wait()
-        assert run.state == runs_pb2.RUN_STATE_SUCCEEDED, run.error
+        assert run.status.state == runs_pb2.RUN_STATE_SUCCEEDED, run.status.error
         await made.promoted()
 
 
@@ -491,14 +493,14 @@ async def test_a_fork_over_the_command_line(
         }
     )
     async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
-        await made.call("SubmitRun", runs_pb2.SubmitRunRequest(run_id="r1", pipeline_yaml=text))
-        assert (await made.end()).state == runs_pb2.RUN_STATE_SUCCEEDED
+        await made.call("CreateRun", shown_runs.create_run("r1", text))
+        assert (await made.end()).status.state == runs_pb2.RUN_STATE_SUCCEEDED
         code, out = await plinth(made, "runs", "fork", "r1", "--from", "then", "--run-id", "f1",
                                  "--set", "steps.then.alias=green")  # fmt: skip
         assert code == 0, out
         run = await made.end("f1")
         assert (run.forked_from, run.forked_at) == ("r1", "then")
-        assert [step.state for step in run.steps] == [
+        assert [step.state for step in run.status.steps] == [
             runs_pb2.STEP_STATE_REUSED,
             runs_pb2.STEP_STATE_SUCCEEDED,
         ]

@@ -15,11 +15,13 @@ import pytest
 
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
+from plinth.coordinator.run_messages import run_message
 from plinth.coordinator.runs import RunRecords
 from plinth.shared.errors import Cancelled, PlinthError, Unavailable
 from plinth.v1 import runs_pb2 as pb
 from plinth.v1 import runs_pb2_grpc
 from scripted_stages import World
+from shown_runs import create_run
 
 TESTS = Path(__file__).parents[1]
 PIPELINE = """
@@ -87,16 +89,16 @@ async def ended(world: World, run_id: str) -> pb.Run:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
-                run = await records.get(run_id)
+                run = run_message(await records.get(run_id))
             except PlinthError:
                 run = pb.Run()
-            if run.finished_unix_ms:
+            if run.status.HasField("end_time"):
                 return run
             await asyncio.sleep(0.1)
 
 
 async def check(world: World, run: pb.Run) -> None:
-    assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+    assert run.status.state == pb.RUN_STATE_SUCCEEDED, run.status.error
     assert set(world.trainer.completed.values()) == {1}
     assert len(world.trainer.completed) == 3
     assert await asyncio.to_thread(world.store.aliases, "mini") == {"prod": 1}
@@ -114,8 +116,8 @@ async def test_killed_at_random_moments(
     async with World(tmp_path, redis_server) as world:
         world.trainer.seconds = 1.0
         async with replica(world) as one:
-            request = pb.SubmitRunRequest(run_id="r1", pipeline_yaml=PIPELINE)
-            await (await stub(world)).SubmitRun(request)
+            request = create_run("r1", PIPELINE)
+            await (await stub(world)).CreateRun(request)
             for _ in range(6):
                 await asyncio.sleep(rng.uniform(0.1, 2.5))
                 await one.kill()
@@ -130,17 +132,17 @@ async def test_a_second_replica_takes_over_and_watchers_see_the_end(
     async with World(tmp_path, redis_server) as world:
         world.trainer.gates["mini"] = asyncio.Event()
         async with replica(world) as first, replica(world):
-            request = pb.SubmitRunRequest(run_id="r1", pipeline_yaml=PIPELINE)
-            await (await stub(world)).SubmitRun(request)
+            request = create_run("r1", PIPELINE)
+            await (await stub(world)).CreateRun(request)
             await asyncio.wait_for(world.trainer.training.wait(), PATIENCE_S)
             await first.kill()  # the leader, since it was first
             world.trainer.gates["mini"].set()
             seen = []
-            while not seen or not seen[-1].finished_unix_ms:
+            while not seen or not seen[-1].status.HasField("end_time"):
                 try:  # a replica that is dead is still listed for some seconds
-                    watch = pb.WatchRunRequest(run_id="r1")
+                    watch = pb.WatchRunRequest(name="runs/r1")
                     async for message in (await stub(world)).WatchRun(watch, timeout=PATIENCE_S):
-                        seen.append(message.run)
+                        seen += [message.run] if message.HasField("run") else []
                 except (Unavailable, Cancelled):
                     await asyncio.sleep(0.2)
         await check(world, seen[-1])
@@ -152,8 +154,8 @@ async def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
         try:
             world.trainer.gates["mini"] = asyncio.Event()
             async with replica(world):
-                request = pb.SubmitRunRequest(run_id="r1", pipeline_yaml=PIPELINE)
-                await (await stub(world)).SubmitRun(request)
+                request = create_run("r1", PIPELINE)
+                await (await stub(world)).CreateRun(request)
                 await asyncio.wait_for(world.trainer.training.wait(), PATIENCE_S)
                 server.stop()
                 world.trainer.gates["mini"].set()

@@ -21,6 +21,7 @@ from patience import PATIENCE_S
 from plinth.coordinator.preferences.work import PreferenceWorker, work_queue
 from plinth.gateway.error_handlers import add_error_handlers, body_of
 from plinth.gateway.sse import data
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.internal.v1 import tokenizer_pb2 as pb
 from plinth.internal.v1 import tokenizer_pb2_grpc
 from plinth.reward.consumer import TaskConsumer
@@ -216,7 +217,7 @@ async def test_the_consumer_of_jobs(redis_client: Redis, tmp_path: Path) -> None
     todo: dict[str, Exception] = {}
 
     class Work:
-        def __init__(self, job: jobs_pb2.Job, fence: int) -> None:
+        def __init__(self, job: rec.JobRecord, fence: int) -> None:
             self.error = todo[job.job_id]
             self.folder = JobFolder(tmp_path)
 
@@ -236,7 +237,7 @@ async def test_the_consumer_of_jobs(redis_client: Redis, tmp_path: Path) -> None
     with capture_logs():
         async with alive(JobConsumer("c", queue, records, make, lease_s=15.0)):
             for number, error in enumerate([*PERMANENT, *TRANSIENT, *CRASHES]):
-                job = jobs_pb2.Job(job_id=f"j.{number}")
+                job = rec.JobRecord(job_id=f"j.{number}")
                 todo[job.job_id] = error
                 await records.create(job)
                 await queue.add(job.job_id, job.SerializeToString())
@@ -256,7 +257,7 @@ async def test_a_crash_that_is_the_same_each_time_is_given_up(
     begun: dict[str, int] = {"same": 0, "same-of-its-folder": 0, "other": 0}
 
     class Work:
-        def __init__(self, job: jobs_pb2.Job, fence: int) -> None:
+        def __init__(self, job: rec.JobRecord, fence: int) -> None:
             self.id = job.job_id
             self.folder = JobFolder(tmp_path / "jobs" / self.id / f"attempt-{fence}")
 
@@ -278,8 +279,8 @@ async def test_a_crash_that_is_the_same_each_time_is_given_up(
     with capture_logs():
         async with alive(JobConsumer("c", queue, records, make, lease_s=15.0)):
             for id in begun:
-                await records.create(jobs_pb2.Job(job_id=id))
-                await queue.add(id, jobs_pb2.Job(job_id=id).SerializeToString())
+                await records.create(rec.JobRecord(job_id=id))
+                await queue.add(id, rec.JobRecord(job_id=id).SerializeToString())
             async with asyncio.timeout(PATIENCE_S):
                 while begun["other"] <= SAME_CRASHES:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)

@@ -122,7 +122,10 @@ MANY_THINGS = {
         PREFERENCES + "BatchCreatePreferenceTasks",
         many(field(2, b"")) + many(field(1, b""), 100),
     ),
-    "overrides": (RUNS + "SubmitRun", many(field(3, field(1, b"a")))),
+    "overrides": (
+        RUNS + "CreateRun",
+        field(2, field(2, many(field(2, field(1, b"a"))))),
+    ),
 }
 LONG_THINGS = {
     "text": (GENERATION + "Chat", said(b"a" * SIZE)),

@@ -60,7 +60,7 @@ class Runs(runs_pb2_grpc.RunServiceServicer):
     async def WatchRun(self, request, context):
         self.watchers += 1
         try:
-            run = runs_pb2.Run(run_id=request.run_id)
+            run = runs_pb2.Run(name=request.name)
             yield runs_pb2.WatchRunResponse(run=run, resume_token="1")
             await asyncio.Event().wait()
         finally:
@@ -88,10 +88,10 @@ async def test_a_watch_ends_when_its_key_is_revoked(
         made = [await store.create("acme", {"runs"}) for _ in range(2)]
         async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
             stub = runs_pb2_grpc.RunServiceStub(channel)
-            request = runs_pb2.WatchRunRequest(run_id="r")
+            request = runs_pb2.WatchRunRequest(name="runs/r")
             calls = [stub.WatchRun(request, metadata=bearer(key).items()) for key, _ in made]
             for call in calls:
-                assert (await call.read()).run.run_id == "r"
+                assert (await call.read()).run.name == "runs/r"
             await store.revoke(made[0][1].key_id)
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await asyncio.wait_for(calls[0].read(), PATIENCE_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from job_specs import create_job, prepare_spec
 from plinth.coordinator.service import build as build_coordinator
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
@@ -22,6 +24,7 @@ from plinth.shared.stage import StageContext, run_stage
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.service import build as build_trainer
 from plinth.v1 import jobs_pb2, jobs_pb2_grpc, runs_pb2, runs_pb2_grpc
+from shown_runs import create_run
 
 DOCUMENTS = "".join(
     json.dumps({"text": " ".join(f"word{n * m % 997}" for n in range(400))}) + "\n"
@@ -60,18 +63,18 @@ class Stages:
     async def prepare(self, path: str) -> None:
         """Submits the job and waits for its end: what it reads is only then known."""
         stub = jobs_pb2_grpc.JobServiceStub(self.channels["trainer"])
-        spec = jobs_pb2.JobSpec(output_name="text", prepare=jobs_pb2.PrepareSpec(corpus_dir=path))
-        job = (await stub.SubmitJob(jobs_pb2.SubmitJobRequest(spec=spec))).job
-        async for told in stub.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id)):
-            job = told.job
-        if job.state != jobs_pb2.JOB_STATE_SUCCEEDED:
-            assert "source_roots" in job.error, job.error
-            raise PermissionDenied(job.error)
+        spec = jobs_pb2.JobSpec(output_name="text", prepare=prepare_spec(corpus_dir=path))
+        job = (await stub.CreateJob(create_job(f"j{secrets.token_hex(4)}", spec))).job
+        async for told in stub.WatchJob(jobs_pb2.WatchJobRequest(name=job.name)):
+            job = told.job if told.HasField("job") else job
+        if job.status.state != jobs_pb2.JOB_STATE_SUCCEEDED:
+            assert "source_roots" in job.status.error, job.status.error
+            raise PermissionDenied(job.status.error)
 
     async def submit(self, step: str, run_id: str = "run") -> None:
         stub = runs_pb2_grpc.RunServiceStub(self.channels["coordinator"])
         text = f"{{name: p, steps: {{one: {step}}}}}"
-        await stub.SubmitRun(runs_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=text))
+        await stub.CreateRun(create_run(run_id, text))
 
     async def run_data(self, path: str) -> None:
         await self.submit(f"{{kind: data, corpus_dir: {json.dumps(path)}}}")
@@ -86,7 +89,7 @@ class Stages:
         await stub.ForkRun(
             runs_pb2.ForkRunRequest(
                 run_id="fork",
-                source_run_id="origin",
+                name="runs/origin",
                 from_step="one",
                 overrides={"steps.one.corpus_dir": path, "steps.one.builtin": "null"},
             )

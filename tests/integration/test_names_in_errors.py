@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from job_specs import create_job, prepare_spec
 from plinth.coordinator.service import build as build_coordinator
 from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.reward.service import build as build_reward
@@ -27,9 +28,9 @@ from plinth.v1 import (
     jobs_pb2_grpc,
     rewards_pb2,
     rewards_pb2_grpc,
-    runs_pb2,
     runs_pb2_grpc,
 )
+from shown_runs import create_run
 
 SECRET = "unreleased-project"
 LISTS = {"artifacts", "admin"}
@@ -79,14 +80,14 @@ async def test_each_stages_error_keeps_to_it(context: StageContext) -> None:
 
     async def trainer(channel: grpc.aio.Channel) -> None:
         stub = jobs_pb2_grpc.JobServiceStub(channel)
-        prepare = jobs_pb2.PrepareSpec(corpus="nobody", tokenizer="nobody")
+        prepare = prepare_spec(corpus="nobody", tokenizer="nobody")
         spec = jobs_pb2.JobSpec(output_name="x", prepare=prepare)
-        await stub.SubmitJob(jobs_pb2.SubmitJobRequest(spec=spec))
+        await stub.CreateJob(create_job("j", spec))
 
     async def runs(channel: grpc.aio.Channel) -> None:
         stub = runs_pb2_grpc.RunServiceStub(channel)
         text = "{name: p, steps: {one: {kind: data, corpus: nobody, tokenizer: nobody}}}"
-        await stub.SubmitRun(runs_pb2.SubmitRunRequest(run_id="r", pipeline_yaml=text))
+        await stub.CreateRun(create_run("r", text))
 
     async def deployments(channel: grpc.aio.Channel) -> None:
         stub = deployments_pb2_grpc.DeploymentServiceStub(channel)

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from job_specs import create_job, prepare_spec
 from patience import PATIENCE_S
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.shared.identity import Principal
 from plinth.shared.queue import Queue
 from plinth.shared.redis_keys import job as job_key
@@ -46,21 +48,21 @@ class Stack:
 
     async def job(self, name: str, **prepare: Any) -> pb.Job:
         """How a preparation ends, or stands after its first attempt."""
-        spec = pb.JobSpec(output_name=name, prepare=pb.PrepareSpec(**prepare))
-        await self.stub.SubmitJob(pb.SubmitJobRequest(job_id=name, spec=spec))
+        spec = pb.JobSpec(output_name=name, prepare=prepare_spec(**prepare))
+        await self.stub.CreateJob(create_job(name, spec))
         last = pb.Job()
         async with asyncio.timeout(PATIENCE_S):
-            async for told in self.stub.WatchJob(pb.WatchJobRequest(job_id=name)):
-                last = told.job
-                if last.attempts and last.state == pb.JOB_STATE_QUEUED:
+            async for told in self.stub.WatchJob(pb.WatchJobRequest(name=f"jobs/{name}")):
+                last = told.job if told.HasField("job") else last
+                if last.status.attempts and last.status.state == pb.JOB_STATE_QUEUED:
                     break
         return last
 
     async def refused(self, name: str, **prepare: Any) -> str:
         job = await self.job(name, **prepare)
-        assert job.state == pb.JOB_STATE_FAILED, (job.state, job.error)
-        assert job.attempts == 1
-        return str(job.error)
+        assert job.status.state == pb.JOB_STATE_FAILED, (job.status.state, job.status.error)
+        assert job.status.attempts == 1
+        return str(job.status.error)
 
     def chats(self, name: str, *rows: list[tuple[str, str]]) -> str:
         folder = self.folder / name
@@ -129,7 +131,7 @@ async def test_chats_that_no_attempt_will_render(stack: Stack) -> None:
     # What it advises helps: the same job, with a template beside the tokenizer.
     assert "chat_template.jinja" in error
     made = await stack.job("templated", corpus_dir=good, tokenizer="strict")
-    assert made.state == pb.JOB_STATE_SUCCEEDED, made.error
+    assert made.status.state == pb.JOB_STATE_SUCCEEDED, made.status.error
 
     for name, wrong, why in (
         ("system", [("system", "Be brief."), *turns("Hi", "Ho")], "System role not supported"),
@@ -143,7 +145,7 @@ async def test_chats_that_no_attempt_will_render(stack: Stack) -> None:
 
     # The same of a corpus that an earlier job made, and of pairs.
     corpus = await stack.job("chats", corpus_dir=str(stack.folder / "system"))
-    assert corpus.state == pb.JOB_STATE_SUCCEEDED, corpus.error
+    assert corpus.status.state == pb.JOB_STATE_SUCCEEDED, corpus.status.error
     error = await stack.refused("from-corpus", corpus="chats", tokenizer="strict")
     assert error.startswith(f"{stack.folder}/system/chats.jsonl:8: ")
     shutil.rmtree(stack.folder / "system")  # then a corpus' own file and line are all there is
@@ -174,7 +176,7 @@ async def test_a_file_whose_name_is_no_text(stack: Stack) -> None:
     assert f"{folder}/caf\\xe9.txt.gz: not a complete gzip file" in error
     (folder / name).write_bytes(whole)  # as it advises
     made = await stack.job("whole", corpus_dir=str(folder))
-    assert made.state == pb.JOB_STATE_SUCCEEDED, made.error
+    assert made.status.state == pb.JOB_STATE_SUCCEEDED, made.status.error
 
 
 async def test_what_is_no_job_ends_and_the_next_one_is_done(stack: Stack) -> None:
@@ -182,9 +184,9 @@ async def test_what_is_no_job_ends_and_the_next_one_is_done(stack: Stack) -> Non
     jobs = Queue(redis, QUEUE)
     await jobs.add("broken", b"\xff\xff no message")
     await redis.hset(job_key("damaged"), "job", b"\xff\xff")
-    await jobs.add("damaged", pb.Job(job_id="damaged").SerializeToString())
+    await jobs.add("damaged", rec.JobRecord(job_id="damaged").SerializeToString())
     made = await stack.job("after", corpus_dir=stack.chats("good", *GOOD))
-    assert made.state == pb.JOB_STATE_SUCCEEDED, made.error
+    assert made.status.state == pb.JOB_STATE_SUCCEEDED, made.status.error
     letters = {letter.id: letter.reason for letter in await jobs.dead_letters()}
     assert set(letters) == {"broken", "damaged"}
     assert all("is no job that can be read" in reason for reason in letters.values())

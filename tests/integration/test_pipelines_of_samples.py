@@ -37,6 +37,7 @@ from plinth.tokenizer import service as tokenizer
 from plinth.trainer import service as trainer
 from plinth.trainer.policy.rollouts import EngineSampler, Order
 from plinth.v1 import runs_pb2 as pb
+from shown_runs import create_run, figures, made
 from stage_replicas import Stages
 
 PIPELINES = Path(__file__).parents[2] / "ops" / "pipelines"
@@ -88,13 +89,15 @@ async def run(stack: StageContext, name: str, overrides: dict[str, str]) -> dict
     """The steps of a run that succeeded, by name."""
     stub = await stack.clients.runs()
     text = (PIPELINES / f"{name}.yaml").read_text()
-    submit = pb.SubmitRunRequest(run_id="r", pipeline_yaml=text, overrides={**TINY, **overrides})
-    await stub.SubmitRun(submit)
+    submit = create_run("r", text, {**TINY, **overrides})
+    await stub.CreateRun(submit)
     async with asyncio.timeout(PATIENCE_S):
-        watched = stub.WatchRun(pb.WatchRunRequest(run_id="r"))
-        ended = [message.run async for message in watched][-1]
-    assert ended.state == pb.RUN_STATE_SUCCEEDED, [(s.name, s.error) for s in ended.steps]
-    return {step.name: step for step in ended.steps}
+        watched = stub.WatchRun(pb.WatchRunRequest(name="runs/r"))
+        ended = [message.run async for message in watched if message.HasField("run")][-1]
+    assert ended.status.state == pb.RUN_STATE_SUCCEEDED, [
+        (s.step_id, s.error) for s in ended.status.steps
+    ]
+    return {step.step_id: step for step in ended.status.steps}
 
 
 def at(step: str, fields: dict[str, str]) -> dict[str, str]:
@@ -132,22 +135,22 @@ async def test_each_round_of_dpo_goes_on_from_the_newest_model(stack: StageConte
     }
     steps = await run(stack, "iterative", overrides)
     store = stack.store
-    first, second = (steps[f"policy-{number}"].output for number in (1, 2))
-    assert steps["gate"].output == second
+    first, second = (made(steps[f"policy-{number}"]) for number in (1, 2))
+    assert made(steps["gate"]) == second
     assert store.get("iterative-policy-2:prod").ref == second
     assert first in store.get(second).manifest["parents"]
-    assert first in store.get(steps["samples-2"].output).manifest["parents"]
-    prompts = store.fetch(steps["prompts"].output)
+    assert first in store.get(made(steps["samples-2"])).manifest["parents"]
+    prompts = store.fetch(made(steps["prompts"]))
     models = [store.fetch(name) for name in ("smollm2@1", first, second)]
     weights = [load_file(folder / "model.safetensors") for folder in models]
     for before, after in itertools.pairwise(weights):
         assert any(not torch.equal(before[name], after[name]) for name in before)
     for number, model in ((1, models[0]), (2, models[1])):
-        answers = [line["answer"] for line in lines_of(store, steps[f"samples-{number}"].output)]
+        answers = [line["answer"] for line in lines_of(store, made(steps[f"samples-{number}"]))]
         assert answers == await asyncio.to_thread(sampled_here, model, prompts, number)
         # At its first update a policy is its reference, whichever that is: log 2. Held to the
         # model of a round before, it would not be.
-        loss = json.loads(steps[f"policy-{number}"].metrics_json)["loss"]
+        loss = figures(steps[f"policy-{number}"])["loss"]
         assert loss == pytest.approx(math.log(2), abs=1e-4)
 
 
@@ -156,16 +159,16 @@ async def test_the_best_of_n_are_learned(stack: StageContext) -> None:
     steps = await run(stack, "best-of-n", overrides)
     store = stack.store
     passed: dict[str, list[str]] = defaultdict(list)
-    for line in lines_of(store, steps["samples"].output):
+    for line in lines_of(store, made(steps["samples"])):
         if line["answer"].strip() and not set(line["answer"].lower()) & set(AVOIDED):
             passed[line["prompt"]].append(line["answer"])
     assert 4 <= len(passed) < 20  # it is a choice
     kept = [
         json.loads(line)
-        for path in sorted(store.fetch(steps["best"].output).rglob("*.jsonl"))
+        for path in sorted(store.fetch(made(steps["best"])).rglob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
     chats = {one["messages"][0]["content"]: one["messages"][1]["content"] for one in kept}
     assert chats == {prompt: answers[0] for prompt, answers in passed.items()}
-    assert store.get("best-of-n-tuned:prod").ref == steps["tuned"].output == steps["gate"].output
-    assert json.loads(steps["tuned"].metrics_json)["steps"] == 8
+    assert store.get("best-of-n-tuned:prod").ref == made(steps["tuned"]) == made(steps["gate"])
+    assert figures(steps["tuned"])["steps"] == 8

@@ -17,6 +17,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway_stages import TOKEN, Shard, Stack, answering, gateway_settings, running_stack
+from job_specs import create_job, prepare_spec
 from otlp_receiver import OtlpReceiver, Span, ancestors
 from patience import PATIENCE_S
 from plinth.cluster.layout import settings_environment
@@ -124,10 +125,10 @@ async def test_a_queued_job_belongs_to_the_trace_of_who_submitted_it(
     try:
         async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
             stub = JobServiceStub(channel)
-            prepare = jobs_pb2.PrepareSpec(builtin="stdlib", max_bytes=100_000)
+            prepare = prepare_spec(builtin="stdlib", max_bytes=100_000)
             spec = jobs_pb2.JobSpec(output_name="text", prepare=prepare)
-            await stub.SubmitJob(
-                jobs_pb2.SubmitJobRequest(job_id="job-1", spec=spec),
+            await stub.CreateJob(
+                create_job("job-1", spec),
                 metadata=(("authorization", f"Bearer {stack.key}"),),
             )
             trace = await whole(receiver, "trainer-jobs process")
@@ -136,7 +137,7 @@ async def test_a_queued_job_belongs_to_the_trace_of_who_submitted_it(
     assert stages(trace) == {"gateway", "trainer"}
     job = next(span for span in trace if span.name == "trainer-jobs process")
     assert job.attributes["messaging.message.id"] == "job-1"
-    assert ancestors(job, trace) == ["plinth.v1.JobService/SubmitJob"] * 2
+    assert ancestors(job, trace) == ["plinth.v1.JobService/CreateJob"] * 2
     assert job.error is None
 
 

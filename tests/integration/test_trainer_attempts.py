@@ -11,7 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 import trainings
+from job_specs import model_spec, train_spec
 from patience import PATIENCE_S
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.models.lora import LoraConfig
 from plinth.shared.errors import Unavailable
 from plinth.shared.queue import Queue
@@ -80,10 +82,10 @@ class Site:
         return Queue(self.redis, QUEUE, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS, backoff_s=0.05)
 
     async def submit(self, job_id, output="m", **changes):
-        spec = pb.TrainSpec(
+        spec = train_spec(
             objective="clm",
             dataset="words",
-            model=pb.ModelSpec(family="llama", layers=2, hidden=32, heads=4, context=32),
+            model=model_spec(family="llama", layers=2, hidden=32, heads=4, context=32),
             sequence_length=32,
             batch_size=8,
             steps=STEPS,
@@ -93,7 +95,7 @@ class Site:
         )
         for name, value in changes.items():
             setattr(spec, name, value)
-        job = pb.Job(job_id=job_id, spec=pb.JobSpec(output_name=output, train=spec))
+        job = rec.JobRecord(job_id=job_id, spec=pb.JobSpec(output_name=output, train=spec))
         job.state = pb.JOB_STATE_QUEUED
         await self.records.create(job)
         await self.queue().add(job_id, job.SerializeToString())
@@ -335,7 +337,7 @@ async def test_a_checkpoint_of_other_inputs_is_left_alone(site, other, monkeypat
         if other.pop("lora", False):
             await site.submit("base", output="base", seed=9)
             await site.ended("base")
-            spec = pb.TrainSpec(
+            spec = train_spec(
                 objective="clm",
                 dataset="words",
                 init_from="base",
@@ -345,7 +347,7 @@ async def test_a_checkpoint_of_other_inputs_is_left_alone(site, other, monkeypat
                 learning_rate=1e-2,
                 lora=pb.LoraSpec(rank=LoraConfig().rank),
             )
-            job = pb.Job(job_id="k", spec=pb.JobSpec(output_name="k", train=spec))
+            job = rec.JobRecord(job_id="k", spec=pb.JobSpec(output_name="k", train=spec))
             job.state = pb.JOB_STATE_QUEUED
             await site.records.create(job)
             await site.queue().add("k", job.SerializeToString())

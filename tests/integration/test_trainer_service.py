@@ -11,8 +11,10 @@ from prometheus_client import REGISTRY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import policy_job
+import shown_runs
 import trainings
 from chat_prompts import special_codec
+from job_specs import create_job, model_spec, prepare_spec, train_spec
 from patience import PATIENCE_S
 from plinth.cli import run_view
 from plinth.coordinator.steps import jobs
@@ -31,7 +33,6 @@ from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.data.shards import Split
 from plinth.trainer.service import build as build_trainer
 from plinth.v1 import jobs_pb2 as pb
-from plinth.v1 import runs_pb2
 from plinth.v1.jobs_pb2_grpc import JobServiceStub
 
 CHATML = (
@@ -39,7 +40,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TRAINER = {"background": False, "lease_s": 3.0, "threads": 1}
-SHAPE = pb.ModelSpec(family="llama", layers=2, hidden=32, heads=4, context=64, tie_embeddings=True)
+SHAPE = model_spec(family="llama", layers=2, hidden=32, heads=4, context=64, tie_embeddings=True)
 
 
 class Stack:
@@ -94,26 +95,25 @@ def attempts(end):
 
 
 async def finished(stub, job_id):
-    seen = [r.job async for r in stub.WatchJob(pb.WatchJobRequest(job_id=job_id))]
+    watched = stub.WatchJob(pb.WatchJobRequest(name=f"jobs/{job_id}"))
+    seen = [told.job async for told in watched if told.HasField("job")]
     return seen[-1], seen
 
 
 async def do(stub, job_id, name, **spec):
-    await stub.SubmitJob(
-        pb.SubmitJobRequest(job_id=job_id, spec=pb.JobSpec(output_name=name, **spec))
-    )
+    await stub.CreateJob(create_job(job_id, pb.JobSpec(output_name=name, **spec)))
     job, _ = await finished(stub, job_id)
-    assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
-    return job.artifact
+    assert job.status.state == pb.JOB_STATE_SUCCEEDED, job.status.error
+    return job.status.artifact.removeprefix("artifacts/")
 
 
 async def test_a_job_in_work_is_a_load_that_must_not_move(stack, trainer):
     _, stub = trainer
     front = stack.parts[0][1].front
     assert await front.load() == Load(0.0, held=False)
-    prepare = pb.PrepareSpec(builtin="stdlib", max_bytes=300_000)
+    prepare = prepare_spec(builtin="stdlib", max_bytes=300_000)
     spec = pb.JobSpec(output_name="text", prepare=prepare)
-    await stub.SubmitJob(pb.SubmitJobRequest(job_id="corpus", spec=spec))
+    await stub.CreateJob(create_job("corpus", spec))
     async with asyncio.timeout(PATIENCE_S):
         while not (load := await front.load()).held:
             pass
@@ -127,20 +127,18 @@ async def test_a_job_in_work_is_a_load_that_must_not_move(stack, trainer):
 async def test_from_the_standard_library_to_a_chat_model(stack, trainer):
     context, stub = trainer
     _, tokenizer = await stack.add("tokenizer", build_tokenizer)
-    prepare = pb.PrepareSpec(builtin="stdlib", max_bytes=300_000)
+    prepare = prepare_spec(builtin="stdlib", max_bytes=300_000)
     corpus = await do(stub, "corpus", "text", prepare=prepare)
-    assert corpus.kind == "corpus"
+    assert context.store.get(corpus).kind == "corpus"
     async with stack.channel(tokenizer) as channel:
-        request = tokenizer_pb2.TrainRequest(
-            corpus=f"{corpus.name}@{corpus.version}", name="tokens", vocab_size=400
-        )
+        request = tokenizer_pb2.TrainRequest(corpus=corpus, name="tokens", vocab_size=400)
         answers = [a async for a in TokenizerServiceStub(channel).Train(request)]
     assert answers[-1].artifact.kind == "tokenizer"
 
-    prepare = pb.PrepareSpec(corpus="text", tokenizer="tokens")
+    prepare = prepare_spec(corpus="text", tokenizer="tokens")
     dataset = await do(stub, "dataset", "text-tokens", prepare=prepare)
-    assert set(dataset.parents) == {"text@1", "tokens@1"}
-    train = pb.TrainSpec(
+    assert set(context.store.get(dataset).parents) == {"text@1", "tokens@1"}
+    train = train_spec(
         objective="clm",
         dataset="text-tokens",
         model=SHAPE,
@@ -156,9 +154,9 @@ async def test_from_the_standard_library_to_a_chat_model(stack, trainer):
     async with asyncio.timeout(PATIENCE_S):  # the record says so a moment before the queue is told
         while REGISTRY.get_sample_value("plinth_trainer_jobs_running"):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-    assert again.digest == base.digest and again.version == base.version
+    assert again == base
 
-    prepare = pb.PrepareSpec(builtin="stdlib-instruct", tokenizer="tokens", max_bytes=6_000)
+    prepare = prepare_spec(builtin="stdlib-instruct", tokenizer="tokens", max_bytes=6_000)
     await do(stub, "chats", "chats", prepare=prepare)
     folder = context.store.fetch("chats")
     split = Split(folder, "train")
@@ -167,7 +165,7 @@ async def test_from_the_standard_library_to_a_chat_model(stack, trainer):
     assert words.decode(ids[mask == 0]).startswith("<|im_start|>")
     assert "<|im_end|>" in words.decode(ids[mask == 1])
     assert 0 < mask.sum() < len(mask)
-    tune = pb.TrainSpec(
+    tune = train_spec(
         objective="sft",
         dataset="chats",
         init_from="base",
@@ -177,11 +175,11 @@ async def test_from_the_standard_library_to_a_chat_model(stack, trainer):
         learning_rate=1e-3,
     )
     chat = await do(stub, "chat", "chat", train=tune)
-    assert set(chat.parents) == {"chats@1", "base@1"}
+    assert set(context.store.get(chat).parents) == {"chats@1", "base@1"}
     model = AutoModelForCausalLM.from_pretrained(context.store.fetch("chat"))
     assert model.config.vocab_size == 400
     listed = (await stub.ListJobs(pb.ListJobsRequest())).jobs
-    assert [j.job_id for j in listed][:2] == ["chat", "chats"]
+    assert [j.name for j in listed][:2] == ["jobs/chat", "jobs/chats"]
     assert not list((Path(stack.settings.data_dir) / "jobs").iterdir())
 
 
@@ -191,7 +189,7 @@ def published(context, folder, name="words", count=300):
 
 
 def training(name="words", steps=40, **changes):
-    return pb.TrainSpec(
+    return train_spec(
         objective="clm",
         dataset=name,
         model=SHAPE,
@@ -213,23 +211,19 @@ async def refused(call, kind, words):
 async def test_a_job_is_made_once_and_ends_once(stack, trainer, tmp_path):
     context, stub = trainer
     published(context, tmp_path / "data")
-    request = pb.SubmitJobRequest(
-        job_id="one", spec=pb.JobSpec(output_name="m", train=training(steps=5))
-    )
-    first = (await stub.SubmitJob(request)).job
-    assert (await stub.SubmitJob(request)).job.spec == first.spec
-    other = pb.SubmitJobRequest(
-        job_id="one", spec=pb.JobSpec(output_name="m", train=training(steps=7))
-    )
-    await refused(stub.SubmitJob(other), AlreadyExists, "give another job_id")
+    request = create_job("one", pb.JobSpec(output_name="m", train=training(steps=5)))
+    first = (await stub.CreateJob(request)).job
+    assert (await stub.CreateJob(request)).job.spec == first.spec
+    other = create_job("one", pb.JobSpec(output_name="m", train=training(steps=7)))
+    await refused(stub.CreateJob(other), AlreadyExists, "give another job_id")
     job, seen = await finished(stub, "one")
-    assert job.state == pb.JOB_STATE_SUCCEEDED and job.attempts == 1
-    assert job.progress.done == job.progress.total == 5
-    assert job.progress.validation_bits_per_byte > 0
-    assert (await stub.SubmitJob(request)).job.state == pb.JOB_STATE_SUCCEEDED
+    assert job.status.state == pb.JOB_STATE_SUCCEEDED and job.status.attempts == 1
+    assert job.status.progress.done == job.status.progress.total == 5
+    assert job.status.progress.validation_bits_per_byte > 0
+    assert (await stub.CreateJob(request)).job.status.state == pb.JOB_STATE_SUCCEEDED
     assert (await finished(stub, "one"))[1][-1].artifact.version == 1
     assert len(context.store.list("model")) == 1
-    assert seen[0].state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING)
+    assert seen[0].status.state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING)
 
 
 async def test_what_is_wrong_is_said_at_the_door(stack, trainer, tmp_path):
@@ -237,21 +231,20 @@ async def test_what_is_wrong_is_said_at_the_door(stack, trainer, tmp_path):
     published(context, tmp_path / "data")
 
     def submit(**spec):
-        return stub.SubmitJob(pb.SubmitJobRequest(spec=pb.JobSpec(output_name="m", **spec)))
+        return stub.CreateJob(create_job("x", pb.JobSpec(output_name="m", **spec)))
 
     error = await refused(submit(), InvalidArgument, "'prepare', 'train' or 'compare'")
-    assert error.field == "spec"
+    assert error.field == "job.spec"
     await refused(submit(train=training("missing")), NotFound, "missing")
     await refused(submit(train=training(workers=3)), InvalidArgument, "3 workers")
-    both = pb.PrepareSpec(builtin="stdlib", corpus_dir="/x")
-    await refused(submit(prepare=both), InvalidArgument, "corpus_dir, builtin")
-    nowhere = pb.PrepareSpec(corpus_dir=str(tmp_path / "none"))
+    await refused(submit(prepare=prepare_spec()), InvalidArgument, "corpus_dir, builtin")
+    nowhere = prepare_spec(corpus_dir=str(tmp_path / "none"))
     await refused(submit(prepare=nowhere), InvalidArgument, "does not exist")
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"text": "x"}\n')
-    file = pb.PrepareSpec(corpus_dir=str(chats))
+    file = prepare_spec(corpus_dir=str(chats))
     await refused(submit(prepare=file), InvalidArgument, "is a file; name the folder")
-    await refused(stub.GetJob(pb.GetJobRequest(job_id="nobody")), NotFound, "nobody")
+    await refused(stub.GetJob(pb.GetJobRequest(name="jobs/nobody")), NotFound, "nobody")
     running = stack.parts[0][1]
     async with stack.channel(running, scopes=("tokenize",)) as channel:
         listing = JobServiceStub(channel).ListJobs(pb.ListJobsRequest())
@@ -263,41 +256,35 @@ async def test_failed_jobs_say_why_leave_nothing_and_can_be_tried_again(stack, t
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "a.txt").write_bytes(b"\0\1\2")
-    spec = pb.JobSpec(output_name="m", prepare=pb.PrepareSpec(corpus_dir=str(corpus)))
-    await stub.SubmitJob(pb.SubmitJobRequest(job_id="bad", spec=spec))
+    spec = pb.JobSpec(output_name="m", prepare=prepare_spec(corpus_dir=str(corpus)))
+    await stub.CreateJob(create_job("bad", spec))
     job, _ = await finished(stub, "bad")
-    assert job.state == pb.JOB_STATE_FAILED
-    assert "a.txt: not UTF-8 text" in job.error
+    assert job.status.state == pb.JOB_STATE_FAILED
+    assert "a.txt: not UTF-8 text" in job.status.error
     assert context.store.list() == []
     assert not list((tmp_path / "jobs").iterdir())
     queue = stack.parts[0][1].front._queue
     (letter,) = await until(queue.dead_letters)
-    assert letter.reason == job.error
+    assert letter.reason == job.status.error
     (corpus / "a.txt").write_text("good text\n<|endoftext|>\nand more")
     assert await queue.requeue("bad")
 
     async def tried_again():
-        now = (await stub.GetJob(pb.GetJobRequest(job_id="bad"))).job
-        return now.state != pb.JOB_STATE_FAILED
+        now = (await stub.GetJob(pb.GetJobRequest(name="jobs/bad"))).job
+        return now.status.state != pb.JOB_STATE_FAILED
 
     await until(tried_again)
-    assert (await finished(stub, "bad"))[0].state == pb.JOB_STATE_SUCCEEDED
+    assert (await finished(stub, "bad"))[0].status.state == pb.JOB_STATE_SUCCEEDED
 
 
 def as_a_step(job, kind):
     """As the coordinator takes it from the trainer, and its clients from the coordinator."""
     outcome = jobs._outcome(job)
-    return runs_pb2.Step(
-        name="step",
-        kind=kind,
-        state=runs_pb2.STEP_STATE_SUCCEEDED,
-        output=outcome.output,
-        metrics_json=json.dumps(outcome.metrics),
-    )
+    return shown_runs.step(kind, outcome.metrics, outcome.output, name="step")
 
 
 def warned(*steps):
-    return [text.plain for text in run_view.warnings(runs_pb2.Run(steps=steps))]
+    return [text.plain for text in run_view.warnings(shown_runs.run(*steps))]
 
 
 async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
@@ -318,18 +305,18 @@ async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
 
     async def do_job(job_id, **spec):
         await do(stub, job_id, job_id, **spec)
-        job = (await stub.GetJob(pb.GetJobRequest(job_id=job_id))).job
-        metrics = plain_values(job.artifact.manifest.metrics)
+        job = (await stub.GetJob(pb.GetJobRequest(name="jobs/{job_id}"))).job
+        metrics = plain_values(job.status.metrics)
         return job, [Intake.from_json(one) for one in metrics["intake"]]
 
-    spec = pb.JobSpec(output_name="c", prepare=pb.PrepareSpec(corpus_dir=str(corpus)))
+    spec = pb.JobSpec(output_name="c", prepare=prepare_spec(corpus_dir=str(corpus)))
     spec.prepare.max_left_out = 0.3
-    await stub.SubmitJob(pb.SubmitJobRequest(job_id="strict", spec=spec))
+    await stub.CreateJob(create_job("strict", spec))
     failed, _ = await finished(stub, "strict")
     assert "1 of 2 files; left out: 1 of kind .json: that leaves out 50%, more than 30%" in (
-        failed.error
+        failed.status.error
     )
-    prepare = pb.PrepareSpec(corpus_dir=str(corpus), tokenizer="tokens", validation_fraction=0.1)
+    prepare = prepare_spec(corpus_dir=str(corpus), tokenizer="tokens", validation_fraction=0.1)
     job, told = await do_job("chats", prepare=prepare)
     assert told == [
         Intake("files", 1, {"of kind .json": 1}),
@@ -340,7 +327,7 @@ async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
     assert len(warned(step)) == 2
     assert "25% left out" in warned(step)[1]
 
-    tune = pb.TrainSpec(
+    tune = train_spec(
         objective="sft",
         dataset="chats",
         model=SHAPE,
@@ -350,9 +337,9 @@ async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
         learning_rate=1e-3,
     )
     spec = pb.JobSpec(output_name="m", train=tune)
-    await stub.SubmitJob(pb.SubmitJobRequest(job_id="short", spec=spec))
+    await stub.CreateJob(create_job("short", spec))
     failed, _ = await finished(stub, "short")
-    assert "Raise sequence_length, up to the model's context of 64" in failed.error
+    assert "Raise sequence_length, up to the model's context of 64" in failed.status.error
     tune.sequence_length = 64
     job, (told,) = await do_job("chat", train=tune)
     assert told.unit == "chats" and told.share == 0
@@ -380,21 +367,21 @@ async def test_cancelling(stack, trainer, tmp_path):
 
     async def submit(job_id):
         spec = pb.JobSpec(output_name="m", train=training(steps=100_000))
-        await stub.SubmitJob(pb.SubmitJobRequest(job_id=job_id, spec=spec))
+        await stub.CreateJob(create_job(job_id, spec))
 
     await submit("running")
     await submit("waiting")
-    async for update in stub.WatchJob(pb.WatchJobRequest(job_id="running")):
-        if update.job.progress.done > 0:
+    async for update in stub.WatchJob(pb.WatchJobRequest(name="jobs/running")):
+        if update.job.status.progress.done > 0:
             break
-    waiting = (await stub.CancelJob(pb.CancelJobRequest(job_id="waiting"))).job
-    assert waiting.state == pb.JOB_STATE_CANCELLED
-    await stub.CancelJob(pb.CancelJobRequest(job_id="running"))
+    waiting = (await stub.CancelJob(pb.CancelJobRequest(name="jobs/waiting"))).job
+    assert waiting.status.state == pb.JOB_STATE_CANCELLED
+    await stub.CancelJob(pb.CancelJobRequest(name="jobs/running"))
     job, _ = await finished(stub, "running")
-    assert job.state == pb.JOB_STATE_CANCELLED
-    assert job.progress.done < 100_000
-    again = (await stub.CancelJob(pb.CancelJobRequest(job_id="running"))).job
-    assert again.state == pb.JOB_STATE_CANCELLED
+    assert job.status.state == pb.JOB_STATE_CANCELLED
+    assert job.status.progress.done < 100_000
+    again = (await stub.CancelJob(pb.CancelJobRequest(name="jobs/running"))).job
+    assert again.status.state == pb.JOB_STATE_CANCELLED
     assert list((tmp_path / "jobs" / "running").glob("attempt-*/checkpoints/step-*"))
 
 
@@ -407,7 +394,7 @@ async def test_a_job_outlives_its_replica(stack, tmp_path):
     async with stack.channel(first) as channel:
         stub = JobServiceStub(channel)
         request = pb.JobSpec(output_name="m", train=spec)
-        await stub.SubmitJob(pb.SubmitJobRequest(job_id="long", spec=request))
+        await stub.CreateJob(create_job("long", request))
         await reached(stub, 50)
     await first.stop(20)  # gives the job back
     _, second = await stack.add("trainer", build_trainer, launcher="processes")
@@ -422,19 +409,20 @@ async def test_a_job_outlives_its_replica(stack, tmp_path):
     async with stack.channel(third) as channel:
         stub = JobServiceStub(channel)
         job, _ = await finished(stub, "long")
-        assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
-        assert job.attempts >= 2
-        assert "resumed" in job.progress.note
+        assert job.status.state == pb.JOB_STATE_SUCCEEDED, job.status.error
+        assert job.status.attempts >= 2
+        assert "resumed" in job.status.progress.note
         whole = await do(stub, "whole", "other", train=spec)
     # A run that was never disturbed made the same bits.
-    assert whole.digest == job.artifact.digest
+    made = job.status.artifact.removeprefix("artifacts/")
+    assert context.store.get(whole).digest == context.store.get(made).digest
 
 
 async def reached(stub, step):
-    async for update in stub.WatchJob(pb.WatchJobRequest(job_id="long")):
-        if update.job.progress.done >= step:
+    async for update in stub.WatchJob(pb.WatchJobRequest(name="jobs/long")):
+        if update.job.status.progress.done >= step:
             return
-        assert update.job.state != pb.JOB_STATE_FAILED, update.job.error
+        assert update.job.status.state != pb.JOB_STATE_FAILED, update.job.status.error
 
 
 async def test_a_policy_that_ran_away_is_not_tried_again(trainer, tmp_path):
@@ -446,9 +434,11 @@ async def test_a_policy_that_ran_away_is_not_tried_again(trainer, tmp_path):
     context.store.publish("r", "reward", reward)
     train = policy_job.spec(learning_rate=3e-2, policy={"kl_explosion": 0.01})
     spec = pb.JobSpec(output_name="away", train=train)
-    await stub.SubmitJob(pb.SubmitJobRequest(job_id="away", spec=spec))
+    await stub.CreateJob(create_job("away", spec))
     job, seen = await finished(stub, "away")
-    assert job.state == pb.JOB_STATE_FAILED
-    assert job.attempts == 1
-    assert "raise kl_coefficient (now 0.05) or lower the learning rate (now 0.03)" in job.error
-    assert not any(at.state == pb.JOB_STATE_QUEUED for at in seen[1:])
+    assert job.status.state == pb.JOB_STATE_FAILED
+    assert job.status.attempts == 1
+    assert (
+        "raise kl_coefficient (now 0.05) or lower the learning rate (now 0.03)" in job.status.error
+    )
+    assert not any(at.status.state == pb.JOB_STATE_QUEUED for at in seen[1:])

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 import trainings
 from checkpoints import byte_tokenizer, random_llama
+from job_specs import policy_spec, train_spec
 from plinth.reward.service import build as build_reward
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.prompt_set import Prompt, write_prompts
@@ -65,11 +66,11 @@ def spec(**changes: Any) -> pb.TrainSpec:
         "learning_rate": 1e-2,
         "seed": 4,
         # So few updates learn something by leaps alone.
-        "policy": pb.PolicySpec(samples=8, max_new_tokens=3, kl_coefficient=0, max_update_kl=0),
+        "policy": policy_spec(samples=8, max_new_tokens=3, kl_coefficient=0, max_update_kl=0),
         "rewards": [rewards_pb2.RewardSource(name="checks", rule_json='{"kind": "checks"}')],
         **changes,
     }
-    return pb.TrainSpec(**fields)
+    return train_spec(**fields)
 
 
 def test_checks_stand_beside_their_prompts(tmp_path: Path) -> None:

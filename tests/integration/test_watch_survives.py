@@ -128,15 +128,15 @@ async def until(condition: Any) -> None:
 
 
 def check(seen: list[pb.Run]) -> None:
-    revisions = [run.revision for run in seen]
+    revisions = [run.status.revision for run in seen]
     assert revisions == sorted(set(revisions))
-    assert seen[-1].state == pb.RUN_STATE_SUCCEEDED, seen[-1].error
-    for index, step in enumerate(seen[-1].steps):
-        states = [run.steps[index].state for run in seen]
+    assert seen[-1].status.state == pb.RUN_STATE_SUCCEEDED, seen[-1].status.error
+    for index, step in enumerate(seen[-1].status.steps):
+        states = [run.status.steps[index].state for run in seen]
         once = [now for before, now in zip([None, *states], states, strict=False) if before != now]
         path = [pb.STEP_STATE_PENDING, pb.STEP_STATE_RUNNING, pb.STEP_STATE_SUCCEEDED]
         # The first may have begun when the watch did.
-        assert once == (path if index else path[-len(once) :]), step.name
+        assert once == (path if index else path[-len(once) :]), step.step_id
 
 
 @pytest.mark.slow

@@ -111,8 +111,8 @@ def _on_trial(client: RunClient) -> bool:
     from plinth.v1 import runs_pb2 as pb
 
     return any(
-        step.kind == "canary" and step.state == pb.STEP_STATE_RUNNING
+        step.kind == pb.STEP_KIND_CANARY and step.state == pb.STEP_STATE_RUNNING
         for run in client.newest(5)
-        if run.state == pb.RUN_STATE_RUNNING
-        for step in run.steps
+        if run.status.state == pb.RUN_STATE_RUNNING
+        for step in run.status.steps
     )

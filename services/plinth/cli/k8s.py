@@ -184,8 +184,8 @@ def _rolled_out(
             raise typer.Exit(130) from None
     if (status := figures(gateway.status(), name, run_id)) is not None:
         console.print(canary_table(status))
-    if ended.state != pb.RUN_STATE_SUCCEEDED:
-        console.print(ended.error, style="red", markup=False)
+    if ended.status.state != pb.RUN_STATE_SUCCEEDED:
+        console.print(ended.status.error, style="red", markup=False)
         raise typer.Exit(1)
 
 

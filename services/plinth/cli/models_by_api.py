@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -123,12 +124,15 @@ class ModelsByApi:
 
     def _job(self, spec: jobs_pb2.JobSpec) -> str:
         """What a job published."""
-        job = self._plinth.jobs.submit_job(spec=spec)
-        for response in self._plinth.jobs.watch_job(job.job_id):
-            job = response.job
-        if job.state == jobs_pb2.JOB_STATE_SUCCEEDED:
-            return reference_of(job.artifact)
-        raise FailedPrecondition(job.error or "the import was cancelled", reason="JOB_FAILED")
+        job_id = f"import-{spec.output_name}-{secrets.token_hex(8)}"
+        job = self._plinth.jobs.create_job(job_id, job=jobs_pb2.Job(spec=spec))
+        for response in self._plinth.jobs.watch_job(job.name):
+            if response.HasField("job"):  # else a heartbeat
+                job = response.job
+        status = job.status
+        if status.state == jobs_pb2.JOB_STATE_SUCCEEDED:
+            return status.artifact.removeprefix("artifacts/")
+        raise FailedPrecondition(status.error or "the import was cancelled", reason="JOB_FAILED")
 
     @contextmanager
     def _source(self, asked: Import) -> Iterator[_Source]:

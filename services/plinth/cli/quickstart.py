@@ -163,8 +163,8 @@ def run_to_its_end(stack: Stack, console: Console, pipeline: Path, given: list[s
         run_id = _run_id(client, f"{pipeline.stem}-", text, given)
         client.submit(run_id, text, parse_overrides(given))
         ended = follow(console, client.watch(run_id))
-        if ended.state != pb.RUN_STATE_SUCCEEDED:
-            console.print(ended.error or "the run was cancelled", style="red", markup=False)
+        if ended.status.state != pb.RUN_STATE_SUCCEEDED:
+            console.print(ended.status.error or "the run was cancelled", style="red", markup=False)
             return False
         console.print()
         show(console, summary(ended, client.artifact))
@@ -174,16 +174,17 @@ def run_to_its_end(stack: Stack, console: Console, pipeline: Path, given: list[s
 
 def _run_id(client: RunClient, name: str, text: str, given: list[str]) -> str:
     """A run that was stopped half-way goes on; else it is a new one."""
+    from plinth.cli.runs import id_of
     from plinth.v1 import runs_pb2 as pb
 
     unended = {pb.RUN_STATE_PENDING, pb.RUN_STATE_RUNNING, pb.RUN_STATE_PAUSED}
     digest = hashlib.sha256("\0".join([text, *sorted(given)]).encode()).hexdigest()
     prefix = f"{name}{digest[:8]}-"
     for run in client.newest(200):
-        if run.run_id.startswith(prefix) and run.state in unended:
-            if run.state == pb.RUN_STATE_PAUSED:
-                client.resume(run.run_id)
-            return run.run_id
+        if id_of(run).startswith(prefix) and run.status.state in unended:
+            if run.status.state == pb.RUN_STATE_PAUSED:
+                client.resume(id_of(run))
+            return id_of(run)
     return f"{prefix}{time.strftime('%m%d-%H%M%S')}"
 
 

@@ -6,50 +6,55 @@ that it began with, and somebody who reads "succeeded" must be told so.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
+from plinth.shared.api.structs import plain_values
 from plinth.v1 import runs_pb2 as pb
 
-_VERBS = {"publish": "published as", "serve": "served as", "canary": "served as"}
+_VERBS = {
+    pb.STEP_KIND_PUBLISH: "published as",
+    pb.STEP_KIND_SERVE: "served as",
+    pb.STEP_KIND_CANARY: "served as",
+}
 
 
 def promotions(run: pb.Run) -> Iterator[str]:
     """A line for each comparison whose winner other steps of the run published or serve."""
-    steps = (yaml.safe_load(run.pipeline_yaml) or {}).get("steps", {})
-    for step in run.steps:
-        if step.kind != "compare" or not step.metrics_json:
+    steps = (yaml.safe_load(run.spec.pipeline_yaml) or {}).get("steps", {})
+    for step in run.status.steps:
+        if step.kind != pb.STEP_KIND_COMPARE or not step.HasField("metrics"):
             continue
-        figures = json.loads(step.metrics_json)
+        figures = plain_values(step.metrics)
         names = [
             f"{_VERBS[later.kind]} {_name(later)}"
-            for later in run.steps
+            for later in run.status.steps
             if later.kind in _VERBS
-            and later.metrics_json
-            and _comes_from(later.name, step.name, steps)
+            and later.HasField("metrics")
+            and _comes_from(later.step_id, step.step_id, steps)
         ]
         if not names:
             continue
         baseline = figures["models"]["baseline"]["model"]
         if figures["winner"] == "baseline":
             yield (
-                f"Nothing new was promoted: in {step.name} no rival was better than {baseline} "
+                f"Nothing new was promoted: in {step.step_id} no rival was better than {baseline} "
                 f"beyond chance, so {baseline}, the model that it began with, is "
                 f"{' and '.join(names)}."
             )
         else:
+            made = step.artifact.removeprefix("artifacts/")
             yield (
-                f"{step.output} is promoted: in {step.name} it was better than {baseline} beyond "
+                f"{made} is promoted: in {step.step_id} it was better than {baseline} beyond "
                 f"chance, and is {' and '.join(names)}."
             )
 
 
 def _name(step: pb.Step) -> str:
-    figures = json.loads(step.metrics_json)
-    return str(figures["alias"] if step.kind == "publish" else figures["name"])
+    figures = plain_values(step.metrics)
+    return str(figures["alias"] if step.kind == pb.STEP_KIND_PUBLISH else figures["name"])
 
 
 def _comes_from(later: str, step: str, steps: dict[str, Any]) -> bool:

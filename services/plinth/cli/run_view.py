@@ -3,7 +3,6 @@ summary at its end. Knows no gRPC."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,6 +20,9 @@ from plinth.cli.chat import printable
 from plinth.cli.contest_view import contest
 from plinth.cli.run_outcome import promotions
 from plinth.cli.tables import WholeTable
+from plinth.shared.api.enums import word
+from plinth.shared.api.structs import plain_values
+from plinth.shared.api.times import unix_ms
 from plinth.shared.artifact_messages import kind_of, reference_of
 from plinth.shared.differences import beside
 from plinth.shared.intake import Intake, intakes_of
@@ -34,6 +36,9 @@ _MARKS = {
     pb.STEP_STATE_FAILED: ("✗", "red"),
     pb.STEP_STATE_CANCELLED: ("–", "yellow"),
 }
+_OF_MODELS = frozenset(
+    {pb.STEP_KIND_SERVE, pb.STEP_KIND_PUBLISH, pb.STEP_KIND_TRAIN, pb.STEP_KIND_CANARY}
+)
 # Without a terminal a running step says how far it is at most this often.
 _QUIET_S = 10.0
 # How deep a lineage is drawn.
@@ -41,11 +46,11 @@ _GENERATIONS = 8
 
 
 def state_word(run: pb.Run) -> str:
-    return pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower()
+    return word(pb.RunState, run.status.state)
 
 
 def step_word(step: pb.Step) -> str:
-    return pb.StepState.Name(step.state).removeprefix("STEP_STATE_").lower()
+    return word(pb.StepState, step.state)
 
 
 class RunView:
@@ -59,18 +64,20 @@ class RunView:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for title in ("", "step", "kind", "progress", "time", ""):
             table.add_column(title, justify="right" if title == "time" else "left")
-        for step in self.run.steps:
+        for step in self.run.status.steps:
             running = step.state == pb.STEP_STATE_RUNNING
             mark, style = _MARKS.get(step.state, ("", "cyan"))
             table.add_row(
                 self._spinner if running else Text(mark, style),
-                Text(step.name, "bold" if running else ""),
-                Text(step.kind, "dim"),
+                Text(step.step_id, "bold" if running else ""),
+                Text(word(pb.StepKind, step.kind), "dim"),
                 ProgressBar(completed=100 * step.progress, width=16) if running else "",
                 took(step),
                 Text(about(step), overflow="ellipsis", no_wrap=True),
             )
-        head = Text.assemble("run ", (self.run.run_id, "bold"), f"  {state_word(self.run)}")
+        head = Text.assemble(
+            "run ", (self.run.name.removeprefix("runs/"), "bold"), f"  {state_word(self.run)}"
+        )
         return Group(head, table)
 
 
@@ -99,32 +106,32 @@ class PlainLines:
 
     def update(self, run: pb.Run) -> Iterator[str]:
         """What is worth a line of its own since the last update."""
-        old = {step.name: step for step in self._before.steps}
-        for step in run.steps:
-            last = old.get(step.name)
+        old = {step.step_id: step for step in self._before.status.steps}
+        for step in run.status.steps:
+            last = old.get(step.step_id)
             changed = last is None or last.state != step.state
             if changed and step.state == pb.STEP_STATE_PENDING:
                 continue
             running = step.state == pb.STEP_STATE_RUNNING
             # Against what was said last, not against the last update: what a step told in between
             # may be all that it tells for hours (that it waits), so its first word comes at once.
-            when, said = self._said.get(step.name, (0.0, ""))
+            when, said = self._said.get(step.step_id, (0.0, ""))
             due = not said or time.monotonic() - when > _QUIET_S
             if changed or (running and said != step.detail and due):
-                self._said[step.name] = (time.monotonic(), step.detail)
+                self._said[step.step_id] = (time.monotonic(), step.detail)
                 word = step_word(step)
-                yield f"{step.name:<20} {word:<10} {took(step):>7}  {about(step)}".rstrip()
-        if self._before.state != run.state:
-            yield f"run {run.run_id} {state_word(run)}"
+                yield f"{step.step_id:<20} {word:<10} {took(step):>7}  {about(step)}".rstrip()
+        if self._before.status.state != run.status.state:
+            yield f"run {run.name.removeprefix('runs/')} {state_word(run)}"
         self._before = run
 
 
 def took(step: pb.Step) -> str:
     """How long the step ran, or runs."""
-    if not step.started_unix_ms:
+    if not step.HasField("start_time"):
         return ""
-    end = step.finished_unix_ms or time.time_ns() // 1_000_000
-    seconds = max(0, end - step.started_unix_ms) / 1000
+    end = unix_ms(step.end_time) or time.time_ns() // 1_000_000
+    seconds = max(0, end - unix_ms(step.start_time)) / 1000
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
@@ -137,7 +144,7 @@ def about(step: pb.Step) -> str:
     if step.state not in {pb.STEP_STATE_SUCCEEDED, pb.STEP_STATE_REUSED}:
         return step.detail
     figures = metrics(step)
-    parts = [step.output]
+    parts = [made(step)]
     if "bits_per_byte" in figures:
         parts.append(
             f"{figures['bits_per_byte']:.3f} bits per byte held out, "
@@ -176,41 +183,44 @@ def _size(figures: dict[str, Any]) -> str:
 
 
 def metrics(step: pb.Step) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(step.metrics_json) if step.metrics_json else {}
-    return figures
+    return plain_values(step.metrics)
+
+
+def made(step: pb.Step) -> str:
+    """The artifact that a step made, "chat@7"; empty without."""
+    return step.artifact.removeprefix("artifacts/")
 
 
 def summary(run: pb.Run, artifact: Callable[[str], artifacts_pb2.Artifact]) -> RenderableType:
     """What came of a run that succeeded: figures, answers, lineage of the served model."""
     parts: list[RenderableType] = [*warnings(run)]
-    exams = [metrics(step) for step in run.steps if step.kind == "evaluate"]
+    exams = [metrics(step) for step in run.status.steps if step.kind == pb.STEP_KIND_EVALUATE]
     if exams:
         parts.append(_figures(run, exams))
         parts += [_answer(answer) for exam in exams for answer in exam.get("answers", [])]
-    trained = training_view.table({step.name: metrics(step) for step in run.steps})
+    trained = training_view.table({step.step_id: metrics(step) for step in run.status.steps})
     if trained is not None:
         parts.append(trained)
-    for step in run.steps:
-        if step.kind == "compare":
+    for step in run.status.steps:
+        if step.kind == pb.STEP_KIND_COMPARE:
             parts.append(contest(metrics(step)))
-        elif step.kind == "canary" and "canary" in metrics(step):
+        elif step.kind == pb.STEP_KIND_CANARY and "canary" in metrics(step):
             parts.append(_trial(metrics(step)))
-        elif step.kind == "verify" and "sides" in metrics(step):
+        elif step.kind == pb.STEP_KIND_VERIFY and "sides" in metrics(step):
             parts.append(_verified(metrics(step)))
-    kinds = {"serve", "publish", "train", "canary"}
-    served = [step for step in run.steps if step.kind in kinds]
+    served = [step for step in run.status.steps if step.kind in _OF_MODELS]
     if served:
-        parts += [Text("lineage", "bold"), lineage(served[-1].output, artifact)]
+        parts += [Text("lineage", "bold"), lineage(made(served[-1]), artifact)]
     parts += [Text(f"\n{line}", "bold") for line in promotions(run)]
     return Group(*parts)
 
 
 def warnings(run: pb.Run) -> Iterator[RenderableType]:
     """Of what steps left out, past a tenth of what they were given, and of what they damaged."""
-    for step in run.steps:
+    for step in run.status.steps:
         figures = metrics(step)
-        told = [_left_out(step.name, intake) for intake in intakes_of(figures) if intake.warns]
-        for said in (*told, *training_view.warnings(step.name, figures)):
+        told = [_left_out(step.step_id, intake) for intake in intakes_of(figures) if intake.warns]
+        for said in (*told, *training_view.warnings(step.step_id, figures)):
             yield Text.assemble(("warning  ", "bold yellow"), said)
 
 
@@ -228,18 +238,18 @@ def _figures(run: pb.Run, exams: list[dict[str, Any]]) -> RenderableType:
         f"{best['bits_per_byte']:.3f} bits per byte; byte-level 5-gram on the same text "
         f"{best['ngram_bits_per_byte']:.3f} ({beside(best['below_ngram'])} it)",
     )
-    for step in run.steps:
+    for step in run.status.steps:
         figures = metrics(step)
-        if step.kind == "train" and figures.get("tokens_per_second"):
+        if step.kind == pb.STEP_KIND_TRAIN and figures.get("tokens_per_second"):
             speed = f"{figures['tokens_per_second']:,.0f} tokens/s in training"
-            table.add_row(step.name, f"{speed}, {figures['steps']:,.0f} steps")
+            table.add_row(step.step_id, f"{speed}, {figures['steps']:,.0f} steps")
     for name in ("checks", "harmlessness", "honesty"):
         for exam in exams:
             if name in exam:
                 table.add_row(name, f"{exam[name]['passed']} of {exam[name]['of']} passed")
-    made = [exam["tokens_per_second"] for exam in exams if exam.get("answers")]
-    if made:
-        table.add_row("answers", f"{made[-1]:,.0f} tokens/s, one stream")
+    rates = [exam["tokens_per_second"] for exam in exams if exam.get("answers")]
+    if rates:
+        table.add_row("answers", f"{rates[-1]:,.0f} tokens/s, one stream")
     return table
 
 

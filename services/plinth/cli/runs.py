@@ -60,14 +60,14 @@ def run(
         )
         tell_if_known(console, submitted)
         if detach:
-            console.print(submitted.run_id, highlight=False)
+            console.print(id_of(submitted), highlight=False)
             return
-        _watch(client, console, submitted.run_id)
+        _watch(client, console, id_of(submitted))
 
 
 @app.command("list")
 def list_runs(
-    limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
+    limit: Annotated[int, typer.Option(min=1)] = 20,
     data: DataOption = None,
     url: AddressOption = None,
 ) -> None:
@@ -79,10 +79,10 @@ def list_runs(
     table = WholeTable("run", "state", "steps", "submitted", "")
     with connect(data, url) as client:
         for one in client.newest(limit):
-            finished = sum(step.state in done for step in one.steps)
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.submitted_unix_ms / 1000))
-            steps = f"{finished}/{len(one.steps)}"
-            table.add_row(one.run_id, state_word(one), steps, when, escape(one.error))
+            status = one.status
+            finished = sum(step.state in done for step in status.steps)
+            steps = f"{finished}/{len(status.steps)}"
+            table.add_row(id_of(one), state_word(one), steps, _created(one), escape(status.error))
     show(Console(), table)
 
 
@@ -119,6 +119,18 @@ def cancel(
 
 
 @app.command()
+def delete(
+    run_id: Annotated[str, typer.Argument(help="A run's id")],
+    data: DataOption = None,
+    url: AddressOption = None,
+) -> None:
+    """Forget a run that has ended; what its steps published stays."""
+    with connect(data, url) as client:
+        client.delete(run_id)
+    typer.echo(f"{run_id} deleted")
+
+
+@app.command()
 def fork(
     source: Annotated[str, typer.Argument(help="The run whose finished steps are taken over")],
     from_step: Annotated[
@@ -137,24 +149,23 @@ def fork(
     overrides = parse_overrides(set_ or [])
     console = Console()
     with connect(data, url) as client:
-        new = run_id or new_run_id(client.get(source).pipeline_yaml, overrides.get("name"))
+        new = run_id or new_run_id(client.get(source).spec.pipeline_yaml, overrides.get("name"))
         forked = client.fork(new, source, from_step, overrides)
         tell_if_known(console, forked)
         if detach:
-            console.print(forked.run_id, highlight=False)
+            console.print(id_of(forked), highlight=False)
             return
-        _watch(client, console, forked.run_id)
+        _watch(client, console, id_of(forked))
 
 
 def tell_if_known(console: Console, run: pb.Run) -> None:
     """Says so where nothing was started: the run of that id has ended before."""
     from plinth.cli.run_view import state_word
 
-    if run.finished_unix_ms:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.submitted_unix_ms / 1000))
+    if run.status.HasField("end_time"):
         console.print(
-            f"{run.run_id} was submitted before, at {when}, and has {state_word(run)}: nothing is "
-            "run; leave --run-id out to run it again",
+            f"{id_of(run)} was submitted before, at {_created(run)}, and has {state_word(run)}: "
+            "nothing is run; leave --run-id out to run it again",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -206,8 +217,8 @@ def _watch(client: RunClient, console: Console, run_id: str) -> None:
     except KeyboardInterrupt:
         console.print(f"\nthe run goes on; `plinth runs watch {run_id}` shows it again")
         raise typer.Exit(130) from None
-    if ended.state != pb.RUN_STATE_SUCCEEDED:
-        console.print(ended.error, style="red", markup=False)
+    if ended.status.state != pb.RUN_STATE_SUCCEEDED:
+        console.print(ended.status.error, style="red", markup=False)
         raise typer.Exit(1)
     console.print()
     show(console, summary(ended, client.artifact))
@@ -217,10 +228,19 @@ def _newest(client: RunClient) -> str:
     runs = client.newest(1)
     if not runs:
         raise InvalidArgument("there is no run yet; `plinth run FILE` starts one")
-    return runs[0].run_id
+    return id_of(runs[0])
 
 
 def _say(run: pb.Run) -> None:
     from plinth.cli.run_view import state_word
 
-    typer.echo(f"{run.run_id} {state_word(run)}")
+    typer.echo(f"{id_of(run)} {state_word(run)}")
+
+
+def id_of(run: pb.Run) -> str:
+    """Of its name, "runs/<id>"."""
+    return run.name.removeprefix("runs/")
+
+
+def _created(run: pb.Run) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(run.create_time.seconds))

@@ -119,5 +119,5 @@ def _title(process: psutil.Process) -> str:
 
 async def _runs(clients: StageClients) -> list[runs_pb2.Run]:
     stub = await clients.runs(SYSTEM)
-    request = runs_pb2.ListRunsRequest(limit=views.RUNS_SHOWN)
+    request = runs_pb2.ListRunsRequest(page_size=views.RUNS_SHOWN)
     return list((await stub.ListRuns(request, timeout=ANSWER_S)).runs)

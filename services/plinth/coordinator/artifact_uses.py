@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.runs import RunRecords
 from plinth.internal.v1 import deployments_pb2 as internal
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.manifest import Reference
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.store import ArtifactRecord, ArtifactStore
-from plinth.v1 import runs_pb2
 
 _DRAFT = "draft:"
 
@@ -41,7 +41,7 @@ class ArtifactUses:
             if any(self._is(reference, record) for reference in _named(one))
         ]
 
-    def _needs(self, run: runs_pb2.Run, record: ArtifactRecord) -> bool:
+    def _needs(self, run: rec.RunRecord, record: ArtifactRecord) -> bool:
         references = {step.output for step in run.steps if step.output}
         try:
             for spec in parse(run.pipeline_yaml).steps.values():

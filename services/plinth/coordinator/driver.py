@@ -19,9 +19,10 @@ from plinth.coordinator.leader import Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import Performer, waits_for
 from plinth.coordinator.pipeline import Pipeline, input_digest, parse
-from plinth.coordinator.runs import RunRecords, number_of
+from plinth.coordinator.runs import RunRecords, number_of, principal_of
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Work
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import tracing
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import (
@@ -95,8 +96,8 @@ class RunDriver:
         finally:
             await cancel_and_wait(watcher, *self._tasks.values(), *self._resolving.values())
 
-    async def _loop(self, run: pb.Run, pipeline: Pipeline, wanted: Wanted) -> None:
-        saved = pb.Run()
+    async def _loop(self, run: rec.RunRecord, pipeline: Pipeline, wanted: Wanted) -> None:
+        saved = rec.RunRecord()
         saved.CopyFrom(run)
         while True:
             # 1. Stop, or start what may start (first of all what was in flight when a leader died).
@@ -124,7 +125,7 @@ class RunDriver:
             await self._take_news(run)
             wanted = await self._wanted(wanted)
 
-    def _begin(self, run: pb.Run, pipeline: Pipeline, name: str) -> bool:
+    def _begin(self, run: rec.RunRecord, pipeline: Pipeline, name: str) -> bool:
         """Fixes the step's digest and marks it running, once its work is known."""
         work = self._work(run, pipeline, name)
         if work is None:
@@ -133,13 +134,13 @@ class RunDriver:
         machine.begin(run, name, input_digest=work.input_digest, job_id=work.job_id, now=now)
         return True
 
-    def _start(self, run: pb.Run, pipeline: Pipeline, name: str) -> None:
+    def _start(self, run: rec.RunRecord, pipeline: Pipeline, name: str) -> None:
         """Lets a step that is recorded as running do its work, once that is known."""
         work = self._work(run, pipeline, name)
         if work is not None:
             self._tasks[name] = self._heard(self._perform(work))
 
-    def _work(self, run: pb.Run, pipeline: Pipeline, name: str) -> Work | None:
+    def _work(self, run: rec.RunRecord, pipeline: Pipeline, name: str) -> Work | None:
         """The step's work; None when it isn't known yet (then news comes), or never will be: then
         the step has failed."""
         if name in self._works:
@@ -166,7 +167,9 @@ class RunDriver:
         task.add_done_callback(lambda _: self._news.put_nowait(_News(None)))
         return task
 
-    async def _resolve(self, run: pb.Run, pipeline: Pipeline, name: str) -> Work | PlinthError:
+    async def _resolve(
+        self, run: rec.RunRecord, pipeline: Pipeline, name: str
+    ) -> Work | PlinthError:
         """The step with its inputs; in flight its recorded digest holds. Beside the loop, since a
         corpus may take long to read. What may pass by itself is waited out; else what is wrong."""
         spec = pipeline.steps[name]
@@ -175,6 +178,7 @@ class RunDriver:
             for field, reference in spec.inputs().items()
         }
         recorded, number = machine.step_of(run, name).input_digest, number_of(run)
+        principal = principal_of(run)
 
         def look() -> Work:
             for field, path in spec.paths().items():  # also of runs from before they were changed
@@ -186,7 +190,7 @@ class RunDriver:
                 surroundings=STEP_KINDS[spec.kind].surroundings(spec, self._run_id, self._roots),
             )
             called = pipeline.output_name(name)
-            return Work(self._run_id, name, spec, inputs, digest, called, number)
+            return Work(self._run_id, name, spec, inputs, digest, called, number, principal)
 
         while True:
             try:
@@ -208,7 +212,7 @@ class RunDriver:
                 tracing.failed(error.reason or error.code)
                 self._news.put_nowait(_News(work.step, error))
 
-    async def _stop(self, run: pb.Run, pipeline: Pipeline) -> None:
+    async def _stop(self, run: rec.RunRecord, pipeline: Pipeline) -> None:
         """Abandons what is in flight and records it as cancelled."""
         for name in machine.in_flight(run):
             if (task := self._tasks.pop(name, None)) is not None:
@@ -227,7 +231,7 @@ class RunDriver:
             error = _told(work.step, raised)
             _log.warning("a step could not be undone", step=work.step, reason=error.message)
 
-    async def _take_news(self, run: pb.Run) -> None:
+    async def _take_news(self, run: rec.RunRecord) -> None:
         """Waits for news, then gathers a moment's worth so that progress costs few saves."""
         news = [await self._news.get()]
         if isinstance(news[0].event, Progress):
@@ -239,7 +243,7 @@ class RunDriver:
                 await self._apply(run, one.step, one.event)
 
     async def _apply(
-        self, run: pb.Run, name: str, event: Progress | StepOutcome | PlinthError | None
+        self, run: rec.RunRecord, name: str, event: Progress | StepOutcome | PlinthError | None
     ) -> None:
         match event:
             case Progress(fraction, detail):
@@ -268,8 +272,9 @@ class RunDriver:
             await self._feed.changed(self._run_id, seen)
             self._news.put_nowait(_News(None))
 
-    async def _save(self, run: pb.Run) -> None:
+    async def _save(self, run: rec.RunRecord) -> None:
         """Waits while Redis is gone (the lease, which can't be renewed then, ends the wait)."""
+        run.changed_unix_ms = _now()  # once: the same save sent twice is the same
         while True:
             try:
                 return await self._records.save(run, self._leadership)

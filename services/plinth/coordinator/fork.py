@@ -15,6 +15,7 @@ from plinth.coordinator import machine
 from plinth.coordinator.pipeline import Pipeline, check_paths, parse, pinned
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.steps import STEP_KINDS
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.store import ArtifactStore
@@ -22,7 +23,7 @@ from plinth.v1 import runs_pb2 as pb
 
 
 def fork(
-    source: pb.Run,
+    source: rec.RunRecord,
     *,
     run_id: str,
     from_step: str,
@@ -30,7 +31,7 @@ def fork(
     store: ArtifactStore,
     roots: SourceRoots,
     now: int,
-) -> pb.Run:
+) -> rec.RunRecord:
     """The new run; `now` in Unix milliseconds. InvalidArgument: no such step, or an override
     of a step that `from_step` needs. PermissionDenied: a path outside of the roots.
     FailedPrecondition: one of the needed steps is not finished, or what it made is gone."""
@@ -77,7 +78,9 @@ def _ancestors(pipeline: Pipeline, step: str) -> set[str]:
     return found
 
 
-def _taken_over(source: pb.Run, before: Pipeline, after: Pipeline, from_step: str) -> set[str]:
+def _taken_over(
+    source: rec.RunRecord, before: Pipeline, after: Pipeline, from_step: str
+) -> set[str]:
     done = {step.name for step in source.steps if step.state in machine.DONE}
     taken: set[str] = set()
     needs = {step: after.needs(step) for step in after.steps}
@@ -88,7 +91,9 @@ def _taken_over(source: pb.Run, before: Pipeline, after: Pipeline, from_step: st
     return taken
 
 
-def _refuse(step: str, source: pb.Run, before: Pipeline, after: Pipeline, from_step: str) -> None:
+def _refuse(
+    step: str, source: rec.RunRecord, before: Pipeline, after: Pipeline, from_step: str
+) -> None:
     """Raises why a step that `from_step` needs can't be taken over; returns when it is only
     because of another one, of which the same will be said."""
     if step not in before.steps or before.steps[step] != after.steps[step]:
@@ -109,7 +114,7 @@ def _refuse(step: str, source: pb.Run, before: Pipeline, after: Pipeline, from_s
         )
 
 
-def _check_output(step: pb.Step, store: ArtifactStore, results: StepResults) -> None:
+def _check_output(step: rec.StepRecord, store: ArtifactStore, results: StepResults) -> None:
     """FailedPrecondition unless what the step made is there, with its digest."""
     try:
         made = store.get(step.output)

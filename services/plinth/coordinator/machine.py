@@ -6,7 +6,7 @@
 
 The run's state follows from its steps and from what its owner wants of it (`settle`). A run ends
 only when no step is in flight. Times are Unix milliseconds. The record is the protobuf message
-`Run` itself, changed in place by its one writer.
+`RunRecord` itself, changed in place by its one writer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from plinth.coordinator.pipeline import Pipeline
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.v1 import runs_pb2 as pb
 
 DONE = frozenset({pb.STEP_STATE_SUCCEEDED, pb.STEP_STATE_REUSED})
@@ -31,14 +32,14 @@ class Wanted(StrEnum):
     CANCEL = "cancel"
 
 
-def new_run(run_id: str, pipeline: Pipeline, now: int) -> pb.Run:
+def new_run(run_id: str, pipeline: Pipeline, now: int) -> rec.RunRecord:
     """A run of which nothing has begun."""
-    return pb.Run(
+    return rec.RunRecord(
         run_id=run_id,
         name=pipeline.name,
         state=pb.RUN_STATE_PENDING,
         steps=[
-            pb.Step(name=name, kind=spec.kind, state=pb.STEP_STATE_PENDING)
+            rec.StepRecord(name=name, kind=spec.kind, state=pb.STEP_STATE_PENDING)
             for name, spec in pipeline.steps.items()
         ],
         pipeline_yaml=pipeline.text,
@@ -46,7 +47,7 @@ def new_run(run_id: str, pipeline: Pipeline, now: int) -> pb.Run:
     )
 
 
-def take_over(run: pb.Run, done: pb.Step, source: str) -> None:
+def take_over(run: rec.RunRecord, done: rec.StepRecord, source: str) -> None:
     """What another run's finished step made stands for the step of that name."""
     assert done.state in DONE, _state(done)
     step = _expect(run, done.name, pb.STEP_STATE_PENDING)
@@ -55,28 +56,28 @@ def take_over(run: pb.Run, done: pb.Step, source: str) -> None:
     step.detail = f"taken over from run {source}"
 
 
-def step_of(run: pb.Run, name: str) -> pb.Step:
+def step_of(run: rec.RunRecord, name: str) -> rec.StepRecord:
     return next(step for step in run.steps if step.name == name)
 
 
-def ended(run: pb.Run) -> bool:
+def ended(run: rec.RunRecord) -> bool:
     return run.state in ENDED
 
 
-def in_flight(run: pb.Run) -> list[str]:
+def in_flight(run: rec.RunRecord) -> list[str]:
     return [step.name for step in run.steps if step.state == pb.STEP_STATE_RUNNING]
 
 
-def failed(run: pb.Run) -> list[str]:
+def failed(run: rec.RunRecord) -> list[str]:
     return [step.name for step in run.steps if step.state == pb.STEP_STATE_FAILED]
 
 
-def stopping(run: pb.Run, wanted: Wanted) -> bool:
+def stopping(run: rec.RunRecord, wanted: Wanted) -> bool:
     """Whether steps in flight are to be abandoned."""
     return wanted is Wanted.CANCEL or bool(failed(run))
 
 
-def startable(run: pb.Run, pipeline: Pipeline, wanted: Wanted) -> list[str]:
+def startable(run: rec.RunRecord, pipeline: Pipeline, wanted: Wanted) -> list[str]:
     """Steps that may begin now, in the order of the file."""
     if wanted is not Wanted.RUN or ended(run) or failed(run):
         return []
@@ -88,7 +89,7 @@ def startable(run: pb.Run, pipeline: Pipeline, wanted: Wanted) -> list[str]:
     ]
 
 
-def begin(run: pb.Run, name: str, *, input_digest: str, job_id: str, now: int) -> None:
+def begin(run: rec.RunRecord, name: str, *, input_digest: str, job_id: str, now: int) -> None:
     step = _expect(run, name, pb.STEP_STATE_PENDING)
     step.state = pb.STEP_STATE_RUNNING
     step.input_digest = input_digest
@@ -96,7 +97,7 @@ def begin(run: pb.Run, name: str, *, input_digest: str, job_id: str, now: int) -
     step.started_unix_ms = now
 
 
-def advance(run: pb.Run, name: str, *, fraction: float, detail: str) -> None:
+def advance(run: rec.RunRecord, name: str, *, fraction: float, detail: str) -> None:
     """Progress never runs backwards for people to see, even where work is taken up again."""
     step = _expect(run, name, pb.STEP_STATE_RUNNING)
     step.progress = min(1.0, max(step.progress, fraction))
@@ -104,7 +105,13 @@ def advance(run: pb.Run, name: str, *, fraction: float, detail: str) -> None:
 
 
 def succeed(
-    run: pb.Run, name: str, *, output: str, metrics: Mapping[str, Any], reused: bool, now: int
+    run: rec.RunRecord,
+    name: str,
+    *,
+    output: str,
+    metrics: Mapping[str, Any],
+    reused: bool,
+    now: int,
 ) -> None:
     step = _expect(run, name, pb.STEP_STATE_RUNNING)
     step.state = pb.STEP_STATE_REUSED if reused else pb.STEP_STATE_SUCCEEDED
@@ -114,7 +121,7 @@ def succeed(
     step.finished_unix_ms = now
 
 
-def fail(run: pb.Run, name: str, *, error: str, now: int) -> None:
+def fail(run: rec.RunRecord, name: str, *, error: str, now: int) -> None:
     step = step_of(run, name)
     assert step.state in {pb.STEP_STATE_PENDING, pb.STEP_STATE_RUNNING}, _state(step)
     step.state = pb.STEP_STATE_FAILED
@@ -122,19 +129,19 @@ def fail(run: pb.Run, name: str, *, error: str, now: int) -> None:
     step.finished_unix_ms = now
 
 
-def cancel(run: pb.Run, name: str, *, now: int) -> None:
+def cancel(run: rec.RunRecord, name: str, *, now: int) -> None:
     step = _expect(run, name, pb.STEP_STATE_RUNNING)
     step.state = pb.STEP_STATE_CANCELLED
     step.finished_unix_ms = now
 
 
-def refuse(run: pb.Run, *, error: str, now: int) -> None:
+def refuse(run: rec.RunRecord, *, error: str, now: int) -> None:
     """Ends a run whose pipeline can't be read (any more)."""
     assert not ended(run), pb.RunState.Name(run.state)
     run.state, run.error, run.finished_unix_ms = pb.RUN_STATE_FAILED, error, now
 
 
-def settle(run: pb.Run, wanted: Wanted, now: int) -> None:
+def settle(run: rec.RunRecord, wanted: Wanted, now: int) -> None:
     """Draws the run's state from its steps and from what is wanted."""
     assert not ended(run), pb.RunState.Name(run.state)
     busy = bool(in_flight(run))
@@ -154,11 +161,11 @@ def settle(run: pb.Run, wanted: Wanted, now: int) -> None:
                 step.state = pb.STEP_STATE_CANCELLED
 
 
-def _expect(run: pb.Run, name: str, state: pb.StepState.ValueType) -> pb.Step:
+def _expect(run: rec.RunRecord, name: str, state: pb.StepState.ValueType) -> rec.StepRecord:
     step = step_of(run, name)
     assert step.state == state, _state(step)
     return step
 
 
-def _state(step: pb.Step) -> str:
+def _state(step: rec.StepRecord) -> str:
     return f"step {step.name} is {pb.StepState.Name(step.state)}"

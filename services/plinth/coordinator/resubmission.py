@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from plinth.coordinator.pipeline import Pipeline
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared.errors import AlreadyExists
 from plinth.v1 import runs_pb2 as pb
 
@@ -28,7 +29,7 @@ def of_fork(source: str, from_step: str, overrides: Mapping[str, str]) -> str:
     return _digest({"source": source, "from": from_step, "overrides": dict(overrides)})
 
 
-def same(run: pb.Run, asked: str, pipeline: Pipeline | None = None) -> pb.Run:
+def same(run: rec.RunRecord, asked: str, pipeline: Pipeline | None = None) -> rec.RunRecord:
     """`run`, if it was asked for by the same request. AlreadyExists, with what differs as far as
     `pipeline` tells it, when it was not. A run of a version that kept no digest passes."""
     if run.request_digest in ("", asked):
@@ -48,7 +49,7 @@ def same(run: pb.Run, asked: str, pipeline: Pipeline | None = None) -> pb.Run:
     )
 
 
-def _differences(run: pb.Run, pipeline: Pipeline) -> Iterator[str]:
+def _differences(run: rec.RunRecord, pipeline: Pipeline) -> Iterator[str]:
     """Paths of settings that differ. A reference differs from the version that it was fixed to, and
     counts only where nothing else does."""
     before = dict(_leaves(yaml.safe_load(run.pipeline_yaml)))

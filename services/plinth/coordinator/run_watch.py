@@ -7,16 +7,16 @@ from collections.abc import AsyncGenerator
 
 from plinth.coordinator import machine
 from plinth.coordinator.runs import RunRecords
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import InvalidArgument, Unavailable
-from plinth.v1 import runs_pb2 as pb
 
 _OUTAGE_S = 0.5
 
 
 async def watch_run(
     records: RunRecords, feed: ChangeFeed, run_id: str, last: int | None
-) -> AsyncGenerator[tuple[str, pb.Run], None]:
+) -> AsyncGenerator[tuple[str, rec.RunRecord], None]:
     """(position, run): the run as it is, or with the `last` position what it became after that;
     then each change until it has ended. Outlives a Redis that is gone. NotFound."""
     if last is None:
@@ -35,7 +35,7 @@ async def watch_run(
         run = runs[-1] if runs else run
 
 
-async def next_revision(records: RunRecords, feed: ChangeFeed, run: pb.Run) -> pb.Run:
+async def next_revision(records: RunRecords, feed: ChangeFeed, run: rec.RunRecord) -> rec.RunRecord:
     """The run when it may have changed; as it was while Redis is gone."""
     seen = feed.seen(run.run_id)
     try:
@@ -49,7 +49,9 @@ async def next_revision(records: RunRecords, feed: ChangeFeed, run: pb.Run) -> p
         return run
 
 
-async def _later(records: RunRecords, feed: ChangeFeed, run_id: str, revision: int) -> list[pb.Run]:
+async def _later(
+    records: RunRecords, feed: ChangeFeed, run_id: str, revision: int
+) -> list[rec.RunRecord]:
     """What became of the run, when it may have changed; nothing while Redis is gone."""
     seen = feed.seen(run_id)
     try:

@@ -1,6 +1,6 @@
 """Runs in Redis: one hash each, changed only by compare-and-set under the leader's fence.
 
-    record    the message `Run`, its revision within
+    record    the message `RunRecord`, its revision within
     revision  the same number, for the scripts
     wanted    "run", "pause" or "cancel": set by anybody, obeyed by the leader
     ended     "1" when nothing will change any more
@@ -9,6 +9,7 @@ Every change appends the run's id to one bounded stream, which each coordinator 
 (`change_feed.py`) for all its watchers. What they are told is in the run's log, so that one who was
 away misses no state: an entry for each state of the run and its steps, by its newest revision,
 which is the entry's id. A save that changes no state (progress) takes the place of the last entry.
+The log goes some time after the run's end; who comes later is told how it ended.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from redis.asyncio import Redis
 
 from plinth.coordinator.leader import LEASE, Leadership
 from plinth.coordinator.machine import ENDED, Wanted
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
@@ -28,13 +30,15 @@ from plinth.shared.errors import (
     NotFound,
     ResourceExhausted,
 )
-from plinth.v1 import runs_pb2 as pb
+from plinth.shared.identity import SYSTEM, Principal
+from plinth.shared.time_index import TimeIndex
 
 MAX_ACTIVE = 128
-MAX_KEPT = 1000
+MAX_KEPT = 10_000
 _EVENTS = 10_000
 _LAST = (1 << 64) - 1  # the second half of a stream id
 _LOGGED = 1000  # states of one run; only somebody who pauses it again and again reaches that
+_LOG_TTL_S = 86_400  # after the run's end
 
 # KEYS: counter. Gives the number of the next run: the next one, and the time (ms) at least, so that
 # a Redis that lost its data gives none twice (the store remembers what earlier runs wrote).
@@ -78,8 +82,8 @@ redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'run', ARGV[1])
 return 1
 """
 # KEYS: run, active, events, lease, log. ARGV: id, lease's value, revision before, record, "1" if
-# ended, most events, entry of the log, the state in it, most of those. Gives 1 done, -1 not the
-# leader, -2 another revision.
+# ended, most events, entry of the log, the state in it, most of those, their life after the end in
+# seconds. Gives 1 done, -1 not the leader, -2 another revision.
 _SAVE = """
 if redis.call('GET', KEYS[4]) ~= ARGV[2] then return -1 end
 if redis.call('HGET', KEYS[1], 'revision') ~= ARGV[3] then
@@ -97,6 +101,15 @@ local last = redis.call('XREVRANGE', KEYS[5], '+', '-', 'COUNT', 1)[1]
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[9], (ARGV[3] + 1) .. '-0',
   'state', ARGV[8], 'run', ARGV[7])
 if last and last[2][2] == ARGV[8] then redis.call('XDEL', KEYS[5], last[1]) end
+if ARGV[5] == '1' then redis.call('EXPIRE', KEYS[5], ARGV[10]) end
+return 1
+"""
+# KEYS: run, index, log. ARGV: id. Gives 1 done, 0 unknown, -1 not ended.
+_DELETE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if not redis.call('HGET', KEYS[1], 'ended') then return -1 end
+redis.call('DEL', KEYS[1], KEYS[3])
+redis.call('ZREM', KEYS[2], ARGV[1])
 return 1
 """
 
@@ -110,10 +123,12 @@ class RunRecords:
         self._submit = redis.register_script(_SUBMIT)
         self._want = redis.register_script(_WANT)
         self._save = redis.register_script(_SAVE)
+        self._delete = redis.register_script(_DELETE)
+        self._index = TimeIndex(redis, redis_keys.runs())
 
-    async def submit(self, run: pb.Run) -> pb.Run:
+    async def submit(self, run: rec.RunRecord) -> rec.RunRecord:
         """Adds it; the run that has its id already, if any, stands and is given back."""
-        run.revision = 1
+        run.revision, run.changed_unix_ms = 1, run.submitted_unix_ms
         with redis_errors():
             run.number = await self._number(keys=[redis_keys.run_number()])
             record = await self._submit(
@@ -138,28 +153,28 @@ class RunRecords:
                 f"{MAX_ACTIVE} runs have not ended yet; wait for one or cancel one",
                 retry_after_s=30,
             )
-        return pb.Run.FromString(record)
+        return rec.RunRecord.FromString(record)
 
-    async def get(self, run_id: str) -> pb.Run:
+    async def get(self, run_id: str) -> rec.RunRecord:
         """NotFound when there is none."""
         return (await self.load(run_id))[0]
 
-    async def find(self, run_id: str) -> pb.Run | None:
+    async def find(self, run_id: str) -> rec.RunRecord | None:
         """None when there is none."""
         with redis_errors():
             record: Any = await self._redis.hget(redis_keys.run(run_id), "record")
-        return None if record is None else pb.Run.FromString(record)
+        return None if record is None else rec.RunRecord.FromString(record)
 
-    async def load(self, run_id: str) -> tuple[pb.Run, Wanted]:
+    async def load(self, run_id: str) -> tuple[rec.RunRecord, Wanted]:
         """The run and what is wanted of it."""
         with redis_errors():
             values: Any = await self._redis.hmget(redis_keys.run(run_id), ["record", "wanted"])
         record, wanted = values
         if record is None or wanted is None:
             raise _unknown(run_id)
-        return pb.Run.FromString(record), Wanted(wanted.decode())
+        return rec.RunRecord.FromString(record), Wanted(wanted.decode())
 
-    async def after(self, run_id: str, revision: int) -> list[pb.Run]:
+    async def after(self, run_id: str, revision: int) -> list[rec.RunRecord]:
         """What the run became after that revision, each of its states in order; with one that it
         has not reached (it was put back from a backup), the run as it is. NotFound."""
         with redis_errors():
@@ -169,10 +184,10 @@ class RunRecords:
                 record, entries = await pipe.execute()
         if record is None:
             raise _unknown(run_id)
-        now = pb.Run.FromString(record)
+        now = rec.RunRecord.FromString(record)
         if revision > now.revision:
             return [now]
-        runs = [pb.Run.FromString(fields[b"run"]) for _, fields in entries]
+        runs = [rec.RunRecord.FromString(fields[b"run"]) for _, fields in entries]
         for run in runs:
             run.pipeline_yaml = now.pipeline_yaml
         # A version that kept no log may have written since.
@@ -180,15 +195,21 @@ class RunRecords:
             runs.append(now)
         return runs
 
-    async def newest(self, limit: int) -> list[pb.Run]:
-        """Newest first."""
+    async def newest(
+        self, position: str = "", count: int = 1
+    ) -> list[tuple[str, rec.RunRecord | None]]:
+        """(position, run) of at most `count` behind a position, newest first; None for one that
+        was deleted meanwhile."""
+        entries = await self._index.newest(position, count)
         with redis_errors():
-            ids: Any = await self._redis.zrevrange(redis_keys.runs(), 0, limit - 1)
             async with self._redis.pipeline(transaction=False) as pipe:
-                for run_id in ids:
-                    pipe.hget(redis_keys.run(run_id.decode()), "record")
+                for _, run_id in entries:
+                    pipe.hget(redis_keys.run(run_id), "record")
                 records = await pipe.execute()
-        return [pb.Run.FromString(record) for record in records if record is not None]
+        return [
+            (at, None if record is None else rec.RunRecord.FromString(record))
+            for (at, _), record in zip(entries, records, strict=True)
+        ]
 
     async def active(self) -> list[str]:
         """Ids of the runs that have not ended."""
@@ -214,7 +235,21 @@ class RunRecords:
         if answer == -2:
             raise FailedPrecondition(f"run {run_id} is being cancelled", reason="RUN_CANCELLED")
 
-    async def save(self, run: pb.Run, leadership: Leadership) -> None:
+    async def delete(self, run_id: str) -> None:
+        """Forgets a run that has ended. NotFound; FailedPrecondition while it has not."""
+        with redis_errors():
+            answer = await self._delete(
+                keys=[redis_keys.run(run_id), redis_keys.runs(), redis_keys.run_log(run_id)],
+                args=[run_id],
+            )
+        if answer == 0:
+            raise _unknown(run_id)
+        if answer == -1:
+            raise FailedPrecondition(
+                f"run {run_id} has not ended; cancel it, then delete it", reason="RUN_NOT_ENDED"
+            )
+
+    async def save(self, run: rec.RunRecord, leadership: Leadership) -> None:
         """Stores the run as its next revision. Aborted when this is not the leader any more or
         the run was changed meanwhile; the run is as it was then."""
         before = run.revision
@@ -239,6 +274,7 @@ class RunRecords:
                         _entry(run),
                         _state(run),
                         _LOGGED,
+                        _LOG_TTL_S,
                     ],
                 )
         except BaseException:
@@ -250,21 +286,28 @@ class RunRecords:
             raise Aborted(f"run {run.run_id} was not saved: {what}", reason="FENCE_STALE")
 
 
-def number_of(run: pb.Run) -> int:
+def number_of(run: rec.RunRecord) -> int:
     """The run's place in the order of submission; of a run from before they were numbered, its
     time, which the numbers go on from."""
     return run.number or run.submitted_unix_ms
 
 
-def _entry(run: pb.Run) -> bytes:
+def principal_of(run: rec.RunRecord) -> Principal:
+    """On whose behalf its jobs are submitted; the platform's for a run that has no owner."""
+    if not run.owner.tenant:
+        return SYSTEM
+    return Principal(run.owner.tenant, run.owner.key_id, frozenset({"jobs"}))
+
+
+def _entry(run: rec.RunRecord) -> bytes:
     """The run as its log keeps it: without the pipeline, which never changes."""
-    kept = pb.Run()
+    kept = rec.RunRecord()
     kept.CopyFrom(run)
     kept.pipeline_yaml = ""
     return kept.SerializeToString()
 
 
-def _state(run: pb.Run) -> str:
+def _state(run: rec.RunRecord) -> str:
     """A digest of all in it that is no progress."""
     steps = [(step.name, step.state, step.job_id, step.error, step.output) for step in run.steps]
     return hashlib.sha256(repr((run.state, run.error, steps)).encode()).hexdigest()[:16]

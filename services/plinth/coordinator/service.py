@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from plinth.shared.stage import StageContext
 
 _log = get_logger("plinth.coordinator")
-_RUN_ID_CHARS = 40
-# How long pause, resume and cancel wait to show their effect; it comes anyway.
-_EFFECT_S = 3.0
 
 
 def build(context: StageContext, **_options: Any) -> CoordinatorFront:
@@ -90,7 +87,7 @@ class CoordinatorFront:
 
     def services(self) -> Sequence[GrpcService]:
         return [
-            RunServicer(self._records, self._feed, self._tools).service(),
+            RunServicer(self._records, self._feed, self._tools, self._pages).service(),
             DeploymentServicer(self._tools, self._pages).service(),
             ArtifactServicer(
                 self._tools.store, self._uploads, self._pages, self._uses.of

@@ -289,6 +289,12 @@ class Queue:
             raise self._full()
         return bool(answer == b"ok")
 
+    async def forget(self, id: str) -> bool:
+        """Forgets what became of an item, so that its id can be added anew. False, and nothing is
+        forgotten, while it waits or is held."""
+        args = [check_part(id, "id")]
+        return bool(await self._run(scripts.FORGET, args, result_of=id) == b"ok")
+
     # -- inside ----------------------------------------------------------------------------
 
     async def _claim(self, consumer: str) -> Lease | tuple[bytes, float]:

@@ -369,3 +369,17 @@ for _, id in ipairs(held) do
 end
 return call('ZCOUNT', LEASES, '(0', '+inf')
 """
+
+# KEYS[9]: result. ARGV: id.
+FORGET = """
+local id = ARGV[1]
+local item = load(id)
+if item and item.state ~= 'dead' then return 'held' end
+if item then
+  forget(id, item)
+  call('ZREM', DEAD, id)
+end
+call('ZREM', CANCELLED, id)
+call('DEL', KEYS[9])
+return 'ok'
+"""

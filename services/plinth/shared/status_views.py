@@ -67,11 +67,11 @@ def canary(one: operations_pb2.CanaryStatus) -> Json:
 def run(one: runs_pb2.Run) -> Json:
     """How far it is."""
     return {
-        "run_id": one.run_id,
-        "name": one.name,
-        "state": runs_pb2.RunState.Name(one.state).removeprefix("RUN_STATE_").lower(),
-        "steps_done": sum(step.state in _DONE for step in one.steps),
-        "steps": len(one.steps),
+        "run_id": one.name.removeprefix("runs/"),
+        "name": one.status.display_name,
+        "state": enums.word(runs_pb2.RunState, one.status.state),
+        "steps_done": sum(step.state in _DONE for step in one.status.steps),
+        "steps": len(one.status.steps),
     }
 
 

@@ -9,6 +9,7 @@ queue is told: a job whose record says it ended is only acknowledged when it is 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -17,8 +18,9 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.shared import tracing
-from plinth.shared.artifact_messages import artifact_message
+from plinth.shared.api.words import given
 from plinth.shared.errors import (
     Cancelled,
     DataLoss,
@@ -59,7 +61,7 @@ class JobConsumer:
         name: str,
         queue: Queue,
         records: JobRecords,
-        execution: Callable[[pb.Job, int], Execution],
+        execution: Callable[[rec.JobRecord, int], Execution],
         *,
         lease_s: float,
     ) -> None:
@@ -117,7 +119,7 @@ class JobConsumer:
 
     async def _work(self, lease: Lease) -> None:
         try:
-            job = await self._records.find(lease.id) or pb.Job.FromString(lease.payload)
+            job = await self._records.find(lease.id) or rec.JobRecord.FromString(lease.payload)
         except (DataLoss, DecodeError) as damaged:
             why = f"{lease.id} is no job that can be read: {plain(damaged)}"
             await self._said(lambda: self._queue.fail(lease, why, retry=False))
@@ -159,7 +161,9 @@ class JobConsumer:
             metrics.RUNNING.set(0)
             metrics.forgotten(job.spec.output_name)
 
-    async def _attended(self, execution: Execution, job: pb.Job, lease: Lease) -> ArtifactRecord:
+    async def _attended(
+        self, execution: Execution, job: rec.JobRecord, lease: Lease
+    ) -> ArtifactRecord:
         """Run the job in a thread, with heartbeats and progress beside it."""
         work = asyncio.create_task(asyncio.to_thread(execution.run))
         heart = asyncio.create_task(self._heartbeats(lease))
@@ -190,7 +194,7 @@ class JobConsumer:
             # A cancellation shows at the next beat, so beats are not far apart.
             await asyncio.sleep(min(1.0, self._lease_s / 3))
 
-    async def _tell_progress(self, execution: Execution, job: pb.Job, lease: Lease) -> None:
+    async def _tell_progress(self, execution: Execution, job: rec.JobRecord, lease: Lease) -> None:
         told: JobProgress | None = None
         while True:
             await asyncio.sleep(_PROGRESS_S)
@@ -209,16 +213,18 @@ class JobConsumer:
     # -- ends ------------------------------------------------------------------------------
 
     async def _succeeded(
-        self, job: pb.Job, lease: Lease, execution: Execution, record: ArtifactRecord
+        self, job: rec.JobRecord, lease: Lease, execution: Execution, record: ArtifactRecord
     ) -> None:
         metrics.ENDED.labels("succeeded").inc()
         told = await asyncio.to_thread(execution.progress)
         _show(job, _as_published(told, record.manifest.get("metrics") or {}))
-        job.artifact.CopyFrom(artifact_message(record))
+        job.artifact.CopyFrom(_published(record))
         await self._end(job, lease, pb.JOB_STATE_SUCCEEDED)
         await self._said(lambda: self._queue.complete(lease, job.SerializeToString()))
 
-    async def _stopped(self, job: pb.Job, lease: Lease, execution: Execution, how: str) -> None:
+    async def _stopped(
+        self, job: rec.JobRecord, lease: Lease, execution: Execution, how: str
+    ) -> None:
         _show(job, await asyncio.to_thread(execution.progress))
         metrics.ENDED.labels("cancelled" if how == "cancel" else "paused").inc()
         if how == "cancel":
@@ -231,7 +237,13 @@ class JobConsumer:
             await self._said(lambda: self._queue.release(lease))
 
     async def _failed(
-        self, job: pb.Job, lease: Lease, execution: Execution, error: PlinthError, *, retry: bool
+        self,
+        job: rec.JobRecord,
+        lease: Lease,
+        execution: Execution,
+        error: PlinthError,
+        *,
+        retry: bool,
     ) -> None:
         _show(job, await asyncio.to_thread(execution.progress))
         job.error = error.message
@@ -246,11 +258,11 @@ class JobConsumer:
             await self._record(job, lease)
         await self._said(lambda: self._queue.fail(lease, error.message, retry=not last))
 
-    async def _end(self, job: pb.Job, lease: Lease, state: pb.JobState.ValueType) -> None:
+    async def _end(self, job: rec.JobRecord, lease: Lease, state: pb.JobState.ValueType) -> None:
         job.state, job.finished_unix_ms = state, _now_ms()
         await self._record(job, lease)
 
-    async def _record(self, job: pb.Job, lease: Lease) -> None:
+    async def _record(self, job: rec.JobRecord, lease: Lease) -> None:
         if not await self._said(lambda: self._records.write(job, lease.fence)):
             raise LeaseLost(f"job {job.job_id} has a newer attempt")
 
@@ -274,7 +286,7 @@ class JobConsumer:
                 await self._records.overwrite(job)
 
 
-def _show(job: pb.Job, progress: JobProgress | None) -> None:
+def _show(job: rec.JobRecord, progress: JobProgress | None) -> None:
     """The last that the work said: people are told of it now and then, and it may be older."""
     if progress is not None:
         job.progress.CopyFrom(to_proto(progress))
@@ -298,7 +310,19 @@ def _as_published(progress: JobProgress | None, figures: Mapping[str, Any]) -> J
 
 def to_proto(progress: JobProgress) -> pb.JobProgress:
     """As the protocol says it."""
-    return pb.JobProgress(**{k: v for k, v in vars(progress).items() if v is not None})
+    values = dict(vars(progress))
+    values["remaining_duration"] = values.pop("eta_seconds")
+    return given(pb.JobProgress, values)
+
+
+def _published(record: ArtifactRecord) -> rec.PublishedArtifact:
+    return rec.PublishedArtifact(
+        name=record.name,
+        version=record.version,
+        kind=record.kind,
+        digest=record.digest,
+        metrics_json=json.dumps(record.manifest.get("metrics") or {}),
+    )
 
 
 def _now_ms() -> int:

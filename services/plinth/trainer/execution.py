@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.shared import tracing
 from plinth.shared.errors import Internal
 from plinth.shared.kinds import ADAPTER_SUFFIX
@@ -45,7 +46,7 @@ class Execution:
 
     def __init__(
         self,
-        job: pb.Job,
+        job: rec.JobRecord,
         *,
         fence: int,
         settings: Settings,
@@ -76,7 +77,7 @@ class Execution:
         try:
             self._attempt.begin()
             self._check_stop()
-            kind = self._spec.WhichOneof("spec")
+            kind = self._spec.WhichOneof("work")
             if kind == "prepare":
                 record = Preparation(
                     self._store,
@@ -214,7 +215,7 @@ class Execution:
         outcome = self._succeeded()
         return self._store.publish(
             self._spec.output_name,
-            "reward" if spec.objective == "reward" else "model",
+            "reward" if spec.objective == pb.OBJECTIVE_REWARD else "model",
             self.folder.model,
             parents=[record.ref for record in parents],
             config=fields_of_spec(spec),

@@ -48,7 +48,7 @@ def check_adapter_name(output_name: str, spec: pb.TrainSpec) -> None:
 def check_lora_targets(spec: pb.TrainSpec, store: ArtifactStore) -> None:
     """Of a job whose base is on the store: InvalidArgument for a target that the base has not, as
     far as manifests tell. Blocks on the store."""
-    reward = spec.objective == "reward"
+    reward = spec.objective == pb.OBJECTIVE_REWARD
     try:
         check_targets(store, store.get(spec.init_from), list(spec.lora.targets), reward=reward)
     except InvalidArgument as wrong:
@@ -71,7 +71,7 @@ def lora_fields(spec: pb.TrainSpec, model: ModelConfig) -> dict[str, Any] | None
         targets=tuple(given.targets),
         rslora=given.rslora,
     )
-    head = not model.tie_embeddings and spec.objective != "reward"
+    head = not model.tie_embeddings and spec.objective != pb.OBJECTIVE_REWARD
     try:
         chosen(map_names(model.family, model.layers, head=head), model.family, config.targets)
     except InvalidArgument as wrong:

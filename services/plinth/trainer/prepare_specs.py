@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
+from plinth.shared.api.words import said
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.builtin import BUILTIN
-from plinth.trainer.data.passages import PASSAGES
-from plinth.trainer.data.selected import MAX_GAP, SELECTIONS, TIES
+from plinth.trainer.data.selected import MAX_GAP
 from plinth.v1 import jobs_pb2 as pb
 
 DEFAULT_VALIDATION_FRACTION = 0.02
-SOURCES = ("corpus_dir", "builtin", "corpus", "samples", "prompts")
+SOURCES = tuple(f.name for f in pb.PrepareSpec.DESCRIPTOR.oneofs_by_name["source"].fields)
 
 
 def check_prepare(spec: pb.PrepareSpec) -> None:
     """Raise InvalidArgument for whatever can be told from the request alone."""
-    given = [name for name in SOURCES if getattr(spec, name)]
-    if len(given) != 1:
+    source = spec.WhichOneof("source")
+    if source is None or not getattr(spec, source):
         raise InvalidArgument(
-            f"give one of {', '.join(SOURCES[:-1])} or {SOURCES[-1]}, "
-            f"not {', '.join(given) or 'none'}",
+            f"give one of {', '.join(SOURCES[:-1])} or {SOURCES[-1]}, not {source or 'none'}"
+            f"{', which is empty' if source else ''}",
             field="spec.prepare",
         )
-    if spec.selection and spec.selection not in SELECTIONS:
+    selection = said(spec, "selection")
+    if said(spec, "ties") == "likely" and selection not in ("", "extremes"):
         raise InvalidArgument(
-            f"selection {spec.selection!r} is unknown; there is: {', '.join(SELECTIONS)}",
-            field="spec.prepare.selection",
-        )
-    if spec.ties and spec.ties not in TIES:
-        raise InvalidArgument(
-            f"ties {spec.ties!r} is unknown; there is: {', '.join(TIES)}", field="spec.prepare.ties"
-        )
-    if spec.ties == "likely" and spec.selection not in ("", "extremes"):
-        raise InvalidArgument(
-            f"ties 'likely' is for selection 'extremes', not for {spec.selection!r}",
+            f"ties 'likely' is for selection 'extremes', not for {selection!r}",
             field="spec.prepare.ties",
         )
     if (spec.selection or spec.margin or spec.ties) and not spec.samples:
@@ -61,8 +53,8 @@ def check_prepare(spec: pb.PrepareSpec) -> None:
             field="spec.prepare.max_left_out",
         )
     held, cut = spec.HasField("validation_fraction"), bool(spec.max_bytes)
-    for name, said in (("validation_fraction", held), ("max_bytes", cut)):
-        if said and (spec.corpus or spec.prompts):
+    for name, there in (("validation_fraction", held), ("max_bytes", cut)):
+        if there and (spec.corpus or spec.prompts):
             raise InvalidArgument(
                 f"{name} has no effect on a corpus or prompts, which were split and cut when they "
                 "were made: give it there",
@@ -83,11 +75,6 @@ def validation_fraction(spec: pb.PrepareSpec) -> float:
 
 
 def _check_passages(spec: pb.PrepareSpec) -> None:
-    if spec.passages and spec.passages not in PASSAGES:
-        raise InvalidArgument(
-            f"passages {spec.passages!r} is unknown; there is: {', '.join(PASSAGES)}",
-            field="spec.prepare.passages",
-        )
     if spec.passages and (not spec.corpus or spec.tokenizer):
         raise InvalidArgument(
             "passages are made of a corpus artifact, and without a tokenizer: prepare what they "

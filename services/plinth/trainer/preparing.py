@@ -16,8 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-
+from plinth.shared.api.words import in_words, said
 from plinth.shared.errors import InvalidArgument, PlinthError
 from plinth.shared.intake import Intake
 from plinth.shared.kinds import a_kind, what_it_is
@@ -116,9 +115,9 @@ class Preparation:
             intake.append(of_prompts())
             documents = selected(
                 folder,
-                spec.selection or "extremes",
+                said(spec, "selection") or "extremes",
                 spec.margin,
-                spec.ties or "first",
+                said(spec, "ties") or "first",
                 spec.samples,
                 intake[0],
             )
@@ -143,7 +142,7 @@ class Preparation:
 
     def _write_passages(self, spec: pb.PrepareSpec, out: Path) -> CorpusCounts:
         # Headings, tables and code make none: in most texts that is more than half.
-        folder, made = self.store.fetch(spec.corpus), Passages(spec.passages)
+        folder, made = self.store.fetch(spec.corpus), Passages(said(spec, "passages"))
         learned, held_out = (made.of(read_split(folder, split), split) for split in SPLITS)
         return write_corpus(
             learned,
@@ -240,8 +239,7 @@ def of_kind(store: ArtifactStore, reference: str, kind: str) -> ArtifactRecord:
 
 def fields_of_spec(spec: Any, *without: str) -> dict[str, Any]:
     """A job's specification, JSON-ready."""
-    value = MessageToDict(spec, preserving_proto_field_name=True)
-    return {name: field for name, field in value.items() if name not in without}
+    return {name: value for name, value in in_words(spec).items() if name not in without}
 
 
 def input_digest(inputs: dict[str, Any]) -> str:

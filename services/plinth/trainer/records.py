@@ -1,11 +1,11 @@
 """Job records in Redis: what was asked, where it stands, how it ended.
 
-A hash holds the job as protobuf with the fence of its last writer; each change also goes to a
-bounded stream of the job's own. That holds an entry for each state of the job, so that a watcher
-who was away misses none; what changes no state (progress) takes the place of the last entry. The
-job's id goes to a stream of all jobs, which each trainer follows once for all its watchers
-(`change_feed.py`). Writes carry the lease's fence, so that a consumer that lost its job cannot
-overwrite its successor's word. Knows nothing of how jobs run.
+A hash holds the job as protobuf (`JobRecord`) with the fence of its last writer; each change also
+goes to a bounded stream of the job's own. That holds an entry for each state of the job, so that a
+watcher who was away misses none; what changes no state (progress) takes the place of the last
+entry. The job's id goes to a stream of all jobs, which each trainer follows once for all its
+watchers (`change_feed.py`). Writes carry the lease's fence, so that a consumer that lost its job
+cannot overwrite its successor's word. Knows nothing of how jobs run.
 """
 
 from __future__ import annotations
@@ -19,40 +19,52 @@ from typing import Any, cast
 from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
 
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.shared import redis_keys
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound, Unavailable
+from plinth.shared.time_index import TimeIndex
 from plinth.v1 import jobs_pb2 as pb
 
 ENDED = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
 _EVENTS = 500  # states kept per job; each attempt has two
 _EVENTS_TTL_S = 3600  # after the job's end
 _CHANGES = 10_000  # of all jobs
+_FENCE_TTL_S = 86_400  # of a job that was deleted
 _OUTAGE_S = 0.5
 Position = tuple[int, int]  # of an entry in the stream of events: its id, as numbers
 
 # KEYS job, events; ARGV job bytes, fence ("" creates, and only where there is none), ended, most
-# events, their life after the end, the state
+# events, their life after the end, the state. What a job that was deleted leaves behind is a fence,
+# which no late writer of it passes.
 _WRITE = """
-local fence = redis.call('HGET', KEYS[1], 'fence')
+local fence = redis.call('HGET', KEYS[1], 'fence') or '0'
 if ARGV[2] == '' then
-  if fence then return 0 end
-elseif not fence then
-  fence = '0'
+  if redis.call('HEXISTS', KEYS[1], 'job') == 1 then return 0 end
+  redis.call('PERSIST', KEYS[1])
+elseif tonumber(ARGV[2]) < tonumber(fence) then
+  return 0
 end
-if ARGV[2] ~= '' and tonumber(ARGV[2]) < tonumber(fence) then return 0 end
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 local event = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*',
   'job', ARGV[1], 'state', ARGV[6])
 if last and last[2][4] == ARGV[6] then redis.call('XDEL', KEYS[2], last[1]) end
-redis.call('HSET', KEYS[1], 'job', ARGV[1], 'fence', ARGV[2] == '' and '0' or ARGV[2],
+redis.call('HSET', KEYS[1], 'job', ARGV[1], 'fence', ARGV[2] == '' and fence or ARGV[2],
   'event', event)
 if ARGV[3] == '1' then
   redis.call('EXPIRE', KEYS[2], ARGV[5])
 else
   redis.call('PERSIST', KEYS[2])
 end
+return 1
+"""
+# KEYS job, events; ARGV life of the fence
+_DELETE = """
+if redis.call('HDEL', KEYS[1], 'job', 'event') == 0 then return 0 end
+redis.call('HINCRBY', KEYS[1], 'fence', 1)
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[2])
 return 1
 """
 
@@ -63,18 +75,20 @@ class JobRecords:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._write = redis.register_script(_WRITE)
+        self._delete = redis.register_script(_DELETE)
+        self._index = TimeIndex(redis, redis_keys.jobs())
 
-    async def create(self, job: pb.Job) -> bool:
+    async def create(self, job: rec.JobRecord) -> bool:
         """False when a job of that id is there already."""
         with redis_errors():
             await self._redis.zadd(redis_keys.jobs(), {job.job_id: job.submitted_unix_ms}, nx=True)
         return await self._put(job, "")
 
-    async def write(self, job: pb.Job, fence: int) -> bool:
+    async def write(self, job: rec.JobRecord, fence: int) -> bool:
         """False when a later lease holder has written."""
         return await self._put(job, str(fence))
 
-    async def overwrite(self, job: pb.Job) -> None:
+    async def overwrite(self, job: rec.JobRecord) -> None:
         """For a job that nobody holds: keeps the fence of its last holder."""
         with redis_errors():
             fence = await cast(
@@ -82,7 +96,7 @@ class JobRecords:
             )
         await self._put(job, (fence or b"0").decode())
 
-    async def cancel_waiting(self, job_id: str) -> pb.Job:
+    async def cancel_waiting(self, job_id: str) -> rec.JobRecord:
         """Mark a job that was cancelled before anybody took it; one that ended stays as it is."""
         job = await self.get(job_id)
         if job.state not in ENDED:
@@ -90,8 +104,9 @@ class JobRecords:
             await self.overwrite(job)
         return job
 
-    async def _put(self, job: pb.Job, fence: str) -> bool:
+    async def _put(self, job: rec.JobRecord, fence: str) -> bool:
         ended = "1" if job.state in ENDED else "0"
+        job.changed_unix_ms = time.time_ns() // 1_000_000
         with redis_errors():
             answer: Any = await self._write(
                 keys=[redis_keys.job(job.job_id), redis_keys.job_events(job.job_id)],
@@ -102,7 +117,7 @@ class JobRecords:
                 await self._redis.xadd(changes, {"job": job.job_id}, maxlen=_CHANGES)
         return bool(answer)
 
-    async def find(self, job_id: str) -> pb.Job | None:
+    async def find(self, job_id: str) -> rec.JobRecord | None:
         """DataLoss: its record is damaged."""
         with redis_errors():
             raw = await cast(
@@ -110,24 +125,39 @@ class JobRecords:
             )
         return None if raw is None else _job(job_id, raw)
 
-    async def get(self, job_id: str) -> pb.Job:
+    async def get(self, job_id: str) -> rec.JobRecord:
         """Raises NotFound."""
         if (job := await self.find(job_id)) is None:
             raise _unknown(job_id)
         return job
 
-    async def latest(self, limit: int) -> list[pb.Job]:
-        """Newest first."""
+    async def newest(
+        self, position: str = "", count: int = 1
+    ) -> list[tuple[str, rec.JobRecord | None]]:
+        """(position, job) of at most `count` behind a position, newest first; None for one that
+        was deleted meanwhile."""
+        entries = await self._index.newest(position, count)
         with redis_errors():
-            ids = cast(
-                list[bytes], await self._redis.zrange(redis_keys.jobs(), 0, limit - 1, desc=True)
-            )
-        found = [await self.find(raw.decode()) for raw in ids]
-        return [job for job in found if job is not None]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for _, job_id in entries:
+                    pipe.hget(redis_keys.job(job_id), "job")
+                found = await pipe.execute()
+        return [
+            (at, None if raw is None else _job(job_id, raw))
+            for (at, job_id), raw in zip(entries, found, strict=True)
+        ]
+
+    async def delete(self, job_id: str) -> bool:
+        """Forgets a job that has ended and that no queue holds. False: there is none."""
+        with redis_errors():
+            keys = [redis_keys.job(job_id), redis_keys.job_events(job_id)]
+            gone: Any = await self._delete(keys=keys, args=[_FENCE_TTL_S])
+            await self._redis.zrem(redis_keys.jobs(), job_id)
+        return bool(gone)
 
     async def watch(
         self, feed: ChangeFeed, job_id: str, after: str = ""
-    ) -> AsyncGenerator[tuple[str, pb.Job], None]:
+    ) -> AsyncGenerator[tuple[str, rec.JobRecord], None]:
         """(position, job): the job as it is, or with a position what it became after that; then
         each change until it has ended; `feed` is that of job_changes. Outlives a Redis that is
         gone. NotFound; InvalidArgument for what is no position."""
@@ -154,14 +184,14 @@ class JobRecords:
                 last = newest  # trimmed, or its time was over
                 yield _written(last), job
 
-    async def _events(self, job_id: str, last: Position) -> list[tuple[Position, pb.Job]]:
+    async def _events(self, job_id: str, last: Position) -> list[tuple[Position, rec.JobRecord]]:
         """Those after `last`."""
         with redis_errors():
             events = redis_keys.job_events(job_id)
             found: Any = await self._redis.xrange(events, min=f"({_written(last)}")
-        return [(_read(entry), pb.Job.FromString(fields[b"job"])) for entry, fields in found]
+        return [(_read(entry), rec.JobRecord.FromString(fields[b"job"])) for entry, fields in found]
 
-    async def _newest(self, job_id: str) -> tuple[Position, pb.Job]:
+    async def _newest(self, job_id: str) -> tuple[Position, rec.JobRecord]:
         """The job and the event that made it so. NotFound, DataLoss."""
         with redis_errors():
             values: Any = await cast(
@@ -173,16 +203,17 @@ class JobRecords:
         return (0, 0) if event is None else _read(event), _job(job_id, raw)
 
 
-def _job(job_id: str, raw: bytes) -> pb.Job:
+def _job(job_id: str, raw: bytes) -> rec.JobRecord:
     try:
-        return pb.Job.FromString(raw)
+        return rec.JobRecord.FromString(raw)
     except DecodeError as error:
         raise DataLoss(f"the record of job {job_id} is damaged: {error}") from error
 
 
-def _state(job: pb.Job) -> str:
+def _state(job: rec.JobRecord) -> str:
     """All in it that is no progress."""
-    return repr((job.state, job.attempts, job.error, job.artifact.name))
+    made = f"{job.artifact.name}@{job.artifact.version}"
+    return repr((job.state, job.attempts, job.error, made))
 
 
 def _position(token: str) -> Position | None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import NoReturn
 
+from plinth.shared.api.words import said
 from plinth.shared.errors import InvalidArgument
+from plinth.v1 import jobs_pb2 as pb
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """`value` must be among `allowed`."""
-    if value not in allowed:
-        refuse(name, f"{value!r} is unknown; use {' or '.join(repr(a) for a in allowed)}")
+def objective_of(spec: pb.TrainSpec) -> str:
+    """The objective's word; InvalidArgument where none is given."""
+    if not (word := said(spec, "objective")):
+        refuse("objective", f"is not given; use one of {', '.join(pb.Objective.keys()[1:])}")
+    return word
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:

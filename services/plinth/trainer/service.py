@@ -7,21 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
-from secrets import token_hex
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.internal.v1 import tokenizer_pb2
 from plinth.shared import redis_keys
+from plinth.shared.api.listing import page_of
+from plinth.shared.api.owners import check_owner, owner_of
+from plinth.shared.api.paging import Pages
 from plinth.shared.change_feed import ChangeFeed
-from plinth.shared.errors import AlreadyExists, Internal, InvalidArgument
-from plinth.shared.identity import SYSTEM
+from plinth.shared.connection import redis_errors
+from plinth.shared.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PlinthError,
+)
+from plinth.shared.identity import SYSTEM, current_principal
 from plinth.shared.load import Load, queue_load
 from plinth.shared.queue import Queue
 from plinth.shared.rpc.handlers import Context
+from plinth.shared.rpc.heartbeats import with_heartbeats
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.source_roots import SourceRoots
 from plinth.shared.tasks import cancel_and_wait
@@ -29,9 +41,10 @@ from plinth.trainer.consumer import MAX_ATTEMPTS, QUEUE, JobConsumer
 from plinth.trainer.data.documents import check_folder
 from plinth.trainer.exchanges import Turn
 from plinth.trainer.execution import Execution
+from plinth.trainer.job_messages import JOB_FILTERS, JOBS, job_message, new_record
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.lora_specs import check_lora_targets
-from plinth.trainer.records import JobRecords
+from plinth.trainer.records import ENDED, JobRecords
 from plinth.trainer.rendering import Renderer
 from plinth.trainer.validation import check_spec
 from plinth.v1 import chat_pb2
@@ -41,7 +54,6 @@ from plinth.v1 import jobs_pb2_grpc as rpc
 if TYPE_CHECKING:
     from plinth.shared.stage import StageContext
 
-MAX_LISTED, DEFAULT_LISTED = 200, 50
 MAX_JOB_ID = 100
 
 
@@ -69,6 +81,7 @@ class TrainerStage(rpc.JobServiceServicer):
         lease_s = context.settings.trainer.lease_s
         self._queue = Queue(context.redis, QUEUE, lease_s=lease_s, max_attempts=MAX_ATTEMPTS)
         self._records = JobRecords(context.redis)
+        self._pages = Pages(context.token)
         self._changes = ChangeFeed(context.redis, redis_keys.job_changes())
         self._following: asyncio.Task[None] | None = None
         self._consumer = JobConsumer(
@@ -119,7 +132,7 @@ class TrainerStage(rpc.JobServiceServicer):
                 await cancel_and_wait(self._following)
             self._consuming = self._following = None
 
-    def _execution(self, job: pb.Job, fence: int) -> Execution:
+    def _execution(self, job: rec.JobRecord, fence: int) -> Execution:
         return Execution(
             job,
             fence=fence,
@@ -149,27 +162,18 @@ class TrainerStage(rpc.JobServiceServicer):
 
     # -- JobService --------------------------------------------------------------------
 
-    async def SubmitJob(self, request: pb.SubmitJobRequest, context: Context) -> (
-        pb.SubmitJobResponse
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> (
+        pb.CreateJobResponse
     ):  # fmt: skip
-        job_id = request.job_id or f"job-{token_hex(8)}"
-        if len(job_id) > MAX_JOB_ID or "/" in job_id or "@" in job_id:
-            raise InvalidArgument(
-                f"job_id: at most {MAX_JOB_ID} characters, without / and @", field="job_id"
-            )
-        redis_keys.check_part(job_id, "job_id")
+        job_id, spec = _checked_id(request.job_id), _checked_job(request.job)
         if (known := await self._records.find(job_id)) is None:
-            check_spec(request.spec)
-            await asyncio.to_thread(self._check_references, request.spec)
-            job = pb.Job(
-                job_id=job_id,
-                spec=request.spec,
-                state=pb.JOB_STATE_QUEUED,
-                submitted_unix_ms=time.time_ns() // 1_000_000,
-            )
-            await self._records.create(job)
+            with _within_job():
+                check_spec(spec)
+                await asyncio.to_thread(self._check_references, spec)
+            owner = owner_of(current_principal())
+            await self._records.create(new_record(job_id, spec, owner, _now_ms()))
             known = await self._records.get(job_id)
-        if known.spec != request.spec:
+        if known.spec != spec:
             raise AlreadyExists(
                 f"there is a job {job_id!r} already, of another specification; give another job_id",
                 reason="JOB_EXISTS",
@@ -177,7 +181,7 @@ class TrainerStage(rpc.JobServiceServicer):
             )
         # Also for a known one: its submitter may have died between record and queue.
         await self._queue.add(job_id, known.SerializeToString())
-        return pb.SubmitJobResponse(job=known)
+        return pb.CreateJobResponse(job=job_message(known))
 
     def _check_references(self, spec: pb.JobSpec) -> None:
         """What a job names must exist when it is submitted, not only when it is run."""
@@ -201,30 +205,111 @@ class TrainerStage(rpc.JobServiceServicer):
             check_lora_targets(train, self._context.store)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
-        return pb.GetJobResponse(job=await self._records.get(request.job_id))
+        return pb.GetJobResponse(job=job_message(await self._records.get(JOBS.id(request.name))))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
-        limit = request.limit or DEFAULT_LISTED
-        if limit > MAX_LISTED:
-            raise InvalidArgument(f"limit is {limit}, must be 1 to {MAX_LISTED}", field="limit")
-        return pb.ListJobsResponse(jobs=await self._records.latest(limit))
+        wanted = JOB_FILTERS.parse(request.filter)
+
+        async def read(position: str, count: int) -> Sequence[tuple[str, pb.Job | None]]:
+            found = await self._records.newest(position, count)
+            return [(at, one and job_message(one)) for at, one in found]
+
+        jobs, token = await page_of(self._pages, request, read, wanted)
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> (
+        pb.DeleteJobResponse
+    ):  # fmt: skip
+        try:
+            job = await self._owned(request.name)
+        except NotFound:
+            if request.allow_missing:
+                return pb.DeleteJobResponse()
+            raise
+        if job.state not in ENDED:
+            raise _not_ended(job.job_id)
+        if run_id := await self._run_of(job.job_id):
+            raise FailedPrecondition(
+                f"{request.name} is of runs/{run_id}, which has not ended and may need its result",
+                reason="JOB_IN_USE",
+            )
+        if not await self._queue.forget(job.job_id):
+            raise _not_ended(job.job_id)  # its end is being told, or it is begun again
+        await self._records.delete(job.job_id)
+        return pb.DeleteJobResponse()
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> (
         pb.CancelJobResponse
     ):  # fmt: skip
-        job = await self._records.get(request.job_id)
+        job = await self._owned(request.name)
         await self._queue.cancel(job.job_id)
         state = await self._queue.find(job.job_id)
         if state is not None and state.state == "cancelled":
             job = await self._records.cancel_waiting(job.job_id)
-        return pb.CancelJobResponse(job=job)
+        return pb.CancelJobResponse(job=job_message(job))
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, context: Context
     ) -> AsyncIterator[pb.WatchJobResponse]:
-        watched = self._records.watch(self._changes, request.job_id, request.resume_token)
-        async with aclosing(watched) as jobs:
-            await self._records.get(request.job_id)
+        job_id = JOBS.id(request.name)
+        changes = self._records.watch(self._changes, job_id, request.resume_token)
+        async with aclosing(with_heartbeats(changes, request.resume_token)) as told:
+            await self._records.get(job_id)
             await context.send_initial_metadata(())  # the caller knows now that somebody answers
-            async for position, job in jobs:
-                yield pb.WatchJobResponse(job=job, resume_token=position)
+            async for position, job in told:
+                yield pb.WatchJobResponse(job=job and job_message(job), resume_token=position)
+
+    async def _owned(self, name: str) -> rec.JobRecord:
+        """NotFound; PermissionDenied for a job that the caller may not change."""
+        job = await self._records.get(JOBS.id(name))
+        check_owner(job.owner, current_principal(), name)
+        return job
+
+    async def _run_of(self, job_id: str) -> str:
+        """The run that a job is a step's of, if it has not ended; ids of such jobs are
+        "<run>.<step>.<digest>"."""
+        run_id = job_id.rpartition(".")[0].rpartition(".")[0]
+        with redis_errors():
+            active: Any = self._context.redis.sismember(redis_keys.active_runs(), run_id)
+            return run_id if run_id and await active else ""
+
+
+def _checked_id(job_id: str) -> str:
+    """A new job's id; InvalidArgument says what one looks like."""
+    if len(job_id) > MAX_JOB_ID or "/" in job_id or "@" in job_id:
+        raise InvalidArgument(
+            f"job_id: at most {MAX_JOB_ID} characters, without / and @", field="job_id"
+        )
+    return redis_keys.check_part(job_id, "job_id")
+
+
+def _checked_job(job: pb.Job) -> pb.JobSpec:
+    """What is asked for. InvalidArgument where the platform's fields are set."""
+    for field, _ in job.ListFields():
+        if field.name != "spec":
+            raise InvalidArgument(
+                f"job.{field.name} is set by the platform; give job.spec alone, and job_id",
+                field=f"job.{field.name}",
+            )
+    return job.spec
+
+
+@contextmanager
+def _within_job() -> Iterator[None]:
+    """Fields of a specification ("spec.train.steps") as those of the request that it came in."""
+    try:
+        yield
+    except PlinthError as wrong:
+        if wrong.field.startswith("spec"):
+            wrong.field = f"job.{wrong.field}"
+        raise
+
+
+def _not_ended(job_id: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"job {job_id} has not ended; cancel it, then delete it", reason="JOB_NOT_ENDED"
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

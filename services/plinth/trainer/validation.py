@@ -14,16 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from plinth.algos.schedules import KINDS, check_fractions
+from plinth.algos.schedules import check_fractions
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.shared import objectives
+from plinth.shared.api.times import seconds
+from plinth.shared.api.words import in_words, said
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.shards import DatasetInfo, read_info
 from plinth.trainer.importing import check_import
-from plinth.trainer.loop.config import LEARNS_FROM, OBJECTIVES, PRECISIONS, TrainConfig
+from plinth.trainer.loop.config import LEARNS_FROM, TrainConfig
 from plinth.trainer.lora_specs import check_adapter_name, check_lora, lora_fields
 from plinth.trainer.preference_specs import (
     check_compare,
@@ -36,7 +38,7 @@ from plinth.trainer.preference_specs import (
     rewards_of,
 )
 from plinth.trainer.prepare_specs import check_prepare
-from plinth.trainer.refusals import in_range, one_of, refuse
+from plinth.trainer.refusals import in_range, objective_of, refuse
 from plinth.v1 import jobs_pb2 as pb
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -54,7 +56,7 @@ def check_spec(spec: pb.JobSpec) -> None:
             "a letter or a digit",
             field="spec.output_name",
         )
-    kind = spec.WhichOneof("spec")
+    kind = spec.WhichOneof("work")
     if kind == "prepare":
         check_prepare(spec.prepare)
     elif kind == "train":
@@ -71,19 +73,17 @@ def check_spec(spec: pb.JobSpec) -> None:
 
 
 def _check_train(spec: pb.TrainSpec) -> None:
-    one_of("objective", spec.objective, OBJECTIVES)
-    one_of("schedule", spec.schedule or "wsd", KINDS)
-    one_of("precision", spec.precision or "auto", PRECISIONS)
+    objective = objective_of(spec)
     if not spec.dataset:
         refuse("dataset", "is empty; name a dataset artifact")
-    if bool(spec.init_from) == spec.HasField("model"):
+    if not spec.init_from and not spec.HasField("model"):
         refuse("model", "give either init_from or model: a start, or the shape of a new one")
-    if "sequence_length" in objectives.OBJECTIVES[spec.objective].takes:
+    if "sequence_length" in objectives.OBJECTIVES[objective].takes:
         in_range("sequence_length", spec.sequence_length, 2, MAX_SEQUENCE)
     in_range("batch_size", spec.batch_size, 1, MAX_BATCH)
     in_range("steps", spec.steps, 0, MAX_STEPS)
     if spec.steps == 0:
-        in_range("max_seconds", spec.max_seconds, 1.0, MAX_SECONDS)
+        in_range("max_duration", seconds(spec.max_duration), 1.0, MAX_SECONDS)
     if spec.learning_rate:
         in_range("learning_rate", spec.learning_rate, 1e-9, 10.0)
     for name, limit in (
@@ -108,23 +108,23 @@ def _check_train(spec: pb.TrainSpec) -> None:
             "micro_batch_size",
             f"{micro} does not divide a worker's share of {spec.batch_size // workers} sequences",
         )
-    for misfit in objectives.misfits(spec.objective, _given(spec)):
-        refuse(misfit.name, misfit.why)
+    for misfit in objectives.misfits(objective, _given(spec)):
+        refuse("max_duration" if misfit.name == "max_seconds" else misfit.name, misfit.why)
 
 
 def _given(spec: pb.TrainSpec) -> dict[str, Any]:
     """What was said, by the names of `objectives`: optional fields that were set, others that are
     not zero."""
-    said: dict[str, Any] = {}
-    for field, value in spec.ListFields():
-        said[field.name] = value
-        if field.name in ("pairs", "policy", "lora"):
-            said |= {f"{field.name}.{part.name}": inner for part, inner in value.ListFields()}
+    said = in_words(spec)
+    if "max_duration" in said:
+        said["max_seconds"] = said.pop("max_duration")
+    for section in ("pairs", "policy", "lora"):
+        said |= {f"{section}.{name}": value for name, value in said.get(section, {}).items()}
     return said
 
 
 def _check_schedule(spec: pb.TrainSpec) -> None:
-    if (spec.schedule or "wsd") != "wsd":
+    if (said(spec, "schedule") or "wsd") != "wsd":
         return
     warmup, decay = (
         getattr(spec, name) if spec.HasField(name) else getattr(TrainConfig, name)
@@ -148,12 +148,13 @@ def plan_train(
     `dataset`, `init_from` and `reward` are local folders.
     """
     _check_train(spec)
+    objective = objective_of(spec)
     info = read_info(dataset)
-    if info.form not in LEARNS_FROM[spec.objective]:
+    if info.form not in LEARNS_FROM[objective]:
         fit = " or ".join(repr(n) for n, forms in LEARNS_FROM.items() if info.form in forms)
         refuse(
             "objective",
-            f"{spec.objective!r} does not fit the dataset, which was prepared from "
+            f"{objective!r} does not fit the dataset, which was prepared from "
             f"{FORMS[info.form].called}, for {fit}",
         )
     model = None if init_from else new_model(spec.model, info, spec.sequence_length)
@@ -173,7 +174,7 @@ def plan_train(
     micro = spec.micro_batch_size or _micro_batch(
         share, spec.sequence_length or config.context, config.vocab_size, settings.device
     )
-    defaults = objectives.OBJECTIVES[spec.objective]
+    defaults = objectives.OBJECTIVES[objective]
     optional = {
         "warmup_fraction": defaults.warmup_fraction,
         "weight_decay": defaults.weight_decay,
@@ -184,7 +185,7 @@ def plan_train(
         },
     }
     return TrainConfig(
-        objective=spec.objective,
+        objective=objective,
         dataset=str(dataset),
         init_from=str(init_from or ""),
         model=None if model is None else fields_of(model),
@@ -192,10 +193,10 @@ def plan_train(
         batch_size=spec.batch_size,
         micro_batch_size=micro,
         steps=spec.steps,
-        max_seconds=spec.max_seconds,
+        max_seconds=seconds(spec.max_duration),
         learning_rate=rate_of(spec),
-        schedule=spec.schedule or "wsd",
-        precision=spec.precision or "auto",
+        schedule=said(spec, "schedule") or "wsd",
+        precision=said(spec, "precision") or "auto",
         seed=spec.seed,
         workers=workers,
         checkpoint_every=spec.checkpoint_every,
@@ -263,12 +264,13 @@ def _check_enough(spec: pb.TrainSpec, info: DatasetInfo) -> None:
 
 def new_model(spec: pb.ModelSpec, info: DatasetInfo, sequence_length: int) -> ModelConfig:
     """The full shape of a new model; zeros take the family's usual ratio."""
-    if spec.family not in ("llama", "gpt2"):
-        refuse("model.family", f"{spec.family!r} is unknown; use 'llama' or 'gpt2'")
+    family = said(spec, "family")
+    if not family:
+        refuse("model.family", "is not given; use MODEL_FAMILY_LLAMA or MODEL_FAMILY_GPT2")
     heads = max(1, spec.heads)
     if spec.hidden % heads:
         refuse("model.heads", f"hidden {spec.hidden} does not divide evenly by {spec.heads}")
-    gpt2 = spec.family == "gpt2"
+    gpt2 = family == "gpt2"
     ratio = 4 * spec.hidden if gpt2 else 32 * math.ceil(spec.hidden * 8 / 3 / 32)
     return ModelConfig(
         family="gpt2" if gpt2 else "llama",

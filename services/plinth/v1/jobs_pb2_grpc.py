@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Jobs. Keys of every tenant with the scope may read a job; only those of the tenant that created
+    it, and operators (scope "admin"), may change it: PERMISSION_DENIED, reason OTHER_TENANT, else.
+    The jobs of a run's steps are the run's owner's. A job that does not exist is NOT_FOUND, reason
+    JOB_NOT_FOUND.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -34,10 +38,10 @@ class JobServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.SubmitJob = channel.unary_unary(
-                '/plinth.v1.JobService/SubmitJob',
-                request_serializer=plinth_dot_v1_dot_jobs__pb2.SubmitJobRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_jobs__pb2.SubmitJobResponse.FromString,
+        self.CreateJob = channel.unary_unary(
+                '/plinth.v1.JobService/CreateJob',
+                request_serializer=plinth_dot_v1_dot_jobs__pb2.CreateJobRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_jobs__pb2.CreateJobResponse.FromString,
                 _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/plinth.v1.JobService/GetJob',
@@ -48,6 +52,11 @@ class JobServiceStub:
                 '/plinth.v1.JobService/ListJobs',
                 request_serializer=plinth_dot_v1_dot_jobs__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_jobs__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/plinth.v1.JobService/DeleteJob',
+                request_serializer=plinth_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
                 _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/plinth.v1.JobService/CancelJob',
@@ -62,30 +71,46 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Jobs. Keys of every tenant with the scope may read a job; only those of the tenant that created
+    it, and operators (scope "admin"), may change it: PERMISSION_DENIED, reason OTHER_TENANT, else.
+    The jobs of a run's steps are the run's owner's. A job that does not exist is NOT_FOUND, reason
+    JOB_NOT_FOUND.
+    """
 
-    def SubmitJob(self, request, context):
-        """Queues a job. Idempotent by job_id: the same id and specification answer with the job that it
-        made first, another specification under that id is ALREADY_EXISTS.
+    def CreateJob(self, request, context):
+        """Queues a job. Idempotent by job_id: the same id and specification give the job that they
+        created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
+        INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size"; NOT_FOUND an
+        artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The job as it is now.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Jobs of all tenants, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Forgets a job that has ended. What it published stays. FAILED_PRECONDITION: it has not ended
+        (JOB_NOT_ENDED: cancel it first), or a run that has not ended needs its result (JOB_IN_USE).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Idempotent. A running job stops at its next step and keeps its last checkpoint.
+        """Cancels a job. One that runs stops at its next step; one that has ended stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +118,8 @@ class JobServiceServicer:
 
     def WatchJob(self, request, context):
         """The job as it is now, then after each change, until it ends. Each state is told, in order; of
-        progress in between the newest.
+        progress in between the newest. While nothing changes, a response without a job comes at least
+        every 15 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,10 +128,10 @@ class JobServiceServicer:
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'SubmitJob': grpc.unary_unary_rpc_method_handler(
-                    servicer.SubmitJob,
-                    request_deserializer=plinth_dot_v1_dot_jobs__pb2.SubmitJobRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_jobs__pb2.SubmitJobResponse.SerializeToString,
+            'CreateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJob,
+                    request_deserializer=plinth_dot_v1_dot_jobs__pb2.CreateJobRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_jobs__pb2.CreateJobResponse.SerializeToString,
             ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
@@ -116,6 +142,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListJobs,
                     request_deserializer=plinth_dot_v1_dot_jobs__pb2.ListJobsRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_jobs__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=plinth_dot_v1_dot_jobs__pb2.DeleteJobRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_jobs__pb2.DeleteJobResponse.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
@@ -136,10 +167,14 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """Missing associated documentation comment in .proto file."""
+    """Jobs. Keys of every tenant with the scope may read a job; only those of the tenant that created
+    it, and operators (scope "admin"), may change it: PERMISSION_DENIED, reason OTHER_TENANT, else.
+    The jobs of a run's steps are the run's owner's. A job that does not exist is NOT_FOUND, reason
+    JOB_NOT_FOUND.
+    """
 
     @staticmethod
-    def SubmitJob(request,
+    def CreateJob(request,
             target,
             options=(),
             channel_credentials=None,
@@ -152,9 +187,9 @@ class JobService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.JobService/SubmitJob',
-            plinth_dot_v1_dot_jobs__pb2.SubmitJobRequest.SerializeToString,
-            plinth_dot_v1_dot_jobs__pb2.SubmitJobResponse.FromString,
+            '/plinth.v1.JobService/CreateJob',
+            plinth_dot_v1_dot_jobs__pb2.CreateJobRequest.SerializeToString,
+            plinth_dot_v1_dot_jobs__pb2.CreateJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -209,6 +244,33 @@ class JobService:
             '/plinth.v1.JobService/ListJobs',
             plinth_dot_v1_dot_jobs__pb2.ListJobsRequest.SerializeToString,
             plinth_dot_v1_dot_jobs__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.JobService/DeleteJob',
+            plinth_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+            plinth_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class RunServiceStub:
-    """Runs of pipelines.
+    """Runs of pipelines. Keys of every tenant with the scope may read a run; only those of the tenant
+    that created it, and operators (scope "admin"), may change it: PERMISSION_DENIED, reason
+    OTHER_TENANT, else. A run that does not exist is NOT_FOUND, reason RUN_NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -35,10 +37,10 @@ class RunServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.SubmitRun = channel.unary_unary(
-                '/plinth.v1.RunService/SubmitRun',
-                request_serializer=plinth_dot_v1_dot_runs__pb2.SubmitRunRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_runs__pb2.SubmitRunResponse.FromString,
+        self.CreateRun = channel.unary_unary(
+                '/plinth.v1.RunService/CreateRun',
+                request_serializer=plinth_dot_v1_dot_runs__pb2.CreateRunRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_runs__pb2.CreateRunResponse.FromString,
                 _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/plinth.v1.RunService/GetRun',
@@ -50,10 +52,15 @@ class RunServiceStub:
                 request_serializer=plinth_dot_v1_dot_runs__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_runs__pb2.ListRunsResponse.FromString,
                 _registered_method=True)
-        self.WatchRun = channel.unary_stream(
-                '/plinth.v1.RunService/WatchRun',
-                request_serializer=plinth_dot_v1_dot_runs__pb2.WatchRunRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_runs__pb2.WatchRunResponse.FromString,
+        self.DeleteRun = channel.unary_unary(
+                '/plinth.v1.RunService/DeleteRun',
+                request_serializer=plinth_dot_v1_dot_runs__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_runs__pb2.DeleteRunResponse.FromString,
+                _registered_method=True)
+        self.CancelRun = channel.unary_unary(
+                '/plinth.v1.RunService/CancelRun',
+                request_serializer=plinth_dot_v1_dot_runs__pb2.CancelRunRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_runs__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
         self.PauseRun = channel.unary_unary(
                 '/plinth.v1.RunService/PauseRun',
@@ -65,73 +72,92 @@ class RunServiceStub:
                 request_serializer=plinth_dot_v1_dot_runs__pb2.ResumeRunRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_runs__pb2.ResumeRunResponse.FromString,
                 _registered_method=True)
-        self.CancelRun = channel.unary_unary(
-                '/plinth.v1.RunService/CancelRun',
-                request_serializer=plinth_dot_v1_dot_runs__pb2.CancelRunRequest.SerializeToString,
-                response_deserializer=plinth_dot_v1_dot_runs__pb2.CancelRunResponse.FromString,
-                _registered_method=True)
         self.ForkRun = channel.unary_unary(
                 '/plinth.v1.RunService/ForkRun',
                 request_serializer=plinth_dot_v1_dot_runs__pb2.ForkRunRequest.SerializeToString,
                 response_deserializer=plinth_dot_v1_dot_runs__pb2.ForkRunResponse.FromString,
                 _registered_method=True)
+        self.WatchRun = channel.unary_stream(
+                '/plinth.v1.RunService/WatchRun',
+                request_serializer=plinth_dot_v1_dot_runs__pb2.WatchRunRequest.SerializeToString,
+                response_deserializer=plinth_dot_v1_dot_runs__pb2.WatchRunResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer:
-    """Runs of pipelines.
+    """Runs of pipelines. Keys of every tenant with the scope may read a run; only those of the tenant
+    that created it, and operators (scope "admin"), may change it: PERMISSION_DENIED, reason
+    OTHER_TENANT, else. A run that does not exist is NOT_FOUND, reason RUN_NOT_FOUND.
     """
 
-    def SubmitRun(self, request, context):
+    def CreateRun(self, request, context):
         """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run that it
-        made, another request under that id ALREADY_EXISTS.
+        created, another request under that id is ALREADY_EXISTS (RUN_EXISTS). INVALID_ARGUMENT names
+        the pipeline's setting that is wrong, as "steps.corpus.corpus_dir". RESOURCE_EXHAUSTED while
+        128 runs have not ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The run as it is now.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Runs of all tenants, newest first, without their pipelines (GetRun gives each).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WatchRun(self, request, context):
-        """The run as it is now, then after each change, until it ends. Each state of the run and of its
-        steps is told, in order; of progress in between the newest.
+    def DeleteRun(self, request, context):
+        """Forgets a run that has ended. What its steps published stays. FAILED_PRECONDITION
+        (RUN_NOT_ENDED) while it has not ended: cancel it first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRun(self, request, context):
+        """Cancels the running steps and ends the run. Of a run that has ended nothing changes. The answer
+        comes once the run has ended, or after 3 s with the run as it is by then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseRun(self, request, context):
-        """No new step starts; the running one goes on.
+        """No new step starts; running ones go on. FAILED_PRECONDITION when the run has ended (RUN_ENDED)
+        or is being cancelled (RUN_CANCELLED). Answers as CancelRun does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CancelRun(self, request, context):
-        """Cancels the running step and ends the run.
+        """Goes on with a paused run. Errors and answer as of PauseRun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkRun(self, request, context):
-        """A new run that takes over what another one finished and does the rest with other settings.
-        Idempotent by run_id, as SubmitRun.
+        """Starts a run that takes over what another one finished and does the rest with other settings.
+        Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step that is needed has not
+        finished (STEP_UNFINISHED) or what it made is gone (ARTIFACT_GONE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRun(self, request, context):
+        """The run as it is now, then after each change, until it ends. Each state of the run and of its
+        steps is told, in order; of progress in between the newest. While nothing changes, a response
+        without a run comes at least every 15 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,10 +166,10 @@ class RunServiceServicer:
 
 def add_RunServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'SubmitRun': grpc.unary_unary_rpc_method_handler(
-                    servicer.SubmitRun,
-                    request_deserializer=plinth_dot_v1_dot_runs__pb2.SubmitRunRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_runs__pb2.SubmitRunResponse.SerializeToString,
+            'CreateRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRun,
+                    request_deserializer=plinth_dot_v1_dot_runs__pb2.CreateRunRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_runs__pb2.CreateRunResponse.SerializeToString,
             ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
@@ -155,10 +181,15 @@ def add_RunServiceServicer_to_server(servicer, server):
                     request_deserializer=plinth_dot_v1_dot_runs__pb2.ListRunsRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_runs__pb2.ListRunsResponse.SerializeToString,
             ),
-            'WatchRun': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchRun,
-                    request_deserializer=plinth_dot_v1_dot_runs__pb2.WatchRunRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_runs__pb2.WatchRunResponse.SerializeToString,
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=plinth_dot_v1_dot_runs__pb2.DeleteRunRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_runs__pb2.DeleteRunResponse.SerializeToString,
+            ),
+            'CancelRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRun,
+                    request_deserializer=plinth_dot_v1_dot_runs__pb2.CancelRunRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_runs__pb2.CancelRunResponse.SerializeToString,
             ),
             'PauseRun': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseRun,
@@ -170,15 +201,15 @@ def add_RunServiceServicer_to_server(servicer, server):
                     request_deserializer=plinth_dot_v1_dot_runs__pb2.ResumeRunRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_runs__pb2.ResumeRunResponse.SerializeToString,
             ),
-            'CancelRun': grpc.unary_unary_rpc_method_handler(
-                    servicer.CancelRun,
-                    request_deserializer=plinth_dot_v1_dot_runs__pb2.CancelRunRequest.FromString,
-                    response_serializer=plinth_dot_v1_dot_runs__pb2.CancelRunResponse.SerializeToString,
-            ),
             'ForkRun': grpc.unary_unary_rpc_method_handler(
                     servicer.ForkRun,
                     request_deserializer=plinth_dot_v1_dot_runs__pb2.ForkRunRequest.FromString,
                     response_serializer=plinth_dot_v1_dot_runs__pb2.ForkRunResponse.SerializeToString,
+            ),
+            'WatchRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRun,
+                    request_deserializer=plinth_dot_v1_dot_runs__pb2.WatchRunRequest.FromString,
+                    response_serializer=plinth_dot_v1_dot_runs__pb2.WatchRunResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -189,11 +220,13 @@ def add_RunServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RunService:
-    """Runs of pipelines.
+    """Runs of pipelines. Keys of every tenant with the scope may read a run; only those of the tenant
+    that created it, and operators (scope "admin"), may change it: PERMISSION_DENIED, reason
+    OTHER_TENANT, else. A run that does not exist is NOT_FOUND, reason RUN_NOT_FOUND.
     """
 
     @staticmethod
-    def SubmitRun(request,
+    def CreateRun(request,
             target,
             options=(),
             channel_credentials=None,
@@ -206,9 +239,9 @@ class RunService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.RunService/SubmitRun',
-            plinth_dot_v1_dot_runs__pb2.SubmitRunRequest.SerializeToString,
-            plinth_dot_v1_dot_runs__pb2.SubmitRunResponse.FromString,
+            '/plinth.v1.RunService/CreateRun',
+            plinth_dot_v1_dot_runs__pb2.CreateRunRequest.SerializeToString,
+            plinth_dot_v1_dot_runs__pb2.CreateRunResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -274,7 +307,7 @@ class RunService:
             _registered_method=True)
 
     @staticmethod
-    def WatchRun(request,
+    def DeleteRun(request,
             target,
             options=(),
             channel_credentials=None,
@@ -284,12 +317,39 @@ class RunService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
+        return grpc.experimental.unary_unary(
             request,
             target,
-            '/plinth.v1.RunService/WatchRun',
-            plinth_dot_v1_dot_runs__pb2.WatchRunRequest.SerializeToString,
-            plinth_dot_v1_dot_runs__pb2.WatchRunResponse.FromString,
+            '/plinth.v1.RunService/DeleteRun',
+            plinth_dot_v1_dot_runs__pb2.DeleteRunRequest.SerializeToString,
+            plinth_dot_v1_dot_runs__pb2.DeleteRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plinth.v1.RunService/CancelRun',
+            plinth_dot_v1_dot_runs__pb2.CancelRunRequest.SerializeToString,
+            plinth_dot_v1_dot_runs__pb2.CancelRunResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -355,33 +415,6 @@ class RunService:
             _registered_method=True)
 
     @staticmethod
-    def CancelRun(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/plinth.v1.RunService/CancelRun',
-            plinth_dot_v1_dot_runs__pb2.CancelRunRequest.SerializeToString,
-            plinth_dot_v1_dot_runs__pb2.CancelRunResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def ForkRun(request,
             target,
             options=(),
@@ -398,6 +431,33 @@ class RunService:
             '/plinth.v1.RunService/ForkRun',
             plinth_dot_v1_dot_runs__pb2.ForkRunRequest.SerializeToString,
             plinth_dot_v1_dot_runs__pb2.ForkRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plinth.v1.RunService/WatchRun',
+            plinth_dot_v1_dot_runs__pb2.WatchRunRequest.SerializeToString,
+            plinth_dot_v1_dot_runs__pb2.WatchRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,7 +68,7 @@ def test_the_run_is_what_the_coordinator_takes(
     )
     assert result.exit_code == 0, result.output
     (sent,) = gateway.submitted
-    pipeline = parse(sent.pipeline_yaml)  # the coordinator's own parser
+    pipeline = parse(sent.run.spec.pipeline_yaml)  # the coordinator's own parser
     (step,) = pipeline.steps.values()
     assert (step.model, step.name, step.alias) == ("chat@8", "chat", "prod")
     assert (step.share, step.requests, step.sticky, step.shards) == (0.2, 400, True, 1)
@@ -82,7 +82,7 @@ def test_the_run_is_what_the_coordinator_takes(
     assert rows["canary"][:3] in (["40", "9", "?"], ["running", "3", "of"], ["succeeded", "", ""])
     assert re.search(r"canary +40 +9 +\?", result.stdout)
     assert "port-forward svc/plinth-gateway 8081:grpc" in result.stderr
-    assert yaml.safe_load(sent.pipeline_yaml)["steps"]["canary"]["seconds"] == 3600.0
+    assert yaml.safe_load(sent.run.spec.pipeline_yaml)["steps"]["canary"]["seconds"] == 3600.0
 
 
 def test_one_that_is_rolled_back(kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway) -> None:

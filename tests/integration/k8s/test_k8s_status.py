@@ -52,7 +52,6 @@ def told(kube: KubeApi, gateway: ScriptedGateway) -> ScriptedGateway:
         redis_error="Redis takes no writes now: read only",
     )
     gateway.runs = [canary_run(pb.RUN_STATE_FAILED, error="chat@8 is rolled back: 3 of 10 failed")]
-    gateway.runs[0].run_id = "rollout-1"
     return gateway
 
 
@@ -88,7 +87,7 @@ def test_all_of_it(kube: KubeApi, kubeconfig: Path, told: ScriptedGateway) -> No
     errors = {one["where"]: one["what"] for one in found["errors"]}
     assert errors["redis"].endswith("read only")
     assert errors["model/chat"] == "no room for a shard"
-    assert errors["run/rollout-1"] == "chat@8 is rolled back: 3 of 10 failed"
+    assert errors["runs/rollout-1"] == "chat@8 is rolled back: 3 of 10 failed"
     assert found["unknown"] == {}
 
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
+import shown_runs
 from plinth.cli.run_view import PlainLines, about
 from plinth.v1 import runs_pb2 as pb
 
 
 def step(state: pb.StepState.ValueType, detail: str = "", **metrics: float) -> pb.Step:
-    return pb.Step(
-        name="train",
-        kind="train",
-        state=state,
-        detail=detail,
-        output="m@1",
-        metrics_json=json.dumps(metrics) if metrics else "",
-    )
+    return shown_runs.step("train", metrics, "m@1", state=state, detail=detail)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +35,7 @@ def test_what_a_step_waits_for_is_said_at_once_and_once() -> None:
     said = [
         line
         for detail in ("", waits, waits, "step 1/900 · loss 20.581")
-        for line in lines.update(
-            pb.Run(run_id="r", steps=[step(pb.STEP_STATE_RUNNING, detail=detail)])
-        )
+        for line in lines.update(shown_runs.run(step(pb.STEP_STATE_RUNNING, detail=detail)))
         if line.startswith("train")
     ]
     assert [waits in line for line in said] == [False, True]
@@ -58,7 +48,7 @@ def test_the_last_line_is_of_the_end_and_not_of_what_was_told_before() -> None:
     said = [
         line
         for update in (running, ended)
-        for line in lines.update(pb.Run(run_id="r", state=pb.RUN_STATE_RUNNING, steps=[update]))
+        for line in lines.update(shown_runs.run(update))
         if line.startswith("train")
     ]
     assert len(said) == 2

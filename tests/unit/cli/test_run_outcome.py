@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+import shown_runs
 from plinth.cli.run_view import summary
 from plinth.cli.tables import show
 from plinth.v1 import artifacts_pb2
 from plinth.v1 import runs_pb2 as pb
+from shown_runs import step
 
 PIPELINE = """
 name: q
@@ -34,17 +35,8 @@ def run(winner: str) -> pb.Run:
         ("aligned", "serve", output, {"name": "aligned", "shards": 1}),
         ("other", "serve", "chat@1", {"name": "beside", "shards": 1}),
     ]
-    steps = [
-        pb.Step(
-            name=name,
-            kind=kind,
-            output=output,
-            metrics_json=json.dumps(figures),
-            state=pb.STEP_STATE_SUCCEEDED,
-        )
-        for name, kind, output, figures in made
-    ]
-    return pb.Run(run_id="r", state=pb.RUN_STATE_SUCCEEDED, steps=steps, pipeline_yaml=PIPELINE)
+    steps = [step(kind, figures, output, name=name) for name, kind, output, figures in made]
+    return shown_runs.run(*steps, state="succeeded", pipeline=PIPELINE)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Console
 
+import shown_runs
 from plinth.cli.run_view import about, summary
 from plinth.shared.intake import Intake
 from plinth.v1 import artifacts_pb2
@@ -14,19 +14,13 @@ from plinth.v1 import runs_pb2 as pb
 
 
 def step(kind: str, figures: dict[str, Any], output: str = "chat@1") -> pb.Step:
-    return pb.Step(
-        name=kind,
-        kind=kind,
-        state=pb.STEP_STATE_SUCCEEDED,
-        output=output,
-        metrics_json=json.dumps(figures),
-    )
+    return shown_runs.step(kind, figures, output)
 
 
 def shown(*steps: pb.Step) -> str:
     console = Console(width=200, record=True, file=None, quiet=False)
     with console.capture() as capture:
-        console.print(summary(pb.Run(steps=steps), lambda ref: artifacts_pb2.Artifact(name=ref)))
+        console.print(summary(shown_runs.run(*steps), lambda ref: artifacts_pb2.Artifact(name=ref)))
     return capture.get()
 
 

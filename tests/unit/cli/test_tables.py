@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from io import StringIO
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from rich.markup import escape
 from rich.text import Text
 
 import plinth.cli
+import shown_runs
 from plinth.cli.run_view import summary
 from plinth.cli.stack_table import platform_sections
 from plinth.cli.tables import WholeTable, show
 from plinth.v1 import artifacts_pb2
-from plinth.v1 import runs_pb2 as pb
 
 IDS = st.text("abcdefghijkl0123456789-.@:[]", min_size=1, max_size=60)
 TEXTS = st.lists(st.text("abcdefgh[]/", min_size=1, max_size=40), min_size=1, max_size=12)
@@ -99,10 +98,8 @@ def test_a_summary_names_the_models_of_a_contest_whole() -> None:
         "models": {"baseline": f"{LONG}@1", "model": MODEL},
         "shown": [],
     }
-    step = pb.Step(
-        name="check", kind="verify", state=pb.STEP_STATE_SUCCEEDED, metrics_json=json.dumps(figures)
-    )
-    screen = summary(pb.Run(steps=[step]), lambda _: artifacts_pb2.Artifact())
+    step = shown_runs.step("verify", figures, name="check")
+    screen = summary(shown_runs.run(step), lambda _: artifacts_pb2.Artifact())
     said = printed(screen, 60, terminal=False)
     assert f"{LONG}@1" in said
     assert MODEL in said

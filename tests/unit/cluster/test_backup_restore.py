@@ -29,6 +29,7 @@ from plinth.cluster.supervisor import take_lock
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunRecords
 from plinth.gateway.api_keys import KeyStore
+from plinth.internal.v1 import job_records_pb2
 from plinth.shared import local_storage, redis_keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import (
@@ -49,7 +50,6 @@ from plinth.trainer.attempts import Attempt
 from plinth.trainer.checkpoint import checkpoints
 from plinth.trainer.data.shards import Split
 from plinth.trainer.records import JobRecords
-from plinth.v1 import jobs_pb2
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ async def test_checkpoints_of_open_jobs_come_back(
         (one / "state.json").write_text(json.dumps({"step": step}))
         (one / "model.safetensors").write_bytes(b"w" * step)
         (one.parent / ".writing-00000300").mkdir()
-    await JobRecords(redis_client).create(jobs_pb2.Job(job_id="job-1"))
+    await JobRecords(redis_client).create(job_records_pb2.JobRecord(job_id="job-1"))
     made = await asyncio.to_thread(make, home, place)
     assert made.checkpoints == 1
     assert (await asyncio.to_thread(make, home, place)).copied_bytes == 0

@@ -54,7 +54,7 @@ async def test_a_run_that_has_ended_submit_a_new_one(coordinator: Coordinator) -
     await coordinator.submit("r1")
     await coordinator.end("r1")
     with pytest.raises(FailedPrecondition, match=r"submit a new one \(finished steps are reused\)"):
-        await coordinator.rpc.ResumeRun(pb.ResumeRunRequest(run_id="r1"), None)
+        await coordinator.resume("r1")
     await coordinator.submit("r2")
     assert set(states(await coordinator.end("r2"))) == {"REUSED"}
 
@@ -63,11 +63,11 @@ async def test_forks(coordinator: Coordinator) -> None:
     def fork(run_id: str, step: str, **overrides: str) -> Any:
         request = pb.ForkRunRequest(
             run_id=run_id,
-            source_run_id="r1",
+            name="runs/r1",
             from_step=step,
             overrides={k.replace("__", "."): v for k, v in overrides.items()},
         )
-        return coordinator.rpc.ForkRun(request, None)
+        return coordinator.fork(request)
 
     await coordinator.submit("r1")
     await coordinator.end("r1")
@@ -77,13 +77,13 @@ async def test_forks(coordinator: Coordinator) -> None:
     advised = re.search(r"fork from (\S+) to change it", caught.value.message)
     assert advised is not None
     await fork("f", advised[1], **sets)
-    assert (await coordinator.end("f")).state == pb.RUN_STATE_SUCCEEDED
+    assert (await coordinator.end("f")).status.state == pb.RUN_STATE_SUCCEEDED
     with pytest.raises(InvalidArgument) as caught:
         await fork("g", "exan")
     advised = re.search(r"did you mean (\S+)\?", caught.value.message)
     assert advised is not None
     await fork("g", advised[1])
-    assert (await coordinator.end("g")).state == pb.RUN_STATE_SUCCEEDED
+    assert (await coordinator.end("g")).status.state == pb.RUN_STATE_SUCCEEDED
 
 
 async def test_a_name_that_is_not_served_a_step_serve_puts_the_first_there(
@@ -94,12 +94,13 @@ async def test_a_name_that_is_not_served_a_step_serve_puts_the_first_there(
     canary = "{kind: canary, model: m, name: chat}"
     await coordinator.submit("r1", f"{{name: p, steps: {{trial: {canary}}}}}")
     assert (
-        "a step of kind serve puts the first revision there" in (await coordinator.end("r1")).error
+        "a step of kind serve puts the first revision there"
+        in (await coordinator.end("r1")).status.error
     )
     serve = "{kind: serve, model: m, name: chat}"
     text = f"{{name: p, steps: {{first: {serve}, trial: {canary[:-1]}, after: [first]}}}}}}"
     await coordinator.submit("r2", text)
-    assert (await coordinator.end("r2")).state == pb.RUN_STATE_SUCCEEDED
+    assert (await coordinator.end("r2")).status.state == pb.RUN_STATE_SUCCEEDED
 
 
 @pytest.mark.parametrize("below", [0.05, 0.0, -0.3])

@@ -6,12 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from job_specs import prepare_spec
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.steps.contract import StepOutcome, Work
 from plinth.coordinator.steps.data import DataStep, fingerprint
 from plinth.shared.api.structs import struct
+from plinth.shared.identity import Principal
 from plinth.shared.intake import Intake, intakes_of
-from plinth.v1 import artifacts_pb2
 from plinth.v1 import jobs_pb2 as pb
 
 SPEC = """
@@ -25,20 +26,20 @@ TOLD = Intake("files", 3, {"of kind .json": 2})
 class Trainer:
     """Takes the job and says that it is done."""
 
-    async def SubmitJob(self, request: pb.SubmitJobRequest) -> pb.SubmitJobResponse:
-        self.asked = request.spec.prepare
-        metrics = struct({"intake": [TOLD.to_json()]})
-        made = artifacts_pb2.Artifact(
-            name="artifacts/small-corpus@1",
-            manifest=artifacts_pb2.ArtifactManifest(metrics=metrics),
+    async def CreateJob(self, request: pb.CreateJobRequest) -> pb.CreateJobResponse:
+        self.asked = request.job.spec.prepare
+        status = pb.JobStatus(
+            state=pb.JOB_STATE_SUCCEEDED,
+            artifact="artifacts/small-corpus@1",
+            metrics=struct({"intake": [TOLD.to_json()]}),
         )
-        return pb.SubmitJobResponse(job=pb.Job(state=pb.JOB_STATE_SUCCEEDED, artifact=made))
+        return pb.CreateJobResponse(job=pb.Job(status=status))
 
 
 async def test_every_word_arrives_and_what_was_left_out_comes_back() -> None:
     trainer = Trainer()
 
-    async def client() -> Trainer:
+    async def client(_principal: Principal) -> Trainer:
         return trainer
 
     tools: Any = SimpleNamespace(clients=SimpleNamespace(trainer=client))
@@ -46,7 +47,7 @@ async def test_every_word_arrives_and_what_was_left_out_comes_back() -> None:
     events = [event async for event in DataStep().execute(work, tools)]
     assert isinstance(events[-1], StepOutcome)
     assert intakes_of(events[-1].metrics) == [TOLD]
-    wanted = pb.PrepareSpec(corpus_dir="/texts", max_bytes=9)
+    wanted = prepare_spec(corpus_dir="/texts", max_bytes=9)
     wanted.validation_fraction, wanted.max_left_out = 0, 0.8
     assert trainer.asked == wanted
 

@@ -39,9 +39,9 @@ def asking(file: Path) -> str:
 async def failed(coordinator: Coordinator, text: str) -> str:
     await coordinator.submit("r1", text)
     run = await coordinator.end("r1")
-    assert run.state == pb.RUN_STATE_FAILED
+    assert run.status.state == pb.RUN_STATE_FAILED
     assert states(run) == ["FAILED"]
-    return str(run.error)
+    return str(run.status.error)
 
 
 def denied(path: object) -> PermissionError:
@@ -133,9 +133,9 @@ steps:
     await until(lambda: disk.reads)
     run = await coordinator.reached("r1", "vocabulary", pb.STEP_STATE_SUCCEEDED)
     assert steps(run)["large"].state == pb.STEP_STATE_PENDING
-    await coordinator.rpc.CancelRun(pb.CancelRunRequest(run_id="r1"), None)
+    await coordinator.cancel("r1")
     run = await coordinator.end("r1")
-    assert run.state == pb.RUN_STATE_CANCELLED
+    assert run.status.state == pb.RUN_STATE_CANCELLED
     assert not disk.gate.is_set()
 
 
@@ -145,10 +145,10 @@ async def test_what_was_read_before_a_pause_is_read_again(
     """Else what is made after it would be recorded as made from what was there before."""
     await coordinator.submit("r1", reading(texts))
     await until(lambda: disk.reads)
-    await coordinator.rpc.PauseRun(pb.PauseRunRequest(run_id="r1"), None)
+    await coordinator.pause("r1")
     disk.gate.set()
     (texts / "a.txt").write_text("other")
-    await coordinator.rpc.ResumeRun(pb.ResumeRunRequest(run_id="r1"), None)
+    await coordinator.resume("r1")
     assert states(await coordinator.end("r1")) == ["SUCCEEDED"]
     await coordinator.submit("r2", reading(texts))
     assert states(await coordinator.end("r2")) == ["REUSED"]

@@ -402,8 +402,8 @@ async def test_an_earlier_run_that_gets_there_late_moves_nothing_back(world: Wor
     assert states(await coordinator.end("later")) == ["SUCCEEDED"] * 3
     world.trainer.gates["slow-corpus"].set()
     late = await coordinator.end("earlier")
-    assert late.state == runs_pb2.RUN_STATE_FAILED
-    assert "submitted after this one" in late.error
+    assert late.status.state == runs_pb2.RUN_STATE_FAILED
+    assert "submitted after this one" in late.status.error
     # What the message advises: the same pipeline, submitted now, is the latest.
     assert await asyncio.to_thread(world.store.aliases, "m") == {"prod": 2}
     assert [d.artifact for d in await asyncio.to_thread(world.deployments.list)] == ["m@2"]
@@ -541,7 +541,9 @@ async def test_numbers_go_on_where_a_lost_redis_left_them(
         coordinator = Coordinator(world, f"c{term}")
         await coordinator.start()
         run = await coordinator.submit(f"r{term}", SHIP.format(name="s", version=term % 3 + 1))
-        assert (await coordinator.end(run.run_id)).state == runs_pb2.RUN_STATE_SUCCEEDED
+        assert (
+            await coordinator.end(run.name.removeprefix("runs/"))
+        ).status.state == runs_pb2.RUN_STATE_SUCCEEDED
         await coordinator.stop()
         numbers.append(run.number)
         if term == 2:

@@ -17,6 +17,7 @@ from plinth.coordinator.pipeline import parse
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import MAX_ACTIVE, RunRecords
 from plinth.coordinator.steps.contract import StepOutcome
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import redis_keys
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
@@ -99,7 +100,7 @@ async def test_submitting_twice_gives_the_first(redis_client: Redis) -> None:
     assert first == again
     assert first.revision == 1
     assert await records.active() == ["r"]
-    assert [run.run_id for run in await records.newest(10)] == ["r"]
+    assert [run.run_id for _, run in await records.newest("", 10) if run] == ["r"]
     with pytest.raises(NotFound):
         await records.get("other")
 
@@ -111,7 +112,7 @@ async def test_only_the_leader_changes_and_only_what_it_saw(redis_client: Redis)
     run.state = pb.RUN_STATE_RUNNING
     await records.save(run, leadership)
     assert (await records.get("r")).revision == run.revision == 2
-    stale = pb.Run(run_id="r", state=pb.RUN_STATE_PAUSED, revision=1)
+    stale = rec.RunRecord(run_id="r", state=pb.RUN_STATE_PAUSED, revision=1)
     with pytest.raises(Aborted, match="changed"):
         await records.save(stale, leadership)
     await _lead(redis_client, 2)
@@ -161,7 +162,7 @@ async def test_ended_runs_are_forgotten_and_active_ones_never(
         if number % 2:
             machine.refuse(run, error="ends", now=1)
             await records.save(run, leadership)
-    left = {run.run_id for run in await records.newest(10)}
+    left = {run.run_id for _, run in await records.newest("", 10) if run}
     assert {"r0", "r2", "r4"} <= left
     assert "r1" not in left
     assert not await redis_client.exists(redis_keys.run("r1"))

@@ -18,6 +18,7 @@ from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.service import PreferenceServicer
 from plinth.coordinator.preferences.specs import make_task
 from plinth.coordinator.runs import RunRecords
+from plinth.internal.v1 import run_records_pb2
 from plinth.shared.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -27,7 +28,7 @@ from plinth.shared.errors import (
 )
 from plinth.shared.identity import Principal, call_scope
 from plinth.shared.preference_names import TASKS
-from plinth.v1 import chat_pb2, owner_pb2, runs_pb2
+from plinth.v1 import chat_pb2, owner_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 SCOPES = frozenset({"preferences"})
@@ -210,7 +211,7 @@ async def test_a_collection_goes_with_its_tasks_when_that_is_said(door: Door) ->
 async def test_a_collection_stays_while_a_run_reads_it(door: Door, redis_client: Redis) -> None:
     await door.add("t")
     pipeline = "name: x\nsteps: {pairs: {kind: preferences, collection: c}}"
-    run = runs_pb2.Run(run_id="r1", pipeline_yaml=pipeline)
+    run = run_records_pb2.RunRecord(run_id="r1", pipeline_yaml=pipeline)
     await RunRecords(redis_client).submit(run)
     with pytest.raises(FailedPrecondition, match="is read by run r1") as caught:
         await door.call("DeletePreferenceCollection", name=COLLECTION, force=True)

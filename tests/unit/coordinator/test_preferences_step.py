@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from patience import PATIENCE_S
-from plinth.coordinator import service
+from coordinator_replica import Coordinator
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.preferences.ranking import tiers
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.specs import make_task
-from plinth.coordinator.run_service import RunServicer
 from plinth.internal.v1 import preference_records_pb2 as rec
 from plinth.v1 import chat_pb2, runs_pb2
 from plinth.v1 import preferences_pb2 as pb
-from scripted_stages import Caller, World
+from scripted_stages import World
+from shown_runs import made
 
 PIPELINES = Path(__file__).parents[3] / "ops" / "pipelines"
 PIPELINE = """
@@ -31,32 +29,23 @@ steps:
 """
 
 
-class Running:
+class Running(Coordinator):
     def __init__(self, world: World) -> None:
+        super().__init__(world, "one")
         self.world = world
-        self.context = world.context("one")
-        self.front = service.build(self.context)
-        front = self.front
-        self.rpc = RunServicer(front._records, front._feed, front._tools)
 
     async def run(self, run_id: str, text: str = PIPELINE) -> runs_pb2.Run:
-        submit = runs_pb2.SubmitRunRequest(run_id=run_id, pipeline_yaml=text)
-        await self.rpc.SubmitRun(submit, None)
-        async with asyncio.timeout(PATIENCE_S):
-            watched = self.rpc.WatchRun(runs_pb2.WatchRunRequest(run_id=run_id), Caller())
-            return [message.run async for message in watched][-1]
+        await self.submit(run_id, text)
+        return await self.end(run_id)
 
 
 @pytest.fixture
 async def running(redis_client: Redis, redis_server: str, tmp_path: Path) -> AsyncIterator[Running]:
     async with World(tmp_path, redis_server) as world:
         running = Running(world)
-        await running.front.start()
+        await running.start()
         yield running
-        await running.front.drain(PATIENCE_S)
-        await running.front.check()
-        await running.context.clients.close()
-        await running.context.redis.aclose()
+        await running.stop()
 
 
 async def judge(redis: Redis, index: int) -> None:
@@ -83,27 +72,26 @@ async def test_from_judgements_to_a_dataset(running: Running, redis_client: Redi
     for index in range(3):
         await judge(redis_client, index)
     first = await running.run("r1")
-    assert first.state == runs_pb2.RUN_STATE_SUCCEEDED, first.error
-    judged, _, dataset = first.steps
-    assert judged.output == "prefs-judged@1"
-    made = running.world.store.get(dataset.output)
-    assert "prefs-judged@1" in made.parents
-    assert running.world.store.get(judged.output).manifest["config"]["revision"] == 3
+    assert first.status.state == runs_pb2.RUN_STATE_SUCCEEDED, first.status.error
+    judged, _, dataset = first.status.steps
+    assert made(judged) == "prefs-judged@1"
+    assert "prefs-judged@1" in running.world.store.get(made(dataset)).parents
+    assert running.world.store.get(made(judged)).manifest["config"]["revision"] == 3
     again = await running.run("r2")
-    assert again.steps[0].state == runs_pb2.STEP_STATE_REUSED
-    assert again.steps[0].output == "prefs-judged@1"
+    assert again.status.steps[0].state == runs_pb2.STEP_STATE_REUSED
+    assert made(again.status.steps[0]) == "prefs-judged@1"
     await judge(redis_client, 3)
     more = await running.run("r3")
-    assert more.steps[0].output == "prefs-judged@2"
+    assert made(more.status.steps[0]) == "prefs-judged@2"
     early = await running.run("r4", PIPELINE.replace("at_least: 2", "up_to: 3"))
-    assert early.steps[0].output == "prefs-judged@1"
+    assert made(early.status.steps[0]) == "prefs-judged@1"
 
 
 async def test_too_few_pairs_end_the_run(running: Running, redis_client: Redis) -> None:
     await judge(redis_client, 0)
     ended = await running.run("r1")
-    assert ended.state == runs_pb2.RUN_STATE_FAILED
-    assert "gives 1 pairs from 1 judgements, 2 are needed" in ended.steps[0].error
+    assert ended.status.state == runs_pb2.RUN_STATE_FAILED
+    assert "gives 1 pairs from 1 judgements, 2 are needed" in ended.status.steps[0].error
 
 
 @pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.name)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from coordinator_replica import PIPELINE, Coordinator
 from plinth.cli.runs import tell_if_known
+from plinth.shared.api.times import timestamp
 from plinth.shared.errors import AlreadyExists
 from plinth.v1 import runs_pb2 as pb
 from scripted_stages import World
@@ -33,7 +34,7 @@ async def test_other_settings_under_the_same_id_are_told(
         with pytest.raises(AlreadyExists, match="already") as caught:
             await coordinator.submit("r1", **overrides)
         assert f"({says}); give another run_id" in caught.value.message
-        assert (await coordinator.end("r1")).state == pb.RUN_STATE_SUCCEEDED
+        assert (await coordinator.end("r1")).status.state == pb.RUN_STATE_SUCCEEDED
     # As it advises.
     await coordinator.submit("r2", **overrides)
     assert pb.Run.FromString((await coordinator.end("r2")).SerializeToString()).run_id == "r2"
@@ -50,8 +51,8 @@ async def test_the_same_twice_is_one_run_even_if_an_alias_moved(
     first = await coordinator.submit("r", text)
     await asyncio.to_thread(world.store.set_alias, "m", "prod", 2)
     again = await coordinator.submit("r", f"# a comment\n{text}")
-    assert "m@1" in again.pipeline_yaml
-    assert again.pipeline_yaml == first.pipeline_yaml
+    assert "m@1" in again.spec.pipeline_yaml
+    assert again.spec == first.spec
     other = text.replace("m:prod", "m@2")
     with pytest.raises(AlreadyExists, match=r"steps\.online\.model"):
         await coordinator.submit("r", other)
@@ -61,20 +62,20 @@ async def test_the_same_twice_is_one_run_even_if_an_alias_moved(
 async def test_forks_are_told_apart_by_all_that_was_asked(coordinator: Coordinator) -> None:
     await coordinator.submit("r1")
     await coordinator.end("r1")
-    asked = pb.ForkRunRequest(run_id="f", source_run_id="r1", from_step="exam")
-    first = (await coordinator.rpc.ForkRun(asked, None)).run
-    assert (await coordinator.rpc.ForkRun(asked, None)).run.run_id == first.run_id
+    asked = pb.ForkRunRequest(run_id="f", name="runs/r1", from_step="exam")
+    first = await coordinator.fork(asked)
+    assert (await coordinator.fork(asked)).name == first.name
     for other in (
         pb.ForkRunRequest(
             run_id="f",
-            source_run_id="r1",
+            name="runs/r1",
             from_step="exam",
             overrides={"steps.exam.max_tokens": "5"},
         ),
-        pb.ForkRunRequest(run_id="f", source_run_id="r1", from_step="release"),
+        pb.ForkRunRequest(run_id="f", name="runs/r1", from_step="release"),
     ):
         with pytest.raises(AlreadyExists):
-            await coordinator.rpc.ForkRun(other, None)
+            await coordinator.fork(other)
     with pytest.raises(AlreadyExists, match="fork of r1"):
         await coordinator.submit("f", PIPELINE)
     await coordinator.end("f")
@@ -83,10 +84,12 @@ async def test_forks_are_told_apart_by_all_that_was_asked(coordinator: Coordinat
 def test_a_person_is_told_that_nothing_was_run() -> None:
     out = StringIO()
     console = Console(file=out, width=40)
-    tell_if_known(console, pb.Run(run_id="r1", state=pb.RUN_STATE_RUNNING))
+    tell_if_known(console, pb.Run(name="runs/r1", status=pb.RunStatus(state=pb.RUN_STATE_RUNNING)))
     assert out.getvalue() == ""
     ended = pb.Run(
-        run_id="r1", state=pb.RUN_STATE_SUCCEEDED, submitted_unix_ms=1, finished_unix_ms=2
+        name="runs/r1",
+        status=pb.RunStatus(state=pb.RUN_STATE_SUCCEEDED, end_time=timestamp(2)),
+        create_time=timestamp(1),
     )
     tell_if_known(console, ended)
     assert "has succeeded: nothing is run; leave --run-id out" in out.getvalue()

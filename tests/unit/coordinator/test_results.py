@@ -17,6 +17,7 @@ from plinth.shared.prompt_set import Prompt
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import runs_pb2 as pb
 from scripted_stages import World
+from shown_runs import figures, made
 
 # Each of the last three gives on one of its inputs.
 PIPELINE = """
@@ -66,20 +67,20 @@ async def test_what_is_passed_on_is_the_pipelines_own(
     for run_id, name, seconds in runs:
         await coordinator.submit(run_id, PIPELINE.format(name=name, seconds=seconds))
         run = await coordinator.end(run_id)
-        assert run.state == pb.RUN_STATE_SUCCEEDED, run.error
+        assert run.status.state == pb.RUN_STATE_SUCCEEDED, run.status.error
     assert states(run) == [*["REUSED"] * 9, "SUCCEEDED"]
     done = steps(run)
     for name in ("policy", "contest", "gate", "release"):
-        assert done[name].output == "experiment-policy@1"
-        assert "chat-policy" not in done[name].metrics_json
-        assert "chat-base" not in done[name].metrics_json
-    assert '"model": "experiment-base@1"' in done["contest"].metrics_json
-    assert "experiment-policy@1 wins 80.0%" in done["contest"].metrics_json
+        assert made(done[name]) == "experiment-policy@1"
+        assert "chat-policy" not in str(figures(done[name]))
+        assert "chat-base" not in str(figures(done[name]))
+    assert "'model': 'experiment-base@1'" in str(figures(done["contest"]))
+    assert "experiment-policy@1 wins 80.0%" in str(figures(done["contest"]))
     aliases = {name: world.store.aliases(f"{name}-policy") for name in ("chat", "experiment")}
     assert aliases == {"chat": {"prod": 2}, "experiment": {"prod": 1}}
     # And such a run can be forked.
-    ask = pb.ForkRunRequest(run_id="f", source_run_id="r3", from_step="release")
-    await coordinator.rpc.ForkRun(ask, None)
+    ask = pb.ForkRunRequest(run_id="f", name="runs/r3", from_step="release")
+    await coordinator.fork(ask)
     assert steps(await coordinator.end("f"))["release"].output == "experiment-policy@1"
 
 

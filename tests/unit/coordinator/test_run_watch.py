@@ -14,7 +14,9 @@ from plinth.coordinator import machine
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.run_service import RunServicer
 from plinth.coordinator.runs import RunRecords
+from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import redis_keys
+from plinth.shared.api.paging import Pages
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import runs_pb2 as pb
@@ -23,7 +25,7 @@ from scripted_stages import Caller
 STEPS = [f"s{number}" for number in range(6)]
 
 
-def states(run: pb.Run) -> tuple[int, ...]:
+def states(run: rec.RunRecord | pb.RunStatus) -> tuple[int, ...]:
     return (run.state, *(step.state for step in run.steps))
 
 
@@ -32,11 +34,11 @@ class Run:
 
     def __init__(self, redis: Redis) -> None:
         self.redis, self.records = redis, RunRecords(redis)
-        self.record = pb.Run(
+        self.record = rec.RunRecord(
             run_id="r",
             state=pb.RUN_STATE_PENDING,
             pipeline_yaml="name: r",
-            steps=[pb.Step(name=name, state=pb.STEP_STATE_PENDING) for name in STEPS],
+            steps=[rec.StepRecord(name=name, state=pb.STEP_STATE_PENDING) for name in STEPS],
             submitted_unix_ms=1,
         )
         self.was: list[tuple[int, ...]] = []
@@ -71,11 +73,11 @@ async def watched(redis: Redis, rng: random.Random) -> list[pb.Run]:
     """What a client sees whose watch breaks after some messages, or in the middle of waiting."""
     feed = ChangeFeed(redis, redis_keys.run_events())
     tools: Any = SimpleNamespace()
-    rpc = RunServicer(RunRecords(redis), feed, tools)
+    rpc = RunServicer(RunRecords(redis), feed, tools, Pages("s" * 32))
     seen: list[pb.Run] = []
     token = ""
-    while not seen or not machine.ended(seen[-1]):
-        call = rpc.WatchRun(pb.WatchRunRequest(run_id="r", resume_token=token), Caller())
+    while not seen or seen[-1].status.state not in machine.ENDED:
+        call = rpc.WatchRun(pb.WatchRunRequest(name="runs/r", resume_token=token), Caller())
         try:
             for _ in range(rng.randint(1, 3)):
                 message = await anext(call)
@@ -101,12 +103,12 @@ async def test_each_state_is_told_once(
     await asyncio.sleep(0.01)
     await run.live(random.Random(seed + 100))
     seen = await watching
-    revisions = [one.revision for one in seen]
+    revisions = [one.status.revision for one in seen]
     assert revisions == sorted(set(revisions))
-    told = [states(one) for one in seen]
+    told = [states(one.status) for one in seen]
     once = [state for number, state in enumerate(told) if number == 0 or state != told[number - 1]]
     assert once == run.was
-    assert {one.pipeline_yaml for one in seen} == {"name: r"}
+    assert {one.spec.pipeline_yaml for one in seen} == {"name: r"}
 
 
 async def test_the_log_holds_states_and_not_progress(redis_client: Redis) -> None:
@@ -127,6 +129,7 @@ async def test_the_log_holds_states_and_not_progress(redis_client: Redis) -> Non
 @pytest.mark.parametrize("token", ["x", "-1", "1" * 30, "1-0", "٣"])
 async def test_a_token_of_another_kind(redis_client: Redis, token: str) -> None:
     feed = ChangeFeed(redis_client, redis_keys.run_events())
-    rpc = RunServicer(RunRecords(redis_client), feed, SimpleNamespace())  # type: ignore[arg-type]
+    tools: Any = SimpleNamespace()
+    rpc = RunServicer(RunRecords(redis_client), feed, tools, Pages("s" * 32))
     with pytest.raises(InvalidArgument, match="none of WatchRun's"):
-        await anext(rpc.WatchRun(pb.WatchRunRequest(run_id="r", resume_token=token), Caller()))
+        await anext(rpc.WatchRun(pb.WatchRunRequest(name="runs/r", resume_token=token), Caller()))

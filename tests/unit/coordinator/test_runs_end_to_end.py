@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 import pytest
@@ -19,24 +18,27 @@ from plinth.shared.identity import SYSTEM, call_scope
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import artifacts_pb2, deployments_pb2, runs_pb2
 from scripted_stages import SCORED_BITS_PER_BYTE, TEXTS, World
+from shown_runs import figures, made
 
 
 async def test_a_run_from_corpus_to_served_model(world: World, coordinator: Coordinator) -> None:
     await coordinator.submit("r1")
     history = await asyncio.wait_for(coordinator.watch("r1"), PATIENCE_S)
     run = history[-1]
-    assert run.state == runs_pb2.RUN_STATE_SUCCEEDED, run.error
+    assert run.status.state == runs_pb2.RUN_STATE_SUCCEEDED, run.status.error
     assert states(run) == ["SUCCEEDED"] * 7
-    revisions = [one.revision for one in history]
+    revisions = [one.status.revision for one in history]
     assert revisions == sorted(set(revisions))
     assert any(
-        step.detail.startswith("step 1/2 · loss 3.250") for one in history for step in one.steps
+        step.detail.startswith("step 1/2 · loss 3.250")
+        for one in history
+        for step in one.status.steps
     )
     done = steps(run)
-    assert done["pretrain"].output == done["release"].output == done["online"].output == "mini@1"
-    assert all(step.input_digest.startswith("sha256:") for step in run.steps)
+    assert made(done["pretrain"]) == made(done["release"]) == made(done["online"]) == "mini@1"
+    assert all(step.input_digest.startswith("sha256:") for step in run.status.steps)
     # The figures are what they must be: each byte after the start id is judged once.
-    exam = json.loads(done["exam"].metrics_json)
+    exam = figures(done["exam"])
     assert exam["bits_per_byte"] == pytest.approx(SCORED_BITS_PER_BYTE)
     held, train = TEXTS[:4], TEXTS[4:]
     ngram = ByteNgram(5).fit(t.encode() for t in train).bits_per_byte(t.encode() for t in held)
@@ -49,7 +51,7 @@ async def test_a_run_from_corpus_to_served_model(world: World, coordinator: Coor
     assert await asyncio.to_thread(world.store.aliases, "mini") == {"prod": 1}
     assert [d.name for d in await asyncio.to_thread(world.deployments.list)] == ["mini"]
     assert any(name.startswith("candidate-") for name in world.served)
-    report = await asyncio.to_thread(world.store.get, done["exam"].output)
+    report = await asyncio.to_thread(world.store.get, made(done["exam"]))
     assert report.parents == ("mini@1", "q-corpus@1")
 
 
@@ -62,12 +64,12 @@ async def test_a_second_run_reuses_what_is_done(world: World, coordinator: Coord
     assert states(again) == ["REUSED"] * 7
     assert len(world.trainer.jobs) == jobs
     assert world.tokenizer.trained == 1
-    assert json.loads(steps(again)["exam"].metrics_json)["answers"]
+    assert figures(steps(again)["exam"])["answers"]
     # Another vocabulary: what stands on it is made again, what doesn't is not.
     await coordinator.submit("r3", steps__vocabulary__vocab_size="400")
     third = await coordinator.end("r3")
     assert states(third) == ["REUSED", *["SUCCEEDED"] * 6]
-    assert steps(third)["pretrain"].output == "mini@2"
+    assert made(steps(third)["pretrain"]) == "mini@2"
     assert await asyncio.to_thread(world.store.aliases, "mini") == {"prod": 2}
 
 
@@ -93,8 +95,8 @@ async def test_a_failed_job_fails_the_run(world: World, coordinator: Coordinator
     world.trainer.failures["mini"] = "loss is not a number at step 7"
     await coordinator.submit("r1")
     run = await coordinator.end("r1")
-    assert run.state == runs_pb2.RUN_STATE_FAILED
-    assert run.error == "pretrain: loss is not a number at step 7"
+    assert run.status.state == runs_pb2.RUN_STATE_FAILED
+    assert run.status.error == "pretrain: loss is not a number at step 7"
     assert states(run) == [*["SUCCEEDED"] * 3, "FAILED", *["CANCELLED"] * 3]
 
 
@@ -102,40 +104,43 @@ async def test_a_requirement_that_is_not_met(world: World, coordinator: Coordina
     require = "{bits_per_byte_at_most: 1.0, bits_per_byte_below_ngram: -9}"
     await coordinator.submit("r1", steps__exam__require=require)
     run = await coordinator.end("r1")
-    assert run.state == runs_pb2.RUN_STATE_FAILED
-    assert "exam: 1.443 bits per byte held out, at most 1.000 is required" in run.error
+    assert run.status.state == runs_pb2.RUN_STATE_FAILED
+    assert "exam: 1.443 bits per byte held out, at most 1.000 is required" in run.status.error
     assert await asyncio.to_thread(world.deployments.list) == []
     assert await asyncio.to_thread(world.store.aliases, "mini") == {}
     await coordinator.submit("r2", steps__exam__require="{bits_per_byte_below_ngram: 0.9}")
     assert (
         "above the 5-gram's 0.709, 90.0% below it is required"
-        in (await coordinator.end("r2")).error
+        in (await coordinator.end("r2")).status.error
     )
+
+
+def job_of(run: runs_pb2.Run) -> str:
+    return steps(run)["pretrain"].job.removeprefix("jobs/")
 
 
 async def test_pause_resume_cancel(world: World, coordinator: Coordinator) -> None:
     world.trainer.gates["q-corpus"] = asyncio.Event()
     await coordinator.submit("r1")
     await coordinator.reached("r1", "corpus", runs_pb2.STEP_STATE_RUNNING)
-    ask = runs_pb2.PauseRunRequest(run_id="r1")
-    assert (await coordinator.rpc.PauseRun(ask, None)).run.state == runs_pb2.RUN_STATE_PAUSED
+    assert (await coordinator.pause("r1")).status.state == runs_pb2.RUN_STATE_PAUSED
     world.trainer.gates["q-corpus"].set()
     run = await coordinator.reached(
         "r1", "corpus", runs_pb2.STEP_STATE_SUCCEEDED
     )  # the running one goes on
-    assert run.state == runs_pb2.RUN_STATE_PAUSED
+    assert run.status.state == runs_pb2.RUN_STATE_PAUSED
     assert states(run) == ["SUCCEEDED", *["PENDING"] * 6]
     world.trainer.gates["mini"] = asyncio.Event()
-    resumed = await coordinator.rpc.ResumeRun(runs_pb2.ResumeRunRequest(run_id="r1"), None)
-    assert resumed.run.state == runs_pb2.RUN_STATE_RUNNING
+    resumed = await coordinator.resume("r1")
+    assert resumed.status.state == runs_pb2.RUN_STATE_RUNNING
     run = await coordinator.reached("r1", "pretrain", runs_pb2.STEP_STATE_RUNNING)
-    await until(lambda: steps(run)["pretrain"].job_id in world.trainer.jobs)
-    cancelled = await coordinator.rpc.CancelRun(runs_pb2.CancelRunRequest(run_id="r1"), None)
-    assert cancelled.run.state == runs_pb2.RUN_STATE_CANCELLED
-    assert states(cancelled.run) == [*["SUCCEEDED"] * 3, *["CANCELLED"] * 4]
-    assert world.trainer.cancelled == [steps(run)["pretrain"].job_id]
+    await until(lambda: job_of(run) in world.trainer.jobs)
+    cancelled = await coordinator.cancel("r1")
+    assert cancelled.status.state == runs_pb2.RUN_STATE_CANCELLED
+    assert states(cancelled) == [*["SUCCEEDED"] * 3, *["CANCELLED"] * 4]
+    assert world.trainer.cancelled == [job_of(run)]
     with pytest.raises(FailedPrecondition):
-        await coordinator.rpc.ResumeRun(runs_pb2.ResumeRunRequest(run_id="r1"), None)
+        await coordinator.resume("r1")
 
 
 async def test_a_cancelled_exam_leaves_no_deployment(
@@ -145,8 +150,8 @@ async def test_a_cancelled_exam_leaves_no_deployment(
     await coordinator.submit("r1")
     await coordinator.reached("r1", "exam", runs_pb2.STEP_STATE_RUNNING)
     await until(lambda: asyncio.to_thread(world.deployments.list))
-    await coordinator.rpc.CancelRun(runs_pb2.CancelRunRequest(run_id="r1"), None)
-    assert (await coordinator.end("r1")).state == runs_pb2.RUN_STATE_CANCELLED
+    await coordinator.cancel("r1")
+    assert (await coordinator.end("r1")).status.state == runs_pb2.RUN_STATE_CANCELLED
     assert await asyncio.to_thread(world.deployments.list) == []
 
 
@@ -156,7 +161,7 @@ async def test_a_shard_that_never_comes_fails_the_step(
     await world.take_down("inference")
     await coordinator.submit("r1", steps__exam__ready_within_s="0.2")
     run = await coordinator.end("r1")
-    assert "0 of 1 shards" in run.error
+    assert "0 of 1 shards" in run.status.error
     assert await asyncio.to_thread(world.deployments.list) == []
 
 
@@ -165,7 +170,7 @@ async def test_stages_that_are_away_are_waited_for(world: World, coordinator: Co
     await coordinator.submit("r1")
 
     async def waits() -> bool:
-        run = (await coordinator.rpc.GetRun(runs_pb2.GetRunRequest(run_id="r1"), None)).run
+        run = await coordinator.get("r1")
         return steps(run)["corpus"].detail.startswith("waits: no trainer")
 
     await until(waits)
@@ -175,7 +180,7 @@ async def test_stages_that_are_away_are_waited_for(world: World, coordinator: Co
     await world.take_down("trainer")  # in the middle of a job's stream
     world.trainer.gates["mini"].set()
     await world.bring_up("trainer")
-    assert (await coordinator.end("r1")).state == runs_pb2.RUN_STATE_SUCCEEDED
+    assert (await coordinator.end("r1")).status.state == runs_pb2.RUN_STATE_SUCCEEDED
     assert set(world.trainer.completed.values()) == {1}
 
 
@@ -190,8 +195,8 @@ async def test_another_leader_takes_a_run_over(world: World) -> None:
     await first.stop()
     world.trainer.gates["mini"].set()
     done = await second.end("r1")
-    assert done.state == runs_pb2.RUN_STATE_SUCCEEDED
-    assert steps(done)["pretrain"].job_id == steps(run)["pretrain"].job_id
+    assert done.status.state == runs_pb2.RUN_STATE_SUCCEEDED
+    assert job_of(done) == job_of(run)
     assert set(world.trainer.completed.values()) == {1}
     await second.stop()
 
@@ -203,8 +208,8 @@ async def test_artifacts_of_the_store_are_pinned_at_submission(
     await coordinator.end("r1")
     serve = "{name: s, steps: {online: {kind: serve, model: 'mini:prod', name: other}}}"
     run = await coordinator.submit("r2", serve)
-    assert "model: mini@1" in run.pipeline_yaml
-    assert (await coordinator.end("r2")).state == runs_pb2.RUN_STATE_SUCCEEDED
+    assert "model: mini@1" in run.spec.pipeline_yaml
+    assert (await coordinator.end("r2")).status.state == runs_pb2.RUN_STATE_SUCCEEDED
     with pytest.raises(NotFound):
         await coordinator.submit("r3", serve.replace("mini:prod", "nothing"))
     with pytest.raises(InvalidArgument, match="is a corpus"):
@@ -243,7 +248,7 @@ async def test_a_base_that_lora_can_not_go_on_is_refused_at_submission(
     with pytest.raises(InvalidArgument, match=r"'qkv' is no linear map .* q_proj") as caught:
         await coordinator.submit("r1", LORA.replace("[q_proj]", "[q_proj, qkv]"))
     assert caught.value.field == "steps.tuned.lora.targets"
-    assert (await coordinator.submit("r1", LORA)).run_id == "r1"
+    assert (await coordinator.submit("r1", LORA)).name == "runs/r1"
 
 
 async def test_deployments_and_artifacts_over_grpc(world: World, coordinator: Coordinator) -> None:
@@ -256,8 +261,8 @@ async def test_deployments_and_artifacts_over_grpc(world: World, coordinator: Co
     create = deployments_pb2.CreateDeploymentRequest(
         deployment_id="x", deployment=deployments_pb2.Deployment(spec=spec)
     )
-    made = (await deployments.CreateDeployment(create, None)).deployment
-    assert (made.name, made.spec.artifact) == ("deployments/x", "mini@1")
+    served = (await deployments.CreateDeployment(create, None)).deployment
+    assert (served.name, served.spec.artifact) == ("deployments/x", "mini@1")
 
     async def ready() -> bool:
         listed = await deployments.ListDeployments(deployments_pb2.ListDeploymentsRequest(), None)
@@ -276,34 +281,32 @@ async def test_deployments_and_artifacts_over_grpc(world: World, coordinator: Co
     )
     assert [one.name for one in listed.artifacts] == ["artifacts/q-corpus@1"]
     runs = (await coordinator.rpc.ListRuns(runs_pb2.ListRunsRequest(), None)).runs
-    assert [(run.run_id, run.pipeline_yaml) for run in runs] == [("r1", "")]
+    assert [(run.name, run.spec.pipeline_yaml) for run in runs] == [("runs/r1", "")]
 
 
 async def test_a_renamed_pipeline_does_nothing_again(
     world: World, coordinator: Coordinator
 ) -> None:
     await coordinator.submit("r1")
-    assert (await coordinator.end("r1")).state == runs_pb2.RUN_STATE_SUCCEEDED
+    assert (await coordinator.end("r1")).status.state == runs_pb2.RUN_STATE_SUCCEEDED
     jobs, trained = len(world.trainer.jobs), world.tokenizer.trained
     renamed = PIPELINE.replace("name: q", "name: renamed").replace("output: mini", "output: maxi")
     await coordinator.submit("r2", renamed)
     run = await coordinator.end("r2")
-    assert states(run) == [*["REUSED"] * 5, "SUCCEEDED", "SUCCEEDED"], run.error
+    assert states(run) == [*["REUSED"] * 5, "SUCCEEDED", "SUCCEEDED"], run.status.error
     assert (len(world.trainer.jobs), world.tokenizer.trained) == (jobs, trained)
     # What it made is called as this pipeline says, and there is no second copy of it.
     done = steps(run)
-    assert done["corpus"].output == "renamed-corpus@1"
-    assert done["pretrain"].output == done["release"].output == "maxi@1"
+    assert made(done["corpus"]) == "renamed-corpus@1"
+    assert made(done["pretrain"]) == made(done["release"]) == "maxi@1"
     store = ArtifactStore(world.settings.store())
-    made = await asyncio.to_thread(store.get, "maxi@1")
+    now = await asyncio.to_thread(store.get, "maxi@1")
     was = await asyncio.to_thread(store.get, "mini@1")
-    assert (made.digest, made.path, made.parents) == (was.digest, was.path, was.parents)
-    await asyncio.to_thread(store.verify, made)
+    assert (now.digest, now.path, now.parents) == (was.digest, was.path, was.parents)
+    await asyncio.to_thread(store.verify, now)
     assert await asyncio.to_thread(store.aliases, "maxi") == {"prod": 1}
     await coordinator.submit("r3", renamed)  # and once more it is the same version
-    assert steps(await coordinator.end("r3"))["pretrain"].output == "maxi@1"
+    assert made(steps(await coordinator.end("r3"))["pretrain"]) == "maxi@1"
     # A run that took the step from another name can be forked.
-    await coordinator.rpc.ForkRun(
-        runs_pb2.ForkRunRequest(run_id="f", source_run_id="r2", from_step="release"), None
-    )
-    assert (await coordinator.end("f")).state == runs_pb2.RUN_STATE_SUCCEEDED
+    await coordinator.fork(runs_pb2.ForkRunRequest(run_id="f", name="runs/r2", from_step="release"))
+    assert (await coordinator.end("f")).status.state == runs_pb2.RUN_STATE_SUCCEEDED

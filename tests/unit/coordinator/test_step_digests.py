@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from coordinator_replica import EXAMPLES
+from job_specs import train_spec
 from plinth.coordinator import pipeline
 from plinth.coordinator.pipeline import input_digest, parse
 from plinth.coordinator.rewards import WeightedRule
@@ -25,7 +26,7 @@ from plinth.shared.file_digests import file_digest
 from plinth.shared.store import ArtifactStore
 from plinth.trainer.execution import with_judges_fixed
 from plinth.trainer.loop.config import TrainConfig
-from plinth.v1 import jobs_pb2, rewards_pb2
+from plinth.v1 import rewards_pb2
 
 SPECS = parse(EXAMPLES).steps
 # What a result does not depend on: when it is made, and what it is called.
@@ -165,7 +166,7 @@ def test_an_alias_among_rewards_is_fixed_and_its_content_counts(
         (tmp_path / text).write_text(text)
         store.publish("judge", "reward", tmp_path / text)
     store.set_alias("judge", "prod", 1)
-    spec = jobs_pb2.TrainSpec(
+    spec = train_spec(
         rewards=[
             rewards_pb2.RewardSource(name="learned", model="judge:prod"),
             rewards_pb2.RewardSource(name="brief", rule={}),

@@ -12,7 +12,7 @@ from plinth.coordinator.pipeline import parse
 from plinth.coordinator.steps.contract import StepOutcome, Work
 from plinth.coordinator.steps.train import TrainStep
 from plinth.shared.errors import InvalidArgument
-from plinth.v1 import artifacts_pb2
+from plinth.shared.identity import Principal
 from plinth.v1 import jobs_pb2 as pb
 
 SPEC = """
@@ -32,13 +32,12 @@ class Trainer:
     """Takes the job and says that it is done."""
 
     def __init__(self) -> None:
-        self.asked: list[pb.SubmitJobRequest] = []
+        self.asked: list[pb.CreateJobRequest] = []
 
-    async def SubmitJob(self, request: pb.SubmitJobRequest) -> pb.SubmitJobResponse:
+    async def CreateJob(self, request: pb.CreateJobRequest) -> pb.CreateJobResponse:
         self.asked.append(request)
-        made = artifacts_pb2.Artifact(name="artifacts/small-tune@1")
-        job = pb.Job(job_id=request.job_id, state=pb.JOB_STATE_SUCCEEDED, artifact=made)
-        return pb.SubmitJobResponse(job=job)
+        status = pb.JobStatus(state=pb.JOB_STATE_SUCCEEDED, artifact="artifacts/small-tune@1")
+        return pb.CreateJobResponse(job=pb.Job(name=f"jobs/{request.job_id}", status=status))
 
 
 async def submitted(store: Any, tmp_path: Any, text: str) -> pb.TrainSpec:
@@ -48,7 +47,7 @@ async def submitted(store: Any, tmp_path: Any, text: str) -> pb.TrainSpec:
     data = store.publish("data", "dataset", tmp_path / "data")
     trainer = Trainer()
 
-    async def client() -> Trainer:
+    async def client(_principal: Principal) -> Trainer:
         return trainer
 
     tools: Any = SimpleNamespace(store=store, clients=SimpleNamespace(trainer=client))
@@ -58,7 +57,7 @@ async def submitted(store: Any, tmp_path: Any, text: str) -> pb.TrainSpec:
     events = [event async for event in TrainStep().execute(work, tools)]
     assert isinstance(events[-1], StepOutcome)
     assert events[-1].output == "small-tune@1"
-    return trainer.asked[0].spec.train
+    return trainer.asked[0].job.spec.train
 
 
 async def test_adapters_arrive(store: Any, tmp_path: Any) -> None:

@@ -43,7 +43,7 @@ def test_every_error_can_be_written_wherever_errors_are(kind, message, word, val
         text.encode()
         assert len(text) <= MAX_MESSAGE_CHARS
         assert not set(text) & {chr(code) for code in range(32) if chr(code) not in "\t\n"}
-        assert pb.Job.FromString(pb.Job(error=text).SerializeToString()).error == text
+        assert pb.JobStatus.FromString(pb.JobStatus(error=text).SerializeToString()).error == text
     json.dumps(to_openai_body(error), ensure_ascii=False).encode()
     copy = pickle.loads(pickle.dumps(error))
     assert copy.__dict__ == error.__dict__

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from pydantic import ValidationError
 
+from job_specs import pair_spec, policy_spec, prepare_spec, train_spec
 from plinth.coordinator.steps.data import DataSpec
 from plinth.coordinator.steps.sample import SampleSpec
 from plinth.coordinator.steps.train import TrainSpec
@@ -69,7 +70,9 @@ def settings() -> list[str]:
     """All that a training job can be told beside what it starts from, from the protocol itself."""
     names = []
     for field in pb.TrainSpec.DESCRIPTOR.fields:
-        if field.name in ("pairs", "policy"):
+        if field.name == "max_duration":
+            names.append("max_seconds")
+        elif field.name in ("pairs", "policy"):
             names += [f"{field.name}.{inner.name}" for inner in field.message_type.fields]
         elif field.type != FieldDescriptor.TYPE_MESSAGE:
             names.append(field.name)
@@ -101,11 +104,15 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 def job(objective: str, flat: dict[str, Any]) -> pb.JobSpec:
     value = nested(flat)
-    for section, kind in (("pairs", pb.PairSpec), ("policy", pb.PolicySpec)):
+    for section, kind in (("pairs", pair_spec), ("policy", policy_spec)):
         if section in value:
             value[section] = kind(**value[section])
-    train = pb.TrainSpec(objective=objective, dataset="d@1", **value)
+    train = train_spec(objective=objective, dataset="d@1", **value)
     return pb.JobSpec(output_name="x", train=train)
+
+
+def in_proto(name: str) -> str:
+    return "max_duration" if name == "max_seconds" else name
 
 
 def step(objective: str, flat: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def test_a_setting_is_used_or_refused(objective, name) -> None:
     says = f"{name.partition('.')[0]}.*can't use it|is for"
     with pytest.raises(InvalidArgument, match=says) as caught:
         check_spec(job(objective, flat))
-    assert (caught.value.field or "").startswith(f"spec.train.{name.partition('.')[0]}")
+    assert caught.value.field.startswith(f"spec.train.{in_proto(name.partition('.')[0])}")
     with pytest.raises(ValidationError, match=says):
         TrainSpec(**step(objective, flat))
 
@@ -176,7 +183,7 @@ def test_what_has_no_effect_beside_the_rest_is_refused(objective, flat, field, s
     flat = told(objective, "learning_rate") | flat
     with pytest.raises(InvalidArgument, match=says) as caught:
         check_spec(job(objective, flat))
-    assert caught.value.field == f"spec.train.{field}"
+    assert caught.value.field == f"spec.train.{in_proto(field)}"
     with pytest.raises(ValidationError, match=f"{field}.*{says}"):
         TrainSpec(**step(objective, flat))
 
@@ -219,9 +226,9 @@ def test_other_steps_refuse_what_they_would_not_use(kind, given, says) -> None:
 @pytest.mark.parametrize("source", [{"corpus": "c@1"}, {"prompts": "p@1"}])
 @pytest.mark.parametrize("extra", [{"validation_fraction": 0.1}, {"max_bytes": 9}])
 def test_jobs_of_data_refuse_it_too(source, extra) -> None:
-    prepare = pb.PrepareSpec(tokenizer="t@1", **source)
+    prepare = prepare_spec(tokenizer="t@1", **source)
     check_spec(pb.JobSpec(output_name="x", prepare=prepare))
-    prepare = pb.PrepareSpec(tokenizer="t@1", **source, **extra)
+    prepare = prepare_spec(tokenizer="t@1", **source, **extra)
     with pytest.raises(InvalidArgument, match=r"no effect.*give it there"):
         check_spec(pb.JobSpec(output_name="x", prepare=prepare))
 

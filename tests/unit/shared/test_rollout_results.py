@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from job_specs import policy_spec, train_spec
 from plinth.coordinator.steps.train import TrainSpec
 from plinth.internal.v1 import reward_tasks_pb2, rollouts_pb2
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
@@ -141,11 +142,9 @@ def test_what_can_not_be_carried_is_refused_at_the_start(samples, tokens, field)
     }
 
     def job(policy: dict[str, object]) -> pb.JobSpec:
-        spec = pb.PolicySpec(**policy)
+        spec = policy_spec(**policy)
         names = {"dataset": "d@1", "init_from": "m@1", "reward": "r@1"}
-        return pb.JobSpec(
-            output_name="x", train=pb.TrainSpec(**{**fields, **names, "policy": spec})
-        )
+        return pb.JobSpec(output_name="x", train=train_spec(**{**fields, **names, "policy": spec}))
 
     with pytest.raises(InvalidArgument) as caught:
         check_spec(job(fields["policy"]))

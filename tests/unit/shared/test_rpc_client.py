@@ -189,8 +189,8 @@ async def test_idempotent_unary_calls_are_retried_and_streams_are_not(settings) 
 def test_reads_are_retried_and_no_stream_is() -> None:
     """As the protos say, of public services and of those between stages."""
     retried = {f"{service.rpartition('.')[2]}.{method}" for service, method in idempotent_methods()}
-    assert {"RunService.GetRun", "RunService.SubmitRun", "TokenizerService.Encode"} <= retried
-    assert not retried & {"RunService.WatchRun", "GenerationService.Chat", "RunService.PauseRun"}
+    assert {"RunService.GetRun", "RunService.CreateRun", "TokenizerService.Encode"} <= retried
+    assert not retried & {"RunService.WatchRun", "GenerationService.Chat", "JobService.WatchJob"}
 
 
 class Listed:

@@ -83,7 +83,8 @@ class Counting(rpc.JobServiceServicer):
         await context.send_initial_metadata(())
         for number in range(int(request.resume_token or 0) + 1, COUNT + 1):
             yield pb.WatchJobResponse(
-                job=pb.Job(job_id=request.job_id, attempts=number), resume_token=str(number)
+                job=pb.Job(name=request.name, status=pb.JobStatus(attempts=number)),
+                resume_token=str(number),
             )
             if self.rng.random() < 0.1:
                 raise self.rng.choice(
@@ -136,11 +137,11 @@ async def test_through_the_gateway_each_message_comes_once(seed: int, tmp_path: 
         async with open_channel(
             address, stage="gateway", settings=settings, token=TOKEN
         ) as channel:
-            call = rpc.JobServiceStub(channel).WatchJob(pb.WatchJobRequest(job_id="j"))
+            call = rpc.JobServiceStub(channel).WatchJob(pb.WatchJobRequest(name="jobs/j"))
             seen = []
             async with asyncio.timeout(PATIENCE_S):
                 async for message in call:
-                    seen.append(message.job.attempts)
+                    seen.append(message.job.status.attempts)
                     if len(seen) == COUNT // 2:
                         await stage.stop()
                         await stage.start()

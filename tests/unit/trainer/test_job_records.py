@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from patience import PATIENCE_S
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.shared import redis_keys
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.connection import MAX_CONNECTIONS
@@ -48,7 +49,7 @@ async def watched(
     records: JobRecords, feed: ChangeFeed, rng: random.Random, began: asyncio.Semaphore
 ) -> list[tuple[int, int]]:
     """What a client sees whose watch breaks after some messages, or while it waits."""
-    seen: list[pb.Job] = []
+    seen: list[rec.JobRecord] = []
     position = ""
     while not seen or seen[-1].state != ENDED:
         watch = records.watch(feed, "j", position)
@@ -70,7 +71,7 @@ async def test_broken_watches_tell_each_state_once(
     redis_client: Redis, feed: ChangeFeed, seed: int
 ) -> None:
     rng, records = random.Random(seed), JobRecords(redis_client)
-    await records.create(pb.Job(job_id="j", state=QUEUED, submitted_unix_ms=1))
+    await records.create(rec.JobRecord(job_id="j", state=QUEUED, submitted_unix_ms=1))
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
         began = [asyncio.Semaphore(0) for _ in range(5)]
         watchers = [tasks.create_task(watched(records, feed, rng, one)) for one in began]
@@ -86,7 +87,7 @@ async def test_more_watchers_than_connections_keep_nobody_from_redis(
 ) -> None:
     """A trainer's heartbeat and its lease go over the same connections as its watches."""
     records, count = JobRecords(redis_client), 3 * MAX_CONNECTIONS
-    job = pb.Job(job_id="j", state=RUNNING, submitted_unix_ms=1)
+    job = rec.JobRecord(job_id="j", state=RUNNING, submitted_unix_ms=1)
     await records.create(job)
     began: asyncio.Queue[None] = asyncio.Queue()
 

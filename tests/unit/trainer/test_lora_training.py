@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import trainings
+from job_specs import model_spec, policy_spec, train_spec
 from killing import kill_at, processes_of
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.kernels.training import SdpaBackend
 from plinth.models.config import ModelConfig
 from plinth.models.lora import LoraConfig, adapters, attach, base_tensors
@@ -321,11 +323,11 @@ def spec(**changes):
         "seed": 4,
         "checkpoint_every": 2,
         # So few updates learn something by leaps alone.
-        "policy": pb.PolicySpec(samples=4, max_new_tokens=10, max_update_kl=0.0),
+        "policy": policy_spec(samples=4, max_new_tokens=10, max_update_kl=0.0),
         "lora": pb.LoraSpec(rank=4, alpha=16),
         **changes,
     }
-    return pb.TrainSpec(**{name: value for name, value in fields.items() if value is not None})
+    return train_spec(**{name: value for name, value in fields.items() if value is not None})
 
 
 def planned(datasets, start, judge, **changes):
@@ -336,7 +338,7 @@ def planned(datasets, start, judge, **changes):
 
 PPO = {
     "objective": "ppo",
-    "policy": pb.PolicySpec(samples=1, max_new_tokens=10, epochs=2),
+    "policy": policy_spec(samples=1, max_new_tokens=10, epochs=2),
     "learning_rate": 5e-3,
 }
 
@@ -408,7 +410,7 @@ def test_a_job_publishes_the_merged_model_and_the_adapter_of_its_base(
         "init_from": "base",
         "sequence_length": LENGTH,
     }
-    job = pb.Job(
+    job = rec.JobRecord(
         job_id="j",
         spec=pb.JobSpec(output_name="tuned", train=spec(dataset="d", batch_size=8, **fields)),
     )
@@ -459,7 +461,7 @@ def test_a_job_publishes_the_merged_model_and_the_adapter_of_its_base(
                 "policy": None,
                 "init_from": None,
                 "sequence_length": LENGTH,
-                "model": pb.ModelSpec(family="llama"),
+                "model": model_spec(family="llama"),
             },
             "lora",
             "give init_from instead",
@@ -475,11 +477,11 @@ def test_each_mistake_names_its_field(change, field, says) -> None:
 def test_a_reward_model_has_no_output_map_to_adapt() -> None:
     model = ModelConfig(**trainings.MODEL, vocab_size=300, tie_embeddings=False)
     lora = pb.LoraSpec(rank=4, targets=["lm_head"])
-    fields = lora_fields(pb.TrainSpec(objective="sft", lora=lora), model)
+    fields = lora_fields(train_spec(objective="sft", lora=lora), model)
     assert fields is not None
     assert fields["targets"] == ("lm_head",)
     with pytest.raises(InvalidArgument, match=r"lora\.targets: 'lm_head' is no linear map"):
-        lora_fields(pb.TrainSpec(objective="reward", lora=lora), model)
+        lora_fields(train_spec(objective="reward", lora=lora), model)
 
 
 def test_targets_that_the_model_has_not_are_named(datasets, start, judge) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import trainings
+from job_specs import model_spec, prepare_spec, train_spec
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.weights import save_decoder
@@ -65,7 +66,7 @@ def most(message: str) -> dict[str, int]:
 
 # -- what a request says ------------------------------------------------------------------------
 
-SHAPE = pb.ModelSpec(family="llama", layers=1, hidden=16, heads=2, context=64)
+SHAPE = model_spec(family="llama", layers=1, hidden=16, heads=2, context=64)
 LORA = {"lora": pb.LoraSpec(rank=2), "model": None, "init_from": "m@1"}
 NAMES = {"output_name": "n" * 64}
 
@@ -82,7 +83,7 @@ def request(kind: str = "train", output_name: str = "m", **changes: Any) -> pb.J
     if kind != "train":
         return pb.JobSpec(output_name=output_name)
     given = {k: v for k, v in {**base, **changes}.items() if v is not None}
-    return pb.JobSpec(output_name=output_name, train=pb.TrainSpec(**given))
+    return pb.JobSpec(output_name=output_name, train=train_spec(**given))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_an_objective_for_other_data(
     save_decoder(Decoder(ModelConfig(**{**trainings.MODEL, "vocab_size": vocabulary})), tmp_path)
 
     def planned(name: str) -> None:
-        spec = pb.TrainSpec(objective=name, dataset="d@1", init_from="m@1", batch_size=4, steps=2)
+        spec = train_spec(objective=name, dataset="d@1", init_from="m@1", batch_size=4, steps=2)
         if "sequence_length" in OBJECTIVES[name].takes:
             spec.sequence_length = 8
         else:  # a policy
@@ -149,9 +150,9 @@ def test_more_than_the_dataset_holds_and_the_context(plain: Path) -> None:
     message = told(lambda: planned(sequence_length=65))
     (context,) = re.findall(r"longer than the model's context of (\d+)", message)
     planned(sequence_length=int(context), batch_size=2)
-    message = told(lambda: planned(model=pb.ModelSpec(family="rnn", layers=1, hidden=16, heads=2)))
+    message = told(lambda: planned(model=model_spec(family="rnn", layers=1, hidden=16, heads=2)))
     for family in re.findall(r"'(\w+)'", message.partition("use ")[2]):
-        shape = pb.ModelSpec(family=family, layers=1, hidden=16, heads=2, context=64)
+        shape = model_spec(family=family, layers=1, hidden=16, heads=2, context=64)
         planned(model=shape)
 
 
@@ -305,7 +306,7 @@ def test_without_the_standard_librarys_sources_a_folder_is_given(
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     assert "give corpus_dir instead" in told(lambda: next(stdlib()))
     (tmp_path / "a.txt").write_text("text")
-    spec = pb.PrepareSpec(corpus_dir=str(tmp_path))
+    spec = prepare_spec(corpus_dir=str(tmp_path))
     check_spec(pb.JobSpec(output_name="c", prepare=spec))
     assert corpus_files(Path(spec.corpus_dir))[0]
 

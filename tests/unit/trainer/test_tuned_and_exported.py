@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 import trainings
 from checkpoints import random_gpt2, random_llama
+from job_specs import policy_spec, train_spec
 from plinth.cli.models import app
+from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.kernels.training import SdpaBackend
 from plinth.models.peft_format import put_on, read_adapter
 from plinth.models.weights import load_decoder
@@ -102,7 +104,7 @@ def by_lora(folder, dataset, objective):
     settings = load_settings(data_dir=folder, trainer={"threads": 1, "background": False})
     store = ArtifactStore(settings.store())
     store.publish("d", "dataset", dataset)
-    spec = pb.TrainSpec(
+    spec = train_spec(
         objective=objective,
         dataset="d",
         init_from="base",
@@ -112,7 +114,7 @@ def by_lora(folder, dataset, objective):
         learning_rate=2e-2,
         lora=pb.LoraSpec(rank=4, alpha=16),
     )
-    job = pb.Job(job_id="j", spec=pb.JobSpec(output_name="tuned", train=spec))
+    job = rec.JobRecord(job_id="j", spec=pb.JobSpec(output_name="tuned", train=spec))
     running = Execution(
         job, fence=1, settings=settings, store=store, launcher=Here(), renderer=None
     )
@@ -189,7 +191,7 @@ def test_a_reward_models_adapter_is_merged_into_its_base_as_its_job_did(
 
 
 MADE = ("merged", "tuned")
-POLICY = pb.PolicySpec(samples=4, max_new_tokens=6)
+POLICY = policy_spec(samples=4, max_new_tokens=6)
 JOBS = {
     "sft": ({"objective": "sft"}, "messages"),
     "dpo": ({"objective": "dpo"}, "pairs"),
@@ -208,7 +210,7 @@ def test_every_objective_keeps_the_type_of_what_it_starts_from(
     changes, form = JOBS[job]
     fields = {"sequence_length": LENGTH, "batch_size": 8, "steps": 2, "learning_rate": 1e-3}
     said = {name: value for name, value in fields.items() if name != "sequence_length"}
-    spec = pb.TrainSpec(
+    spec = train_spec(
         dataset="d", init_from="b", **(said if changes.get("reward") else fields), **changes
     )
     settings = load_settings(trainer={"threads": 1}).trainer
@@ -228,7 +230,7 @@ def test_every_objective_keeps_the_type_of_what_it_starts_from(
 
 
 def judged(datasets, base, tmp_path, settings, fields):
-    spec = pb.TrainSpec(dataset="d", init_from="b", objective="reward", **fields)
+    spec = train_spec(dataset="d", init_from="b", objective="reward", **fields)
     made = plan_train(spec, datasets("pairs"), base, settings, None)
     folder = JobFolder(trainings.job(tmp_path / "judge", made))
     assert train(made, folder, Group()) == "succeeded", folder.outcome()

@@ -1,6 +1,7 @@
 import pytest
 
 import trainings
+from job_specs import model_spec, prepare_spec, train_spec
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.loop import Group, train
@@ -21,28 +22,26 @@ def spec(**changes):
     base = {
         "objective": "clm",
         "dataset": "d",
-        "model": pb.ModelSpec(**shape),
+        "model": model_spec(**shape),
         "sequence_length": 32,
         "batch_size": 8,
         "steps": 10,
         "learning_rate": 1e-3,
     }
-    return pb.TrainSpec(**{k: v for k, v in {**base, **changes}.items() if v is not None})
+    return train_spec(**{k: v for k, v in {**base, **changes}.items() if v is not None})
 
 
 @pytest.mark.parametrize(
     ("changes", "field", "says"),
     [
-        ({"objective": "magic"}, "objective", "'clm' or 'sft'"),
-        ({"schedule": "linear"}, "schedule", "'cosine' or 'wsd'"),
-        ({"precision": "fp8"}, "precision", "'fp32'"),
+        ({"objective": None}, "objective", "OBJECTIVE_CLM, OBJECTIVE_SFT"),
         ({"dataset": ""}, "dataset", "name a dataset"),
         ({"model": None}, "model", "either init_from or model"),
-        ({"init_from": "m"}, "model", "either init_from or model"),
+        ({"model": None, "init_from": ""}, "model", "either init_from or model"),
         ({"sequence_length": 0}, "sequence_length", "is 0, must be 2 to"),
         ({"batch_size": 0}, "batch_size", "is 0, must be 1"),
-        ({"steps": 0}, "max_seconds", "is 0.0, must be 1"),
-        ({"steps": 0, "max_seconds": float("nan")}, "max_seconds", "is nan"),
+        ({"steps": 0}, "max_duration", "is 0.0, must be 1"),
+        ({"steps": 0, "max_seconds": 1e9}, "max_duration", "must be 1 to 7.776e"),
         ({"learning_rate": -1.0}, "learning_rate", "must be"),
         ({"learning_rate": float("inf")}, "learning_rate", "is inf"),
         ({"warmup_fraction": 1.5}, "warmup_fraction", "must be 0 to 1"),
@@ -79,7 +78,7 @@ def test_names_of_artifacts(name):
 )
 def test_preparing(prepare, says):
     with pytest.raises(InvalidArgument, match=says):
-        check_spec(pb.JobSpec(output_name="m", prepare=pb.PrepareSpec(**prepare)))
+        check_spec(pb.JobSpec(output_name="m", prepare=prepare_spec(**prepare)))
 
 
 @pytest.mark.parametrize(
@@ -88,9 +87,9 @@ def test_preparing(prepare, says):
         ({"objective": "sft"}, "prepared from plain text"),
         ({"sequence_length": 65}, "longer than the model's context of 64"),
         ({"batch_size": 1024}, "needs 32769 and"),
-        ({"model": pb.ModelSpec(family="rnn")}, "'llama' or 'gpt2'"),
-        ({"model": pb.ModelSpec(family="llama", hidden=9, heads=2)}, "does not divide"),
-        ({"model": pb.ModelSpec(family="llama", hidden=8, heads=2)}, "layers is 0"),
+        ({"model": model_spec(hidden=8)}, "MODEL_FAMILY_LLAMA"),
+        ({"model": model_spec(family="llama", hidden=9, heads=2)}, "does not divide"),
+        ({"model": model_spec(family="llama", hidden=8, heads=2)}, "layers is 0"),
     ],
 )
 def test_what_does_not_fit_the_data(data, changes, says):

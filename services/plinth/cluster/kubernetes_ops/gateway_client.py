@@ -53,7 +53,7 @@ class GatewayClient(GatewayConnection):
 
     def runs(self, limit: int) -> list[runs_pb2.Run]:
         """Newest first."""
-        request = runs_pb2.ListRunsRequest(limit=limit)
+        request = runs_pb2.ListRunsRequest(page_size=limit)
         return list(self._call(self._runs.ListRuns, request).runs)
 
     def deployments(self) -> list[deployments_pb2.Deployment]:

@@ -167,9 +167,9 @@ def _errors(
         if model.detail and model.state != deployments_pb2.DEPLOYMENT_STATE_READY:
             found.append({"where": f"model/{model.name}", "what": model.detail})
     found += [
-        {"where": f"run/{run.run_id}", "what": run.error}
+        {"where": run.name, "what": run.status.error}
         for run in runs
-        if run.state == pb.RUN_STATE_FAILED and run.error
+        if run.status.state == pb.RUN_STATE_FAILED and run.status.error
     ]
     return found + _warnings(release, events)
 

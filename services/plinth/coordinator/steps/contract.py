@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from plinth.shared.canary import Canaries
 from plinth.shared.fencing import Fence
+from plinth.shared.identity import SYSTEM, Principal
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
@@ -98,6 +99,8 @@ class Work:
     output_name: str
     # The run's place in the order of submission: what its steps write is fenced by it.
     run_number: int = 0
+    # On whose behalf its jobs are: the run's owner, who may also cancel them.
+    principal: Principal = SYSTEM
 
     @property
     def job_id(self) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import platform
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,7 @@ from plinth.coordinator.steps.contract import (
     absolute,
 )
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
+from plinth.shared.api.words import given
 from plinth.shared.corpus_folder import CorpusFolder
 from plinth.shared.file_digests import file_digest
 from plinth.shared.source_roots import SourceRoots
@@ -71,9 +72,9 @@ class DataSpec(StepSpec):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
-        given = [name for name in _SOURCES if getattr(self, name)]
-        if len(given) != 1:
-            what = " and ".join(given) if given else "none of them"
+        named = [name for name in _SOURCES if getattr(self, name)]
+        if len(named) != 1:
+            what = " and ".join(named) if named else "none of them"
             raise ValueError(
                 f"give one of corpus_dir, builtin, corpus, samples and prompts, not {what}"
             )
@@ -120,24 +121,19 @@ class DataStep:
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, DataSpec)
-        prepare = pb.PrepareSpec(
-            corpus_dir=spec.corpus_dir or "",
-            builtin=spec.builtin or "",
-            validation_fraction=spec.validation_fraction,
-            max_bytes=spec.max_bytes,
-            max_left_out=spec.max_left_out,
-        )
+        said: dict[str, Any] = {
+            "corpus_dir": spec.corpus_dir,
+            "builtin": spec.builtin,
+            "validation_fraction": spec.validation_fraction,
+            "max_bytes": spec.max_bytes,
+            "max_left_out": spec.max_left_out,
+            **{field: record.ref for field, record in work.inputs.items()},
+        }
         if "samples" in work.inputs:
-            prepare.samples = work.inputs["samples"].ref
-            prepare.selection, prepare.margin = spec.selection or "", spec.margin
-            prepare.ties = spec.ties or ""
-        if "prompts" in work.inputs:
-            prepare.prompts = work.inputs["prompts"].ref
+            said |= {"selection": spec.selection, "margin": spec.margin, "ties": spec.ties}
         if "corpus" in work.inputs:
-            prepare.corpus = work.inputs["corpus"].ref
-            prepare.passages = spec.passages or ""
-        if "tokenizer" in work.inputs:
-            prepare.tokenizer = work.inputs["tokenizer"].ref
+            said["passages"] = spec.passages
+        prepare = given(pb.PrepareSpec, said)
         job = pb.JobSpec(output_name=work.output_name, prepare=prepare)
         async for event in follow_job(work, tools, job):
             yield event

@@ -21,6 +21,7 @@ from plinth.coordinator.steps.contract import (
 )
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.models.linear_maps import check_targets
+from plinth.shared.api.words import given
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES, misfits
 from plinth.shared.reward_plugins import plugins
@@ -199,7 +200,7 @@ class TrainSpec(StepSpec):
         return "reward" if self.objective == "reward" else "model"
 
 
-# Fields that the job's message shares with the step by name.
+# Settings that the job's message has too, by the same names (max_seconds is its max_duration).
 _SAME = (
     "objective",
     "sequence_length",
@@ -243,13 +244,13 @@ class TrainStep:
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
         spec = work.spec
         assert isinstance(spec, TrainSpec)
-        said = {name: getattr(spec, name) for name in _SAME}
-        train = pb.TrainSpec(
-            dataset=work.inputs["dataset"].ref,
-            **{name: value for name, value in said.items() if value is not None},
+        said = {name: getattr(spec, name) for name in _SAME if name != "max_seconds"}
+        train = given(
+            pb.TrainSpec,
+            {**said, "dataset": work.inputs["dataset"].ref, "max_duration": spec.max_seconds},
         )
         if spec.model is not None:
-            train.model.CopyFrom(pb.ModelSpec(**spec.model.model_dump()))
+            train.model.CopyFrom(given(pb.ModelSpec, spec.model.model_dump()))
             context = spec.model.context
         else:
             start = work.inputs["init_from"]
@@ -259,11 +260,11 @@ class TrainStep:
         if "sequence_length" in OBJECTIVES[spec.objective].takes:
             train.sequence_length = spec.sequence_length or context
         if spec.pairs is not None:
-            train.pairs.CopyFrom(pb.PairSpec(**spec.pairs.model_dump()))
+            train.pairs.CopyFrom(given(pb.PairSpec, spec.pairs.model_dump()))
         if spec.policy is not None:
-            train.policy.CopyFrom(pb.PolicySpec(**spec.policy.model_dump()))
+            train.policy.CopyFrom(given(pb.PolicySpec, spec.policy.model_dump()))
         if spec.lora is not None:
-            train.lora.CopyFrom(pb.LoraSpec(**spec.lora.model_dump()))
+            train.lora.CopyFrom(given(pb.LoraSpec, spec.lora.model_dump()))
         judge = work.inputs.get("reward")
         if spec.rewards is not None:
             weight = 1.0 if spec.reward_weight is None else spec.reward_weight

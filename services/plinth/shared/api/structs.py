@@ -19,15 +19,24 @@ _EXACT = 2**53
 
 
 def struct(values: Mapping[str, Any] | None) -> Struct:
-    """Numbers become doubles: whole ones beyond 2^53 are rounded."""
+    """Numbers become doubles: whole ones beyond 2^53 are rounded, and those that are not finite,
+    which JSON lacks, become null."""
     made = Struct()
-    made.update(values or {})
+    made.update(_finite(values or {}))
     return made
 
 
 def plain_values(given: Struct) -> dict[str, Any]:
     """The values as JSON has them; whole numbers as int."""
     return {name: _plain(value) for name, value in given.fields.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Value) -> Any:

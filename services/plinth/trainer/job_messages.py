@@ -1,0 +1,69 @@
+"""Jobs as JobService tells of them, made of the records that Redis keeps, and the other way round
+for a new one; and what a filter of them may ask."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+from plinth.internal.v1 import job_records_pb2 as rec
+from plinth.shared.api.enums import word, words
+from plinth.shared.api.filters import Field, Filters
+from plinth.shared.api.resource_names import Pattern
+from plinth.shared.api.structs import struct
+from plinth.shared.api.times import moment, timestamp, unix_ms
+from plinth.v1 import jobs_pb2 as pb
+from plinth.v1 import owner_pb2
+
+JOBS = Pattern("jobs/{job}")
+
+
+def job_message(record: rec.JobRecord) -> pb.Job:
+    """The public message."""
+    made = record.artifact
+    return pb.Job(
+        name=JOBS.name(record.job_id),
+        spec=record.spec,
+        status=pb.JobStatus(
+            state=record.state,
+            progress=record.progress if record.HasField("progress") else None,
+            error=record.error,
+            artifact=f"artifacts/{made.name}@{made.version}" if made.name else "",
+            metrics=struct(json.loads(made.metrics_json)) if made.metrics_json else None,
+            attempts=record.attempts,
+            start_time=timestamp(record.started_unix_ms),
+            end_time=timestamp(record.finished_unix_ms),
+        ),
+        owner=record.owner if record.HasField("owner") else None,
+        create_time=timestamp(record.submitted_unix_ms),
+        update_time=timestamp(record.changed_unix_ms or record.submitted_unix_ms),
+    )
+
+
+def new_record(
+    job_id: str, spec: pb.JobSpec, owner: owner_pb2.Owner, now_unix_ms: int
+) -> rec.JobRecord:
+    """The record of a job that nobody has begun."""
+    return rec.JobRecord(
+        job_id=job_id,
+        spec=spec,
+        state=pb.JOB_STATE_QUEUED,
+        submitted_unix_ms=now_unix_ms,
+        owner=owner,
+    )
+
+
+_STATES = tuple(state.upper() for state in words(pb.JobState))
+
+JOB_FILTERS = Filters(
+    {
+        "name": Field(lambda job: job.name, str),
+        "state": Field(lambda job: word(pb.JobState, job.status.state).upper(), str, _STATES),
+        "artifact": Field(lambda job: job.status.artifact, str),
+        "owner.tenant": Field(lambda job: job.owner.tenant, str),
+        "owner.key_id": Field(lambda job: job.owner.key_id, str),
+        "create_time": Field(lambda job: moment(unix_ms(job.create_time)), datetime),
+        "update_time": Field(lambda job: moment(unix_ms(job.update_time)), datetime),
+        "end_time": Field(lambda job: moment(unix_ms(job.status.end_time)), datetime),
+    }
+)
