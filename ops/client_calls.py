@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import (
@@ -21,11 +21,10 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
     ServiceDescriptorProto,
 )
+from public_protos import METHOD, SERVICE, Protos
 
 F = FieldDescriptorProto
 HEADER = '"""Generated from protos/plinth/v1 by `make protos`. Never edit."""\n'
-PACKAGE = "plinth.v1"
-_SERVICE, _METHOD, _MESSAGE, _FIELD = 6, 2, 4, 2  # numbers of descriptor.proto, for comments' paths
 _SCALARS = {
     F.TYPE_STRING: ("str", '""'),
     F.TYPE_BYTES: ("bytes", 'b""'),
@@ -41,46 +40,6 @@ _WELL_KNOWN = {
 }
 # Arguments that each call has.
 _OWN = ("timeout", "metadata", "self")
-
-
-class Protos:
-    """The public files with their comments."""
-
-    def __init__(self, files: FileDescriptorSet) -> None:
-        self.files = [file for file in files.file if file.package == PACKAGE]
-        self.messages: dict[str, tuple[FileDescriptorProto, DescriptorProto]] = {}
-        self.modules: dict[str, tuple[str, str]] = {}  # type: (its module, its name there)
-        self._comments: dict[tuple[str, ...], str] = {}
-        for file in self.files:
-            module = file.name.rsplit("/", 1)[-1].removesuffix(".proto") + "_pb2"
-            self._names(file, module)
-            for location in file.source_code_info.location:
-                key = (file.name, *map(str, location.path))
-                self._comments[key] = location.leading_comments
-
-    def comment(self, file: FileDescriptorProto, *path: int) -> str:
-        """What stands over something, as one line."""
-        return " ".join(self._comments.get((file.name, *map(str, path)), "").split())
-
-    def field_comment(self, message: str, index: int) -> str:
-        file, found = self.messages[message]
-        at = list(file.message_type).index(found)
-        return self.comment(file, _MESSAGE, at, _FIELD, index)
-
-    def _names(self, file: FileDescriptorProto, module: str) -> None:
-        def add(prefix: str, message: DescriptorProto) -> None:
-            name = f"{prefix}{message.name}"
-            self.messages[f".{PACKAGE}.{name}"] = (file, message)
-            self.modules[f".{PACKAGE}.{name}"] = (module, name)
-            for enum in message.enum_type:
-                self.modules[f".{PACKAGE}.{name}.{enum.name}"] = (module, f"{name}.{enum.name}")
-            for nested in message.nested_type:
-                add(f"{name}.", nested)
-
-        for message in file.message_type:
-            add("", message)
-        for enum in file.enum_type:
-            self.modules[f".{PACKAGE}.{enum.name}"] = (module, enum.name)
 
 
 def write(files: FileDescriptorSet, folder: Path) -> None:
@@ -138,11 +97,11 @@ def _module(
             f'_{_snake(method.name).upper()} = Method.of({own}.DESCRIPTOR, "{service.name}", '
             f'"{method.name}")'
         )
-        comment = protos.comment(file, _SERVICE, at, _METHOD, index)
+        comment = protos.comment(file, SERVICE, at, METHOD, index)
         for prefix in bodies:
             bodies[prefix] += "\n" + _method(protos, method, comment, bool(prefix))
     classes = ""
-    about = protos.comment(file, _SERVICE, at)
+    about = protos.comment(file, SERVICE, at)
     for prefix, text in bodies.items():
         transport = f"{prefix}Transport"
         classes += f"\n\nclass {prefix}{name}:\n{_docstring(about or f'{service.name}.', 4)}"
@@ -176,7 +135,7 @@ def _imports(text: str) -> Iterator[str]:
         yield f"from plinth.client.pages import {', '.join(pagers)}"
 
 
-_ABSTRACT = ("AsyncGenerator", "AsyncIterable", "Iterable", "Iterator", "Mapping")
+_ABSTRACT = ("AsyncGenerator", "AsyncIterable", "Generator", "Iterable", "Mapping")
 
 
 def _method(protos: Protos, method: MethodDescriptorProto, comment: str, is_async: bool) -> str:
@@ -233,7 +192,11 @@ def _call(
         result, body = _unwrapped(protos, answer, response, body)
         return (awaited, result), body
     if method.server_streaming:
-        stream = f"AsyncGenerator[{response}, None]" if is_async else f"Iterator[{response}]"
+        stream = (
+            f"AsyncGenerator[{response}, None]"
+            if is_async
+            else f"Generator[{response}, None, None]"
+        )
         return (plain, stream), f"return self._calls.stream({call})"
     if items := _items(answer):
         kind = ".".join(protos.modules[items.type_name]) if items.type_name else "str"
@@ -304,25 +267,26 @@ def _is_mask(field: FieldDescriptorProto) -> bool:
     return field.type_name == ".google.protobuf.FieldMask"
 
 
-def _docstring(text: str, indent: int, fields: list[tuple[str, str]] | None = None) -> str:
-    described = [f"{name}: {about}" for name, about in fields or () if about]
-    paragraphs = [part for part in (text, *described) if part]
-    if not paragraphs:
-        return ""
+def _docstring(text: str, indent: int, fields: Iterable[tuple[str, str]] = ()) -> str:
     space = " " * indent
-    wrapped = [
-        textwrap.fill(
-            part.replace("\\", "\\\\").replace('"""', "'''"),
-            100 - indent - 3 * (not at),
-            subsequent_indent=space if not at or part is text else f"{space}  ",
+    paragraphs = [(part, space) for part in text.split("\n") if part]
+    told = [(" ".join(f"{name}: {about}".split()), f"{space}  ") for name, about in fields if about]
+    if not paragraphs and not told:
+        return ""
+    body = "\n\n".join(_filled(part, space, hanging) for part, hanging in paragraphs)
+    if told:
+        body += "\n\n" * bool(body) + "\n".join(
+            _filled(part, space, hanging) for part, hanging in told
         )
-        for at, part in enumerate(paragraphs)
-    ]
-    body = f'{space}"""{wrapped[0]}'
-    if len(wrapped) > 1:
-        body += "\n\n" + "\n".join(f"{space}{part}" for part in wrapped[1:]) + f"\n{space}"
-    end = " " if body.endswith('"') else ""
-    return f'{body}{end}"""\n'
+    body = f'{space}"""{body.removeprefix(space)}'
+    last = body.rpartition("\n")[2]
+    ends = f"\n{space}" if "\n\n" in body or len(last) > 97 else ""
+    return f'{body}{" " if body.endswith(chr(34)) and not ends else ""}{ends}"""\n'
+
+
+def _filled(part: str, space: str, hanging: str) -> str:
+    plain = part.replace("\\", "\\\\").replace('"""', "'''")
+    return textwrap.fill(plain, 96, initial_indent=space, subsequent_indent=hanging)
 
 
 def _snake(name: str) -> str:

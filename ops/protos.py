@@ -54,16 +54,9 @@ def generate(target: Path) -> None:
         (target / package / "__init__.py").write_text(header)
     files = FileDescriptorSet.FromString((target / "descriptors").read_bytes())
     client_calls.write(files, target / CALLS)
-    ruff = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "format",
-        "--quiet",
-        "--config",
-        str(ROOT / "pyproject.toml"),
-    ]
-    subprocess.run([*ruff, str(target / CALLS)], check=True)
+    settings = ["--quiet", "--config", str(ROOT / "pyproject.toml"), str(target / CALLS)]
+    for words in (["check", "--select=I", "--fix"], ["format"]):
+        subprocess.run([sys.executable, "-m", "ruff", *words, *settings], check=True)
 
 
 def main() -> None:

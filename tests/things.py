@@ -37,6 +37,7 @@ service ThingService {
   }
   rpc WatchThing(WatchThingRequest) returns (stream WatchThingResponse);
   rpc TellThing(GetThingRequest) returns (stream GetThingResponse);
+  rpc StreamText(StreamTextRequest) returns (stream StreamTextResponse);
   rpc SendThings(stream GetThingResponse) returns (GetThingResponse);
 }
 message Thing { string name = 1; int64 size = 2; }
@@ -45,6 +46,24 @@ message GetThingResponse { Thing thing = 1; }
 message CreateThingRequest { string name = 1; string request_id = 2; }
 message ListThingsRequest { int32 page_size = 1; string page_token = 2; }
 message ListThingsResponse { repeated Thing things = 1; string next_page_token = 2; }
+message Sampling { optional uint64 seed = 1; }
+message Options { Sampling sampling = 1; }
+message Token { uint32 id = 1; }
+message Usage { uint32 tokens = 1; }
+message StreamTextRequest { string model = 1; Options options = 2; }
+message StreamTextResponse {
+  string id = 1;
+  int64 create_time = 2;
+  string model = 3;
+  string revision = 4;
+  string weights_digest = 5;
+  optional uint64 seed = 6;
+  uint32 index = 7;
+  string text = 8;
+  repeated Token tokens = 9;
+  int32 finish_reason = 10;
+  Usage usage = 11;
+}
 message WatchThingRequest { string name = 1; string resume_token = 2; }
 message WatchThingResponse { Thing thing = 1; string resume_token = 2; }
 """

@@ -4,8 +4,6 @@ loses a quiet connection without a word: its client sees each state of each step
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,50 +12,16 @@ from typing import Any
 import pytest
 from test_coordinator_kills import PIPELINE, Replica
 
-from gateway_stages import answering, free_port
+from gateway_process import GatewayProcess
 from patience import PATIENCE_S
 from plinth.cli.run_client import RunClient
+from plinth.client import channels
 from plinth.coordinator.runs import RunRecords
-from plinth.shared.rpc import gateway_channel
 from plinth.v1 import runs_pb2 as pb
-from scripted_stages import TOKEN, World
+from scripted_stages import World
 
 SECONDS = {"PLINTH_RPC__KEEPALIVE_S": "1", "PLINTH_RPC__KEEPALIVE_TIMEOUT_S": "1"}
 AGE = {"PLINTH_RPC__MAX_CONNECTION_AGE_S": "1"}
-
-
-class Gateway:
-    """A gateway's process, again at the same ports after it was killed."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.port, self.grpc_port = free_port(), free_port()
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        settings = self._world.settings
-        assert settings.redis_url is not None
-        environment = {
-            **os.environ,
-            **SECONDS,
-            **AGE,
-            "PLINTH_DATA_DIR": str(settings.data_dir),
-            "PLINTH_REDIS_URL": settings.redis_url.get_secret_value(),
-            "PLINTH_CLUSTER_TOKEN": TOKEN,
-            "PLINTH_GATEWAY__AUTH": "off",
-            "PLINTH_GATEWAY__PORT": str(self.port),
-            "PLINTH_GATEWAY__GRPC_PORT": str(self.grpc_port),
-            "PLINTH_LOG_LEVEL": "error",
-        }
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "plinth.gateway", env=environment
-        )
-        await answering(f"http://127.0.0.1:{self.port}/healthz")
-
-    async def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
 
 
 class Network:
@@ -107,9 +71,12 @@ class Network:
 @asynccontextmanager
 async def platform(
     folder: Path, redis_url: str
-) -> AsyncIterator[tuple[World, list[Replica], Gateway, Network]]:
+) -> AsyncIterator[tuple[World, list[Replica], GatewayProcess, Network]]:
     async with World(folder, redis_url) as world:
-        coordinators, gateway = [Replica(world), Replica(world)], Gateway(world)
+        coordinators, gateway = (
+            [Replica(world), Replica(world)],
+            GatewayProcess(world.settings, {**SECONDS, **AGE}),
+        )
         network = Network(gateway.grpc_port)
         try:
             for coordinator in coordinators:
@@ -144,10 +111,10 @@ async def test_a_watch_survives(
     redis_server: str, redis_client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody watches while the run goes on: each fault lasts until the step behind it has begun."""
-    options = dict(gateway_channel._OPTIONS)
+    options = dict(channels.OPTIONS)
     options |= {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 1000}
     options["grpc.http2.ping_timeout_ms"] = 1000
-    monkeypatch.setattr(gateway_channel, "_OPTIONS", list(options.items()))
+    monkeypatch.setattr(channels, "OPTIONS", list(options.items()))
     async with platform(tmp_path, redis_server) as (world, coordinators, gateway, network):
         gates = {name: asyncio.Event() for name in ("q-corpus", "q-dataset", "mini")}
         world.trainer.gates |= gates

@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -21,7 +21,7 @@ import typer
 from plinth.shared.errors import FailedPrecondition, NotFound, PlinthError, Unavailable
 
 if TYPE_CHECKING:
-    from plinth.shared.rpc.gateway_channel import GatewayAddress
+    from plinth.client import GatewayAddress
     from plinth.shared.settings import Settings
 
 TIMEOUT_S = 600.0
@@ -146,32 +146,27 @@ class GrpcChatClient:
     """GenerationService."""
 
     def __init__(self, address: GatewayAddress, key: str) -> None:
-        from plinth.shared.rpc.gateway_channel import GatewayConnection
-        from plinth.v1 import generation_pb2_grpc, models_pb2_grpc
+        from plinth.client import Client
 
-        self._gateway = GatewayConnection(address, key)
-        self._generation = generation_pb2_grpc.GenerationServiceStub(self._gateway.channel)
-        self._models = models_pb2_grpc.ModelServiceStub(self._gateway.channel)
+        self._plinth = Client(address, key)
 
     def models(self) -> list[str]:
-        from plinth.v1 import models_pb2
-
-        request = models_pb2.ListModelsRequest()
-        answer = self._gateway.call(self._models.ListModels, request, timeout_s=30)
-        return [model.name.removeprefix("models/") for model in answer.models]
+        return [model.name.removeprefix("models/") for model in self._plinth.models.list_models()]
 
     def answer(self, model: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]:
         from plinth.v1 import chat_pb2, generation_pb2, sampling_pb2
 
-        request = generation_pb2.StreamChatRequest(
-            model=model,
+        pieces = self._plinth.generation.stream_chat(
+            model,
             messages=[chat_pb2.ChatMessage(**message) for message in messages],
             options=generation_pb2.GenerationOptions(
                 sampling=sampling_pb2.SamplingParams(**sampling)
             ),
+            timeout=TIMEOUT_S,
         )
-        for piece in self._gateway.stream(self._generation.StreamChat, request, TIMEOUT_S):
-            yield piece.text
+        with closing(pieces):
+            for piece in pieces:
+                yield piece.text
 
 
 class RestChatClient:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plinth.shared.errors import FailedPrecondition, InvalidArgument
+from plinth.shared.errors import FailedPrecondition
 
 if TYPE_CHECKING:
-    from plinth.client import Client
-    from plinth.shared.rpc.gateway_channel import GatewayAddress
+    from plinth.client import Client, GatewayAddress
     from plinth.shared.settings import Settings
 
 
@@ -26,12 +25,14 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 def api_key(settings: Settings) -> str:
     """The key to call with; empty where the gateway asks for none. InvalidArgument for what can be
     no key, FailedPrecondition when there is none."""
+    from plinth.client.address import checked
+
     if key := os.environ.get("PLINTH_API_KEY", "").strip():
-        return _checked(key, "PLINTH_API_KEY")
+        return checked(key, "PLINTH_API_KEY")
     path = settings.first_key_file
     if path.exists():
         try:
-            return _checked(path.read_text("utf-8", "replace").strip(), str(path))
+            return checked(path.read_text("utf-8", "replace").strip(), str(path))
         except OSError as error:
             raise FailedPrecondition(
                 f"no API key: {path} can't be read ({error.strerror}); it is of the user who "
@@ -50,16 +51,6 @@ def api_key(settings: Settings) -> str:
     )
 
 
-def _checked(key: str, source: str) -> str:
-    """It goes into a header, which takes printable ASCII and nothing else."""
-    if not key or not (key.isascii() and key.isprintable()):
-        raise InvalidArgument(
-            f"{source} holds no API key: one is printable ASCII, like plinth-…, on one line",
-            reason="INVALID_API_KEY",
-        )
-    return key
-
-
 def client(settings: Settings, url: str | None) -> Client:
     """Of the gateway at `url`, or of the stack in the data directory. Raises as the two below."""
     from plinth.client import Client
@@ -70,7 +61,7 @@ def client(settings: Settings, url: str | None) -> Client:
 def gateway_address(settings: Settings, url: str | None) -> GatewayAddress:
     """The gRPC API that `url` names (InvalidArgument when it names none), or that of the stack in
     the data directory."""
-    from plinth.shared.rpc.gateway_channel import GatewayAddress
+    from plinth.client import GatewayAddress
 
     return stack_address(settings) if url is None else GatewayAddress.parse(url)
 
@@ -78,9 +69,9 @@ def gateway_address(settings: Settings, url: str | None) -> GatewayAddress:
 def stack_address(settings: Settings) -> GatewayAddress:
     """The gRPC API of the stack in the data directory. Its certificate is at hand and trusted by
     itself, since it names the host by which others know this machine."""
+    from plinth.client import GatewayAddress
     from plinth.cluster.layout import Layout, StackState
     from plinth.shared.rpc import tls
-    from plinth.shared.rpc.gateway_channel import GatewayAddress
 
     state = StackState.read(Layout.of(settings).state_file)
     host, port = settings.gateway.host, settings.gateway.grpc_port

@@ -16,7 +16,7 @@ from plinth.cli.k8s_target import ReleaseTarget, api_key
 from plinth.shared.errors import InvalidArgument, PlinthError
 
 if TYPE_CHECKING:
-    from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
+    from plinth.client import Client
     from plinth.cluster.kubernetes_ops.outcome import CommandOutcome
 
 app = typer.Typer(
@@ -105,7 +105,7 @@ def scale(
         if target == room.STAGE and not force:
             release.check_component(target)
             with _target.gateway(api, release) as gateway:
-                wanted = gateway.deployments()
+                wanted = list(gateway.deployments.list_deployments())
         _tell(scaling.scale_pods(api, release, target, count, replicas=replicas, wanted=wanted))
 
 
@@ -162,9 +162,7 @@ def rollout(
         _rolled_out(gateway, asked.name, new_run_id(pipeline), pipeline, detach=detach)
 
 
-def _rolled_out(
-    gateway: GatewayClient, name: str, run_id: str, pipeline: str, *, detach: bool
-) -> None:
+def _rolled_out(gateway: Client, name: str, run_id: str, pipeline: str, *, detach: bool) -> None:
     from plinth.cli.k8s_view import canary_table
     from plinth.cli.run_client import RunClient
     from plinth.cli.run_view import follow
@@ -182,7 +180,7 @@ def _rolled_out(
         except KeyboardInterrupt:
             console.print(f"\nit goes on; `plinth runs cancel {run_id}` rolls it back")
             raise typer.Exit(130) from None
-    if (status := figures(gateway.status(), name, run_id)) is not None:
+    if (status := figures(gateway.operations.get_status(), name, run_id)) is not None:
         console.print(canary_table(status))
     if ended.status.state != pb.RUN_STATE_SUCCEEDED:
         console.print(ended.status.error, style="red", markup=False)
@@ -204,12 +202,12 @@ def drain(
     if slash and kind not in {"node", "pod"}:
         raise InvalidArgument(f"{target!r}: a pod's name, or node/NAME", field="target")
     with _target.found() as (api, release), contextlib.ExitStack() as stack:
-        gateway: GatewayClient | None = None
+        gateway: Client | None = None
         try:
             gateway = stack.enter_context(_target.gateway(api, release))
         except PlinthError as error:
             typer.echo(f"without the platform's figures, by Ray's word alone: {error.message}")
-        figures = gateway.status if gateway is not None else None
+        figures = gateway.operations.get_status if gateway is not None else None
         how = draining.Drain(timeout_s=timeout, force=force, figures=figures, say=typer.echo)
         work = draining.drain_node if kind == "node" and slash else draining.drain_pod
         _tell(work(api, release, name if slash else target, how))

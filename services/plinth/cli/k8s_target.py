@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from plinth.client import Client
     from plinth.cluster.kubernetes_ops.api import Api
-    from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
     from plinth.cluster.kubernetes_ops.release import Release
 
 
@@ -50,9 +50,7 @@ class ReleaseTarget:
         with self.api() as api:
             yield api, find(api, self.release)
 
-    def gateway(
-        self, api: Api, release: Release
-    ) -> contextlib.AbstractContextManager[GatewayClient]:
+    def gateway(self, api: Api, release: Release) -> contextlib.AbstractContextManager[Client]:
         from plinth.cluster.kubernetes_ops.gateway_client import opened
 
         return opened(api, release, address=self.url, key=api_key())

@@ -1,23 +1,20 @@
-"""A thin client of PreferenceService through the gateway's gRPC API: generated stubs, an address
-and a key. Every call raises the PlinthError that the platform raised."""
+"""plinth.client as the commands about preferences use it: one collection, files of many lines."""
 
 from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from plinth.client import Client, GatewayAddress
 from plinth.shared.api.enums import number
-from plinth.shared.api.times import duration
 from plinth.shared.errors import InvalidArgument, NotFound, PlinthError
 from plinth.shared.preference_names import COLLECTIONS, REPORTS, TASKS
-from plinth.shared.rpc.gateway_channel import GatewayAddress, GatewayConnection
 from plinth.v1 import preferences_pb2 as pb
-from plinth.v1 import preferences_pb2_grpc as rpc
 
-_CALL_S = 60.0
 _ADD_TASKS = 20
 _IMPORT_LINES = 500
 _IMPORT_BYTES = 2 << 20
@@ -26,12 +23,11 @@ _IMPORT_BYTES = 2 << 20
 Tasks = list[tuple[str, pb.CreatePreferenceTaskRequest]]
 
 
-class PreferenceClient(GatewayConnection):
+class PreferenceClient(Client):
     """One collection of tasks."""
 
     def __init__(self, address: GatewayAddress | str, key: str, collection: str) -> None:
         super().__init__(address, key)
-        self._stub: Any = rpc.PreferenceServiceStub(self.channel)
         self._collection = collection
         self._name = COLLECTIONS.name(collection)
 
@@ -40,11 +36,10 @@ class PreferenceClient(GatewayConnection):
         one is told with its place."""
         for begin in range(0, len(tasks), _ADD_TASKS):
             part = tasks[begin : begin + _ADD_TASKS]
-            ask = pb.BatchCreatePreferenceTasksRequest(
-                parent=self._name, requests=[one for _, one in part]
-            )
             try:
-                self._call(self._stub.BatchCreatePreferenceTasks, ask)
+                self.preferences.batch_create_preference_tasks(
+                    self._name, requests=[one for _, one in part]
+                )
             except InvalidArgument as error:
                 if (found := re.match(r"requests\.(\d+)(\.task\.spec)?", error.field)) is None:
                     raise
@@ -54,42 +49,32 @@ class PreferenceClient(GatewayConnection):
 
     def newest(self, limit: int) -> list[pb.PreferenceTask]:
         """Without texts."""
-        ask = pb.ListPreferenceTasksRequest(parent=self._name, page_size=limit)
-        return list(self._call(self._stub.ListPreferenceTasks, ask).tasks)
+        return list(
+            islice(self.preferences.list_preference_tasks(self._name, page_size=limit), limit)
+        )
 
     def counts(self) -> pb.PreferenceCollectionStatus:
         """All 0 of a collection that never had a task."""
-        ask = pb.GetPreferenceCollectionRequest(name=self._name)
         try:
-            found = self._call(self._stub.GetPreferenceCollection, ask)
+            return self.preferences.get_preference_collection(self._name).status
         except NotFound:
             return pb.PreferenceCollectionStatus()
-        status: pb.PreferenceCollectionStatus = found.collection.status
-        return status
 
     def lease(self, annotator: str, seconds: int, task_id: str = "") -> pb.PreferenceLease:
         """NotFound (NO_TASK) when there is none."""
-        ask = pb.LeasePreferenceTaskRequest(
-            parent=self._name,
+        return self.preferences.lease_preference_task(
+            self._name,
             annotator=annotator,
             task=self._task(task_id) if task_id else "",
-            lease_duration=duration(seconds),
+            lease_duration=timedelta(seconds=seconds),
         )
-        lease: pb.PreferenceLease = self._call(self._stub.LeasePreferenceTask, ask).lease
-        return lease
 
     def _task(self, task_id: str) -> str:
         return TASKS.name(self._collection, task_id)
 
     def release(self, lease: pb.PreferenceLease, *, skip: bool) -> None:
-        self._call(
-            self._stub.ReleasePreferenceLease,
-            pb.ReleasePreferenceLeaseRequest(
-                name=lease.task,
-                annotator=lease.annotator,
-                fence=lease.fence,
-                skip=skip,
-            ),
+        self.preferences.release_preference_lease(
+            lease.task, annotator=lease.annotator, fence=lease.fence, skip=skip
         )
 
     def submit(
@@ -102,21 +87,18 @@ class PreferenceClient(GatewayConnection):
             reason=reason,
             annotator=annotator,
         )
-        ask = pb.CreateJudgementRequest(
-            parent=self._task(task_id), judgement=pb.Judgement(spec=spec), fence=fence
+        made = self.preferences.create_judgement(
+            self._task(task_id), judgement=pb.Judgement(spec=spec), fence=fence
         )
-        return int(self._call(self._stub.CreateJudgement, ask).judgement.revision)
+        return made.revision
 
     def report(self) -> pb.PreferenceReport:
-        ask = pb.GetPreferenceReportRequest(name=REPORTS.name(self._collection))
-        report: pb.PreferenceReport = self._call(self._stub.GetPreferenceReport, ask).report
-        return report
+        return self.preferences.get_preference_report(REPORTS.name(self._collection))
 
     def export(self, shape: str) -> Iterator[bytes]:
-        """Whole lines in the shape "trl" or "hh"; over as many connections as it takes."""
+        """Whole lines in the shape "trl" or "hh"."""
         said = pb.PairShape.ValueType(number(pb.PairShape, shape, "shape"))
-        ask = pb.ExportPairsRequest(parent=self._name, shape=said)
-        for chunk in self.watch_stream(self._stub.ExportPairs, ask):
+        for chunk in self.preferences.export_pairs(self._name, shape=said):
             yield chunk.jsonl
 
     def import_file(
@@ -127,16 +109,15 @@ class PreferenceClient(GatewayConnection):
         total = pb.ImportPairsResponse()
         said: dict[tuple[str, str], str] = {}  # of a task by a judge: what would stand
         for first, part in _parts(path):
-            ask = pb.ImportPairsRequest(
-                parent=self._name,
-                jsonl=part,
-                annotator=annotator,
-                source=pb.JudgementSource.ValueType(source),
-                first_line=first,
-                validate_only=check_only,
-            )
             try:
-                answer = self._call(self._stub.ImportPairs, ask)
+                answer = self.preferences.import_pairs(
+                    self._name,
+                    jsonl=part,
+                    annotator=annotator,
+                    source=pb.JudgementSource.ValueType(source),
+                    first_line=first,
+                    validate_only=check_only,
+                )
             except PlinthError as error:
                 if not error.message.startswith("line "):
                     raise
@@ -149,9 +130,6 @@ class PreferenceClient(GatewayConnection):
             total.known_count += answer.known_count
             total.contradictions.extend(answer.contradictions)
         return total
-
-    def _call(self, method: Callable[..., Any], request: Any) -> Any:
-        return self.call(method, request, _CALL_S)
 
 
 def _look(

@@ -10,9 +10,9 @@ refuses is raised as the `PlinthError` that it is. Imports gRPC, and no torch, R
 docs/grpc.md is the guide.
 """
 
-from plinth.client.address import GatewayAddress
 from plinth.client.asynchronous import AsyncClient
 from plinth.client.blocking import Client
+from plinth.client.channels import GatewayAddress
 from plinth.client.pages import AsyncPager, Pager
 from plinth.client.policy import Policy
 from plinth.shared.errors import (

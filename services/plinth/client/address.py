@@ -5,18 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from plinth.client.channels import GatewayAddress
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
-from plinth.shared.rpc.gateway_channel import GatewayAddress, open_async, open_blocking, told
-
-__all__ = [
-    "GatewayAddress",
-    "address_of",
-    "checked",
-    "key_of",
-    "open_async",
-    "open_blocking",
-    "told",
-]
 
 DEFAULT = "127.0.0.1:8081"
 URL, KEY, KEY_FILE = "PLINTH_URL", "PLINTH_API_KEY", "PLINTH_API_KEY_FILE"

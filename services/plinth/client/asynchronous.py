@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
 
-from plinth.client.address import GatewayAddress, address_of, key_of, open_async
+from plinth.client.address import address_of, key_of
+from plinth.client.blocking import Client
 from plinth.client.calls import AsyncServices
+from plinth.client.channels import GatewayAddress, open_async
 from plinth.client.methods import Method, serialized
 from plinth.client.policy import Attempts, Gateway, Policy
 from plinth.shared.errors import Unavailable
+from plinth.v1 import artifacts_pb2 as pb
 
 
 class AsyncClient(AsyncServices):
@@ -27,7 +31,8 @@ class AsyncClient(AsyncServices):
     ) -> None:
         """As a `Client`."""
         self.address = address_of(address)
-        self._transport = AsyncTransport(self.address, key_of(key), policy or Policy())
+        self._key, self._policy = key_of(key), policy or Policy()
+        self._transport = AsyncTransport(self.address, self._key, self._policy)
         super().__init__(self._transport)
 
     async def __aenter__(self) -> Self:
@@ -38,6 +43,24 @@ class AsyncClient(AsyncServices):
 
     async def close(self) -> None:
         await self._transport.close()
+
+    async def upload(
+        self, folder: Path | str, artifact_id: str, *, license: str = ""
+    ) -> pb.Artifact:
+        """As a `Client`'s."""
+        return await self._blocking(Client.upload, folder, artifact_id, license=license)
+
+    async def download(self, name: str, folder: Path | str) -> pb.Artifact:
+        """As a `Client`'s."""
+        return await self._blocking(Client.download, name, folder)
+
+    async def _blocking(
+        self, call: Callable[..., pb.Artifact], *given: Any, **named: Any
+    ) -> pb.Artifact:
+        """In a thread, since that is where files are read and digests made; by a connection of its
+        own, which ends with this call, so that a cancelled one stops."""
+        with Client(self.address, self._key, policy=self._policy) as client:
+            return await asyncio.to_thread(call, client, *given, **named)
 
 
 class AsyncTransport:

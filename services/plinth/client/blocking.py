@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
 
-from plinth.client.address import GatewayAddress, address_of, key_of, open_blocking
+from plinth.client import transfers
+from plinth.client.address import address_of, key_of
 from plinth.client.calls import Services
+from plinth.client.channels import GatewayAddress, open_blocking
 from plinth.client.methods import Method, serialized
 from plinth.client.policy import Attempts, Gateway, Policy
+from plinth.v1 import artifacts_pb2 as pb
 
 
 class Client(Services):
@@ -40,6 +44,24 @@ class Client(Services):
 
     def close(self) -> None:
         self._transport.close()
+
+    def upload(self, folder: Path | str, artifact_id: str, *, license: str = "") -> pb.Artifact:
+        """The next version of an artifact, of kind "files", from all files in a folder; a job makes
+        a model of it. Called again after it was stopped, it goes on; after it ended, it gives the
+        artifact that it made.
+
+        InvalidArgument for a folder without files, or with links; OSError for what can't be read;
+        else as ArtifactService's CreateUpload, WriteUpload and FinishUpload."""
+        files = transfers.files_of(Path(folder))
+        return transfers.upload(self, files, artifact_id, license=license)
+
+    def download(self, name: str, folder: Path | str) -> pb.Artifact:
+        """All files of an artifact into a folder, which may hold some of them already. Called again
+        after it was stopped, it goes on.
+
+        name: "artifacts/chat@7"; also "artifacts/chat:prod" or "artifacts/chat". DataLoss for a
+        file that came with another digest, OSError for what can't be written."""
+        return transfers.download(self, name, Path(folder))
 
 
 class Transport:
@@ -80,7 +102,7 @@ class Transport:
         request: Any,
         timeout: float | None,
         metadata: Mapping[str, str] | None,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """The responses; closing the iterator cancels the call."""
         open_call = self._channel.unary_stream(method.path, serialized, method.parse)
         attempts = Attempts(self._gateway, method, request, timeout)

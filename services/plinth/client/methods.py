@@ -17,6 +17,7 @@ from plinth.shared.rpc.resuming import is_resumable
 # Of google.protobuf.MethodOptions.IdempotencyLevel: NO_SIDE_EFFECTS, IDEMPOTENT.
 _REPEATABLE = (1, 2)
 _GENERATION = "plinth.v1.GenerationService"
+_OF_GENERATED = {"index", "text", "tokens", "finish_reason", "seed", "weights_digest"}
 # Seconds that a call has where its caller does not say.
 CALL_S, GENERATION_S = 60.0, 600.0
 
@@ -49,20 +50,36 @@ class Method:
         return is_resumable(self.descriptor)
 
     @cached_property
+    def replayable(self) -> bool:
+        """Whether its stream is text that the same seed makes again."""
+        asked, told = self.descriptor.input_type, self.descriptor.output_type
+        return (
+            self.descriptor.server_streaming
+            and "options" in asked.fields_by_name
+            and set(told.fields_by_name) >= _OF_GENERATED
+        )
+
+    @cached_property
     def repeatable(self) -> bool:
-        """Whether the same request twice does no more than once."""
-        return self.descriptor.GetOptions().idempotency_level in _REPEATABLE or self.resumable
+        """Whether the same request twice does no more than once; of a generation, whose answer to
+        the first nobody has seen, no more than be paid for."""
+        level = self.descriptor.GetOptions().idempotency_level
+        return level in _REPEATABLE or self.resumable or self._generates
+
+    @property
+    def _generates(self) -> bool:
+        return bool(self.descriptor.containing_service.full_name == _GENERATION)
 
     @cached_property
     def takes_request_id(self) -> bool:
         """Whether it is by `request_id` that two requests are known to be the same one."""
-        fields = self.descriptor.input_type.fields_by_name
-        return self.repeatable and "request_id" in fields
+        field = self.descriptor.input_type.fields_by_name.get("request_id")
+        return self.repeatable and field is not None and field.containing_oneof is None
 
     @property
     def timeout_s(self) -> float | None:
         """Seconds for the whole call where its caller gives none; None: as long as it takes."""
-        if self.descriptor.containing_service.full_name == _GENERATION:
+        if self._generates:
             return GENERATION_S
         streams = self.descriptor.server_streaming or self.descriptor.client_streaming
         return None if streams else CALL_S

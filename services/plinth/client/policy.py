@@ -11,8 +11,9 @@ from typing import Any
 
 import grpc
 
-from plinth.client.address import GatewayAddress, told
-from plinth.client.methods import Method, is_heartbeat
+from plinth.client.channels import GATEWAY_TLS, GatewayAddress, told
+from plinth.client.methods import Method
+from plinth.client.progress import LostAnswer, progress_of
 from plinth.shared.errors import PlinthError, ResourceExhausted, Unavailable
 from plinth.shared.rpc.resuming import broken
 from plinth.shared.rpc.status import said
@@ -20,6 +21,9 @@ from plinth.shared.rpc.status import said
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 # Of a gateway that has never answered: its address may be wrong.
 _FIRST_CONTACT_S = 2.0
+# Servers that took the request for an answer and were lost before anything new of it came: it may
+# be the request that ends them.
+_MOST_LOST = 3
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,16 @@ class Attempts:
         self._broken_since: float | None = None
         self._wait_s = _FIRST_WAIT_S
         self._begun = False
-        self.request = request
         if method.takes_request_id and not request.request_id:
             request.request_id = str(uuid.uuid4())
-        if method.resumable:
-            self.request = type(request)()
-            self.request.CopyFrom(request)
+        self._progress = progress_of(method, request)
+        self._lost: PlinthError | None = None
+        self._taken, self._losses = False, 0
+
+    @property
+    def request(self) -> Any:
+        """What to ask for."""
+        return self._progress.request
 
     @property
     def left_s(self) -> float | None:
@@ -88,24 +96,39 @@ class Attempts:
 
     def answered(self) -> None:
         """Somebody has taken the request."""
-        self._broken_since, self._wait_s = None, _FIRST_WAIT_S
-        self._begun = self._gateway.reached = True
+        self._begun = self._taken = self._gateway.reached = True
+        if not self._progress.restarts:
+            self._mended()
 
     def took(self, message: Any) -> bool:
         """Notes where a stream is. Whether the message is one for the caller."""
         self.answered()
-        if not self._method.resumable:
-            return True
-        self.request.resume_token = message.resume_token or self.request.resume_token
-        return not is_heartbeat(message)
+        try:
+            told = self._progress.took(message)
+        except LostAnswer as lost:
+            raise Unavailable(
+                f"the answer broke off and can't go on: {lost}. Ask anew", reason="ANSWER_LOST"
+            ) from self._lost
+        if told:
+            self._mended()
+        return told
+
+    def _mended(self) -> None:
+        self._broken_since, self._wait_s, self._losses = None, _FIRST_WAIT_S, 0
 
     def next_wait_s(self, error: PlinthError) -> float | None:
         """Seconds until the next attempt; None when `error` is the answer."""
-        if not self._may_repeat(error):
+        if error.reason == GATEWAY_TLS or not self._may_repeat(error):
+            return None
+        self._progress.broke()
+        self._lost = error
+        self._losses += self._taken
+        self._taken = False
+        if self._progress.restarts and self._losses > _MOST_LOST:
             return None
         now = time.monotonic()
         self._broken_since = now if self._broken_since is None else self._broken_since
-        resumes = self._begun and self._method.resumable
+        resumes = self._begun and self._progress.resumes
         patience = self._policy.stream_patience_s if resumes else self._policy.patience_s
         if not self._gateway.reached:
             patience = min(patience, _FIRST_CONTACT_S)
@@ -117,7 +140,7 @@ class Attempts:
         return wait
 
     def _may_repeat(self, error: PlinthError) -> bool:
-        if self._method.resumable:
+        if self._progress.resumes:
             return broken(error)
         if not self._method.repeatable or (
             self._begun and self._method.descriptor.server_streaming

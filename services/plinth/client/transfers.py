@@ -4,11 +4,10 @@ with digests that are compared at the end."""
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 4
 _FINISH_S = 3600.0  # the platform copies all of it
+_PART = ".part"  # what of a file has come
 
 # (bytes done, bytes of all)
 Told = Callable[[int, int], None]
@@ -62,13 +62,13 @@ def download(
     told: Told = lambda done, total: None,
 ) -> pb.Artifact:
     """Copies all files of an artifact ("artifacts/chat@7") into `folder`; what lies there whole is
-    left. DataLoss: a file came as another one than was published."""
+    left, and what an earlier call began goes on. DataLoss: a file came as another one than was
+    published; nothing of it stays."""
     artifact = client.artifacts.get_artifact(name)
     done = 0
     for file in client.artifacts.list_artifact_files(artifact.name, page_size=1000):
-        target = _inside(folder, file.path)
-        if not (target.is_file() and _digest(target) == file.digest):
-            _fetch(client, artifact.name, file, target)
+        if (landing := Landing.of(folder, file)) is not None:
+            _fetch(client, artifact.name, file, landing)
         done += file.size_bytes
         told(done, artifact.size_bytes)
     return artifact
@@ -105,32 +105,74 @@ def _send(client: Client, made: pb.Upload, files: Mapping[str, Path], told: Told
                 told(done, total)
 
 
-def _fetch(client: Client, name: str, file: pb.ArtifactFile, target: Path) -> None:
-    """Under another name first: what has its name is whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        digest = hashlib.sha256()
-        with os.fdopen(handle, "wb") as out:
-            for piece in client.artifacts.download_artifact(name, path=file.path):
-                out.write(piece.data)
-                digest.update(piece.data)
-        if f"sha256:{digest.hexdigest()}" != file.digest:
+def _fetch(client: Client, name: str, file: pb.ArtifactFile, landing: Landing) -> None:
+    pieces = client.artifacts.download_artifact(name, path=file.path, offset=landing.size)
+    with landing.part.open("ab") as out:
+        for piece in pieces:
+            out.write(piece.data)
+    landing.finish()
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where a file comes down: under another name first, since what has its name is whole. size:
+    how much of it is there, in bytes."""
+
+    path: Path
+    part: Path
+    digest: str
+    size: int
+
+    @classmethod
+    def of(cls, folder: Path, file: pb.ArtifactFile) -> Landing | None:
+        """None where the whole file is there. DataLoss for a path that leads out of the folder: no
+        artifact has one."""
+        parts = PurePosixPath(file.path).parts
+        path = folder.joinpath(*parts)
+        plain = parts and ".." not in parts and "\0" not in file.path
+        if not plain or not path.resolve().is_relative_to(folder.resolve()):
+            raise DataLoss(f"{file.path!r} leads out of the artifact", reason="ARTIFACT_PATH")
+        whole = path.is_file() and path.stat().st_size == file.size_bytes
+        if whole and _digest(path) == file.digest:
+            return None
+        part = path.with_name(path.name + _PART)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = part.stat().st_size if part.is_file() else 0
+        if size > file.size_bytes:
+            part.unlink()
+            size = 0
+        return cls(path, part, file.digest, size)
+
+    def finish(self) -> None:
+        """The whole file takes its place. DataLoss if it is another one than was asked for; then
+        nothing of it stays."""
+        if (found := _digest(self.part)) != self.digest:
+            self.part.unlink()
             raise DataLoss(
-                f"{file.path} of {name} came as sha256:{digest.hexdigest()}, not {file.digest}",
+                f"{self.path} came as {found}, not {self.digest}; ask for it again",
                 reason="DIGEST_MISMATCH",
             )
-        Path(staged).replace(target)
-    finally:
-        Path(staged).unlink(missing_ok=True)
+        self.part.replace(self.path)
 
 
-def _inside(folder: Path, path: str) -> Path:
-    """Where a file goes. DataLoss for a path that leads out of the folder: no artifact has one."""
-    target = folder / path
-    if not target.resolve().is_relative_to(folder.resolve()):
-        raise DataLoss(f"{path!r} leads out of the artifact")
-    return target
+def files_of(folder: Path) -> dict[str, Path]:
+    """All files in a folder, by their paths there with "/" between the parts. InvalidArgument for
+    one without any, and for links and what else is no file: what is sent is what lies there."""
+    if not folder.is_dir():
+        raise InvalidArgument(f"{folder} is no folder", reason="NO_FOLDER", field="folder")
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InvalidArgument(
+                f"{path} is a link, or no file: upload a folder that holds the files themselves",
+                reason="NO_FILE",
+                field="folder",
+            )
+        if path.is_file():
+            found[path.relative_to(folder).as_posix()] = path
+    if not found:
+        raise InvalidArgument(f"{folder} has no files", reason="EMPTY_FOLDER", field="folder")
+    return found
 
 
 def _digest(file: Path) -> str:

@@ -269,9 +269,11 @@ class TrainerStage(rpc.JobServiceServicer):
         """The run that a job is a step's of, if it has not ended; ids of such jobs are
         "<run>.<step>.<digest>"."""
         run_id = job_id.rpartition(".")[0].rpartition(".")[0]
+        if not run_id:
+            return ""
+        active: Any = self._context.redis.sismember(redis_keys.active_runs(), run_id)
         with redis_errors():
-            active: Any = self._context.redis.sismember(redis_keys.active_runs(), run_id)
-            return run_id if run_id and await active else ""
+            return run_id if await active else ""
 
 
 def _checked_id(job_id: str) -> str:

@@ -21,9 +21,9 @@ from plinth.client import (
     ResourceExhausted,
     Unavailable,
 )
-from plinth.client.address import GatewayAddress
 from plinth.client.asynchronous import AsyncTransport
 from plinth.client.blocking import Transport
+from plinth.client.channels import GatewayAddress
 from plinth.client.pages import AsyncPager
 from things import ThingServer, message, method
 
@@ -304,9 +304,9 @@ async def test_a_closed_stream_ends_its_call(connect: Connect) -> None:
     loop = asyncio.get_running_loop()
 
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        context.add_callback(lambda: loop.call_soon_threadsafe(ended.set))
         yield thing(request.name)
         until_ended(context)
-        loop.call_soon_threadsafe(ended.set)
 
     with ThingServer(TellThing=answer) as server:
         client = connect(server)

@@ -158,13 +158,17 @@ async def test_a_file_is_looked_at_as_a_whole(
     records = PreferenceRecords(redis_client, "c")
     await imported(redis_client, [line(0), line(1, reverse=True)])  # said before
 
-    class Client(preference_client.PreferenceClient):
-        def _call(self, _: Any, ask: pb.ImportPairsRequest) -> pb.ImportPairsResponse:
+    class Records:
+        """ImportPairs without the network between."""
+
+        def import_pairs(self, parent: str, **fields: Any) -> pb.ImportPairsResponse:
+            ask = pb.ImportPairsRequest(parent=parent, **fields)
             lines = read_lines(ask, "c")
             act = importing.import_lines(records, lines, check_only=ask.validate_only)
             return asyncio.run_coroutine_threadsafe(act, loop).result(PATIENCE_S)
 
-    with Client("127.0.0.1:1", "key", "c") as client:
+    with preference_client.PreferenceClient("127.0.0.1:1", "key", "c") as client:
+        vars(client)["preferences"] = Records()
         act = partial(client.import_file, path, RULE, "length")
         looked = await asyncio.to_thread(act, check_only=True)
         done = await asyncio.to_thread(act, check_only=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import TYPE_CHECKING
 
 from plinth.client.methods import Method, request
@@ -34,12 +34,15 @@ _DELETE_UPLOAD = Method.of(artifacts_pb2.DESCRIPTOR, "ArtifactService", "DeleteU
 
 
 class ArtifactService:
-    """Artifacts: immutable, versioned folders of files; aliases that name one version; uploads that
-    become artifacts; downloads. A version's resource name is "artifacts/chat@7". Requests
-    that read also take "artifacts/chat:prod" (the version that an alias names) and
-    "artifacts/chat" (the latest version). Where a specification refers to an artifact (a
-    pipeline, TrainSpec.init_from, DeploymentSpec.artifact), it says what comes behind
-    "artifacts/": "chat@7", "chat:prod" or "chat"."""
+    """Artifacts: immutable, versioned folders of files; aliases that name one version; uploads
+    that become artifacts; downloads.
+
+    A version's resource name is "artifacts/chat@7". Requests that read also take
+    "artifacts/chat:prod" (the version that an alias names) and "artifacts/chat" (the latest
+    version). Where a specification refers to an artifact (a pipeline, TrainSpec.init_from,
+    DeploymentSpec.artifact), it says what comes behind "artifacts/": "chat@7", "chat:prod" or
+    "chat".
+    """
 
     def __init__(self, calls: Transport) -> None:
         self._calls = calls
@@ -53,7 +56,8 @@ class ArtifactService:
     ) -> artifacts_pb2.Artifact:
         """One version. NOT_FOUND if there is no such name, version or alias.
 
-        name: "artifacts/chat@7", "artifacts/chat:prod", or "artifacts/chat" for the latest version.
+        name: "artifacts/chat@7", "artifacts/chat:prod", or "artifacts/chat" for the latest
+          version.
         """
         response: artifacts_pb2.GetArtifactResponse = self._calls.unary(
             _GET_ARTIFACT, request(artifacts_pb2.GetArtifactRequest, name=name), timeout, metadata
@@ -71,8 +75,8 @@ class ArtifactService:
     ) -> Pager[artifacts_pb2.Artifact, artifacts_pb2.ListArtifactsResponse]:
         """All versions of all artifacts, by artifact_id, each one's newest version first.
 
-        page_size: At most so many; 0: 50. More than 1,000 are 1,000; with ARTIFACT_VIEW_FULL, more
-          than 50 are 50.
+        page_size: At most so many; 0: 50. More than 1,000 are 1,000; with ARTIFACT_VIEW_FULL,
+          more than 50 are 50.
         filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of name,
           artifact_id, version, kind, digest, create_time, owner.tenant, owner.key_id, and
           `aliases:prod`.
@@ -133,13 +137,13 @@ class ArtifactService:
         resume_token: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[artifacts_pb2.DownloadArtifactResponse]:
+    ) -> Generator[artifacts_pb2.DownloadArtifactResponse, None, None]:
         """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on
         the store is shorter than what was published. Compare what has come with
         ArtifactFile.digest.
 
-        name: As in GetArtifactRequest. Name a version, so that a download that goes on later is of
-          the same.
+        name: As in GetArtifactRequest. Name a version, so that a download that goes on later is
+          of the same.
         path: ArtifactFile.path, or "manifest.json".
         offset: The first byte to send; at most the file's size.
         resume_token: Of the last response of a stream that broke: goes on behind it. Stands for
@@ -166,8 +170,8 @@ class ArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Deletes one version; its number is not given again. FAILED_PRECONDITION
-        (ARTIFACT_IN_USE), which names them, while an alias, a deployment, an artifact
-        that was made from it, or a run or job that has not ended points there.
+        (ARTIFACT_IN_USE), which names them, while an alias, a deployment, an artifact that was
+        made from it, or a run or job that has not ended points there.
 
         name: "artifacts/chat@7". Aliases and names without a version are refused.
         """
@@ -220,8 +224,8 @@ class ArtifactService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Alias:
-        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved
-        since.
+        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has
+        moved since.
 
         alias: Its name and artifact; its etag, if it may only be moved from what was read.
         """
@@ -259,13 +263,13 @@ class ArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Upload:
         """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
-        (OTHER_TENANT) if the artifact's latest version is another tenant's;
-        RESOURCE_EXHAUSTED (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
+        (OTHER_TENANT) if the artifact's latest version is another tenant's; RESOURCE_EXHAUSTED
+        (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
 
         upload: What will come. The other fields are the platform's to set.
         request_id: The caller's own, 1 to 128 of A-Z a-z 0-9 . _ : -. The same id and
-          specification, sent again by the same tenant, give the upload that was made;
-          another specification is ALREADY_EXISTS. Empty: each call makes one.
+          specification, sent again by the same tenant, give the upload that was made; another
+          specification is ALREADY_EXISTS. Empty: each call makes one.
         """
         response: artifacts_pb2.CreateUploadResponse = self._calls.unary(
             _CREATE_UPLOAD,
@@ -319,8 +323,7 @@ class ArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """One piece of one file. Pieces may come in any order, several at once, and again:
-        ALREADY_EXISTS (PIECE_DIFFERS) only if another content was sent for the same
-        place.
+        ALREADY_EXISTS (PIECE_DIFFERS) only if another content was sent for the same place.
 
         name: "uploads/3f2a…".
         path: UploadFile.path.
@@ -345,12 +348,12 @@ class ArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Artifact:
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
-        FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing;
-        INVALID_ARGUMENT (DIGEST_MISMATCH) which file has another digest. Again: gives
-        the artifact that it made.
+        FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
+        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
 
         name: "uploads/3f2a…".
-        digests: Of each file, "sha256:<hex>" by its path: what was sent has to be what was meant.
+        digests: Of each file, "sha256:<hex>" by its path: what was sent has to be what was
+          meant.
         """
         response: artifacts_pb2.FinishUploadResponse = self._calls.unary(
             _FINISH_UPLOAD,
@@ -377,12 +380,15 @@ class ArtifactService:
 
 
 class AsyncArtifactService:
-    """Artifacts: immutable, versioned folders of files; aliases that name one version; uploads that
-    become artifacts; downloads. A version's resource name is "artifacts/chat@7". Requests
-    that read also take "artifacts/chat:prod" (the version that an alias names) and
-    "artifacts/chat" (the latest version). Where a specification refers to an artifact (a
-    pipeline, TrainSpec.init_from, DeploymentSpec.artifact), it says what comes behind
-    "artifacts/": "chat@7", "chat:prod" or "chat"."""
+    """Artifacts: immutable, versioned folders of files; aliases that name one version; uploads
+    that become artifacts; downloads.
+
+    A version's resource name is "artifacts/chat@7". Requests that read also take
+    "artifacts/chat:prod" (the version that an alias names) and "artifacts/chat" (the latest
+    version). Where a specification refers to an artifact (a pipeline, TrainSpec.init_from,
+    DeploymentSpec.artifact), it says what comes behind "artifacts/": "chat@7", "chat:prod" or
+    "chat".
+    """
 
     def __init__(self, calls: AsyncTransport) -> None:
         self._calls = calls
@@ -396,7 +402,8 @@ class AsyncArtifactService:
     ) -> artifacts_pb2.Artifact:
         """One version. NOT_FOUND if there is no such name, version or alias.
 
-        name: "artifacts/chat@7", "artifacts/chat:prod", or "artifacts/chat" for the latest version.
+        name: "artifacts/chat@7", "artifacts/chat:prod", or "artifacts/chat" for the latest
+          version.
         """
         response: artifacts_pb2.GetArtifactResponse = await self._calls.unary(
             _GET_ARTIFACT, request(artifacts_pb2.GetArtifactRequest, name=name), timeout, metadata
@@ -414,8 +421,8 @@ class AsyncArtifactService:
     ) -> AsyncPager[artifacts_pb2.Artifact, artifacts_pb2.ListArtifactsResponse]:
         """All versions of all artifacts, by artifact_id, each one's newest version first.
 
-        page_size: At most so many; 0: 50. More than 1,000 are 1,000; with ARTIFACT_VIEW_FULL, more
-          than 50 are 50.
+        page_size: At most so many; 0: 50. More than 1,000 are 1,000; with ARTIFACT_VIEW_FULL,
+          more than 50 are 50.
         filter: Comparisons joined by AND: `kind = MODEL AND artifact_id = "chat*"`. Of name,
           artifact_id, version, kind, digest, create_time, owner.tenant, owner.key_id, and
           `aliases:prod`.
@@ -481,8 +488,8 @@ class AsyncArtifactService:
         the store is shorter than what was published. Compare what has come with
         ArtifactFile.digest.
 
-        name: As in GetArtifactRequest. Name a version, so that a download that goes on later is of
-          the same.
+        name: As in GetArtifactRequest. Name a version, so that a download that goes on later is
+          of the same.
         path: ArtifactFile.path, or "manifest.json".
         offset: The first byte to send; at most the file's size.
         resume_token: Of the last response of a stream that broke: goes on behind it. Stands for
@@ -509,8 +516,8 @@ class AsyncArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Deletes one version; its number is not given again. FAILED_PRECONDITION
-        (ARTIFACT_IN_USE), which names them, while an alias, a deployment, an artifact
-        that was made from it, or a run or job that has not ended points there.
+        (ARTIFACT_IN_USE), which names them, while an alias, a deployment, an artifact that was
+        made from it, or a run or job that has not ended points there.
 
         name: "artifacts/chat@7". Aliases and names without a version are refused.
         """
@@ -563,8 +570,8 @@ class AsyncArtifactService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Alias:
-        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved
-        since.
+        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has
+        moved since.
 
         alias: Its name and artifact; its etag, if it may only be moved from what was read.
         """
@@ -602,13 +609,13 @@ class AsyncArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Upload:
         """Begins an upload: says which files will come, and of which sizes. PERMISSION_DENIED
-        (OTHER_TENANT) if the artifact's latest version is another tenant's;
-        RESOURCE_EXHAUSTED (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
+        (OTHER_TENANT) if the artifact's latest version is another tenant's; RESOURCE_EXHAUSTED
+        (TOO_MANY_UPLOADS) if the tenant has 20 unfinished uploads.
 
         upload: What will come. The other fields are the platform's to set.
         request_id: The caller's own, 1 to 128 of A-Z a-z 0-9 . _ : -. The same id and
-          specification, sent again by the same tenant, give the upload that was made;
-          another specification is ALREADY_EXISTS. Empty: each call makes one.
+          specification, sent again by the same tenant, give the upload that was made; another
+          specification is ALREADY_EXISTS. Empty: each call makes one.
         """
         response: artifacts_pb2.CreateUploadResponse = await self._calls.unary(
             _CREATE_UPLOAD,
@@ -662,8 +669,7 @@ class AsyncArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """One piece of one file. Pieces may come in any order, several at once, and again:
-        ALREADY_EXISTS (PIECE_DIFFERS) only if another content was sent for the same
-        place.
+        ALREADY_EXISTS (PIECE_DIFFERS) only if another content was sent for the same place.
 
         name: "uploads/3f2a…".
         path: UploadFile.path.
@@ -688,12 +694,12 @@ class AsyncArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Artifact:
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
-        FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing;
-        INVALID_ARGUMENT (DIGEST_MISMATCH) which file has another digest. Again: gives
-        the artifact that it made.
+        FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
+        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
 
         name: "uploads/3f2a…".
-        digests: Of each file, "sha256:<hex>" by its path: what was sent has to be what was meant.
+        digests: Of each file, "sha256:<hex>" by its path: what was sent has to be what was
+          meant.
         """
         response: artifacts_pb2.FinishUploadResponse = await self._calls.unary(
             _FINISH_UPLOAD,

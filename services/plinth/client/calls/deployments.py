@@ -24,8 +24,8 @@ _REPORT_OUTCOME = Method.of(deployments_pb2.DESCRIPTOR, "DeploymentService", "Re
 class DeploymentService:
     """Deployments: which models are served, from which artifacts, by how many shards. What is
     written is what is wanted; the platform makes it so within seconds to minutes, and the
-    status says how far it is. Canaries, which pipeline steps of that kind make, are listed
-    too and can not be changed here."""
+    status says how far it is. Canaries, which pipeline steps of that kind make, are listed too
+    and can not be changed here."""
 
     def __init__(self, calls: Transport) -> None:
         self._calls = calls
@@ -104,10 +104,10 @@ class DeploymentService:
         """Changes what is wanted: the fields that update_mask names. ABORTED (ETAG_MISMATCH) if an
         etag is given and the deployment has changed since.
 
-        deployment: Its name and what is to be; its etag, if it may only be changed from what was
-          read.
-        update_mask: "spec", or fields of it ("spec.shards"). Empty: the fields of `spec` that are
-          set; "*": all.
+        deployment: Its name and what is to be; its etag, if it may only be changed from what
+          was read.
+        update_mask: "spec", or fields of it ("spec.shards"). Empty: the fields of `spec` that
+          are set; "*": all.
         allow_missing: Makes the deployment if there is none.
         """
         response: deployments_pb2.UpdateDeploymentResponse = self._calls.unary(
@@ -157,8 +157,8 @@ class DeploymentService:
         """A verdict on an answer while its model has a canary: what the canary step decides by.
 
         name: The deployment that was asked: "deployments/chat".
-        request_id: The answer's id (x-request-id); it can be judged once, within an hour, by who
-          asked.
+        request_id: The answer's id (x-request-id); it can be judged once, within an hour, by
+          who asked.
         revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
         good: Whether it did well.
         """
@@ -180,8 +180,8 @@ class DeploymentService:
 class AsyncDeploymentService:
     """Deployments: which models are served, from which artifacts, by how many shards. What is
     written is what is wanted; the platform makes it so within seconds to minutes, and the
-    status says how far it is. Canaries, which pipeline steps of that kind make, are listed
-    too and can not be changed here."""
+    status says how far it is. Canaries, which pipeline steps of that kind make, are listed too
+    and can not be changed here."""
 
     def __init__(self, calls: AsyncTransport) -> None:
         self._calls = calls
@@ -260,10 +260,10 @@ class AsyncDeploymentService:
         """Changes what is wanted: the fields that update_mask names. ABORTED (ETAG_MISMATCH) if an
         etag is given and the deployment has changed since.
 
-        deployment: Its name and what is to be; its etag, if it may only be changed from what was
-          read.
-        update_mask: "spec", or fields of it ("spec.shards"). Empty: the fields of `spec` that are
-          set; "*": all.
+        deployment: Its name and what is to be; its etag, if it may only be changed from what
+          was read.
+        update_mask: "spec", or fields of it ("spec.shards"). Empty: the fields of `spec` that
+          are set; "*": all.
         allow_missing: Makes the deployment if there is none.
         """
         response: deployments_pb2.UpdateDeploymentResponse = await self._calls.unary(
@@ -313,8 +313,8 @@ class AsyncDeploymentService:
         """A verdict on an answer while its model has a canary: what the canary step decides by.
 
         name: The deployment that was asked: "deployments/chat".
-        request_id: The answer's id (x-request-id); it can be judged once, within an hour, by who
-          asked.
+        request_id: The answer's id (x-request-id); it can be judged once, within an hour, by
+          who asked.
         revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
         good: Whether it did well.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from plinth.client.methods import Method, request
@@ -20,13 +20,16 @@ _STREAM_COMPLETE = Method.of(generation_pb2.DESCRIPTOR, "GenerationService", "St
 
 class GenerationService:
     """Generates text with a served model, under the same keys, quotas and limits as the REST API.
+
     NOT_FOUND: no such model is served. INVALID_ARGUMENT: the first field that is wrong, in
-    BadRequest details. RESOURCE_EXHAUSTED with RetryInfo: the tenant's quota, or every
-    shard's queue, is full. UNAVAILABLE: no shard is up; try again. DEADLINE_EXCEEDED: the
-    call's deadline, or the gateway's own for a request, has passed. An answer goes on at
-    another shard when its own is lost. A chat whose metadata carry `x-plinth-consent:
-    preferences` may become a preference task, where the gateway is set to sample some
-    (gateway.preference_sampling_rate; off by default)."""
+    BadRequest details. RESOURCE_EXHAUSTED with RetryInfo: the tenant's quota, or every shard's
+    queue, is full. UNAVAILABLE: no shard is up; try again. DEADLINE_EXCEEDED: the call's
+    deadline, or the gateway's own for a request, has passed. An answer goes on at another shard
+    when its own is lost.
+
+    A chat whose metadata carry `x-plinth-consent: preferences` may become a preference task,
+    where the gateway is set to sample some (gateway.preference_sampling_rate; off by default).
+    """
 
     def __init__(self, calls: Transport) -> None:
         self._calls = calls
@@ -46,11 +49,11 @@ class GenerationService:
         that breaks is kept.
 
         model: Name of a served model: "chat"; its resource name "models/chat" is taken too.
-        messages: The conversation, 1 to 1,024 messages, rendered by the model's chat template with
-          the assistant's turn open.
+        messages: The conversation, 1 to 1,024 messages, rendered by the model's chat template
+          with the assistant's turn open.
         options: How to generate.
-        best_of: Number of candidates to generate, n to 8, of which the n best are returned; usage
-          counts all. 0: n, and they are returned as they are.
+        best_of: Number of candidates to generate, n to 8, of which the n best are returned;
+          usage counts all. 0: n, and they are returned as they are.
         select: What makes one candidate better than another; takes best_of. Default:
           SELECT_BY_LIKELIHOOD.
         """
@@ -77,12 +80,12 @@ class GenerationService:
         options: generation_pb2.GenerationOptions | None = None,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[generation_pb2.StreamChatResponse]:
+    ) -> Generator[generation_pb2.StreamChatResponse, None, None]:
         """A chat completion, streamed as it is made. Cancelling the call ends the generation.
 
         model: Name of a served model: "chat"; its resource name "models/chat" is taken too.
-        messages: The conversation, 1 to 1,024 messages, rendered by the model's chat template with
-          the assistant's turn open.
+        messages: The conversation, 1 to 1,024 messages, rendered by the model's chat template
+          with the assistant's turn open.
         options: How to generate. The n answers are streamed side by side.
         """
         return self._calls.stream(
@@ -112,12 +115,12 @@ class GenerationService:
         model: Name of a served model: "chat"; its resource name "models/chat" is taken too.
         prompt: Text.
         prompt_tokens: Token ids, as they are: nothing is added to them.
-        parse_special_tokens: Whether what the text spells like a special token ("<|im_start|>") is
-          that token; a prompt with some of them is answered up to the end of a turn.
-          Default true. False: it is plain text.
+        parse_special_tokens: Whether what the text spells like a special token ("<|im_start|>")
+          is that token; a prompt with some of them is answered up to the end of a turn. Default
+          true. False: it is plain text.
         options: How to generate.
-        best_of: Number of candidates to generate, n to 8, of which the n best are returned; usage
-          counts all. 0: n, and they are returned as they are.
+        best_of: Number of candidates to generate, n to 8, of which the n best are returned;
+          usage counts all. 0: n, and they are returned as they are.
         select: What makes one candidate better than another; takes best_of. Default:
           SELECT_BY_LIKELIHOOD.
         """
@@ -148,15 +151,15 @@ class GenerationService:
         options: generation_pb2.GenerationOptions | None = None,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[generation_pb2.StreamCompleteResponse]:
+    ) -> Generator[generation_pb2.StreamCompleteResponse, None, None]:
         """A text completion, streamed as it is made. Cancelling the call ends the generation.
 
         model: Name of a served model: "chat"; its resource name "models/chat" is taken too.
         prompt: Text.
         prompt_tokens: Token ids, as they are: nothing is added to them.
-        parse_special_tokens: Whether what the text spells like a special token ("<|im_start|>") is
-          that token; a prompt with some of them is answered up to the end of a turn.
-          Default true. False: it is plain text.
+        parse_special_tokens: Whether what the text spells like a special token ("<|im_start|>")
+          is that token; a prompt with some of them is answered up to the end of a turn. Default
+          true. False: it is plain text.
         options: How to generate. The n answers are streamed side by side.
         """
         return self._calls.stream(
@@ -176,13 +179,16 @@ class GenerationService:
 
 class AsyncGenerationService:
     """Generates text with a served model, under the same keys, quotas and limits as the REST API.
+
     NOT_FOUND: no such model is served. INVALID_ARGUMENT: the first field that is wrong, in
-    BadRequest details. RESOURCE_EXHAUSTED with RetryInfo: the tenant's quota, or every
-    shard's queue, is full. UNAVAILABLE: no shard is up; try again. DEADLINE_EXCEEDED: the
-    call's deadline, or the gateway's own for a request, has passed. An answer goes on at
-    another shard when its own is lost. A chat whose metadata carry `x-plinth-consent:
-    preferences` may become a preference task, where the gateway is set to sample some
-    (gateway.preference_sampling_rate; off by default)."""
+    BadRequest details. RESOURCE_EXHAUSTED with RetryInfo: the tenant's quota, or every shard's
+    queue, is full. UNAVAILABLE: no shard is up; try again. DEADLINE_EXCEEDED: the call's
+    deadline, or the gateway's own for a request, has passed. An answer goes on at another shard
+    when its own is lost.
+
+    A chat whose metadata carry `x-plinth-consent: preferences` may become a preference task,
+    where the gateway is set to sample some (gateway.preference_sampling_rate; off by default).
+    """
 
     def __init__(self, calls: AsyncTransport) -> None:
         self._calls = calls
@@ -202,11 +208,11 @@ class AsyncGenerationService:
         that breaks is kept.
 
         model: Name of a served model: "chat"; its resource name "models/chat" is taken too.
-        messages: The conversation, 1 to 1,024 messages, rendered by the model's chat template with
-          the assistant's turn open.
+        messages: The conversation, 1 to 1,024 messages, rendered by the model's chat template
+          with the assistant's turn open.
         options: How to generate.
-        best_of: Number of candidates to generate, n to 8, of which the n best are returned; usage
-          counts all. 0: n, and they are returned as they are.
+        best_of: Number of candidates to generate, n to 8, of which the n best are returned;
+          usage counts all. 0: n, and they are returned as they are.
         select: What makes one candidate better than another; takes best_of. Default:
           SELECT_BY_LIKELIHOOD.
         """
@@ -237,8 +243,8 @@ class AsyncGenerationService:
         """A chat completion, streamed as it is made. Cancelling the call ends the generation.
 
         model: Name of a served model: "chat"; its resource name "models/chat" is taken too.
-        messages: The conversation, 1 to 1,024 messages, rendered by the model's chat template with
-          the assistant's turn open.
+        messages: The conversation, 1 to 1,024 messages, rendered by the model's chat template
+          with the assistant's turn open.
         options: How to generate. The n answers are streamed side by side.
         """
         return self._calls.stream(
@@ -268,12 +274,12 @@ class AsyncGenerationService:
         model: Name of a served model: "chat"; its resource name "models/chat" is taken too.
         prompt: Text.
         prompt_tokens: Token ids, as they are: nothing is added to them.
-        parse_special_tokens: Whether what the text spells like a special token ("<|im_start|>") is
-          that token; a prompt with some of them is answered up to the end of a turn.
-          Default true. False: it is plain text.
+        parse_special_tokens: Whether what the text spells like a special token ("<|im_start|>")
+          is that token; a prompt with some of them is answered up to the end of a turn. Default
+          true. False: it is plain text.
         options: How to generate.
-        best_of: Number of candidates to generate, n to 8, of which the n best are returned; usage
-          counts all. 0: n, and they are returned as they are.
+        best_of: Number of candidates to generate, n to 8, of which the n best are returned;
+          usage counts all. 0: n, and they are returned as they are.
         select: What makes one candidate better than another; takes best_of. Default:
           SELECT_BY_LIKELIHOOD.
         """
@@ -310,9 +316,9 @@ class AsyncGenerationService:
         model: Name of a served model: "chat"; its resource name "models/chat" is taken too.
         prompt: Text.
         prompt_tokens: Token ids, as they are: nothing is added to them.
-        parse_special_tokens: Whether what the text spells like a special token ("<|im_start|>") is
-          that token; a prompt with some of them is answered up to the end of a turn.
-          Default true. False: it is plain text.
+        parse_special_tokens: Whether what the text spells like a special token ("<|im_start|>")
+          is that token; a prompt with some of them is answered up to the end of a turn. Default
+          true. False: it is plain text.
         options: How to generate. The n answers are streamed side by side.
         """
         return self._calls.stream(

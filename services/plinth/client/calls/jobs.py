@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import TYPE_CHECKING
 
 from plinth.client.methods import Method, request
@@ -39,12 +39,13 @@ class JobService:
         metadata: Mapping[str, str] | None = None,
     ) -> jobs_pb2.Job:
         """Queues a job. Idempotent by job_id: the same id and specification give the job that they
-        created first, another specification under that id is ALREADY_EXISTS
-        (JOB_EXISTS). INVALID_ARGUMENT names the field that is wrong, as
-        "job.spec.train.batch_size"; NOT_FOUND an artifact that does not exist;
-        RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
+        created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
+        INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size";
+        NOT_FOUND an artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to
+        try again.
 
-        job_id: Id of the new job, chosen by the client: 1 to 100 characters of A-Z a-z 0-9 . _ -.
+        job_id: Id of the new job, chosen by the client: 1 to 100 characters of A-Z a-z 0-9 . _
+          -.
         job: `spec` says what is to be done; all else is the platform's and has to be empty.
         """
         response: jobs_pb2.CreateJobResponse = self._calls.unary(
@@ -83,9 +84,9 @@ class JobService:
 
         page_size: How many at most; 0: 50, more than 1000: 1000. A page may have fewer although
           more follow.
-        filter: Which ones, of AIP-160: comparisons joined by AND. Fields: state, name, artifact,
-          create_time, update_time, end_time, owner.tenant, owner.key_id. As `state = FAILED
-          AND name = "jobs/nightly-*"`. Empty: all.
+        filter: Which ones, of AIP-160: comparisons joined by AND. Fields: state, name,
+          artifact, create_time, update_time, end_time, owner.tenant, owner.key_id. As `state =
+          FAILED AND name = "jobs/nightly-*"`. Empty: all.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_JOBS, asked, timeout, metadata),
@@ -102,8 +103,8 @@ class JobService:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Forgets a job that has ended. What it published stays. FAILED_PRECONDITION: it has not
-        ended (JOB_NOT_ENDED: cancel it first), or a run that has not ended needs its
-        result (JOB_IN_USE).
+        ended (JOB_NOT_ENDED: cancel it first), or a run that has not ended needs its result
+        (JOB_IN_USE).
 
         name: "jobs/{job}".
         allow_missing: No error where there is no such job.
@@ -138,14 +139,14 @@ class JobService:
         resume_token: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[jobs_pb2.WatchJobResponse]:
+    ) -> Generator[jobs_pb2.WatchJobResponse, None, None]:
         """The job as it is now, then after each change, until it ends. Each state is told, in
-        order; of progress in between the newest. While nothing changes, a response
-        without a job comes at least every 15 s.
+        order; of progress in between the newest. While nothing changes, a response without a
+        job comes at least every 15 s.
 
         name: "jobs/{job}".
-        resume_token: resume_token of the last response of a watch that broke: goes on behind it.
-          Empty: begins with the job as it is. INVALID_ARGUMENT for one that WatchJob did
+        resume_token: resume_token of the last response of a watch that broke: goes on behind
+          it. Empty: begins with the job as it is. INVALID_ARGUMENT for one that WatchJob did
           not give.
         """
         return self._calls.stream(
@@ -174,12 +175,13 @@ class AsyncJobService:
         metadata: Mapping[str, str] | None = None,
     ) -> jobs_pb2.Job:
         """Queues a job. Idempotent by job_id: the same id and specification give the job that they
-        created first, another specification under that id is ALREADY_EXISTS
-        (JOB_EXISTS). INVALID_ARGUMENT names the field that is wrong, as
-        "job.spec.train.batch_size"; NOT_FOUND an artifact that does not exist;
-        RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
+        created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
+        INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size";
+        NOT_FOUND an artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to
+        try again.
 
-        job_id: Id of the new job, chosen by the client: 1 to 100 characters of A-Z a-z 0-9 . _ -.
+        job_id: Id of the new job, chosen by the client: 1 to 100 characters of A-Z a-z 0-9 . _
+          -.
         job: `spec` says what is to be done; all else is the platform's and has to be empty.
         """
         response: jobs_pb2.CreateJobResponse = await self._calls.unary(
@@ -218,9 +220,9 @@ class AsyncJobService:
 
         page_size: How many at most; 0: 50, more than 1000: 1000. A page may have fewer although
           more follow.
-        filter: Which ones, of AIP-160: comparisons joined by AND. Fields: state, name, artifact,
-          create_time, update_time, end_time, owner.tenant, owner.key_id. As `state = FAILED
-          AND name = "jobs/nightly-*"`. Empty: all.
+        filter: Which ones, of AIP-160: comparisons joined by AND. Fields: state, name,
+          artifact, create_time, update_time, end_time, owner.tenant, owner.key_id. As `state =
+          FAILED AND name = "jobs/nightly-*"`. Empty: all.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_JOBS, asked, timeout, metadata),
@@ -237,8 +239,8 @@ class AsyncJobService:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Forgets a job that has ended. What it published stays. FAILED_PRECONDITION: it has not
-        ended (JOB_NOT_ENDED: cancel it first), or a run that has not ended needs its
-        result (JOB_IN_USE).
+        ended (JOB_NOT_ENDED: cancel it first), or a run that has not ended needs its result
+        (JOB_IN_USE).
 
         name: "jobs/{job}".
         allow_missing: No error where there is no such job.
@@ -275,12 +277,12 @@ class AsyncJobService:
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[jobs_pb2.WatchJobResponse, None]:
         """The job as it is now, then after each change, until it ends. Each state is told, in
-        order; of progress in between the newest. While nothing changes, a response
-        without a job comes at least every 15 s.
+        order; of progress in between the newest. While nothing changes, a response without a
+        job comes at least every 15 s.
 
         name: "jobs/{job}".
-        resume_token: resume_token of the last response of a watch that broke: goes on behind it.
-          Empty: begins with the job as it is. INVALID_ARGUMENT for one that WatchJob did
+        resume_token: resume_token of the last response of a watch that broke: goes on behind
+          it. Empty: begins with the job as it is. INVALID_ARGUMENT for one that WatchJob did
           not give.
         """
         return self._calls.stream(

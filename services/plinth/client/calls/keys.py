@@ -23,9 +23,11 @@ _DELETE_KEY = Method.of(keys_pb2.DESCRIPTOR, "KeyService", "DeleteKey")
 
 class KeyService:
     """API keys: who may call the platform, and what. All of them, of all tenants, are managed by
-    keys with the scope "admin". A change is known to the gateway that made it at once and to
-    all others within 5 seconds; to one that can't reach Redis, after `gateway.keys_stale_s`
-    (60 seconds by default)."""
+    keys with the scope "admin".
+
+    A change is known to the gateway that made it at once and to all others within 5 seconds; to
+    one that can't reach Redis, after `gateway.keys_stale_s` (60 seconds by default).
+    """
 
     def __init__(self, calls: Transport) -> None:
         self._calls = calls
@@ -38,15 +40,18 @@ class KeyService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> keys_pb2.CreateKeyResponse:
-        """Makes a key. Its secret is in the answer and is kept nowhere, so it can't be shown again.
+        """Makes a key. Its secret is in the answer and is kept nowhere, so it can't be shown
+        again.
+
         Errors: INVALID_ARGUMENT (SCOPE_UNKNOWN, or a tenant or label that can't be one),
         ALREADY_EXISTS (REQUEST_ID_USED).
 
         spec: What it is for.
-        request_id: Makes the call safe to send again: for an hour the same caller's same request is
-          answered with the same key and the same secret, afterwards with ALREADY_EXISTS
-          (REQUEST_ID_USED), as is another request of the same id at any time. 1 to 128
-          letters, digits, '.', '_', ':' or '-', a UUID best; empty: every call makes a key.
+        request_id: Makes the call safe to send again: for an hour the same caller's same
+          request is answered with the same key and the same secret, afterwards with
+          ALREADY_EXISTS (REQUEST_ID_USED), as is another request of the same id at any time. 1
+          to 128 letters, digits, '.', '_', ':' or '-', a UUID best; empty: every call makes a
+          key.
         """
         response: keys_pb2.CreateKeyResponse = self._calls.unary(
             _CREATE_KEY,
@@ -85,8 +90,8 @@ class KeyService:
 
         page_size: At most so many keys; 0: 50. At most 1,000.
         filter: Which keys, like `tenant = "acme" AND state = active`; fields are tenant, label,
-          role ("user", "developer"), scopes (all that it has: `scopes:admin`), state
-          ("active", "revoked", "unreadable") and create_time. Empty: all.
+          role ("user", "developer"), scopes (all that it has: `scopes:admin`), state ("active",
+          "revoked", "unreadable") and create_time. Empty: all.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_KEYS, asked, timeout, metadata),
@@ -103,9 +108,10 @@ class KeyService:
         metadata: Mapping[str, str] | None = None,
     ) -> keys_pb2.Key:
         """Sets `spec.label`, `spec.role` and `spec.scopes`. Calls that are running keep what they
-        had. Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK,
-        SCOPE_UNKNOWN), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED,
-        KEY_RECORD_UNREADABLE).
+        had.
+
+        Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK, SCOPE_UNKNOWN),
+        ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE).
 
         key: Its name, and what is to be set. With an `etag`, it is changed only if it still has
           that one (ABORTED with the present one if not).
@@ -127,8 +133,8 @@ class KeyService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> keys_pb2.Key:
-        """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays, so
-        that nothing brings the key back. To revoke a revoked key again changes nothing.
+        """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays,
+        so that nothing brings the key back. To revoke a revoked key again changes nothing.
         Errors: NOT_FOUND (KEY_NOT_FOUND).
 
         name: Its name: "keys/…".
@@ -146,9 +152,11 @@ class KeyService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Removes the record of a revoked key. Errors: NOT_FOUND (KEY_NOT_FOUND), ABORTED
-        (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_NOT_REVOKED; FIRST_KEY for the
-        platform's first key, which a gateway would make again).
+        """Removes the record of a revoked key.
+
+        Errors: NOT_FOUND (KEY_NOT_FOUND), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION
+        (KEY_NOT_REVOKED; FIRST_KEY for the platform's first key, which a gateway would make
+        again).
 
         name: Its name: "keys/…".
         etag: If given, it is removed only if it still has this etag.
@@ -160,9 +168,11 @@ class KeyService:
 
 class AsyncKeyService:
     """API keys: who may call the platform, and what. All of them, of all tenants, are managed by
-    keys with the scope "admin". A change is known to the gateway that made it at once and to
-    all others within 5 seconds; to one that can't reach Redis, after `gateway.keys_stale_s`
-    (60 seconds by default)."""
+    keys with the scope "admin".
+
+    A change is known to the gateway that made it at once and to all others within 5 seconds; to
+    one that can't reach Redis, after `gateway.keys_stale_s` (60 seconds by default).
+    """
 
     def __init__(self, calls: AsyncTransport) -> None:
         self._calls = calls
@@ -175,15 +185,18 @@ class AsyncKeyService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> keys_pb2.CreateKeyResponse:
-        """Makes a key. Its secret is in the answer and is kept nowhere, so it can't be shown again.
+        """Makes a key. Its secret is in the answer and is kept nowhere, so it can't be shown
+        again.
+
         Errors: INVALID_ARGUMENT (SCOPE_UNKNOWN, or a tenant or label that can't be one),
         ALREADY_EXISTS (REQUEST_ID_USED).
 
         spec: What it is for.
-        request_id: Makes the call safe to send again: for an hour the same caller's same request is
-          answered with the same key and the same secret, afterwards with ALREADY_EXISTS
-          (REQUEST_ID_USED), as is another request of the same id at any time. 1 to 128
-          letters, digits, '.', '_', ':' or '-', a UUID best; empty: every call makes a key.
+        request_id: Makes the call safe to send again: for an hour the same caller's same
+          request is answered with the same key and the same secret, afterwards with
+          ALREADY_EXISTS (REQUEST_ID_USED), as is another request of the same id at any time. 1
+          to 128 letters, digits, '.', '_', ':' or '-', a UUID best; empty: every call makes a
+          key.
         """
         response: keys_pb2.CreateKeyResponse = await self._calls.unary(
             _CREATE_KEY,
@@ -222,8 +235,8 @@ class AsyncKeyService:
 
         page_size: At most so many keys; 0: 50. At most 1,000.
         filter: Which keys, like `tenant = "acme" AND state = active`; fields are tenant, label,
-          role ("user", "developer"), scopes (all that it has: `scopes:admin`), state
-          ("active", "revoked", "unreadable") and create_time. Empty: all.
+          role ("user", "developer"), scopes (all that it has: `scopes:admin`), state ("active",
+          "revoked", "unreadable") and create_time. Empty: all.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_KEYS, asked, timeout, metadata),
@@ -240,9 +253,10 @@ class AsyncKeyService:
         metadata: Mapping[str, str] | None = None,
     ) -> keys_pb2.Key:
         """Sets `spec.label`, `spec.role` and `spec.scopes`. Calls that are running keep what they
-        had. Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK,
-        SCOPE_UNKNOWN), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED,
-        KEY_RECORD_UNREADABLE).
+        had.
+
+        Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK, SCOPE_UNKNOWN),
+        ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE).
 
         key: Its name, and what is to be set. With an `etag`, it is changed only if it still has
           that one (ABORTED with the present one if not).
@@ -264,8 +278,8 @@ class AsyncKeyService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> keys_pb2.Key:
-        """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays, so
-        that nothing brings the key back. To revoke a revoked key again changes nothing.
+        """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays,
+        so that nothing brings the key back. To revoke a revoked key again changes nothing.
         Errors: NOT_FOUND (KEY_NOT_FOUND).
 
         name: Its name: "keys/…".
@@ -283,9 +297,11 @@ class AsyncKeyService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Removes the record of a revoked key. Errors: NOT_FOUND (KEY_NOT_FOUND), ABORTED
-        (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_NOT_REVOKED; FIRST_KEY for the
-        platform's first key, which a gateway would make again).
+        """Removes the record of a revoked key.
+
+        Errors: NOT_FOUND (KEY_NOT_FOUND), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION
+        (KEY_NOT_REVOKED; FIRST_KEY for the platform's first key, which a gateway would make
+        again).
 
         name: Its name: "keys/…".
         etag: If given, it is removed only if it still has this etag.

@@ -83,8 +83,8 @@ class OperationsService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> operations_pb2.QueueItem:
-        """What became of one item of a queue. Errors: NOT_FOUND (QUEUE_NOT_FOUND, or ITEM_NOT_FOUND
-        for one that was never added, or ended more than a week ago).
+        """What became of one item of a queue. Errors: NOT_FOUND (QUEUE_NOT_FOUND, or
+        ITEM_NOT_FOUND for one that was never added, or ended more than a week ago).
 
         name: Its name: "queues/{queue}/items/{item}".
         """
@@ -123,8 +123,10 @@ class OperationsService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> operations_pb2.QueueItem:
-        """Lets a dead letter run again, with fresh attempts and no deadline. Errors: NOT_FOUND
-        (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL).
+        """Lets a dead letter run again, with fresh attempts and no deadline.
+
+        Errors: NOT_FOUND (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND), RESOURCE_EXHAUSTED
+        (QUEUE_FULL).
 
         name: Its name: "queues/{queue}/deadLetters/{item}".
         """
@@ -144,7 +146,9 @@ class OperationsService:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Removes a dead letter for good. Whoever waits for the item has been told that it failed
-        when it became one. Errors: NOT_FOUND (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND).
+        when it became one.
+
+        Errors: NOT_FOUND (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND).
 
         name: Its name: "queues/{queue}/deadLetters/{item}".
         """
@@ -215,8 +219,8 @@ class AsyncOperationsService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> operations_pb2.QueueItem:
-        """What became of one item of a queue. Errors: NOT_FOUND (QUEUE_NOT_FOUND, or ITEM_NOT_FOUND
-        for one that was never added, or ended more than a week ago).
+        """What became of one item of a queue. Errors: NOT_FOUND (QUEUE_NOT_FOUND, or
+        ITEM_NOT_FOUND for one that was never added, or ended more than a week ago).
 
         name: Its name: "queues/{queue}/items/{item}".
         """
@@ -255,8 +259,10 @@ class AsyncOperationsService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> operations_pb2.QueueItem:
-        """Lets a dead letter run again, with fresh attempts and no deadline. Errors: NOT_FOUND
-        (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL).
+        """Lets a dead letter run again, with fresh attempts and no deadline.
+
+        Errors: NOT_FOUND (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND), RESOURCE_EXHAUSTED
+        (QUEUE_FULL).
 
         name: Its name: "queues/{queue}/deadLetters/{item}".
         """
@@ -276,7 +282,9 @@ class AsyncOperationsService:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Removes a dead letter for good. Whoever waits for the item has been told that it failed
-        when it became one. Errors: NOT_FOUND (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND).
+        when it became one.
+
+        Errors: NOT_FOUND (QUEUE_NOT_FOUND, DEAD_LETTER_NOT_FOUND).
 
         name: Its name: "queues/{queue}/deadLetters/{item}".
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -67,11 +67,14 @@ _PUBLISH_PAIRS = Method.of(preferences_pb2.DESCRIPTOR, "PreferenceService", "Pub
 
 
 class PreferenceService:
-    """Collects judgements on responses of models, and makes datasets of them. A collection is made
-    by its first task and belongs to the tenant whose key added that; "live", which holds
-    recorded answers of served models, belongs to the platform. Keys of other tenants may
-    read; calls that add, judge, change or delete fail for them with PERMISSION_DENIED
-    (OTHER_TENANT). In "live" each tenant adds, judges and deletes tasks of its own."""
+    """Collects judgements on responses of models, and makes datasets of them.
+
+    A collection is made by its first task and belongs to the tenant whose key added that;
+    "live", which holds recorded answers of served models, belongs to the platform. Keys of
+    other tenants may read; calls that add, judge, change or delete fail for them with
+    PERMISSION_DENIED (OTHER_TENANT). In "live" each tenant adds, judges and deletes tasks of
+    its own.
+    """
 
     def __init__(self, calls: Transport) -> None:
         self._calls = calls
@@ -124,9 +127,9 @@ class PreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.DeletePreferenceCollectionResponse:
         """Deletes a collection. FAILED_PRECONDITION while it has tasks (COLLECTION_NOT_EMPTY),
-        unless `force` is set, and while a run that has not ended reads it
-        (COLLECTION_IN_USE). Artifacts that were published of it stay. "live" is deleted
-        by keys with the scope "admin" only.
+        unless `force` is set, and while a run that has not ended reads it (COLLECTION_IN_USE).
+        Artifacts that were published of it stay. "live" is deleted by keys with the scope
+        "admin" only.
 
         name: "collections/{collection}".
         force: Also delete its tasks and judgements.
@@ -149,16 +152,15 @@ class PreferenceService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.PreferenceTask:
-        """Adds a task. Idempotent by its id, or by request_id: the same task sent again is returned
-        as it is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS).
-        RESOURCE_EXHAUSTED (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no
-        room.
+        """Adds a task. Idempotent by its id, or by request_id: the same task sent again is
+        returned as it is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS).
+        RESOURCE_EXHAUSTED (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
 
         parent: "collections/{collection}". May be empty in a batch, which has its own.
         task_id: The task's id; made by the platform where it is empty.
         task: Its spec; what else is set of it is ignored.
-        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the same
-          call sent again adds nothing. Not read in a batch, which has its own.
+        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the
+          same call sent again adds nothing. Not read in a batch, which has its own.
         """
         response: preferences_pb2.CreatePreferenceTaskResponse = self._calls.unary(
             _CREATE_PREFERENCE_TASK,
@@ -184,8 +186,8 @@ class PreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.BatchCreatePreferenceTasksResponse:
         """Adds tasks. All are checked before the first is added; what can fail after that
-        (ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE) leaves the tasks before it
-        added, and the call may be sent again as it was.
+        (ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE) leaves the tasks before it added, and
+        the call may be sent again as it was.
 
         parent: "collections/{collection}".
         requests: 1 to 100, each with the same parent or none.
@@ -238,9 +240,8 @@ class PreferenceService:
         parent: "collections/{collection}". One that never had a task has an empty list.
         page_size: At most this many; 0 means 50, more than 200 means 200.
         filter: Comparisons joined by AND, of `state` (SAMPLING, OPEN, LEASED, DONE, FAILED),
-          `origin` (CLIENT, LIVE, IMPORT), `task_id`, `human_judgement_count`, `gold` (true
-          or false) and `create_time`: `state = FAILED AND create_time >=
-          "2026-11-01T00:00:00Z"`.
+          `origin` (CLIENT, LIVE, IMPORT), `task_id`, `human_judgement_count`, `gold` (true or
+          false) and `create_time`: `state = FAILED AND create_time >= "2026-11-01T00:00:00Z"`.
         view: How much of each task is returned.
         """
         return Pager(
@@ -282,8 +283,8 @@ class PreferenceService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Deletes a task. FAILED_PRECONDITION where it has judgements (TASK_JUDGED), which are part
-        of the collection's revisions, or while an annotator holds it (TASK_HELD).
+        """Deletes a task. FAILED_PRECONDITION where it has judgements (TASK_JUDGED), which are
+        part of the collection's revisions, or while an annotator holds it (TASK_HELD).
 
         name: "collections/{collection}/tasks/{task}".
         """
@@ -306,18 +307,19 @@ class PreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.PreferenceLease:
         """Leases the oldest task that this annotator has neither judged nor skipped, to this
-        annotator alone until the lease expires. NOT_FOUND (NO_TASK) when there is none
-        now: ask again later. RESOURCE_EXHAUSTED (TOO_MANY_HELD) for an annotator who
-        holds 16 tasks. Idempotent by request_id.
+        annotator alone until the lease expires. NOT_FOUND (NO_TASK) when there is none now: ask
+        again later. RESOURCE_EXHAUSTED (TOO_MANY_HELD) for an annotator who holds 16 tasks.
+        Idempotent by request_id.
 
         parent: "collections/{collection}".
-        annotator: Pseudonym of a person; default: the key's id. 1 to 64 of A-Z a-z 0-9 . _ @ / -.
+        annotator: Pseudonym of a person; default: the key's id. 1 to 64 of A-Z a-z 0-9 . _ @ /
+          -.
         task: Name of a certain task instead of the next one. FAILED_PRECONDITION (TASK_DONE,
           TASK_NOT_READY, TASK_FAILED), ABORTED (TASK_HELD) or ALREADY_EXISTS (TASK_JUDGED)
           where it can't be leased.
         lease_duration: 10 s to 24 h; default 15 min.
-        request_id: Made by the client for each lease that it wants: the same call sent again, while
-          the lease lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ @ / -.
+        request_id: Made by the client for each lease that it wants: the same call sent again,
+          while the lease lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ @ / -.
         """
         response: preferences_pb2.LeasePreferenceTaskResponse = self._calls.unary(
             _LEASE_PREFERENCE_TASK,
@@ -409,9 +411,8 @@ class PreferenceService:
         """Records a judgement, which never changes afterwards. A person's needs a lease of the
         task, which it ends. A rule's or a model's needs none, and does not count towards
         `wanted_judgement_count`; a task takes at most 16 of them (RESOURCE_EXHAUSTED,
-        TOO_MANY_JUDGES). Idempotent by task, source and annotator: the same judgement
-        sent again is returned as it was recorded, another one is ALREADY_EXISTS
-        (TASK_JUDGED).
+        TOO_MANY_JUDGES). Idempotent by task, source and annotator: the same judgement sent
+        again is returned as it was recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
 
         parent: Name of the task.
         judgement: Its spec; what else is set of it is ignored.
@@ -461,11 +462,12 @@ class PreferenceService:
         """Lists judgements of a task, or of all tasks of a collection, in the order in which they
         were recorded.
 
-        parent: Name of a task; "collections/{collection}/tasks/-" for all tasks of a collection.
+        parent: Name of a task; "collections/{collection}/tasks/-" for all tasks of a
+          collection.
         page_size: At most this many; 0 means 50, more than 1000 means 1000.
-        filter: Comparisons joined by AND, of `source` (HUMAN, RULE, MODEL), `annotator`, `all_bad`
-          (true or false), `revision` and `create_time`: `source = HUMAN AND annotator =
-          "ada"`.
+        filter: Comparisons joined by AND, of `source` (HUMAN, RULE, MODEL), `annotator`,
+          `all_bad` (true or false), `revision` and `create_time`: `source = HUMAN AND annotator
+          = "ada"`.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_JUDGEMENTS, asked, timeout, metadata),
@@ -546,16 +548,16 @@ class PreferenceService:
         resume_token: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[preferences_pb2.ExportPairsResponse]:
+    ) -> Generator[preferences_pb2.ExportPairsResponse, None, None]:
         """Streams the judged pairs of a collection as JSON lines. Each message carries a
-        `resume_token`: where the stream breaks, the request with the last token gives
-        the rest of the same lines, whatever was judged meanwhile.
+        `resume_token`: where the stream breaks, the request with the last token gives the rest
+        of the same lines, whatever was judged meanwhile.
 
         parent: "collections/{collection}".
         selection: Which judgements count.
         shape: Form of the lines.
-        resume_token: Of the last response of an export that broke; everything else in the request
-          as it was.
+        resume_token: Of the last response of an export that broke; everything else in the
+          request as it was.
         """
         return self._calls.stream(
             _EXPORT_PAIRS,
@@ -583,17 +585,18 @@ class PreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.ImportPairsResponse:
         """Adds pairs that were judged elsewhere, as judged tasks. Idempotent by line: a line that
-        is there already is counted as known. Where a call fails half-way, the error
-        names the line at which to go on.
+        is there already is counted as known. Where a call fails half-way, the error names the
+        line at which to go on.
 
         parent: "collections/{collection}".
-        jsonl: 1 to 1000 lines of JSON in one of the shapes of PairShape, at most 4 MiB; send more
-          in further calls.
+        jsonl: 1 to 1000 lines of JSON in one of the shapes of PairShape, at most 4 MiB; send
+          more in further calls.
         source: Who judged, for all lines. Unspecified: as the `source` of each line says.
         annotator: Who judged, for all lines; default: as each line says, else "import".
-        first_line: The number of the first line in what the client reads, for messages; default 1.
-        validate_only: Change nothing: only say what would become of the lines, or which of them is
-          wrong.
+        first_line: The number of the first line in what the client reads, for messages; default
+          1.
+        validate_only: Change nothing: only say what would become of the lines, or which of them
+          is wrong.
         """
         response: preferences_pb2.ImportPairsResponse = self._calls.unary(
             _IMPORT_PAIRS,
@@ -623,9 +626,9 @@ class PreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.PublishPairsResponse:
         """Publishes the judged pairs of a collection as an artifact of kind "corpus", split by
-        prompt into training and validation. Idempotent by content: the same pairs
-        selected in the same way are the same version. FAILED_PRECONDITION
-        (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`.
+        prompt into training and validation. Idempotent by content: the same pairs selected in
+        the same way are the same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are
+        fewer than `min_pair_count`.
 
         parent: "collections/{collection}".
         selection: Which judgements count.
@@ -652,11 +655,14 @@ class PreferenceService:
 
 
 class AsyncPreferenceService:
-    """Collects judgements on responses of models, and makes datasets of them. A collection is made
-    by its first task and belongs to the tenant whose key added that; "live", which holds
-    recorded answers of served models, belongs to the platform. Keys of other tenants may
-    read; calls that add, judge, change or delete fail for them with PERMISSION_DENIED
-    (OTHER_TENANT). In "live" each tenant adds, judges and deletes tasks of its own."""
+    """Collects judgements on responses of models, and makes datasets of them.
+
+    A collection is made by its first task and belongs to the tenant whose key added that;
+    "live", which holds recorded answers of served models, belongs to the platform. Keys of
+    other tenants may read; calls that add, judge, change or delete fail for them with
+    PERMISSION_DENIED (OTHER_TENANT). In "live" each tenant adds, judges and deletes tasks of
+    its own.
+    """
 
     def __init__(self, calls: AsyncTransport) -> None:
         self._calls = calls
@@ -709,9 +715,9 @@ class AsyncPreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.DeletePreferenceCollectionResponse:
         """Deletes a collection. FAILED_PRECONDITION while it has tasks (COLLECTION_NOT_EMPTY),
-        unless `force` is set, and while a run that has not ended reads it
-        (COLLECTION_IN_USE). Artifacts that were published of it stay. "live" is deleted
-        by keys with the scope "admin" only.
+        unless `force` is set, and while a run that has not ended reads it (COLLECTION_IN_USE).
+        Artifacts that were published of it stay. "live" is deleted by keys with the scope
+        "admin" only.
 
         name: "collections/{collection}".
         force: Also delete its tasks and judgements.
@@ -734,16 +740,15 @@ class AsyncPreferenceService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.PreferenceTask:
-        """Adds a task. Idempotent by its id, or by request_id: the same task sent again is returned
-        as it is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS).
-        RESOURCE_EXHAUSTED (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no
-        room.
+        """Adds a task. Idempotent by its id, or by request_id: the same task sent again is
+        returned as it is now, another one with that id is ALREADY_EXISTS (TASK_EXISTS).
+        RESOURCE_EXHAUSTED (COLLECTION_FULL, TOO_MANY_COLLECTIONS) where there is no room.
 
         parent: "collections/{collection}". May be empty in a batch, which has its own.
         task_id: The task's id; made by the platform where it is empty.
         task: Its spec; what else is set of it is ignored.
-        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the same
-          call sent again adds nothing. Not read in a batch, which has its own.
+        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the
+          same call sent again adds nothing. Not read in a batch, which has its own.
         """
         response: preferences_pb2.CreatePreferenceTaskResponse = await self._calls.unary(
             _CREATE_PREFERENCE_TASK,
@@ -769,8 +774,8 @@ class AsyncPreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.BatchCreatePreferenceTasksResponse:
         """Adds tasks. All are checked before the first is added; what can fail after that
-        (ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE) leaves the tasks before it
-        added, and the call may be sent again as it was.
+        (ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE) leaves the tasks before it added, and
+        the call may be sent again as it was.
 
         parent: "collections/{collection}".
         requests: 1 to 100, each with the same parent or none.
@@ -823,9 +828,8 @@ class AsyncPreferenceService:
         parent: "collections/{collection}". One that never had a task has an empty list.
         page_size: At most this many; 0 means 50, more than 200 means 200.
         filter: Comparisons joined by AND, of `state` (SAMPLING, OPEN, LEASED, DONE, FAILED),
-          `origin` (CLIENT, LIVE, IMPORT), `task_id`, `human_judgement_count`, `gold` (true
-          or false) and `create_time`: `state = FAILED AND create_time >=
-          "2026-11-01T00:00:00Z"`.
+          `origin` (CLIENT, LIVE, IMPORT), `task_id`, `human_judgement_count`, `gold` (true or
+          false) and `create_time`: `state = FAILED AND create_time >= "2026-11-01T00:00:00Z"`.
         view: How much of each task is returned.
         """
         return AsyncPager(
@@ -867,8 +871,8 @@ class AsyncPreferenceService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Deletes a task. FAILED_PRECONDITION where it has judgements (TASK_JUDGED), which are part
-        of the collection's revisions, or while an annotator holds it (TASK_HELD).
+        """Deletes a task. FAILED_PRECONDITION where it has judgements (TASK_JUDGED), which are
+        part of the collection's revisions, or while an annotator holds it (TASK_HELD).
 
         name: "collections/{collection}/tasks/{task}".
         """
@@ -891,18 +895,19 @@ class AsyncPreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.PreferenceLease:
         """Leases the oldest task that this annotator has neither judged nor skipped, to this
-        annotator alone until the lease expires. NOT_FOUND (NO_TASK) when there is none
-        now: ask again later. RESOURCE_EXHAUSTED (TOO_MANY_HELD) for an annotator who
-        holds 16 tasks. Idempotent by request_id.
+        annotator alone until the lease expires. NOT_FOUND (NO_TASK) when there is none now: ask
+        again later. RESOURCE_EXHAUSTED (TOO_MANY_HELD) for an annotator who holds 16 tasks.
+        Idempotent by request_id.
 
         parent: "collections/{collection}".
-        annotator: Pseudonym of a person; default: the key's id. 1 to 64 of A-Z a-z 0-9 . _ @ / -.
+        annotator: Pseudonym of a person; default: the key's id. 1 to 64 of A-Z a-z 0-9 . _ @ /
+          -.
         task: Name of a certain task instead of the next one. FAILED_PRECONDITION (TASK_DONE,
           TASK_NOT_READY, TASK_FAILED), ABORTED (TASK_HELD) or ALREADY_EXISTS (TASK_JUDGED)
           where it can't be leased.
         lease_duration: 10 s to 24 h; default 15 min.
-        request_id: Made by the client for each lease that it wants: the same call sent again, while
-          the lease lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ @ / -.
+        request_id: Made by the client for each lease that it wants: the same call sent again,
+          while the lease lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ @ / -.
         """
         response: preferences_pb2.LeasePreferenceTaskResponse = await self._calls.unary(
             _LEASE_PREFERENCE_TASK,
@@ -994,9 +999,8 @@ class AsyncPreferenceService:
         """Records a judgement, which never changes afterwards. A person's needs a lease of the
         task, which it ends. A rule's or a model's needs none, and does not count towards
         `wanted_judgement_count`; a task takes at most 16 of them (RESOURCE_EXHAUSTED,
-        TOO_MANY_JUDGES). Idempotent by task, source and annotator: the same judgement
-        sent again is returned as it was recorded, another one is ALREADY_EXISTS
-        (TASK_JUDGED).
+        TOO_MANY_JUDGES). Idempotent by task, source and annotator: the same judgement sent
+        again is returned as it was recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
 
         parent: Name of the task.
         judgement: Its spec; what else is set of it is ignored.
@@ -1046,11 +1050,12 @@ class AsyncPreferenceService:
         """Lists judgements of a task, or of all tasks of a collection, in the order in which they
         were recorded.
 
-        parent: Name of a task; "collections/{collection}/tasks/-" for all tasks of a collection.
+        parent: Name of a task; "collections/{collection}/tasks/-" for all tasks of a
+          collection.
         page_size: At most this many; 0 means 50, more than 1000 means 1000.
-        filter: Comparisons joined by AND, of `source` (HUMAN, RULE, MODEL), `annotator`, `all_bad`
-          (true or false), `revision` and `create_time`: `source = HUMAN AND annotator =
-          "ada"`.
+        filter: Comparisons joined by AND, of `source` (HUMAN, RULE, MODEL), `annotator`,
+          `all_bad` (true or false), `revision` and `create_time`: `source = HUMAN AND annotator
+          = "ada"`.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_JUDGEMENTS, asked, timeout, metadata),
@@ -1133,14 +1138,14 @@ class AsyncPreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[preferences_pb2.ExportPairsResponse, None]:
         """Streams the judged pairs of a collection as JSON lines. Each message carries a
-        `resume_token`: where the stream breaks, the request with the last token gives
-        the rest of the same lines, whatever was judged meanwhile.
+        `resume_token`: where the stream breaks, the request with the last token gives the rest
+        of the same lines, whatever was judged meanwhile.
 
         parent: "collections/{collection}".
         selection: Which judgements count.
         shape: Form of the lines.
-        resume_token: Of the last response of an export that broke; everything else in the request
-          as it was.
+        resume_token: Of the last response of an export that broke; everything else in the
+          request as it was.
         """
         return self._calls.stream(
             _EXPORT_PAIRS,
@@ -1168,17 +1173,18 @@ class AsyncPreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.ImportPairsResponse:
         """Adds pairs that were judged elsewhere, as judged tasks. Idempotent by line: a line that
-        is there already is counted as known. Where a call fails half-way, the error
-        names the line at which to go on.
+        is there already is counted as known. Where a call fails half-way, the error names the
+        line at which to go on.
 
         parent: "collections/{collection}".
-        jsonl: 1 to 1000 lines of JSON in one of the shapes of PairShape, at most 4 MiB; send more
-          in further calls.
+        jsonl: 1 to 1000 lines of JSON in one of the shapes of PairShape, at most 4 MiB; send
+          more in further calls.
         source: Who judged, for all lines. Unspecified: as the `source` of each line says.
         annotator: Who judged, for all lines; default: as each line says, else "import".
-        first_line: The number of the first line in what the client reads, for messages; default 1.
-        validate_only: Change nothing: only say what would become of the lines, or which of them is
-          wrong.
+        first_line: The number of the first line in what the client reads, for messages; default
+          1.
+        validate_only: Change nothing: only say what would become of the lines, or which of them
+          is wrong.
         """
         response: preferences_pb2.ImportPairsResponse = await self._calls.unary(
             _IMPORT_PAIRS,
@@ -1208,9 +1214,9 @@ class AsyncPreferenceService:
         metadata: Mapping[str, str] | None = None,
     ) -> preferences_pb2.PublishPairsResponse:
         """Publishes the judged pairs of a collection as an artifact of kind "corpus", split by
-        prompt into training and validation. Idempotent by content: the same pairs
-        selected in the same way are the same version. FAILED_PRECONDITION
-        (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`.
+        prompt into training and validation. Idempotent by content: the same pairs selected in
+        the same way are the same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are
+        fewer than `min_pair_count`.
 
         parent: "collections/{collection}".
         selection: Which judgements count.

@@ -32,16 +32,18 @@ class RewardService:
         metadata: Mapping[str, str] | None = None,
     ) -> rewards_pb2.ScoreRewardsResponse:
         """Scores each item by every source, and combines the parts of an item to one reward. The
-        same request gives the same scores as long as its artifact references mean the
-        same versions. INVALID_ARGUMENT: the field of the request that is wrong is named;
-        RULE_UNKNOWN and RULE_INVALID are the reasons for a rule. NOT_FOUND: a reward
-        model that there is not. UNAVAILABLE: the tokenizer of the request is not loaded
-        now. DATA_LOSS (REWARD_NOT_FINITE): a score is no finite number.
+        same request gives the same scores as long as its artifact references mean the same
+        versions.
+
+        INVALID_ARGUMENT: the field of the request that is wrong is named; RULE_UNKNOWN and
+        RULE_INVALID are the reasons for a rule. NOT_FOUND: a reward model that there is not.
+        UNAVAILABLE: the tokenizer of the request is not loaded now. DATA_LOSS
+        (REWARD_NOT_FINITE): a score is no finite number.
 
         sources: 1 to 16.
         items: 1 to 1024.
-        tokenizer: A served model's name, or the artifact reference of a model or tokenizer, whose
-          token ids the items hold. Required where rules judge `response_tokens`. A reward
+        tokenizer: A served model's name, or the artifact reference of a model or tokenizer,
+          whose token ids the items hold. Required where rules judge `response_tokens`. A reward
           model takes ids of its own tokenizer only.
         """
         response: rewards_pb2.ScoreRewardsResponse = self._calls.unary(
@@ -91,16 +93,18 @@ class AsyncRewardService:
         metadata: Mapping[str, str] | None = None,
     ) -> rewards_pb2.ScoreRewardsResponse:
         """Scores each item by every source, and combines the parts of an item to one reward. The
-        same request gives the same scores as long as its artifact references mean the
-        same versions. INVALID_ARGUMENT: the field of the request that is wrong is named;
-        RULE_UNKNOWN and RULE_INVALID are the reasons for a rule. NOT_FOUND: a reward
-        model that there is not. UNAVAILABLE: the tokenizer of the request is not loaded
-        now. DATA_LOSS (REWARD_NOT_FINITE): a score is no finite number.
+        same request gives the same scores as long as its artifact references mean the same
+        versions.
+
+        INVALID_ARGUMENT: the field of the request that is wrong is named; RULE_UNKNOWN and
+        RULE_INVALID are the reasons for a rule. NOT_FOUND: a reward model that there is not.
+        UNAVAILABLE: the tokenizer of the request is not loaded now. DATA_LOSS
+        (REWARD_NOT_FINITE): a score is no finite number.
 
         sources: 1 to 16.
         items: 1 to 1024.
-        tokenizer: A served model's name, or the artifact reference of a model or tokenizer, whose
-          token ids the items hold. Required where rules judge `response_tokens`. A reward
+        tokenizer: A served model's name, or the artifact reference of a model or tokenizer,
+          whose token ids the items hold. Required where rules judge `response_tokens`. A reward
           model takes ids of its own tokenizer only.
         """
         response: rewards_pb2.ScoreRewardsResponse = await self._calls.unary(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import TYPE_CHECKING
 
 from plinth.client.methods import Method, request
@@ -45,7 +45,8 @@ class RunService:
         INVALID_ARGUMENT names the pipeline's setting that is wrong, as
         "steps.corpus.corpus_dir". RESOURCE_EXHAUSTED while 128 runs have not ended.
 
-        run_id: Id of the new run, chosen by the client: 1 to 40 characters of A-Z a-z 0-9 . _ -.
+        run_id: Id of the new run, chosen by the client: 1 to 40 characters of A-Z a-z 0-9 . _
+          -.
         run: `spec` says what is to be done; all else is the platform's and has to be empty.
         """
         response: runs_pb2.CreateRunResponse = self._calls.unary(
@@ -176,14 +177,13 @@ class RunService:
         metadata: Mapping[str, str] | None = None,
     ) -> runs_pb2.Run:
         """Starts a run that takes over what another one finished and does the rest with other
-        settings. Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step
-        that is needed has not finished (STEP_UNFINISHED) or what it made is gone
-        (ARTIFACT_GONE).
+        settings. Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step that is
+        needed has not finished (STEP_UNFINISHED) or what it made is gone (ARTIFACT_GONE).
 
         name: The run to fork, "runs/{run}"; it may still be going on.
         run_id: Id of the new run; as in CreateRunRequest.
-        from_step: The first step to be done anew; so is whatever needs it. The steps that it needs
-          must have finished.
+        from_step: The first step to be done anew; so is whatever needs it. The steps that it
+          needs must have finished.
         overrides: As RunSpec.overrides; not for steps that are taken over.
         """
         response: runs_pb2.ForkRunResponse = self._calls.unary(
@@ -207,14 +207,14 @@ class RunService:
         resume_token: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> Iterator[runs_pb2.WatchRunResponse]:
-        """The run as it is now, then after each change, until it ends. Each state of the run and of
-        its steps is told, in order; of progress in between the newest. While nothing
+    ) -> Generator[runs_pb2.WatchRunResponse, None, None]:
+        """The run as it is now, then after each change, until it ends. Each state of the run and
+        of its steps is told, in order; of progress in between the newest. While nothing
         changes, a response without a run comes at least every 15 s.
 
         name: "runs/{run}".
-        resume_token: resume_token of the last response of a watch that broke: goes on behind it.
-          Empty: begins with the run as it is. INVALID_ARGUMENT for one that WatchRun did
+        resume_token: resume_token of the last response of a watch that broke: goes on behind
+          it. Empty: begins with the run as it is. INVALID_ARGUMENT for one that WatchRun did
           not give.
         """
         return self._calls.stream(
@@ -246,7 +246,8 @@ class AsyncRunService:
         INVALID_ARGUMENT names the pipeline's setting that is wrong, as
         "steps.corpus.corpus_dir". RESOURCE_EXHAUSTED while 128 runs have not ended.
 
-        run_id: Id of the new run, chosen by the client: 1 to 40 characters of A-Z a-z 0-9 . _ -.
+        run_id: Id of the new run, chosen by the client: 1 to 40 characters of A-Z a-z 0-9 . _
+          -.
         run: `spec` says what is to be done; all else is the platform's and has to be empty.
         """
         response: runs_pb2.CreateRunResponse = await self._calls.unary(
@@ -377,14 +378,13 @@ class AsyncRunService:
         metadata: Mapping[str, str] | None = None,
     ) -> runs_pb2.Run:
         """Starts a run that takes over what another one finished and does the rest with other
-        settings. Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step
-        that is needed has not finished (STEP_UNFINISHED) or what it made is gone
-        (ARTIFACT_GONE).
+        settings. Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step that is
+        needed has not finished (STEP_UNFINISHED) or what it made is gone (ARTIFACT_GONE).
 
         name: The run to fork, "runs/{run}"; it may still be going on.
         run_id: Id of the new run; as in CreateRunRequest.
-        from_step: The first step to be done anew; so is whatever needs it. The steps that it needs
-          must have finished.
+        from_step: The first step to be done anew; so is whatever needs it. The steps that it
+          needs must have finished.
         overrides: As RunSpec.overrides; not for steps that are taken over.
         """
         response: runs_pb2.ForkRunResponse = await self._calls.unary(
@@ -409,13 +409,13 @@ class AsyncRunService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[runs_pb2.WatchRunResponse, None]:
-        """The run as it is now, then after each change, until it ends. Each state of the run and of
-        its steps is told, in order; of progress in between the newest. While nothing
+        """The run as it is now, then after each change, until it ends. Each state of the run and
+        of its steps is told, in order; of progress in between the newest. While nothing
         changes, a response without a run comes at least every 15 s.
 
         name: "runs/{run}".
-        resume_token: resume_token of the last response of a watch that broke: goes on behind it.
-          Empty: begins with the run as it is. INVALID_ARGUMENT for one that WatchRun did
+        resume_token: resume_token of the last response of a watch that broke: goes on behind
+          it. Empty: begins with the run as it is. INVALID_ARGUMENT for one that WatchRun did
           not give.
         """
         return self._calls.stream(

@@ -20,10 +20,13 @@ _APPLY_CHAT_TEMPLATE = Method.of(
 
 
 class TokenizationService:
-    """Encodes and decodes text as models see it. `model` names a model that is served ("chat" or
-    "models/chat": its revision that is served now), or an artifact of kind model, reward or
-    tokenizer by reference ("chat@7", "chat:prod"). NOT_FOUND: there is neither.
-    FAILED_PRECONDITION: the artifact has no tokenizer, or no chat template."""
+    """Encodes and decodes text as models see it.
+
+    `model` names a model that is served ("chat" or "models/chat": its revision that is served
+    now), or an artifact of kind model, reward or tokenizer by reference ("chat@7",
+    "chat:prod"). NOT_FOUND: there is neither. FAILED_PRECONDITION: the artifact has no
+    tokenizer, or no chat template.
+    """
 
     def __init__(self, calls: Transport) -> None:
         self._calls = calls
@@ -42,11 +45,11 @@ class TokenizationService:
 
         model: A served model or an artifact reference.
         texts: At most 4,096 texts, each encoded by itself.
-        parse_special_tokens: What a text spells like a special token ("<|im_start|>") becomes that
-          token. False: it is plain text, as it has to be where its writer is not to speak
+        parse_special_tokens: What a text spells like a special token ("<|im_start|>") becomes
+          that token. False: it is plain text, as it has to be where its writer is not to speak
           for the model's template.
-        add_special_tokens: Add what the tokenizer adds by itself, such as a beginning-of-sequence
-          id.
+        add_special_tokens: Add what the tokenizer adds by itself, such as a beginning-of-
+          sequence id.
         """
         response: tokenization_pb2.EncodeResponse = self._calls.unary(
             _ENCODE,
@@ -120,10 +123,13 @@ class TokenizationService:
 
 
 class AsyncTokenizationService:
-    """Encodes and decodes text as models see it. `model` names a model that is served ("chat" or
-    "models/chat": its revision that is served now), or an artifact of kind model, reward or
-    tokenizer by reference ("chat@7", "chat:prod"). NOT_FOUND: there is neither.
-    FAILED_PRECONDITION: the artifact has no tokenizer, or no chat template."""
+    """Encodes and decodes text as models see it.
+
+    `model` names a model that is served ("chat" or "models/chat": its revision that is served
+    now), or an artifact of kind model, reward or tokenizer by reference ("chat@7",
+    "chat:prod"). NOT_FOUND: there is neither. FAILED_PRECONDITION: the artifact has no
+    tokenizer, or no chat template.
+    """
 
     def __init__(self, calls: AsyncTransport) -> None:
         self._calls = calls
@@ -142,11 +148,11 @@ class AsyncTokenizationService:
 
         model: A served model or an artifact reference.
         texts: At most 4,096 texts, each encoded by itself.
-        parse_special_tokens: What a text spells like a special token ("<|im_start|>") becomes that
-          token. False: it is plain text, as it has to be where its writer is not to speak
+        parse_special_tokens: What a text spells like a special token ("<|im_start|>") becomes
+          that token. False: it is plain text, as it has to be where its writer is not to speak
           for the model's template.
-        add_special_tokens: Add what the tokenizer adds by itself, such as a beginning-of-sequence
-          id.
+        add_special_tokens: Add what the tokenizer adds by itself, such as a beginning-of-
+          sequence id.
         """
         response: tokenization_pb2.EncodeResponse = await self._calls.unary(
             _ENCODE,

@@ -14,11 +14,12 @@ from typing import Any
 
 import yaml
 
+from plinth.client import Client
 from plinth.cluster.finding import Finding
 from plinth.cluster.kubernetes_ops.api import Api, Json
 from plinth.cluster.kubernetes_ops.certificates import examine as examine_certificate
 from plinth.cluster.kubernetes_ops.doctor_before import conflicts
-from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
+from plinth.cluster.kubernetes_ops.gateway_client import PAGE
 from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import (
     Release,
@@ -34,7 +35,7 @@ from plinth.v1 import deployments_pb2, operations_pb2
 
 _MANY_RESTARTS = 5
 _RECENT = timedelta(minutes=15)
-OpenGateway = Callable[[], AbstractContextManager[GatewayClient]]
+OpenGateway = Callable[[], AbstractContextManager[Client]]
 
 
 def examine(
@@ -222,7 +223,7 @@ def _platform(
     api: Api, release: Release, open_gateway: OpenGateway, models: list[str]
 ) -> Iterator[Finding]:
     with open_gateway() as gateway:
-        status = gateway.status()
+        status = gateway.operations.get_status()
         yield Finding(
             "redis",
             "fail" if status.redis_error else "ok",
@@ -245,13 +246,13 @@ def _platform(
 
 
 def _models(
-    gateway: GatewayClient, status: operations_pb2.GetStatusResponse, models: list[str]
+    gateway: Client, status: operations_pb2.GetStatusResponse, models: list[str]
 ) -> Iterator[Finding]:
-    deployments = gateway.deployments()
+    deployments = list(gateway.deployments.list_deployments(page_size=PAGE))
     references = {one.spec.artifact for one in deployments} | set(models)
     for reference in sorted(references):
         try:
-            gateway.artifact(reference)
+            gateway.artifacts.get_artifact(f"artifacts/{reference}")
         except NotFound as error:
             advice = (
                 "plinth models list shows what there is; plinth models alias NAME:ALIAS VERSION "

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
+from plinth.client import Client
+from plinth.cluster.kubernetes_ops.gateway_client import PAGE
 from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import Release
 from plinth.cluster.kubernetes_ops.room import check_room, most_shards, served_name, shards_now
@@ -72,17 +73,19 @@ class Rollout:
         return yaml.safe_dump(plan, sort_keys=False)
 
 
-def prepare(release: Release, gateway: GatewayClient, asked: Rollout) -> str:
+def prepare(release: Release, gateway: Client, asked: Rollout) -> str:
     """The pipeline to submit. Refuses what is sure to fail: NotFound (no such model, version or
     alias; not served), AlreadyExists (it is served), FailedPrecondition (no room for its shards,
     another canary)."""
-    artifact = gateway.artifact(asked.model)
+    artifact = gateway.artifacts.get_artifact(f"artifacts/{asked.model}")
     if artifact.kind != artifacts_pb2.ARTIFACT_KIND_MODEL:
         raise InvalidArgument(
             f"{asked.model} is {a_kind(kind_of(artifact))}; a model is rolled out", field="model"
         )
     candidate = reference_of(artifact)
-    deployments = {served_name(one): one for one in gateway.deployments()}
+    deployments = {
+        served_name(one): one for one in gateway.deployments.list_deployments(page_size=PAGE)
+    }
     served = {n: one for n, one in deployments.items() if not one.status.HasField("canary")}
     if asked.name not in served:
         known = ", ".join(sorted(served)) or "none"

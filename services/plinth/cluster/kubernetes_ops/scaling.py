@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
+from plinth.client import Client
 from plinth.cluster.kubernetes_ops.api import Api, Json
-from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient, in_coordinator
+from plinth.cluster.kubernetes_ops.gateway_client import PAGE, in_coordinator
 from plinth.cluster.kubernetes_ops.outcome import CommandOutcome, helm_set, kubectl
 from plinth.cluster.kubernetes_ops.release import Release
 from plinth.cluster.kubernetes_ops.room import STAGE, check_room, most_shards, served_name
@@ -66,14 +67,16 @@ def scale_pods(
     return outcome
 
 
-def scale_model(release: Release, gateway: GatewayClient, name: str, shards: int) -> CommandOutcome:
+def scale_model(release: Release, gateway: Client, name: str, shards: int) -> CommandOutcome:
     """Wants `shards` shards of a served model. NotFound names those that are served."""
     if not 1 <= shards <= MAX_SHARDS:
         raise InvalidArgument(
             f"{shards} shards: 1 to {MAX_SHARDS}; to serve it no more, delete its deployment",
             field="shards",
         )
-    deployments = {served_name(one): one for one in gateway.deployments()}
+    deployments = {
+        served_name(one): one for one in gateway.deployments.list_deployments(page_size=PAGE)
+    }
     if name not in deployments:
         known = ", ".join(sorted(deployments)) or "none"
         raise NotFound(f"no model {name!r} is to be served; there are: {known}", field="model")
@@ -84,7 +87,14 @@ def scale_model(release: Release, gateway: GatewayClient, name: str, shards: int
         asked.spec.shards = shards
         room_for = (deployments | {name: asked}).values()
         check_room(room_for, release, pods=most_shards(release))
-    put = gateway.scale_deployment(deployments[name], shards).spec
+    put = gateway.deployments.update_deployment(
+        deployments_pb2.Deployment(
+            name=deployments[name].name,
+            spec=deployments_pb2.DeploymentSpec(shards=shards),
+            etag=deployments[name].etag,  # no longer as it was read: Aborted
+        ),
+        update_mask=["spec.shards"],
+    ).spec
     most = f" to {put.max_shards}" if put.max_shards else ""
     outcome = CommandOutcome(
         [f"{name} ({put.artifact}) is to have {put.shards}{most} shards, had {before}"]

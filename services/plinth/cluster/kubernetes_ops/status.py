@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Any, TypeVar
 
+from plinth.client import Client
 from plinth.cluster.kubernetes_ops.api import Api, Json
-from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
 from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import (
     Release,
@@ -29,7 +30,7 @@ EVENTS = 8
 
 
 def gather(
-    api: Api, release: Release, gateway: Callable[[], AbstractContextManager[GatewayClient]]
+    api: Api, release: Release, gateway: Callable[[], AbstractContextManager[Client]]
 ) -> dict[str, Any]:
     """{"release", "stages", "replicas", "models", "queues", "canaries", "runs", "errors",
     "unknown", "kubectl"}: JSON-ready, for one screen."""
@@ -42,8 +43,8 @@ def gather(
     status, runs = operations_pb2.GetStatusResponse(), list[pb.Run]()
     try:
         with gateway() as opened:
-            status = _ask("platform", opened.status, unknown, status)
-            runs = _ask("runs", lambda: opened.runs(views.RUNS_SHOWN), unknown, runs)
+            status = _ask("platform", opened.operations.get_status, unknown, status)
+            runs = _ask("runs", lambda: _newest(opened), unknown, runs)
     except PlinthError as error:
         unknown["platform"] = error.message
     return {
@@ -195,3 +196,7 @@ def _involved(event: Json) -> str:
 def _when(event: Json) -> str:
     series = (event.get("series") or {}).get("lastObservedTime")
     return str(series or event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+def _newest(gateway: Client) -> list[pb.Run]:
+    return list(islice(gateway.runs.list_runs(page_size=views.RUNS_SHOWN), views.RUNS_SHOWN))

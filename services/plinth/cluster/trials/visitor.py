@@ -13,15 +13,17 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from plinth.client import AsyncClient, Policy
 from plinth.gateway.api_keys import KeyStore
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable
-from plinth.shared.rpc.gateway_channel import AsyncGatewayConnection, GatewayAddress
 from plinth.shared.settings import Settings
-from plinth.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
+from plinth.v1 import generation_pb2, sampling_pb2
 
 TIMEOUT_S = 120.0
 TENANT = "helm-test"
+# What breaks is to be seen, and not mended by the client.
+_AS_IT_IS = Policy(patience_s=0.0, stream_patience_s=0.0)
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,9 @@ class GatewayUrls:
 class Visitor:
     """One key at both APIs."""
 
-    def __init__(
-        self, urls: GatewayUrls, key: str, redis: Redis, gateway: AsyncGatewayConnection
-    ) -> None:
+    def __init__(self, urls: GatewayUrls, key: str, redis: Redis, plinth: AsyncClient) -> None:
         self.redis = redis
-        self._urls, self._key, self._gateway = urls, key, gateway
-        self._stub = generation_pb2_grpc.GenerationServiceStub(gateway.channel)
+        self._urls, self._key, self._plinth = urls, key, plinth
 
     def rest(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON that `path` answers. Unavailable with the status and what it said."""
@@ -72,14 +71,13 @@ class Visitor:
         sampling = sampling_pb2.SamplingParams(
             max_tokens=count, ignore_eos=True, temperature=1.0, seed=seed
         )
-        request = generation_pb2.StreamCompleteRequest(
-            model=model,
+        stream = self._plinth.generation.stream_complete(
+            model,
             prompt=prompt,
             options=generation_pb2.GenerationOptions(sampling=sampling),
+            timeout=TIMEOUT_S,
         )
-        async with aclosing(
-            self._gateway.stream(self._stub.StreamComplete, request, TIMEOUT_S)
-        ) as pieces:
+        async with aclosing(stream) as pieces:
             async for piece in pieces:
                 for token in piece.tokens:
                     yield token.id
@@ -95,8 +93,8 @@ async def visit(settings: Settings, urls: GatewayUrls) -> AsyncIterator[Visitor]
     try:
         plain, record = await store.create(TENANT, {"inference"}, "helm test")
         try:
-            async with AsyncGatewayConnection(GatewayAddress.parse(urls.grpc), plain) as gateway:
-                yield Visitor(urls, plain, redis, gateway)
+            async with AsyncClient(urls.grpc, plain, policy=_AS_IT_IS) as plinth:
+                yield Visitor(urls, plain, redis, plinth)
         finally:
             await store.revoke(record.key_id)
     finally:

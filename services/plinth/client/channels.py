@@ -1,37 +1,33 @@
-"""How a client outside the platform reaches a gateway's gRPC API: an address, TLS or not, a key.
-
-The command line's clients and `plinth k8s` go this way, as any other client would.
-"""
+"""How a client outside the platform reaches a gateway's gRPC API: an address, TLS or not."""
 
 from __future__ import annotations
 
 import os
 import re
 import ssl
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
 from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError, Unavailable
-from plinth.shared.rpc.resuming import PATIENCE_S, Break, broken
 from plinth.shared.rpc.status import from_rpc_error, said
 
 # A watch may say nothing for hours: pings tell a quiet connection from a dead one.
-_OPTIONS: list[tuple[str, Any]] = [
+OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),  # a minute by itself, and the longer one counts
     ("grpc.http2.max_pings_without_data", 0),  # by its word gRPC stops after two
+    ("grpc.max_receive_message_length", 64 << 20),  # by itself 4 MiB: less than a long answer
     ("grpc.max_reconnect_backoff_ms", 2_000),  # two minutes by itself, after a gateway was away
 ]
 _TARGET = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 ROOTS = "SSL_CERT_FILE"  # OpenSSL's, which curl, Python's ssl and others follow as well
+
+GATEWAY_TLS = "GATEWAY_TLS"  # the reason where the two can't agree, however often they try
 
 
 @dataclass(frozen=True)
@@ -74,116 +70,17 @@ class GatewayAddress:
 
 
 def open_blocking(address: GatewayAddress) -> grpc.Channel:
-    """For blocking stubs. FailedPrecondition when the file that SSL_CERT_FILE names can't be
-    read."""
+    """A channel for calls that block. FailedPrecondition when the file that SSL_CERT_FILE names
+    can't be read."""
     if not address.tls:
-        return grpc.insecure_channel(address.target, options=_OPTIONS)
+        return grpc.insecure_channel(address.target, options=OPTIONS)
     return grpc.secure_channel(address.target, _credentials(address), options=_options(address))
 
 
-class GatewayConnection:
-    """A blocking channel with a key. Every call raises the PlinthError that the platform raised, or
-    Unavailable that says what to look at where nobody answered at the address."""
-
-    def __init__(self, address: GatewayAddress | str, key: str) -> None:
-        self.address = GatewayAddress.parse(address) if isinstance(address, str) else address
-        self.channel = open_blocking(self.address)
-        self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.channel.close()
-
-    def call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
-        """The answer of a unary `method` of a stub on `channel`."""
-        try:
-            return method(request, metadata=self._metadata, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise told(error, self.address) from error
-
-    def stream(
-        self, method: Callable[..., Any], request: Any, timeout_s: float | None = None
-    ) -> Iterator[Any]:
-        """The answers of a streaming `method`; closing the iterator cancels the call."""
-        call = method(request, metadata=self._metadata, timeout=timeout_s)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise told(error, self.address) from error
-        finally:
-            call.cancel()
-
-    def watch_stream(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
-        """The answers of a streaming `method` that can be resumed, each once: it is asked for
-        again where the connection broke, or the gateway or the stage behind it was gone, for as
-        long as that is mended within PATIENCE_S."""
-        asked = type(request)()
-        asked.CopyFrom(request)
-        gap = Break(PATIENCE_S)
-        while True:
-            call = method(asked, metadata=self._metadata)
-            try:
-                call.initial_metadata()  # comes when a stage has taken the request
-                if call.is_active():
-                    gap.mended()
-                for message in call:
-                    asked.resume_token = message.resume_token or asked.resume_token
-                    gap.mended()
-                    yield message
-                return
-            except grpc.RpcError as raised:
-                error = from_rpc_error(raised)
-                if not broken(error) or (wait_s := gap.next_wait_s(error)) is None:
-                    raise told(raised, self.address) from raised
-            finally:
-                call.cancel()
-            time.sleep(wait_s)
-
-
-class AsyncGatewayConnection:
-    """The same for asynchronous callers, as a context."""
-
-    def __init__(self, address: GatewayAddress, key: str) -> None:
-        """Raises as `open_blocking`."""
-        self.address = address
-        self.channel = open_async(address)
-        self._metadata = (("authorization", f"Bearer {key}"),)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.channel.close()
-
-    async def stream(
-        self, method: Callable[..., Any], request: Any, timeout_s: float
-    ) -> AsyncGenerator[Any, None]:
-        """The answers of a streaming `method` of a stub on `channel`. Raises as a
-        GatewayConnection's."""
-        call = method(request, metadata=self._metadata, timeout=timeout_s)
-        try:
-            async for message in call:
-                yield message
-        except grpc.RpcError as error:
-            raise told(error, self.address) from error
-        finally:
-            call.cancel()
-
-
 def open_async(address: GatewayAddress) -> grpc.aio.Channel:
-    """The same for asynchronous stubs."""
+    """The same for asyncio."""
     if not address.tls:
-        return grpc.aio.insecure_channel(address.target, options=_OPTIONS)
+        return grpc.aio.insecure_channel(address.target, options=OPTIONS)
     return grpc.aio.secure_channel(address.target, _credentials(address), options=_options(address))
 
 
@@ -211,14 +108,14 @@ def told(raised: grpc.RpcError, address: GatewayAddress) -> PlinthError:
     found = "".join(f"; {hint}" for hint in hints[:1])
     return Unavailable(
         f"the gateway at {address} can't be reached{found} ({error.message})",
-        reason="GATEWAY_UNREACHABLE",
+        reason=GATEWAY_TLS if hints else "GATEWAY_UNREACHABLE",
     )
 
 
 def _options(address: GatewayAddress) -> list[tuple[str, Any]]:
     if not address.server_name:
-        return _OPTIONS
-    return [*_OPTIONS, ("grpc.ssl_target_name_override", address.server_name)]
+        return OPTIONS
+    return [*OPTIONS, ("grpc.ssl_target_name_override", address.server_name)]
 
 
 def _credentials(address: GatewayAddress) -> grpc.ChannelCredentials:

@@ -10,7 +10,7 @@ import pytest
 from certificates import Authority
 from kube_gateway import KEY, ScriptedGateway
 from plinth.cli.gateway_access import api_key, stack_address
-from plinth.cluster.kubernetes_ops.gateway_client import GatewayClient
+from plinth.client import Client, GatewayAddress
 from plinth.shared.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -18,7 +18,6 @@ from plinth.shared.errors import (
     Unauthenticated,
     Unavailable,
 )
-from plinth.shared.rpc.gateway_channel import GatewayAddress
 from plinth.shared.settings import load_settings
 from plinth.v1 import operations_pb2
 
@@ -62,8 +61,8 @@ def secured(tmp_path: Path, *names: str) -> tuple[ScriptedGateway, dict[str, Pat
 
 
 def status(address: GatewayAddress | str, key: str = KEY) -> operations_pb2.GetStatusResponse:
-    with GatewayClient(address, key) as client:
-        return client.status()
+    with Client(address, key) as client:
+        return client.operations.get_status()
 
 
 def test_tls_with_the_machines_authorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
