@@ -20,7 +20,7 @@ from plinth.v1 import options_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "api.md"
-PRIVATE = "plinth/internal/"
+OWN, PRIVATE = "plinth.v1", "plinth/internal/"
 _MESSAGE, _ENUM, _SERVICE = 4, 5, 6  # of FileDescriptorProto
 _INNER = 2  # of a service's methods, of a message's fields, of an enum's values
 _SCALARS = {
@@ -74,7 +74,8 @@ def made() -> str:
     with tempfile.TemporaryDirectory() as scratch:
         files = _read(Path(scratch) / "set")
     public = [file for file in files if not file.name.startswith(PRIVATE)]
-    pages = [_Page(file) for file in sorted(public, key=lambda file: file.name)]
+    public.sort(key=lambda file: (file.package != OWN, file.name))
+    pages = [_Page(file) for file in public]
     calls = "".join(row for page in pages for row in page.calls())
     heads = " | ".join(f"role {role}" for role in ROLES)
     table = f"| call | scope | {heads} | repeatable |\n|{'---|' * (3 + len(ROLES))}\n{calls}"
@@ -159,17 +160,21 @@ class _Page:
         return text
 
     def _paragraphs(self, *path: int) -> str:
-        """A comment: its paragraphs each in one line, its lists and indented lines as they are."""
-        lines = [line.removeprefix(" ") for line in self._said.get(path, "").splitlines()]
-        text = ""
-        for line in lines:
-            if not line.strip():
-                text = text.rstrip() + "\n\n"
-            elif line.startswith((" ", "- ", "| ")):
-                text = text.rstrip(" ") + ("" if text.endswith("\n") or not text else "\n")
-                text += line + "\n"
-            else:
-                text += line.strip() + " "
+        """A comment: its paragraphs each in one line, its lists as they are, and what is indented
+        as code."""
+        text, before = "", ""  # before: of the last line, "words", "list", "code" or empty
+        for said in self._said.get(path, "").splitlines():
+            line = said.removeprefix(" ").rstrip()
+            kind = "code" if line.startswith(" ") and before != "list" else "words"
+            if not line:
+                kind = ""
+            elif line.startswith("- ") or (before == "list" and line.startswith(" ")):
+                kind = "list"
+            if kind == "words" and before == "words":
+                text += f" {line}"
+            elif kind:
+                text += ("" if kind == before else "\n") + "\n" + "  " * (kind == "code") + line
+            before = kind
         return text.strip()
 
 

@@ -43,13 +43,20 @@ class ScriptedGateway(
         self.submitted: list[runs_pb2.CreateRunRequest] = []
         self.calls: list[str] = []
 
-    def serve(self, name: str, artifact: str, shards: int = 1, **more: Any) -> None:
-        spec = deployments_pb2.DeploymentSpec(artifact=artifact, shards=shards)
-        for field in spec.DESCRIPTOR.fields_by_name.keys() & more.keys():
-            setattr(spec, field, more.pop(field))
-        status = deployments_pb2.DeploymentStatus(**more)
-        self.deployments[f"deployments/{name}"] = deployments_pb2.Deployment(
-            name=f"deployments/{name}", spec=spec, status=status
+    def serve(
+        self,
+        name: str,
+        artifact: str,
+        shards: int = 1,
+        *,
+        canary: deployments_pb2.Canary | None = None,
+        **more: Any,
+    ) -> None:
+        """more: of the specification."""
+        self.deployments[name] = deployments_pb2.Deployment(
+            name=f"deployments/{name}",
+            spec=deployments_pb2.DeploymentSpec(artifact=artifact, shards=shards, **more),
+            status=deployments_pb2.DeploymentStatus(canary=canary),
         )
 
     def store(self, name: str, version: int, *aliases: str, kind: str = "model") -> None:
@@ -117,14 +124,15 @@ class ScriptedGateway(
         self, request: Any, context: Any
     ) -> deployments_pb2.UpdateDeploymentResponse:
         self._enter(context, "UpdateDeployment")
-        present = self.deployments[request.deployment.name]
+        present = self.deployments[request.deployment.name.rpartition("/")[2]]
         request.update_mask.MergeMessage(request.deployment, present)
         return deployments_pb2.UpdateDeploymentResponse(deployment=present)
 
     def GetArtifact(self, request: Any, context: Any) -> artifacts_pb2.GetArtifactResponse:
         self._enter(context, "GetArtifact")
         if request.name not in self.artifacts:
-            self._fail(context, NotFound(f"no artifact is called {request.name}"))
+            reference = request.name.removeprefix("artifacts/")
+            self._fail(context, NotFound(f"no artifact is called {reference}"))
         return artifacts_pb2.GetArtifactResponse(artifact=self.artifacts[request.name])
 
     @staticmethod

@@ -93,7 +93,8 @@ async def test_a_model_comes_and_goes(
         done = await made.plinth("import", str(source), "--name", "chat")
         assert done.exit_code == 0, done.output
         assert "chat@1" in done.output and "mit" in done.output
-        assert [one.ref for one in made.store.list()] == ["chat@1"], "the upload is gone"
+        (chat,) = made.store.list()  # what was uploaded is gone
+        assert (chat.ref, chat.tenant) == ("chat@1", "acme")
         again = await made.plinth("import", str(source), "--name", "chat")
         assert "chat@1" in again.output, again.output
         assert (await made.plinth("alias", "chat:prod", "1")).exit_code == 0

@@ -74,8 +74,7 @@ def _is_up(settings: Settings) -> bool:
     """Whether the data directory's stack answers: one that starts does not yet."""
     from plinth.cluster.stack import Stack
 
-    stack = Stack(settings)
-    state = stack.state() if stack.running() else None
+    state = stack.state() if (stack := Stack(settings)).running() else None
     return state is not None and state.phase == "ready"
 
 

@@ -1,9 +1,11 @@
-"""What points to an artifact, beside aliases and other artifacts: served models, runs."""
+"""What points to an artifact, beside aliases and other artifacts: served models, runs, jobs."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from google.protobuf.message import Message
 
 from plinth.coordinator.pipeline import parse
 from plinth.coordinator.runs import RunRecords
@@ -12,18 +14,26 @@ from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.manifest import Reference
 from plinth.shared.records import DeploymentRecords
+from plinth.shared.rpc.client import StageClients
 from plinth.shared.store import ArtifactRecord, ArtifactStore
+from plinth.v1 import jobs_pb2
 
 _DRAFT = "draft:"
+_PAGE = 200
 
 
 class ArtifactUses:
     """Looks through what is wanted and what goes on."""
 
     def __init__(
-        self, store: ArtifactStore, deployments: DeploymentRecords, runs: RunRecords
+        self,
+        store: ArtifactStore,
+        deployments: DeploymentRecords,
+        runs: RunRecords,
+        clients: StageClients,
     ) -> None:
-        self._store, self._deployments, self._runs = store, deployments, runs
+        self._store, self._deployments = store, deployments
+        self._runs, self._clients = runs, clients
 
     async def of(self, record: ArtifactRecord) -> Sequence[str]:
         """What points to it, for people: "deployment chat", "run nightly-7"."""
@@ -32,7 +42,27 @@ class ArtifactUses:
             run, _ = await self._runs.load(run_id)
             if await asyncio.to_thread(self._needs, run, record):
                 found.append(f"run {run_id}")
+        async for job in self._open_jobs():
+            if await asyncio.to_thread(self._names, job.spec, record):
+                found.append(f"job {job.name.removeprefix('jobs/')}")
         return found
+
+    async def _open_jobs(self) -> AsyncIterator[jobs_pb2.Job]:
+        """Those that wait or are at work. Unavailable without a trainer: nobody knows then."""
+        trainer = await self._clients.trainer()
+        for state in ("QUEUED", "RUNNING"):
+            request = jobs_pb2.ListJobsRequest(filter=f"state = {state}", page_size=_PAGE)
+            while True:
+                page = await trainer.ListJobs(request)
+                for job in page.jobs:
+                    yield job
+                if not page.next_page_token:
+                    break
+                request.page_token = page.next_page_token
+
+    def _names(self, spec: Message, record: ArtifactRecord) -> bool:
+        """Whether any text in a specification is a reference to it."""
+        return any(self._is(said, record) for said in _texts(spec))
 
     def _served(self, record: ArtifactRecord) -> list[str]:
         return [
@@ -60,6 +90,15 @@ class ArtifactUses:
             return self._store.get(said).version == record.version
         except (InvalidArgument, NotFound):
             return False
+
+
+def _texts(message: Message) -> Iterator[str]:
+    for field, value in message.ListFields():
+        for one in value if field.is_repeated else (value,):
+            if isinstance(one, Message):
+                yield from _texts(one)
+            elif isinstance(one, str):
+                yield one
 
 
 def _named(wanted: internal.DeploymentRecord) -> Iterator[str]:

@@ -61,13 +61,15 @@ class Performer:
         coordinator may do the same step now."""
         if not self._leadership.held:
             raise Aborted("this coordinator's lease has lapsed", reason=STALE)
-        return self._tools.under(self._leadership.fences(work.run_number))
+        fenced = self._tools.under(self._leadership.fences(work.run_number))
+        return fenced.owned_by(work.principal)
 
     async def _attempt(self, work: Work) -> AsyncIterator[Progress | StepOutcome]:
         kind = STEP_KINDS[work.spec.kind]
         if kind.pure:
+            results = self._results.on(self._tools.owned_by(work.principal).store)
             found = await asyncio.to_thread(
-                self._results.find, work.input_digest, work.output_name, work.inputs
+                results.find, work.input_digest, work.output_name, work.inputs
             )
             if found is not None:
                 yield found

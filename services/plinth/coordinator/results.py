@@ -26,6 +26,10 @@ class StepResults:
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
 
+    def on(self, store: ArtifactStore) -> StepResults:
+        """The same results, with what `find` publishes being as `store` has it."""
+        return StepResults(store)
+
     def find(
         self,
         input_digest: str,

@@ -75,7 +75,7 @@ class CoordinatorFront:
         piece = min(PIECE_BYTES, context.settings.gateway.max_body_bytes)
         self._uploads = Uploads(context.store, piece_bytes=piece)
         self._pages = Pages(context.token)
-        self._uses = ArtifactUses(context.store, deployments, self._records)
+        self._uses = ArtifactUses(context.store, deployments, self._records, context.clients)
         self._conductor = Conductor(self._records, self._feed, self._tools)
         self._lease = LeaderLease(
             context.redis,

@@ -30,6 +30,7 @@ from plinth.shared.kinds import what_it_is
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
 from plinth.shared.store import ArtifactStore
+from plinth.v1 import owner_pb2
 
 
 class AsItIs(Enum):
@@ -64,6 +65,7 @@ class DeploymentRecords:
         self._store = store
         self._logs: dict[str, RecordLog] = {}
         self._fence: Fence | None = None
+        self._owner = owner_pb2.Owner()
 
     def under(self, fence: Fence) -> DeploymentRecords:
         """The same records, written in the name of `fence`: then `put` and `delete` raise what
@@ -71,6 +73,12 @@ class DeploymentRecords:
         fenced = copy.copy(self)
         fenced._fence = fence
         return fenced
+
+    def owned_by(self, owner: owner_pb2.Owner) -> DeploymentRecords:
+        """The same records; a deployment that is made there is `owner`'s."""
+        owned = copy.copy(self)
+        owned._owner = owner
+        return owned
 
     def put(
         self, deployment: deployments_pb2.DeploymentRecord, *, expected: int | None = ANY
@@ -82,6 +90,8 @@ class DeploymentRecords:
         The same as what is wanted already changes nothing.
         """
         wanted = self.checked(deployment)
+        if self._owner.tenant and not wanted.HasField("made_by"):
+            wanted.made_by.CopyFrom(self._owner)
         return self._append(wanted.name, wanted, expected)
 
     def get(self, name: str) -> DeploymentChange | None:

@@ -9,7 +9,6 @@ queue is told: a job whose record says it ended is only acknowledged when it is 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -20,7 +19,6 @@ from google.protobuf.message import DecodeError
 
 from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.shared import tracing
-from plinth.shared.api.words import given
 from plinth.shared.errors import (
     Cancelled,
     DataLoss,
@@ -36,6 +34,7 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
 from plinth.trainer import metrics
 from plinth.trainer.execution import Execution, Stopped
+from plinth.trainer.job_messages import progress_message, published_artifact
 from plinth.trainer.loop.job_folder import JobProgress
 from plinth.trainer.records import JobRecords
 from plinth.v1 import jobs_pb2 as pb
@@ -201,7 +200,7 @@ class JobConsumer:
             progress = await asyncio.to_thread(execution.folder.progress)
             if progress is None or progress == told:
                 continue
-            job.progress.CopyFrom(to_proto(progress))
+            job.progress.CopyFrom(progress_message(progress))
             try:
                 if not await self._records.write(job, lease.fence):
                     raise LeaseLost(f"job {job.job_id} has a newer attempt")
@@ -218,7 +217,7 @@ class JobConsumer:
         metrics.ENDED.labels("succeeded").inc()
         told = await asyncio.to_thread(execution.progress)
         _show(job, _as_published(told, record.manifest.get("metrics") or {}))
-        job.artifact.CopyFrom(_published(record))
+        job.artifact.CopyFrom(published_artifact(record))
         await self._end(job, lease, pb.JOB_STATE_SUCCEEDED)
         await self._said(lambda: self._queue.complete(lease, job.SerializeToString()))
 
@@ -289,7 +288,7 @@ class JobConsumer:
 def _show(job: rec.JobRecord, progress: JobProgress | None) -> None:
     """The last that the work said: people are told of it now and then, and it may be older."""
     if progress is not None:
-        job.progress.CopyFrom(to_proto(progress))
+        job.progress.CopyFrom(progress_message(progress))
 
 
 def _as_published(progress: JobProgress | None, figures: Mapping[str, Any]) -> JobProgress | None:
@@ -305,23 +304,6 @@ def _as_published(progress: JobProgress | None, figures: Mapping[str, Any]) -> J
         tokens_per_second=float(figures["tokens_per_second"]),
         validation_bits_per_byte=figures.get("validation_bits_per_byte"),
         eta_seconds=0.0,
-    )
-
-
-def to_proto(progress: JobProgress) -> pb.JobProgress:
-    """As the protocol says it."""
-    values = dict(vars(progress))
-    values["remaining_duration"] = values.pop("eta_seconds")
-    return given(pb.JobProgress, values)
-
-
-def _published(record: ArtifactRecord) -> rec.PublishedArtifact:
-    return rec.PublishedArtifact(
-        name=record.name,
-        version=record.version,
-        kind=record.kind,
-        digest=record.digest,
-        metrics_json=json.dumps(record.manifest.get("metrics") or {}),
     )
 
 

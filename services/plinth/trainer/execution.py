@@ -57,7 +57,9 @@ class Execution:
         """`fence`: of the lease under which the job is held. `renderer` makes ids of chats, by the
         tokenizer stage."""
         self._job, self._spec = job, job.spec
-        self._settings, self._store, self._launcher = settings, store, launcher
+        # What it publishes is of who created it.
+        self._store = store.owned_by(job.owner) if job.owner.tenant else store
+        self._settings, self._launcher = settings, launcher
         self._renderer = renderer
         self._attempt = Attempt(Path(settings.data_dir).resolve() / "jobs", job.job_id, fence)
         self.folder = self._attempt.folder

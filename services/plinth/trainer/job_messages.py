@@ -12,6 +12,9 @@ from plinth.shared.api.filters import Field, Filters
 from plinth.shared.api.resource_names import Pattern
 from plinth.shared.api.structs import struct
 from plinth.shared.api.times import moment, timestamp, unix_ms
+from plinth.shared.api.words import given
+from plinth.shared.store import ArtifactRecord
+from plinth.trainer.loop.job_folder import JobProgress
 from plinth.v1 import jobs_pb2 as pb
 from plinth.v1 import owner_pb2
 
@@ -50,6 +53,24 @@ def new_record(
         state=pb.JOB_STATE_QUEUED,
         submitted_unix_ms=now_unix_ms,
         owner=owner,
+    )
+
+
+def progress_message(progress: JobProgress) -> pb.JobProgress:
+    """What the work said of itself."""
+    values = dict(vars(progress))
+    values["remaining_duration"] = values.pop("eta_seconds")
+    return given(pb.JobProgress, values)
+
+
+def published_artifact(record: ArtifactRecord) -> rec.PublishedArtifact:
+    """What is kept of the artifact that a job made."""
+    return rec.PublishedArtifact(
+        name=record.name,
+        version=record.version,
+        kind=record.kind,
+        digest=record.digest,
+        metrics_json=json.dumps(record.manifest.get("metrics") or {}),
     )
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -27,7 +27,6 @@ from plinth.shared.errors import (
     Internal,
     InvalidArgument,
     NotFound,
-    PlinthError,
 )
 from plinth.shared.identity import SYSTEM, current_principal
 from plinth.shared.load import Load, queue_load
@@ -42,6 +41,7 @@ from plinth.trainer.data.documents import check_folder
 from plinth.trainer.exchanges import Turn
 from plinth.trainer.execution import Execution
 from plinth.trainer.job_messages import JOB_FILTERS, JOBS, job_message, new_record
+from plinth.trainer.job_requests import checked_id, checked_job, not_ended, within_job
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.lora_specs import check_lora_targets
 from plinth.trainer.records import ENDED, JobRecords
@@ -53,8 +53,6 @@ from plinth.v1 import jobs_pb2_grpc as rpc
 
 if TYPE_CHECKING:
     from plinth.shared.stage import StageContext
-
-MAX_JOB_ID = 100
 
 
 def build(context: StageContext, *, launcher: str = "ray") -> TrainerStage:
@@ -165,9 +163,9 @@ class TrainerStage(rpc.JobServiceServicer):
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> (
         pb.CreateJobResponse
     ):  # fmt: skip
-        job_id, spec = _checked_id(request.job_id), _checked_job(request.job)
+        job_id, spec = checked_id(request.job_id), checked_job(request.job)
         if (known := await self._records.find(job_id)) is None:
-            with _within_job():
+            with within_job():
                 check_spec(spec)
                 await asyncio.to_thread(self._check_references, spec)
             owner = owner_of(current_principal())
@@ -227,14 +225,14 @@ class TrainerStage(rpc.JobServiceServicer):
                 return pb.DeleteJobResponse()
             raise
         if job.state not in ENDED:
-            raise _not_ended(job.job_id)
+            raise not_ended(job.job_id)
         if run_id := await self._run_of(job.job_id):
             raise FailedPrecondition(
                 f"{request.name} is of runs/{run_id}, which has not ended and may need its result",
                 reason="JOB_IN_USE",
             )
         if not await self._queue.forget(job.job_id):
-            raise _not_ended(job.job_id)  # its end is being told, or it is begun again
+            raise not_ended(job.job_id)  # its end is being told, or it is begun again
         await self._records.delete(job.job_id)
         return pb.DeleteJobResponse()
 
@@ -269,46 +267,11 @@ class TrainerStage(rpc.JobServiceServicer):
         """The run that a job is a step's of, if it has not ended; ids of such jobs are
         "<run>.<step>.<digest>"."""
         run_id = job_id.rpartition(".")[0].rpartition(".")[0]
+        if not run_id:
+            return ""
         with redis_errors():
             active: Any = self._context.redis.sismember(redis_keys.active_runs(), run_id)
-            return run_id if run_id and await active else ""
-
-
-def _checked_id(job_id: str) -> str:
-    """A new job's id; InvalidArgument says what one looks like."""
-    if len(job_id) > MAX_JOB_ID or "/" in job_id or "@" in job_id:
-        raise InvalidArgument(
-            f"job_id: at most {MAX_JOB_ID} characters, without / and @", field="job_id"
-        )
-    return redis_keys.check_part(job_id, "job_id")
-
-
-def _checked_job(job: pb.Job) -> pb.JobSpec:
-    """What is asked for. InvalidArgument where the platform's fields are set."""
-    for field, _ in job.ListFields():
-        if field.name != "spec":
-            raise InvalidArgument(
-                f"job.{field.name} is set by the platform; give job.spec alone, and job_id",
-                field=f"job.{field.name}",
-            )
-    return job.spec
-
-
-@contextmanager
-def _within_job() -> Iterator[None]:
-    """Fields of a specification ("spec.train.steps") as those of the request that it came in."""
-    try:
-        yield
-    except PlinthError as wrong:
-        if wrong.field.startswith("spec"):
-            wrong.field = f"job.{wrong.field}"
-        raise
-
-
-def _not_ended(job_id: str) -> FailedPrecondition:
-    return FailedPrecondition(
-        f"job {job_id} has not ended; cancel it, then delete it", reason="JOB_NOT_ENDED"
-    )
+            return run_id if await active else ""
 
 
 def _now_ms() -> int:

@@ -14,7 +14,7 @@ from kube_gateway import ScriptedGateway, canary_run
 from kube_release import ray_release, static_pods, static_release
 from plinth.coordinator.pipeline import parse
 from plinth.shared.api import times
-from plinth.v1 import operations_pb2
+from plinth.v1 import deployments_pb2, operations_pb2
 from plinth.v1 import runs_pb2 as pb
 
 ARGUMENTS = ("rollout", "chat", "chat:next")
@@ -123,7 +123,8 @@ def test_a_name_that_is_not_served(kubeconfig: Path, gateway: ScriptedGateway) -
 
 
 def test_a_second_canary(kubeconfig: Path, gateway: ScriptedGateway) -> None:
-    gateway.serve("chat.canary", "chat@6", canary_of="chat", owner="other.canary.1")
+    canary = deployments_pb2.Canary(deployment="deployments/chat", step="other.canary.1")
+    gateway.serve("chat.canary", "chat@6", canary=canary)
     assert "chat has a canary already: chat@6, of other.canary.1" in refusal(kubeconfig, gateway)
 
 

@@ -15,6 +15,7 @@ from kube_cluster import error_of, plinth_k8s
 from kube_gateway import ScriptedGateway
 from kube_release import APPS, CLUSTER, NAMESPACE, RAY, ray_release, static_release
 from plinth.cluster.kubernetes_ops.room import MAX_PODS
+from plinth.v1.deployments_pb2 import SPECULATION_MODE_LOOKUP, SpeculationSpec
 
 SERVICE, ACTIVE = f"{RAY}/rayservices/plinth", f"{RAY}/rayclusters/{CLUSTER}"
 
@@ -202,12 +203,13 @@ def test_shards_are_desired_state_on_the_store(
     kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
     static_release(kube)
-    gateway.serve("chat", "chat@7", 1, speculation="lookup")
+    lookup = SpeculationSpec(mode=SPECULATION_MODE_LOOKUP)
+    gateway.serve("chat", "chat@7", 1, speculation=lookup)
     result = plinth_k8s(kubeconfig, "scale", "model/chat", "2", url=gateway.address)
     assert "chat (chat@7) is to have 2 shards, had 1" in result.stdout
     assert "plinth models serve chat@7 --shards 2" in result.stderr
-    put = gateway.deployments["chat"]
-    assert (put.shards, put.artifact, put.speculation) == (2, "chat@7", "lookup")
+    put = gateway.deployments["chat"].spec
+    assert (put.shards, put.artifact, put.speculation) == (2, "chat@7", lookup)
     said = error_of(plinth_k8s(kubeconfig, "scale", "model/chat", "3", url=gateway.address))
     assert "first `plinth k8s scale inference 3`" in said
     said = error_of(plinth_k8s(kubeconfig, "scale", "model/nope", "1", url=gateway.address))
@@ -236,9 +238,9 @@ def test_shards_may_go_where_the_stage_is_scaled(
     gateway.serve("chat", "chat@7", 1, max_shards=4)
     result = plinth_k8s(kubeconfig, "scale", "model/chat", "3", url=gateway.address)
     assert "is to have 3 to 4 shards, had 1" in result.stdout
-    assert gateway.deployments["chat"].max_shards == 4
+    assert gateway.deployments["chat"].spec.max_shards == 4
     # As many as it has now, beside those of the others, must find room.
-    gateway.deployments["chat"].ready_shards = 4
+    gateway.deployments["chat"].status.ready_shards = 4
     gateway.serve("code", "code@1", 1)
     said = error_of(plinth_k8s(kubeconfig, "scale", "model/code", "2", url=gateway.address))
     assert "6 shards (chat 4, code 2) need 6 inference pods" in said

@@ -37,7 +37,7 @@ async def test_other_settings_under_the_same_id_are_told(
         assert (await coordinator.end("r1")).status.state == pb.RUN_STATE_SUCCEEDED
     # As it advises.
     await coordinator.submit("r2", **overrides)
-    assert pb.Run.FromString((await coordinator.end("r2")).SerializeToString()).run_id == "r2"
+    assert (await coordinator.end("r2")).name == "runs/r2"
 
 
 async def test_the_same_twice_is_one_run_even_if_an_alias_moved(

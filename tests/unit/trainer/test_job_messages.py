@@ -13,10 +13,9 @@ from plinth.shared.api.enums import words
 from plinth.shared.api.structs import plain_values
 from plinth.shared.api.times import seconds, unix_ms
 from plinth.shared.objectives import KL_ESTIMATORS, OBJECTIVES
-from plinth.trainer.consumer import to_proto
 from plinth.trainer.data.passages import PASSAGES
 from plinth.trainer.data.selected import SELECTIONS, TIES
-from plinth.trainer.job_messages import JOB_FILTERS, job_message
+from plinth.trainer.job_messages import JOB_FILTERS, job_message, progress_message
 from plinth.trainer.loop.config import PRECISIONS
 from plinth.trainer.loop.job_folder import JobProgress
 from plinth.v1 import jobs_pb2 as pb
@@ -69,10 +68,10 @@ def test_there_and_back() -> None:
 
 
 def test_progress_says_how_long_it_will_take() -> None:
-    told = to_proto(JobProgress(1, 2, eta_seconds=75.5, validation_bits_per_byte=1.5))
+    told = progress_message(JobProgress(1, 2, eta_seconds=75.5, validation_bits_per_byte=1.5))
     assert seconds(told.remaining_duration) == 75.5
     assert (told.unit, told.validation_bits_per_byte) == (pb.PROGRESS_UNIT_STEP, 1.5)
-    assert not to_proto(JobProgress(1, 2)).HasField("remaining_duration")
+    assert not progress_message(JobProgress(1, 2)).HasField("remaining_duration")
 
 
 @pytest.mark.parametrize(

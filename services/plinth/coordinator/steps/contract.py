@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 
+from plinth.shared.api.owners import owner_of
 from plinth.shared.canary import Canaries
 from plinth.shared.fencing import Fence
 from plinth.shared.identity import SYSTEM, Principal
@@ -134,6 +135,15 @@ class Tools:
             store=self.store.under(fence),
             deployments=self.deployments.under(fence),
             canaries=self.canaries.under(fence),
+        )
+
+    def owned_by(self, principal: Principal) -> Tools:
+        """The same tools; what is made by them is the principal's, and nobody's if a stage is."""
+        if principal == SYSTEM:
+            return self
+        owner = owner_of(principal)
+        return replace(
+            self, store=self.store.owned_by(owner), deployments=self.deployments.owned_by(owner)
         )
 
 

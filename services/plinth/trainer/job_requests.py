@@ -1,0 +1,49 @@
+"""What requests about jobs may say, and how they are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from plinth.shared import redis_keys
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
+from plinth.v1 import jobs_pb2 as pb
+
+MAX_JOB_ID = 100
+
+
+def checked_id(job_id: str) -> str:
+    """A new job's id; InvalidArgument says what one looks like."""
+    if len(job_id) > MAX_JOB_ID or "/" in job_id or "@" in job_id:
+        raise InvalidArgument(
+            f"job_id: at most {MAX_JOB_ID} characters, without / and @", field="job_id"
+        )
+    return redis_keys.check_part(job_id, "job_id")
+
+
+def checked_job(job: pb.Job) -> pb.JobSpec:
+    """What is asked for. InvalidArgument where the platform's fields are set."""
+    for field, _ in job.ListFields():
+        if field.name != "spec":
+            raise InvalidArgument(
+                f"job.{field.name} is set by the platform; give job.spec alone, and job_id",
+                field=f"job.{field.name}",
+            )
+    return job.spec
+
+
+@contextmanager
+def within_job() -> Iterator[None]:
+    """Fields of a specification ("spec.train.steps") as those of the request that it came in."""
+    try:
+        yield
+    except PlinthError as wrong:
+        if wrong.field.startswith("spec"):
+            wrong.field = f"job.{wrong.field}"
+        raise
+
+
+def not_ended(job_id: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"job {job_id} has not ended; cancel it, then delete it", reason="JOB_NOT_ENDED"
+    )
