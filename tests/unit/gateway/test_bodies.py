@@ -13,7 +13,8 @@ from starlette.requests import Request
 
 from plinth.gateway import bodies, bounded_json
 from plinth.gateway.openai_requests import ChatBody, CompletionBody
-from plinth.gateway.preference_bodies import CollectionQuery, CreateBody
+from plinth.gateway.preference_bodies import CreateBody
+from plinth.gateway.preference_queries import CollectionQuery
 from plinth.shared.errors import InvalidArgument, PlinthError
 
 LIMIT = 2 * 2**20

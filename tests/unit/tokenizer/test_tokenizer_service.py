@@ -30,6 +30,7 @@ from plinth.shared.rpc.server import GrpcServer
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.tokenizer.service import TokenizerStage, build
+from plinth.v1 import artifacts_pb2
 
 TOKEN = "a-cluster-token-for-tests"
 SCOPES = frozenset({"tokenize", "jobs"})
@@ -393,8 +394,8 @@ async def test_training_publishes_once(
 ) -> None:
     served.store.publish("text", "corpus", write_corpus(tmp_path / "corpus"))
     first = (await trained(stub, corpus="text", name="mine", vocab_size=400))[-1]
-    assert (first.artifact.name, first.artifact.version) == ("mine", 1)
-    assert first.artifact.kind == "tokenizer"
+    assert (first.artifact.name, first.artifact.version) == ("artifacts/mine@1", 1)
+    assert first.artifact.kind == artifacts_pb2.ARTIFACT_KIND_TOKENIZER
     assert list(first.artifact.parents) == ["text@1"]
     assert first.bytes_read == first.bytes_total > 0
     again = (await trained(stub, corpus="text@1", name="mine", vocab_size=400))[-1]

@@ -55,7 +55,7 @@ async def test_each_response_comes_once(
     read = [one.bytes_read for one in progress]
     assert read == sorted(set(read))
     assert not any(one.HasField("artifact") for one in progress)
-    assert last.artifact.name == "mine"
+    assert last.artifact.name == "artifacts/mine@1"
     assert last.bytes_read == last.bytes_total
     assert [record.version for record in store.list("tokenizer")] == [1]
 
