@@ -70,7 +70,7 @@ class KubeApi:
         self.ended: set[str] = set()  # pods whose followed logs end
         self.forbidden: set[tuple[str, str]] = set()  # verb, resource
         self.executed: list[tuple[str, list[str]]] = []
-        self.exec_code: Callable[[str, list[str]], int | None] = lambda pod, command: 0
+        self.exec_code: Callable[[str, list[str]], int | Json | None] = lambda pod, command: 0
         self.ports: dict[int, int] = {}  # of pods → on this machine
         self.on_evict: Callable[[str], object] = self.delete
         self._scripts: list[tuple[str, re.Pattern[str], list[Reply]]] = []
