@@ -62,8 +62,6 @@ def _scaled_by(release: Release, scaler: Document) -> Iterator[str]:
     ref = scaler["spec"]["scaleTargetRef"]
     target = release.named(ref["kind"], ref["name"]) or scaler  # told elsewhere, if it is missing
     component = target["metadata"]["labels"]["app.kubernetes.io/component"]
-    if "replicas" in target["spec"]:
-        yield f"{title(target)} has a number of its own, and {title(scaler)} another"
     for metric in scaler["spec"]["metrics"]:
         asked = (metric.get("pods") or metric.get("object") or {}).get("metric")
         if asked is None:

@@ -110,7 +110,7 @@ def test_a_conflict_is_tried_again_on_a_fresh_read(kube: KubeApi, api: Api) -> N
     seen: list[str] = []
 
     def change() -> None:
-        now = api.call("get statefulset scale", name="plinth-reward")
+        now = api.call("get statefulset", name="plinth-reward")
         seen.append(now["metadata"]["resourceVersion"])
         if len(seen) < 3:  # somebody else writes between our read and our write
             kube.put(path, kube.objects[path])

@@ -158,7 +158,7 @@ def _emptied(api: Api, pod: Json, ended: CommandEnd) -> bool:
 def _incarnation(pod: Json) -> tuple[object, ...]:
     """Which run of the container `ray` this is, and whether it has ended."""
     statuses = pod.get("status", {}).get("containerStatuses") or []
-    own = next((one for one in statuses if one["name"] == "ray"), {})
+    own: Json = next((one for one in statuses if one["name"] == "ray"), {})
     ended = "terminated" in (own.get("state") or {})
     return pod["metadata"]["uid"], own.get("containerID"), own.get("restartCount"), ended
 
