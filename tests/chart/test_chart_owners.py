@@ -116,8 +116,9 @@ def test_what_an_autoscaler_counts_is_left_to_it(kube: HelmServer, client: HelmC
 
 
 def test_an_autoscaler_that_is_switched_on_takes_over_what_there_is(
-    kube: HelmServer, client: HelmClient
+    kube: HelmServer, client: HelmClient, helm: rendering.Helm
 ) -> None:
+    """Helm 3 says the number in each manifest from then on; Helm 4 until the autoscaler has it."""
     client.install(values(4))
     client.upgrade(values(2, scaled=True))
     assert pods(kube) == {4}
@@ -127,6 +128,9 @@ def test_an_autoscaler_that_is_switched_on_takes_over_what_there_is(
         autoscale(kube, number)
         client.upgrade(values(2, scaled=True))
         assert pods(kube) == {number}
+    autoscale(kube, 7)
+    client.rollback(4)
+    assert pods(kube) == {6 if helm.name == "Helm 3" else 7}
 
 
 def test_one_that_is_switched_off_again(

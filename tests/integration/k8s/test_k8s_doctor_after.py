@@ -224,6 +224,7 @@ def test_another_release_whose_name_begins_alike(
         ("ReplicaSet", f"{other}-gateway-6d4f8b7c9d"),
         ("Pod", f"{other}-gateway-6d4f8b7c9d-x2x7q"),
         ("PersistentVolumeClaim", f"{other}-store"),
+        ("RayService", other),
     )
     own = (
         ("StatefulSet", "plinth-inference"),

@@ -77,6 +77,10 @@ def _owned(release: Release) -> Callable[[str, Json], bool]:
     )
     names = {
         "Pod": "|".join(pods),
+        "StatefulSet": f"{full}-({sets})",
+        "Deployment": f"{full}-gateway",
+        "RayService": full,  # a release plinth-head has one that is called like plinth's head
+        "ServiceAccount": full,
         "ReplicaSet": f"{full}-gateway-{_HASH}",
         "RayCluster": clusters,
         "PersistentVolumeClaim": claims,
@@ -84,7 +88,7 @@ def _owned(release: Release) -> Callable[[str, Json], bool]:
         "Certificate": f"{full}-({parts}|reconciler)-tls",
         "CertificateRequest": rf"{full}-({parts}|reconciler)-tls-\d+",
     }
-    other = f"{full}(-({parts}|config|secrets|metrics))?"
+    other = f"{full}-({parts}|config|secrets|metrics)"
     patterns = {kind: re.compile(pattern) for kind, pattern in names.items()}
     rest = re.compile(other)
     return lambda kind, event: bool(patterns.get(kind, rest).fullmatch(involved(event)))
