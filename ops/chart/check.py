@@ -23,6 +23,7 @@ import yaml
 
 import access
 import monitoring
+import ray_rules
 import references
 import rendering
 import running
@@ -71,6 +72,7 @@ def check_release(release: Release, values: Mapping[str, Any]) -> Iterator[str]:
     yield from running.check(release)
     yield from access.check(release)
     yield from monitoring.check(release)
+    yield from ray_rules.check(release)
 
 
 def _comparable(text: str) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
       ports:
-        {{- include "plinth.ports" $svc | nindent 8 }}
+        {{- include "plinth.ports" (dict "root" $root "svc" $svc) | nindent 8 }}
       {{- include "plinth.probes" (dict "root" $root "svc" $svc) | nindent 6 }}
       {{- if eq $svc.kind "gateway" }}
       lifecycle:
@@ -167,15 +167,20 @@ runtimeClassName: {{ . }}
 
 {{/* Names of Ray's ports are those that KubeRay knows them by. */}}
 {{- define "plinth.ports" -}}
-{{- if eq .kind "gateway" -}}
+{{- if eq .svc.kind "gateway" -}}
 - {name: http, containerPort: 8080, protocol: TCP}
 - {name: grpc, containerPort: 8081, protocol: TCP}
 {{- else -}}
-{{- if eq .name "head" -}}
+{{- if eq .svc.name "head" -}}
 - {name: gcs-server, containerPort: 6379, protocol: TCP}
 - {name: dashboard, containerPort: 8265, protocol: TCP}
+{{- if eq .root.Values.ray.mode "rayservice" }}
+# Nothing listens there, as Serve's proxies are off; but without a port of this name KubeRay makes no
+# Serve service, and a RayService without one never becomes active.
+- {name: serve, containerPort: 8000, protocol: TCP}
+{{- end }}
 {{ end -}}
-{{- if .replica -}}
+{{- if .svc.replica -}}
 - {name: grpc, containerPort: 50051, protocol: TCP}
 - {name: health, containerPort: 50050, protocol: TCP}
 - {name: metrics, containerPort: 9464, protocol: TCP}

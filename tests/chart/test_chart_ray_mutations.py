@@ -1,0 +1,42 @@
+"""Mutations of what Ray and its operator take from the chart: each must be told, by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import rendering
+from test_chart_mutations import BOTH, findings, mutated
+
+# (file, what stands there, what is written instead, values, what the findings must say)
+MUTATIONS = {
+    "no-serve-port": (
+        "_pod.tpl",
+        "- {name: serve, containerPort: 8000",
+        "- {name: proxy, containerPort: 8000",
+        BOTH,
+        "no port named serve, so KubeRay makes no Serve service",
+    ),
+    "asked-for-a-proxy": (
+        "rayservice.yaml",
+        "excludeHeadPodFromServeSvc: true",
+        "excludeHeadPodFromServeSvc: false",
+        BOTH,
+        "would wait for a Serve proxy on the head",
+    ),
+    "one-storage-for-two-clusters": (
+        "rayservice.yaml",
+        "      redisPassword:",
+        '      externalStorageNamespace: {{ include "plinth.fullname" . }}\n      redisPassword:',
+        BOTH,
+        "the old and the new cluster of an upgrade would share",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_chart_is_told(name: str, any_helm: rendering.Helm, tmp_path: Path) -> None:
+    *_, values, told = MUTATIONS[name]
+    chart = mutated(MUTATIONS[name], tmp_path)
+    assert any(told in one for one in findings(any_helm, chart, values))
