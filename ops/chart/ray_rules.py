@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import rendering
 from release import Document, Release, title
 
 # KubeRay appends up to some 16 characters to a RayService's name for its clusters' pods.
@@ -19,6 +20,9 @@ def check(release: Release) -> Iterator[str]:
     for one in release.of("RayService"):
         yield from _service(one)
         yield from _head(one)
+    for pod in release.ray_pods:
+        if pod.owner.startswith("StatefulSet/") and pod.component == "head":
+            yield from _kept_apart(pod.owner, _variables(pod.main))
 
 
 def _variables(container: Document) -> dict[str, str]:
@@ -74,3 +78,20 @@ def _head(service: Document) -> Iterator[str]:
         or "ray.io/external-storage-namespace" in notes
     ):
         yield f"{name}: the old and the new cluster of an upgrade would share one GCS storage"
+
+
+def _kept_apart(owner: str, variables: dict[str, str]) -> Iterator[str]:
+    """GCS storage of one Redis is told apart by this name alone, whoever's namespace it is in."""
+    if "RAY_REDIS_ADDRESS" not in variables:
+        return
+    parts = variables.get(STORAGE, "").split("/")
+    # Neither a namespace nor an object has a slash in its name, so that no two pairs read alike.
+    if len(parts) != 2 or parts[0] != rendering.NAMESPACE:
+        yield (
+            f"{owner}: the GCS storage {variables.get(STORAGE, '')!r} is not <namespace>/<name>: a "
+            "release of the same name in another namespace on the same Redis would share it"
+        )
+    elif f"{parts[1]}-head" != owner.removeprefix("StatefulSet/"):
+        yield f"{owner}: the GCS storage is named after {parts[1]}, another release"
+    if "@" in "".join(parts):
+        yield f"{owner}: Ray ends at once on a GCS storage with an @"

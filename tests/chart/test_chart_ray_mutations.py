@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from test_chart_mutations import BOTH, STATIC, findings, mutated
 
 import rendering
-from test_chart_mutations import BOTH, findings, mutated
 
 # (file, what stands there, what is written instead, values, what the findings must say)
 MUTATIONS = {
@@ -31,6 +31,27 @@ MUTATIONS = {
         '      externalStorageNamespace: {{ include "plinth.fullname" . }}\n      redisPassword:',
         BOTH,
         "the old and the new cluster of an upgrade would share",
+    ),
+    "one-storage-for-two-namespaces": (
+        "_runtime.tpl",
+        'printf "%s/%s" $root.Release.Namespace (include "plinth.fullname" $root)',
+        'include "plinth.fullname" $root',
+        STATIC,
+        "of the same name in another namespace on the same Redis would share it",
+    ),
+    "one-storage-for-two-releases": (
+        "_runtime.tpl",
+        'printf "%s/%s" $root.Release.Namespace (include "plinth.fullname" $root)',
+        'printf "%s/plinth" $root.Release.Namespace',
+        STATIC,
+        "is named after plinth, another release",
+    ),
+    "an-at-in-the-storage": (
+        "_runtime.tpl",
+        'printf "%s/%s" $root.Release.Namespace (include "plinth.fullname" $root)',
+        'printf "%s/%s@1" $root.Release.Namespace (include "plinth.fullname" $root)',
+        STATIC,
+        "Ray ends at once on a GCS storage with an @",
     ),
 }
 

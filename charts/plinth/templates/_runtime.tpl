@@ -30,7 +30,8 @@
 {{- if and (eq $svc.name "head") $root.Values.ray.gcsFaultTolerance }}
 {{- $scheme := ternary "rediss" "redis" (eq (include "plinth.redisTls" $root) "true") }}
 - {name: RAY_REDIS_ADDRESS, value: {{ printf "%s://%s:%s" $scheme (include "plinth.redisHost" $root) (include "plinth.redisPort" $root) | quote }}}
-- {name: RAY_external_storage_namespace, value: {{ include "plinth.fullname" $root }}}
+# Ray tells states in one Redis apart by this alone. Neither half can have a slash in it.
+- {name: RAY_external_storage_namespace, value: {{ printf "%s/%s" $root.Release.Namespace (include "plinth.fullname" $root) | quote }}}
 {{- end }}
 {{- end }}
 {{- if and (eq $svc.name "head") (eq (include "plinth.redisTls" $root) "true") $root.Values.redis.external.tls.caSecret }}
