@@ -12,6 +12,9 @@ from release import Document, Release, title
 
 # KubeRay appends up to some 16 characters to a RayService's name for its clusters' pods.
 RAY_NAME_LIMIT = 47
+# With the autoscaler on it takes the last 50 characters of the head's account, and another first
+# one where that is no letter (utils.CheckName): some other account, or none.
+ACCOUNT_NAME_LIMIT = 50
 STORAGE = "RAY_external_storage_namespace"
 
 
@@ -69,6 +72,10 @@ def _head(service: Document) -> Iterator[str]:
     # time; Serve's proxies are off, and the network policies drop the request.
     if not spec.get("excludeHeadPodFromServeSvc"):
         yield f"{name}: KubeRay would wait for a Serve proxy on the head, and there is none"
+    account = str(template["spec"].get("serviceAccountName", ""))
+    renamed = len(account) > ACCOUNT_NAME_LIMIT or not account[:1].isalpha()
+    if spec["rayClusterConfig"].get("enableInTreeAutoscaling") and account and renamed:
+        yield f"{name}: KubeRay would rename the head's account {account}"
     # common/pod.go, configureRedisFT: else it is the RayCluster's UID.
     options = spec["rayClusterConfig"].get("gcsFaultToleranceOptions", {})
     notes = service["metadata"].get("annotations", {})

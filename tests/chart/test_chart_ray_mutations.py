@@ -32,6 +32,28 @@ MUTATIONS = {
         BOTH,
         "the old and the new cluster of an upgrade would share",
     ),
+    "a-head-without-an-account": (
+        "_pod.tpl",
+        '  serviceAccountName: {{ include "plinth.serviceAccountName" $root }}',
+        "  {{- if not $scaledHead }}\n"
+        '  serviceAccountName: {{ include "plinth.serviceAccountName" $root }}\n  {{- end }}',
+        BOTH,
+        "RayService/demo-plinth head names no service account",
+    ),
+    "an-autoscaler-without-a-token": (
+        "_pod.tpl",
+        "automountServiceAccountToken: {{ $scaledHead }}",
+        "automountServiceAccountToken: false",
+        BOTH,
+        "RayService/demo-plinth head speaks to the API server and gets no token",
+    ),
+    "an-account-that-is-renamed": (
+        "_pod.tpl",
+        "  serviceAccountName: {{",
+        "  serviceAccountName: 0{{",
+        BOTH,
+        "KubeRay would rename the head's account",
+    ),
     "one-storage-for-two-namespaces": (
         "_runtime.tpl",
         'printf "%s/%s" $root.Release.Namespace (include "plinth.fullname" $root)',

@@ -46,6 +46,14 @@ WRONG_TOGETHER = {
     ),
     "a bucket of nobody": ({"store": {"url": "s3://bucket"}}, "set store.s3.existingSecret"),
     "Google's bucket": ({"store": {"url": "gs://bucket"}}, "set store.gcs.existingSecret"),
+    "annotations of somebody else's account": (
+        {"serviceAccount": {"create": False, "name": "own", "annotations": {"role": "r"}}},
+        "leave serviceAccount.annotations empty",
+    ),
+    "an account that KubeRay renames": (
+        {"serviceAccount": {"name": "a" * 51}},
+        "KubeRay takes at most 50 characters of the head's account",
+    ),
     "GPUs where there are none": (
         {"config": {"engine": {"device": "cuda"}}},
         "Set stages.inference.gpu.count=1, or config.engine.device=cpu",
@@ -150,6 +158,12 @@ def test_the_schema_refuses_with_the_path(what: str, helm: rendering.Helm) -> No
     values, told = WRONG_BY_SCHEMA[what]
     with pytest.raises(rendering.Refused, match=told):
         helm.render(values)
+
+
+def test_an_account_of_ones_own_is_an_identity(any_helm: rendering.Helm) -> None:
+    """Whoever names it has annotated it, or linked it to a role without (EKS Pod Identity)."""
+    values = {"store": {"url": "s3://bucket"}, "serviceAccount": {"create": False, "name": "own"}}
+    assert "serviceAccountName: own" in any_helm.render(values)
 
 
 @pytest.mark.parametrize("what", WRONG_TOGETHER)

@@ -21,9 +21,8 @@ metadata:
     {{- end }}
 spec:
   {{- include "plinth.pullSecrets" $root | nindent 2 }}
-  {{- if not $scaledHead }}
+  # The store's identity hangs on it, and KubeRay binds the autoscaler's rights to it.
   serviceAccountName: {{ include "plinth.serviceAccountName" $root }}
-  {{- end }}
   # Ray's autoscaler, a sidecar of the head, is all that speaks to the Kubernetes API.
   automountServiceAccountToken: {{ $scaledHead }}
   enableServiceLinks: false
