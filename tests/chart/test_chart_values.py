@@ -180,7 +180,12 @@ def test_every_refusal_of_the_chart_is_tried(any_helm: rendering.Helm) -> None:
     messages = re.findall(r'fail (?:\(printf )?"((?:[^"\\]|\\.)*)"', text)
     assert len(messages) > 20
     told = " ".join(_refusal(any_helm, values) for values, _ in WRONG_TOGETHER.values())
-    by_cluster = ("this release's Redis holds", "the release ")
+    by_cluster = (
+        "this release's Redis holds",
+        "the release ",
+        "%s/%s of an earlier release is",
+        "cache.type is hostPath",
+    )
     for message in messages:
         longest = max(re.split(r"%[sdq]", message), key=len)
         assert longest in told or message.startswith(by_cluster), message
