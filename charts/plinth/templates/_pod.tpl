@@ -13,6 +13,7 @@ metadata:
     {{- end }}
   annotations:
     checksum/config: {{ include "plinth.settings" $root | sha256sum }}
+    checksum/secrets: {{ include "plinth.secretsRead" (dict "root" $root "kind" $svc.kind) | sha256sum }}
     {{- if and (eq $svc.name "head") $static }}
     checksum/applications: {{ include "plinth.serveConfig" $root | sha256sum }}
     {{- end }}
@@ -45,8 +46,7 @@ spec:
       env:
         {{- include "plinth.env" (dict "root" $root "svc" $svc) | nindent 8 }}
       resources:
-        requests: {cpu: 50m, memory: 256Mi}
-        limits: {memory: 512Mi}
+        {{- toYaml $root.Values.ray.waitForHead.resources | nindent 8 }}
       securityContext:
         {{- toYaml $svc.securityContext | nindent 8 }}
       volumeMounts:
@@ -108,8 +108,7 @@ spec:
       env:
         {{- include "plinth.env" (dict "root" $root "svc" $svc) | nindent 8 }}
       resources:
-        requests: {cpu: 50m, memory: 128Mi}
-        limits: {memory: 512Mi}
+        {{- toYaml $root.Values.ray.applications.resources | nindent 8 }}
       securityContext:
         {{- toYaml $svc.securityContext | nindent 8 }}
       volumeMounts:
@@ -128,7 +127,8 @@ spec:
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $svc.tolerations }}
+{{- $gpus := gt (int (dig "gpu" "count" 0 $svc)) 0 }}
+{{- with concat $svc.tolerations (ternary (dig "gpu" "tolerations" list $svc) list $gpus) }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
