@@ -56,6 +56,9 @@ def test_only_pods_with_gpus_tolerate_their_taint(any_helm: rendering.Helm) -> N
         *("inference", "reward", "trainer-workers")
     }
     assert tolerated["reward"][0]["key"] == "pool", "its own stay"
+    none = {"defaults": {"tolerations": None, "gpu": {"tolerations": None}}}
+    left = Release(rendering.documents(any_helm.render(rendering.merged(gpu, none)))).pods
+    assert not any(pod.spec.get("tolerations") for pod in left)
 
 
 def sums(text: str) -> dict[str, str]:

@@ -128,7 +128,7 @@ nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- $gpus := gt (int (dig "gpu" "count" 0 $svc)) 0 }}
-{{- with concat $svc.tolerations (ternary (dig "gpu" "tolerations" list $svc) list $gpus) }}
+{{- with concat (default list $svc.tolerations) (default list (ternary (dig "gpu" "tolerations" list $svc) list $gpus)) }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
