@@ -132,4 +132,4 @@ def test_a_cache_on_the_node_is_refused_where_no_pod_may_have_it(level: str) -> 
             rendered_in(url, values)
         assert "kind: RayService" in rendered_in(url, {})
     with cluster([], enforced="privileged") as url:
-        assert "hostPath: {path: /var/cache/plinth" in rendered_in(url, values)
+        assert "path: /var/cache/plinth" in rendered_in(url, values)
