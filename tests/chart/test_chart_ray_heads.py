@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,11 @@ class Head:
         """All of its processes, as a lost machine would."""
         if self._process is None:
             return
-        parent = psutil.Process(self._process.pid)
-        for one in [parent, *parent.children(recursive=True)]:
-            one.kill()
+        with suppress(psutil.NoSuchProcess):  # it may have ended by itself
+            parent = psutil.Process(self._process.pid)
+            for one in [*parent.children(recursive=True), parent]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
         self._process.wait()
         self._process = None
 
