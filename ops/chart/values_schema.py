@@ -189,6 +189,8 @@ def _ray() -> Schema:
         version={"type": "string", "pattern": r"^[0-9]+\.[0-9]+\.[0-9]+$"},
         gcsFaultTolerance=FLAG,
         deletionDelaySeconds=at_least(0),
+        waitForHead=closed(resources=_resources()),
+        applications=closed(resources=_resources()),
         autoscaler=closed(enabled=FLAG, idleTimeoutSeconds=at_least(0), resources=_resources()),
         operatorNamespace={**NAME, "minLength": 1},
     )
@@ -218,7 +220,11 @@ def _service() -> dict[str, Schema]:
         "extraEnvFrom": ITEMS,
         "extraVolumes": ITEMS,
         "extraVolumeMounts": ITEMS,
-        "gpu": closed(count=at_least(0, 16), resource={"type": "string", "minLength": 1}),
+        "gpu": closed(
+            count=at_least(0, 16),
+            resource={"type": "string", "minLength": 1},
+            tolerations=ITEMS,
+        ),
         "shm": QUANTITY,
         "drainSeconds": at_least(0, 86_400),
         "pdb": closed(enabled=FLAG, maxUnavailable=at_least(0), minAvailable=at_least(0)),

@@ -490,15 +490,22 @@ def findings(helm: rendering.Helm, chart: Path, values: dict) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_broken_chart_is_told(name: str, any_helm: rendering.Helm, tmp_path: Path) -> None:
-    file, there, instead, values, told = MUTATIONS[name]
-    chart = tmp_path / "plinth"
+def mutated(mutation: tuple[str, str, str, dict, str], folder: Path) -> Path:
+    """A copy of the chart with the mutation."""
+    file, there, instead, *_ = mutation
+    chart = folder / "plinth"
     shutil.copytree(rendering.CHART, chart)
     path = chart / "templates" / file
     before = path.read_text()
     assert there in before, "the mutation's place is gone: adapt it"
     path.write_text(before.replace(there, instead))
+    return chart
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_chart_is_told(name: str, any_helm: rendering.Helm, tmp_path: Path) -> None:
+    *_, values, told = MUTATIONS[name]
+    chart = mutated(MUTATIONS[name], tmp_path)
     assert any(told in one for one in findings(any_helm, chart, values))
 
 

@@ -13,6 +13,7 @@ metadata:
     {{- end }}
   annotations:
     checksum/config: {{ include "plinth.settings" $root | sha256sum }}
+    checksum/secrets: {{ include "plinth.secretsRead" (dict "root" $root "kind" $svc.kind) | sha256sum }}
     {{- if and (eq $svc.name "head") $static }}
     checksum/applications: {{ include "plinth.serveConfig" $root | sha256sum }}
     {{- end }}
@@ -21,9 +22,8 @@ metadata:
     {{- end }}
 spec:
   {{- include "plinth.pullSecrets" $root | nindent 2 }}
-  {{- if not $scaledHead }}
+  # The store's identity hangs on it, and KubeRay binds the autoscaler's rights to it.
   serviceAccountName: {{ include "plinth.serviceAccountName" $root }}
-  {{- end }}
   # Ray's autoscaler, a sidecar of the head, is all that speaks to the Kubernetes API.
   automountServiceAccountToken: {{ $scaledHead }}
   enableServiceLinks: false
@@ -46,8 +46,7 @@ spec:
       env:
         {{- include "plinth.env" (dict "root" $root "svc" $svc) | nindent 8 }}
       resources:
-        requests: {cpu: 50m, memory: 256Mi}
-        limits: {memory: 512Mi}
+        {{- toYaml $root.Values.ray.waitForHead.resources | nindent 8 }}
       securityContext:
         {{- toYaml $svc.securityContext | nindent 8 }}
       volumeMounts:
@@ -72,7 +71,7 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
       ports:
-        {{- include "plinth.ports" $svc | nindent 8 }}
+        {{- include "plinth.ports" (dict "root" $root "svc" $svc) | nindent 8 }}
       {{- include "plinth.probes" (dict "root" $root "svc" $svc) | nindent 6 }}
       {{- if eq $svc.kind "gateway" }}
       lifecycle:
@@ -109,8 +108,7 @@ spec:
       env:
         {{- include "plinth.env" (dict "root" $root "svc" $svc) | nindent 8 }}
       resources:
-        requests: {cpu: 50m, memory: 128Mi}
-        limits: {memory: 512Mi}
+        {{- toYaml $root.Values.ray.applications.resources | nindent 8 }}
       securityContext:
         {{- toYaml $svc.securityContext | nindent 8 }}
       volumeMounts:
@@ -129,7 +127,8 @@ spec:
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $svc.tolerations }}
+{{- $gpus := gt (int (dig "gpu" "count" 0 $svc)) 0 }}
+{{- with concat (default list $svc.tolerations) (default list (ternary (dig "gpu" "tolerations" list $svc) list $gpus)) }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -167,15 +166,20 @@ runtimeClassName: {{ . }}
 
 {{/* Names of Ray's ports are those that KubeRay knows them by. */}}
 {{- define "plinth.ports" -}}
-{{- if eq .kind "gateway" -}}
+{{- if eq .svc.kind "gateway" -}}
 - {name: http, containerPort: 8080, protocol: TCP}
 - {name: grpc, containerPort: 8081, protocol: TCP}
 {{- else -}}
-{{- if eq .name "head" -}}
+{{- if eq .svc.name "head" -}}
 - {name: gcs-server, containerPort: 6379, protocol: TCP}
 - {name: dashboard, containerPort: 8265, protocol: TCP}
+{{- if eq .root.Values.ray.mode "rayservice" }}
+# Nothing listens there, as Serve's proxies are off; but without a port of this name KubeRay makes no
+# Serve service, and a RayService without one never becomes active.
+- {name: serve, containerPort: 8000, protocol: TCP}
+{{- end }}
 {{ end -}}
-{{- if .replica -}}
+{{- if .svc.replica -}}
 - {name: grpc, containerPort: 50051, protocol: TCP}
 - {name: health, containerPort: 50050, protocol: TCP}
 - {name: metrics, containerPort: 9464, protocol: TCP}
