@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from starlette.responses import JSONResponse, Response
 
+import immutable
 import rendering
 from kube_api import Call, KubeApi, refused
 from kube_objects import Json, merged, selected
@@ -39,10 +40,23 @@ _KINDS = {
 _BUILT_IN = {group for group in _KINDS if group != "ray.io/v1"}
 
 
+class Immutable(Exception):
+    """An update that changes what can't be changed; the text says so as the API server does."""
+
+
 class HelmServer(KubeApi):
     """Takes what Helm sends: discovery, creation, the three kinds of patches, deletion."""
 
     asks_who = False
+
+    def put(self, path: str, found: Json) -> Json:
+        """As it is, unless it changes what is fixed. Immutable."""
+        before = self.objects.get(path)
+        if before is not None and (told := immutable.refusal(before, found)):
+            group = found["apiVersion"].partition("/")[0] if "/" in found["apiVersion"] else ""
+            name = f"{found['kind']}{f'.{group}' if group else ''}"
+            raise Immutable(f'{name} "{found["metadata"]["name"]}" is invalid: {told}')
+        return super().put(path, found)
 
     def autoscale(self, path: str, replicas: int) -> None:
         """What the controller of a HorizontalPodAutoscaler does, through the scale."""
@@ -54,6 +68,12 @@ class HelmServer(KubeApi):
         self.put(path, updated(now, merged(now, change), manager, subresource))
 
     def _answer(self, call: Call, content: str) -> Response:
+        try:
+            return self._done(call, content)
+        except Immutable as error:
+            return refused(422, str(error), reason="Invalid")
+
+    def _done(self, call: Call, content: str) -> Response:
         if (told := _discovered(call.path)) is not None:
             return JSONResponse(told)
         if call.method == "POST" and isinstance(call.body, dict) and "metadata" in call.body:
@@ -157,7 +177,9 @@ class HelmClient(Protocol):
 
     def install(self, values: Json) -> None: ...
 
-    def upgrade(self, values: Json) -> None: ...
+    def upgrade(self, values: Json) -> str:
+        """What Helm prints."""
+        ...
 
     def rollback(self, revision: int) -> None: ...
 
@@ -173,13 +195,13 @@ class Helm3Client:
     def install(self, values: Json) -> None:
         self._run("install", values, "--disable-openapi-validation")
 
-    def upgrade(self, values: Json) -> None:
-        self._run("upgrade", values, "--disable-openapi-validation")
+    def upgrade(self, values: Json) -> str:
+        return self._run("upgrade", values, "--disable-openapi-validation")
 
     def rollback(self, revision: int) -> None:
         self._run("rollback", None, str(revision))
 
-    def _run(self, verb: str, values: Json | None, *more: str) -> None:
+    def _run(self, verb: str, values: Json | None, *more: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
             words = [str(self._binary), verb, RELEASE, *more, *self._where]
             if values is not None:
@@ -195,6 +217,7 @@ class Helm3Client:
             )
         if done.returncode:
             raise rendering.Refused((done.stderr or done.stdout).strip())
+        return done.stdout
 
 
 class Helm4Client:
@@ -216,15 +239,15 @@ class Helm4Client:
     def install(self, values: Json) -> None:
         self._done(lambda: self._config.install(self._chart, RELEASE, values))
 
-    def upgrade(self, values: Json) -> None:
-        self._done(lambda: self._config.upgrade(self._chart, RELEASE, values))
+    def upgrade(self, values: Json) -> str:
+        return str(self._done(lambda: self._config.upgrade(self._chart, RELEASE, values)))
 
     def rollback(self, revision: int) -> None:
         self._done(lambda: self._config.rollback(RELEASE, version=revision))
 
-    def _done(self, work: Any) -> None:
+    def _done(self, work: Any) -> Any:
         try:
-            work()
+            return work()
         except self._error as error:
             raise rendering.Refused(str(error)) from error
 

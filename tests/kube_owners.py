@@ -77,9 +77,11 @@ def applied(live: Json | None, config: Json, manager: str, *, force: bool) -> Js
 
 
 def defaulted(found: Json) -> Json:
-    """Kubernetes' default for a number of pods that nobody says."""
+    """Kubernetes' default for a number of pods that nobody says, and the cluster's own class."""
     if found.get("kind") in {"Deployment", "StatefulSet"}:
         found["spec"].setdefault("replicas", 1)
+    if found.get("kind") == "PersistentVolumeClaim":
+        found["spec"].setdefault("storageClassName", "standard")
     return found
 
 
