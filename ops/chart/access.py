@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import outside
 from plinth.cluster.trials.pods import RIGHTS
 from release import Document, Pod, Release, title
 
@@ -22,6 +23,7 @@ def check(release: Release) -> Iterator[str]:
         yield from _container_rights(pod)
     if release.of("NetworkPolicy"):
         yield from _edges(release)
+        yield from outside.check(release)
 
 
 def _rights(release: Release) -> Iterator[str]:

@@ -27,6 +27,7 @@ import owners
 import ray_rules
 import references
 import rendering
+import routes
 import running
 import values_readme
 import values_schema
@@ -78,6 +79,7 @@ def check_release(release: Release, values: Mapping[str, Any]) -> Iterator[str]:
     yield from monitoring.check(release)
     yield from owners.check(release)
     yield from ray_rules.check(release)
+    yield from routes.check(release)
     yield from workloads.check(release, values)
 
 

@@ -71,8 +71,7 @@ def refusal(before: Document, after: Document) -> str:
         return REFUSALS[kind]
     if kind == "PersistentVolumeClaim" and size_of(after) < size_of(before):
         return (
-            "spec.resources.requests.storage: Forbidden: field can not be less than "
-            "status.capacity"
+            "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"
         )
     return ""
 

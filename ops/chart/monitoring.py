@@ -21,6 +21,10 @@ def check(release: Release) -> Iterator[str]:
     """Everything about monitoring."""
     for monitor in release.of("ServiceMonitor"):
         yield from _scraped(release, monitor)
+    for monitor in release.of("PodMonitor"):
+        yield from _asked(release, monitor)
+    if release.of("ServiceMonitor") and release.of("PodMonitor"):
+        yield "a ServiceMonitor and a PodMonitor would count each figure twice"
     recorded: dict[str, frozenset[str]] = {}
     for rules in release.of("PrometheusRule"):
         recorded |= exported.recorded(_rules(rules))
@@ -54,6 +58,19 @@ def _scraped(release: Release, monitor: Document) -> Iterator[str]:
             continue
         behind = [one for one in services if pod in release.picked(one["spec"].get("selector"))]
         if not any(port["name"] == "metrics" for one in behind for port in one["spec"]["ports"]):
+            yield f"{title(monitor)} does not reach the figures of {pod.owner}"
+
+
+def _asked(release: Release, monitor: Document) -> Iterator[str]:
+    """Every endpoint is a port of some pod that the monitor selects, and each pod with figures is
+    one of those."""
+    picked = [pod for pod in release.pods if pod.matches(monitor["spec"]["selector"])]
+    ports = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    for port in sorted(ports - {name for pod in picked for name in pod.ports()}):
+        yield f"{title(monitor)} asks {port}, which no pod that it selects has"
+    for pod in release.pods:
+        figures = {name for name in ("metrics", "ray-metrics") if name in pod.ports()}
+        if figures and (pod not in picked or not figures <= ports):
             yield f"{title(monitor)} does not reach the figures of {pod.owner}"
 
 

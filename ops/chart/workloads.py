@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from immutable import quantity
 from release import Document, Pod, Release, title
 
 # PodSecurity `restricted` (kubernetes.io/docs/concepts/security/pod-security-standards).
@@ -26,6 +27,7 @@ def check(release: Release, values: Mapping[str, Any]) -> Iterator[str]:
         yield from _volumes(pod, {"cache"} if on_the_node else set())
         yield from _taints(pod)
         yield from _secrets(pod)
+        yield from _disk(pod)
     for budget in release.of("PodDisruptionBudget"):
         if budget["spec"].get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
             yield f"{title(budget)} keeps a node from being drained for pods that are not ready"
@@ -41,6 +43,28 @@ def _volumes(pod: Pod, asked: set[str]) -> Iterator[str]:
         if not kinds <= VOLUMES and volume["name"] not in asked:
             told = f"{volume['name']} ({', '.join(sorted(kinds - VOLUMES))})"
             yield f"{pod.owner}: PodSecurity restricted refuses the volume {told}"
+
+
+def _disk(pod: Pod) -> Iterator[str]:
+    """What a pod takes of its node's disk is asked for and bounded, and its limit, which counts its
+    volumes too, leaves room for what they may hold (kubernetes.io/docs/concepts/configuration/
+    manage-resources-containers, Local ephemeral storage)."""
+    most = 0.0
+    for container in _containers(pod):
+        resources = container.get("resources", {})
+        for kind in ("requests", "limits"):
+            if "ephemeral-storage" not in resources.get(kind, {}):
+                yield f"{pod.owner}: {container['name']} has no {kind} of ephemeral-storage"
+        if container in pod.containers:
+            most += quantity(resources.get("limits", {}).get("ephemeral-storage", 0))
+    held = sum(
+        quantity(volume["emptyDir"]["sizeLimit"])
+        for volume in pod.spec.get("volumes", [])
+        if "sizeLimit" in volume.get("emptyDir", {})
+        and volume["emptyDir"].get("medium") != "Memory"
+    )
+    if held > most:
+        yield f"{pod.owner} is evicted before its volumes are full: they may hold {held:.0f} bytes"
 
 
 def _taints(pod: Pod) -> Iterator[str]:

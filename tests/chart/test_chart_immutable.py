@@ -1,5 +1,5 @@
-"""What can't be changed of a release, or would be left behind: refused by the chart, with a way that
-leads there. Real Helms, on an API server that refuses as Kubernetes does."""
+"""What can't be changed of a release, or would be left behind: refused by the chart, with a way
+that leads there. Real Helms, on an API server that refuses as Kubernetes does."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def with_set(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def test_every_value_that_can_not_be_changed_is_guarded(
     mode: str, any_helm: rendering.Helm, tmp_path: Path
 ) -> None:
-    """All values are tried, by a chart that refuses nothing: the others at once, and one by one only
-    to name the one that is not guarded."""
+    """All values are tried, by a chart that refuses nothing: the others at once, and fewer only to
+    name the one that is not guarded."""
     chart = tmp_path / "plinth"
     shutil.copytree(rendering.CHART, chart)
     (chart / "values.schema.json").unlink()
@@ -109,7 +109,7 @@ def test_every_value_that_can_not_be_changed_is_guarded(
     before = Release(rendering.documents(any_helm.render(base, chart=chart)))
     left_out = {"ray.mode", "extraObjects"}  # the one is a case of its own, the other are no values
     tried = {path: other(path, value) for path, value in leaves(base) if path not in left_out}
-    assert GUARDED | OWN <= set(tried)
+    assert set(tried) >= GUARDED | OWN
 
     def told(paths: list[str]) -> list[str]:
         changes = {path: tried[path] for path in paths}
@@ -250,9 +250,7 @@ def test_a_class_that_is_no_longer_named_is_the_volumes_own(
     kube: HelmServer, client: HelmClient
 ) -> None:
     """Kubernetes would take the missing name for a change, and refuse it."""
-    named = {
-        part: {"persistence": {"storageClass": "fast"}} for part in ("redis", "store", "jobs")
-    }
+    named = {part: {"persistence": {"storageClass": "fast"}} for part in ("redis", "store", "jobs")}
     client.install(rendering.merged(BASE, named))
     client.upgrade(BASE)
     (template,) = kube.objects[f"{APPS}/statefulsets/plinth-redis"]["spec"]["volumeClaimTemplates"]
@@ -287,7 +285,7 @@ def test_sizes_are_compared_by_their_bytes(
     shutil.copytree(rendering.CHART, chart)
     sizes = json.dumps([one, two])
     (chart / "templates" / "sizes.yaml").write_text(
-        f"sizes: {{{{- range fromJsonArray {sizes!r} }}}} {{{{ include \"plinth.bytes\" . }}}}"
+        f'sizes: {{{{- range fromJsonArray {sizes!r} }}}} {{{{ include "plinth.bytes" . }}}}'
         "{{- end }}\n".replace("'", "`")
     )
     text = any_helm.render({}, chart=chart)

@@ -109,6 +109,19 @@ WRONG_TOGETHER = {
         {"monitoring": {"serviceMonitor": {"enabled": True}}},
         "networkPolicy.metrics.from lets nobody in",
     ),
+    "asked by nobody": (
+        {"monitoring": {"podMonitor": {"enabled": True}}},
+        "monitoring.podMonitor.enabled scrapes the pods",
+    ),
+    "scraped twice": (
+        {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+        "Enable one",
+    ),
+    "a cache beyond the disk": ({"cache": {"sizeLimit": "100Gi"}}, "Raise the one above the other"),
+    "a route of nobody": (
+        {"gateway": {"grpcRoute": {"enabled": True}}},
+        "needs gateway.grpcRoute.parentRefs",
+    ),
     "a scale of nothing": (
         {"gateway": {"autoscaling": {"enabled": True, "targetCPUUtilization": 0}}},
         "has no target",

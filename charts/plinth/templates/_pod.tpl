@@ -14,6 +14,10 @@ metadata:
   annotations:
     checksum/config: {{ include "plinth.settings" $root | sha256sum }}
     checksum/secrets: {{ include "plinth.secretsRead" (dict "root" $root "kind" $svc.kind) | sha256sum }}
+    {{- if and (eq $svc.kind "ray") (not $static) }}
+    # KubeRay leaves tolerations out when it looks for changes, and would not take up new ones.
+    checksum/tolerations: {{ include "plinth.tolerations" $svc | sha256sum }}
+    {{- end }}
     {{- if and (eq $svc.name "head") $static }}
     checksum/applications: {{ include "plinth.serveConfig" $root | sha256sum }}
     {{- end }}
@@ -127,10 +131,9 @@ spec:
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- $gpus := gt (int (dig "gpu" "count" 0 $svc)) 0 }}
-{{- with concat (default list $svc.tolerations) (default list (ternary (dig "gpu" "tolerations" list $svc) list $gpus)) }}
+{{- with include "plinth.tolerations" $svc }}
 tolerations:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 {{- with $svc.affinity }}
 affinity:
@@ -151,6 +154,14 @@ priorityClassName: {{ . }}
 {{- with $svc.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
+{{- end -}}
+
+{{/* A service's, and where it has GPUs, theirs. */}}
+{{- define "plinth.tolerations" -}}
+{{- $gpus := gt (int (dig "gpu" "count" 0 .)) 0 -}}
+{{- with concat (default list .tolerations) (default list (ternary (dig "gpu" "tolerations" list .) list $gpus)) -}}
+{{ toYaml . }}
+{{- end -}}
 {{- end -}}
 
 {{/* GPUs are requested and limited alike, as device plugins want it. */}}
