@@ -240,7 +240,8 @@ class Helm4Client:
         self._done(lambda: self._config.install(self._chart, RELEASE, values))
 
     def upgrade(self, values: Json) -> str:
-        return str(self._done(lambda: self._config.upgrade(self._chart, RELEASE, values)))
+        made = self._done(lambda: self._config.upgrade(self._chart, RELEASE, values))
+        return str(made["notes"])
 
     def rollback(self, revision: int) -> None:
         self._done(lambda: self._config.rollback(RELEASE, version=revision))
