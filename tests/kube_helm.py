@@ -137,6 +137,7 @@ def _discovered(path: str) -> Json | None:
             "singularName": kind.lower(),
             "namespaced": True,
             "kind": kind,
+            "shortNames": ["pvc"] if kind == "PersistentVolumeClaim" else [],
             "verbs": ["create", "delete", "get", "list", "patch", "update"],
         }
         for kind, resource in _KINDS[found[1]].items()
