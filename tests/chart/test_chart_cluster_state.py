@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +20,14 @@ import yaml
 import rendering
 
 APPS = {"groupVersion": "apps/v1", "version": "v1"}
+RAY = {"groupVersion": "ray.io/v1", "version": "v1"}
+CLAIM = "PersistentVolumeClaim"
+PLACES = {
+    "RayService": ("/apis/ray.io/v1", "ray.io/v1"),
+    "StatefulSet": ("/apis/apps/v1", "apps/v1"),
+    "Deployment": ("/apis/apps/v1", "apps/v1"),
+    CLAIM: ("/api/v1", "v1"),
+}
 
 
 def listed(**kinds: str) -> list[dict[str, Any]]:
@@ -39,18 +49,39 @@ def cluster(
     config_maps: list[dict[str, Any]],
     secrets: dict[str, dict[str, str]] | None = None,
     sets: dict[str, int] | None = None,
+    ending: dict[str, str] | None = None,
+    enforced: str = "",
 ) -> Iterator[str]:
     """An API server that knows ConfigMaps, Secrets and StatefulSets (by their pods), as far as
-    Helm's `lookup` asks."""
-    core = listed(configmaps="ConfigMap", secrets="Secret")
-    apps = listed(statefulsets="StatefulSet")
-    group = {"name": "apps", "versions": [APPS], "preferredVersion": APPS}
+    Helm's `lookup` asks. `ending`: kind and name of what is being deleted.
+    `enforced`: the namespace's level of PodSecurity."""
+    core = listed(configmaps="ConfigMap", secrets="Secret", persistentvolumeclaims=CLAIM)
+    apps = listed(statefulsets="StatefulSet", deployments="Deployment")
+    core += [{**listed(namespaces="Namespace")[0], "namespaced": False}]
+    ray = listed(rayservices="RayService")
+    groups = [
+        {"name": one["groupVersion"].partition("/")[0], "versions": [one], "preferredVersion": one}
+        for one in (APPS, RAY)
+    ]
     base = "/api/v1/namespaces/models"
     answers = {
         "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]},
+        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
         "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": core},
         "/apis/apps/v1": {"kind": "APIResourceList", "groupVersion": "apps/v1", "resources": apps},
+        "/apis/ray.io/v1": {
+            "kind": "APIResourceList",
+            "groupVersion": "ray.io/v1",
+            "resources": ray,
+        },
+        "/api/v1/namespaces/models": {
+            "kind": "Namespace",
+            "apiVersion": "v1",
+            "metadata": {
+                "name": "models",
+                "labels": {"pod-security.kubernetes.io/enforce": enforced} if enforced else {},
+            },
+        },
         "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
         f"{base}/configmaps": {"kind": "ConfigMapList", "apiVersion": "v1", "items": config_maps},
     }
@@ -64,6 +95,19 @@ def cluster(
             "apiVersion": "apps/v1",
             "metadata": {"name": name, "namespace": "models"},
             "spec": {"replicas": replicas},
+        }
+
+    for kind, name in (ending or {}).items():
+        path, version = PLACES[kind]
+        answers[f"{path}/namespaces/models/{kind.lower()}s/{name}"] = {
+            "kind": kind,
+            "apiVersion": version,
+            "metadata": {
+                "name": name,
+                "namespace": "models",
+                "deletionTimestamp": "2026-11-30T12:00:00Z",
+                "finalizers": ["ray.io/rayservice-finalizer"],
+            },
         }
 
     class Handler(BaseHTTPRequestHandler):
@@ -92,7 +136,7 @@ def cluster(
         thread.join()
 
 
-def rendered_in(url: str, values: dict[str, Any]) -> str:
+def rendered_in(url: str, values: dict[str, Any], chart_at: Path = rendering.CHART) -> str:
     """Rendered by Helm 4 with a cluster to look into. HelmError with the chart's refusal."""
     config = pytest.importorskip("helm_python.config", reason="`make chart` installs Helm 4")
     from helm_python import chart
@@ -108,7 +152,7 @@ def rendered_in(url: str, values: dict[str, Any]) -> str:
     with config.Config(
         namespace="models", kubeconfig_content=yaml.safe_dump(kubeconfig)
     ) as connection:
-        loaded = chart.Chart.load(str(rendering.CHART))
+        loaded = chart.Chart.load(str(chart_at))
         made = connection.render(loaded, values, name="demo", namespace="models")
     return "\n---\n".join(text for name, text in made.items() if not name.endswith("NOTES.txt"))
 
@@ -180,6 +224,38 @@ def test_an_upgrade_leaves_pods_to_their_autoscaler(there: int | None, kept: int
         if one["kind"] == "StatefulSet" and one["metadata"]["name"] == "demo-plinth-inference"
     ]
     assert stage["spec"].get("replicas") == kept
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "mode"),
+    [
+        ("RayService", "demo-plinth", "rayservice"),
+        ("StatefulSet", "demo-plinth-head", "static"),
+        ("StatefulSet", "demo-plinth-redis", "rayservice"),
+        ("Deployment", "demo-plinth-gateway", "rayservice"),
+        (CLAIM, "demo-plinth-store", "static"),
+        (CLAIM, "demo-plinth-jobs", "static"),
+    ],
+)
+def test_what_is_being_deleted_is_not_taken_over(
+    kind: str, name: str, mode: str, tmp_path: Path
+) -> None:
+    """Helm patches an object of its name that is there, and it vanishes under the new release."""
+    values = {"ray": {"mode": mode}, "jobs": {"persistence": {"enabled": True}}}
+    refusal = (
+        f"{kind}/{name} of an earlier release is being deleted since 2026-11-30T12:00:00Z.*"
+        f"kubectl -n models wait --for=delete {kind.lower()}/{name} --timeout=10m"
+    )
+    chart = tmp_path / "plinth"
+    shutil.copytree(rendering.CHART, chart)
+    # This library asks no cluster for its kinds, as helm does.
+    validate = chart / "templates" / "validate.yaml"
+    known = '(.Capabilities.APIVersions.Has "ray.io/v1/RayService")'
+    validate.write_text(validate.read_text().replace(known, "true"))
+    with cluster([], ending={kind: name}) as url, pytest.raises(Exception, match=refusal):
+        rendered_in(url, values, chart)
+    with cluster([], ending={kind: f"other-{name}"}) as url:
+        assert "kind: NetworkPolicy" in rendered_in(url, values, chart)
 
 
 SECRET_KEYS = ("cluster-token", "auth_token", "redis-password", "api-key")

@@ -383,11 +383,60 @@ MUTATIONS = {
         "-heads, not rendered",
     ),
     "scaled-twice": (
-        "ray-static.yaml",
-        "if not $scaled",
-        "if true",
+        "_replicas.tpl",
+        "{{- $live := lookup",
+        "{{- .least -}}{{- $live := lookup",
         FOLLOWED,
         "has a number of its own, and HorizontalPodAutoscaler/",
+    ),
+    "gateway-scaled-twice": (
+        "_replicas.tpl",
+        "{{- $live := lookup",
+        "{{- .least -}}{{- $live := lookup",
+        SCALED,
+        "has a number of its own, and HorizontalPodAutoscaler/",
+    ),
+    "number-left-out-unnoted": (
+        "ray-static.yaml",
+        "plinth.dev/replicas: autoscaler",
+        "plinth.dev/replicas: chart",
+        FOLLOWED,
+        "does not note it (plinth.dev/replicas: autoscaler)",
+    ),
+    "gateways-number-left-out-unnoted": (
+        "gateway.yaml",
+        "annotations: {plinth.dev/replicas: autoscaler}",
+        "annotations: {plinth.dev/replica: autoscaler}",
+        SCALED,
+        "does not note it (plinth.dev/replicas: autoscaler)",
+    ),
+    "number-of-nobody": (
+        "ray-static.yaml",
+        "if or (not $scaled) $replicas",
+        "if $scaled",
+        STATIC,
+        "says no number of pods, and nobody else does",
+    ),
+    "noted-and-said": (
+        "gateway.yaml",
+        'if and $scaling.enabled (eq $replicas "")',
+        "if true",
+        BOTH,
+        "says a number, and notes that an autoscaler does",
+    ),
+    "counted-twice": (
+        "ray-static.yaml",
+        "kind: StatefulSet, name: {{ $full }}",
+        'kind: StatefulSet, name: {{ include "plinth.fullname" $ }}-reward',
+        FOLLOWED,
+        "is counted by 2 autoscalers",
+    ),
+    "chart-unknown": (
+        "_names.tpl",
+        "helm.sh/chart:",
+        "helm.sh/charts:",
+        BOTH,
+        "has no helm.sh/chart, by which `plinth k8s` knows its owner",
     ),
     "scaled-otherwise": (
         "_services.tpl",
@@ -441,15 +490,22 @@ def findings(helm: rendering.Helm, chart: Path, values: dict) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_broken_chart_is_told(name: str, any_helm: rendering.Helm, tmp_path: Path) -> None:
-    file, there, instead, values, told = MUTATIONS[name]
-    chart = tmp_path / "plinth"
+def mutated(mutation: tuple[str, str, str, dict, str], folder: Path) -> Path:
+    """A copy of the chart with the mutation."""
+    file, there, instead, *_ = mutation
+    chart = folder / "plinth"
     shutil.copytree(rendering.CHART, chart)
     path = chart / "templates" / file
     before = path.read_text()
     assert there in before, "the mutation's place is gone: adapt it"
     path.write_text(before.replace(there, instead))
+    return chart
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_chart_is_told(name: str, any_helm: rendering.Helm, tmp_path: Path) -> None:
+    *_, values, told = MUTATIONS[name]
+    chart = mutated(MUTATIONS[name], tmp_path)
     assert any(told in one for one in findings(any_helm, chart, values))
 
 

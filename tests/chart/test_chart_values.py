@@ -46,6 +46,14 @@ WRONG_TOGETHER = {
     ),
     "a bucket of nobody": ({"store": {"url": "s3://bucket"}}, "set store.s3.existingSecret"),
     "Google's bucket": ({"store": {"url": "gs://bucket"}}, "set store.gcs.existingSecret"),
+    "annotations of somebody else's account": (
+        {"serviceAccount": {"create": False, "name": "own", "annotations": {"role": "r"}}},
+        "leave serviceAccount.annotations empty",
+    ),
+    "an account that KubeRay renames": (
+        {"serviceAccount": {"name": "a" * 51}},
+        "KubeRay takes at most 50 characters of the head's account",
+    ),
     "GPUs where there are none": (
         {"config": {"engine": {"device": "cuda"}}},
         "Set stages.inference.gpu.count=1, or config.engine.device=cpu",
@@ -101,6 +109,19 @@ WRONG_TOGETHER = {
         {"monitoring": {"serviceMonitor": {"enabled": True}}},
         "networkPolicy.metrics.from lets nobody in",
     ),
+    "asked by nobody": (
+        {"monitoring": {"podMonitor": {"enabled": True}}},
+        "monitoring.podMonitor.enabled scrapes the pods",
+    ),
+    "scraped twice": (
+        {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+        "Enable one",
+    ),
+    "a cache beyond the disk": ({"cache": {"sizeLimit": "100Gi"}}, "Raise the one above the other"),
+    "a route of nobody": (
+        {"gateway": {"grpcRoute": {"enabled": True}}},
+        "needs gateway.grpcRoute.parentRefs",
+    ),
     "a scale of nothing": (
         {"gateway": {"autoscaling": {"enabled": True, "targetCPUUtilization": 0}}},
         "has no target",
@@ -152,6 +173,12 @@ def test_the_schema_refuses_with_the_path(what: str, helm: rendering.Helm) -> No
         helm.render(values)
 
 
+def test_an_account_of_ones_own_is_an_identity(any_helm: rendering.Helm) -> None:
+    """Whoever names it has annotated it, or linked it to a role without (EKS Pod Identity)."""
+    values = {"store": {"url": "s3://bucket"}, "serviceAccount": {"create": False, "name": "own"}}
+    assert "serviceAccountName: own" in any_helm.render(values)
+
+
 @pytest.mark.parametrize("what", WRONG_TOGETHER)
 def test_values_that_do_not_fit_are_refused_with_advice(what: str, helm: rendering.Helm) -> None:
     values, told = WRONG_TOGETHER[what]
@@ -166,7 +193,12 @@ def test_every_refusal_of_the_chart_is_tried(any_helm: rendering.Helm) -> None:
     messages = re.findall(r'fail (?:\(printf )?"((?:[^"\\]|\\.)*)"', text)
     assert len(messages) > 20
     told = " ".join(_refusal(any_helm, values) for values, _ in WRONG_TOGETHER.values())
-    by_cluster = ("this release's Redis holds", "the release ")
+    by_cluster = (
+        "this release's Redis holds",
+        "the release ",
+        "%s/%s of an earlier release is",
+        "cache.type is hostPath",
+    )
     for message in messages:
         longest = max(re.split(r"%[sdq]", message), key=len)
         assert longest in told or message.startswith(by_cluster), message
