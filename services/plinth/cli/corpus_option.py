@@ -48,7 +48,9 @@ def corpus_overrides(
     step = f"steps.{name}"
     overrides = {f"{step}.corpus_dir": yaml.safe_dump(str(folder)), f"{step}.builtin": ""}
     for other, form in forms.items():
-        if other != name and form and forms[name] is None:
+        if f"steps.{other}.corpus_dir" in given:  # rows of one's own
+            overrides[f"steps.{other}.builtin"] = ""
+        elif other != name and form and forms[name] is None:
             taken = ("builtin", "validation_fraction", "max_bytes")
             overrides |= dict.fromkeys((f"steps.{other}.{field}" for field in taken), "")
             overrides |= {f"steps.{other}.corpus": f"${name}", f"steps.{other}.passages": form}

@@ -140,13 +140,15 @@ def about(step: pb.Step) -> str:
     if "bits_per_byte" in figures:
         parts.append(
             f"{figures['bits_per_byte']:.3f} bits per byte held out, "
-            f"5-gram {figures['ngram_bits_per_byte']:.3f}"
+            f"5-gram {figures['ngram_bits_per_byte']:.3f}{_size(figures)}"
         )
     elif (trained := training_view.line(figures)) is not None:
         parts.append(trained)
     elif "loss" in figures:
-        rate = figures.get("tokens_per_second")
-        parts.append(f"loss {figures['loss']:.3f}" + (f", {rate:,.0f} tokens/s" if rate else ""))
+        rate, held_out = figures.get("tokens_per_second"), figures.get("validation_loss")
+        told = f"loss {figures['loss']:.3f}"
+        told += f" (held out {held_out:.3f})" if held_out is not None else ""
+        parts.append(told + (f", {rate:,.0f} tokens/s" if rate else ""))
     elif "sides" in figures:
         before, after = (figures["sides"][side]["pass_rate"] for side in ("baseline", "model"))
         parts.append(f"{after:.0%} of the answers pass, {before:.0%} before")
@@ -162,6 +164,14 @@ def about(step: pb.Step) -> str:
     if step.state == pb.STEP_STATE_REUSED:
         parts.append("(as before)")
     return "  ".join(parts)
+
+
+def _size(figures: dict[str, Any]) -> str:
+    """Of what an exam was held on: it reads no more than it needs."""
+    if "held_out_bytes" not in figures:
+        return ""
+    documents, size = figures["held_out_documents"], figures["held_out_bytes"]
+    return f", on {documents:,} documents of {size / 1e6:.1f} MB"
 
 
 def metrics(step: pb.Step) -> dict[str, Any]:

@@ -18,7 +18,7 @@ REFUSE_ABOVE = 0.5
 # What is left out is told in words, with lengths and kinds of file; these few names are for who
 # counts it (a label of a metric). By how the words begin.
 REASONS = {
-    "too_long": ("longer than ", "whose answers begin after "),
+    "too_long": ("longer than ", "too long for ", "whose answers begin after "),
     "repeated": (
         "repeated word for word",
         "that repeat a held-out one",
@@ -26,7 +26,11 @@ REASONS = {
         "topics that are there already",
     ),
     "unread": ("of kind ", "of other kinds", "in a folder that can't be opened", "a broken link"),
-    "nothing_to_learn": ("without a token to learn", "of no two sentences of prose"),
+    "nothing_to_learn": (
+        "without a token to learn",
+        "of no two sentences of prose",
+        "that no rule makes worse",
+    ),
     "undecided": ("undecided", "that contradict"),
     "other": ("",),
 }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from plinth.cli.corpus_option import corpus_overrides
 from plinth.cli.quickstart import PIPELINE
 from plinth.cli.runs import parse_overrides
 from plinth.coordinator.pipeline import parse
@@ -80,3 +81,16 @@ def test_without_alignment_a_tuned_model_is_served() -> None:
     left = parse(TEXT, given(2)).steps
     assert [name for name, step in left.items() if step.kind == "serve"] == ["online"]
     assert [name for name, step in left.items() if step.kind == "train"] == ["pretrain", "chat"]
+
+
+def test_chats_of_ones_own_beside_text_of_ones_own(tmp_path: Path) -> None:
+    text = PAGE.read_text()
+    words = shlex.split(re.findall(r"^plinth run (.*--corpus .*)$", text, flags=re.MULTILINE)[0])
+    assert words[1:2] + words[3:4] == ["--corpus", "--set"]
+    said = parse_overrides(words[4:])
+    steps: Any = parse(TEXT, corpus_overrides(yaml.safe_load(TEXT), tmp_path, said)).steps
+    rows = steps["instructions"]
+    assert (rows.builtin, rows.corpus, rows.passages) == (None, None, None)
+    assert {"steps.instructions.corpus_dir": rows.corpus_dir} == said
+    assert steps["corpus"].corpus_dir == str(tmp_path)
+    assert steps["preferences"].passages == "pairs"

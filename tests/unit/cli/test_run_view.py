@@ -122,11 +122,12 @@ def test_dpo_tells_what_its_users_ask() -> None:
     assert "warning" not in told
 
 
-def test_a_run_that_made_most_preferred_answers_less_likely_warns_and_advises() -> None:
+def test_a_run_that_made_preferred_answers_much_less_likely_warns_and_advises() -> None:
     """Accuracy and margin say nothing of it: they rise."""
-    told = shown(step("train", {**DPO, "validation_chosen_fallen": 1.0}))
+    fell = {"validation_chosen_fallen": 1.0, "validation_chosen_logprob": -0.95}
+    told = shown(step("train", {**DPO, **fell}))
     (warned,) = [one for one in told.split("\n\n") if "warning" in one]
-    for said in ("100% of the held-out preferred", "-0.35 → -0.43", "likelihood_weight", "beta"):
+    for said in ("100% of the held-out preferred", "-0.35 → -0.95", "likelihood_weight", "beta"):
         assert said in warned
     assert "learning_rate" in warned
 

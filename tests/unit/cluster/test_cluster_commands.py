@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from plinth.cli.stack_table import UpTable, doctor_screen, status_screen
+from plinth.cli.tables import show
 from plinth.cluster import doctor, ports, serve_model
 from plinth.cluster.layout import ComponentState, Layout
 from plinth.cluster.logs import follow_logs, log_files, tail
@@ -25,7 +26,7 @@ from plinth.v1 import gateway_pb2
 
 def _rendered(what: RenderableType) -> str:
     screen = io.StringIO()
-    Console(width=140, file=screen).print(what)
+    show(Console(width=140, file=screen), what)
     return screen.getvalue()
 
 

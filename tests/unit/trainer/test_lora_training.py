@@ -425,9 +425,9 @@ def test_a_job_publishes_the_merged_model_and_the_adapter_of_its_base(
 
     record = attempt(job)
     adapter = store.get("tuned-adapter@1")
-    assert record.form == "model"
+    assert record.kind == "model"
     assert record.parents == (dataset.ref, base.ref, adapter.ref)
-    assert adapter.form == "adapter"
+    assert adapter.kind == "adapter"
     assert adapter.parents[0] == base.ref
     assert adapter.manifest["data_digests"][base.ref] == base.digest
     assert adapter.manifest["license"] == record.manifest["license"] == "mit"

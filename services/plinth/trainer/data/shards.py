@@ -152,7 +152,7 @@ def read_info(folder: Path) -> DatasetInfo:
     if not readable or form not in FORMS:
         raise InvalidArgument(
             f"{path}: a dataset of format {value.get('format')!r} and form {form!r} is not read, "
-            f"this Plinth reads format {FORMAT}; prepare it again",
+            f"this Plinth reads format {FORMAT}; prepare the dataset again",
             field="dataset",
         )
     value["form"] = form
