@@ -222,8 +222,10 @@ def kubectl(kubeconfig: Path, refusal: str) -> None:
     "path", ["redis.persistence.size", "store.persistence.size", "redis.database", "store.url"]
 )
 def test_the_way_that_a_refusal_names_leads_there(
-    path: str, kube: HelmServer, client: HelmClient, kubeconfig: Path
+    path: str, helm: rendering.Helm, kube: HelmServer, client: HelmClient, kubeconfig: Path
 ) -> None:
+    if helm.name == "Helm 3" and "persistence" not in path:
+        pytest.skip("Helm 3 patches lists of variables, which the scripted server can't merge")
     client.install(BASE)
     claim = claimed(kube)
     wanted = upgrade_to(path, WAYS[path][0])
