@@ -277,6 +277,14 @@ def test_redis_volume_of_an_earlier_release_is_taken_up_as_it_is(
     client.install(rendering.merged(BASE, {"redis": {"persistence": {"size": "8192Mi"}}}))
 
 
+def test_redis_without_a_volume_is_given_none(kube: HelmServer, client: HelmClient) -> None:
+    bare = rendering.merged(BASE, {"redis": {"persistence": {"enabled": False}}})
+    client.install(bare)
+    with pytest.raises(rendering.Refused, match="has no volume, which Kubernetes lets nobody give"):
+        client.upgrade(BASE)
+    client.upgrade(bare)
+
+
 @pytest.mark.parametrize(
     ("one", "two"), [("1Ti", "1024Gi"), ("0.5Gi", "512Mi"), ("2000M", "2G"), (8, "8000m")]
 )
