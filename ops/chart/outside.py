@@ -84,7 +84,7 @@ def goes_out(release: Release, pod: Pod, address: str, port: int, protocol: str 
 
 
 def _is_port(rule: Document, port: int, protocol: str) -> bool:
-    return rule.get("protocol", "TCP") == protocol and rule.get("port", port) == port
+    return bool(rule.get("protocol", "TCP") == protocol and rule.get("port", port) == port)
 
 
 def _is_peer(peer: dict[str, Any], address: str) -> bool:

@@ -11,13 +11,6 @@ FLAG: Schema = {"type": "boolean"}
 ANY: Schema = {"type": "object"}
 ITEMS: Schema = {"type": "array", "items": {"type": "object"}}
 WORDS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
-# What the chart itself selects pods by is refused.
-POD_LABELS: Schema = {
-    **WORDS,
-    "propertyNames": {
-        "not": {"pattern": r"^(app\.kubernetes\.io/(part-of|instance|component)$|plinth\.dev/)"}
-    },
-}
 NAME: Schema = {"type": "string", "pattern": "^$|^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"}
 QUANTITY: Schema = {
     "type": ["string", "integer", "number"],

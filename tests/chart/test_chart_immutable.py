@@ -222,8 +222,10 @@ def kubectl(kubeconfig: Path, refusal: str) -> None:
     "path", ["redis.persistence.size", "store.persistence.size", "redis.database", "store.url"]
 )
 def test_the_way_that_a_refusal_names_leads_there(
-    path: str, kube: HelmServer, client: HelmClient, kubeconfig: Path
+    path: str, helm: rendering.Helm, kube: HelmServer, client: HelmClient, kubeconfig: Path
 ) -> None:
+    if helm.name == "Helm 3" and "persistence" not in path:
+        pytest.skip("Helm 3 patches lists of variables, which the scripted server can't merge")
     client.install(BASE)
     claim = claimed(kube)
     wanted = upgrade_to(path, WAYS[path][0])
@@ -273,6 +275,14 @@ def test_redis_volume_of_an_earlier_release_is_taken_up_as_it_is(
         with pytest.raises(rendering.Refused, match=told):
             client.install(rendering.merged(BASE, {"redis": {"persistence": change}}))
     client.install(rendering.merged(BASE, {"redis": {"persistence": {"size": "8192Mi"}}}))
+
+
+def test_redis_without_a_volume_is_given_none(kube: HelmServer, client: HelmClient) -> None:
+    bare = rendering.merged(BASE, {"redis": {"persistence": {"enabled": False}}})
+    client.install(bare)
+    with pytest.raises(rendering.Refused, match="has no volume, which Kubernetes lets nobody give"):
+        client.upgrade(BASE)
+    client.upgrade(bare)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,19 @@ WRONG_TOGETHER = {
         "Enable one",
     ),
     "a cache beyond the disk": ({"cache": {"sizeLimit": "100Gi"}}, "Raise the one above the other"),
+    "labels of the chart's own": (
+        {"tests": {"podLabels": {"plinth.dev/ray-node": "true"}}},
+        "podLabels of tests set plinth.dev/ray-node",
+    ),
+    "two routes of one host": (
+        {
+            "gateway": {
+                kind: {"enabled": True, "parentRefs": [{"name": "edge"}]}
+                for kind in ("httpRoute", "grpcRoute")
+            }
+        },
+        "share a host (any) on one listener of edge",
+    ),
     "a route of nobody": (
         {"gateway": {"grpcRoute": {"enabled": True}}},
         "needs gateway.grpcRoute.parentRefs",
@@ -188,8 +201,11 @@ def test_values_that_do_not_fit_are_refused_with_advice(what: str, helm: renderi
 
 
 def test_every_refusal_of_the_chart_is_tried(any_helm: rendering.Helm) -> None:
-    """Each `fail` of the template is reached by a case above, or by a cluster's state below."""
-    text = (rendering.CHART / "templates" / "validate.yaml").read_text()
+    """Each `fail` of the templates is reached by a case above, or by a cluster's state below.
+    Those of volumes and places are tried in test_chart_immutable.py."""
+    folder = rendering.CHART / "templates"
+    names = ("validate.yaml", "validate-routes.yaml")
+    text = "".join((folder / name).read_text() for name in names)
     messages = re.findall(r'fail (?:\(printf )?"((?:[^"\\]|\\.)*)"', text)
     assert len(messages) > 20
     told = " ".join(_refusal(any_helm, values) for values, _ in WRONG_TOGETHER.values())
