@@ -90,7 +90,7 @@ def test_everything_is_lost_in_between(tmp_path: Path) -> None:
     shutil.rmtree(data)
 
     assert "is restored" in plinth(data, "restore", str(place))
-    kept = list((data / "jobs").glob("*/checkpoints/step-*"))
+    kept = list((data / "jobs").glob("*/attempt-0/checkpoints/step-*"))
     assert kept, "no checkpoint came back"
     began = time.monotonic()
     stack = Stack.up(real.stack.settings, plan=StackPlan())

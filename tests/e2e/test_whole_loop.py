@@ -198,13 +198,16 @@ async def refused(client: PlatformClient) -> None:
         run_id="ruined",
         source_run_id="loop",
         from_step="aligned",
-        overrides={"steps.aligned.learning_rate": "1.0"},
+        overrides={
+            "steps.aligned.learning_rate": "1.0",
+            "steps.aligned.pairs.max_chosen_drop": "0",  # else the training itself is refused
+        },
     )
     await client.runs.ForkRun(ask, metadata=client.metadata)
     run = await client.end("ruined")
     print(f"ruined: {seconds_of(run)} {run.error}")
     assert run.state == pb.RUN_STATE_FAILED
-    assert "at most 1.25 is required" in run.error
+    assert "at most 1.250 is required" in run.error
     assert steps(run)["aligned"].output == "chat@3"
     trial = steps(run)["trial"]
     assert (trial.state, trial.started_unix_ms) == (pb.STEP_STATE_CANCELLED, 0)
