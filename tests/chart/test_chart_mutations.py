@@ -116,6 +116,20 @@ MUTATIONS = {
         STATIC,
         "its port health is 50050, and the process opens 50055",
     ),
+    "a-database-of-any-namespace": (
+        "_services.tpl",
+        'printf "%s/%s" .Release.Namespace (include "plinth.fullname" .)',
+        'include "plinth.fullname" .',
+        BOTH,
+        "marks its Redis database 'demo-plinth'",
+    ),
+    "a-database-of-any-release": (
+        "_services.tpl",
+        'printf "%s/%s" .Release.Namespace (include "plinth.fullname" .)',
+        'printf "%s/plinth" .Release.Namespace',
+        STATIC,
+        "marks its Redis database 'models/plinth'",
+    ),
     "probe-port": ("_pod.tpl", '"port" 50050', '"port" 50056', BOTH, "asks port 50056"),
     "probe-service": (
         "_services.tpl",

@@ -415,7 +415,7 @@ async def test_a_digest_that_does_not_match(
 async def test_a_restore_that_broke_off_is_given_again(
     lost: Settings, place: Path, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plinth.shared.schema import check_schema
+    from plinth.shared.schema import claim_redis
 
     written = restoring.redis_state.put
 
@@ -429,7 +429,7 @@ async def test_a_restore_that_broke_off_is_given_again(
         assert "burns" in (await refused(lost, place)).message
     # No stage starts on it, no backup is made of it, and no other backup put into it …
     with pytest.raises(FailedPrecondition, match="broke off"):
-        await check_schema(redis_client)
+        await claim_redis(redis_client, None)
     with pytest.raises(FailedPrecondition, match="half restored"):
         await asyncio.to_thread(make, lost, place)
     manifest = found(place, "backups/*/manifest.json")
@@ -439,7 +439,7 @@ async def test_a_restore_that_broke_off_is_given_again(
     # … but the same again goes to the end.
     done = await asyncio.to_thread(put_back, lost, place, backup_id=manifest.parent.name)
     assert done.artifacts == 3
-    await check_schema(redis_client)
+    await claim_redis(redis_client, None)
 
 
 async def test_a_running_platform(lost: Settings, place: Path, redis_client: Redis) -> None:
