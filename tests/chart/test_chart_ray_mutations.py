@@ -63,8 +63,8 @@ MUTATIONS = {
     ),
     "a-taint-for-everybody": (
         "_pod.tpl",
-        '(ternary (dig "gpu" "tolerations" list $svc) list $gpus)',
-        '(dig "gpu" "tolerations" list $svc)',
+        '(ternary (dig "gpu" "tolerations" list .) list $gpus)',
+        '(dig "gpu" "tolerations" list .)',
         {"defaults": {"gpu": {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]}}},
         "has no GPU and tolerates the taint nvidia.com/gpu",
     ),
