@@ -71,9 +71,9 @@ def _settings(release: Release, pod: Pod) -> Iterator[str]:
         yield f"{pod.owner}: Plinth refuses its settings: {error.message}"
         return
     yield from _drain(pod, settings, _stop_s(release, pod))
-    yield from _whose(release, pod, settings.release or "")
     if pod.labels.get("plinth.dev/trial"):
         return
+    yield from _whose(release, pod, settings.release or "")
     ports = pod.ports()
     if pod.component == "gateway":
         opened = {"http": settings.gateway.port, "grpc": settings.gateway.grpc_port}
