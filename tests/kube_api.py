@@ -13,18 +13,14 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 import yaml
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from kube_calls import Call, Loopback, Reply, refused
 from kube_objects import Json, is_kind, merged, patched, scale_of, selected
 from kube_owners import defaulted, updated
 from kube_sockets import execute, forward
@@ -38,38 +34,13 @@ _PATH = re.compile(
 )
 
 
-@dataclass
-class Reply:
-    """A scripted answer. status 0: none ever comes."""
-
-    status: int
-    message: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    details: Json = field(default_factory=dict)
-
-
-@dataclass
-class Call:
-    """What was asked."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    body: Any = None
-    agent: str = ""
-
-    @property
-    def manager(self) -> str:
-        """As whom it writes fields."""
-        return self.query.get("fieldManager") or self.agent.partition("/")[0]
-
-
-class KubeApi:
+class KubeApi(Loopback):
     """The server and what it knows. Change it from the test's thread."""
 
     asks_who = True  # for a token; Go's clients send none without TLS
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[Call] = []
         self.objects: dict[str, Json] = {}
         self.version = {"major": "1", "minor": "33", "gitVersion": "v1.33.4"}
@@ -87,9 +58,6 @@ class KubeApi:
         self._version = 100
         self._oldest = 0  # versions up to this one are forgotten
         self._lock = threading.RLock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping = False
-        self._server: uvicorn.Server | None = None
 
     # -- what a test says ----------------------------------------------------------------------
 
@@ -155,45 +123,6 @@ class KubeApi:
         return path
 
     # -- the server ----------------------------------------------------------------------------
-
-    def __enter__(self) -> KubeApi:
-        routes = [
-            WebSocketRoute("/{path:path}", self._socket),
-            Route("/{path:path}", self._http, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
-        ]
-        config = uvicorn.Config(
-            Starlette(routes=routes),
-            host="127.0.0.1",
-            port=0,
-            log_level="error",
-            ws="websockets-sansio",
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-        self._server = uvicorn.Server(config)
-        started = threading.Event()
-
-        async def serve() -> None:
-            self._loop = asyncio.get_running_loop()
-            assert self._server is not None
-            serving = asyncio.create_task(self._server.serve())
-            while not self._server.started and not serving.done():  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-            started.set()
-            await serving
-
-        self._thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
-        self._thread.start()
-        assert started.wait(10)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping = True
-        assert self._server is not None
-        self._server.should_exit = True
-        self._thread.join(10)
 
     async def _http(self, request: Request) -> Response:
         body = await request.body()
@@ -347,19 +276,6 @@ class KubeApi:
             await execute(socket, found["name"], self.executed, self.exec_code)
         else:
             await forward(socket, self.ports[int(socket.query_params["ports"])])
-
-
-def refused(
-    code: int,
-    message: str,
-    headers: dict[str, str] | None = None,
-    details: Json | None = None,
-    reason: str = "",
-) -> Response:
-    """A Status, as every refusal is one."""
-    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "metadata": {}}
-    body |= {"code": code, "message": message, "reason": reason, "details": details or {}}
-    return JSONResponse(body, code, headers)
 
 
 def _line(when: str, text: str) -> str:

@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 
 import immutable
 import rendering
-from kube_api import Call, KubeApi, refused
+from kube_api import KubeApi
+from kube_calls import Call, refused
 from kube_objects import Json, merged, selected
 from kube_owners import Conflict, applied, defaulted, updated
 

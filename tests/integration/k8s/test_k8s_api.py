@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kube_api import NAMESPACE, KubeApi, Reply
+from kube_api import NAMESPACE, KubeApi
+from kube_calls import Reply
 from kube_cluster import error_of, plinth_k8s
 from kube_release import APPS, static_pods, static_release
 from patience import PATIENCE_S

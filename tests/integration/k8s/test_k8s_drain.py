@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kube_api import Call, KubeApi, Reply
+from kube_api import KubeApi
+from kube_calls import Call, Reply
 from kube_cluster import error_of, plinth_k8s
 from kube_gateway import ScriptedGateway, shard
-from kube_objects import Json
 from kube_release import CORE, labels, pod, static_pods, static_release
 from plinth.cluster.kubernetes_ops import draining
 from plinth.v1 import gateway_pb2
@@ -115,82 +114,6 @@ def test_streams_that_stay_keep_it(
         kubeconfig, "drain", "plinth-inference-0", "--timeout", "1", url=gateway.address
     )
     assert "still holds 1 streams after 1 s; nothing was evicted" in error_of(result)
-    assert POD in kube.objects
-
-
-def runs_again(kube: KubeApi) -> None:
-    """What the kubelet tells of a container that has ended and was started again."""
-    found = kube.objects[POD]
-    found["status"]["containerStatuses"][0]["restartCount"] += 1
-    kube.put(POD, found)
-
-
-@pytest.mark.parametrize("how", [runs_again, lambda kube: kube.delete(POD)], ids=["again", "gone"])
-def test_the_container_may_end_before_its_command(
-    kube: KubeApi, kubeconfig: Path, how: Callable[[KubeApi], None]
-) -> None:
-    kube.exec_code = lambda name, command: how(kube)
-    result = plinth_k8s(kubeconfig, "drain", "plinth-inference-0", key="")
-    assert result.exit_code == 0, result.output
-    assert "its drain ended without an exit code (the connection" in result.stdout
-    assert POD not in kube.objects
-
-
-# As an API server says it: of a container that can't be entered, and of a runtime that fails.
-NEVER_BEGUN = 'container not found ("ray")'
-FAILED: dict[str, Json] = {
-    "no cause": {"status": "Failure", "message": NEVER_BEGUN, "code": 404},
-    "another cause": {
-        "status": "Failure",
-        "reason": "InternalError",
-        "message": f"error executing command in container: {NEVER_BEGUN}",
-        "details": {"causes": [{"message": NEVER_BEGUN}]},
-        "code": 500,
-    },
-    "a signal": {
-        "status": "Failure",
-        "message": f"command terminated: {NEVER_BEGUN}",
-        "details": {"causes": [{"reason": "ExitCode", "message": "killed"}]},
-    },
-}
-
-
-@pytest.mark.parametrize("how", [*FAILED, "no word"])
-def test_a_command_without_an_exit_code_has_emptied_nothing(
-    kube: KubeApi, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    """Ray was never asked: the container runs on, so its streams do."""
-    monkeypatch.setattr(draining, "_KUBELET_S", 0.0)
-    kube.exec_code = lambda name, command: FAILED.get(how)
-    said = error_of(plinth_k8s(kubeconfig, "drain", "plinth-inference-0", key=""))
-    assert (NEVER_BEGUN if how in FAILED else "closed without a word of its end") in said
-    assert "whether it is empty is unknown; nothing was evicted" in said
-    assert not kube.made("POST", "/eviction$")
-    result = plinth_k8s(kubeconfig, "drain", "plinth-inference-0", "--force", key="")
-    assert result.exit_code == 0, result.output
-    assert "its drain ended without an exit code" in result.stdout
-    assert POD not in kube.objects
-
-
-def test_replicas_that_redis_could_not_tell_are_not_none(
-    kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
-) -> None:
-    gateway.status = gateway_pb2.GetStatusResponse(redis_error="Redis is away")
-    result = plinth_k8s(kubeconfig, "drain", "plinth-inference-0", url=gateway.address)
-    assert "the platform's figures can't be had (Redis is away)" in result.stdout
-
-
-def test_one_that_was_marked_before_is_waited_for(
-    kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
-) -> None:
-    """It is no longer ready, and holds a stream still."""
-    kube.put(POD, pod("inference", address(kube), ready=False))
-    gateway.status = status(shard(address(kube), running=1))
-    result = plinth_k8s(
-        kubeconfig, "drain", "plinth-inference-0", "--timeout", "1", url=gateway.address
-    )
-    assert "still holds 1 streams after 1 s; nothing was evicted" in error_of(result)
-    assert not kube.executed
     assert POD in kube.objects
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kube_api import KubeApi, Reply
+from kube_api import KubeApi
+from kube_calls import Reply
 from kube_cluster import plinth_k8s
 from kube_gateway import ScriptedGateway, canary_run, shard
 from kube_release import CORE, RAY, pod, ray_release, static_pods, static_release, warning

@@ -3,7 +3,8 @@
 1. The node is cordoned (a node only).
 2. A pod with replicas is marked: Ray is told that its node drains, by the same command as its
    preStop hook runs. Serve starts successors where there is room; streams end, or go on at another
-   shard.
+   shard. One that is not ready is marked too: it may hold streams still, and Ray takes being told
+   twice. Only a container that does not run holds nothing, and can't be asked.
 3. That command returns 0 when the replica is gone; where nobody told its exit code, its container
    must have ended. And where the platform's figures are at hand, they must agree that no stream is
    left.
@@ -29,7 +30,6 @@ from plinth.cluster.kubernetes_ops.release import (
     Release,
     component_of,
     container_of,
-    is_ready,
 )
 from plinth.cluster.kubernetes_ops.sockets import CommandEnd, run
 from plinth.shared.errors import (
@@ -109,9 +109,10 @@ def _drained(api: Api, pod: Json, how: Drain) -> CommandOutcome:
     outcome = CommandOutcome()
     has_replica = container_of(component) == "ray" and component != "head"
     if has_replica:
-        # One that is no longer ready was marked before, and may hold streams still.
-        if is_ready(pod):
+        if _runs(pod):
             outcome.equivalents.append(_mark(api, pod, how))
+        else:
+            how.say(f"{name}: its container does not run, so it holds nothing")
         _until_silent(api, pod, how)
     _evict(api, name, how)
     eviction = f"{CALLS['evict'].path.format(namespace=api.namespace, name=name)}"
@@ -121,6 +122,15 @@ def _drained(api: Api, pod: Json, how: Drain) -> CommandOutcome:
     _until_gone(api, pod, how)
     outcome.notes.append(f"{name} is empty and gone")
     return outcome
+
+
+def _runs(pod: Json) -> bool:
+    """Whether the container `ray` may run: where nobody tells of it, it may, unless its pod is not
+    yet anywhere."""
+    own = _status_of(pod)
+    if not own:
+        return bool(pod.get("status", {}).get("phase") != "Pending")
+    return not {"waiting", "terminated"} & set(own.get("state") or {})
 
 
 def _mark(api: Api, pod: Json, how: Drain) -> str:
@@ -157,10 +167,15 @@ def _emptied(api: Api, pod: Json, ended: CommandEnd) -> bool:
 
 def _incarnation(pod: Json) -> tuple[object, ...]:
     """Which run of the container `ray` this is, and whether it has ended."""
-    statuses = pod.get("status", {}).get("containerStatuses") or []
-    own: Json = next((one for one in statuses if one["name"] == "ray"), {})
+    own = _status_of(pod)
     ended = "terminated" in (own.get("state") or {})
     return pod["metadata"]["uid"], own.get("containerID"), own.get("restartCount"), ended
+
+
+def _status_of(pod: Json) -> Json:
+    """What the kubelet tells of the container `ray`; empty: nothing."""
+    statuses = pod.get("status", {}).get("containerStatuses") or []
+    return next((one for one in statuses if one["name"] == "ray"), {})
 
 
 def _not_empty(pod: Json, ended: CommandEnd, how: Drain) -> str:
