@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kube_api import NAMESPACE, KubeApi, Reply
+from kube_api import NAMESPACE, KubeApi
+from kube_calls import Reply
 from kube_cluster import error_of, levels, of, plinth_k8s
 from kube_release import CORE, static_release
 from plinth.cluster.finding import Finding
@@ -123,6 +124,22 @@ def test_a_right_that_only_an_option_needs(prepared: KubeApi, kubeconfig: Path) 
         "warn",
         "may not create roles; create ingresses in serving",
     )
+
+
+def test_a_look_that_only_an_option_takes(prepared: KubeApi, kubeconfig: Path) -> None:
+    """Of a namespace, by whom a Role lets look at this one alone."""
+    prepared.forbidden.add(("get", "namespaces"))
+    findings = before(kubeconfig, mode="static")
+    assert of(findings, "rights").level == "ok"
+    found = of(findings, "rights for options")
+    assert found.level == "warn"
+    assert "may not get namespaces serving (cache.type=hostPath looks at" in found.found
+    (asked,) = [
+        call.body["spec"]["resourceAttributes"]
+        for call in prepared.made("POST", "selfsubjectaccessreviews")
+        if call.body["spec"]["resourceAttributes"]["resource"] == "namespaces"
+    ]
+    assert asked["name"] == asked["namespace"] == "serving"
 
 
 def test_gpus_in_a_machine_that_nobody_offers(prepared: KubeApi, kubeconfig: Path) -> None:

@@ -1,6 +1,7 @@
 """May you install, upgrade and uninstall the chart? Asked of the API server, kind by kind.
 
-`KINDS` holds every kind that the chart's templates make, which its tests compare.
+`KINDS` holds every kind that the chart's templates make, `LOOKS` what else they look at, which its
+tests compare: where Helm is forbidden a look, the install ends.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ KINDS: Final[dict[str, Made]] = {
     "PodMonitor": Made(_MONITORS, "podmonitors", "monitoring"),
     "PrometheusRule": Made(_MONITORS, "prometheusrules", "monitoring.rules"),
 }
+# Secrets of others (a bucket's, a password's) are looked at too, by the same right as its own.
+LOOKS: Final[dict[str, Made]] = {"Namespace": Made("", "namespaces", "cache.type=hostPath")}
 
 
 def needed(mode: str, *, cert_manager: bool) -> set[str]:
@@ -86,6 +89,11 @@ def check_rights(api: Api, *, mode: str, cert_manager: bool) -> Iterator[Finding
         else "",
     )
     lacking = _lacking(api, options)
+    for kind, made in LOOKS.items():
+        if not _may(api, "get", made.group, made.resource, api.namespace):
+            lacking.append(
+                f"get {made.resource} {api.namespace} ({made.option} looks at the {kind})"
+            )
     yield Finding(
         "rights for options",
         "warn" if lacking else "ok",
@@ -108,8 +116,9 @@ def _lacking(api: Api, kinds: set[str]) -> list[str]:
     return found
 
 
-def _may(api: Api, verb: str, group: str, resource: str) -> bool:
+def _may(api: Api, verb: str, group: str, resource: str, name: str = "") -> bool:
     attributes = {"namespace": api.namespace, "verb": verb, "group": group, "resource": resource}
+    attributes |= {"name": name} if name else {}
     body = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
