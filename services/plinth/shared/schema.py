@@ -53,7 +53,7 @@ async def claim_redis(redis: Redis, release: str | None) -> None:
         raise too_new(detail)
     if what == "owned":
         database = redis.connection_pool.connection_kwargs.get("db") or 0
-        raise _of_another(detail, release, database)
+        raise of_another(detail, release, database)
     if what == "restoring":
         raise FailedPrecondition(
             f"backup {detail} is being restored into this Redis, or a restore broke off: let it "
@@ -73,7 +73,8 @@ def too_new(schema: object) -> FailedPrecondition:
     )
 
 
-def _of_another(owner: str, release: str | None, database: int) -> FailedPrecondition:
+def of_another(owner: str, release: str | None, database: int) -> FailedPrecondition:
+    """The refusal of another release's database."""
     return FailedPrecondition(
         f"this Redis database is the release {owner}'s, and this process is "
         f"{release or 'of no release'}: they would serve each other's queues, models and API keys. "

@@ -587,3 +587,19 @@ def test_a_listing_that_was_tampered_with_names_no_other_file(tmp_path: Path) ->
         line = json.dumps({"record": path, "data": '{"plinth_schema": 1}'})
         with pytest.raises(PlinthError):
             store_copy.unpack(io.BytesIO(gzip.compress(line.encode() + b"\n")))
+
+
+@pytest.mark.parametrize("own", [None, "team-a/plinth"])
+async def test_a_redis_of_another_release_is_not_restored_over(
+    lost: Settings, place: Path, redis_client: Redis, own: str | None
+) -> None:
+    """It may be stopped, and its keys are all that it has."""
+    await redis_client.set(redis_keys.RELEASE_MARK, "team-b/plinth")
+    await redis_client.hset(redis_keys.api_keys(), "theirs", "{}")
+    ours = lost.model_copy(update={"release": own})
+    error = await refused(ours, place, replace_redis=True)
+    assert error.reason == "REDIS_OF_ANOTHER_RELEASE" and "team-b/plinth" in error.message
+    assert await redis_client.hexists(redis_keys.api_keys(), "theirs")
+    theirs = lost.model_copy(update={"release": "team-b/plinth"})
+    await asyncio.to_thread(put_back, theirs, place, replace_redis=True)
+    assert not await redis_client.hexists(redis_keys.api_keys(), "theirs")
