@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,14 @@ def check(release: Release) -> Iterator[str]:
     """Everything about monitoring."""
     for monitor in release.of("ServiceMonitor"):
         yield from _scraped(release, monitor)
+        wanted = monitor["spec"]["selector"]["matchLabels"]
+        behind = [one["metadata"]["labels"] for one in release.of("Service")]
+        behind = [one for one in behind if wanted.items() <= one.items()]
+        yield from _labelled(monitor, "service", monitor["spec"]["endpoints"], behind)
     for monitor in release.of("PodMonitor"):
         yield from _asked(release, monitor)
+        picked = [pod.labels for pod in release.pods if pod.matches(monitor["spec"]["selector"])]
+        yield from _labelled(monitor, "pod", monitor["spec"]["podMetricsEndpoints"], picked)
     if release.of("ServiceMonitor") and release.of("PodMonitor"):
         yield "a ServiceMonitor and a PodMonitor would count each figure twice"
     recorded: dict[str, frozenset[str]] = {}
@@ -72,6 +79,27 @@ def _asked(release: Release, monitor: Document) -> Iterator[str]:
         figures = {name for name in ("metrics", "ray-metrics") if name in pod.ports()}
         if figures and (pod not in picked or not figures <= ports):
             yield f"{title(monitor)} does not reach the figures of {pod.owner}"
+
+
+def _labelled(
+    monitor: Document, role: str, endpoints: list[Document], picked: Sequence[Mapping[str, str]]
+) -> Iterator[str]:
+    """What it makes labels of is known: Prometheus' discovery names the labels of what it finds, of
+    pods or of Services (prometheus.io, kubernetes_sd_config), and all that is picked has them."""
+    known = [
+        {f"__meta_kubernetes_{role}_label_{re.sub('[^a-zA-Z0-9_]', '_', name)}" for name in labels}
+        for labels in picked
+    ]
+    for source in sorted(
+        {
+            source
+            for endpoint in endpoints
+            for rule in endpoint.get("relabelings", [])
+            for source in rule.get("sourceLabels", [])
+        }
+    ):
+        if not all(source in names for names in known):
+            yield f"{title(monitor)} makes labels of {source}, which not each {role} has"
 
 
 def _scaled_by(release: Release, scaler: Document) -> Iterator[str]:

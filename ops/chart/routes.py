@@ -6,18 +6,24 @@ routes of both kinds whose hosts meet on one listener, the older one alone is ac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from release import Document, Release, title
+from rendering import NAMESPACE
 
 # A Service's word for what a port speaks, by which implementations choose HTTP/2 (KEP-3726).
 _SPEAKS = {"HTTPRoute": "http", "GRPCRoute": "kubernetes.io/h2c"}
+_VALUES = {"HTTPRoute": "httpRoute", "GRPCRoute": "grpcRoute"}
+# What a parentRef that leaves it out means.
+_PARENT = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": NAMESPACE}
 
 
-def check(release: Release) -> Iterator[str]:
-    """Everything about routes."""
+def check(release: Release, values: Mapping[str, Any]) -> Iterator[str]:
+    """Everything about routes. `values`: what is asked for there is in them."""
     routes = [one for kind in _SPEAKS for one in release.of(kind)]
     for route in routes:
+        yield from _asked(route, values["gateway"][_VALUES[route["kind"]]])
         for rule in route["spec"]["rules"]:
             for backend in rule["backendRefs"]:
                 yield from _backend(release, route, backend)
@@ -25,6 +31,20 @@ def check(release: Release) -> Iterator[str]:
         for grpc in release.of("GRPCRoute"):
             if _meet(http, grpc):
                 yield f"{title(http)} and {title(grpc)} share a host on one listener"
+
+
+def _asked(route: Document, values: Mapping[str, Any]) -> Iterator[str]:
+    spec = route["spec"]
+    held = {
+        "annotations": route["metadata"].get("annotations", {}),
+        "hostnames": spec.get("hostnames", []),
+        "parentRefs": spec["parentRefs"],
+    }
+    for rule in spec["rules"]:
+        held["timeouts"] = rule.get("timeouts", {})
+        for what, wanted in values.items():
+            if what != "enabled" and held[what] != wanted:
+                yield f"{title(route)} has {what} {held[what]}, and {wanted} are asked for"
 
 
 def _backend(release: Release, route: Document, backend: Document) -> Iterator[str]:
@@ -42,7 +62,8 @@ def _backend(release: Release, route: Document, backend: Document) -> Iterator[s
 def _meet(one: Document, two: Document) -> bool:
     pairs = [(a, b) for a in one["spec"]["parentRefs"] for b in two["spec"]["parentRefs"]]
     listener = any(
-        all(a.get(key) == b.get(key) for key in ("group", "kind", "namespace", "name"))
+        a["name"] == b["name"]
+        and all(a.get(key, told) == b.get(key, told) for key, told in _PARENT.items())
         and all(
             a.get(key) == b.get(key) or not (a.get(key) and b.get(key))
             for key in ("sectionName", "port")
