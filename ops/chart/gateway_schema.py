@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from schema_parts import FLAG, NAME, STRING, WORDS, Schema, at_least, choice, closed
 
+# Of Gateway API: GEP-2257.
+_DURATION: Schema = {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
+
 
 def gateway(service: dict[str, Schema], resources: Schema) -> Schema:
     """service, resources: the schemas of what every service has."""
@@ -21,7 +24,7 @@ def gateway(service: dict[str, Schema], resources: Schema) -> Schema:
         ingress=closed(
             enabled=FLAG, className=NAME, annotations=WORDS, host=STRING, tlsSecret=NAME
         ),
-        httpRoute=closed(**_route(), timeouts=WORDS),
+        httpRoute=closed(**_route(), timeouts=closed(request=_DURATION, backendRequest=_DURATION)),
         grpcRoute=closed(**_route()),
         autoscaling=closed(
             enabled=FLAG,
@@ -36,7 +39,10 @@ def gateway(service: dict[str, Schema], resources: Schema) -> Schema:
 def _route() -> dict[str, Schema]:
     """HTTPRoute and GRPCRoute of gateway.networking.k8s.io/v1."""
     label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-    host: Schema = {"type": "string", "pattern": rf"^(\*\.)?{label}(\.{label})*$"}
+    host: Schema = {
+        "type": "string",
+        "pattern": rf"^(\*\.)?{label}(\.{label})*$",
+    }
     parent = closed(
         group=STRING,
         kind=STRING,

@@ -11,6 +11,16 @@ FLAG: Schema = {"type": "boolean"}
 ANY: Schema = {"type": "object"}
 ITEMS: Schema = {"type": "array", "items": {"type": "object"}}
 WORDS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+_LABEL = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_PREFIX = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+# Keys and values, as the API server takes them (apimachinery's pkg/util/validation).
+LABELS: Schema = {
+    "type": "object",
+    "patternProperties": {
+        f"^({_PREFIX}/)?{_LABEL}$": {"type": "string", "pattern": f"^({_LABEL})?$"}
+    },
+    "additionalProperties": False,  # a pattern of names would be told without its place
+}
 NAME: Schema = {"type": "string", "pattern": "^$|^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"}
 QUANTITY: Schema = {
     "type": ["string", "integer", "number"],

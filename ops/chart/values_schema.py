@@ -17,6 +17,7 @@ from schema_parts import (
     ANY,
     FLAG,
     ITEMS,
+    LABELS,
     NAME,
     QUANTITY,
     STRING,
@@ -40,7 +41,7 @@ def build() -> Schema:
         **closed(
             nameOverride=STRING,
             fullnameOverride={"type": "string", "pattern": "^$|^[a-z]([-a-z0-9]*[a-z0-9])?$"},
-            commonLabels=WORDS,
+            commonLabels=LABELS,
             extraObjects={
                 "type": "array",
                 "items": {"type": "object", "required": ["apiVersion", "kind", "metadata"]},
@@ -49,7 +50,7 @@ def build() -> Schema:
             images=_images(),
             config=settings_schema(),
             secrets=closed(existingSecret=NAME),
-            serviceAccount=closed(create=FLAG, name=NAME, annotations=WORDS),
+            serviceAccount=closed(create=FLAG, name=NAME, annotations=WORDS, workloadIdentity=FLAG),
             redis=_redis(),
             store=_store(),
             cache=closed(type=choice("emptyDir", "hostPath"), sizeLimit=QUANTITY, hostPath=STRING),
@@ -72,14 +73,14 @@ def build() -> Schema:
             monitoring=closed(
                 serviceMonitor=_monitor(),
                 podMonitor=_monitor(),
-                rules=closed(enabled=FLAG, labels=WORDS),
-                dashboards=closed(enabled=FLAG, labels=WORDS),
+                rules=closed(enabled=FLAG, labels=LABELS),
+                dashboards=closed(enabled=FLAG, labels=LABELS),
             ),
             networkPolicy=_network(),
             tests=closed(
                 smoke=closed(enabled=FLAG, model=STRING),
                 chaos=closed(enabled=FLAG, model=STRING, tokens=at_least(50, 100_000)),
-                podLabels=WORDS,
+                podLabels=LABELS,
                 resources=_resources(),
             ),
         ),
@@ -88,7 +89,7 @@ def build() -> Schema:
 
 def _monitor() -> Schema:
     interval: Schema = {"type": "string", "pattern": "^[1-9][0-9]*(ms|s|m)$"}
-    return closed(enabled=FLAG, interval=interval, labels=WORDS)
+    return closed(enabled=FLAG, interval=interval, labels=LABELS)
 
 
 def _image() -> dict[str, Schema]:
@@ -131,12 +132,12 @@ def _redis() -> Schema:
         maxmemory={"type": "string", "pattern": "^[0-9]+(kb|mb|gb)?$"},
         persistence=closed(enabled=FLAG, size=QUANTITY, storageClass=NAME),
         resources=_resources(),
-        nodeSelector=WORDS,
+        nodeSelector=LABELS,
         tolerations=ITEMS,
         affinity=ANY,
         priorityClassName=NAME,
         podAnnotations=WORDS,
-        podLabels=WORDS,
+        podLabels=LABELS,
         external=closed(
             host=STRING,
             port=at_least(1, 65535),
@@ -186,7 +187,7 @@ def _ray() -> Schema:
         applications=closed(resources=_resources()),
         autoscaler=closed(enabled=FLAG, idleTimeoutSeconds=at_least(0), resources=_resources()),
         operatorNamespace={**NAME, "minLength": 1},
-        labels=WORDS,
+        labels=LABELS,
     )
 
 
@@ -201,9 +202,9 @@ def _service() -> dict[str, Schema]:
     return {
         "image": closed(**_image()),
         "podAnnotations": WORDS,
-        "workloadLabels": WORDS,
-        "podLabels": WORDS,
-        "nodeSelector": WORDS,
+        "workloadLabels": LABELS,
+        "podLabels": LABELS,
+        "nodeSelector": LABELS,
         "tolerations": ITEMS,
         "affinity": ANY,
         "topologySpreadConstraints": ITEMS,

@@ -4,7 +4,6 @@ that leads there. Real Helms, on an API server that refuses as Kubernetes does."
 from __future__ import annotations
 
 import copy
-import json
 import re
 import shutil
 import subprocess
@@ -283,23 +282,3 @@ def test_redis_without_a_volume_is_given_none(kube: HelmServer, client: HelmClie
     with pytest.raises(rendering.Refused, match="has no volume, which Kubernetes lets nobody give"):
         client.upgrade(BASE)
     client.upgrade(bare)
-
-
-@pytest.mark.parametrize(
-    ("one", "two"), [("1Ti", "1024Gi"), ("0.5Gi", "512Mi"), ("2000M", "2G"), (8, "8000m")]
-)
-def test_sizes_are_compared_by_their_bytes(
-    one: Any, two: str, any_helm: rendering.Helm, tmp_path: Path
-) -> None:
-    chart = tmp_path / "plinth"
-    shutil.copytree(rendering.CHART, chart)
-    sizes = json.dumps([one, two])
-    (chart / "templates" / "sizes.yaml").write_text(
-        f'sizes: {{{{- range fromJsonArray {sizes!r} }}}} {{{{ include "plinth.bytes" . }}}}'
-        "{{- end }}\n".replace("'", "`")
-    )
-    text = any_helm.render({}, chart=chart)
-    (line,) = re.findall(r"^sizes: (.*)$", text, re.MULTILINE)
-    first, second = line.split()
-    claim = {"spec": {"resources": {"requests": {"storage": one}}}}
-    assert first == second == f"{immutable.size_of(claim):.0f}"

@@ -120,15 +120,19 @@ def test_a_number_that_kuberay_does_not_pass_on_is_told_until_it_is(
     client.install(values(2, 4))
     runs(kube)
     assert "Numbers of pods differ" not in client.upgrade(values(2, 4))
+    told_of: list[int] = []
     for _ in range(2):  # when it changes, and at a later upgrade
         told = client.upgrade(values(3, 6))
         found = runs(kube)
         assert (found["minReplicas"], found["maxReplicas"]) == (2, 4)
-        assert f"plinth k8s -n {NAMESPACE} scale inference 3\n" in told
+        assert f"plinth k8s -n {NAMESPACE} --release plinth scale inference 3\n" in told
+        told_of.append(len(re.findall(r"^   plinth k8s .* scale ", told, re.MULTILINE)))
+    # At once what changed; later all, as it is known by their sums alone that one is behind.
+    assert told_of == [1, 5]
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not here (Debian: kubernetes-client)")
     for line in re.findall(r"^   (plinth k8s .* scale .*)$", told, re.MULTILINE):
-        result = plinth_k8s(kubeconfig, *shlex.split(line)[4:], "--force")
+        result = plinth_k8s(kubeconfig, *shlex.split(line)[6:], "--force")
         assert result.exit_code == 0, result.output
     (line,) = re.findall(r"^   (kubectl .* patch raycluster .*)$", told, re.MULTILINE)
     words = [*shlex.split(line), "--kubeconfig", str(kubeconfig)]

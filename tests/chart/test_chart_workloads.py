@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from test_chart_cluster_state import SECRET_KEYS, cluster, rendered_in
+from lookups import cluster, rendered_in
+from test_chart_cluster_state import SECRET_KEYS
 
 import rendering
-from release import Release
+from release import Pod, Release
 
 STATIC: dict[str, Any] = {"ray": {"mode": "static"}}
 GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -95,6 +96,58 @@ def test_a_changed_secret_starts_who_reads_it_anew(existing: bool) -> None:
     assert changed("auth_token") == ray
     assert changed("redis-password") == set(before)
     assert changed("api-key") == {"gateway"}
+
+
+# One with every Secret that pods read when they start: of a bucket's key as a file, too.
+READING: dict[str, dict[str, Any]] = {
+    "s3": {"store": {"url": "s3://bucket", "s3": {"existingSecret": "bucket"}}},
+    "gs": {"store": {"url": "gs://bucket", "gcs": {"existingSecret": "bucket"}}},
+    "redis": {
+        "redis": {
+            "enabled": False,
+            "external": {"host": "redis.example.com", "existingSecret": "redis"},
+        }
+    },
+}
+# Of volumes: what is read anew when it changes (certificates).
+FOLLOWED = frozenset({"redis-ca", "tls"})
+
+
+def read(pod: Pod) -> set[tuple[str, str]]:
+    """(Secret, key) of all that the pod's processes read once, by its variables and volumes."""
+    containers = [*pod.containers, *pod.spec.get("initContainers", [])]
+    found = {
+        (ref["name"], ref["key"])
+        for container in containers
+        for variable in container.get("env", [])
+        if (ref := variable.get("valueFrom", {}).get("secretKeyRef"))
+    }
+    for volume in pod.spec.get("volumes", []):
+        if "secret" in volume and volume["name"] not in FOLLOWED:
+            secret = volume["secret"]
+            found |= {(secret["secretName"], item["key"]) for item in secret["items"]}
+    return found
+
+
+@pytest.mark.parametrize("mode", ["static", "rayservice"])
+@pytest.mark.parametrize("case", READING)
+def test_all_that_is_read_is_in_the_sum(case: str, mode: str) -> None:
+    """By what the pods hold: a key that the sum leaves out would be followed by nobody."""
+    values = {"secrets": {"existingSecret": "own"}, "ray": {"mode": mode}, **READING[case]}
+    with cluster([]) as url:
+        text = rendered_in(url, values)
+    pods = Release([one for one in yaml.safe_load_all(text) if one]).pods
+    by_pod = {pod.component: read(pod) for pod in pods if "checksum/secrets" in pod.annotations}
+    keys = sorted(set().union(*by_pod.values()))
+    assert {name for name, _ in keys} == {"own", *({"redis"} if case == "redis" else {"bucket"})}
+    before = sums(text)
+    for name, key in keys:
+        with cluster([], {name: {key: encoded("another")}}) as url:
+            after = sums(rendered_in(url, values))
+        left = {pod for pod, held in by_pod.items() if (name, key) in held} & {
+            pod for pod in before if before[pod] == after[pod]
+        }
+        assert left == set(), f"{key} of {name}"
 
 
 def test_the_first_upgrade_finds_what_the_install_made() -> None:

@@ -47,10 +47,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
-{{/* Of what makes pods (root, svc): the service's own too, the chart's first. */}}
-{{- define "plinth.workloadLabels" -}}
-{{- $own := include "plinth.labels" (dict "root" .root "name" .svc.name) | fromYaml -}}
-{{ toYaml (merge $own (default dict .svc.workloadLabels)) }}
+{{/* The chart's labels, and more (root, name, more), which change none of them. */}}
+{{- define "plinth.labelsWith" -}}
+{{- $own := include "plinth.labels" . | fromYaml -}}
+{{ toYaml (merge $own (default dict .more)) }}
 {{- end -}}
 
 {{/* registry/repository:tag or @digest. Takes root, flavour, and a service's overrides. */}}

@@ -123,12 +123,12 @@
 {{- end }}
 {{- if eq $svc.kind "ray" }}
 - name: shm
-  emptyDir: {medium: Memory, sizeLimit: {{ $svc.shm }}}
+  emptyDir: {medium: Memory, sizeLimit: {{ include "plinth.quantity" $svc.shm }}}
 - name: cache
   {{- if eq $root.Values.cache.type "hostPath" }}
   hostPath: {path: {{ $root.Values.cache.hostPath }}, type: DirectoryOrCreate}
   {{- else }}
-  emptyDir: {sizeLimit: {{ $root.Values.cache.sizeLimit }}}
+  emptyDir: {sizeLimit: {{ include "plinth.quantity" $root.Values.cache.sizeLimit }}}
   {{- end }}
 {{- if not $root.Values.store.url }}
 - name: store
