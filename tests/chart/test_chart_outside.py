@@ -88,7 +88,7 @@ MUTATIONS = {
     ),
     "a-cache-beyond-the-limit": (
         "_runtime.tpl",
-        "emptyDir: {sizeLimit: {{ $root.Values.cache.sizeLimit }}}",
+        'emptyDir: {sizeLimit: {{ include "plinth.quantity" $root.Values.cache.sizeLimit }}}',
         "emptyDir: {sizeLimit: 500Gi}",
         BOTH,
         "is evicted before its volumes are full",

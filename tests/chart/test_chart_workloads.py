@@ -23,7 +23,7 @@ def limited(values: Any) -> Any:
         return {}
     found = {key: limited(one) for key, one in values.items() if key != "resources"}
     found = {key: one for key, one in found.items() if one}
-    return found | ({"resources": {"limits": {"cpu": "1"}}} if "resources" in values else {})
+    return found | ({"resources": {"limits": {"cpu": "16"}}} if "resources" in values else {})
 
 
 @pytest.mark.parametrize("mode", ["rayservice", "static"])
@@ -44,7 +44,7 @@ def test_a_quota_of_cpu_limits_can_be_met(any_helm: rendering.Helm, mode: str) -
         scaler = service["spec"]["rayClusterConfig"]["autoscalerOptions"]
         containers["the autoscaler"] = scaler["resources"]["limits"]
     assert {name: one.get("cpu") for name, one in containers.items()} == dict.fromkeys(
-        containers, "1"
+        containers, "16"
     )
 
 
