@@ -70,7 +70,7 @@ MUTATIONS = {
     ),
     "a-cache-on-the-node-unasked": (
         "_runtime.tpl",
-        "emptyDir: {sizeLimit: {{ $root.Values.cache.sizeLimit }}}",
+        'emptyDir: {sizeLimit: {{ include "plinth.quantity" $root.Values.cache.sizeLimit }}}',
         "hostPath: {path: {{ $root.Values.cache.hostPath }}, type: DirectoryOrCreate}",
         BOTH,
         "PodSecurity restricted refuses the volume cache (hostPath)",

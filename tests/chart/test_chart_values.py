@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_chart_refusals import REFUSED
 
 import rendering
 import values_readme
@@ -202,17 +203,18 @@ def test_values_that_do_not_fit_are_refused_with_advice(what: str, helm: renderi
 
 def test_every_refusal_of_the_chart_is_tried(any_helm: rendering.Helm) -> None:
     """Each `fail` of the templates is reached by a case above, or by a cluster's state below.
-    Those of volumes and places are tried in test_chart_immutable.py."""
+    Those of volumes and places are tried in test_chart_immutable.py, those of what is being
+    deleted in test_chart_cluster_state.py."""
     folder = rendering.CHART / "templates"
     names = ("validate.yaml", "validate-routes.yaml")
     text = "".join((folder / name).read_text() for name in names)
     messages = re.findall(r'fail (?:\(printf )?"((?:[^"\\]|\\.)*)"', text)
     assert len(messages) > 20
-    told = " ".join(_refusal(any_helm, values) for values, _ in WRONG_TOGETHER.values())
+    cases = [*WRONG_TOGETHER.values(), *REFUSED.values()]
+    told = " ".join(_refusal(any_helm, values) for values, _ in cases)
     by_cluster = (
         "this release's Redis holds",
         "the release ",
-        "%s/%s of an earlier release is",
         "cache.type is hostPath",
     )
     for message in messages:
