@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,10 +24,10 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 def api_key(settings: Settings) -> str:
     """The key to call with; empty where the gateway asks for none. InvalidArgument for what can be
     no key, FailedPrecondition when there is none."""
-    from plinth.client.address import checked
+    from plinth.client.address import checked, key_of
 
-    if key := os.environ.get("PLINTH_API_KEY", "").strip():
-        return checked(key, "PLINTH_API_KEY")
+    if key := key_of(None):
+        return key
     path = settings.first_key_file
     if path.exists():
         try:

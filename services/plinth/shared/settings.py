@@ -54,7 +54,14 @@ from plinth.shared.sources import flatten, is_loopback, reject_unknown, reject_u
 # address by the CLI's clients, the mark on a stack's processes by `plinth down`,
 # the choice of kernels by `plinth/kernels`.
 OTHER_VARIABLES = frozenset(
-    {SECRETS_FILE, "PLINTH_CONFIG", "PLINTH_API_KEY", "PLINTH_URL", "PLINTH_STACK"}
+    {
+        SECRETS_FILE,
+        "PLINTH_CONFIG",
+        "PLINTH_API_KEY",
+        "PLINTH_API_KEY_FILE",
+        "PLINTH_URL",
+        "PLINTH_STACK",
+    }
     | {"PLINTH_KERNELS"}
 )
 

@@ -26,6 +26,10 @@ def test_no_api_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setenv("PLINTH_API_KEY", "zwölf")
         with pytest.raises(InvalidArgument, match="printable ASCII, like plinth-…, on one line"):
             api_key(settings)
+    with monkeypatch.context() as patch:
+        (tmp_path / "key").write_text("plinth-z\n")
+        patch.setenv("PLINTH_API_KEY_FILE", str(tmp_path / "key"))
+        assert api_key(load_settings(data_dir=tmp_path / "empty")) == "plinth-z"
     there = load_settings(data_dir=tmp_path / "there")
     there.ensure_secrets_dir()
     there.first_key_file.write_text("plinth-y\n")
