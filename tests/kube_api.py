@@ -13,19 +13,16 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 import yaml
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from kube_calls import Call, Loopback, Reply, refused
 from kube_objects import Json, is_kind, merged, patched, scale_of, selected
+from kube_owners import defaulted, updated
 from kube_sockets import execute, forward
 from patience import PATIENCE_S
 
@@ -37,30 +34,13 @@ _PATH = re.compile(
 )
 
 
-@dataclass
-class Reply:
-    """A scripted answer. status 0: none ever comes."""
-
-    status: int
-    message: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    details: Json = field(default_factory=dict)
-
-
-@dataclass
-class Call:
-    """What was asked."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    body: Any = None
-
-
-class KubeApi:
+class KubeApi(Loopback):
     """The server and what it knows. Change it from the test's thread."""
 
+    asks_who = True  # for a token; Go's clients send none without TLS
+
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[Call] = []
         self.objects: dict[str, Json] = {}
         self.version = {"major": "1", "minor": "33", "gitVersion": "v1.33.4"}
@@ -70,7 +50,7 @@ class KubeApi:
         self.ended: set[str] = set()  # pods whose followed logs end
         self.forbidden: set[tuple[str, str]] = set()  # verb, resource
         self.executed: list[tuple[str, list[str]]] = []
-        self.exec_code: Callable[[str, list[str]], int | None] = lambda pod, command: 0
+        self.exec_code: Callable[[str, list[str]], int | Json | None] = lambda pod, command: 0
         self.ports: dict[int, int] = {}  # of pods → on this machine
         self.on_evict: Callable[[str], object] = self.delete
         self._scripts: list[tuple[str, re.Pattern[str], list[Reply]]] = []
@@ -78,9 +58,6 @@ class KubeApi:
         self._version = 100
         self._oldest = 0  # versions up to this one are forgotten
         self._lock = threading.RLock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping = False
-        self._server: uvicorn.Server | None = None
 
     # -- what a test says ----------------------------------------------------------------------
 
@@ -90,6 +67,8 @@ class KubeApi:
             kind = "MODIFIED" if path in self.objects else "ADDED"
             self._version += 1
             meta = {"name": path.rpartition("/")[2], "uid": f"uid-{self._version}"}
+            if (found_in := _PATH.match(path)) is not None and found_in["ns"]:
+                meta["namespace"] = found_in["ns"]
             before = self.objects.get(path, {}).get("metadata", {})
             keep = {"uid": before["uid"]} if "uid" in before else {}
             stored = json.loads(json.dumps(found))
@@ -145,45 +124,6 @@ class KubeApi:
 
     # -- the server ----------------------------------------------------------------------------
 
-    def __enter__(self) -> KubeApi:
-        routes = [
-            WebSocketRoute("/{path:path}", self._socket),
-            Route("/{path:path}", self._http, methods=["GET", "POST", "PATCH", "DELETE"]),
-        ]
-        config = uvicorn.Config(
-            Starlette(routes=routes),
-            host="127.0.0.1",
-            port=0,
-            log_level="error",
-            ws="websockets-sansio",
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-        self._server = uvicorn.Server(config)
-        started = threading.Event()
-
-        async def serve() -> None:
-            self._loop = asyncio.get_running_loop()
-            assert self._server is not None
-            serving = asyncio.create_task(self._server.serve())
-            while not self._server.started and not serving.done():  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-            started.set()
-            await serving
-
-        self._thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
-        self._thread.start()
-        assert started.wait(10)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping = True
-        assert self._server is not None
-        self._server.should_exit = True
-        self._thread.join(10)
-
     async def _http(self, request: Request) -> Response:
         body = await request.body()
         call = Call(
@@ -191,15 +131,16 @@ class KubeApi:
             request.url.path,
             dict(request.query_params),
             json.loads(body) if body else None,
+            request.headers.get("user-agent", ""),
         )
         with self._lock:
             self.calls.append(call)
-        if request.headers.get("authorization") != f"Bearer {TOKEN}":
-            return _status(401, "Unauthorized")
+        if self.asks_who and request.headers.get("authorization") != f"Bearer {TOKEN}":
+            return refused(401, "Unauthorized")
         if (reply := self._scripted(call)) is not None:
             while reply.status == 0 and not self._stopping:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-            return _status(reply.status, reply.message, reply.headers, reply.details)
+            return refused(reply.status, reply.message, reply.headers, reply.details)
         if (said := self._refusal(call)) is not None:
             return said
         with self._lock:
@@ -223,7 +164,7 @@ class KubeApi:
         if (verb, resource) not in self.forbidden:
             return None
         where = f' in the namespace "{found["ns"]}"' if found["ns"] else ""
-        return _status(
+        return refused(
             403, f'{resource} is forbidden: User "jane" cannot {verb} resource "{resource}"{where}'
         )
 
@@ -232,7 +173,7 @@ class KubeApi:
             return JSONResponse(self.version)
         if group := re.fullmatch(r"/apis/([^/]+/[^/]+)", call.path):
             if group[1] not in self.groups:
-                return _status(404, "the server could not find the requested resource")
+                return refused(404, "the server could not find the requested resource")
             names = [{"name": name} for name in self.groups[group[1]]]
             return JSONResponse({"kind": "APIResourceList", "resources": names})
         if call.path.endswith("/selfsubjectaccessreviews"):
@@ -241,7 +182,7 @@ class KubeApi:
             return JSONResponse({**call.body, "status": {"allowed": allowed}})
         found = _PATH.match(call.path)
         if found is None:
-            return _status(404, f"no such path: {call.path}")
+            return refused(404, f"no such path: {call.path}")
         if not found["name"]:
             if call.query.get("watch") == "true":
                 return StreamingResponse(self._watch(call), media_type="application/json")
@@ -252,7 +193,7 @@ class KubeApi:
             return JSONResponse({"kind": "List", "metadata": metadata, "items": items})
         path = call.path.removesuffix(f"/{found['sub']}") if found["sub"] else call.path
         if path not in self.objects:
-            return _status(404, f'{found["resource"]} "{found["name"]}" not found')
+            return refused(404, f'{found["resource"]} "{found["name"]}" not found')
         return self._of_object(call, path, found["sub"] or "", content)
 
     def _of_object(self, call: Call, path: str, sub: str, content: str) -> Response:
@@ -267,10 +208,10 @@ class KubeApi:
         change = patched if "json-patch" in content else merged
         changed = change(now, call.body)
         if changed["metadata"]["resourceVersion"] != now["metadata"]["resourceVersion"]:
-            return _status(
+            return refused(
                 409, f"Operation cannot be fulfilled on {path}: the object has been modified"
             )
-        stored = self.put(path, changed)
+        stored = self.put(path, updated(now, defaulted(changed), call.manager, sub))
         return JSONResponse(scale_of(stored) if sub == "scale" else stored)
 
     async def _watch(self, call: Call) -> AsyncIterator[str]:
@@ -296,7 +237,7 @@ class KubeApi:
     def _log(self, call: Call, pod: str) -> Response:
         if call.query.get("previous"):
             if pod not in self.previous:
-                return _status(400, f'previous terminated container in pod "{pod}" not found')
+                return refused(400, f'previous terminated container in pod "{pod}" not found')
             return StreamingResponse(iter([_line(*one) for one in self.previous[pod]]))
         lines = self.logs.setdefault(pod, [])
         since = call.query.get("sinceTime", "")[:19]
@@ -324,9 +265,9 @@ class KubeApi:
             self.calls.append(call)
         said = self._refusal(call)
         if (reply := self._scripted(call)) is not None:
-            said = _status(reply.status, reply.message)
+            said = refused(reply.status, reply.message)
         if socket.headers.get("authorization") != f"Bearer {TOKEN}":
-            said = _status(401, "Unauthorized")
+            said = refused(401, "Unauthorized")
         if said is not None:
             await socket.send_denial_response(said)
             return
@@ -335,13 +276,6 @@ class KubeApi:
             await execute(socket, found["name"], self.executed, self.exec_code)
         else:
             await forward(socket, self.ports[int(socket.query_params["ports"])])
-
-
-def _status(
-    code: int, message: str, headers: dict[str, str] | None = None, details: Json | None = None
-) -> Response:
-    body = {"kind": "Status", "status": "Failure", "code": code, "message": message}
-    return JSONResponse({**body, "details": details or {}}, code, headers)
 
 
 def _line(when: str, text: str) -> str:

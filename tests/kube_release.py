@@ -28,22 +28,26 @@ def labels(component: str, release: str = "plinth") -> dict[str, str]:
         "app.kubernetes.io/instance": release,
         "app.kubernetes.io/component": component,
         "app.kubernetes.io/version": "0.1.0",
+        "helm.sh/chart": "plinth-0.1.0",
     }
 
 
 def workload(kind: str, component: str, replicas: int, release: str = "plinth") -> Json:
     own = labels(component, release)
     container = {"name": component, "image": "registry.example/plinth/cpu:0.1.0"}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": kind,
-        "metadata": {"labels": own},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": own},
-            "template": {"metadata": {"labels": own}, "spec": {"containers": [container]}},
-        },
+    pod_spec: Json = {"containers": [container]}
+    spec = {
+        "replicas": replicas,
+        "selector": {"matchLabels": own},
+        "template": {"metadata": {"labels": own}, "spec": pod_spec},
     }
+    if component in STAGES:
+        claim = {"claimName": f"{release}-store"}
+        pod_spec["volumes"] = [{"name": "store", "persistentVolumeClaim": claim}]
+    if component == "redis":
+        wanted = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "8Gi"}}}
+        spec["volumeClaimTemplates"] = [{"metadata": {"name": "data"}, "spec": wanted}]
+    return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"labels": own}, "spec": spec}
 
 
 def pod(component: str, ip: str, node: str = "node-1", *, ready: bool = True, **spec: Any) -> Json:
@@ -91,6 +95,18 @@ def static_release(kube: Cluster, release: str = "plinth") -> None:
     kube.put(f"{CORE}/configmaps/{release}-config", config)
 
 
+def warning(kind: str, name: str, reason: str, message: str, when: str = "") -> Json:
+    """An event of type Warning about an object."""
+    return {
+        "kind": "Event",
+        "type": "Warning",
+        "reason": reason,
+        "involvedObject": {"kind": kind, "name": name},
+        "message": message,
+        "lastTimestamp": when or "2026-01-01T00:00:00Z",
+    }
+
+
 def static_pods(kube: Cluster) -> None:
     """All of its pods, ready, on two nodes."""
     kube.put(f"{CORE}/pods/plinth-gateway-1", pod("gateway", "10.0.0.1"))
@@ -131,9 +147,7 @@ def ray_release(kube: Cluster, *, autoscaler: bool = True) -> None:
         "serviceStatus": "Running",
         "activeServiceStatus": {
             "rayClusterName": CLUSTER,
-            "applicationStatuses": {
-                name: {"status": "RUNNING"} for name in ("tokenizer", "reward")
-            },
+            "applicationStatuses": {one["name"]: {"status": "RUNNING"} for one in applications},
         },
     }
     service = {

@@ -15,16 +15,19 @@ async def execute(
     socket: WebSocket,
     pod: str,
     executed: list[tuple[str, list[str]]],
-    code_of: Callable[[str, list[str]], int | None],
+    code_of: Callable[[str, list[str]], int | Json | None],
 ) -> None:
-    """One command: noted, and ended with the code that `code_of` gives, or without a word."""
+    """One command: noted, and ended with the code that `code_of` gives, with the Status that it
+    gives (as of a runtime that fails), or without a word."""
     command = socket.query_params.getlist("command")
     executed.append((pod, command))
     code = await asyncio.to_thread(code_of, pod, command)
     await socket.send_bytes(b"\x01draining\n")
     if code is not None:
         ended: Json = {"status": "Success"}
-        if code:
+        if isinstance(code, dict):
+            ended = code
+        elif code:
             causes = [{"reason": "ExitCode", "message": str(code)}]
             ended = {"status": "Failure", "details": {"causes": causes}}
         await socket.send_bytes(b"\x03" + json.dumps(ended).encode())

@@ -22,10 +22,14 @@ from plinth.shared.settings import Settings, load_settings
 from release import Document, Release
 
 MODEL, SHARDS = "tiny", 2
-# The test's own Redis image, and a second tokenizer, without which no pod of that stage can go
-# while it is asked; nothing else differs from the file that an operator installs.
+# The test's own Redis image; a second tokenizer, without which no pod of that stage can go while it
+# is asked; and a drain of a shard of 15 s, so that long answers are cut off by it. Nothing else
+# differs from the file that an operator installs.
 CHANGES = {
-    "stages": {"tokenizer": {"pods": 2, "replicas": 2}},
+    "stages": {
+        "tokenizer": {"pods": 2, "replicas": 2},
+        "inference": {"drainSeconds": 50},
+    },
     "images": {"redis": {"repository": "plinth/redis", "tag": "0.1.0"}},
     "redis": {"maxmemory": "128mb"},
 }

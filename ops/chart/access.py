@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import outside
 from plinth.cluster.trials.pods import RIGHTS
 from release import Document, Pod, Release, title
 
@@ -22,6 +23,7 @@ def check(release: Release) -> Iterator[str]:
         yield from _container_rights(pod)
     if release.of("NetworkPolicy"):
         yield from _edges(release)
+        yield from outside.check(release)
 
 
 def _rights(release: Release) -> Iterator[str]:
@@ -44,11 +46,18 @@ def _rights(release: Release) -> Iterator[str]:
         if role["metadata"]["name"] not in roles:
             yield f"{title(role)} is bound to nobody"
     used: dict[str, set[Right]] = {}
+    scaled = {
+        f"{title(one)} head"
+        for one in release.of("RayService")
+        if one["spec"]["rayClusterConfig"].get("enableInTreeAutoscaling")
+    }
     for pod in release.pods:
         account = str(pod.spec.get("serviceAccountName", ""))
         needs = _needs(pod)
         used.setdefault(account, set()).update(needs)
-        yield from _token(pod, bool(needs))
+        yield from _account(pod)
+        # KubeRay binds what Ray's autoscaler, which it puts into the head's pod, may do.
+        yield from _token(pod, bool(needs) or pod.owner in scaled)
         for right in sorted(needs - bound.get(account, set())):
             yield f"{pod.owner} uses {_say(right)}, which {account or 'its account'} may not"
     for account, rights in bound.items():
@@ -72,12 +81,17 @@ def _needs(pod: Pod) -> set[Right]:
     return found
 
 
+def _account(pod: Pod) -> Iterator[str]:
+    """A pod that names none runs as the namespace's default, or as one that an operator makes:
+    neither has the identity that an object store knows."""
+    if not pod.labels.get("plinth.dev/trial") and not pod.spec.get("serviceAccountName"):
+        yield f"{pod.owner} names no service account, so it has no identity at an object store"
+
+
 def _token(pod: Pod, needed: bool) -> Iterator[str]:
     """A token is mounted where one is used, and nowhere else."""
     mounted = pod.spec.get("automountServiceAccountToken", True)
-    # KubeRay's operator gives the head an account of its own for Ray's autoscaler.
-    scaled = pod.owner.endswith(" head") and "serviceAccountName" not in pod.spec
-    if mounted and not needed and not scaled:
+    if mounted and not needed:
         yield f"{pod.owner} gets a token for the API server, which it does not speak to"
     if needed and not mounted:
         yield f"{pod.owner} speaks to the API server and gets no token"

@@ -23,16 +23,22 @@ import yaml
 
 import access
 import monitoring
+import owners
+import ray_rules
 import references
 import rendering
+import routes
 import running
 import values_readme
 import values_schema
+import workloads
 from kinds import NEWEST, OLDEST, OTHERS, Kinds
-from release import Release
+from release import Release, title
 
 # What Helm makes anew each time it can't see the cluster.
-_RANDOM = re.compile(r"^(  (?:cluster-token|auth_token|redis-password|api-key): ).*$", re.MULTILINE)
+_RANDOM = re.compile(
+    r"^( +(?:cluster-token|auth_token|redis-password|api-key|checksum/secrets): ).*$", re.MULTILINE
+)
 
 
 def check_case(
@@ -67,10 +73,17 @@ def check_case(
 
 def check_release(release: Release, values: Mapping[str, Any]) -> Iterator[str]:
     """The cross-checks, which need neither Helm nor schemas."""
+    if len(release.others) > len(values["extraObjects"]):
+        told = ", ".join(title(one) for one in release.others)
+        yield f"not all of these are extraObjects, and none says that it is the chart's: {told}"
     yield from references.check(release, values)
     yield from running.check(release)
     yield from access.check(release)
     yield from monitoring.check(release)
+    yield from owners.check(release)
+    yield from ray_rules.check(release)
+    yield from routes.check(release, values)
+    yield from workloads.check(release, values)
 
 
 def _comparable(text: str) -> list[dict[str, Any]]:

@@ -23,12 +23,13 @@ OTHERS = frozenset(
     {
         ("ray.io/v1", "RayService"),
         ("cert-manager.io/v1", "Certificate"),
+        ("gateway.networking.k8s.io/v1", "HTTPRoute"),
+        ("gateway.networking.k8s.io/v1", "GRPCRoute"),
+        ("monitoring.coreos.com/v1", "PodMonitor"),
         ("monitoring.coreos.com/v1", "ServiceMonitor"),
         ("monitoring.coreos.com/v1", "PrometheusRule"),
     }
 )
-# KubeRay appends up to some 16 characters to a RayService's name for its clusters' pods.
-RAY_NAME_LIMIT = 47
 
 
 class Kinds:
@@ -58,8 +59,6 @@ class Kinds:
                 template = {"metadata": {"labels": dict(pod.labels)}, "spec": pod.spec}
                 whole = {"apiVersion": "v1", "kind": "Pod", **template}
                 yield from (f"{pod.owner}: {error}" for error in _builtin(whole, version))
-        for one in release.of("RayService"):
-            yield from _operator_rules(one)
 
     def _other(self, document: Document) -> Iterator[str]:
         schema = self._schemas[document["apiVersion"], document["kind"]]
@@ -117,28 +116,3 @@ def _strict(node: Any) -> Any:
         if not free and "additionalProperties" not in node:
             made["additionalProperties"] = False
     return made
-
-
-def _operator_rules(service: Document) -> Iterator[str]:
-    """What KubeRay's operator refuses beside its schema (ray-operator, utils/validation.go)."""
-    name, cluster = title(service), service["spec"]["rayClusterConfig"]
-    if len(service["metadata"]["name"]) > RAY_NAME_LIMIT:
-        yield f"{name}: a RayService's name has at most {RAY_NAME_LIMIT} characters"
-    if cluster.get("authOptions", {}).get("mode") == "token" and not cluster.get("rayVersion"):
-        yield f"{name}: token authentication needs rayVersion"
-    head, groups = cluster["headGroupSpec"], cluster.get("workerGroupSpecs", [])
-    names = {
-        variable["name"] for variable in head["template"]["spec"]["containers"][0].get("env", [])
-    }
-    if cluster.get("gcsFaultToleranceOptions"):
-        for clash in sorted(names & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD"}):
-            yield f"{name}: the head sets {clash}, which gcsFaultToleranceOptions does"
-    for group in groups:
-        if not 0 <= group["minReplicas"] <= group["maxReplicas"]:
-            yield f"{name}: {group['groupName']} wants more pods than it may have"
-    if cluster.get("enableInTreeAutoscaling"):
-        for template in (head["template"], *(group["template"] for group in groups)):
-            if template["spec"].get("restartPolicy") not in (None, "Never"):
-                yield f"{name}: Ray's autoscaler v2 wants pods with restartPolicy Never"
-    if head["rayStartParams"].get("num-cpus") != "0":
-        yield f"{name}: the head takes work (num-cpus is not 0)"

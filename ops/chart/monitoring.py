@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ def check(release: Release) -> Iterator[str]:
     """Everything about monitoring."""
     for monitor in release.of("ServiceMonitor"):
         yield from _scraped(release, monitor)
+        wanted = monitor["spec"]["selector"]["matchLabels"]
+        behind = [one["metadata"]["labels"] for one in release.of("Service")]
+        behind = [one for one in behind if wanted.items() <= one.items()]
+        yield from _labelled(monitor, "service", monitor["spec"]["endpoints"], behind)
+    for monitor in release.of("PodMonitor"):
+        yield from _asked(release, monitor)
+        picked = [pod.labels for pod in release.pods if pod.matches(monitor["spec"]["selector"])]
+        yield from _labelled(monitor, "pod", monitor["spec"]["podMetricsEndpoints"], picked)
+    if release.of("ServiceMonitor") and release.of("PodMonitor"):
+        yield "a ServiceMonitor and a PodMonitor would count each figure twice"
     recorded: dict[str, frozenset[str]] = {}
     for rules in release.of("PrometheusRule"):
         recorded |= exported.recorded(_rules(rules))
@@ -57,13 +68,45 @@ def _scraped(release: Release, monitor: Document) -> Iterator[str]:
             yield f"{title(monitor)} does not reach the figures of {pod.owner}"
 
 
+def _asked(release: Release, monitor: Document) -> Iterator[str]:
+    """Every endpoint is a port of some pod that the monitor selects, and each pod with figures is
+    one of those."""
+    picked = [pod for pod in release.pods if pod.matches(monitor["spec"]["selector"])]
+    ports = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    for port in sorted(ports - {name for pod in picked for name in pod.ports()}):
+        yield f"{title(monitor)} asks {port}, which no pod that it selects has"
+    for pod in release.pods:
+        figures = {name for name in ("metrics", "ray-metrics") if name in pod.ports()}
+        if figures and (pod not in picked or not figures <= ports):
+            yield f"{title(monitor)} does not reach the figures of {pod.owner}"
+
+
+def _labelled(
+    monitor: Document, role: str, endpoints: list[Document], picked: Sequence[Mapping[str, str]]
+) -> Iterator[str]:
+    """What it makes labels of is known: Prometheus' discovery names the labels of what it finds, of
+    pods or of Services (prometheus.io, kubernetes_sd_config), and all that is picked has them."""
+    known = [
+        {f"__meta_kubernetes_{role}_label_{re.sub('[^a-zA-Z0-9_]', '_', name)}" for name in labels}
+        for labels in picked
+    ]
+    for source in sorted(
+        {
+            source
+            for endpoint in endpoints
+            for rule in endpoint.get("relabelings", [])
+            for source in rule.get("sourceLabels", [])
+        }
+    ):
+        if not all(source in names for names in known):
+            yield f"{title(monitor)} makes labels of {source}, which not each {role} has"
+
+
 def _scaled_by(release: Release, scaler: Document) -> Iterator[str]:
     """What it scales by is exported, with the labels that it selects by, of the stage it scales."""
     ref = scaler["spec"]["scaleTargetRef"]
     target = release.named(ref["kind"], ref["name"]) or scaler  # told elsewhere, if it is missing
     component = target["metadata"]["labels"]["app.kubernetes.io/component"]
-    if "replicas" in target["spec"]:
-        yield f"{title(target)} has a number of its own, and {title(scaler)} another"
     for metric in scaler["spec"]["metrics"]:
         asked = (metric.get("pods") or metric.get("object") or {}).get("metric")
         if asked is None:

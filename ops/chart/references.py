@@ -197,9 +197,11 @@ def _unused(release: Release) -> Iterator[str]:
     }
     for kind in ("ConfigMap", "PersistentVolumeClaim"):
         for one in release.of(kind):
-            # Dashboards are read by Grafana's sidecar, through the API.
-            read = one["metadata"]["labels"].get("app.kubernetes.io/component") == "monitoring"
-            if one["metadata"]["name"] not in used and not read:
+            labels = one["metadata"].get("labels") or {}
+            # Dashboards are read by Grafana's sidecar, through the API; `extraObjects` by anybody.
+            read = labels.get("app.kubernetes.io/component") == "monitoring"
+            extra = labels.get("app.kubernetes.io/part-of") != "plinth"
+            if one["metadata"]["name"] not in used and not read and not extra:
                 yield f"{title(one)} is used by no pod"
     accounts = {pod.spec.get("serviceAccountName") for pod in release.pods}
     for one in release.of("ServiceAccount"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Document = dict[str, Any]
+PART_OF = "app.kubernetes.io/part-of"
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,27 @@ class Pod:
 
 
 class Release:
-    """The objects of one rendering."""
+    """The objects of one rendering: the chart's, by their label, and others (extraObjects), of
+    which nothing is known but that they are there."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
-        self.documents = list(documents)
-        self.pods = [pod for one in documents for pod in _pods(one)]
+        labels = [one["metadata"].get("labels") or {} for one in documents]
+        own = [one.get(PART_OF) == "plinth" for one in labels]
+        self.documents = [one for one, ours in zip(documents, own, strict=True) if ours]
+        self.others = [one for one, ours in zip(documents, own, strict=True) if not ours]
+        self.pods = [pod for one in self.documents for pod in _pods(one)]
 
     def of(self, kind: str) -> list[Document]:
-        """Objects of a kind."""
+        """The chart's objects of a kind."""
         return [one for one in self.documents if one["kind"] == kind]
 
     def named(self, kind: str, name: str) -> Document | None:
-        """One object."""
-        found = [one for one in self.of(kind) if one["metadata"]["name"] == name]
+        """One object, whoever's."""
+        found = [
+            one
+            for one in [*self.documents, *self.others]
+            if (one["kind"], one["metadata"].get("name")) == (kind, name)
+        ]
         return found[0] if found else None
 
     def picked(self, labels: Mapping[str, str] | None) -> list[Pod]:

@@ -15,6 +15,7 @@ from unittest import mock
 import yaml
 
 import code_facts
+import rendering
 from plinth.cluster import node_drain, replicas
 from plinth.cluster.applications import read_configuration, spec_of
 from plinth.cluster.layout import NUMBERS, StackPlan
@@ -72,6 +73,7 @@ def _settings(release: Release, pod: Pod) -> Iterator[str]:
     yield from _drain(pod, settings, _stop_s(release, pod))
     if pod.labels.get("plinth.dev/trial"):
         return
+    yield from _whose(release, pod, settings.release or "")
     ports = pod.ports()
     if pod.component == "gateway":
         opened = {"http": settings.gateway.port, "grpc": settings.gateway.grpc_port}
@@ -86,6 +88,17 @@ def _settings(release: Release, pod: Pod) -> Iterator[str]:
     for name, port in opened.items():
         if name in ports and ports[name] != port:
             yield f"{pod.owner}: its port {name} is {ports[name]}, and the process opens {port}"
+
+
+def _whose(release: Release, pod: Pod, named: str) -> Iterator[str]:
+    """A Redis database is marked with this name, as one release's of one namespace."""
+    namespace, _, name = named.partition("/")
+    # Neither a namespace nor an object has a slash in its name, so that no two pairs read alike.
+    if namespace != rendering.NAMESPACE or release.named("ConfigMap", f"{name}-config") is None:
+        yield (
+            f"{pod.owner} marks its Redis database {named!r}, not <namespace>/<name>: "
+            "another release on it would serve this one's queues"
+        )
 
 
 def _loaded(release: Release, pod: Pod) -> Settings:

@@ -12,7 +12,7 @@ Schema = dict[str, Any]
 # Settings that the chart sets, or that a cluster has no use for.
 OWNED = frozenset(
     {
-        *("data_dir", "redis_url", "store_url", "ray_address", "cluster_token", "tls"),
+        *("data_dir", "redis_url", "release", "store_url", "ray_address", "cluster_token", "tls"),
         *("log_format", "log_to", "host", "advertise_host"),
         *("stage_port", "metrics_port", "health_port"),
         *("gateway.host", "gateway.port", "gateway.grpc_port", "gateway.auth", "gateway.drain_s"),

@@ -156,7 +156,7 @@ are made by `ops/chart/values_readme.py` and `ops/chart/values_schema.py`.
 
 One pod of a stage is one Ray node with room for one replica, which opens the stage's port itself
 (gRPC 50051, health without TLS 50050, metrics 9464), so that the headless Service of a stage leads
-straight to its replicas. `kubectl scale` adds room; more pods than replicas are spares that take
+straight to its replicas. `plinth k8s scale` adds room; more pods than replicas are spares that take
 over without a gap. Every stage takes the keys of `defaults`, and those that it sets win.
 
 | value | default | what it is |

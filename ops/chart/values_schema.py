@@ -11,40 +11,26 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
+from gateway_schema import gateway
+from schema_parts import (
+    ANY,
+    FLAG,
+    ITEMS,
+    LABELS,
+    NAME,
+    QUANTITY,
+    STRING,
+    WORDS,
+    Schema,
+    at_least,
+    choice,
+    closed,
+)
 from settings_schema import settings_schema
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "plinth"
 TARGET = CHART / "values.schema.json"
-
-Schema = dict[str, Any]
-
-STRING: Schema = {"type": "string"}
-FLAG: Schema = {"type": "boolean"}
-ANY: Schema = {"type": "object"}
-ITEMS: Schema = {"type": "array", "items": {"type": "object"}}
-WORDS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
-NAME: Schema = {"type": "string", "pattern": "^$|^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"}
-QUANTITY: Schema = {
-    "type": ["string", "integer", "number"],
-    "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$",
-}
-
-
-def at_least(low: int, high: int | None = None) -> Schema:
-    """An integer from `low` to `high`."""
-    return {"type": "integer", "minimum": low, **({} if high is None else {"maximum": high})}
-
-
-def choice(*values: str) -> Schema:
-    """One of some words."""
-    return {"type": "string", "enum": list(values)}
-
-
-def closed(**properties: Schema) -> Schema:
-    """An object with these keys and no other."""
-    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def build() -> Schema:
@@ -55,12 +41,16 @@ def build() -> Schema:
         **closed(
             nameOverride=STRING,
             fullnameOverride={"type": "string", "pattern": "^$|^[a-z]([-a-z0-9]*[a-z0-9])?$"},
-            commonLabels=WORDS,
+            commonLabels=LABELS,
+            extraObjects={
+                "type": "array",
+                "items": {"type": "object", "required": ["apiVersion", "kind", "metadata"]},
+            },
             **{"global": ANY},  # Helm's own
             images=_images(),
             config=settings_schema(),
             secrets=closed(existingSecret=NAME),
-            serviceAccount=closed(create=FLAG, name=NAME, annotations=WORDS),
+            serviceAccount=closed(create=FLAG, name=NAME, annotations=WORDS, workloadIdentity=FLAG),
             redis=_redis(),
             store=_store(),
             cache=closed(type=choice("emptyDir", "hostPath"), sizeLimit=QUANTITY, hostPath=STRING),
@@ -68,7 +58,7 @@ def build() -> Schema:
             tls=_tls(),
             ray=_ray(),
             defaults=closed(**_service()),
-            gateway=_gateway(),
+            gateway=gateway(_service(), _resources()),
             head=closed(**_service(), resources=_resources()),
             stages=_stages(),
             trainerWorkers=closed(
@@ -81,22 +71,25 @@ def build() -> Schema:
                 workerSlots=at_least(1),
             ),
             monitoring=closed(
-                serviceMonitor=closed(
-                    enabled=FLAG,
-                    interval={"type": "string", "pattern": "^[1-9][0-9]*(ms|s|m)$"},
-                    labels=WORDS,
-                ),
-                rules=closed(enabled=FLAG, labels=WORDS),
-                dashboards=closed(enabled=FLAG, labels=WORDS),
+                serviceMonitor=_monitor(),
+                podMonitor=_monitor(),
+                rules=closed(enabled=FLAG, labels=LABELS),
+                dashboards=closed(enabled=FLAG, labels=LABELS),
             ),
             networkPolicy=_network(),
             tests=closed(
                 smoke=closed(enabled=FLAG, model=STRING),
                 chaos=closed(enabled=FLAG, model=STRING, tokens=at_least(50, 100_000)),
+                podLabels=LABELS,
                 resources=_resources(),
             ),
         ),
     }
+
+
+def _monitor() -> Schema:
+    interval: Schema = {"type": "string", "pattern": "^[1-9][0-9]*(ms|s|m)$"}
+    return closed(enabled=FLAG, interval=interval, labels=LABELS)
 
 
 def _image() -> dict[str, Schema]:
@@ -139,11 +132,12 @@ def _redis() -> Schema:
         maxmemory={"type": "string", "pattern": "^[0-9]+(kb|mb|gb)?$"},
         persistence=closed(enabled=FLAG, size=QUANTITY, storageClass=NAME),
         resources=_resources(),
-        nodeSelector=WORDS,
+        nodeSelector=LABELS,
         tolerations=ITEMS,
         affinity=ANY,
         priorityClassName=NAME,
         podAnnotations=WORDS,
+        podLabels=LABELS,
         external=closed(
             host=STRING,
             port=at_least(1, 65535),
@@ -189,8 +183,11 @@ def _ray() -> Schema:
         version={"type": "string", "pattern": r"^[0-9]+\.[0-9]+\.[0-9]+$"},
         gcsFaultTolerance=FLAG,
         deletionDelaySeconds=at_least(0),
+        waitForHead=closed(resources=_resources()),
+        applications=closed(resources=_resources()),
         autoscaler=closed(enabled=FLAG, idleTimeoutSeconds=at_least(0), resources=_resources()),
         operatorNamespace={**NAME, "minLength": 1},
+        labels=LABELS,
     )
 
 
@@ -205,8 +202,9 @@ def _service() -> dict[str, Schema]:
     return {
         "image": closed(**_image()),
         "podAnnotations": WORDS,
-        "podLabels": WORDS,
-        "nodeSelector": WORDS,
+        "workloadLabels": LABELS,
+        "podLabels": LABELS,
+        "nodeSelector": LABELS,
         "tolerations": ITEMS,
         "affinity": ANY,
         "topologySpreadConstraints": ITEMS,
@@ -218,37 +216,16 @@ def _service() -> dict[str, Schema]:
         "extraEnvFrom": ITEMS,
         "extraVolumes": ITEMS,
         "extraVolumeMounts": ITEMS,
-        "gpu": closed(count=at_least(0, 16), resource={"type": "string", "minLength": 1}),
+        "gpu": closed(
+            count=at_least(0, 16),
+            resource={"type": "string", "minLength": 1},
+            tolerations=ITEMS,
+        ),
         "shm": QUANTITY,
         "drainSeconds": at_least(0, 86_400),
         "pdb": closed(enabled=FLAG, maxUnavailable=at_least(0), minAvailable=at_least(0)),
         "probes": closed(startup=probe, readiness=probe, liveness=probe),
     }
-
-
-def _gateway() -> Schema:
-    return closed(
-        **_service(),
-        replicas=at_least(1),
-        resources=_resources(),
-        readiness=choice("door", "model"),
-        service=closed(
-            type=choice("ClusterIP", "NodePort", "LoadBalancer"),
-            annotations=WORDS,
-            restPort=at_least(1, 65535),
-            grpcPort=at_least(1, 65535),
-        ),
-        ingress=closed(
-            enabled=FLAG, className=NAME, annotations=WORDS, host=STRING, tlsSecret=NAME
-        ),
-        autoscaling=closed(
-            enabled=FLAG,
-            minReplicas=at_least(1),
-            maxReplicas=at_least(1),
-            targetCPUUtilization=at_least(0, 100),
-            targetRequestsRunning=at_least(0),
-        ),
-    )
 
 
 def _stages() -> Schema:
@@ -276,7 +253,9 @@ def _network() -> Schema:
         enabled=FLAG,
         gateway=closed(**{"from": ITEMS}),
         metrics=closed(**{"from": ITEMS}),
-        egress=closed(store=ITEMS, apiServerPorts={"type": "array", "items": at_least(1, 65535)}),
+        egress=closed(
+            dns=ITEMS, store=ITEMS, apiServerPorts={"type": "array", "items": at_least(1, 65535)}
+        ),
         extraIngress=ITEMS,
         extraEgress=ITEMS,
     )

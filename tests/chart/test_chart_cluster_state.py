@@ -3,114 +3,16 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import shutil
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from lookups import cluster, ending, holding, path_of, rendered_in, serving
 
 import rendering
-
-APPS = {"groupVersion": "apps/v1", "version": "v1"}
-
-
-def listed(**kinds: str) -> list[dict[str, Any]]:
-    """Resources by name, as discovery tells of them."""
-    return [
-        {
-            "name": name,
-            "singularName": "",
-            "namespaced": True,
-            "kind": kind,
-            "verbs": ["get", "list"],
-        }
-        for name, kind in kinds.items()
-    ]
-
-
-@contextmanager
-def cluster(
-    config_maps: list[dict[str, Any]],
-    secrets: dict[str, dict[str, str]] | None = None,
-    sets: dict[str, int] | None = None,
-) -> Iterator[str]:
-    """An API server that knows ConfigMaps, Secrets and StatefulSets (by their pods), as far as
-    Helm's `lookup` asks."""
-    core = listed(configmaps="ConfigMap", secrets="Secret")
-    apps = listed(statefulsets="StatefulSet")
-    group = {"name": "apps", "versions": [APPS], "preferredVersion": APPS}
-    base = "/api/v1/namespaces/models"
-    answers = {
-        "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]},
-        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": core},
-        "/apis/apps/v1": {"kind": "APIResourceList", "groupVersion": "apps/v1", "resources": apps},
-        "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
-        f"{base}/configmaps": {"kind": "ConfigMapList", "apiVersion": "v1", "items": config_maps},
-    }
-    for name, data in (secrets or {}).items():
-        metadata = {"name": name, "namespace": "models"}
-        secret = {"kind": "Secret", "apiVersion": "v1", "metadata": metadata, "data": data}
-        answers[f"{base}/secrets/{name}"] = secret
-    for name, replicas in (sets or {}).items():
-        answers[f"/apis/apps/v1/namespaces/models/statefulsets/{name}"] = {
-            "kind": "StatefulSet",
-            "apiVersion": "apps/v1",
-            "metadata": {"name": name, "namespace": "models"},
-            "spec": {"replicas": replicas},
-        }
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-        def do_GET(self) -> None:
-            body = answers.get(urlsplit(self.path).path)
-            missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404}
-            missing |= {"reason": "NotFound", "metadata": {}}
-            text = json.dumps(body or missing).encode()
-            self.send_response(200 if body else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def rendered_in(url: str, values: dict[str, Any]) -> str:
-    """Rendered by Helm 4 with a cluster to look into. HelmError with the chart's refusal."""
-    config = pytest.importorskip("helm_python.config", reason="`make chart` installs Helm 4")
-    from helm_python import chart
-
-    kubeconfig = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "users": [{"name": "u", "user": {}}],
-        "current-context": "c",
-    }
-    with config.Config(
-        namespace="models", kubeconfig_content=yaml.safe_dump(kubeconfig)
-    ) as connection:
-        loaded = chart.Chart.load(str(rendering.CHART))
-        made = connection.render(loaded, values, name="demo", namespace="models")
-    return "\n---\n".join(text for name, text in made.items() if not name.endswith("NOTES.txt"))
 
 
 def config_map(release_name: str, schema: int, redis: str) -> dict[str, Any]:
@@ -180,6 +82,78 @@ def test_an_upgrade_leaves_pods_to_their_autoscaler(there: int | None, kept: int
         if one["kind"] == "StatefulSet" and one["metadata"]["name"] == "demo-plinth-inference"
     ]
     assert stage["spec"].get("replicas") == kept
+
+
+ROUTE: dict[str, Any] = {"enabled": True, "parentRefs": [{"name": "edge"}]}
+EVERYTHING: dict[str, Any] = {
+    "jobs": {"persistence": {"enabled": True}},
+    "networkPolicy": {"metrics": {"from": [{"namespaceSelector": {}}]}},
+    "tls": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "ca"}}},
+    "gateway": {
+        "autoscaling": {"enabled": True},
+        "ingress": {"enabled": True, "host": "plinth.example.com"},
+        "httpRoute": {**ROUTE, "hostnames": ["rest.example.com"]},
+        "grpcRoute": {**ROUTE, "hostnames": ["grpc.example.com"]},
+    },
+    "monitoring": {
+        "serviceMonitor": {"enabled": True},
+        "rules": {"enabled": True},
+        "dashboards": {"enabled": True},
+    },
+    "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mine"}}],
+}
+
+
+@pytest.fixture
+def any_cluster(tmp_path: Path) -> Path:
+    """The chart where each kind is known: this library asks no cluster for them, as helm does."""
+    chart = tmp_path / "plinth"
+    shutil.copytree(rendering.CHART, chart)
+    path = chart / "templates" / "validate-ending.yaml"
+    asked = '($.Capabilities.APIVersions.Has (printf "%s/%s" $one.apiVersion $one.kind))'
+    assert asked in path.read_text()
+    path.write_text(path.read_text().replace(asked, "true"))
+    return chart
+
+
+@pytest.mark.parametrize("mode", ["static", "rayservice"])
+def test_what_is_being_deleted_is_not_taken_over(
+    mode: str, any_helm: rendering.Helm, any_cluster: Path
+) -> None:
+    """Helm patches an object of its name that is there, and it vanishes under the new release. One
+    of each kind of which the chart makes any, and of others' objects."""
+    values = {**EVERYTHING, "ray": {"mode": mode}}
+    made = [
+        one
+        for one in rendering.documents(any_helm.render(values))
+        if "helm.sh/hook" not in one["metadata"].get("annotations", {})
+    ]
+    (mine,) = [one for one in made if one["metadata"]["name"] == "mine"]
+    tried = [mine, *{one["kind"]: one for one in made if one is not mine}.values()]
+    assert len(tried) > 15
+    answers = holding()
+    with serving(answers) as url:
+        for one in tried:
+            path = path_of(one)
+            answers[path] = ending(one)
+            kind, name = one["kind"], one["metadata"]["name"]
+            refusal = (
+                f"{kind}/{name} of an earlier release is being deleted since 2026-11-30T12:00:00Z.*"
+                f"kubectl -n models wait --for=delete {kind.lower()}/{name} --timeout=10m"
+            )
+            with pytest.raises(Exception, match=refusal):
+                rendered_in(url, values, any_cluster)
+            answers[f"{path}-other"] = answers.pop(path)
+        assert "kind: NetworkPolicy" in rendered_in(url, values, any_cluster)
+
+
+def test_no_template_is_left_out_of_them() -> None:
+    folder = rendering.CHART / "templates"
+    text = (folder / "validate-ending.yaml").read_text()
+    listed = re.search(r"range \$file := list (.*?) -\}\}", text)
+    assert listed is not None
+    made = {path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("validate")}
+    assert set(re.findall(r'"([^"]+)"', listed[1])) == made
 
 
 SECRET_KEYS = ("cluster-token", "auth_token", "redis-password", "api-key")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kube_cluster import error_of, plinth_k8s
 from kube_release import CLUSTER, RAY
 from plinth.cluster.kubernetes_ops.api import Api
 from plinth.cluster.kubernetes_ops.release import Release, container_of, find
+from plinth.cluster.kubernetes_ops.rights import KINDS, LOOKS, needed
 
 CASES = {
     "values-local.yaml": "static",
@@ -135,6 +137,35 @@ def test_drain_runs_what_the_pods_own_hook_runs(objects: list[dict[str, Any]]) -
         if one["name"] == "ray" and "lifecycle" in one
     }
     assert hooks == {("python", "-m", "plinth.cluster.node_drain")}
+
+
+def test_doctor_asks_for_the_right_to_everything_that_is_made(
+    case: str, objects: list[dict[str, Any]]
+) -> None:
+    made = {one["kind"] for one in objects}
+    assert made <= set(KINDS)
+    asked = needed(CASES[case], cert_manager="Certificate" in made)
+    options = {kind for kind, one in KINDS.items() if one.option and not one.default}
+    assert made - options <= asked
+
+
+def test_by_default_it_asks_for_what_the_defaults_make() -> None:
+    engines = rendering.engines()
+    if not engines:
+        pytest.skip("no Helm is installed here; `make chart` gets it")
+    made = {one["kind"] for one in rendering.documents(engines[0].render({}))}
+    assert made - {"Pod"} == needed("rayservice", cert_manager=False)  # Pod: of `helm test`
+
+
+def test_what_the_templates_look_at_is_asked_for() -> None:
+    """Helm ends where its user may not look; where a kind is no word, the chart makes it."""
+    kinds: set[str] = set()
+    for path in (rendering.CHART / "templates").rglob("*"):
+        if path.is_file():
+            kinds |= set(re.findall(r'lookup "[^"]+" "([^"]+)"', path.read_text()))
+    assert "Namespace" in kinds
+    assert kinds <= set(KINDS) | set(LOOKS)
+    assert not KINDS["Secret"].mode and KINDS["Secret"].default  # of others', in every release
 
 
 def test_two_releases_are_told_apart_by_what_the_chart_notes(

@@ -14,7 +14,11 @@ import rendering
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import server_binary
 from plinth.cluster.ports import free_port
+from plinth.shared.connection import connect
+from plinth.shared.errors import FailedPrecondition
+from plinth.shared.schema import claim_redis
 from release import Release
+from running import settings_of
 
 PASSWORD = "Abc123" * 8
 
@@ -78,3 +82,31 @@ def test_it_keeps_every_write_and_asks_for_the_password(server) -> None:
     assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
     client.set("kept", "yes")
     assert (folder / "data" / "appendonlydir").is_dir()
+
+
+async def test_a_release_of_the_same_name_in_another_namespace_is_refused_its_database(
+    any_helm: rendering.Helm, server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each one's pods are called, as their settings have it, on databases of one server."""
+    _, client, port, _ = server
+    up(client)
+    names = []
+    for namespace in ("team-a", "team-b"):
+        monkeypatch.setattr(rendering, "NAMESPACE", namespace)
+        made = Release(rendering.documents(any_helm.render({"ray": {"mode": "static"}})))
+        stages = ("head", "trainer", "gateway")
+        (name,) = {settings_of(made, component)["release"] for component in stages}
+        names.append(name)
+    one, other = names
+    first, second = (connect(f"redis://:{PASSWORD}@127.0.0.1:{port}/{n}") for n in (1, 2))
+    try:
+        for _ in range(2):
+            await claim_redis(first, one)
+        refusal = f"the release {one}'s, and this process is {other}"
+        with pytest.raises(FailedPrecondition, match=refusal) as caught:
+            await claim_redis(first, other)
+        assert "redis-cli -n 1 DEL" in caught.value.message
+        await claim_redis(second, other)
+    finally:
+        await first.aclose()
+        await second.aclose()

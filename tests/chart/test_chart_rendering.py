@@ -121,7 +121,9 @@ def test_a_number_of_replicas_replaces_no_pod(any_helm: rendering.Helm, mode: st
 
     def pods(replicas: int) -> dict[str, Any]:
         stages = {"tokenizer": {"pods": 4, "maxPods": 4, "replicas": replicas}}
-        found = release(any_helm, {"ray": {"mode": mode}, "stages": stages}).pods
+        # Each rendering without a cluster would make words of its own for a Secret of the chart's.
+        values = {"ray": {"mode": mode}, "stages": stages, "secrets": {"existingSecret": "own"}}
+        found = release(any_helm, values).pods
         made = {one.owner: [one.labels, one.annotations, one.spec] for one in found}
         return {owner: one for owner, one in made.items() if not owner.endswith("-head")}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_chart_refusals import REFUSED
 
 import rendering
 import values_readme
@@ -46,6 +47,14 @@ WRONG_TOGETHER = {
     ),
     "a bucket of nobody": ({"store": {"url": "s3://bucket"}}, "set store.s3.existingSecret"),
     "Google's bucket": ({"store": {"url": "gs://bucket"}}, "set store.gcs.existingSecret"),
+    "annotations of somebody else's account": (
+        {"serviceAccount": {"create": False, "name": "own", "annotations": {"role": "r"}}},
+        "leave serviceAccount.annotations empty",
+    ),
+    "an account that KubeRay renames": (
+        {"serviceAccount": {"name": "a" * 51}},
+        "KubeRay takes at most 50 characters of the head's account",
+    ),
     "GPUs where there are none": (
         {"config": {"engine": {"device": "cuda"}}},
         "Set stages.inference.gpu.count=1, or config.engine.device=cpu",
@@ -101,6 +110,32 @@ WRONG_TOGETHER = {
         {"monitoring": {"serviceMonitor": {"enabled": True}}},
         "networkPolicy.metrics.from lets nobody in",
     ),
+    "asked by nobody": (
+        {"monitoring": {"podMonitor": {"enabled": True}}},
+        "monitoring.podMonitor.enabled scrapes the pods",
+    ),
+    "scraped twice": (
+        {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+        "Enable one",
+    ),
+    "a cache beyond the disk": ({"cache": {"sizeLimit": "100Gi"}}, "Raise the one above the other"),
+    "labels of the chart's own": (
+        {"tests": {"podLabels": {"plinth.dev/ray-node": "true"}}},
+        "podLabels of tests set plinth.dev/ray-node",
+    ),
+    "two routes of one host": (
+        {
+            "gateway": {
+                kind: {"enabled": True, "parentRefs": [{"name": "edge"}]}
+                for kind in ("httpRoute", "grpcRoute")
+            }
+        },
+        "share a host (any) on one listener of edge",
+    ),
+    "a route of nobody": (
+        {"gateway": {"grpcRoute": {"enabled": True}}},
+        "needs gateway.grpcRoute.parentRefs",
+    ),
     "a scale of nothing": (
         {"gateway": {"autoscaling": {"enabled": True, "targetCPUUtilization": 0}}},
         "has no target",
@@ -152,6 +187,12 @@ def test_the_schema_refuses_with_the_path(what: str, helm: rendering.Helm) -> No
         helm.render(values)
 
 
+def test_an_account_of_ones_own_is_an_identity(any_helm: rendering.Helm) -> None:
+    """Whoever names it has annotated it, or linked it to a role without (EKS Pod Identity)."""
+    values = {"store": {"url": "s3://bucket"}, "serviceAccount": {"create": False, "name": "own"}}
+    assert "serviceAccountName: own" in any_helm.render(values)
+
+
 @pytest.mark.parametrize("what", WRONG_TOGETHER)
 def test_values_that_do_not_fit_are_refused_with_advice(what: str, helm: rendering.Helm) -> None:
     values, told = WRONG_TOGETHER[what]
@@ -161,12 +202,21 @@ def test_values_that_do_not_fit_are_refused_with_advice(what: str, helm: renderi
 
 
 def test_every_refusal_of_the_chart_is_tried(any_helm: rendering.Helm) -> None:
-    """Each `fail` of the template is reached by a case above, or by a cluster's state below."""
-    text = (rendering.CHART / "templates" / "validate.yaml").read_text()
+    """Each `fail` of the templates is reached by a case above, or by a cluster's state below.
+    Those of volumes and places are tried in test_chart_immutable.py, those of what is being
+    deleted in test_chart_cluster_state.py."""
+    folder = rendering.CHART / "templates"
+    names = ("validate.yaml", "validate-routes.yaml")
+    text = "".join((folder / name).read_text() for name in names)
     messages = re.findall(r'fail (?:\(printf )?"((?:[^"\\]|\\.)*)"', text)
     assert len(messages) > 20
-    told = " ".join(_refusal(any_helm, values) for values, _ in WRONG_TOGETHER.values())
-    by_cluster = ("this release's Redis holds", "the release ")
+    cases = [*WRONG_TOGETHER.values(), *REFUSED.values()]
+    told = " ".join(_refusal(any_helm, values) for values, _ in cases)
+    by_cluster = (
+        "this release's Redis holds",
+        "the release ",
+        "cache.type is hostPath",
+    )
     for message in messages:
         longest = max(re.split(r"%[sdq]", message), key=len)
         assert longest in told or message.startswith(by_cluster), message

@@ -233,7 +233,9 @@ async def test_what_is_wrong_is_said_at_the_door(stack, trainer, tmp_path):
     def submit(**spec):
         return stub.CreateJob(create_job("x", pb.JobSpec(output_name="m", **spec)))
 
-    error = await refused(submit(), InvalidArgument, "'prepare', 'train' or 'compare'")
+    error = await refused(
+        submit(), InvalidArgument, "'prepare', 'train', 'compare' or 'model_import'"
+    )
     assert error.field == "job.spec"
     await refused(submit(train=training("missing")), NotFound, "missing")
     await refused(submit(train=training(workers=3)), InvalidArgument, "3 workers")

@@ -47,6 +47,12 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
+{{/* The chart's labels, and more (root, name, more), which change none of them. */}}
+{{- define "plinth.labelsWith" -}}
+{{- $own := include "plinth.labels" . | fromYaml -}}
+{{ toYaml (merge $own (default dict .more)) }}
+{{- end -}}
+
 {{/* registry/repository:tag or @digest. Takes root, flavour, and a service's overrides. */}}
 {{- define "plinth.image" -}}
 {{- $base := get .root.Values.images .flavour -}}
@@ -127,4 +133,9 @@ key: redis-password
 {{/* Which database of which Redis, to tell two releases apart. */}}
 {{- define "plinth.redisIdentity" -}}
 {{ include "plinth.redisHost" . }}:{{ include "plinth.redisPort" . }}/{{ int .Values.redis.database }}
+{{- end -}}
+
+{{/* Where the store is, to tell when it would be another one. */}}
+{{- define "plinth.storeIdentity" -}}
+{{- if .Values.store.url -}}{{ trimSuffix "/" .Values.store.url }}{{- else -}}claim/{{ include "plinth.storeClaim" . }}{{- end -}}
 {{- end -}}

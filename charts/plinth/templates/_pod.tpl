@@ -13,6 +13,11 @@ metadata:
     {{- end }}
   annotations:
     checksum/config: {{ include "plinth.settings" $root | sha256sum }}
+    checksum/secrets: {{ include "plinth.secretsRead" (dict "root" $root "kind" $svc.kind) | sha256sum }}
+    {{- if and (eq $svc.kind "ray") (not $static) }}
+    # KubeRay leaves tolerations out when it looks for changes, and would not take up new ones.
+    checksum/tolerations: {{ include "plinth.tolerations" $svc | sha256sum }}
+    {{- end }}
     {{- if and (eq $svc.name "head") $static }}
     checksum/applications: {{ include "plinth.serveConfig" $root | sha256sum }}
     {{- end }}
@@ -21,9 +26,8 @@ metadata:
     {{- end }}
 spec:
   {{- include "plinth.pullSecrets" $root | nindent 2 }}
-  {{- if not $scaledHead }}
+  # The store's identity hangs on it, and KubeRay binds the autoscaler's rights to it.
   serviceAccountName: {{ include "plinth.serviceAccountName" $root }}
-  {{- end }}
   # Ray's autoscaler, a sidecar of the head, is all that speaks to the Kubernetes API.
   automountServiceAccountToken: {{ $scaledHead }}
   enableServiceLinks: false
@@ -46,8 +50,7 @@ spec:
       env:
         {{- include "plinth.env" (dict "root" $root "svc" $svc) | nindent 8 }}
       resources:
-        requests: {cpu: 50m, memory: 256Mi}
-        limits: {memory: 512Mi}
+        {{- toYaml $root.Values.ray.waitForHead.resources | nindent 8 }}
       securityContext:
         {{- toYaml $svc.securityContext | nindent 8 }}
       volumeMounts:
@@ -72,7 +75,7 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
       ports:
-        {{- include "plinth.ports" $svc | nindent 8 }}
+        {{- include "plinth.ports" (dict "root" $root "svc" $svc) | nindent 8 }}
       {{- include "plinth.probes" (dict "root" $root "svc" $svc) | nindent 6 }}
       {{- if eq $svc.kind "gateway" }}
       lifecycle:
@@ -109,8 +112,7 @@ spec:
       env:
         {{- include "plinth.env" (dict "root" $root "svc" $svc) | nindent 8 }}
       resources:
-        requests: {cpu: 50m, memory: 128Mi}
-        limits: {memory: 512Mi}
+        {{- toYaml $root.Values.ray.applications.resources | nindent 8 }}
       securityContext:
         {{- toYaml $svc.securityContext | nindent 8 }}
       volumeMounts:
@@ -129,9 +131,9 @@ spec:
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $svc.tolerations }}
+{{- with include "plinth.tolerations" $svc }}
 tolerations:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 {{- with $svc.affinity }}
 affinity:
@@ -154,6 +156,14 @@ runtimeClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* A service's, and where it has GPUs, theirs. */}}
+{{- define "plinth.tolerations" -}}
+{{- $gpus := gt (int (dig "gpu" "count" 0 .)) 0 -}}
+{{- with concat (default list .tolerations) (default list (ternary (dig "gpu" "tolerations" list .) list $gpus)) -}}
+{{ toYaml . }}
+{{- end -}}
+{{- end -}}
+
 {{/* GPUs are requested and limited alike, as device plugins want it. */}}
 {{- define "plinth.resources" -}}
 {{- $resources := deepCopy (default dict .resources) -}}
@@ -167,15 +177,20 @@ runtimeClassName: {{ . }}
 
 {{/* Names of Ray's ports are those that KubeRay knows them by. */}}
 {{- define "plinth.ports" -}}
-{{- if eq .kind "gateway" -}}
+{{- if eq .svc.kind "gateway" -}}
 - {name: http, containerPort: 8080, protocol: TCP}
 - {name: grpc, containerPort: 8081, protocol: TCP}
 {{- else -}}
-{{- if eq .name "head" -}}
+{{- if eq .svc.name "head" -}}
 - {name: gcs-server, containerPort: 6379, protocol: TCP}
 - {name: dashboard, containerPort: 8265, protocol: TCP}
+{{- if eq .root.Values.ray.mode "rayservice" }}
+# Nothing listens there, as Serve's proxies are off; but without a port of this name KubeRay makes no
+# Serve service, and a RayService without one never becomes active.
+- {name: serve, containerPort: 8000, protocol: TCP}
+{{- end }}
 {{ end -}}
-{{- if .replica -}}
+{{- if .svc.replica -}}
 - {name: grpc, containerPort: 50051, protocol: TCP}
 - {name: health, containerPort: 50050, protocol: TCP}
 - {name: metrics, containerPort: 9464, protocol: TCP}

@@ -30,7 +30,8 @@
 {{- if and (eq $svc.name "head") $root.Values.ray.gcsFaultTolerance }}
 {{- $scheme := ternary "rediss" "redis" (eq (include "plinth.redisTls" $root) "true") }}
 - {name: RAY_REDIS_ADDRESS, value: {{ printf "%s://%s:%s" $scheme (include "plinth.redisHost" $root) (include "plinth.redisPort" $root) | quote }}}
-- {name: RAY_external_storage_namespace, value: {{ include "plinth.fullname" $root }}}
+# Ray tells states in one Redis apart by this alone. Neither half can have a slash in it.
+- {name: RAY_external_storage_namespace, value: {{ printf "%s/%s" $root.Release.Namespace (include "plinth.fullname" $root) | quote }}}
 {{- end }}
 {{- end }}
 {{- if and (eq $svc.name "head") (eq (include "plinth.redisTls" $root) "true") $root.Values.redis.external.tls.caSecret }}
@@ -122,12 +123,12 @@
 {{- end }}
 {{- if eq $svc.kind "ray" }}
 - name: shm
-  emptyDir: {medium: Memory, sizeLimit: {{ $svc.shm }}}
+  emptyDir: {medium: Memory, sizeLimit: {{ include "plinth.quantity" $svc.shm }}}
 - name: cache
   {{- if eq $root.Values.cache.type "hostPath" }}
   hostPath: {path: {{ $root.Values.cache.hostPath }}, type: DirectoryOrCreate}
   {{- else }}
-  emptyDir: {sizeLimit: {{ $root.Values.cache.sizeLimit }}}
+  emptyDir: {sizeLimit: {{ include "plinth.quantity" $root.Values.cache.sizeLimit }}}
   {{- end }}
 {{- if not $root.Values.store.url }}
 - name: store
@@ -151,4 +152,49 @@
 {{- with $svc.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/*
+The release's own Secret: what is there already, and random words for the rest. Made once in a
+rendering, so that a checksum is of what the Secret will hold.
+*/}}
+{{- define "plinth.secretData" -}}
+{{- if not (hasKey .Values "_secretData") -}}
+{{- $before := default dict (lookup "v1" "Secret" .Release.Namespace (include "plinth.secretName" .)).data -}}
+{{- $data := dict -}}
+{{- range $key := list "cluster-token" "auth_token" "redis-password" "api-key" -}}
+{{- $_ := set $data $key (default (randAlphaNum 48 | b64enc) (get $before $key)) -}}
+{{- end -}}
+{{- $_ := set .Values "_secretData" (toYaml $data) -}}
+{{- end -}}
+{{ .Values._secretData }}
+{{- end -}}
+
+{{/*
+What the containers of a `kind` of pod (gateway, ray, redis) read of Secrets when they start, one
+line each. Of a Secret that Helm can't see, nothing. The cluster's token, long and random, is always
+among it, so that a checksum lets nobody guess a short password.
+*/}}
+{{- define "plinth.secretsRead" -}}
+{{- $root := .root -}}
+{{- $values := $root.Values -}}
+{{- $own := include "plinth.secretName" $root -}}
+{{- $redis := include "plinth.redisPasswordRef" $root | fromYaml -}}
+{{- $read := list (list $own "cluster-token") (list $redis.name $redis.key) -}}
+{{- if eq .kind "gateway" -}}{{- $read = append $read (list $own "api-key") -}}{{- end -}}
+{{- if eq .kind "ray" -}}
+{{- $read = append $read (list $own "auth_token") -}}
+{{- with $values.store.s3.existingSecret -}}{{- $read = concat $read (list (list . "access-key-id") (list . "secret-access-key")) -}}{{- end -}}
+{{- with $values.store.gcs.existingSecret -}}{{- $read = append $read (list . $values.store.gcs.key) -}}{{- end -}}
+{{- end -}}
+{{- range $one := $read -}}
+{{- $name := index $one 0 -}}
+{{- $data := dict -}}
+{{- if and (eq $name $own) (not $values.secrets.existingSecret) -}}
+{{- $data = include "plinth.secretData" $root | fromYaml -}}
+{{- else -}}
+{{- $data = default dict (lookup "v1" "Secret" $root.Release.Namespace $name).data -}}
+{{- end }}
+{{ $name }} {{ index $one 1 }} {{ default "" (get $data (index $one 1)) }}
+{{- end -}}
 {{- end -}}

@@ -82,6 +82,8 @@ policy:
 {{- $fixed := dict "host" "0.0.0.0" "stage_port" 50051 "health_port" 50050 "metrics_port" 9464 "log_to" "stderr" "log_format" "json" -}}
 {{- $_ := set $fixed "gateway" (dict "host" "0.0.0.0" "port" 8080 "grpc_port" 8081 "drain_s" (int .Values.gateway.drainSeconds)) -}}
 {{- $_ := set $fixed "trainer" (dict "worker_resource" "plinth/train-worker") -}}
+{{- /* Neither half can have a slash in it, so that no two releases read alike. */ -}}
+{{- $_ := set $fixed "release" (printf "%s/%s" .Release.Namespace (include "plinth.fullname" .)) -}}
 {{- with .Values.store.url }}{{ $_ := set $fixed "store_url" . }}{{ end -}}
 {{- if .Values.tls.enabled -}}
 {{- $_ := set $fixed "tls" (dict "certificate" "/etc/plinth/tls/tls.crt" "key" "/etc/plinth/tls/tls.key" "ca" "/etc/plinth/tls/ca.crt") -}}

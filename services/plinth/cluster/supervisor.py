@@ -35,7 +35,7 @@ from plinth.cluster.processes import Identity
 from plinth.shared.connection import connect
 from plinth.shared.errors import DataLoss, FailedPrecondition, PlinthError
 from plinth.shared.private_folders import make_private
-from plinth.shared.schema import check_schema
+from plinth.shared.schema import claim_redis
 from plinth.shared.settings import Settings, load_settings
 from plinth.shared.settings_values import spelled, variable
 from plinth.shared.telemetry import configure_logging, get_logger
@@ -108,7 +108,7 @@ class Supervisor:
             self._state.redis_url = self._redis.start()
         else:
             self._state.redis_url = self._settings.redis_url.get_secret_value()
-        asyncio.run(_check_schema(self._state.redis_url))
+        asyncio.run(_claim_redis(self._state.redis_url, self._settings.release))
         environment = {
             **os.environ,
             **settings_environment(self._settings),
@@ -226,10 +226,10 @@ def source_roots(settings: Settings) -> tuple[Path, ...]:
     return tuple(sorted(p for p in places if p != Path("/") and not p.is_relative_to(data)))
 
 
-async def _check_schema(redis_url: str) -> None:
+async def _claim_redis(redis_url: str, release: str | None) -> None:
     redis = connect(redis_url)
     try:
-        await check_schema(redis)
+        await claim_redis(redis, release)
     finally:
         await redis.aclose()
 

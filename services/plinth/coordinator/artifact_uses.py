@@ -12,6 +12,7 @@ from plinth.coordinator.runs import RunRecords
 from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared.errors import InvalidArgument, NotFound
+from plinth.shared.identity import SYSTEM
 from plinth.shared.manifest import Reference
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.rpc.client import StageClients
@@ -49,7 +50,8 @@ class ArtifactUses:
 
     async def _open_jobs(self) -> AsyncIterator[jobs_pb2.Job]:
         """Those that wait or are at work. Unavailable without a trainer: nobody knows then."""
-        trainer = await self._clients.trainer()
+        # Whoever deletes need not be one who may read jobs.
+        trainer = await self._clients.trainer(SYSTEM)
         for state in ("QUEUED", "RUNNING"):
             request = jobs_pb2.ListJobsRequest(filter=f"state = {state}", page_size=_PAGE)
             while True:

@@ -27,7 +27,7 @@ from plinth.shared.identity import Principal, cluster_token
 from plinth.shared.platform_status import PlatformStatus
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
-from plinth.shared.schema import check_schema
+from plinth.shared.schema import claim_redis
 from plinth.shared.settings import Settings
 from plinth.shared.tasks import cancel_and_wait
 from plinth.shared.telemetry import get_logger
@@ -85,8 +85,9 @@ class GatewayCore:
         self._fresh: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Starts what runs beside the requests. FailedPrecondition: Redis is a newer Plinth's."""
-        await check_schema(self._redis)
+        """Starts what runs beside the requests. FailedPrecondition: Redis is a newer Plinth's,
+        or another release's."""
+        await claim_redis(self._redis, self.settings.release)
         await self.keyring.open()
         self._fresh = asyncio.create_task(self.keyring.keep_fresh())
         self.quotas.open()

@@ -20,8 +20,10 @@ SCHEMA = 1
 PREFIX = f"plinth:{SCHEMA}"
 
 # The only keys without a schema number, since they are about the whole (`schema.py`): the newest
-# schema that was ever written here, the backup that is being restored here, and that one is made.
+# schema that was ever written here, the release whose this is, the backup that is being restored
+# here, and that one is made.
 SCHEMA_MARK = "plinth:{schema}"
+RELEASE_MARK = "plinth:{schema}:release"
 RESTORING_MARK = "plinth:{schema}:restoring"
 BACKUP_MARK = "plinth:{schema}:backup"
 

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path(".plinth")
     redis_url: SecretStr | None = None
+    # Whose the Redis database is: no process starts on one that another release marked. The chart's
+    # <namespace>/<name>; None: it is not marked.
+    release: str | None = Field(default=None, min_length=1, max_length=512)
     store_url: str | None = None
     ray_address: str | None = None
     cluster_token: SecretStr | None = None

@@ -23,7 +23,7 @@ from plinth.shared.identity import cluster_token, may_list_artifacts
 from plinth.shared.registry import Registry
 from plinth.shared.rpc.client import StageClients
 from plinth.shared.rpc.server import GrpcServer, GrpcService
-from plinth.shared.schema import check_schema
+from plinth.shared.schema import claim_redis
 from plinth.shared.settings import Settings
 from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
@@ -75,8 +75,8 @@ class StageContext:
     async def open(
         cls, settings: Settings, *, stage: str, replica_id: str | None = None
     ) -> StageContext:
-        """FailedPrecondition without a Redis, with one of a newer schema, or with a store that
-        can't create exclusively."""
+        """FailedPrecondition without a Redis, with one of a newer schema or of another
+        release, or with a store that can't create exclusively."""
         if settings.redis_url is None:
             raise FailedPrecondition(
                 "no Redis is set; `plinth up` starts one, or set PLINTH_REDIS_URL to yours",
@@ -94,7 +94,7 @@ class StageContext:
         )
         redis = connect(settings.redis_url.get_secret_value())
         try:
-            await check_schema(redis)
+            await claim_redis(redis, settings.release)
         except BaseException:
             await redis.aclose()
             raise

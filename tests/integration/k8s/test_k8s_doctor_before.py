@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kube_api import NAMESPACE, KubeApi, Reply
+from kube_api import NAMESPACE, KubeApi
+from kube_calls import Reply
 from kube_cluster import error_of, levels, of, plinth_k8s
 from kube_release import CORE, static_release
 from plinth.cluster.finding import Finding
@@ -69,6 +70,7 @@ def test_a_cluster_without_anything(kube: KubeApi, kubeconfig: Path) -> None:
     assert levels(findings) == {
         "kubernetes": "ok",
         "rights": "ok",
+        "rights for options": "ok",
         "kuberay": "fail",
         "cert-manager": "fail",
         "monitoring": "warn",
@@ -90,6 +92,54 @@ def test_an_old_server(kube: KubeApi, kubeconfig: Path) -> None:
         "fail",
         "the chart wants 1.30 or newer: upgrade the cluster",
     )
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "plan"),
+    [
+        ("create", "serviceaccounts", {}),
+        ("patch", "serviceaccounts", {}),
+        ("get", "persistentvolumeclaims", {}),
+        ("delete", "services", {}),
+        ("list", "secrets", {}),
+        ("create", "rayservices", {"mode": "rayservice"}),
+        ("create", "certificates", {"cert_manager": True}),
+    ],
+)
+def test_a_right_that_helm_needs(
+    prepared: KubeApi, kubeconfig: Path, verb: str, resource: str, plan: dict[str, Any]
+) -> None:
+    prepared.forbidden.add((verb, resource))
+    found = of(before(kubeconfig, **plan), "rights")
+    assert (found.level, found.found) == ("fail", f"may not {verb} {resource} in serving")
+    assert "--clusterrole=admin" in found.advice
+
+
+def test_a_right_that_only_an_option_needs(prepared: KubeApi, kubeconfig: Path) -> None:
+    prepared.forbidden |= {("create", kind) for kind in ("roles", "ingresses", "rayservices")}
+    findings = before(kubeconfig, mode="static")
+    assert of(findings, "rights").level == "ok"
+    found = of(findings, "rights for options")
+    assert (found.level, found.found) == (
+        "warn",
+        "may not create roles; create ingresses in serving",
+    )
+
+
+def test_a_look_that_only_an_option_takes(prepared: KubeApi, kubeconfig: Path) -> None:
+    """Of a namespace, by whom a Role lets look at this one alone."""
+    prepared.forbidden.add(("get", "namespaces"))
+    findings = before(kubeconfig, mode="static")
+    assert of(findings, "rights").level == "ok"
+    found = of(findings, "rights for options")
+    assert found.level == "warn"
+    assert "may not get namespaces serving (cache.type=hostPath looks at" in found.found
+    (asked,) = [
+        call.body["spec"]["resourceAttributes"]
+        for call in prepared.made("POST", "selfsubjectaccessreviews")
+        if call.body["spec"]["resourceAttributes"]["resource"] == "namespaces"
+    ]
+    assert asked["name"] == asked["namespace"] == "serving"
 
 
 def test_gpus_in_a_machine_that_nobody_offers(prepared: KubeApi, kubeconfig: Path) -> None:
@@ -119,6 +169,12 @@ def test_quotas_that_are_used_up(prepared: KubeApi, kubeconfig: Path) -> None:
     assert found.level == "fail"
     assert "used up: requests.cpu, requests.nvidia.com/gpu (2 left, 4 wanted)" in found.advice
     assert "limits.memory 1Gi/8Gi" in found.found
+
+
+def test_a_quota_that_is_not_counted_yet(prepared: KubeApi, kubeconfig: Path) -> None:
+    hard = {"requests.nvidia.com/gpu": "0"}
+    prepared.put(f"{CORE}/resourcequotas/new", {"metadata": {}, "spec": {"hard": hard}})
+    assert of(before(kubeconfig, gpus=1), "quota new").level == "warn"
 
 
 def helm_record(name: str, revision: int, state: str) -> dict[str, Any]:
@@ -161,7 +217,7 @@ def test_what_may_not_be_looked_at_does_not_hide_the_rest(
     assert of(findings, "gpus").level == "warn"
     assert "a ClusterRole with the rule" in of(findings, "gpus").advice
     assert of(findings, "storage").level == "fail"
-    assert "may not create statefulsets in serving" in of(findings, "rights").found
+    assert of(findings, "rights").found == "may not create statefulsets in serving"
     assert of(findings, "helm").level == "ok"
 
 

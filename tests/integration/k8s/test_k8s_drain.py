@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kube_api import Call, KubeApi, Reply
+from kube_api import KubeApi
+from kube_calls import Call, Reply
 from kube_cluster import error_of, plinth_k8s
 from kube_gateway import ScriptedGateway, shard
 from kube_release import CORE, labels, pod, static_pods, static_release
@@ -114,13 +115,6 @@ def test_streams_that_stay_keep_it(
     )
     assert "still holds 1 streams after 1 s; nothing was evicted" in error_of(result)
     assert POD in kube.objects
-
-
-def test_the_container_may_end_before_its_command(kube: KubeApi, kubeconfig: Path) -> None:
-    kube.exec_code = lambda name, command: None
-    result = plinth_k8s(kubeconfig, "drain", "plinth-inference-0", key="")
-    assert result.exit_code == 0, result.output
-    assert POD not in kube.objects
 
 
 @pytest.mark.parametrize("by", ["status", "event"])

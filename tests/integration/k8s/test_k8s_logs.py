@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kube_api import NAMESPACE, KubeApi, Reply
+from kube_api import NAMESPACE, KubeApi
+from kube_calls import Reply
 from kube_cluster import error_of, plinth_k8s
 from kube_release import CORE, pod, static_pods, static_release
 from plinth.cluster.kubernetes_ops import logs

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from kube_api import KubeApi, Reply
+from kube_api import KubeApi
+from kube_calls import Reply
 from kube_cluster import plinth_k8s
 from kube_gateway import ScriptedGateway, canary_run, shard
-from kube_release import CORE, RAY, pod, ray_release, static_pods, static_release
+from kube_release import CORE, RAY, pod, ray_release, static_pods, static_release, warning
 from plinth.shared.api import times
 from plinth.v1 import deployments_pb2, operations_pb2
 from plinth.v1 import runs_pb2 as pb
@@ -130,14 +131,8 @@ def test_how_pods_end_and_what_was_warned_of(
     for number, (name, minute) in enumerate(
         (("plinth-head-0", 1), ("plinth-head-0", 2), ("stranger", 3))
     ):
-        event = {
-            "kind": "Event",
-            "type": "Warning",
-            "reason": "Unhealthy",
-            "involvedObject": {"name": name},
-            "message": f"probe failed in minute {minute}",
-            "lastTimestamp": f"2026-01-01T00:0{minute}:00Z",
-        }
+        message, when = f"probe failed in minute {minute}", f"2026-01-01T00:0{minute}:00Z"
+        event = warning("Pod", name, "Unhealthy", message, when)
         kube.put(f"{CORE}/events/e{number}", event)
     ending = kube.objects[f"{CORE}/pods/plinth-reward-0"]
     ending["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"

@@ -90,7 +90,10 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
         "quota", "rewards_done", "canary", "queues", "QueueKeys", "preference_collections",
         "PreferenceKeys", "run_log", "run_number",
     }  # fmt: skip
-    for mark in (redis_keys.SCHEMA_MARK, redis_keys.RESTORING_MARK, redis_keys.BACKUP_MARK):
+    for mark in (
+        *(redis_keys.SCHEMA_MARK, redis_keys.RELEASE_MARK),
+        *(redis_keys.RESTORING_MARK, redis_keys.BACKUP_MARK),
+    ):
         assert redis_keys.parse_key(mark) is None
 
 

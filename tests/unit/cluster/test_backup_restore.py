@@ -433,7 +433,7 @@ async def test_a_digest_that_does_not_match(
 async def test_a_restore_that_broke_off_is_given_again(
     lost: Settings, place: Path, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plinth.shared.schema import check_schema
+    from plinth.shared.schema import claim_redis
 
     written = restoring.redis_state.put
 
@@ -447,7 +447,7 @@ async def test_a_restore_that_broke_off_is_given_again(
         assert "burns" in (await refused(lost, place)).message
     # No stage starts on it, no backup is made of it, and no other backup put into it …
     with pytest.raises(FailedPrecondition, match="broke off"):
-        await check_schema(redis_client)
+        await claim_redis(redis_client, None)
     with pytest.raises(FailedPrecondition, match="half restored"):
         await asyncio.to_thread(make, lost, place)
     manifest = found(place, "backups/*/manifest.json")
@@ -457,7 +457,7 @@ async def test_a_restore_that_broke_off_is_given_again(
     # … but the same again goes to the end.
     done = await asyncio.to_thread(put_back, lost, place, backup_id=manifest.parent.name)
     assert done.artifacts == 3
-    await check_schema(redis_client)
+    await claim_redis(redis_client, None)
 
 
 async def test_a_running_platform(lost: Settings, place: Path, redis_client: Redis) -> None:
@@ -605,3 +605,19 @@ def test_a_listing_that_was_tampered_with_names_no_other_file(tmp_path: Path) ->
         line = json.dumps({"record": path, "data": '{"plinth_schema": 1}'})
         with pytest.raises(PlinthError):
             store_copy.unpack(io.BytesIO(gzip.compress(line.encode() + b"\n")))
+
+
+@pytest.mark.parametrize("own", [None, "team-a/plinth"])
+async def test_a_redis_of_another_release_is_not_restored_over(
+    lost: Settings, place: Path, redis_client: Redis, own: str | None
+) -> None:
+    """It may be stopped, and its keys are all that it has."""
+    await redis_client.set(redis_keys.RELEASE_MARK, "team-b/plinth")
+    await redis_client.hset(redis_keys.api_keys(), "theirs", "{}")
+    ours = lost.model_copy(update={"release": own})
+    error = await refused(ours, place, replace_redis=True)
+    assert error.reason == "REDIS_OF_ANOTHER_RELEASE" and "team-b/plinth" in error.message
+    assert await redis_client.hexists(redis_keys.api_keys(), "theirs")
+    theirs = lost.model_copy(update={"release": "team-b/plinth"})
+    await asyncio.to_thread(put_back, theirs, place, replace_redis=True)
+    assert not await redis_client.hexists(redis_keys.api_keys(), "theirs")

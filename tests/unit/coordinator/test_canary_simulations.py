@@ -342,7 +342,8 @@ def test_the_documentation_tells_the_sizes_that_the_screen_does() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_power_at_the_documented_sizes() -> None:
-    """80 % is told, by a diffusion; simulated it is 65 to 100 %, which the documentation says."""
+    """80 % is told, by a diffusion; simulated it is 60 to 100 %, which the documentation says: the
+    stable revision's share, which the diffusion knows, costs one or two outcomes to learn."""
     for failing, bar, share, size in rows():
         if size > 6000:
             continue
@@ -353,5 +354,5 @@ def test_the_power_at_the_documented_sizes() -> None:
             require=require, requests=size + math.ceil(at_a_time), share=share, at_a_time=at_a_time,
         )  # fmt: skip
         print(failing, bar, share, size, found)
-        assert found["promote"] >= 0.62 * 2000
+        assert found["promote"] >= 0.58 * 2000
         assert found["reject"] <= 0.05 * 2000

@@ -38,7 +38,7 @@ WRONG = [
     (asked(sources=[pb.RewardSource(name="a", rule={})]), "sources.0.rule: a rule is an object"),
     (asked(sources=[rule("a", "max_words", n="x" * (65 << 10))]), "sources.0.rule: 665"),
     (asked(sources=[pb.RewardSource(name="a", rule=DEEP)]), "nested deeper than 16 levels"),
-    (asked(sources=[pb.RewardSource(name="a", rule={"n": math.nan})]), "rule: nan is no number"),
+    (asked(sources=[pb.RewardSource(name="a", rule={"n": math.nan})]), "rule.n: nan is no number"),
     (asked(sources=[rule("a", "lowercase")]), "'lower_case'"),
     (asked(sources=[rule("a", "max_words", n=1, m=2)]), "sources.0.rule.m: no option"),
     (asked(sources=[pb.RewardSource(name="a", model="m", weight=math.nan)]), "0.weight is nan"),

@@ -89,16 +89,15 @@ def request(kind: str = "train", output_name: str = "m", **changes: Any) -> pb.J
 @pytest.mark.parametrize(
     ("wrong", "advice", "right"),
     [
-        ({"kind": ""}, "needs 'prepare', 'train' or 'compare'", {}),
+        ({"kind": ""}, "needs 'prepare', 'train', 'compare' or 'model_import'", {}),
         ({"dataset": ""}, "name a dataset artifact", {"dataset": "d@1"}),
         ({"model": None}, "give either init_from or model", {"init_from": "m@1"}),
         ({"model": None}, "give either init_from or model", {"model": SHAPE}),
-        ({"init_from": "m@1"}, "give either init_from or model", {"model": None}),
         ({**LORA, "init_from": None, "model": SHAPE}, "give init_from instead of model", LORA),
         ({**LORA, **NAMES}, "use at most 56 characters with lora", {"output_name": "n" * 56}),
         (NAMES | {"output_name": "n" * 65}, "use 1 to 64 of a-z 0-9 . _ -", NAMES),
         ({"output_name": "No"}, "starting with a letter or a digit", {"output_name": "0._-"}),
-        ({"objective": "magic"}, "'clm' or 'sft'", {"objective": "clm"}),
+        ({"objective": "magic"}, "objective is one of clm, sft", {"objective": "clm"}),
         ({"max_seconds": 5.0}, "give one of the two", {"max_seconds": None}),
         ({"max_seconds": 5.0}, "give one of the two", {"steps": None}),
         (
@@ -150,9 +149,11 @@ def test_more_than_the_dataset_holds_and_the_context(plain: Path) -> None:
     message = told(lambda: planned(sequence_length=65))
     (context,) = re.findall(r"longer than the model's context of (\d+)", message)
     planned(sequence_length=int(context), batch_size=2)
-    message = told(lambda: planned(model=model_spec(family="rnn", layers=1, hidden=16, heads=2)))
-    for family in re.findall(r"'(\w+)'", message.partition("use ")[2]):
-        shape = model_spec(family=family, layers=1, hidden=16, heads=2, context=64)
+    message = told(lambda: planned(model=model_spec(layers=1, hidden=16, heads=2)))
+    families = re.findall(r"MODEL_FAMILY_(\w+)", message.partition("use ")[2])
+    assert families
+    for family in families:
+        shape = model_spec(family=family.lower(), layers=1, hidden=16, heads=2, context=64)
         planned(model=shape)
 
 

@@ -30,7 +30,7 @@ from plinth.cluster.backup.values import Client
 from plinth.shared import manifest, redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import FailedPrecondition, NotFound
-from plinth.shared.schema import too_new
+from plinth.shared.schema import of_another, too_new
 from plinth.shared.settings import Settings
 from plinth.shared.storage import Storage
 from plinth.shared.storage_url import open_storage
@@ -74,7 +74,8 @@ def restore(
     """Puts a backup (the newest, or `backup_id`) back. `only` one half of it.
 
     FailedPrecondition: a stack runs; the target isn't empty, and it was not said that it may be
-    (replace_redis, merge_store); the backup is a newer Plinth's. DataLoss: a digest differs.
+    (replace_redis, merge_store); Redis is another release's, which it may never be; the backup is a
+    newer Plinth's. DataLoss: a digest differs.
     """
     archive = _archive(source)
     with (
@@ -86,7 +87,7 @@ def restore(
         # 1. All that can be refused.
         with redis_errors():
             if only != "store":
-                _check_redis(client, opened.backup, replace=replace_redis)
+                _check_redis(client, opened.backup, settings.release, replace=replace_redis)
         there = store_look.look(storage, contents=only == "redis")
         if only == "redis":
             _check_named(opened.store, there, storage)
@@ -153,10 +154,14 @@ def _opened(archive: Archive, backup_id: str | None) -> Iterator[_Opened]:
         yield _Opened(archive, backup, redis_file, store, found)
 
 
-def _check_redis(client: Client, backup: Backup, *, replace: bool) -> None:
+def _check_redis(client: Client, backup: Backup, release: str | None, *, replace: bool) -> None:
     mark: Any = client.get(redis_keys.SCHEMA_MARK)
     if mark is not None and int(mark) > redis_keys.SCHEMA:
         raise too_new(int(mark))
+    owner: Any = client.get(redis_keys.RELEASE_MARK)
+    if owner is not None and owner.decode() != release:
+        database = client.connection_pool.connection_kwargs.get("db") or 0
+        raise of_another(owner.decode(), release, database)
     half: Any = client.get(redis_keys.RESTORING_MARK)
     if not replace and half is not None and half.decode() != backup.id:
         raise FailedPrecondition(

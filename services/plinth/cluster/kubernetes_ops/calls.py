@@ -64,14 +64,16 @@ CALLS: Final[dict[str, Call]] = {
     "cordon": Call("", "nodes", "patch", "PATCH", "/api/v1/nodes/{name}", MERGE),
     "list deployments": Call("apps", "deployments", "list", "GET", f"{_APPS}/deployments"),
     "list statefulsets": Call("apps", "statefulsets", "list", "GET", f"{_APPS}/statefulsets"),
-    "get deployment scale": Call(
-        "apps", "deployments/scale", "get", "GET", f"{_APPS}/deployments/{{name}}/scale"
+    "get deployment": Call("apps", "deployments", "get", "GET", f"{_APPS}/deployments/{{name}}"),
+    "patch deployment": Call(
+        "apps", "deployments", "patch", "PATCH", f"{_APPS}/deployments/{{name}}", JSON_PATCH
     ),
     "patch deployment scale": Call(
         "apps", "deployments/scale", "patch", "PATCH", f"{_APPS}/deployments/{{name}}/scale", MERGE
     ),
-    "get statefulset scale": Call(
-        "apps", "statefulsets/scale", "get", "GET", f"{_APPS}/statefulsets/{{name}}/scale"
+    "get statefulset": Call("apps", "statefulsets", "get", "GET", f"{_APPS}/statefulsets/{{name}}"),
+    "patch statefulset": Call(
+        "apps", "statefulsets", "patch", "PATCH", f"{_APPS}/statefulsets/{{name}}", JSON_PATCH
     ),
     "patch statefulset scale": Call(
         "apps",

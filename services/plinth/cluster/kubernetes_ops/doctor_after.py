@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import yaml
@@ -19,22 +18,15 @@ from plinth.cluster.finding import Finding
 from plinth.cluster.kubernetes_ops.api import Api, Json
 from plinth.cluster.kubernetes_ops.certificates import examine as examine_certificate
 from plinth.cluster.kubernetes_ops.doctor_before import conflicts
+from plinth.cluster.kubernetes_ops.doctor_pods import check_pods, check_probes
+from plinth.cluster.kubernetes_ops.events import of_release
 from plinth.cluster.kubernetes_ops.gateway_client import PAGE
 from plinth.cluster.kubernetes_ops.outcome import kubectl
-from plinth.cluster.kubernetes_ops.release import (
-    Release,
-    component_of,
-    is_ready,
-    last_end,
-    restarts,
-    trouble,
-)
+from plinth.cluster.kubernetes_ops.release import Release, component_of
 from plinth.shared.api import enums
 from plinth.shared.errors import NotFound, PermissionDenied, PlinthError
 from plinth.v1 import deployments_pb2, operations_pb2
 
-_MANY_RESTARTS = 5
-_RECENT = timedelta(minutes=15)
 OpenGateway = Callable[[], AbstractContextManager[Client]]
 
 
@@ -43,17 +35,17 @@ def examine(
 ) -> list[Finding]:
     """Runs every check. models: references ("chat:prod") that must exist on the store."""
     pods = api.items("list pods", release.selector)
+    events, found = _events(api, release, pods)
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
-        ("pods", lambda: _pods(release, pods)),
-        ("probes", lambda: _probes(api, pods)),
+        ("pods", lambda: check_pods(release, pods, events)),
+        ("probes", lambda: check_probes(release, pods, events)),
         ("ray", lambda: _ray(release)),
-        ("secrets", lambda: _secrets(api, pods)),
+        ("secrets", lambda: _secrets(api, release, pods)),
         ("volumes", lambda: _volumes(api, release)),
         ("budgets", lambda: _budgets(api, release)),
         ("releases", lambda: conflicts(api, release.name)),
         ("platform", lambda: _platform(api, release, open_gateway, models)),
     )
-    found: list[Finding] = []
     for name, check in checks:
         try:
             found += check()
@@ -70,63 +62,18 @@ def equivalents(release: Release) -> list[str]:
     return [
         kubectl(release.namespace, "get", kinds, "-l", release.selector),
         kubectl(release.namespace, "describe", "pods", "-l", release.selector),
-        kubectl(release.namespace, "get", "events", "--field-selector=reason=Unhealthy"),
+        kubectl(release.namespace, "get", "events", "--field-selector=type=Warning"),
         kubectl(release.namespace, "get", "secrets"),
     ]
 
 
-def _pods(release: Release, pods: list[Json]) -> Iterator[Finding]:
-    for component in release.components:
-        own = [pod for pod in pods if component_of(pod) == component]
-        unwell = {pod["metadata"]["name"]: why for pod in own if (why := trouble(pod))}
-        waiting = [p["metadata"]["name"] for p in own if not is_ready(p)]
-        if unwell:
-            name, why = next(iter(unwell.items()))
-            yield Finding(f"pods {component}", "fail", f"{name}: {why}", _advice(why))
-        elif waiting:
-            advice = f"kubectl -n {release.namespace} describe pod {waiting[0]}"
-            yield Finding(f"pods {component}", "warn", f"{', '.join(waiting)} not ready", advice)
-        else:
-            yield Finding(f"pods {component}", "ok", f"{len(own)} ready")
-        for pod in own:
-            if restarts(pod) >= _MANY_RESTARTS:
-                name = pod["metadata"]["name"]
-                told = f"{name}: {restarts(pod)} restarts, the last by {last_end(pod) or '?'}"
-                advice = _advice(last_end(pod)) or f"plinth k8s logs {component} --previous"
-                yield Finding(f"restarts {component}", "warn", told, advice)
-
-
-def _advice(why: str) -> str:
-    """What to do about the usual reasons."""
-    for word, advice in (
-        ("OOMKilled", "raise the service's resources.limits.memory, or serve a smaller model"),
-        ("ImagePull", "check images.registry, the tag, and images.pullSecrets"),
-        ("ErrImage", "check images.registry, the tag, and images.pullSecrets"),
-        ("CreateContainerConfigError", "a Secret or ConfigMap that it names is missing"),
-        ("Insufficient", "no node has room: add nodes, or lower the service's requests"),
-        ("Unschedulable", "no node fits: check nodeSelector, tolerations, GPUs and requests"),
-        ("CrashLoopBackOff", "plinth k8s logs STAGE --previous says how it ended"),
-    ):
-        if word in why:
-            return advice
-    return ""
-
-
-def _probes(api: Api, pods: list[Json]) -> Iterator[Finding]:
-    """Probes that failed lately, by the kubelet's events."""
-    names = {pod["metadata"]["name"] for pod in pods if not is_ready(pod)}
-    failed: dict[str, str] = {}
-    since = datetime.now(UTC) - _RECENT
-    for event in api.items("list events", fieldSelector="reason=Unhealthy"):
-        name = event.get("involvedObject", {}).get("name", "")
-        when = event.get("lastTimestamp") or event.get("eventTime") or ""
-        if name in names and (not when or _time(when) >= since):
-            failed[name] = str(event.get("message", ""))[:200]
-    for name, message in sorted(failed.items()):
-        advice = f"kubectl -n {api.namespace} logs {name}; is its model still loading?"
-        yield Finding("probes", "fail", f"{name}: {message}", advice)
-    if not failed:
-        yield Finding("probes", "ok", "none failed lately on a pod that isn't ready")
+def _events(api: Api, release: Release, pods: list[Json]) -> tuple[list[Json], list[Finding]]:
+    """The release's warnings, newest first; and that they could not be had."""
+    try:
+        warned = api.items("list events", fieldSelector="type=Warning")
+    except PlinthError as error:
+        return [], [Finding("events", "warn", "not looked at", error.message)]
+    return of_release(release, pods, warned), []
 
 
 def _ray(release: Release) -> Iterator[Finding]:
@@ -136,6 +83,8 @@ def _ray(release: Release) -> Iterator[Finding]:
     active = status.get("activeServiceStatus", {})
     applications = active.get("applicationStatuses") or {}
     unwell = {n: a for n, a in applications.items() if a.get("status") != "RUNNING"}
+    if active.get("rayClusterName"):  # one that Serve says nothing of does not run
+        unwell |= {name: {"status": "unknown"} for name in _deployed(release) - set(applications)}
     if not active.get("rayClusterName"):
         pending = status.get("pendingServiceStatus", {}).get("rayClusterName", "none")
         advice = "plinth k8s logs head; kubectl -n kuberay-system logs deploy/kuberay-operator"
@@ -147,24 +96,33 @@ def _ray(release: Release) -> Iterator[Finding]:
         yield Finding("ray", "ok", f"{active['rayClusterName']}: {len(applications)} applications")
 
 
-def _secrets(api: Api, pods: list[Json]) -> Iterator[Finding]:
-    """That what pods refer to is there, with its keys, and certificates are valid."""
+def _deployed(release: Release) -> set[str]:
+    """Applications that the RayService asks Serve for."""
+    config = yaml.safe_load(release.rayservice["spec"].get("serveConfigV2") or "{}")
+    return {str(one["name"]) for one in config.get("applications", [])}
+
+
+def _secrets(api: Api, release: Release, pods: list[Json]) -> Iterator[Finding]:
+    """That what pods refer to, also those that can't be made, is there, with its keys, and
+    certificates are valid."""
     wanted: dict[str, set[str]] = {}
     stages: dict[str, str] = {}
-    for pod in pods:
-        for container in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", [])]:
+    specs = [(component, template["spec"]) for component, template in release.templates]
+    specs += [(component_of(pod), pod["spec"]) for pod in pods]
+    for component, spec in specs:
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
             for one in container.get("env") or []:
                 ref = (one.get("valueFrom") or {}).get("secretKeyRef")
                 if ref and not ref.get("optional"):
                     wanted.setdefault(ref["name"], set()).add(ref["key"])
-        for volume in pod["spec"].get("volumes") or []:
+        for volume in spec.get("volumes") or []:
             if name := (volume.get("secret") or {}).get("secretName"):
                 wanted.setdefault(name, set()).update(
                     item["key"] for item in volume["secret"].get("items") or []
                 )
                 if volume["name"] == "tls":
                     wanted[name] |= {"tls.crt", "tls.key", "ca.crt"}
-                    stages[name] = _identity(component_of(pod))
+                    stages[name] = _identity(component)
     there = {one["metadata"]["name"]: one.get("data") or {} for one in api.items("list secrets")}
     wrong = False
     for name, keys in sorted(wanted.items()):
@@ -190,17 +148,21 @@ def _decoded(data: Json) -> dict[str, bytes]:
 
 
 def _volumes(api: Api, release: Release) -> Iterator[Finding]:
-    claims = [
-        claim
+    phases = {
+        claim["metadata"]["name"]: claim.get("status", {}).get("phase")
         for claim in api.items("list claims")
-        if claim["metadata"]["name"].startswith((release.fullname, f"data-{release.fullname}"))
-    ]
-    unbound = [c["metadata"]["name"] for c in claims if c.get("status", {}).get("phase") != "Bound"]
+    }
+    wanted = sorted(release.claims)
+    missing = [name for name in wanted if name not in phases]
+    unbound = [name for name in wanted if name in phases and phases[name] != "Bound"]
+    told = [f"{', '.join(missing)} missing"] if missing else []
+    told += [f"{', '.join(unbound)} not bound"] if unbound else []
+    bad = [*unbound, *missing]
     yield Finding(
         "volumes",
-        "fail" if unbound else "ok",
-        f"{', '.join(unbound)} not bound" if unbound else f"{len(claims)} bound",
-        f"kubectl -n {release.namespace} describe pvc {unbound[0]}" if unbound else "",
+        "fail" if bad else "ok",
+        "; ".join(told) or f"{len(wanted)} bound",
+        kubectl(release.namespace, "describe", "pvc", bad[0]) if bad else "",
     )
 
 
@@ -287,7 +249,3 @@ def _rival(
         if rival and rival not in {model.name for model in status.models}:
             advice = "serve it, or change config.gateway.preference_rival"
             yield Finding("settings", "fail", f"preference_rival {rival!r} isn't served", advice)
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))

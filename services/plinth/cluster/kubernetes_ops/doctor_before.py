@@ -9,19 +9,11 @@ from plinth.cluster.finding import Finding
 from plinth.cluster.kubernetes_ops.api import Api, Json
 from plinth.cluster.kubernetes_ops.outcome import command, kubectl
 from plinth.cluster.kubernetes_ops.release import INSTANCE, PART_OF
+from plinth.cluster.kubernetes_ops.rights import check_rights
 from plinth.shared.errors import NotFound, PermissionDenied, PlinthError
 
 OLDEST = (1, 30)  # the chart's kubeVersion
 RAY_KINDS = {"rayservices", "rayclusters"}
-_MAKES = (
-    ("apps", "deployments"),
-    ("apps", "statefulsets"),
-    ("", "services"),
-    ("", "configmaps"),
-    ("", "secrets"),
-    ("policy", "poddisruptionbudgets"),
-    ("networking.k8s.io", "networkpolicies"),
-)
 # What a release helm was killed in the middle of looks like.
 _STUCK = {"pending-install", "pending-upgrade", "pending-rollback"}
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
@@ -89,29 +81,7 @@ def _version(api: Api) -> Finding:
 
 
 def _rights(api: Api, plan: Plan) -> Iterator[Finding]:
-    makes = [*_MAKES, *([("ray.io", "rayservices")] if plan.mode == "rayservice" else [])]
-    lacking = [resource for group, resource in makes if not _may(api, "create", group, resource)]
-    yield Finding(
-        "rights",
-        "fail" if lacking else "ok",
-        f"may not create {', '.join(lacking)} in {api.namespace}"
-        if lacking
-        else f"may create what the chart makes in {api.namespace}",
-        f"kubectl -n {api.namespace} create rolebinding plinth-installer --clusterrole=admin "
-        "--user=YOU (ray.io and networking need rules of their own where admin lacks them)"
-        if lacking
-        else "",
-    )
-
-
-def _may(api: Api, verb: str, group: str, resource: str) -> bool:
-    attributes = {"namespace": api.namespace, "verb": verb, "group": group, "resource": resource}
-    body = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": attributes},
-    }
-    return bool(api.call("may I", body=body)["status"].get("allowed"))
+    yield from check_rights(api, mode=plan.mode, cert_manager=plan.cert_manager)
 
 
 def _definitions(api: Api, plan: Plan) -> Iterator[Finding]:
@@ -240,7 +210,12 @@ def _quotas(api: Api, plan: Plan) -> Iterator[Finding]:
         yield Finding("quotas", "ok", f"none in {api.namespace}")
     for quota in quotas:
         status = quota.get("status", {})
-        hard, used = status.get("hard", {}), status.get("used", {})
+        name = f"quota {quota['metadata']['name']}"
+        if "hard" not in status:  # not counted yet: nothing used is not nothing left
+            told = "Kubernetes has not counted what it is used for"
+            yield Finding(name, "warn", told, "look again; kubectl describe resourcequota")
+            continue
+        hard, used = status["hard"], status.get("used", {})
         left = {key: _amount(value) - _amount(used.get(key, "0")) for key, value in hard.items()}
         spent = sorted(key for key, value in left.items() if value <= 0)
         gpu = left.get(f"requests.{plan.gpu_resource}")
@@ -249,7 +224,7 @@ def _quotas(api: Api, plan: Plan) -> Iterator[Finding]:
             spent.append(f"requests.{plan.gpu_resource} ({gpu:g} left, {plan.gpus} wanted)")
         told = ", ".join(f"{key} {used.get(key, '0')}/{hard[key]}" for key in sorted(hard))
         yield Finding(
-            f"quota {quota['metadata']['name']}",
+            name,
             "fail" if spent else "ok",
             told,
             f"used up: {', '.join(spent)}; raise the quota, or free some" if spent else "",

@@ -3,9 +3,11 @@
 1. The node is cordoned (a node only).
 2. A pod with replicas is marked: Ray is told that its node drains, by the same command as its
    preStop hook runs. Serve starts successors where there is room; streams end, or go on at another
-   shard.
-3. That command returns when the replica is gone; and where the platform's figures are at hand,
-   they must agree that no stream is left.
+   shard. One that is not ready is marked too: it may hold streams still, and Ray takes being told
+   twice. Only a container that does not run holds nothing, and can't be asked.
+3. That command returns 0 when the replica is gone; where nobody told its exit code, its container
+   must have ended. And where the platform's figures are at hand, they must agree that no stream is
+   left.
 4. The pod is evicted, so disruption budgets hold (429: again when the server says so), and this
    waits until it is gone.
 
@@ -28,9 +30,8 @@ from plinth.cluster.kubernetes_ops.release import (
     Release,
     component_of,
     container_of,
-    is_ready,
 )
-from plinth.cluster.kubernetes_ops.sockets import run
+from plinth.cluster.kubernetes_ops.sockets import CommandEnd, run
 from plinth.shared.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -38,6 +39,7 @@ from plinth.shared.errors import (
     NotFound,
     PlinthError,
     ResourceExhausted,
+    Unavailable,
 )
 from plinth.v1 import operations_pb2
 
@@ -46,6 +48,7 @@ _LAST = ("gateway", "head", "redis")
 _LOOK_S = 1.0
 _BUDGET_S = 5.0  # between evictions that a budget refuses, where the server names no time
 _EXEC_SLACK_S = 10.0
+_KUBELET_S = 10.0  # until a kubelet has told that a container ended
 Figures = Callable[[], operations_pb2.GetStatusResponse]
 
 
@@ -104,10 +107,12 @@ def _rank(component: str) -> int:
 def _drained(api: Api, pod: Json, how: Drain) -> CommandOutcome:
     name, component = pod["metadata"]["name"], component_of(pod)
     outcome = CommandOutcome()
-    # A pod that is no longer ready was marked before, or has no replica to empty.
     has_replica = container_of(component) == "ray" and component != "head"
-    if has_replica and is_ready(pod):
-        outcome.equivalents.append(_mark(api, pod, how))
+    if has_replica:
+        if _runs(pod):
+            outcome.equivalents.append(_mark(api, pod, how))
+        else:
+            how.say(f"{name}: its container does not run, so it holds nothing")
         _until_silent(api, pod, how)
     _evict(api, name, how)
     eviction = f"{CALLS['evict'].path.format(namespace=api.namespace, name=name)}"
@@ -119,35 +124,92 @@ def _drained(api: Api, pod: Json, how: Drain) -> CommandOutcome:
     return outcome
 
 
+def _runs(pod: Json) -> bool:
+    """Whether the container `ray` may run: where nobody tells of it, it may, unless its pod is not
+    yet anywhere."""
+    own = _status_of(pod)
+    if not own:
+        return bool(pod.get("status", {}).get("phase") != "Pending")
+    return not {"waiting", "terminated"} & set(own.get("state") or {})
+
+
 def _mark(api: Api, pod: Json, how: Drain) -> str:
     """Ray empties the pod. Returns the command that did it."""
     name = pod["metadata"]["name"]
     command = ["python", "-m", "plinth.cluster.node_drain", "--timeout", f"{how.timeout_s:.0f}"]
     how.say(f"{name}: Ray drains it")
-    # The node may end, and the container with it, before the command does: no code then.
     timeout_s = how.timeout_s + _EXEC_SLACK_S
-    code = run(api, name, "ray", command, timeout_s=timeout_s, say=lambda text: None)
-    if code and not how.force:
-        raise FailedPrecondition(
-            f"{name} is not empty after {how.timeout_s:.0f} s, or Ray could not drain it; nothing "
-            "was evicted. Is there room for its replica elsewhere (`plinth k8s status`)? --force "
-            "evicts it all the same: streams then go on at another shard, if there is one. "
-            f"`plinth k8s logs` of {component_of(pod)} says more",
-            reason="NOT_EMPTY",
-        )
-    how.say(f"{name}: its replica has ended")
+    ended = run(api, name, "ray", command, timeout_s=timeout_s, say=lambda text: None)
+    if not _emptied(api, pod, ended) and not how.force:
+        raise FailedPrecondition(_not_empty(pod, ended, how), reason="NOT_EMPTY")
+    how.say(f"{name}: {'its replica has ended' if ended.code == 0 else _told(ended)}")
     return kubectl(api.namespace, "exec", "-c", "ray", name, "--", *command)
+
+
+def _emptied(api: Api, pod: Json, ended: CommandEnd) -> bool:
+    """Whether nothing of the replica is left. Without an exit code only by its container's end: it
+    may end before the command that waits for it does."""
+    if ended.code is not None:
+        return ended.code == 0
+    name, before = pod["metadata"]["name"], _incarnation(pod)
+    end = time.monotonic() + _KUBELET_S
+    while True:
+        try:
+            now = _incarnation(api.call("get pod", name=name))
+        except NotFound:
+            return True
+        if now != before:
+            return True
+        if time.monotonic() > end:
+            return False
+        api.stopped.wait(_LOOK_S)
+
+
+def _incarnation(pod: Json) -> tuple[object, ...]:
+    """Which run of the container `ray` this is, and whether it has ended."""
+    own = _status_of(pod)
+    ended = "terminated" in (own.get("state") or {})
+    return pod["metadata"]["uid"], own.get("containerID"), own.get("restartCount"), ended
+
+
+def _status_of(pod: Json) -> Json:
+    """What the kubelet tells of the container `ray`; empty: nothing."""
+    statuses = pod.get("status", {}).get("containerStatuses") or []
+    return next((one for one in statuses if one["name"] == "ray"), {})
+
+
+def _not_empty(pod: Json, ended: CommandEnd, how: Drain) -> str:
+    name = pod["metadata"]["name"]
+    why = f"{name} is not empty after {how.timeout_s:.0f} s, or Ray could not drain it"
+    if ended.code is None:
+        why = (
+            f"{name}: {_told(ended)}, and its container runs on, so whether it is empty is unknown"
+        )
+    return (
+        f"{why}; nothing was evicted. Is there room for its replica elsewhere (`plinth k8s "
+        "status`)? Then drain it again; --force evicts it all the same: streams then go on at "
+        f"another shard, if there is one. `plinth k8s logs {component_of(pod)}` says more"
+    )
+
+
+def _told(ended: CommandEnd) -> str:
+    if ended.code is None:
+        return f"its drain ended without an exit code ({ended.why})"
+    return f"its drain ended with exit code {ended.code}"
 
 
 def _until_silent(api: Api, pod: Json, how: Drain) -> None:
     """The platform agrees: nobody announces requests at the pod's address."""
     address = pod.get("status", {}).get("podIP", "")
-    if how.figures is None or how.force:
+    if how.figures is None or how.force or not address:
         return
     end = time.monotonic() + how.timeout_s
     while True:
         try:
-            left = _streams(how.figures(), address)
+            figures = how.figures()
+            if figures.redis_error:  # replicas announce themselves there: none told is not none
+                raise Unavailable(figures.redis_error)
+            left = _streams(figures, address)
         except PlinthError as error:  # the gateway may be what moves; Ray's word stands
             how.say(f"the platform's figures can't be had ({error.message})")
             return

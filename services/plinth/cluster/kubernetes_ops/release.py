@@ -43,6 +43,52 @@ class Release:
         return {group["groupName"]: group for group in config.get("workerGroupSpecs", [])}
 
     @property
+    def templates(self) -> list[tuple[str, Json]]:
+        """(component, pod template) of everything that makes pods, whether or not it could."""
+        found = [("gateway", self.gateway["spec"]["template"])]
+        found += [(name, one["spec"]["template"]) for name, one in sorted(self.sets.items())]
+        config = self.rayservice.get("spec", {}).get("rayClusterConfig", {})
+        if "template" in config.get("headGroupSpec", {}):
+            found.append(("head", config["headGroupSpec"]["template"]))
+        return found + [(name, group["template"]) for name, group in sorted(self.groups.items())]
+
+    @property
+    def claims(self) -> set[str]:
+        """Names of the volume claims that its pods mount."""
+        found = {
+            str(volume["persistentVolumeClaim"]["claimName"])
+            for _, template in self.templates
+            for volume in template["spec"].get("volumes") or []
+            if "persistentVolumeClaim" in volume
+        }
+        for one in self.sets.values():
+            for claim in one["spec"].get("volumeClaimTemplates") or []:
+                name = f"{claim['metadata']['name']}-{one['metadata']['name']}"
+                found |= {f"{name}-{index}" for index in range(one["spec"].get("replicas", 1))}
+        return found
+
+    @property
+    def ray_clusters(self) -> list[str]:
+        """Names of KubeRay's clusters for it: the one that serves, the one that comes."""
+        status = self.rayservice.get("status", {})
+        stages = ("activeServiceStatus", "pendingServiceStatus")
+        names = [(status.get(stage) or {}).get("rayClusterName") for stage in stages]
+        return [str(name) for name in names if name]
+
+    def wanted(self, component: str) -> int:
+        """How many pods a component is to have, at least."""
+        if component == "gateway":
+            return int(self.gateway["spec"].get("replicas", 1))
+        if component in self.sets:
+            return int(self.sets[component]["spec"].get("replicas", 1))
+        if component == "head":
+            return 1
+        # Beyond the least of them Ray's autoscaler decides, in the cluster that it made.
+        config = self.rayservice.get("spec", {}).get("rayClusterConfig", {})
+        key = "minReplicas" if config.get("enableInTreeAutoscaling") else "replicas"
+        return int(self.groups.get(component, {}).get(key) or 0)
+
+    @property
     def components(self) -> list[str]:
         """Gateway, head, stages, Redis, in that order."""
         stages = set(self.groups) | (set(self.sets) - {"head", "redis"})

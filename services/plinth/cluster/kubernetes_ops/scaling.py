@@ -3,8 +3,9 @@
 Pods are Kubernetes' business: the scale of a Deployment or StatefulSet; with KubeRay, the worker
 group of the Ray cluster that serves and the same group of its RayService, for KubeRay passes
 numbers on from the one to the other only when it makes a new cluster. Shards are desired state on
-the store, so they go through the gateway and the reconciler follows. Both last: pods until the next
-`helm upgrade`, whose values say otherwise; shards until somebody changes them.
+the store, so they go through the gateway and the reconciler follows. Shards last until somebody
+changes them; pods until the next `helm upgrade`, whose values say otherwise, for the chart stays
+the owner of the number (`owners`). With KubeRay they last as long as the Ray cluster.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from plinth.client import Client
 from plinth.cluster.kubernetes_ops.api import Api, Json
 from plinth.cluster.kubernetes_ops.gateway_client import PAGE, in_coordinator
 from plinth.cluster.kubernetes_ops.outcome import CommandOutcome, helm_set, kubectl
+from plinth.cluster.kubernetes_ops.owners import AS_US, hand_back, unchanged
 from plinth.cluster.kubernetes_ops.release import Release
 from plinth.cluster.kubernetes_ops.room import STAGE, check_room, most_shards, served_name
 from plinth.shared.deployment_rules import MAX_SHARDS
@@ -26,6 +28,14 @@ from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.v1 import deployments_pb2
 
 MOST_PODS = 1000
+_REPLICAS = ("spec", "replicas")
+_RAY_NUMBERS = (("spec", "rayClusterConfig", "workerGroupSpecs"), ("spec", "serveConfigV2"))
+_BY_KUBECTL = "# the number is kubectl's own then: Helm 4's next upgrade takes --force-conflicts"
+_LASTS_STATIC = "the next helm upgrade or rollback sets what its values say; to keep this number:"
+_LASTS_RAY = (
+    "it lasts as long as this Ray cluster; the next one has the RayService's number, which a helm "
+    "upgrade sets (Helm 3: only one that changes a worker group); to keep this number:"
+)
 
 
 def scale_pods(
@@ -62,7 +72,9 @@ def scale_pods(
         outcome = _scale(api, release, "statefulset", component, pods)
     else:
         outcome = _scale_group(api, release, component, pods, replicas)
-    outcome.notes.append("the next helm upgrade sets what its values say; to keep this number:")
+    outcome.notes.append(
+        _LASTS_STATIC if component == "gateway" or release.mode == "static" else _LASTS_RAY
+    )
     outcome.notes.append(f"  {_keep(release, component, pods, replicas)}")
     return outcome
 
@@ -109,16 +121,24 @@ def _scale(api: Api, release: Release, kind: str, component: str, pods: int) -> 
     name = f"{release.fullname}-{component}"
 
     def change() -> int:
-        now = api.call(f"get {kind} scale", name=name)
+        now = api.call(f"get {kind}", name=name)
         # The version that was read goes along, so that nobody's change is undone unseen.
         version = {"resourceVersion": now["metadata"]["resourceVersion"]}
         body = {"metadata": version, "spec": {"replicas": pods}}
-        api.call(f"patch {kind} scale", name=name, body=body)
-        return int(now["spec"].get("replicas", 0))
+        api.call(f"patch {kind} scale", name=name, query=AS_US, body=body)
+        return int(now["spec"].get("replicas", 1))
 
     before = api.fresh(change)
-    equivalent = kubectl(release.namespace, "scale", f"{kind}/{name}", f"--replicas={pods}")
-    return CommandOutcome([f"{kind} {name}: {before} to {pods} pods"], [equivalent])
+    outcome = CommandOutcome(
+        [f"{kind} {name}: {before} to {pods} pods"],
+        [
+            kubectl(release.namespace, "scale", f"{kind}/{name}", f"--replicas={pods}"),
+            _BY_KUBECTL,
+        ],
+    )
+    if left := hand_back(api, kind, name, [_REPLICAS]):
+        outcome.notes.append(left)
+    return outcome
 
 
 def _refuse_autoscaled(api: Api, release: Release, component: str) -> None:
@@ -150,38 +170,35 @@ def _scale_group(
         _, patch = _group_patch(found, ("spec", "rayClusterConfig"), group, pods)
         patch += _serve_patch(found, group, pods, replicas)
         sent["rayservice"] = patch
-        api.call("patch rayservice", name=release.fullname, body=[_unchanged(found), *patch])
+        body = [unchanged(found), *patch]
+        api.call("patch rayservice", name=release.fullname, query=AS_US, body=body)
 
     def change_cluster() -> int:
         found = api.call("get raycluster", name=cluster)
         before, sent["raycluster"] = _group_patch(found, ("spec",), group, pods)
-        api.call("patch raycluster", name=cluster, body=[_unchanged(found), *sent["raycluster"]])
+        body = [unchanged(found), *sent["raycluster"]]
+        api.call("patch raycluster", name=cluster, query=AS_US, body=body)
         return before
 
     api.fresh(change_service)
+    left = hand_back(api, "rayservice", release.fullname, _RAY_NUMBERS)
     before = api.fresh(change_cluster)
     told = [f"worker group {group} of {cluster}: {before} to {pods} pods"]
     if pods < before and not any(one["path"].endswith("/replicas") for one in sent["raycluster"]):
         told.append("Ray's autoscaler takes pods away once they idle; one with a replica stays")
+    if left:
+        told.append(left)
     if replicas is not None:
         told.append(f"Serve runs {replicas} replicas of {group}")
     names = {"rayservice": release.fullname, "raycluster": cluster}
-    return CommandOutcome(
-        told,
-        [
-            kubectl(
-                release.namespace,
-                *("patch", f"{kind}/{names[kind]}", "--type=json", "-p", json.dumps(patch)),
-            )
-            for kind, patch in sent.items()
-        ],
-    )
-
-
-def _unchanged(found: Json) -> Json:
-    """An operation that makes the whole patch a conflict if somebody wrote since."""
-    version = found["metadata"]["resourceVersion"]
-    return {"op": "replace", "path": "/metadata/resourceVersion", "value": version}
+    equivalents = [
+        kubectl(
+            release.namespace,
+            *("patch", f"{kind}/{names[kind]}", "--type=json", "-p", json.dumps(patch)),
+        )
+        for kind, patch in sent.items()
+    ]
+    return CommandOutcome(told, [*equivalents, _BY_KUBECTL])
 
 
 def _group_patch(

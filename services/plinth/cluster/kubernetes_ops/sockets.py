@@ -6,6 +6,7 @@ The `kubernetes` client's websockets; what they raise becomes the errors of any 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import select
 import socket
@@ -13,6 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from plinth.cluster.kubernetes_ops.api import Api
@@ -25,6 +27,15 @@ _CHUNK = 1 << 16
 _LOOK_S = 0.5
 
 
+@dataclass(frozen=True)
+class CommandEnd:
+    """How a command in a pod ended. code: its exit code; None where nobody told one, which is not
+    0: `why` says what was told instead."""
+
+    code: int | None
+    why: str = ""
+
+
 def run(
     api: Api,
     pod: str,
@@ -33,10 +44,11 @@ def run(
     *,
     timeout_s: float,
     say: Callable[[str], object] = lambda text: None,
-) -> int | None:
-    """Exit code of `command` in a running pod; None when the connection broke before its end (the
-    container went, for one). `say` gets what it prints. DeadlineExceeded."""
-    from kubernetes.stream.ws_client import websocket_call  # noqa: PLC0415
+) -> CommandEnd:
+    """Runs `command` in a running pod. `say` gets what it prints. DeadlineExceeded. Without a code
+    when the connection broke before its end (the container went, for one), or when the command was
+    never begun (no such container, a runtime that fails)."""
+    from kubernetes.stream.ws_client import ERROR_CHANNEL, websocket_call  # noqa: PLC0415
 
     query = [
         *(("command", word) for word in command),
@@ -52,19 +64,32 @@ def run(
                 raise DeadlineExceeded(f"{' '.join(command)} in {pod}: not done in {timeout_s:g} s")
             try:
                 client.update(timeout=_LOOK_S)
-            except Exception:  # noqa: BLE001  (of its websocket library, by any name: it broke)
-                return None
+            except Exception as error:  # noqa: BLE001  (of its websocket library, by any name)
+                return CommandEnd(None, f"the connection to it broke: {error}")
             for text in (client.read_channel(1), client.read_channel(2)):
                 if text:
                     say(text)
-        try:
-            code: int = client.returncode
-        except (TypeError, KeyError, ValueError):  # it closed without a word
-            return None
-        return code
+        return _end(client.read_channel(ERROR_CHANNEL))
     finally:
         client.close()
         client.sock.shutdown()  # which `close` leaves out where the other side was first
+
+
+def _end(status: str) -> CommandEnd:
+    """From the Status that the API server sends at the end, on a channel of its own."""
+    if not status:
+        return CommandEnd(None, "the connection to it closed without a word of its end")
+    try:
+        told: Any = json.loads(status)
+    except ValueError:
+        return CommandEnd(None, status.strip()[:300])
+    if told.get("status") == "Success":
+        return CommandEnd(0)
+    causes = (told.get("details") or {}).get("causes") or []
+    codes = [str(one.get("message")) for one in causes if one.get("reason") == "ExitCode"]
+    if codes and codes[0].isdecimal():
+        return CommandEnd(int(codes[0]))
+    return CommandEnd(None, str(told.get("message") or status)[:300])
 
 
 @contextlib.contextmanager

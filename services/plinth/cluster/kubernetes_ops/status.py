@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from plinth.client import Client
 from plinth.cluster.kubernetes_ops.api import Api, Json
+from plinth.cluster.kubernetes_ops.events import involved, of_release, told
 from plinth.cluster.kubernetes_ops.outcome import kubectl
 from plinth.cluster.kubernetes_ops.release import (
     Release,
@@ -103,16 +104,6 @@ def _ray(release: Release) -> str:
     return f"{word}, {active}" + (f", upgrading to {pending}" if pending else "")
 
 
-def _wanted(release: Release, component: str) -> int:
-    if component == "gateway":
-        return int(release.gateway["spec"].get("replicas", 1))
-    if component in release.sets:
-        return int(release.sets[component]["spec"].get("replicas", 1))
-    if component == "head":
-        return 1
-    return int(release.groups.get(component, {}).get("replicas", 0))
-
-
 def _stage(
     release: Release, component: str, pods: list[Json], status: operations_pb2.GetStatusResponse
 ) -> Json:
@@ -122,7 +113,7 @@ def _stage(
     kv = [replica.kv_use for replica in replicas if replica.HasField("kv_use")]
     return {
         "stage": component,
-        "wanted": _wanted(release, component),
+        "wanted": release.wanted(component),
         "pods": len(own),
         "ready": sum(is_ready(pod) for pod in own),
         "restarts": sum(restarts(pod) for pod in own),
@@ -172,30 +163,17 @@ def _errors(
         for run in runs
         if run.status.state == pb.RUN_STATE_FAILED and run.status.error
     ]
-    return found + _warnings(release, events)
+    return found + _warnings(of_release(release, pods, events))
 
 
-def _warnings(release: Release, events: list[Json]) -> list[Json]:
-    """The release's newest warnings, one per object and reason."""
-    own = [e for e in events if _involved(e).startswith(release.fullname)]
-    own.sort(key=_when, reverse=True)
+def _warnings(events: list[Json]) -> list[Json]:
+    """The newest warnings, one per object and reason."""
     newest: dict[tuple[str, str], Json] = {}
-    for event in own:
-        name = _involved(event)
-        newest.setdefault(
-            (name, event.get("reason", "")),
-            {"where": name, "what": f"{event.get('reason', '')}: {event.get('message', '')}"[:300]},
-        )
+    for event in events:
+        where = involved(event)
+        what = {"where": where, "what": told(event)}
+        newest.setdefault((where, event.get("reason", "")), what)
     return list(newest.values())[:EVENTS]
-
-
-def _involved(event: Json) -> str:
-    return str(event.get("involvedObject", {}).get("name", ""))
-
-
-def _when(event: Json) -> str:
-    series = (event.get("series") or {}).get("lastObservedTime")
-    return str(series or event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _newest(gateway: Client) -> list[pb.Run]:
