@@ -27,7 +27,9 @@ OPTIONS: list[tuple[str, Any]] = [
 _TARGET = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 ROOTS = "SSL_CERT_FILE"  # OpenSSL's, which curl, Python's ssl and others follow as well
 
-GATEWAY_TLS = "GATEWAY_TLS"  # the reason where the two can't agree, however often they try
+# Reasons: the two can't agree on TLS, however often they try; the other side ended the connection,
+# as one that speaks TLS does where this one doesn't, and a gateway that dies.
+GATEWAY_TLS, GATEWAY_CLOSED = "GATEWAY_TLS", "GATEWAY_CLOSED"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,12 @@ _HANDSHAKES = (
 )
 
 
+def _reason(address: GatewayAddress, hints: list[str]) -> str:
+    if not hints:
+        return "GATEWAY_UNREACHABLE"
+    return GATEWAY_TLS if address.tls else GATEWAY_CLOSED
+
+
 def told(raised: grpc.RpcError, address: GatewayAddress) -> PlinthError:
     """What the platform raised; or, where nobody answered at the address, Unavailable that says
     what to look at."""
@@ -108,7 +116,7 @@ def told(raised: grpc.RpcError, address: GatewayAddress) -> PlinthError:
     found = "".join(f"; {hint}" for hint in hints[:1])
     return Unavailable(
         f"the gateway at {address} can't be reached{found} ({error.message})",
-        reason=GATEWAY_TLS if hints else "GATEWAY_UNREACHABLE",
+        reason=_reason(address, hints),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from plinth.client.channels import GATEWAY_TLS, GatewayAddress, told
+from plinth.client.channels import GATEWAY_CLOSED, GATEWAY_TLS, GatewayAddress, told
 from plinth.client.methods import Method
 from plinth.client.progress import LostAnswer, progress_of
 from plinth.shared.errors import PlinthError, ResourceExhausted, Unavailable
@@ -118,7 +118,8 @@ class Attempts:
 
     def next_wait_s(self, error: PlinthError) -> float | None:
         """Seconds until the next attempt; None when `error` is the answer."""
-        if error.reason == GATEWAY_TLS or not self._may_repeat(error):
+        hopeless = GATEWAY_TLS, *(() if self._gateway.reached else (GATEWAY_CLOSED,))
+        if error.reason in hopeless or not self._may_repeat(error):
             return None
         self._progress.broke()
         self._lost = error
