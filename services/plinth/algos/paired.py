@@ -55,7 +55,7 @@ class PairedCounts:
         scale = differ / self.of
         low = 0.5 + (_share_of(self.wins, differ, level) - 0.5) * scale
         high = 0.5 - (_share_of(self.losses, differ, level) - 0.5) * scale
-        return low, high
+        return min(low, self.rate), max(high, self.rate)  # where all won, or lost, they round apart
 
 
 def holm(p_values: Mapping[str, float], level: float = LEVEL) -> set[str]:
