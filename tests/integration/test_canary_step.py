@@ -343,7 +343,7 @@ async def test_a_cancelled_run_leaves_no_canary(
         await made.submit()
         await made.route("open")
         # What it takes is told before there is anything to count.
-        while "a decision takes" not in (detail := (await made.run()).steps[0].detail):  # noqa: ASYNC110
+        while "a decision takes" not in (detail := (await made.run()).status.steps[0].detail):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert "at a share of 0.1, of requests 32 where 0% fail, 56 where 1% fail" in detail
         await made.submit("r2")  # one at a time
@@ -499,7 +499,7 @@ async def test_a_fork_over_the_command_line(
                                  "--set", "steps.then.alias=green")  # fmt: skip
         assert code == 0, out
         run = await made.end("f1")
-        assert (run.forked_from, run.forked_at) == ("r1", "then")
+        assert (run.status.forked_from, run.status.forked_from_step) == ("runs/r1", "then")
         assert [step.state for step in run.status.steps] == [
             runs_pb2.STEP_STATE_REUSED,
             runs_pb2.STEP_STATE_SUCCEEDED,

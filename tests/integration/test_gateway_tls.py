@@ -80,7 +80,7 @@ async def test_both_ports_speak_tls_and_take_a_renewed_certificate_up(
             assert answer.json()["data"][0]["id"] == "chat"
             with pytest.raises(httpx.TransportError):
                 await client.get(stack.url.replace("https", "http") + "/healthz")
-        assert await grpc_models(stack.grpc_address, stack.key, authority) == ["chat"]
+        assert await grpc_models(stack.grpc_address, stack.key, authority) == ["models/chat"]
 
         files_of(authority, NAME, "127.0.0.1", ends=NOW - DAY / 2)  # expired: not taken
         async with asyncio.timeout(PATIENCE_S):
@@ -91,7 +91,7 @@ async def test_both_ports_speak_tls_and_take_a_renewed_certificate_up(
         async with asyncio.timeout(PATIENCE_S):
             while await asyncio.to_thread(serial, trust, stack.url) == first:
                 pass
-        assert await grpc_models(stack.grpc_address, stack.key, authority) == ["chat"]
+        assert await grpc_models(stack.grpc_address, stack.key, authority) == ["models/chat"]
 
 
 def shaken_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:

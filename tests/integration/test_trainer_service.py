@@ -32,6 +32,7 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.data.shards import Split
 from plinth.trainer.service import build as build_trainer
+from plinth.v1 import artifacts_pb2
 from plinth.v1 import jobs_pb2 as pb
 from plinth.v1.jobs_pb2_grpc import JobServiceStub
 
@@ -133,7 +134,7 @@ async def test_from_the_standard_library_to_a_chat_model(stack, trainer):
     async with stack.channel(tokenizer) as channel:
         request = tokenizer_pb2.TrainRequest(corpus=corpus, name="tokens", vocab_size=400)
         answers = [a async for a in TokenizerServiceStub(channel).Train(request)]
-    assert answers[-1].artifact.kind == "tokenizer"
+    assert answers[-1].artifact.kind == artifacts_pb2.ARTIFACT_KIND_TOKENIZER
 
     prepare = prepare_spec(corpus="text", tokenizer="tokens")
     dataset = await do(stub, "dataset", "text-tokens", prepare=prepare)
@@ -221,7 +222,7 @@ async def test_a_job_is_made_once_and_ends_once(stack, trainer, tmp_path):
     assert job.status.progress.done == job.status.progress.total == 5
     assert job.status.progress.validation_bits_per_byte > 0
     assert (await stub.CreateJob(request)).job.status.state == pb.JOB_STATE_SUCCEEDED
-    assert (await finished(stub, "one"))[1][-1].artifact.version == 1
+    assert (await finished(stub, "one"))[1][-1].status.artifact == "artifacts/m@1"
     assert len(context.store.list("model")) == 1
     assert seen[0].status.state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING)
 
@@ -307,7 +308,7 @@ async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(
 
     async def do_job(job_id, **spec):
         await do(stub, job_id, job_id, **spec)
-        job = (await stub.GetJob(pb.GetJobRequest(name="jobs/{job_id}"))).job
+        job = (await stub.GetJob(pb.GetJobRequest(name=f"jobs/{job_id}"))).job
         metrics = plain_values(job.status.metrics)
         return job, [Intake.from_json(one) for one in metrics["intake"]]
 

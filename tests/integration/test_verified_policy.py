@@ -67,7 +67,7 @@ def spec(**changes: Any) -> pb.TrainSpec:
         "seed": 4,
         # So few updates learn something by leaps alone.
         "policy": policy_spec(samples=8, max_new_tokens=3, kl_coefficient=0, max_update_kl=0),
-        "rewards": [rewards_pb2.RewardSource(name="checks", rule_json='{"kind": "checks"}')],
+        "rewards": [rewards_pb2.RewardSource(name="checks", rule={"kind": "checks"})],
         **changes,
     }
     return train_spec(**fields)

@@ -14,6 +14,7 @@ from kube_api import KubeApi
 from kube_cluster import Cluster, RealCluster, ScriptedCluster
 from kube_gateway import ScriptedGateway
 from kube_release import CORE, static_pods, static_release
+from plinth.v1 import deployments_pb2
 
 
 @pytest.fixture
@@ -65,6 +66,10 @@ def well(kube: KubeApi, gateway: ScriptedGateway) -> KubeApi:
     gateway.serve("chat", "chat@7", 2)
     gateway.store("chat", 7, "prod")
     gateway.status.models.add(
-        name="chat", artifact="chat@7", shards=2, ready_shards=2, state="ready"
+        name="chat",
+        artifact="chat@7",
+        shards=2,
+        ready_shards=2,
+        state=deployments_pb2.DEPLOYMENT_STATE_READY,
     )
     return kube

@@ -69,6 +69,7 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
         redis_keys.run_number(), redis_keys.runs(), redis_keys.active_runs(),
         redis_keys.run_events(), redis_keys.job("j"), redis_keys.jobs(),
         redis_keys.job_changes(), redis_keys.job_events("j"), redis_keys.api_keys(),
+        redis_keys.key_creation("k"),
         redis_keys.quota("t"),
         redis_keys.rewards_done("r"), redis_keys.canary("c"), redis_keys.canary("c", "answers"),
         redis_keys.queues(), queue.stream, queue.items, queue.payloads, queue.leases,

@@ -56,7 +56,7 @@ def made(store: ArtifactStore, tmp_path: Path) -> Iterator[ArtifactStore]:
 async def used(store: ArtifactStore, runs: Any = None, **jobs: list[jobs_pb2.Job]) -> list[Any]:
     """What points to m@1, m@2, m@3 and m@4."""
 
-    async def trainer() -> Trainer:
+    async def trainer(_principal: Any = None) -> Trainer:
         return Trainer(jobs)
 
     clients: Any = SimpleNamespace(trainer=trainer)

@@ -42,7 +42,7 @@ async def test_a_reward_task_that_somebody_cancelled_ends_the_step(
 
     kind: Any = SimpleNamespace(pure=False, execute=execute)
     monkeypatch.setitem(STEP_KINDS, "publish", kind)
-    tools: Any = SimpleNamespace(under=lambda _: None)
+    tools: Any = SimpleNamespace(under=lambda _: tools, owned_by=lambda _: tools)
     performer = Performer(tools, tools, Leadership("me|1", 1e6, time.monotonic()))
     work = Work("r", "s", PublishSpec(kind="publish", model="m"), {}, "sha256:0", "m")
 

@@ -169,7 +169,7 @@ def test_a_publication_that_fails_leaves_nothing(
         file.truncate(12 << 20)
     monkeypatch.setattr(object_storage, "_PART_BYTES", 5 << 20)
     read = HashingReads(fail_at=6 << 20)
-    monkeypatch.setattr("plinth.shared.manifest.HashingReader.__iter__", read)
+    monkeypatch.setattr("plinth.shared.manifest.HashedChunks.__iter__", read)
     with pytest.raises(ResourceExhausted, match="full"):
         store.publish("chat", "model", source)
     assert store.list() == [] and store.storage.names("artifacts/chat/content") == []
@@ -177,7 +177,7 @@ def test_a_publication_that_fails_leaves_nothing(
 
 
 class HashingReads:
-    """Stands for HashingReader.__iter__: zeros, and then an error as a disk's."""
+    """Stands for HashedChunks.__iter__: zeros, and then an error as a disk's."""
 
     def __init__(self, fail_at: int) -> None:
         self._left = fail_at

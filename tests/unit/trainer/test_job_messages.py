@@ -48,7 +48,9 @@ def back(job: pb.Job) -> rec.JobRecord:
         progress=status.progress,
         error=status.error,
         artifact=rec.PublishedArtifact(
-            name=name, version=int(version), metrics_json=json.dumps(plain_values(status.metrics))
+            name=name,
+            version=int(version),
+            metrics_json=json.dumps(plain_values(status.metrics), sort_keys=True),
         ),
         attempts=status.attempts,
         submitted_unix_ms=unix_ms(job.create_time),

@@ -262,7 +262,6 @@ def test_no_more_prompts_are_answered_than_are_asked_for(made, tmp_path) -> None
         ({"workers": 2}, "one worker"),
         ({"batch_size": 18}, "no multiple of 4"),
         ({"policy": {"samples": 1}}, "at least 2"),
-        ({"policy": {"kl_estimator": "k7"}}, "k1, k2 or k3"),
         ({"objective": "sft", "sequence_length": LENGTH}, "is for ppo"),
         ({"sequence_length": LENGTH}, "'grpo' can't use it"),
     ],
