@@ -89,7 +89,7 @@ def test_every_key_that_plinth_writes_has_a_family() -> None:
         "parse_key", "check_part", "replica", "replicas", "lease", "fence", "run", "runs",
         "active_runs", "run_events", "job", "jobs", "job_changes", "job_events", "api_keys",
         "quota", "rewards_done", "canary", "queues", "QueueKeys", "preference_collections",
-        "PreferenceKeys", "run_log", "run_number",
+        "PreferenceKeys", "run_log", "run_number", "key_creation",
     }  # fmt: skip
     for mark in (
         *(redis_keys.SCHEMA_MARK, redis_keys.RELEASE_MARK),
