@@ -15,7 +15,7 @@ from plinth.coordinator.preferences.collection import Collection
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import StepOutcome
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.internal.v1 import job_records_pb2, preference_records_pb2, run_records_pb2
 from plinth.shared.canary import Canaries

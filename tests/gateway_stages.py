@@ -22,7 +22,7 @@ import httpx
 
 from patience import PATIENCE_S
 from plinth.cluster.ports import free_port
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.inference.messages import engine_request
 from plinth.internal.v1 import inference_pb2, inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.shared.connection import connect

@@ -13,7 +13,7 @@ from chart_pods import Cluster
 from container_stack import docker, resumed, until
 from plinth.cli.run_client import RunClient
 from plinth.cluster.trials import chaos, smoke
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.shared.connection import connect
 from plinth.v1 import runs_pb2
 from static_release import MODEL, SHARDS, held, plinth, settings, static_cluster, visitor

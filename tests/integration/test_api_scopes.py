@@ -24,7 +24,7 @@ from api_rows import Call, World
 from gateway_stages import TOKEN, Stack, running_stack
 from patience import PATIENCE_S
 from plinth.coordinator.service import build as build_coordinator
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.internal.v1 import inference_pb2, tokenizer_pb2
 from plinth.reward.service import build as build_reward
 from plinth.shared.errors import PlinthError

@@ -16,7 +16,7 @@ import pytest
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.coordinator.runs import RunRecords
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import redis_keys
 from plinth.shared.errors import PlinthError

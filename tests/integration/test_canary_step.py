@@ -25,7 +25,7 @@ from plinth.coordinator.run_messages import run_message
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.service import build
 from plinth.coordinator.steps import trial
-from plinth.gateway.revisions import MODEL_HEADER
+from plinth.gateway.generation.revisions import MODEL_HEADER
 from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.shared.canary import Canaries
 from plinth.shared.errors import FailedPrecondition, NotFound, PermissionDenied
@@ -402,7 +402,7 @@ async def test_who_may_judge_what(tmp_path: Path, redis_server: str, redis_clien
 
 
 async def a_key(made: Cluster, *scopes: str) -> str:
-    from plinth.gateway.api_keys import KeyStore
+    from plinth.gateway.keys.api_keys import KeyStore
 
     return (await KeyStore(made.redis).create("another", scopes))[0]
 

@@ -19,8 +19,8 @@ from structlog.testing import capture_logs
 from hostile_texts import NASTY
 from patience import PATIENCE_S
 from plinth.coordinator.preferences.work import PreferenceWorker, work_queue
-from plinth.gateway.error_handlers import add_error_handlers, body_of
-from plinth.gateway.sse import data
+from plinth.gateway.openai.sse import data
+from plinth.gateway.rest.error_handlers import add_error_handlers, body_of
 from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.internal.v1 import tokenizer_pb2 as pb
 from plinth.internal.v1 import tokenizer_pb2_grpc

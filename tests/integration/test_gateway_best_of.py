@@ -19,7 +19,7 @@ import transformers
 
 from gateway_stages import EOS, Said, Shard, Stack, running_stack, until
 from patience import PATIENCE_S
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.reward.service import build as build_reward
 from plinth.shared.connection import connect
 from plinth.shared.stage import RunningStage, StageContext, run_stage

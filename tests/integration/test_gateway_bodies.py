@@ -17,8 +17,8 @@ import pytest_asyncio
 from gateway_stages import Shard, Stack, running_stack, script_text
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
-from plinth.gateway.api_keys import KeyStore
-from plinth.gateway.generation import MAX_AT_ONCE
+from plinth.gateway.generation.generator import MAX_AT_ONCE
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.shared.connection import connect
 from plinth.v1 import chat_pb2, generation_pb2, generation_pb2_grpc, sampling_pb2
 

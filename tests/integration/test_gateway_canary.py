@@ -20,7 +20,7 @@ import pytest
 
 from gateway_stages import Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
-from plinth.gateway.revisions import MODEL_HEADER
+from plinth.gateway.generation.revisions import MODEL_HEADER
 from plinth.shared import canary
 from plinth.shared.canary import Canaries
 from plinth.shared.canary_counts import ROLES, Tally

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway_stages import running_stack, until
 from patience import PATIENCE_S
-from plinth.gateway.http_protocol import HttpProtocol
-from plinth.gateway.http_server import HttpServer, listen
+from plinth.gateway.rest.http_protocol import HttpProtocol
+from plinth.gateway.rest.http_server import HttpServer, listen
 from plinth.shared.settings_sections import GatewaySettings
 from plinth.shared.tasks import cancel_and_wait
 

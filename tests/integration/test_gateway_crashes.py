@@ -17,10 +17,12 @@ from structlog.testing import capture_logs
 
 from gateway_stages import Stack, running_stack, until
 from patience import PATIENCE_S
-from plinth.gateway import error_handlers, openai_routes, sse
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.rendering import ChatRenderer
-from plinth.gateway.session import Session
+from plinth.gateway.generation.session import Session
+from plinth.gateway.openai import routes as openai_routes
+from plinth.gateway.openai import sse
+from plinth.gateway.openai.rendering import ChatRenderer
+from plinth.gateway.rest import error_handlers
 from plinth.shared.errors import DataLoss
 from plinth.v1 import generation_pb2 as pb
 from plinth.v1 import generation_pb2_grpc

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from gateway_stages import Stack, running_stack
 from patience import PATIENCE_S
-from plinth.gateway import http_protocol
+from plinth.gateway.rest import http_protocol
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -19,7 +19,7 @@ from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
 from plinth.cluster.layout import settings_environment
 from plinth.cluster.ports import free_port
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.shared import redis_keys
 from plinth.shared.connection import connect
 from plinth.shared.errors import (
@@ -73,7 +73,7 @@ async def test_a_watch_ends_when_its_key_is_revoked(
     """And with it what it holds at the stage; another key's watch goes on, also while Redis can't
     confirm it."""
     for module in ("keyring", "revocation"):
-        monkeypatch.setattr(f"plinth.gateway.{module}.REFRESH_S", 0.05)
+        monkeypatch.setattr(f"plinth.gateway.keys.{module}.REFRESH_S", 0.05)
     runs = Runs()
     async with running_stack(tmp_path, redis_server) as stack:
         service = GrpcService(

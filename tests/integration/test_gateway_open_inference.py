@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from gateway_stages import DIGEST, EOS, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.gateway.services import tensors
 from plinth.oip.v2 import open_inference_pb2 as pb
 from plinth.oip.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub

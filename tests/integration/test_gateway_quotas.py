@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 
 from gateway_stages import Stack, running_stack, until
 from patience import PATIENCE_S
-from plinth.gateway.api_keys import KeyStore
-from plinth.gateway.quota_interceptor import counts
-from plinth.gateway.revisions import MODEL_HEADER
+from plinth.gateway.generation.revisions import MODEL_HEADER
+from plinth.gateway.keys.api_keys import KeyStore
+from plinth.gateway.quotas.interceptor import counts
 from plinth.shared import canary, redis_keys
 from plinth.shared.canary import Canaries
 from plinth.shared.connection import MAX_CONNECTIONS, connect

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from gateway_stages import Shard, Stack, running_stack, script_text, until
 from hostile import WatchedGateway, watched_gateway
 from patience import PATIENCE_S
-from plinth.gateway.generation import INBOX_MESSAGES
+from plinth.gateway.generation.generator import INBOX_MESSAGES
 from plinth.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 
 TOKENS = 4000
@@ -168,7 +168,7 @@ async def test_a_shard_waits_for_a_client_that_does_not_read_and_goes_on_when_it
 async def test_a_stream_that_is_cut_off_says_why_to_a_client_that_reads_again(
     tmp_path: Path, redis_server: str, redis_client: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plinth.gateway.slow_clients.FAREWELL_S", PATIENCE_S)
+    monkeypatch.setattr("plinth.gateway.rest.slow_clients.FAREWELL_S", PATIENCE_S)
     async with running_stack(tmp_path, redis_server, slow_client_s=0.5) as stack:
         before = cut_off()
         sock = await silent(stack, body(n=2))

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from gateway_stages import Stack, running_stack
 from patience import PATIENCE_S
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.shared.api import times
 from plinth.shared.canary import Canaries
 from plinth.shared.queue import Queue

@@ -17,8 +17,8 @@ import pytest
 from certificates import DAY, NOW, Authority
 from gateway_stages import gateway_settings, running_stack
 from patience import PATIENCE_S
-from plinth.gateway import http_server
-from plinth.gateway.http_server import Certificate
+from plinth.gateway.rest import http_server
+from plinth.gateway.rest.http_server import Certificate
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.settings import load_settings
 from plinth.shared.settings_sections import ServerTlsSettings

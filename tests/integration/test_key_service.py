@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from gateway_stages import Stack, running_stack
 from patience import PATIENCE_S
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.shared import redis_keys
 from plinth.shared.errors import PlinthError, Unauthenticated
 from plinth.shared.identity import ROLES, hash_api_key

@@ -20,9 +20,9 @@ from plinth.cli.models import app
 from plinth.client import Client, InvalidArgument, NotFound
 from plinth.client.transfers import download, upload
 from plinth.coordinator.service import build as build_coordinator
-from plinth.gateway.api_keys import KeyStore
 from plinth.gateway.core import GatewayCore
 from plinth.gateway.grpc_api import build_server
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.models.weights import weights_digest
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from gateway_stages import Stack, running_stack, script_text
 from patience import PATIENCE_S
-from plinth.gateway.live_preferences import consents, drawn
+from plinth.gateway.preferences.live import consents, drawn
 from plinth.shared.errors import InvalidArgument
 from plinth.trainer.data.corpus import read_split
 from plinth.v1 import chat_pb2, generation_pb2, generation_pb2_grpc, sampling_pb2
@@ -250,7 +250,7 @@ async def test_a_coordinator_that_is_away_costs_nothing_but_the_task(
 
 
 async def test_a_full_queue_drops_and_counts() -> None:
-    from plinth.gateway.live_preferences import QUEUE_LENGTH, LivePreferences
+    from plinth.gateway.preferences.live import QUEUE_LENGTH, LivePreferences
     from plinth.shared.identity import Principal
 
     never: Any = None  # asked

@@ -13,7 +13,7 @@ import pytest
 
 from gateway_stages import Replica, running_stack, script_text, until
 from patience import PATIENCE_S
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.shared.errors import Unavailable
 from plinth.shared.identity import current_principal
 from plinth.shared.rpc.server import GrpcService

@@ -18,7 +18,7 @@ from plinth.cluster.ports import free_port
 from plinth.cluster.trials import chaos, smoke
 from plinth.cluster.trials.pods import RIGHTS, Pods
 from plinth.cluster.trials.visitor import GatewayUrls, Visitor, visit
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.reward.service import build as build_reward
 from plinth.shared.errors import (
     FailedPrecondition,

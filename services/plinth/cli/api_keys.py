@@ -184,9 +184,9 @@ def _made(settings: Settings, url: str | None, spec: keys_pb2.KeySpec) -> tuple[
 
 def _made_here(settings: Settings, spec: keys_pb2.KeySpec) -> tuple[str, keys_pb2.Key]:
     """Without a gateway, in Redis."""
-    from plinth.gateway.api_keys import KeyStore
-    from plinth.gateway.key_manager import KeyManager
-    from plinth.gateway.key_messages import message, wanted
+    from plinth.gateway.keys.api_keys import KeyStore
+    from plinth.gateway.keys.manager import KeyManager
+    from plinth.gateway.keys.messages import message, wanted
     from plinth.shared.connection import connect
 
     if settings.redis_url is not None:

@@ -11,10 +11,10 @@ import signal
 import sys
 
 from plinth.gateway import memory, metrics
-from plinth.gateway.app import build_app
 from plinth.gateway.core import GatewayCore
 from plinth.gateway.grpc_api import build_server
-from plinth.gateway.http_server import HttpServer, listen
+from plinth.gateway.rest.app import build_app
+from plinth.gateway.rest.http_server import HttpServer, listen
 from plinth.shared import tracing, vital_signs
 from plinth.shared.errors import PlinthError
 from plinth.shared.process_memory import freeze_what_lives, give_back_large_blocks

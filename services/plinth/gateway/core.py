@@ -6,20 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from plinth.gateway.api_keys import KeyStore
-from plinth.gateway.catalogue import Catalogue
-from plinth.gateway.chooser import Chooser
-from plinth.gateway.failover import Replaced, Shards
-from plinth.gateway.generation import Generator, TextRequest
-from plinth.gateway.key_manager import KeyManager
-from plinth.gateway.keyring import Keyring
-from plinth.gateway.live_preferences import AnswerRecorder, LivePreferences
-from plinth.gateway.queue_operations import QueueOperations
-from plinth.gateway.quotas import Admission, Quotas
-from plinth.gateway.revisions import Choice, Refusals, Revisions, falls_back, outcome_of
-from plinth.gateway.selection import Selection
-from plinth.gateway.session import Session
-from plinth.gateway.texts import Texts
+from plinth.gateway.generation.catalogue import Catalogue
+from plinth.gateway.generation.chooser import Chooser
+from plinth.gateway.generation.failover import Replaced, Shards
+from plinth.gateway.generation.generator import Generator, TextRequest
+from plinth.gateway.generation.revisions import Choice, Refusals, Revisions, falls_back, outcome_of
+from plinth.gateway.generation.selection import Selection
+from plinth.gateway.generation.session import Session
+from plinth.gateway.generation.texts import Texts
+from plinth.gateway.keys.api_keys import KeyStore
+from plinth.gateway.keys.keyring import Keyring
+from plinth.gateway.keys.manager import KeyManager
+from plinth.gateway.preferences.live import AnswerRecorder, LivePreferences
+from plinth.gateway.quotas.tenants import Admission, Quotas
+from plinth.gateway.services.queue_operations import QueueOperations
 from plinth.shared.canary import Canaries
 from plinth.shared.connection import connect, redis_errors
 from plinth.shared.errors import FailedPrecondition, PlinthError, Unavailable

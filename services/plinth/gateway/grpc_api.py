@@ -13,9 +13,9 @@ import grpc
 
 from plinth.gateway import bounded_json, metrics
 from plinth.gateway.core import GatewayCore
+from plinth.gateway.keys.revocation import RevocationInterceptor
 from plinth.gateway.proxy import proxied_services
-from plinth.gateway.quota_interceptor import OWN, QuotaInterceptor
-from plinth.gateway.revocation import RevocationInterceptor
+from plinth.gateway.quotas.interceptor import OWN, QuotaInterceptor
 from plinth.gateway.services.generation import GenerationServicer
 from plinth.gateway.services.keys import KeyServicer
 from plinth.gateway.services.models import ModelServicer

@@ -28,7 +28,7 @@ from plinth.cluster.layout import Layout
 from plinth.cluster.supervisor import take_lock
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.runs import RunRecords
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.internal.v1 import job_records_pb2
 from plinth.shared import local_storage, redis_keys
 from plinth.shared.connection import connect

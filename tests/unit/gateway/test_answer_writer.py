@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plinth.gateway.answer_writer import AnswerWriter, TextEvent
-from plinth.gateway.texts import Texts, TextStream
+from plinth.gateway.generation.answer_writer import AnswerWriter, TextEvent
+from plinth.gateway.generation.texts import Texts, TextStream
 from plinth.internal.v1 import inference_pb2, tokenizer_pb2
 from plinth.shared.errors import Unavailable
 from plinth.shared.identity import Principal

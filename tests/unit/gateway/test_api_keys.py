@@ -15,10 +15,11 @@ from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import ResponseError
 
 from patience import PATIENCE_S
-from plinth.gateway import api_keys, metrics
-from plinth.gateway.api_keys import MISS_S, KeyStore
-from plinth.gateway.key_records import KeyRecord, new_record
-from plinth.gateway.keyring import Keyring
+from plinth.gateway import metrics
+from plinth.gateway.keys import api_keys
+from plinth.gateway.keys.api_keys import MISS_S, KeyStore
+from plinth.gateway.keys.keyring import Keyring
+from plinth.gateway.keys.records import KeyRecord, new_record
 from plinth.shared import redis_keys
 from plinth.shared.errors import DataLoss, NotFound, PlinthError, Unauthenticated, Unavailable
 from plinth.shared.identity import hash_api_key
@@ -277,8 +278,8 @@ async def test_revoking_goes_on_after_whatever_went_wrong(
     failure: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     """Also where the first key can't be made: the folder of secrets is open to others."""
-    monkeypatch.setattr("plinth.gateway.keyring.REFRESH_S", 0.001)
-    monkeypatch.setattr("plinth.gateway.keyring.AGAIN_S", 0.001)
+    monkeypatch.setattr("plinth.gateway.keys.keyring.REFRESH_S", 0.001)
+    monkeypatch.setattr("plinth.gateway.keys.keyring.AGAIN_S", 0.001)
     redis = Scripted()
     store = redis.store()
     redis.kept = {hash_api_key("a"): raw()}

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from plinth.gateway import bodies, bounded_json
-from plinth.gateway.openai_requests import ChatBody, CompletionBody
-from plinth.gateway.preference_bodies import CreateBody
-from plinth.gateway.preference_queries import CollectionQuery
+from plinth.gateway import bounded_json
+from plinth.gateway.openai.requests import ChatBody, CompletionBody
+from plinth.gateway.preferences.bodies import CreateBody
+from plinth.gateway.preferences.queries import CollectionQuery
+from plinth.gateway.rest import bodies
 from plinth.shared.errors import InvalidArgument, PlinthError
 
 LIMIT = 2 * 2**20

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plinth.gateway.content_encoding import (
+from plinth.gateway.rest.content_encoding import (
     TooLarge,
     UnsupportedEncoding,
     encoding_of,

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from plinth.gateway.app import build_app
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.cross_site import CrossSiteProtection
+from plinth.gateway.rest.app import build_app
+from plinth.gateway.rest.cross_site import CrossSiteProtection
 from plinth.shared.settings import load_settings
 from plinth.shared.settings_sections import GatewaySettings
 

@@ -19,8 +19,8 @@ from openai.types.chat import (
 )
 from openai.types.chat import completion_create_params as openai_chat
 
-from plinth.gateway.field_rules import MAX_TOLD, Ignored
-from plinth.gateway.known_fields import (
+from plinth.gateway.openai.field_rules import MAX_TOLD, Ignored
+from plinth.gateway.openai.known_fields import (
     CHAT,
     COMPLETION,
     CONTENT_PART,
@@ -28,8 +28,8 @@ from plinth.gateway.known_fields import (
     MESSAGE,
     STREAM_OPTIONS,
 )
-from plinth.gateway.openai_requests import ChatBody, CompletionBody
-from plinth.gateway.request_body import StreamOptions
+from plinth.gateway.openai.request_body import StreamOptions
+from plinth.gateway.openai.requests import ChatBody, CompletionBody
 from plinth.shared.errors import InvalidArgument
 
 USER = {"role": "user", "content": "hi"}

@@ -10,9 +10,9 @@ import pytest
 from redis.asyncio import Redis
 
 from patience import PATIENCE_S
-from plinth.gateway.api_keys import KeyStore
-from plinth.gateway.first_key import ensure_first_key
-from plinth.gateway.keyring import Keyring
+from plinth.gateway.keys.api_keys import KeyStore
+from plinth.gateway.keys.first_key import ensure_first_key
+from plinth.gateway.keys.keyring import Keyring
 from plinth.shared import redis_keys
 from plinth.shared.errors import InvalidArgument, Unauthenticated
 from plinth.shared.identity import create_secret, new_api_key
@@ -146,7 +146,7 @@ async def test_a_redis_that_lost_all_keys_lets_its_operator_in_again(
 ) -> None:
     """Without a restart of the gateway; a key that was revoked does not come back while others
     are known."""
-    monkeypatch.setattr("plinth.gateway.keyring.REFRESH_S", 0.01)
+    monkeypatch.setattr("plinth.gateway.keys.keyring.REFRESH_S", 0.01)
     gateway = {"first_key": GIVEN} if given else {}
     settings = load_settings(data_dir=tmp_path, gateway=gateway)
     store = KeyStore(redis_client)

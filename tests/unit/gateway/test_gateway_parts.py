@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from patience import PATIENCE_S
-from plinth.gateway import limits, metrics, sse
-from plinth.gateway.answer_scores import LOWEST_LOGPROB
-from plinth.gateway.answer_writer import TextEvent
-from plinth.gateway.catalogue import Catalogue, ServedModel, served
-from plinth.gateway.generation import merged
-from plinth.gateway.logprobs import finite
-from plinth.gateway.rendering import finish_word
+from plinth.gateway import limits, metrics
+from plinth.gateway.generation.answer_scores import LOWEST_LOGPROB
+from plinth.gateway.generation.answer_writer import TextEvent
+from plinth.gateway.generation.catalogue import Catalogue, ServedModel, served
+from plinth.gateway.generation.generator import merged
+from plinth.gateway.openai import sse
+from plinth.gateway.openai.logprobs import finite
+from plinth.gateway.openai.rendering import finish_word
 from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.registry import Replica
 from plinth.v1 import sampling_pb2
@@ -147,8 +148,8 @@ def test_sampling_that_is_not_a_number() -> None:
 
 
 def test_a_request_that_shards_died_under_falls_back_on_no_other_revision() -> None:
-    from plinth.gateway.retry_budget import SHARDS_DIED
-    from plinth.gateway.revisions import falls_back
+    from plinth.gateway.generation.retry_budget import SHARDS_DIED
+    from plinth.gateway.generation.revisions import falls_back
     from plinth.shared.errors import Internal, InvalidArgument
 
     assert not falls_back(Internal("two shards died", reason=SHARDS_DIED))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plinth.gateway import preference_bodies
-from plinth.gateway.bodies import validated
 from plinth.gateway.limits import MAX_TOKENS
-from plinth.gateway.preference_bodies import SampleBody
+from plinth.gateway.preferences import bodies as preference_bodies
+from plinth.gateway.preferences.bodies import SampleBody
+from plinth.gateway.rest.bodies import validated
 from plinth.shared.errors import InvalidArgument
 
 # Of each body, by its name: fields with which it is whole.

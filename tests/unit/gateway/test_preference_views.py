@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from plinth.coordinator.preferences.checks import VALIDATORS
-from plinth.gateway import preference_bodies as bodies
-from plinth.gateway import preference_queries as queries
-from plinth.gateway.bodies import validated
-from plinth.gateway.preference_views import in_rest_words, judgement_view, lease_view, task_view
+from plinth.gateway.preferences import bodies, queries
+from plinth.gateway.preferences.views import in_rest_words, judgement_view, lease_view, task_view
+from plinth.gateway.rest.bodies import validated
 from plinth.shared.errors import Aborted, InvalidArgument, PlinthError
 from plinth.v1 import chat_pb2
 from plinth.v1 import preferences_pb2 as pb

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plinth.gateway import limits
-from plinth.gateway.openai_requests import ChatBody, CompletionBody
+from plinth.gateway.openai.requests import ChatBody, CompletionBody
 from plinth.gateway.services.generation_requests import check_chat, check_completion
 from plinth.shared.api import enums
 from plinth.shared.errors import InvalidArgument

@@ -11,10 +11,10 @@ from redis.asyncio import Redis
 
 from cut_connections import CuttingRelay
 from patience import PATIENCE_S
-from plinth.gateway.catalogue import ServedModel
-from plinth.gateway.failover import Replaced
-from plinth.gateway.quota_account import RateLimited
-from plinth.gateway.revisions import Choice, Refusals, Revisions, outcome_of
+from plinth.gateway.generation.catalogue import ServedModel
+from plinth.gateway.generation.failover import Replaced
+from plinth.gateway.generation.revisions import Choice, Refusals, Revisions, outcome_of
+from plinth.gateway.quotas.account import RateLimited
 from plinth.shared import canary
 from plinth.shared.canary import Canaries, Chosen
 from plinth.shared.connection import connect

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plinth.gateway.stops import StopStrings
+from plinth.gateway.generation.stops import StopStrings
 
 TEXT = st.text(alphabet="ab\n€", max_size=60)
 STOPS = st.lists(st.text(alphabet="ab\n€", min_size=1, max_size=5), max_size=4)

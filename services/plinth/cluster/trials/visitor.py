@@ -14,7 +14,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from plinth.client import AsyncClient, Policy
-from plinth.gateway.api_keys import KeyStore
+from plinth.gateway.keys.api_keys import KeyStore
 from plinth.shared.connection import connect
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.settings import Settings

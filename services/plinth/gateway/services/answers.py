@@ -12,10 +12,10 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from plinth.gateway.answer_writer import TextEvent
-from plinth.gateway.chooser import Chosen
-from plinth.gateway.session import Session
-from plinth.gateway.tally import Tally
+from plinth.gateway.generation.answer_writer import TextEvent
+from plinth.gateway.generation.chooser import Chosen
+from plinth.gateway.generation.session import Session
+from plinth.gateway.generation.tally import Tally
 from plinth.shared.api import enums
 from plinth.shared.tasks import next_turn
 from plinth.v1 import chat_pb2

@@ -7,9 +7,9 @@ from contextlib import aclosing
 from typing import Any
 
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.generation import TextRequest
-from plinth.gateway.live_preferences import CONSENT, AnswerRecorder
-from plinth.gateway.selection import Selection
+from plinth.gateway.generation.generator import TextRequest
+from plinth.gateway.generation.selection import Selection
+from plinth.gateway.preferences.live import CONSENT, AnswerRecorder
 from plinth.gateway.services.answers import Answers
 from plinth.gateway.services.generation_requests import (
     ChatRequest,

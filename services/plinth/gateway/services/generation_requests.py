@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from plinth.gateway import limits
-from plinth.gateway.bodies import validated
-from plinth.gateway.chat_messages import check_messages, normalised
-from plinth.gateway.generation import TextRequest
-from plinth.gateway.selection import Select, Selection, selection_of
+from plinth.gateway.generation.generator import TextRequest
+from plinth.gateway.generation.selection import Select, Selection, selection_of
+from plinth.gateway.openai.chat_messages import check_messages, normalised
+from plinth.gateway.rest.bodies import validated
 from plinth.shared.api import enums, structs
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import generation_pb2 as pb

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plinth.gateway import limits
-from plinth.gateway.bodies import parse_part
-from plinth.gateway.field_rules import UnknownFields
-from plinth.gateway.generation import TextRequest
-from plinth.gateway.openai_requests import ChatBody, CompletionBody
+from plinth.gateway.generation.generator import TextRequest
+from plinth.gateway.openai.field_rules import UnknownFields
+from plinth.gateway.openai.requests import ChatBody, CompletionBody
+from plinth.gateway.rest.bodies import parse_part
 from plinth.gateway.services import tensors
 from plinth.oip.v2 import open_inference_pb2 as pb
 from plinth.shared.errors import InvalidArgument

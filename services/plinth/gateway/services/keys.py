@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.key_entries import KeyEntry
-from plinth.gateway.key_manager import check_request_id
-from plinth.gateway.key_messages import FILTERS, KEY, message, wanted
-from plinth.gateway.key_records import KeyRecord
+from plinth.gateway.keys.entries import KeyEntry
+from plinth.gateway.keys.manager import check_request_id
+from plinth.gateway.keys.messages import FILTERS, KEY, message, wanted
+from plinth.gateway.keys.records import KeyRecord
 from plinth.shared.api.field_masks import updated
 from plinth.shared.api.paging import Pages
 from plinth.shared.identity import current_principal

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Any
 
-from plinth.gateway.catalogue import ServedModel
 from plinth.gateway.core import GatewayCore
+from plinth.gateway.generation.catalogue import ServedModel
 from plinth.shared.api.paging import Pages
 from plinth.shared.api.resource_names import Pattern
 from plinth.shared.rpc.server import GrpcService

@@ -7,10 +7,11 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from plinth.gateway.bodies import beside
-from plinth.gateway.catalogue import ServedModel
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.rendering import finish_word
+from plinth.gateway.generation.catalogue import ServedModel
+from plinth.gateway.generation.session import Session
+from plinth.gateway.openai.rendering import finish_word
+from plinth.gateway.rest.bodies import beside
 from plinth.gateway.services import tensors
 from plinth.gateway.services.infer_requests import (
     FINISH,
@@ -23,7 +24,6 @@ from plinth.gateway.services.infer_requests import (
     Asked,
     read,
 )
-from plinth.gateway.session import Session
 from plinth.oip.v2 import open_inference_pb2 as pb
 from plinth.oip.v2 import open_inference_pb2_grpc as rpc
 from plinth.shared.errors import NotFound, PlinthError

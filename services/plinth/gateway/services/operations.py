@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.queue_operations import DEAD_LETTER, ITEM, QUEUE
+from plinth.gateway.services.queue_operations import DEAD_LETTER, ITEM, QUEUE
 from plinth.shared.api.paging import Pages
 from plinth.shared.rpc.server import GrpcService
 from plinth.v1 import operations_pb2 as pb

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from plinth.gateway.chat_messages import check_messages, normalised
 from plinth.gateway.core import GatewayCore
-from plinth.gateway.retries import with_retries
+from plinth.gateway.generation.retries import with_retries
+from plinth.gateway.generation.texts import STAGE
+from plinth.gateway.openai.chat_messages import check_messages, normalised
 from plinth.gateway.services.generation_requests import MODELS, check_model, model_id
-from plinth.gateway.texts import STAGE
 from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from plinth.shared.errors import NotFound
 from plinth.shared.identity import current_principal

@@ -1,0 +1,1 @@
+"""Preferences over REST, and live answers that become preference tasks."""
