@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
+from plinth.models.families import new_config
 from plinth.trainer.data.corpus import write_corpus
 from plinth.trainer.data.documents import Document
 from plinth.trainer.data.tokenize import tokenize_corpus
@@ -33,7 +33,7 @@ MODEL = {
 
 def decoder(seed: int = 0, **shape: Any) -> Decoder:
     """Of MODEL's shape, where `shape` says nothing else, with new weights."""
-    made = Decoder(ModelConfig(**{**MODEL, "vocab_size": 300, **shape}))
+    made = Decoder(new_config(**{**MODEL, "vocab_size": 300, **shape}))
     made.init_weights(seed)
     return made
 

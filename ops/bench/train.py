@@ -96,7 +96,7 @@ class MinimalLlama(nn.Module):
         self.blocks = nn.ModuleList(MinimalBlock(c) for _ in range(c.layers))
         self.norm = nn.RMSNorm(c.hidden, 1e-5)
         steps = torch.arange(0, c.head_dim, 2) / c.head_dim
-        angles = torch.outer(torch.arange(c.context), c.rope_theta**-steps)
+        angles = torch.outer(torch.arange(c.context), c.ropes[0].theta ** -steps)
         self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), -1), persistent=False)
         self.register_buffer("sin", torch.cat((angles.sin(), angles.sin()), -1), persistent=False)
         for parameter in self.parameters():

@@ -14,6 +14,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from plinth.kernels.specs import Activation, AttentionSpec
+
 
 class LowRank(Protocol):
     """What an adapter adds to an affine map (Hu et al. 2021): scale · B A x, A [r, i], B [o, r]."""
@@ -39,12 +41,12 @@ class LinearWeights(Protocol):
 
 
 class NormWeights(Protocol):
-    """RMSNorm where `bias` is None, LayerNorm otherwise; both [d]."""
+    """RMSNorm where `bias` is None, LayerNorm otherwise; `gain`, which multiplies, and bias [d]."""
 
     eps: float
 
     @property
-    def weight(self) -> Tensor: ...
+    def gain(self) -> Tensor: ...
     @property
     def bias(self) -> Tensor | None: ...
 
@@ -67,20 +69,21 @@ class Backend(Protocol):
     def rope(
         self, q_nhe: Tensor, k_nke: Tensor, positions_n: Tensor, cos_pe: Tensor, sin_pe: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Rotate halves by the tables [context, e/2] (Su et al. 2021, in GPT-NeoX's pairing)."""
+        """Rotate the first features of each head by the tables [context, features/2] (Su et al.
+        2021, in GPT-NeoX's pairing: i with i + features/2); the others stay."""
         ...
 
-    def mix(self, layer: int, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:
-        """Causal attention of each token over its own sequence, scaled by e^-0.5.
+    def mix(self, spec: AttentionSpec, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:
+        """Attention of each token over its own sequence, as `spec` says.
 
         A paged backend first writes k and v to the sequence's state. Returns [n, h * e].
         """
         ...
 
-    def swiglu(self, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
-        """silu(gate) * up (Shazeer 2020)."""
+    def gate(self, activation: Activation, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
+        """activation(gate) * up (Shazeer 2020)."""
         ...
 
-    def gelu(self, x_ni: Tensor) -> Tensor:
-        """GELU in its tanh form (Hendrycks and Gimpel 2016)."""
+    def activate(self, activation: Activation, x_ni: Tensor) -> Tensor:
+        """Each element by the activation."""
         ...

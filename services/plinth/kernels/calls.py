@@ -9,6 +9,8 @@ Legend: n rows, d width, i and o in and out features, h heads, k KV heads, e hea
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
@@ -16,8 +18,12 @@ from plinth.kernels import arguments
 from plinth.kernels.arguments import exact, heads, matrix, refuse
 from plinth.kernels.library import kernels
 from plinth.kernels.paged import KvCache, PagedBatch
+from plinth.kernels.specs import Activation, AttentionSpec
 
 PANEL = 32
+MAX_WINDOW = 1 << 30
+# By their places in `elementary.h`.
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 # Rows of one attention tile: enough to reuse keys from the first-level cache.
 _TILE_TOKENS = 16
 
@@ -82,7 +88,7 @@ def norm(x_nd: Tensor, weight_d: Tensor, bias_d: Tensor | None, eps: float, thre
 
 
 class Rotation:
-    """Positions and a rotary table [context, e/2] that has them all."""
+    """Positions and a rotary table [context, features/2] that has them all."""
 
     def __init__(self, positions_n: Tensor, cos_pe: Tensor, sin_pe: Tensor) -> None:
         context, half = cos_pe.shape if cos_pe.dim() == 2 else (0, 0)
@@ -100,7 +106,7 @@ class Rotation:
         return mine[0] is positions_n and mine[1] is cos_pe and mine[2] is sin_pe
 
     def turn(self, x_nhe: Tensor, out_nhe: Tensor, turn: float, threads: int) -> None:
-        """Rotate the pairs (i, i + e/2), backwards where `turn` is -1; out may be x."""
+        """Rotate the pairs (i, i + features/2), backwards where `turn` is -1; out may be x."""
         n, h, e, apart = self._fits(x_nhe)
         to = apart
         if out_nhe is not x_nhe:
@@ -109,16 +115,16 @@ class Rotation:
                 refuse("rope", "out", f"of x's shape {list(x_nhe.shape)}", out_nhe)
         if n > 1 and to < h * e:
             refuse("rope", "out", "of rows that do not overlap", out_nhe)
-        self._turn(x_nhe.data_ptr(), apart, h, turn, out_nhe.data_ptr(), to, threads)
+        self._turn(x_nhe.data_ptr(), apart, h, e, turn, out_nhe.data_ptr(), to, threads)
 
     def turn_both(self, q_nhe: Tensor, k_nke: Tensor, threads: int) -> None:
         """Rotate in place; in one pass where the heads of k follow those of q in memory."""
         n, h, e, apart = self._fits(q_nhe)
-        _, kv_heads, _, between = self._fits(k_nke)
+        _, kv_heads, width, between = self._fits(k_nke)
         q, all_heads = q_nhe.data_ptr(), h + kv_heads
-        follows = k_nke.data_ptr() == q + h * e * 4 and between == apart
+        follows = k_nke.data_ptr() == q + h * e * 4 and between == apart and width == e
         if follows and (n == 1 or apart >= all_heads * e):
-            self._turn(q, apart, all_heads, 1.0, q, apart, threads)
+            self._turn(q, apart, all_heads, e, 1.0, q, apart, threads)
         else:
             self.turn(q_nhe, q_nhe, 1.0, threads)
             self.turn(k_nke, k_nke, 1.0, threads)
@@ -127,14 +133,16 @@ class Rotation:
         n, h, e, apart = heads("rope", "x", x_nhe)
         if n != self.rows:
             refuse("rope", "x", f"of {self.rows} rows, as many as positions", x_nhe)
-        if e != 2 * self.half:
-            refuse("rope", "x", f"{2 * self.half} wide, twice the table", x_nhe)
+        if e < 2 * self.half:
+            refuse("rope", "x", f"{2 * self.half} wide at least, twice the table", x_nhe)
         return n, h, e, apart
 
     def _turn(
-        self, x: int, apart: int, h: int, turn: float, out: int, to: int, threads: int
+        self, x: int, apart: int, h: int, e: int, turn: float, out: int, to: int, threads: int
     ) -> None:
-        kernels().rope(x, apart, self.rows, h, self.half, *self._pointers, turn, out, to, threads)
+        kernels().rope(
+            x, apart, self.rows, h, e, self.half, *self._pointers, turn, out, to, threads
+        )
 
 
 class Tiles:
@@ -169,19 +177,23 @@ class Tiles:
             self._slots, self.cache.block_size, keys, values,
         )  # fmt: skip
 
-    def attend(self, layer: int, q_nhe: Tensor, kv_heads: int, threads: int) -> Tensor:
-        """Causal attention of each row over its sequence's blocks, [n, h * e]."""
+    def attend(self, spec: AttentionSpec, q_nhe: Tensor, threads: int) -> Tensor:
+        """Attention of each row over its sequence's blocks, [n, h * e]."""
         n, h, e, apart = heads("attend", "q", q_nhe)
         if n != self.rows:
             refuse("attend", "q", f"of {self.rows} rows, as many as the launch has", q_nhe)
+        kv_heads, window = spec.state.kv_heads, spec.state.window
         arguments.whole_number("attend", "kv_heads", kv_heads, 1)
+        arguments.whole_number("attend", "window", window, 0)
+        if window > MAX_WINDOW:
+            refuse("attend", "window", f"no more than {MAX_WINDOW}", window)
         arguments.grouped("attend", "q", h, kv_heads)
-        keys, values = self._pools("attend", layer, kv_heads, e)
+        keys, values = self._pools("attend", spec.layer, kv_heads, e)
         out_nd = torch.empty(n, h * e)
         kernels().attend(
-            q_nhe.data_ptr(), apart, h, kv_heads, e, e**-0.5, keys, values,
+            q_nhe.data_ptr(), apart, h, kv_heads, e, spec.scale, keys, values,
             self.cache.block_size, self._count, *self._pointers, self._table_width,
-            out_nd.data_ptr(), h * e, threads,
+            window, spec.cap, out_nd.data_ptr(), h * e, threads,
         )  # fmt: skip
         return out_nd
 
@@ -219,23 +231,26 @@ def _cut(batch: PagedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return firsts.contiguous(), counts_t.contiguous(), starts.contiguous(), table.contiguous()
 
 
-def swiglu(gate_ni: Tensor, up_ni: Tensor, threads: int) -> Tensor:
-    """silu(gate) * up."""
-    n, i, apart = matrix("swiglu", "gate", gate_ni)
-    rows, width, between = matrix("swiglu", "up", up_ni)
+def gate(activation: Activation, gate_ni: Tensor, up_ni: Tensor, threads: int) -> Tensor:
+    """activation(gate) * up."""
+    n, i, apart = matrix("activate", "gate", gate_ni)
+    rows, width, between = matrix("activate", "up", up_ni)
     if rows != n or width != i:
-        refuse("swiglu", "up", f"of gate's shape {list(gate_ni.shape)}", up_ni)
+        refuse("activate", "up", f"of gate's shape {list(gate_ni.shape)}", up_ni)
     out_ni = torch.empty(n, i)
-    kernels().swiglu(
-        gate_ni.data_ptr(), apart, up_ni.data_ptr(), between, n, i,
+    kernels().activate(
+        ACTIVATIONS.index(activation), gate_ni.data_ptr(), apart, up_ni.data_ptr(), between, n, i,
         out_ni.data_ptr(), threads,
     )  # fmt: skip
     return out_ni
 
 
-def gelu(x_ni: Tensor, threads: int) -> Tensor:
-    """GELU in its tanh form."""
-    n, i, apart = matrix("gelu", "x", x_ni)
+def activate(activation: Activation, x_ni: Tensor, threads: int) -> Tensor:
+    """Each element by the activation."""
+    n, i, apart = matrix("activate", "x", x_ni)
     out_ni = torch.empty(n, i)
-    kernels().gelu(x_ni.data_ptr(), apart, n, i, out_ni.data_ptr(), threads)
+    kernels().activate(
+        ACTIVATIONS.index(activation), x_ni.data_ptr(), apart, None, 0, n, i,
+        out_ni.data_ptr(), threads,
+    )  # fmt: skip
     return out_ni

@@ -74,8 +74,9 @@ EXPORT(void norm)(const float* x, long ldx, long rows, long width, const float* 
   }
 }
 
-// Rotates the pairs (i, i + half) of each head, backwards where `turn` is -1; out may be x.
-EXPORT(void rope)(const float* x, long ldx, long rows, long heads, long half,
+// Rotates the pairs (i, i + half) of each head of e features, backwards where `turn` is -1; the
+// features from 2 half on stay. out may be x.
+EXPORT(void rope)(const float* x, long ldx, long rows, long heads, long e, long half,
                   const int64_t* positions, const float* cosines, const float* sines, float turn,
                   float* out, long ldo, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * heads * half > 16384)
@@ -83,39 +84,28 @@ EXPORT(void rope)(const float* x, long ldx, long rows, long heads, long half,
     const float* c = cosines + positions[r] * half;
     const float* s = sines + positions[r] * half;
     for (long h = 0; h < heads; ++h) {
-      const float *low = x + r * ldx + h * 2 * half, *high = low + half;
-      float* target = out + r * ldo + h * 2 * half;
+      const float *low = x + r * ldx + h * e, *high = low + half;
+      float* target = out + r * ldo + h * e;
 #pragma omp simd
       for (long i = 0; i < half; ++i) {
         const float a = low[i], b = high[i], sine = turn * s[i];
         target[i] = a * c[i] - b * sine;
         target[i + half] = b * c[i] + a * sine;
       }
+      if (target != low) std::memcpy(target + 2 * half, low + 2 * half, (e - 2 * half) * sizeof(float));
     }
   }
 }
 
-// out = silu(gate) * up
-EXPORT(void swiglu)(const float* gate, long ldg, const float* up, long ldu, long rows, long width,
-                    float* out, int threads) {
+// out = activation(gate) * up, or activation(gate) where there is no up.
+EXPORT(void activate)(int kind, const float* gate, long ldg, const float* up, long ldu, long rows,
+                      long width, float* out, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > 16384)
   for (long r = 0; r < rows; ++r)
     for (long c = 0; c < width; c += 16) {
-      const lanes g = load16(gate + r * ldg + c, width - c);
-      const lanes u = load16(up + r * ldu + c, width - c);
-      store16(out + r * width + c, g / (1.0f + exp16(-g)) * u, width - c);
-    }
-}
-
-// GELU, tanh form: x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))
-EXPORT(void gelu)(const float* x, long ldx, long rows, long width, float* out, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > 16384)
-  for (long r = 0; r < rows; ++r)
-    for (long c = 0; c < width; c += 16) {
-      const lanes v = load16(x + r * ldx + c, width - c);
-      const lanes u = 0.7978845608028654f * (fma(0.044715f * v, v * v, v));
-      const lanes t = 1.0f - 2.0f / (exp16(2.0f * u) + 1.0f);
-      store16(out + r * width + c, 0.5f * v * (1.0f + t), width - c);
+      lanes y = activated(kind, load16(gate + r * ldg + c, width - c));
+      if (up) y = y * load16(up + r * ldu + c, width - c);
+      store16(out + r * width + c, y, width - c);
     }
 }
 
@@ -136,14 +126,16 @@ EXPORT(void write_kv)(const float* k, long ldk, const float* v, long ldv, long t
   }
 }
 
-// Causal attention over a paged cache. A tile is up to `most` tokens of one sequence that follow
+// Causal attention over a paged cache, of the last `window` tokens where that is not 0; scores are
+// capped at ±cap where that is not. A tile is up to `most` tokens of one sequence that follow
 // one another: tile i covers tokens first[i] … first[i] + count[i], the first at position
 // start[i], its blocks in table[i * table_width …]. Each row's result is its own; a tile only
 // shares the reading of keys and values.
 EXPORT(void attend)(const float* q, long ldq, long heads, long kv_heads, long head_dim, float scale,
                     const float* keys, const float* values, long block_size, long tiles,
                     const int32_t* first, const int32_t* count, const int32_t* start,
-                    const int32_t* table, long table_width, float* out, long ldo, int threads) {
+                    const int32_t* table, long table_width, long window, float cap, float* out,
+                    long ldo, int threads) {
   const long group = heads / kv_heads;
 #pragma omp parallel num_threads(threads)
   {
@@ -153,6 +145,9 @@ EXPORT(void attend)(const float* q, long ldq, long heads, long kv_heads, long he
       for (long g = 0; g < kv_heads; ++g) {
         const long n = count[i], rows = n * group, reach = start[i] + n;
         const long blocks = (reach + block_size - 1) / block_size;
+        // What lies before the first token's window may be another sequence's by now.
+        const long low = window ? std::max(0L, start[i] + 1 - window) : 0;
+        const long first_block = low / block_size;
         const long stride = (blocks * block_size + 31) / 16 * 16;
         const int32_t* blocks_of = table + i * table_width;
         queries.resize(rows * head_dim);
@@ -164,7 +159,7 @@ EXPORT(void attend)(const float* q, long ldq, long heads, long kv_heads, long he
             float* to = queries.data() + (t * group + j) * head_dim;
             for (long d = 0; d < head_dim; ++d) to[d] = from[d] * scale;
           }
-        for (long b = 0; b < blocks; ++b) {
+        for (long b = first_block; b < blocks; ++b) {
           const float* panel = keys + (blocks_of[b] * kv_heads + g) * block_size * head_dim;
           product(rows, queries.data(), head_dim, head_dim, panel, block_size, block_size,
                   scores.data() + b * block_size, stride, false);
@@ -172,25 +167,36 @@ EXPORT(void attend)(const float* q, long ldq, long heads, long kv_heads, long he
         for (long r = 0; r < rows; ++r) {
           float* row = scores.data() + r * stride;
           const long seen = start[i] + r / group + 1;
-          float top = row[0];
-          for (long p = 1; p < seen; ++p) top = row[p] > top ? row[p] : top;
+          const long from = window ? std::max(0L, seen - window) : 0;
+          // In chunks of 16 positions counted from 0, whatever the window, the tile and the blocks.
+          const long chunk = from / 16 * 16;
+          if (cap)
+            for (long p = chunk; p < seen; p += 16) {
+              const lanes s = *(const lanes*)(row + p);
+              *(lanes*)(row + p) = cap * tanh16(s / cap);
+            }
+          float top = row[from];
+          for (long p = from + 1; p < seen; ++p) top = row[p] > top ? row[p] : top;
           lanes sum = {};
-          for (long p = 0; p < seen; p += 16) {
+          for (long p = chunk; p < seen; p += 16) {
             lanes e = exp16(*(const lanes*)(row + p) - top);
+            for (long z = 0; z < from - p; ++z) e[z] = 0.0f;
             for (long z = seen - p; z < 16; ++z) e[z] = 0.0f;
             *(lanes*)(row + p) = e;
             sum += e;
           }
+          for (long p = first_block * block_size; p < chunk; ++p) row[p] = 0.0f;
           for (long p = seen; p < reach; ++p) row[p] = 0.0f;
           const float inverse = 1.0f / total(sum);
-          for (long p = 0; p < seen; ++p) row[p] *= inverse;
+          for (long p = from; p < seen; ++p) row[p] *= inverse;
         }
         // Positions past `reach` are never read: they may hold another sequence's values.
-        for (long b = 0; b < blocks; ++b) {
+        for (long b = first_block; b < blocks; ++b) {
+          const long skip = b == first_block ? low - b * block_size : 0;
           const float* panel = values + (blocks_of[b] * kv_heads + g) * block_size * head_dim;
-          product(rows, scores.data() + b * block_size, stride,
-                  std::min(block_size, reach - b * block_size), panel, head_dim, head_dim,
-                  mixed.data(), head_dim, b > 0);
+          product(rows, scores.data() + b * block_size + skip, stride,
+                  std::min(block_size, reach - b * block_size) - skip, panel + skip * head_dim,
+                  head_dim, head_dim, mixed.data(), head_dim, b > first_block);
         }
         for (long t = 0; t < n; ++t)
           std::memcpy(out + (first[i] + t) * ldo + g * group * head_dim,

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from plinth.kernels.backend import LinearWeights, NormWeights
+from plinth.kernels.specs import Activation
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
 
 
 class DenseOps:
@@ -14,8 +26,8 @@ class DenseOps:
 
     def norm(self, x_nd: Tensor, norm: NormWeights) -> Tensor:
         if norm.bias is None:
-            return F.rms_norm(x_nd, (x_nd.shape[-1],), norm.weight, norm.eps)
-        return F.layer_norm(x_nd, (x_nd.shape[-1],), norm.weight, norm.bias, norm.eps)
+            return F.rms_norm(x_nd, (x_nd.shape[-1],), norm.gain, norm.eps)
+        return F.layer_norm(x_nd, (x_nd.shape[-1],), norm.gain, norm.bias, norm.eps)
 
     def linear(self, x_ni: Tensor, *linears: LinearWeights) -> tuple[Tensor, ...]:
         return tuple(_affine(x_ni, one) for one in linears)
@@ -31,11 +43,11 @@ class DenseOps:
         sin = sin_pe.index_select(0, positions_n).unsqueeze(1).to(q_nhe.dtype)
         return _rotate(q_nhe, cos, sin), _rotate(k_nke, cos, sin)
 
-    def swiglu(self, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
-        return F.silu(gate_ni) * up_ni
+    def gate(self, activation: Activation, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
+        return self.activate(activation, gate_ni) * up_ni
 
-    def gelu(self, x_ni: Tensor) -> Tensor:
-        return F.gelu(x_ni, approximate="tanh")
+    def activate(self, activation: Activation, x_ni: Tensor) -> Tensor:
+        return _ACTIVATIONS[activation](x_ni)
 
 
 def _affine(x_ni: Tensor, one: LinearWeights) -> Tensor:
@@ -44,6 +56,8 @@ def _affine(x_ni: Tensor, one: LinearWeights) -> Tensor:
 
 
 def _rotate(x_nhe: Tensor, cos_n1e: Tensor, sin_n1e: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + e/2) of each head."""
-    low, high = x_nhe.chunk(2, dim=-1)
-    return torch.cat((low * cos_n1e - high * sin_n1e, high * cos_n1e + low * sin_n1e), dim=-1)
+    """Rotate the pairs (i, i + features/2) of each head; the other features stay."""
+    features = 2 * cos_n1e.shape[-1]
+    low, high = x_nhe[..., :features].chunk(2, dim=-1)
+    turned = (low * cos_n1e - high * sin_n1e, high * cos_n1e + low * sin_n1e)
+    return torch.cat((*turned, x_nhe[..., features:]), dim=-1)

@@ -63,6 +63,62 @@ inline lanes log16(lanes x) {
   return fma(n, all16(0.693359375f), m + y);
 }
 
+// tanh x in 16 lanes: Cephes' tanhf (relative error near 0 stays small).
+inline lanes tanh16(lanes x) {
+  const lanes far = 1.0f - 2.0f / (exp16(2.0f * x) + 1.0f), z = x * x;
+  lanes y = fma(all16(-5.70498872745E-3f), z, all16(2.06390887954E-2f));
+  y = fma(y, z, all16(-5.37397155531E-2f));
+  y = fma(y, z, all16(1.33314422036E-1f));
+  y = fma(y, z, all16(-3.33332819422E-1f));
+  y = fma(y * z, x, x);
+  return z < 0.390625f ? y : far;
+}
+
+inline lanes polynomial16(const float* coefficients, int count, lanes x) {
+  lanes y = all16(coefficients[0]);
+  for (int i = 1; i < count; ++i) y = fma(y, x, all16(coefficients[i]));
+  return y;
+}
+
+// 1 - erf x in 16 lanes for x >= 0: Cephes' erff and erfcf.
+inline lanes erfc16(lanes x) {
+  const float near[] = {7.853861353153693E-5f,  -8.010193625184903E-4f, 5.188327685732524E-3f,
+                        -2.685381193529856E-2f, 1.128358514861418E-1f,  -3.761262582423300E-1f,
+                        1.128379165726710E+0f};
+  const float middle[] = {2.326819970068386E-2f, -1.387039388740657E-1f, 3.687424674597105E-1f,
+                          -5.824733027278666E-1f, 6.210004621745983E-1f, -4.944515323274145E-1f,
+                          3.404879937665872E-1f, -2.741127028184656E-1f, 5.638259427386472E-1f};
+  const float far[] = {-1.047766399936249E+1f, 1.297719955372516E+1f, -7.495518717768503E+0f,
+                       2.921019019210786E+0f,  -1.015265279202700E+0f, 4.218463358204948E-1f,
+                       -2.820767439740514E-1f, 5.641895067754075E-1f};
+  const lanes z = x * x, q = 1.0f / (x < 1.0f ? all16(1.0f) : x), y = q * q;
+  const lanes tail = x < 2.0f ? polynomial16(middle, 9, y) : polynomial16(far, 8, y);
+  return x < 1.0f ? 1.0f - x * polynomial16(near, 7, z) : exp16(-z) * q * tail;
+}
+
+// The activations of `calls.ACTIVATIONS`, by their places there. What is not a number stays so.
+inline lanes activated(int kind, lanes x) {
+  switch (kind) {
+    case 0:  // silu
+      return x / (1.0f + exp16(-x));
+    case 1: {  // gelu: x Φ(x)
+      const lanes half = 0.5f * erfc16((x < 0.0f ? -x : x) * 0.70710678118654752f);
+      return x * (x < 0.0f ? half : 1.0f - half);
+    }
+    case 2: {  // gelu_tanh: x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))
+      const lanes u = 0.7978845608028654f * (fma(0.044715f * x, x * x, x));
+      const lanes t = 1.0f - 2.0f / (exp16(2.0f * u) + 1.0f);
+      return 0.5f * x * (1.0f + t);
+    }
+    case 3:  // relu
+      return x < 0.0f ? lanes{} : x;
+    default: {  // relu2
+      const lanes y = x < 0.0f ? lanes{} : x;
+      return y * y;
+    }
+  }
+}
+
 // e^x in double precision: Cephes' exp. 0 below -708, where results stop being normal; infinity
 // above 709.
 inline double exp64(double x) {

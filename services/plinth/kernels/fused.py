@@ -19,15 +19,16 @@ from torch.autograd.function import once_differentiable
 from plinth.kernels import calls, gradients
 from plinth.kernels.backend import NormWeights
 from plinth.kernels.dense import DenseOps
+from plinth.kernels.specs import Activation, AttentionSpec
 
 
 class FusedOps(DenseOps):
     """`DenseOps`, by the kernels where they can."""
 
     def norm(self, x_nd: Tensor, norm: NormWeights) -> Tensor:
-        if norm.bias is not None or not takes(x_nd, norm.weight):
+        if norm.bias is not None or not takes(x_nd, norm.gain):
             return super().norm(x_nd, norm)
-        return _rms_norm(x_nd.contiguous(), norm.weight.contiguous(), norm.eps)
+        return _rms_norm(x_nd.contiguous(), norm.gain.contiguous(), norm.eps)
 
     def rope(
         self, q_nhe: Tensor, k_nke: Tensor, positions_n: Tensor, cos_pe: Tensor, sin_pe: Tensor
@@ -37,9 +38,9 @@ class FusedOps(DenseOps):
         table = (positions_n.contiguous(), cos_pe.contiguous(), sin_pe.contiguous())
         return _rotation(q_nhe, *table), _rotation(k_nke, *table)
 
-    def swiglu(self, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
-        if not takes(gate_ni, up_ni):
-            return super().swiglu(gate_ni, up_ni)
+    def gate(self, activation: Activation, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
+        if activation != "silu" or not takes(gate_ni, up_ni):
+            return super().gate(activation, gate_ni, up_ni)
         return _swiglu(gate_ni.contiguous(), up_ni.contiguous())
 
 
@@ -100,7 +101,7 @@ class _SwiGlu(Function):
     @staticmethod
     def forward(ctx: Any, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
         ctx.save_for_backward(gate_ni, up_ni)
-        return calls.swiglu(gate_ni, up_ni, torch.get_num_threads())
+        return calls.gate("silu", gate_ni, up_ni, torch.get_num_threads())
 
     @staticmethod
     @once_differentiable
@@ -111,15 +112,22 @@ class _SwiGlu(Function):
 
 
 def attend(
-    q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor, b: int, t: int, firsts_bt: Tensor | None
+    spec: AttentionSpec,
+    q_nhe: Tensor,
+    k_nke: Tensor,
+    v_nke: Tensor,
+    b: int,
+    t: int,
+    firsts_bt: Tensor | None,
 ) -> Tensor:
-    """Causal attention within each of B sequences of T tokens, [n, h * e], scaled by e^-0.5.
+    """Causal attention within each of B sequences of T tokens, [n, h * e], with the scale and the
+    cap of `spec`.
 
     `firsts_bt`, int32 [B, T]: the first token of its sequence that each one sees; it may only grow
     along a sequence. None: all before it.
     """
     inputs = (q_nhe.contiguous(), k_nke.contiguous(), v_nke.contiguous())
-    return _attention(*inputs, b, t, firsts_bt)
+    return _attention(*inputs, b, t, firsts_bt, spec.scale, spec.cap)
 
 
 class _Attention(Function):
@@ -132,10 +140,12 @@ class _Attention(Function):
         b: int,
         t: int,
         firsts_bt: Tensor | None,
+        scale: float,
+        cap: float,
     ) -> Tensor:
         inputs, threads = (q_nhe, k_nke, v_nke, b, t, firsts_bt), torch.get_num_threads()
-        out_nd, lse_bht = gradients.attend_whole(*inputs, threads)
-        ctx.length = (b, t)
+        out_nd, lse_bht = gradients.attend_whole(*inputs, scale, cap, threads)
+        ctx.numbers = (b, t, scale, cap)
         ctx.save_for_backward(q_nhe, k_nke, v_nke, firsts_bt, out_nd, lse_bht)
         return out_nd
 
@@ -143,12 +153,13 @@ class _Attention(Function):
     @once_differentiable
     def backward(ctx: Any, grad_nd: Tensor) -> tuple[Tensor | None, ...]:
         q_nhe, k_nke, v_nke, firsts_bt, out_nd, lse_bht = ctx.saved_tensors
-        b, t = ctx.length
+        b, t, scale, cap = ctx.numbers
         grad_nd, threads = grad_nd.contiguous(), torch.get_num_threads()
         grads = gradients.attend_whole_back(
-            q_nhe, k_nke, v_nke, b, t, firsts_bt, out_nd, lse_bht, grad_nd, threads
+            *(q_nhe, k_nke, v_nke, b, t, firsts_bt, scale, cap),
+            *(out_nd, lse_bht, grad_nd, threads),
         )
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None, None)
 
 
 # Torch does not say what `apply` takes and gives.

@@ -43,23 +43,24 @@ def swiglu_back(
 
 def attend_whole(
     q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor, b: int, t: int, firsts_bt: Tensor | None,
-    threads: int,
+    scale: float, cap: float, threads: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Causal attention within B sequences: [n, h * e], and the logarithm of each softmax's
+    """Causal attention within B sequences, scores times `scale` and, unless that is 0, within
+    ±`cap`: [n, h * e], and the logarithm of each softmax's
     denominator, [B, h, T]. `firsts_bt`, int32 [B, T]: the first token that each one sees."""
     shape = _shape("attend_whole", q_nhe, k_nke, v_nke, b, t, firsts_bt)
     h, e = shape[2], shape[4]
     out_nd, lse_bht = torch.empty(b * t, h * e), torch.empty(b, h, t)
     kernels().attend_whole(
         *(q_nhe.data_ptr(), k_nke.data_ptr(), v_nke.data_ptr(), _pointer(firsts_bt), *shape),
-        *(e**-0.5, out_nd.data_ptr(), lse_bht.data_ptr(), threads),
+        *(scale, cap, out_nd.data_ptr(), lse_bht.data_ptr(), threads),
     )
     return out_nd, lse_bht
 
 
 def attend_whole_back(
     q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor, b: int, t: int, firsts_bt: Tensor | None,
-    out_nd: Tensor, lse_bht: Tensor, grad_nd: Tensor, threads: int,
+    scale: float, cap: float, out_nd: Tensor, lse_bht: Tensor, grad_nd: Tensor, threads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k and v, by what `attend_whole` returned."""
     shape = _shape("attend_whole_back", q_nhe, k_nke, v_nke, b, t, firsts_bt)
@@ -70,7 +71,7 @@ def attend_whole_back(
     grads = (torch.empty_like(q_nhe), torch.empty_like(k_nke), torch.empty_like(v_nke))
     kernels().attend_whole_back(
         *(q_nhe.data_ptr(), k_nke.data_ptr(), v_nke.data_ptr(), _pointer(firsts_bt)),
-        *(out_nd.data_ptr(), lse_bht.data_ptr(), grad_nd.data_ptr(), *shape, e**-0.5),
+        *(out_nd.data_ptr(), lse_bht.data_ptr(), grad_nd.data_ptr(), *shape, scale, cap),
         *(*(grad.data_ptr() for grad in grads), threads),
     )
     return grads

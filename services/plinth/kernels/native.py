@@ -12,6 +12,7 @@ from torch import Tensor
 from plinth.kernels import calls
 from plinth.kernels.backend import LinearWeights, NormWeights
 from plinth.kernels.paged import KvCache, PagedBatch
+from plinth.kernels.specs import Activation, AttentionSpec
 
 
 class PackedLinears:
@@ -78,7 +79,7 @@ class NativeBackend:
         self._rotation: calls.Rotation | None = None
 
     def norm(self, x_nd: Tensor, norm: NormWeights) -> Tensor:
-        return calls.norm(x_nd, norm.weight, norm.bias, norm.eps, self.threads)
+        return calls.norm(x_nd, norm.gain, norm.bias, norm.eps, self.threads)
 
     def linear(self, x_ni: Tensor, *linears: LinearWeights) -> tuple[Tensor, ...]:
         pack = self.weights.of(linears)
@@ -100,14 +101,14 @@ class NativeBackend:
         rotation.turn_both(q_nhe, k_nke, self.threads)
         return q_nhe, k_nke
 
-    def mix(self, layer: int, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:
+    def mix(self, spec: AttentionSpec, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:
         if self._tiles is None:
             raise RuntimeError("attention needs a cache and a batch")
-        self._tiles.write(layer, k_nke, v_nke)
-        return self._tiles.attend(layer, q_nhe, k_nke.shape[1], self.threads)
+        self._tiles.write(spec.layer, k_nke, v_nke)
+        return self._tiles.attend(spec, q_nhe, self.threads)
 
-    def swiglu(self, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
-        return calls.swiglu(gate_ni, up_ni, self.threads)
+    def gate(self, activation: Activation, gate_ni: Tensor, up_ni: Tensor) -> Tensor:
+        return calls.gate(activation, gate_ni, up_ni, self.threads)
 
-    def gelu(self, x_ni: Tensor) -> Tensor:
-        return calls.gelu(x_ni, self.threads)
+    def activate(self, activation: Activation, x_ni: Tensor) -> Tensor:
+        return calls.activate(activation, x_ni, self.threads)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from plinth.kernels.dense import DenseOps
 from plinth.kernels.paged import KvCache, PagedBatch
+from plinth.kernels.specs import AttentionSpec
 
 
 class ReferenceBackend(DenseOps):
@@ -20,8 +21,8 @@ class ReferenceBackend(DenseOps):
         batch.check(cache)
         self.cache, self.batch = cache, batch
 
-    def mix(self, layer: int, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
+    def mix(self, spec: AttentionSpec, q_nhe: Tensor, k_nke: Tensor, v_nke: Tensor) -> Tensor:
+        keys, values = self.cache.keys[spec.layer], self.cache.values[spec.layer]
         size, batch = self.cache.block_size, self.batch
         blocks, offsets = batch.slots_n // size, batch.slots_n % size
         keys[blocks, :, :, offsets] = k_nke.to(keys.dtype)
@@ -37,9 +38,15 @@ class ReferenceBackend(DenseOps):
             k_ket = keys[table].permute(1, 2, 0, 3).flatten(2)[..., :reach]
             v_kte = values[table].permute(1, 0, 2, 3).flatten(1, 2)[:, :reach]
             q_hce = q_nhe[first : first + count].transpose(0, 1)
-            scores_hct = (q_hce * q_hce.shape[-1] ** -0.5) @ k_ket.repeat_interleave(group, 0)
+            scores_hct = (q_hce * spec.scale) @ k_ket.repeat_interleave(group, 0)
+            if spec.cap:
+                scores_hct = spec.cap * torch.tanh(scores_hct / spec.cap)
             hidden = torch.ones(count, reach, dtype=torch.bool, device=keys.device).triu(start + 1)
+            if window := spec.state.window:
+                hidden |= torch.ones_like(hidden).tril(start - window)
             weights = scores_hct.masked_fill(hidden, float("-inf")).softmax(-1)
+            # What no row sees may be another sequence's by now, or not a number.
+            v_kte = v_kte.masked_fill(hidden.all(0)[:, None], 0.0)
             mixed_hce = weights @ v_kte.repeat_interleave(group, 0)
             out[first : first + count] = mixed_hce.transpose(0, 1)
         return out.flatten(1)

@@ -42,8 +42,11 @@ struct Span {
     depth = r0 + n - low;
     columns = upto(depth, 32);
   }
-  // Hides from a row of scores what it may not see.
-  void hide(float* row, long r, long r0) const {
+  // Caps a row of scores, where there is a cap, and hides from it what it may not see.
+  void limit(float* row, long r, long r0, float cap) const {
+    if (cap)
+      for (long c = 0; c < columns; c += 16)
+        *(lanes*)(row + c) = cap * tanh16(*(const lanes*)(row + c) / cap);
     for (long c = 0; first && c < first[r] - low; ++c) row[c] = -INFINITY;
     for (long c = r0 + r + 1 - low; c < columns; ++c) row[c] = -INFINITY;
   }
@@ -51,12 +54,12 @@ struct Span {
 
 }  // namespace
 
-// Causal attention: q [B·T][heads][e], k and v [B·T][kv_heads][e], out [B·T][heads·e]. A token
+// Causal attention, scores capped at ±cap where that is not 0: q [B·T][heads][e], k and v [B·T][kv_heads][e], out [B·T][heads·e]. A token
 // sees itself and those of its sequence before it, from `firsts` on (null: from the start; must
 // not fall within a sequence). `lse` [B][heads][T] is the logarithm of the softmax's denominator.
 EXPORT(void attend_whole)(const float* q, const float* k, const float* v, const int32_t* firsts,
                           long b, long t, long heads, long kv_heads, long e, float scale,
-                          float* out, float* lse, int threads) {
+                          float cap, float* out, float* lse, int threads) {
   const long group = heads / kv_heads, wide = upto(e, 16), reach = upto(t, 32);
   const long ldq = heads * e, ldk = kv_heads * e;
 #pragma omp parallel num_threads(threads)
@@ -78,7 +81,7 @@ EXPORT(void attend_whole)(const float* q, const float* k, const float* v, const 
                     scores.data(), span.columns, false);
             for (long r = 0; r < n; ++r) {
               float* row = scores.data() + r * span.columns;
-              span.hide(row, r, r0);
+              span.limit(row, r, r0, cap);
               lanes tops = *(const lanes*)row, sum = {};
               for (long c = 16; c < span.columns; c += 16) {
                 const lanes s = *(const lanes*)(row + c);
@@ -110,8 +113,8 @@ EXPORT(void attend_whole)(const float* q, const float* k, const float* v, const 
 EXPORT(void attend_whole_back)(const float* q, const float* k, const float* v,
                                const int32_t* firsts, const float* out, const float* lse,
                                const float* grad, long b, long t, long heads, long kv_heads,
-                               long e, float scale, float* grad_q, float* grad_k, float* grad_v,
-                               int threads) {
+                               long e, float scale, float cap, float* grad_q, float* grad_k,
+                               float* grad_v, int threads) {
   const long group = heads / kv_heads, wide = upto(e, 16), reach = upto(t, 32);
   const long ldq = heads * e, ldk = kv_heads * e;
 #pragma omp parallel num_threads(threads)
@@ -144,11 +147,17 @@ EXPORT(void attend_whole_back)(const float* q, const float* k, const float* v,
               float along = 0.0f;
               for (long d = 0; d < e; ++d)
                 along += grads[r * wide + d] * out[start + r * ldq + d];
-              span.hide(row, r, r0);
+              span.limit(row, r, r0, cap);
               for (long c = 0; c < columns; c += 16) {
-                const lanes weight = exp16(*(const lanes*)(row + c) - shift);
+                const lanes score = *(const lanes*)(row + c), weight = exp16(score - shift);
                 *(lanes*)(row + c) = weight;
-                *(lanes*)(slope + c) = weight * (*(const lanes*)(slope + c) - along);
+                const lanes change = weight * (*(const lanes*)(slope + c) - along);
+                if (cap) {  // of cap tanh(s / cap): 1 - tanh²; what is hidden changes nothing
+                  const lanes tangent = score / cap, bent = change * (1.0f - tangent * tangent);
+                  *(lanes*)(slope + c) = weight > 0.0f ? bent : lanes{};
+                } else {
+                  *(lanes*)(slope + c) = change;
+                }
               }
             }
             product(n, dp.data(), columns, span.depth, keys.straight.data() + low * wide, wide,

@@ -1,38 +1,40 @@
-"""The shape of a decoder, in one frozen dataclass.
+"""What a decoder is made of, in one frozen dataclass.
 
-Knows two families: `llama` (RMSNorm, rotary positions, grouped-query attention, SwiGLU) and
-`gpt2` (LayerNorm, learned positions, GELU). How Hugging Face spells it is `hf_config`'s business.
-Needs no torch.
+The transformer is written once (`decoder`), of small parts that these fields choose. Which of them
+a family of models has, and how its `config.json` says so, is in `families`: a family computes
+nothing. Needs no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from plinth.models.limits import MAX_PARAMETERS, MAX_ROTARY, flag, real, shown, token_id, whole
-from plinth.models.rope_scaling import RopeScaling
-from plinth.shared.errors import InvalidArgument
-
-Family = Literal["llama", "gpt2"]
-_WHERE = "model config"
-_SIZES = (
-    "vocab_size",
-    "layers",
-    "hidden",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "intermediate",
-    "context",
+from plinth.kernels.specs import Activation
+from plinth.models import config_checks
+from plinth.models.parts import (
+    NO_BIASES,
+    Biases,
+    Experts,
+    LayerKind,
+    NormKind,
+    NormPlaces,
+    QkNorm,
 )
+from plinth.models.rope import Rope
+
+__all__ = ["Biases", "Experts", "LayerKind", "ModelConfig"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and choices of one decoder. Units: tokens for `context`, features for widths."""
+    """Sizes and choices of one decoder. Units: tokens for `context`, features for widths.
 
-    family: Family
+    Raises InvalidArgument, which names the first field that cannot be right.
+    """
+
+    family: str
     vocab_size: int
     layers: int
     hidden: int
@@ -41,18 +43,52 @@ class ModelConfig:
     head_dim: int
     intermediate: int
     context: int
+    # RMSNorm or LayerNorm; where they stand around attention and MLP.
+    norm: NormKind = "rms"
     norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    # A gain is 1 + what is stored (Gemma).
+    norm_offset: bool = False
+    norms: NormPlaces = "before"
+    # Attention and MLP read the same residual stream, and both are added (GPT-J, GPT-NeoX).
+    parallel: bool = False
+    # Of queries and keys: each head by itself, or all of them at once.
+    qk_norm: QkNorm = "none"
+    # A table of positions is added to the embeddings (GPT-2).
+    learned_positions: bool = False
+    # Rotary positions; a layer's kind says which of them it has.
+    ropes: tuple[Rope, ...] = (Rope(),)
+    # One for each layer; empty: all are alike.
+    layer_kinds: tuple[LayerKind, ...] = ()
+    biases: Biases = NO_BIASES
+    # act(gate) * up (Shazeer 2020), or act alone.
+    gated: bool = True
+    activation: Activation = "silu"
+    experts: Experts | None = None
+    # What scores of attention are multiplied by; 0: head_dim^-0.5.
+    attention_scale: float = 0.0
+    # cap * tanh(x / cap) of attention's scores, and of the logits; 0: as they are.
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
+    # Embeddings and logits are multiplied by these.
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
     tie_embeddings: bool = True
-    attention_bias: bool = False
-    mlp_bias: bool = False
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        self.validate()
+        config_checks.check(self)
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """Each layer's kind."""
+        return self.layer_kinds or (LayerKind(rope=0 if self.ropes else None),) * self.layers
+
+    @property
+    def scale(self) -> float:
+        """What scores of attention are multiplied by."""
+        return self.attention_scale or self.head_dim**-0.5
 
     @property
     def parameters(self) -> int:
@@ -63,87 +99,32 @@ class ModelConfig:
             self.kv_heads * self.head_dim,
         )
         attention = 2 * d * (queries + keys)
-        mlp = (3 if self.family == "llama" else 2) * d * self.intermediate
+        maps = 3 if self.gated else 2
+        sparse = sum(kind.experts for kind in self.kinds)
+        mlps = (self.layers - sparse) * maps * d * self.intermediate
+        if self.experts is not None:
+            mlps += sparse * self.experts.count * (maps * d * self.experts.width + d)
         tables = self.vocab_size * (1 if self.tie_embeddings else 2)
-        if self.family == "gpt2":
+        if self.learned_positions:
             tables += self.context
-        return tables * d + self.layers * (attention + mlp)
+        return tables * d + self.layers * attention + mlps
 
-    def validate(self) -> None:
-        """Raise InvalidArgument naming the first field that cannot be right."""
-        if self.family not in ("llama", "gpt2"):
-            raise InvalidArgument(
-                f"{_WHERE}: family {shown(self.family)} is unknown, use 'llama' or 'gpt2'",
-                field="family",
-            )
-        for field in _SIZES:
-            whole(getattr(self, field), field, where=_WHERE)
-        for field in ("norm_eps", "rope_theta"):
-            real(getattr(self, field), field, where=_WHERE)
-        for field in ("tie_embeddings", "attention_bias", "mlp_bias"):
-            flag(getattr(self, field), where=_WHERE, key=field)
-        if not isinstance(self.rope_scaling, RopeScaling | None):
-            raise InvalidArgument(
-                f"{_WHERE}: rope_scaling is {shown(self.rope_scaling)}, must be a RopeScaling",
-                field="rope_scaling",
-            )
-        self._check_ids()
-        self._check_heads()
-        self._check_memory()
+    def to_json(self) -> dict[str, Any]:
+        """As values of JSON, which `from_json` reads."""
+        return asdict(self)
 
-    def _check_ids(self) -> None:
-        if not isinstance(self.eos_ids, tuple):
-            raise InvalidArgument(
-                f"{_WHERE}: eos_ids is {shown(self.eos_ids)}, must be a tuple of tokens' ids",
-                field="eos_ids",
-            )
-        named = [("bos_id", self.bos_id), ("pad_id", self.pad_id)]
-        named += [("eos_ids", value) for value in self.eos_ids]
-        for field, value in named:
-            if value is None and field != "eos_ids":
-                continue
-            if not 0 <= token_id(value, where=_WHERE, key=field) < self.vocab_size:
-                raise InvalidArgument(
-                    f"{_WHERE}: {field} {shown(value)} is outside the vocabulary, vocab_size "
-                    f"is {self.vocab_size}",
-                    field=field,
-                )
-
-    def _check_heads(self) -> None:
-        if self.heads % self.kv_heads:
-            raise InvalidArgument(
-                f"{_WHERE}: {self.heads} heads cannot share kv_heads {self.kv_heads} evenly",
-                field="kv_heads",
-            )
-        if self.family == "gpt2" and self.kv_heads != self.heads:
-            raise InvalidArgument(
-                f"{_WHERE}: kv_heads is {self.kv_heads}, GPT-2 has as many KV heads as heads, "
-                f"{self.heads}",
-                field="kv_heads",
-            )
-        if self.family == "llama" and self.head_dim % 2:
-            raise InvalidArgument(
-                f"{_WHERE}: rotary positions need an even head_dim, not {self.head_dim}",
-                field="head_dim",
-            )
-        if self.family == "gpt2" and self.heads * self.head_dim != self.hidden:
-            raise InvalidArgument(
-                f"{_WHERE}: heads {self.heads} × head_dim {self.head_dim} is not hidden "
-                f"{self.hidden}",
-                field="heads",
-            )
-
-    def _check_memory(self) -> None:
-        if self.parameters > MAX_PARAMETERS:
-            sizes = ", ".join(f"{field} {getattr(self, field)}" for field in _SIZES)
-            raise InvalidArgument(
-                f"{_WHERE}: {sizes} ask for {self.parameters:,} weights, more than "
-                f"{MAX_PARAMETERS:,}",
-                field="layers",
-            )
-        if self.family == "llama" and self.context * self.head_dim > MAX_ROTARY:
-            raise InvalidArgument(
-                f"{_WHERE}: context {self.context} with head_dim {self.head_dim} asks for rotary "
-                f"tables of {self.context * self.head_dim:,} numbers, more than {MAX_ROTARY:,}",
-                field="context",
-            )
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> ModelConfig:
+        """Raises InvalidArgument as the constructor does, TypeError for a field that is unknown."""
+        read = dict(fields)
+        if "ropes" in read:
+            read["ropes"] = tuple(Rope.from_json(rope) for rope in read["ropes"])
+        if "layer_kinds" in read:
+            read["layer_kinds"] = tuple(LayerKind(**kind) for kind in read["layer_kinds"])
+        if "biases" in read:
+            read["biases"] = Biases(**read["biases"])
+        if read.get("experts") is not None:
+            read["experts"] = Experts(**read["experts"])
+        if "eos_ids" in read:
+            read["eos_ids"] = tuple(read["eos_ids"])
+        return cls(**read)

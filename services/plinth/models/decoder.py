@@ -1,8 +1,11 @@
 """The decoder, once: what is trained is what is served.
 
-`Decoder.state_dict()` carries Hugging Face names; the only difference is GPT-2's maps, which are
+It is made of the parts that a `ModelConfig` chooses, under the names that its family gives them:
+`Decoder.state_dict()` carries Hugging Face's names; the only difference is GPT-2's maps, which are
 [out, in] here and [in, out] in a checkpoint (`models.weights` turns them). Tokens lie on one
 flat axis: how they group into sequences is the backend's knowledge.
+
+Legend: n rows, d width, h heads, k KV heads, e head width, i width within an MLP.
 """
 
 from __future__ import annotations
@@ -14,49 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plinth.kernels.backend import Backend, LinearWeights, LowRank
+from plinth.kernels.specs import StateSpec
 from plinth.models.config import ModelConfig
-from plinth.models.layers import Gpt2Layer, Linear, LlamaLayer, Norm, Rope
-
-
-class LlamaBody(nn.Module):
-    """Embedding, rotary blocks, final norm."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden)
-        self.layers = nn.ModuleList(LlamaLayer(config, i) for i in range(config.layers))
-        self.norm = Norm(config.hidden, config.norm_eps, bias=False)
-        self.rope = Rope(config)
-
-    def forward(
-        self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None
-    ) -> Tensor:
-        x_nd = F.embedding(ids_n, self.embed_tokens.weight)
-        last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
-            wanted = rows_m if number == last else None
-            x_nd = layer(x_nd, positions_n, self.rope, backend, wanted)
-        return backend.norm(x_nd, self.norm)
-
-
-class Gpt2Body(nn.Module):
-    """Embeddings of tokens and positions, blocks, final norm."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.hidden)
-        self.wpe = nn.Embedding(config.context, config.hidden)
-        self.h = nn.ModuleList(Gpt2Layer(config, i) for i in range(config.layers))
-        self.ln_f = Norm(config.hidden, config.norm_eps, bias=True)
-
-    def forward(
-        self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None
-    ) -> Tensor:
-        x_nd = F.embedding(ids_n, self.wte.weight) + F.embedding(positions_n, self.wpe.weight)
-        last = len(self.h) - 1
-        for number, layer in enumerate(self.h):
-            x_nd = layer(x_nd, backend, rows_m if number == last else None)
-        return backend.norm(x_nd, self.ln_f)
+from plinth.models.families import names_of
+from plinth.models.layer import Layer, placed
+from plinth.models.layers import Linear, Norm, RopeTables
 
 
 class _TiedHead:
@@ -74,30 +39,48 @@ class _TiedHead:
 
 
 class Decoder(nn.Module):
-    """A causal language model of either family."""
+    """A causal language model."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         # Of the files that it was opened from, by tensor; it is saved in them again (`dtypes`).
         self.stored_dtypes: dict[str, torch.dtype] = {}
-        if config.family == "llama":
-            self.model = LlamaBody(config)
-        else:
-            self.transformer = Gpt2Body(config)
+        names = names_of(config.family)
+        self._names = names
+        # In order; as what is no module, or each would have a second name.
+        self.layers = tuple(
+            Layer(config, names, number, kind) for number, kind in enumerate(config.kinds)
+        )
+        self._tables = [nn.Embedding(config.vocab_size, config.hidden)]
+        placed(self, names.embedding, self._tables[0])
+        if config.learned_positions:
+            self._tables.append(nn.Embedding(config.context, config.hidden))
+            placed(self, names.positions, self._tables[1])
+        placed(self, names.layer.removesuffix(".{}"), nn.ModuleList(self.layers))
+        self._norms = [Norm.of(config, config.hidden)]
+        placed(self, names.last_norm, self._norms[0])
+        self._heads: list[LinearWeights] = [_TiedHead(self.embedding)]
         if not config.tie_embeddings:
-            self.lm_head = Linear(config.hidden, config.vocab_size, bias=False)
-        self._tied = _TiedHead(self.embedding)
+            head = Linear(config.hidden, config.vocab_size, bias=False)
+            self._heads = [head]
+            placed(self, names.head, head)
+        self.ropes = nn.ModuleList(RopeTables(rope, config) for rope in config.ropes)
 
     @property
     def embedding(self) -> nn.Embedding:
         """The token table [vocab, d]."""
-        return self.model.embed_tokens if self.config.family == "llama" else self.transformer.wte
+        return self._tables[0]
 
     @property
     def head(self) -> LinearWeights:
         """The output map: its own, or the token table."""
-        return self._tied if self.config.tie_embeddings else self.lm_head
+        return self._heads[0]
+
+    @property
+    def states(self) -> list[StateSpec]:
+        """What each layer keeps."""
+        return [layer.attention.state for layer in self.layers]
 
     def forward(
         self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None
@@ -107,25 +90,44 @@ class Decoder(nn.Module):
         rows_m: the rows that are wanted, [m, d] then; the last layer does no more for the others
         than let them be attended to.
         """
-        body = self.model if self.config.family == "llama" else self.transformer
-        hidden: Tensor = body(ids_n, positions_n, backend, rows_m)
-        return hidden
+        config = self.config
+        x_nd = F.embedding(ids_n, self.embedding.weight)
+        if config.embedding_scale != 1.0:
+            x_nd = x_nd * config.embedding_scale
+        if config.learned_positions:
+            x_nd = x_nd + F.embedding(positions_n, self._tables[1].weight)
+        for layer in self.layers:
+            wanted = rows_m if layer is self.layers[-1] else None
+            x_nd = layer(x_nd, positions_n, self.ropes, backend, wanted)
+        return backend.norm(x_nd, self._norms[0])
 
     def logits(self, hidden_md: Tensor, backend: Backend) -> Tensor:
         """Unnormalised log-probabilities [m, vocab] of the rows given."""
-        return backend.linear(hidden_md, self.head)[0]
+        (logits_mv,) = backend.linear(hidden_md, self.head)
+        config = self.config
+        if config.logit_scale != 1.0:
+            logits_mv = logits_mv * config.logit_scale
+        if config.logit_cap:
+            logits_mv = config.logit_cap * torch.tanh(logits_mv / config.logit_cap)
+        return logits_mv
 
     def init_weights(self, seed: int) -> None:
         """GPT-2's rule: N(0, 0.02), residual maps scaled by 1/sqrt(2 layers), zero biases."""
         generator = torch.Generator().manual_seed(seed)
         residual_std = 0.02 / math.sqrt(2 * self.config.layers)
+        norms = {name for name, module in self.named_modules() if isinstance(module, Norm)}
+        residual = {
+            f"{self._names.layer.format(number)}.{name}"
+            for number, layer in enumerate(self.layers)
+            for name in layer.residual_maps
+        }
         for name, parameter in self.named_parameters():
+            module = name.rpartition(".")[0]
             with torch.no_grad():
                 if name.endswith("bias"):
                     parameter.zero_()
-                elif "norm" in name or ".ln_" in name:
-                    parameter.fill_(1.0)
+                elif module in norms:
+                    parameter.fill_(0.0 if self.config.norm_offset else 1.0)
                 else:
-                    residual = name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight"))
-                    std = residual_std if residual else 0.02
+                    std = residual_std if module in residual else 0.02
                     parameter.normal_(0.0, std, generator=generator)

@@ -16,12 +16,13 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from plinth.models.config import ModelConfig
+from plinth.models.config import Biases, ModelConfig
+from plinth.models.families import new_config
 from plinth.models.gguf_keys import check_keys
 from plinth.models.gguf_reader import open_reader
-from plinth.models.layers import rope_frequencies
 from plinth.models.limits import real, whole
-from plinth.models.rope_scaling import RopeScaling
+from plinth.models.rope import Rope, RopeScaling
+from plinth.models.rotary import frequencies
 from plinth.shared.errors import DataLoss, InvalidArgument
 
 _LLAMA = {
@@ -127,7 +128,7 @@ class GgufModel:
             context=sizes["context"],
         )
         try:
-            return ModelConfig(**sizes)
+            return new_config(**sizes)
         except InvalidArgument as error:
             key = self._named(error.field)
             raise InvalidArgument(f"{self.path}: {key}: {error.message}", field=key) from error
@@ -201,15 +202,14 @@ class GgufModel:
                 )
         if self.architecture == "gpt2":
             eps = self._number("norm_eps", "attention.layer_norm_epsilon")
-            return sizes | {"norm_eps": eps, "attention_bias": True, "mlp_bias": True}
-        sizes |= {
+            return sizes | {"norm_eps": eps}
+        theta = self._number("rope_theta", "rope.freq_base", 10000.0)
+        bias, mlp = (f"blk.0.{name}.bias" in self._stored for name in ("attn_q", "ffn_up"))
+        return sizes | {
             "norm_eps": self._number("norm_eps", "attention.layer_norm_rms_epsilon"),
-            "rope_theta": self._number("rope_theta", "rope.freq_base", 10000.0),
-            "attention_bias": "blk.0.attn_q.bias" in self._stored,
-            "mlp_bias": "blk.0.ffn_up.bias" in self._stored,
+            "ropes": (Rope(theta, 0, self._rope_scaling(sizes["head_dim"], theta)),),
+            "biases": Biases(bias, bias, bias, bias, mlp),
         }
-        scaling = self._rope_scaling(sizes["head_dim"], sizes["rope_theta"])
-        return sizes | {"rope_scaling": scaling}
 
     def _rope_scaling(self, head_dim: int, theta: float) -> RopeScaling | None:
         """As llama.cpp reads it (src/llama-model.cpp, load_hparams): without a type a factor is
@@ -309,7 +309,4 @@ def _decimal(value: float) -> float:
 
 
 def _frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    config = ModelConfig(
-        "llama", 1, 1, head_dim, 1, 1, head_dim, 1, 1, rope_theta=theta, rope_scaling=scaling
-    )
-    return rope_frequencies(config).numpy()
+    return frequencies(Rope(theta, 0, scaling), head_dim, 1).numpy()

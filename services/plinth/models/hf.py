@@ -20,14 +20,15 @@ from torch import Tensor
 
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
+from plinth.models.families import names_of
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_JSON_BYTES = 64 * 2**20
 
-# GPT-2's maps are Conv1D modules in transformers: [in, out] on disk.
-_CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# Of a layer; the heads of a model are never turned.
+_MAPS = ("qkv", "q", "k", "v", "o", "gate", "up", "gate_up", "down")
 # Constants that old versions of transformers saved among the weights.
 _CONSTANTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
@@ -70,17 +71,22 @@ def refuse_code(folder: Path) -> None:
                 )
 
 
-def is_map(family: str, name: str) -> bool:
-    """True for tensors that a GPT-2 checkpoint stores as [in, out]."""
-    return family == "gpt2" and name.endswith(_CONV1D)
+def is_turned(family: str, name: str) -> bool:
+    """True for tensors that the family's checkpoints store as [in, out]."""
+    names = names_of(family)
+    return names.turned and any(
+        name.endswith(f".{names.parts[part]}.weight") for part in _MAPS if part in names.parts
+    )
 
 
 def canonical_name(config: ModelConfig, stored: str) -> str | None:
     """The canonical name of a stored tensor; None when it is a constant and no weight."""
     if stored.endswith(_CONSTANTS):
         return None
-    if config.family == "gpt2" and not stored.startswith(("transformer.", "lm_head.", "score.")):
-        return f"transformer.{stored}"  # the hub's oldest GPT-2 files hold the bare body
+    names = names_of(config.family)
+    # The hub's oldest files hold the bare body.
+    if not stored.startswith((f"{names.body}.", f"{names.head}.", "score.")):
+        return f"{names.body}.{stored}"
     return stored
 
 
@@ -130,7 +136,7 @@ class Checkpoint:
                 opened[file] = open_weights(file)
             tensor: Tensor = opened[file].get_tensor(stored)
             check_finite(tensor, f"{file}: tensor {stored!r}")
-            if is_map(self.config.family, name) and tensor.dim() == 2:
+            if is_turned(self.config.family, name) and tensor.dim() == 2:
                 tensor = tensor.t()
             yield name, tensor
 

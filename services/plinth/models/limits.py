@@ -12,7 +12,7 @@ from typing import Any
 
 from plinth.shared.errors import InvalidArgument
 
-# Field of ModelConfig (or of RopeScaling) → smallest and largest value.
+# Field of ModelConfig (or of a part of it) → smallest and largest value.
 WHOLE = {
     "vocab_size": (1, 1_000_000),
     "layers": (1, 256),
@@ -23,6 +23,10 @@ WHOLE = {
     "intermediate": (1, 262_144),
     "context": (1, 1_048_576),
     "original_context": (1, 1_048_576),
+    "window": (1, 1_048_576),
+    "experts": (1, 4096),
+    "layer_number": (0, 1_000_000),
+    "rope_features": (2, 1024),
 }
 REAL = {
     # Below 1e-12 float32 loses it beside any mean square, and a row of zeros gives 0/0.
@@ -32,6 +36,18 @@ REAL = {
     "factor": (1.0, 1e6),
     "low_freq_factor": (1e-6, 1e6),
     "high_freq_factor": (1e-6, 1e6),
+    "factor_of_a_pair": (1e-3, 1e6),
+    "attention_factor": (1e-3, 1e3),
+    "beta_fast": (1e-3, 1e6),
+    "beta_slow": (1e-3, 1e6),
+    "mscale": (0.0, 1e3),
+    "share": (1e-3, 1.0),
+    "query_scalar": (1e-3, 1e6),
+    "attention_scale": (1e-6, 1e3),
+    "attention_cap": (1e-3, 1e6),
+    "logit_cap": (1e-3, 1e6),
+    "embedding_scale": (1e-6, 1e6),
+    "logit_scale": (1e-6, 1e6),
 }
 # Four terabytes in float32. No single field of a plausible model goes so far; products do.
 MAX_PARAMETERS = 2**40

@@ -8,48 +8,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from plinth.models.families import FAMILIES, names_of
 from plinth.shared.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from plinth.shared.store import ArtifactRecord, ArtifactStore
 
-# The linear maps of a block, as Hugging Face calls them: what is adapted unless told otherwise.
-BLOCK_MAPS = {
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    "gpt2": ("c_attn", "c_proj", "c_fc"),
-}
-_OF_A_LAYER = {
-    "llama": (
-        "model.layers.{}.self_attn.q_proj",
-        "model.layers.{}.self_attn.k_proj",
-        "model.layers.{}.self_attn.v_proj",
-        "model.layers.{}.self_attn.o_proj",
-        "model.layers.{}.mlp.gate_proj",
-        "model.layers.{}.mlp.up_proj",
-        "model.layers.{}.mlp.down_proj",
-    ),
-    "gpt2": (
-        "transformer.h.{}.attn.c_attn",
-        "transformer.h.{}.attn.c_proj",
-        "transformer.h.{}.mlp.c_fc",
-        "transformer.h.{}.mlp.c_proj",
-    ),
-}
-_LAYER_KEYS = {"llama": "num_hidden_layers", "gpt2": "n_layer"}
+# Parts of a layer that are linear maps, in any family's order.
+_MAPS = ("qkv", "q", "k", "v", "o", "gate_up", "gate", "up", "down")
 _GENERATIONS = 64  # of models tuned from one another
+
+
+def _of_a_layer(family: str) -> list[str]:
+    """Within a layer, in the model's order."""
+    return [name for part, name in names_of(family).parts.items() if part in _MAPS]
 
 
 def map_names(family: str, layers: int, *, head: bool) -> list[str]:
     """Full names in the model's order. head: it has an output map of its own, which a model of
     tied embeddings and a reward model have not."""
-    names = [name.format(n) for n in range(layers) for name in _OF_A_LAYER[family]]
-    return [*names, "lm_head"] if head else names
+    layer = names_of(family).layer
+    found = [f"{layer.format(n)}.{name}" for n in range(layers) for name in _of_a_layer(family)]
+    return [*found, names_of(family).head] if head else found
 
 
 def chosen(names: Sequence[str], family: str, targets: Sequence[str]) -> list[str]:
     """Those of `names` that `targets` mean, full names or their ends; without any, the linear maps
     of the blocks. InvalidArgument for a target that means none."""
-    wanted = tuple(targets) or BLOCK_MAPS[family]
+    wanted = tuple(targets) or [name.rpartition(".")[2] for name in _of_a_layer(family)]
     for target in wanted:
         if not any(_means(target, name) for name in names):
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
@@ -103,7 +89,8 @@ def _as_said(said: dict[str, Any]) -> tuple[str, int, bool] | None:
         )
     else:
         family = said.get("model_type")
-        layers, tied = said.get(_LAYER_KEYS.get(str(family), "")), said.get("tie_word_embeddings")
-    if family in _LAYER_KEYS and isinstance(layers, int) and isinstance(tied, bool):
+        layers = said.get("num_hidden_layers", said.get("n_layer"))
+        tied = said.get("tie_word_embeddings")
+    if family in FAMILIES and isinstance(layers, int) and isinstance(tied, bool):
         return str(family), layers, tied
     return None

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from plinth.models.adapter_base import NamedBase, read_base, read_stop_ids, write_base
 from plinth.models.decoder import Decoder
+from plinth.models.families import names_of
 from plinth.models.hf import check_finite, read_json
 from plinth.models.layers import Linear
-from plinth.models.lora import MAX_RANK, LoraConfig, adapters, attach_one
-from plinth.models.lora import target_names as names_of
+from plinth.models.lora import MAX_RANK, LoraConfig, adapters, attach_one, target_names
 from plinth.models.peft_settings import check_settings, scale_of
 from plinth.models.reward import RewardModel
 from plinth.models.weights import write_json
@@ -67,7 +67,7 @@ def save_adapter(
     save_file(stored, str(folder / WEIGHTS), metadata={"format": "pt"})
     write_base(folder, decoder, stop_ids)
     family = decoder.config.family
-    full = names_of(decoder, family, config.targets)
+    full = target_names(decoder, family, config.targets)
     alpha = config.full_alpha
     write_json(
         folder / CONFIG,
@@ -80,7 +80,7 @@ def save_adapter(
             "lora_dropout": config.dropout,
             "use_rslora": config.rslora,
             "target_modules": list(config.targets) or sorted({n.rpartition(".")[2] for n in full}),
-            "fan_in_fan_out": family == "gpt2",
+            "fan_in_fan_out": names_of(family).turned,
             "bias": "none",
             "modules_to_save": ["score"] if reward else None,
             "inference_mode": True,

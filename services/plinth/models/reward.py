@@ -21,16 +21,14 @@ from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.dtypes import as_stored, common_dtype
+from plinth.models.families import FAMILIES, names_of
 from plinth.models.hf import WEIGHTS, Checkpoint, read_json
 from plinth.models.layers import Linear
 from plinth.models.lora import merged_tensors
 from plinth.models.weights import refuse_names, stored_layout, write_json
 from plinth.shared.errors import InvalidArgument
 
-_ARCHITECTURES = {
-    "llama": "LlamaForSequenceClassification",
-    "gpt2": "GPT2ForSequenceClassification",
-}
+_ARCHITECTURES = {name: family.classifier for name, family in FAMILIES.items()}
 
 
 class RewardModel(Decoder):
@@ -39,7 +37,7 @@ class RewardModel(Decoder):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         if not config.tie_embeddings:
-            del self.lm_head
+            delattr(self, names_of(config.family).head)
         self.score = Linear(config.hidden, 1, bias=False)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Powers, cosines and sines for rotary positions, with the same bits on every processor.
+"""Rotary tables: frequencies, powers, cosines and sines, with the same bits on every processor.
 
 Torch's and numpy's functions have variants with other last bits for each instruction set; sums and
 products of doubles have none. Results are within 1 unit in the last place of fp32, nearly always
@@ -8,11 +8,14 @@ the nearest fp32.
 from __future__ import annotations
 
 import decimal
+import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from plinth.models.rope import Rope, RopeScaling
 
 Doubles = NDArray[np.float64]
 
@@ -29,6 +32,73 @@ _COS = (
     *(2.48015872888517045348e-5, -1.38888888888730564116e-3, 4.16666666666665929218e-2),
 )
 _ROWS = 512  # of a table at a time: what is between stays in the cache
+
+
+def rope_tables(rope: Rope, head_dim: int, context: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, [context, features / 2] each (Su et al. 2021).
+
+    Where short sequences turn otherwise than long ones (`RopeScaling.by_length`) both follow one
+    another: [2 · context, …], the long ones' rows from `context` on.
+    """
+    tables = rotary_tables(context, frequencies(rope, head_dim, context))
+    if rope.scaling is not None and rope.scaling.by_length:
+        long = rotary_tables(context, frequencies(rope, head_dim, context, long=True))
+        tables = (torch.cat((tables[0], long[0])), torch.cat((tables[1], long[1])))
+    factor = 1.0 if rope.scaling is None else rope.scaling.attention_factor
+    return tables if factor == 1.0 else (tables[0] * factor, tables[1] * factor)
+
+
+def frequencies(rope: Rope, head_dim: int, context: int, *, long: bool = False) -> Tensor:
+    """Radians per position, fp32 [features / 2]. long: of sequences longer than the rule's
+    original_context."""
+    features, scaling = rope.features or head_dim, rope.scaling
+    dims = torch.arange(0, features, 2, dtype=torch.int64, device="cpu")
+    exponents = dims.float() / features
+    if scaling is None:
+        return 1.0 / powers(rope.theta, exponents)
+    if scaling.kind == "dynamic" and long:
+        stretch = scaling.factor * context / scaling.original_context - (scaling.factor - 1)
+        base = rope.theta * max(1.0, stretch) ** (features / max(1, features - 2))
+        return 1.0 / powers(base, exponents)
+    pairs_e = powers(rope.theta, exponents)
+    if scaling.kind == "linear":
+        return 1.0 / pairs_e / scaling.factor
+    if scaling.kind == "longrope":
+        given = scaling.long_factors if long else scaling.short_factors
+        return 1.0 / (torch.tensor(given, dtype=torch.float32, device="cpu") * pairs_e)
+    if scaling.kind == "yarn":
+        return _yarn(rope.theta, scaling, features, pairs_e)
+    return _llama3(scaling, 1.0 / pairs_e) if scaling.kind == "llama3" else 1.0 / pairs_e
+
+
+def _llama3(scaling: RopeScaling, plain_e: Tensor) -> Tensor:
+    wavelengths = 2 * math.pi / plain_e
+    low = scaling.original_context / scaling.low_freq_factor
+    high = scaling.original_context / scaling.high_freq_factor
+    smooth = (scaling.original_context / wavelengths - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    between = (1 - smooth) * plain_e / scaling.factor + smooth * plain_e
+    scaled = torch.where(wavelengths > low, plain_e / scaling.factor, plain_e)
+    return torch.where((wavelengths <= low) & (wavelengths >= high), between, scaled)
+
+
+def _yarn(theta: float, scaling: RopeScaling, features: int, pairs_e: Tensor) -> Tensor:
+    """NTK by parts (Peng et al. 2023, section 3.2): pairs that turn more often than beta_fast
+    within the original context are kept, those below beta_slow divided."""
+
+    def pair_of(turns: float) -> float:
+        length = scaling.original_context / (turns * 2 * math.pi)
+        return features * math.log(length) / (2 * math.log(theta))
+
+    low, high = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, features - 1)
+    high = high + 0.001 if low == high else high
+    places_e = torch.arange(features // 2, dtype=torch.float32, device="cpu")
+    kept_e = 1 - torch.clamp((places_e - low) / (high - low), 0, 1)
+    return 1.0 / (scaling.factor * pairs_e) * (1 - kept_e) + 1.0 / pairs_e * kept_e
 
 
 def powers(base: float, exponents: Tensor) -> Tensor:

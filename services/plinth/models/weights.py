@@ -20,11 +20,10 @@ from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.dtypes import as_stored, common_dtype
-from plinth.models.hf import WEIGHTS, Checkpoint, is_map
+from plinth.models.families import names_of
+from plinth.models.hf import WEIGHTS, Checkpoint, is_turned
 from plinth.models.lora import merged_tensors
 from plinth.shared.errors import InvalidArgument
-
-_HEAD, _EMBEDDINGS = "lm_head.weight", ("model.embed_tokens.weight", "transformer.wte.weight")
 
 
 def load_decoder(
@@ -59,7 +58,8 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], where: str
     with torch.device("meta"):
         decoder = Decoder(config)
     wanted = {name: parameter.shape for name, parameter in decoder.named_parameters()}
-    allowed = wanted.keys() | ({_HEAD} if config.tie_embeddings else set())
+    head, table = tied_names(config)
+    allowed = wanted.keys() | ({head} if config.tie_embeddings else set())
     refuse_names(sorted(wanted.keys() - tensors.keys()), "missing", where)
     refuse_names(sorted(tensors.keys() - allowed), "not a part of this decoder", where)
     for name, shape in wanted.items():
@@ -68,13 +68,18 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], where: str
                 f"{where}: tensor {name!r} is {list(tensors[name].shape)}, "
                 f"the configuration asks for {list(shape)}"
             )
-    if config.tie_embeddings and _HEAD in tensors:
-        embedding = next(tensors[name] for name in _EMBEDDINGS if name in tensors)
-        if not torch.equal(embedding, tensors[_HEAD]):
-            raise InvalidArgument(
-                f"{where}: the configuration ties the output map to the embedding, "
-                f"yet {_HEAD!r} differs from it; set tie_word_embeddings to false"
-            )
+    both = config.tie_embeddings and head in tensors
+    if both and not torch.equal(tensors[table], tensors[head]):
+        raise InvalidArgument(
+            f"{where}: the configuration ties the output map to the embedding, "
+            f"yet {head!r} differs from it; set tie_word_embeddings to false"
+        )
+
+
+def tied_names(config: ModelConfig) -> tuple[str, str]:
+    """The tensors of the output map and of the embedding, which may be one."""
+    names = names_of(config.family)
+    return f"{names.head}.weight", f"{names.embedding}.weight"
 
 
 def refuse_names(names: Sequence[str], what: str, where: str) -> None:
@@ -110,7 +115,7 @@ def save_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Pat
 def stored_layout(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Canonical tensors as a checkpoint holds them: GPT-2's maps as [in, out], all contiguous."""
     return {
-        name: (tensor.detach().t() if is_map(config.family, name) else tensor.detach())
+        name: (tensor.detach().t() if is_turned(config.family, name) else tensor.detach())
         .cpu()
         .contiguous()
         for name, tensor in tensors.items()
@@ -142,7 +147,8 @@ def weights_digest(source: Path | Mapping[str, Tensor], *, dtype: torch.dtype | 
     """
     if isinstance(source, Path):
         checkpoint = Checkpoint.open(source)
-        skip = {_HEAD} if checkpoint.config.tie_embeddings else set()
+        config = checkpoint.config
+        skip = {tied_names(config)[0]} if config.tie_embeddings else set()
         tensors = ((n, t) for n, t in checkpoint.tensors() if n not in skip)
     else:
         tensors = ((name, source[name]) for name in sorted(source))

@@ -13,6 +13,7 @@ from typing import Any
 
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
+from plinth.models.families import family_of, new_config
 from plinth.shared import objectives
 from plinth.shared.api.times import seconds
 from plinth.shared.api.words import said
@@ -180,10 +181,10 @@ def new_model(spec: pb.ModelSpec, info: DatasetInfo, sequence_length: int) -> Mo
     heads = max(1, spec.heads)
     if spec.hidden % heads:
         refuse("model.heads", f"hidden {spec.hidden} does not divide evenly by {spec.heads}")
-    gpt2 = family == "gpt2"
-    ratio = 4 * spec.hidden if gpt2 else 32 * math.ceil(spec.hidden * 8 / 3 / 32)
-    return ModelConfig(
-        family="gpt2" if gpt2 else "llama",
+    gated = "gated" not in family_of(family).new
+    ratio = 32 * math.ceil(spec.hidden * 8 / 3 / 32) if gated else 4 * spec.hidden
+    return new_config(
+        family,
         vocab_size=info.vocab_size,
         layers=spec.layers,
         hidden=spec.hidden,
@@ -193,17 +194,15 @@ def new_model(spec: pb.ModelSpec, info: DatasetInfo, sequence_length: int) -> Mo
         intermediate=spec.intermediate or ratio,
         context=spec.context or sequence_length,
         tie_embeddings=spec.tie_embeddings,
-        attention_bias=gpt2,
-        mlp_bias=gpt2,
     )
 
 
 def fields_of(config: ModelConfig) -> dict[str, Any]:
-    """A new model's config as JSON fields (it has no scaled rotary positions)."""
+    """A new model's config as JSON, but for what its data say."""
     return {
         name: value
-        for name, value in vars(config).items()
-        if name not in ("rope_scaling", "eos_ids", "vocab_size")
+        for name, value in config.to_json().items()
+        if name not in ("eos_ids", "vocab_size")
     }
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from plinth.kernels import calls, gradients, race
 from plinth.kernels.arguments import ArgumentError
 from plinth.kernels.paged import KvCache, PagedBatch
+from plinth.kernels.specs import AttentionSpec, StateSpec
 
 Given = dict[str, Any]
 N, H, K, E, S, BLOCKS = 5, 4, 2, 6, 4, 7
@@ -43,8 +44,9 @@ def _write(given: Given) -> list[Tensor]:
 
 
 def _attend(given: Given) -> list[Tensor]:
-    q, kv_heads = given.pop("q"), given.pop("kv_heads")
-    return [_cached(**given).attend(0, q, kv_heads, 1)]
+    q, kv_heads, window = given.pop("q"), given.pop("kv_heads"), given.pop("window")
+    spec = AttentionSpec(0, StateSpec(kv_heads, E, window), E**-0.5, cap=2.0)
+    return [_cached(**given).attend(spec, q, 1)]
 
 
 def _rope(given: Given) -> list[Tensor]:
@@ -101,7 +103,7 @@ def _whole() -> Given:
 
 def _whole_back() -> Given:
     given = _whole()
-    out, lse = gradients.attend_whole(**given, b=2, t=3, threads=1)
+    out, lse = gradients.attend_whole(**given, b=2, t=3, scale=0.4, cap=2.0, threads=1)
     return given | {"out_nd": out, "lse_bht": lse, "grad_nd": torch.randn(6, H * E)}
 
 
@@ -149,8 +151,8 @@ KERNELS: dict[str, tuple[Callable[[Given], Any], Callable[[], Given], dict[str, 
     "rope": (_rope, _table, {"positions_n": 9}),
     "rope in place": (_rope_in_place, _table, {"positions_n": 9}),
     "rope both": (_rope_both, _side_by_side, {"positions_n": 9}),
-    "swiglu": (
-        lambda given: [calls.swiglu(**given, threads=1)],
+    "activate gated": (
+        lambda given: [calls.gate("silu", **given, threads=1)],
         lambda: _three("gate_ni", "up_ni"),
         {},
     ),
@@ -159,7 +161,11 @@ KERNELS: dict[str, tuple[Callable[[Given], Any], Callable[[], Given], dict[str, 
         lambda: _three("gate_ni", "up_ni", "grad_ni"),
         {},
     ),
-    "gelu": (lambda given: [calls.gelu(**given, threads=1)], lambda: _three("x_ni"), {}),
+    "activate": (
+        lambda given: [calls.activate("gelu", **given, threads=1)],
+        lambda: _three("x_ni"),
+        {},
+    ),
     "write_kv": (
         _write,
         lambda: _columns() | _pools() | {"k": torch.randn(N, K, E), "v": torch.randn(N, K, E)},
@@ -167,16 +173,23 @@ KERNELS: dict[str, tuple[Callable[[Given], Any], Callable[[], Given], dict[str, 
     ),
     "attend": (
         _attend,
-        lambda: _columns() | _pools() | {"q": torch.randn(N, H, E), "kv_heads": K},
-        {"table_qb": BLOCKS, "firsts_q": N, "counts_q": 2 * S, "starts_q": 2 * S, "kv_heads": 3},
+        lambda: _columns() | _pools() | {"q": torch.randn(N, H, E), "kv_heads": K, "window": 3},
+        {
+            "table_qb": BLOCKS,
+            "firsts_q": N,
+            "counts_q": 2 * S,
+            "starts_q": 2 * S,
+            "kv_heads": 3,
+            "window": calls.MAX_WINDOW + 1,
+        },
     ),
     "attend_whole": (
-        lambda given: gradients.attend_whole(**given, b=2, t=3, threads=1),
+        lambda given: gradients.attend_whole(**given, b=2, t=3, scale=0.4, cap=2.0, threads=1),
         _whole,
         {"firsts_bt": 3},
     ),
     "attend_whole_back": (
-        lambda given: gradients.attend_whole_back(**given, b=2, t=3, threads=1),
+        lambda given: gradients.attend_whole_back(**given, b=2, t=3, scale=0.4, cap=2.0, threads=1),
         _whole_back,
         {"firsts_bt": 3},
     ),

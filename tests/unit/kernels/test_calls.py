@@ -103,7 +103,7 @@ def test_blocks_and_slots_outside_of_the_cache(
 def test_weights_of_another_type_or_shape_are_refused_by_the_backend() -> None:
     class Norm:
         bias, eps = None, 1e-5
-        weight = torch.ones(8, dtype=torch.bfloat16)
+        gain = torch.ones(8, dtype=torch.bfloat16)
 
     backend = NativeBackend(PackedWeights())
     with pytest.raises(ArgumentError, match=r"kernel norm: weight must be torch.float32 \[8\]"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from plinth.kernels.dense import DenseOps
 from plinth.kernels.fused import FusedOps, takes
+from plinth.kernels.specs import AttentionSpec, StateSpec
 from plinth.kernels.training import SdpaBackend
 from plinth.models.layers import Norm
 
@@ -37,7 +38,7 @@ class _Weighed:
     bias = None
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self.weight, self.eps = weight, eps
+        self.gain, self.eps = weight, eps
 
 
 @pytest.mark.parametrize("width", [1, 5, 16, 50, 320])
@@ -53,12 +54,12 @@ def test_norm(rows: int, width: int) -> None:
 def test_swiglu(size: tuple[int, int]) -> None:
     torch.manual_seed(sum(size))
     inputs = [4 * torch.randn(size), torch.randn(size)]
-    _equal_to_torch(lambda ops, t: ops.swiglu(t[0], t[1]), inputs)
+    _equal_to_torch(lambda ops, t: ops.gate("silu", t[0], t[1]), inputs)
 
 
 def test_swiglu_where_the_gate_is_far_out() -> None:
     gate = torch.tensor([[-1e4, -100.0, -80.0, 0.0, 80.0, 100.0, 1e4]])
-    _equal_to_torch(lambda ops, t: ops.swiglu(t[0], t[1]), [gate, torch.ones_like(gate)])
+    _equal_to_torch(lambda ops, t: ops.gate("silu", t[0], t[1]), [gate, torch.ones_like(gate)])
 
 
 @pytest.mark.parametrize(("rows", "heads", "width"), [(1, 1, 2), (9, 3, 10), (300, 8, 40)])
@@ -77,7 +78,7 @@ def test_rope(rows: int, heads: int, width: int) -> None:
 def test_inputs_and_gradients_that_are_not_contiguous() -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(6, 8).t(), torch.randn(6, 8).t()]
-    _equal_to_torch(lambda ops, t: ops.swiglu(t[0], t[1]).t(), inputs)
+    _equal_to_torch(lambda ops, t: ops.gate("silu", t[0], t[1]).t(), inputs)
     heads = torch.randn(2, 5, 4).transpose(0, 1)
     tables = (torch.randn(9, 2), torch.randn(9, 2))
     at = torch.arange(5)
@@ -110,29 +111,39 @@ def test_frozen_weights_get_no_gradient() -> None:
 
 def test_autocast_and_other_types_are_left_to_torch() -> None:
     gate, up = torch.randn(3, 8), torch.randn(3, 8)
-    half = FusedOps().swiglu(gate.bfloat16(), up.bfloat16())
-    assert torch.equal(half, DenseOps().swiglu(gate.bfloat16(), up.bfloat16()))
+    half = FusedOps().gate("silu", gate.bfloat16(), up.bfloat16())
+    assert torch.equal(half, DenseOps().gate("silu", gate.bfloat16(), up.bfloat16()))
     with torch.autocast("cpu", torch.bfloat16):
         linear = nn.Linear(8, 8)
-        made = FusedOps().swiglu(linear(gate), linear(up))
+        made = FusedOps().gate("silu", linear(gate), linear(up))
     assert made.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(1, 1, 1), (4, 2, 16), (6, 2, 40)])
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 7), (2, 48), (2, 131)])
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (2, 0.0), (5, 1.5), (200, 0.0)])
 def test_attention(
-    heads: int, kv_heads: int, width: int, batch: int, length: int, packed: bool
+    *,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    batch: int,
+    length: int,
+    packed: bool,
+    window: int,
+    cap: float,
 ) -> None:
     """Against torch's attention over a mask of who sees whom."""
     torch.manual_seed(length + width)
     n = batch * length
+    spec = AttentionSpec(0, StateSpec(kv_heads, width, window), width**-0.4, cap)
     segments = torch.randint(0, 2, (batch, length)).cumsum(1) // 4 if packed else None
 
     def compute(ops: DenseOps, tensors: list[Tensor]) -> Tensor:
         backend = SdpaBackend(batch, length, segments)
         assert takes(*tensors) == (tensors[0].dtype == torch.float32)
-        return backend.mix(0, tensors[0], tensors[1], tensors[2])
+        return backend.mix(spec, tensors[0], tensors[1], tensors[2])
 
     shapes = [(n, heads, width), (n, kv_heads, width), (n, kv_heads, width)]
     _equal_to_torch(compute, [torch.randn(shape) for shape in shapes])
@@ -141,6 +152,7 @@ def test_attention(
 def test_attention_with_scores_that_no_exponential_holds() -> None:
     torch.manual_seed(0)
     inputs = [100 * torch.randn(40, 2, 8), 100 * torch.randn(40, 2, 8), torch.randn(40, 2, 8)]
-    mixed = SdpaBackend(1, 40).mix(0, inputs[0], inputs[1], inputs[2])
-    truth = SdpaBackend(1, 40).mix(0, *(x.double() for x in inputs))
+    spec = AttentionSpec(0, StateSpec(2, 8), 8**-0.5)
+    mixed = SdpaBackend(1, 40).mix(spec, inputs[0], inputs[1], inputs[2])
+    truth = SdpaBackend(1, 40).mix(spec, *(x.double() for x in inputs))
     torch.testing.assert_close(mixed.double(), truth, atol=1e-3, rtol=1e-3)

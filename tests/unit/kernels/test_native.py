@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plinth.kernels.calls import ACTIVATIONS
+from plinth.kernels.dense import DenseOps
 from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.reference import ReferenceBackend
+from plinth.kernels.specs import AttentionSpec, StateSpec
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +33,7 @@ class Map(nn.Linear):
 
 class Norm:
     def __init__(self, width: int, bias: bool) -> None:
-        self.weight, self.eps = torch.randn(width), 1e-5
+        self.gain, self.eps = torch.randn(width), 1e-5
         self.bias = torch.randn(width) if bias else None
 
 
@@ -60,13 +64,14 @@ def test_linears_that_share_an_input() -> None:
 @pytest.mark.parametrize("width", [5, 16, 50, 576])
 @pytest.mark.parametrize("bias", [False, True])
 def test_norm(width: int, bias: bool) -> None:
-    backend, x, norm = NativeBackend(PackedWeights()), torch.randn(7, width), Norm(width, bias)
+    backend, x = NativeBackend(PackedWeights()), torch.randn(7, width)
+    norm = Norm(width, bias)
     y = backend.norm(x, norm)
     d = x.double()
     if bias:
-        truth = F.layer_norm(d, (width,), norm.weight.double(), norm.bias.double(), norm.eps)
+        truth = F.layer_norm(d, (width,), norm.gain.double(), norm.bias.double(), norm.eps)
     else:
-        truth = F.rms_norm(d, (width,), norm.weight.double(), norm.eps)
+        truth = F.rms_norm(d, (width,), norm.gain.double(), norm.eps)
     torch.testing.assert_close(y.double(), truth, atol=1e-5, rtol=1e-5)
     assert torch.equal(backend.norm(x[3:4], norm)[0], y[3])
 
@@ -75,14 +80,23 @@ def test_activations() -> None:
     backend = NativeBackend(PackedWeights())
     x = torch.cat([torch.linspace(-90, 90, 3001), torch.tensor([-1e30, 1e30, 0.0])]).view(4, -1)
     up = torch.randn_like(x)
-    torch.testing.assert_close(backend.swiglu(x, up), F.silu(x) * up, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(backend.gate("silu", x, up), F.silu(x) * up, atol=1e-5, rtol=1e-5)
     small = torch.linspace(-12, 12, 3003).view(3, -1)
-    truth = F.gelu(small.double(), approximate="tanh")
-    torch.testing.assert_close(backend.gelu(small).double(), truth, atol=2e-6, rtol=1e-5)
+    for kind in ACTIVATIONS:
+        truth = DenseOps().activate(kind, small.double())
+        torch.testing.assert_close(
+            backend.activate(kind, small).double(), truth, atol=2e-6, rtol=1e-5
+        )
+        assert torch.equal(backend.gate(kind, small, small), backend.activate(kind, small) * small)
+        assert backend.activate(kind, torch.full((1, 3), math.nan)).isnan().all()
 
 
 def _attend(
-    backend: type, cache: KvCache, runs: list[tuple[int, int, list[int]]], qkv: list[Tensor]
+    backend: type,
+    spec: AttentionSpec,
+    cache: KvCache,
+    runs: list[tuple[int, int, list[int]]],
+    qkv: list[Tensor],
 ) -> Tensor:
     batch = PagedBatch.build(runs, cache.block_size)
     one = (
@@ -90,13 +104,18 @@ def _attend(
         if backend is NativeBackend
         else backend(cache, batch)
     )
-    return one.mix(0, *(x.clone() for x in qkv))
+    return one.mix(spec, *(x.clone() for x in qkv))
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 8, 16, 40])
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(6, 2, 8), (4, 4, 20), (9, 3, 64)])
-def test_attention(block_size: int, heads: int, kv_heads: int, width: int) -> None:
-    """Prefill in chunks of several sizes, then decoding, over blocks that start as NaN."""
+@pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (0, 1.5), (1, 0.0), (9, 1.5), (64, 0.0)])
+def test_attention(
+    block_size: int, heads: int, kv_heads: int, width: int, window: int, cap: float
+) -> None:
+    """Prefill in chunks of several sizes, then decoding, over blocks that start as NaN, and are so
+    again once no window holds a token of theirs."""
+    spec = AttentionSpec(0, StateSpec(kv_heads, width, window), width**-0.4, cap)
     lengths = [1, 5, 37]
     tables, used = [], 0
     for length in lengths:
@@ -132,10 +151,13 @@ def test_attention(block_size: int, heads: int, kv_heads: int, width: int) -> No
                 torch.cat([data[i][j][done[i] : done[i] + takes[i]] for i in active])
                 for j in range(3)
             ]
-            out = _attend(backend, cache, runs, parts)
+            out = _attend(backend, spec, cache, runs, parts)
             for i, part in zip(active, out.split([takes[i] for i in active]), strict=True):
                 made[i] = torch.cat([made[i], part])
                 done[i] += takes[i]
+                if window:
+                    gone = max(0, done[i] + 1 - window) // block_size
+                    cache.poison(tables[i][:gone])
         assert done == [n + 2 for n in lengths]
         outputs.append(torch.cat(made))
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)

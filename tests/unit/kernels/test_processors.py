@@ -26,6 +26,7 @@ from plinth.kernels import calls, gradients, race
 from plinth.kernels.fused import FusedOps
 from plinth.kernels.library import Kernels, instruction_set
 from plinth.kernels.paged import KvCache, PagedBatch
+from plinth.kernels.specs import AttentionSpec, StateSpec
 from plinth.kernels.training import SdpaBackend
 from plinth.models.rotary import cosine_and_sine, powers, rotary_tables
 
@@ -117,20 +118,23 @@ def _everything() -> list[tuple[str, Tensor]]:
     x, gate = 3 * torch.randn(9, 57), 9 * torch.randn(9, 57)
     made.append(("rms norm", calls.norm(x, torch.randn(57), None, 1e-5, 1)))
     made.append(("layer norm", calls.norm(x, torch.randn(57), torch.randn(57), 1e-5, 1)))
-    made += [("swiglu", calls.swiglu(gate, x, 1)), ("gelu", calls.gelu(x, 1))]
+    made += [(kind, calls.activate(kind, gate, 1)) for kind in calls.ACTIVATIONS]
+    made.append(("gated", calls.gate("silu", gate, x, 1)))
     for size in (1, 3, 4, 16, 40):
         cache = KvCache(1, -(-90 // size), 2, 20, size)
         batch = PagedBatch.build([(0, 83, list(range(cache.blocks)))], size)
         tiles = calls.Tiles(batch, cache)
         tiles.write(0, torch.randn(83, 2, 20), torch.randn(83, 2, 20))
-        made.append((f"attend {size}", tiles.attend(0, torch.randn(83, 4, 20), 2, 1)))
+        spec = AttentionSpec(0, StateSpec(2, 20, 30), 0.3, 2.0)
+        made.append((f"attend {size}", tiles.attend(spec, torch.randn(83, 4, 20), 1)))
     numbers = np.arange(3, dtype=np.uint64)
     drawn = race.race(4 * torch.randn(3, 999), np.array([0.3, 1, 2]), numbers, numbers, numbers, 1)
     made += [("race", torch.tensor(part, dtype=torch.float64)) for part in drawn]
     made.append(("normalisers", race.normalisers(5 * torch.randn(3, 999))))
     inputs = [torch.randn(60, h, 20, requires_grad=True) for h in (4, 2, 2)]
     gate, up = torch.randn(9, 57, requires_grad=True), torch.randn(9, 57, requires_grad=True)
-    mixed, activated = SdpaBackend(1, 60).mix(0, *inputs), FusedOps().swiglu(gate, up)
+    spec = AttentionSpec(0, StateSpec(2, 20, 30), 0.3, 2.0)
+    mixed, activated = SdpaBackend(1, 60).mix(spec, *inputs), FusedOps().gate("silu", gate, up)
     loss = mixed.square().sum() + activated.square().sum()
     made += [("attend_whole", mixed.detach()), ("swiglu", activated.detach())]
     made += [("gradient", grad) for grad in torch.autograd.grad(loss, [*inputs, gate, up])]

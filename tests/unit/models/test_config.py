@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from plinth.models.rope_scaling import RopeScaling
 
 from plinth.kernels.training import SdpaBackend
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.limits import REAL, WHOLE
-from plinth.models.rope_scaling import RopeScaling
 from plinth.shared.errors import InvalidArgument
 
 HOSTILE = (

@@ -19,7 +19,7 @@ from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer
 from plinth.models.hf import read_config
 from plinth.models.importer import import_source
-from plinth.models.rope_scaling import RopeScaling
+from plinth.models.rope import RopeScaling
 from plinth.shared.errors import InvalidArgument
 
 HOSTILE = (
@@ -61,7 +61,7 @@ def test_a_factor_without_a_type_is_linear(
 ) -> None:
     model = opened(llama, tmp_path, {f"llama.{key}": value for key, value in extra.items()})
     wanted = None if factor is None else RopeScaling("linear", factor)
-    assert model.config().rope_scaling == wanted
+    assert model.config().ropes[0].scaling == wanted
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from plinth.kernels.training import SdpaBackend
 from plinth.models import hf_config
 from plinth.models.decoder import Decoder
-from plinth.models.hf import canonical_name, is_map
+from plinth.models.hf import canonical_name, is_turned
 from plinth.models.weights import check_tensors
 from plinth.shared.errors import InvalidArgument
 
@@ -139,7 +139,7 @@ def plinth_logits(written: dict[str, Any], model: Any) -> torch.Tensor:
     for stored, tensor in model.state_dict().items():
         name = canonical_name(config, stored)
         if name is not None:
-            tensors[name] = tensor.t() if is_map(config.family, name) else tensor
+            tensors[name] = tensor.t() if is_turned(config.family, name) else tensor
     check_tensors(config, tensors, "here")
     decoder = Decoder(config)
     with torch.no_grad():

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trainings
-from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
+from plinth.models.families import new_config
 from plinth.trainer import checkpoint as checkpoints
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group, machine, train
@@ -95,7 +95,7 @@ def test_windows_score_every_target_once(plain, chat):
 
 
 def test_uniform_model_has_the_bits_per_byte_of_its_vocabulary(plain):
-    config = ModelConfig(**trainings.MODEL, vocab_size=300)
+    config = new_config(**trainings.MODEL, vocab_size=300)
     decoder = Decoder(config)
     for parameter in decoder.parameters():
         torch.nn.init.zeros_(parameter)
@@ -286,8 +286,8 @@ def test_fine_tuning_goes_on_from_a_model(plain, chat, tmp_path):
 
 
 def test_gpt2_trains_too(plain, tmp_path):
-    shape = {**trainings.MODEL, "family": "gpt2", "kv_heads": 4, "attention_bias": True}
-    config = trainings.config(plain, model={**shape, "mlp_bias": True}, steps=5)
+    shape = {**trainings.MODEL, "family": "gpt2", "kv_heads": 4}
+    config = trainings.config(plain, model=new_config(**shape, vocab_size=1).to_json(), steps=5)
     job = run(tmp_path / "a", config)
     assert AutoModelForCausalLM.from_pretrained(job.model).config.model_type == "gpt2"
 

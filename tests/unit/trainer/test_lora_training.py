@@ -17,7 +17,7 @@ from job_specs import model_spec, policy_spec, train_spec
 from killing import kill_at, processes_of
 from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.kernels.training import SdpaBackend
-from plinth.models.config import ModelConfig
+from plinth.models.families import new_config
 from plinth.models.lora import LoraConfig, adapters, attach, base_tensors
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import load_decoder, save_decoder
@@ -57,7 +57,7 @@ def start(datasets, tmp_path_factory):
     for family in ("llama", "gpt2"):
         shape = {"context": LENGTH, "vocab_size": vocabulary, "family": family}
         if family == "gpt2":
-            shape |= {"kv_heads": 4, "attention_bias": True, "mlp_bias": True}
+            shape |= {"kv_heads": 4}
         decoder = trainings.decoder(3, **shape)
         with torch.no_grad():  # a head that is frozen must be able to say something
             decoder.embedding.weight.mul_(20)
@@ -476,7 +476,7 @@ def test_each_mistake_names_its_field(change, field, says) -> None:
 
 
 def test_a_reward_model_has_no_output_map_to_adapt() -> None:
-    model = ModelConfig(**trainings.MODEL, vocab_size=300, tie_embeddings=False)
+    model = new_config(**trainings.MODEL, vocab_size=300, tie_embeddings=False)
     lora = pb.LoraSpec(rank=4, targets=["lm_head"])
     fields = lora_fields(train_spec(objective="sft", lora=lora), model)
     assert fields is not None

@@ -12,8 +12,8 @@ from test_policy import CONFIG, Trial
 
 import policy_job
 import trainings
-from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
+from plinth.models.families import new_config
 from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import save_decoder
 from plinth.shared.errors import FailedPrecondition, InvalidArgument
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     dataset = trainings.dataset(folder / "d", trainings.pairs(40))
     vocabulary = Split(dataset, "train").info.vocab_size
     shape = {**trainings.MODEL, "context": policy_job.LENGTH, "vocab_size": vocabulary}
-    decoder = Decoder(ModelConfig(**shape))
+    decoder = Decoder(new_config(**shape))
     decoder.init_weights(3)
     save_decoder(decoder, folder / "start")
     save_reward_model(RewardModel.of(decoder, 1), folder / "judge")

@@ -15,8 +15,8 @@ import pytest
 
 import trainings
 from job_specs import model_spec, prepare_spec, train_spec
-from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
+from plinth.models.families import new_config
 from plinth.models.weights import save_decoder
 from plinth.shared.errors import DataLoss, FailedPrecondition, InvalidArgument, PlinthError
 from plinth.shared.objectives import OBJECTIVES
@@ -121,7 +121,7 @@ def test_an_objective_for_other_data(
 ) -> None:
     dataset = request.getfixturevalue(data)
     vocabulary = Split(dataset, "train").info.vocab_size
-    save_decoder(Decoder(ModelConfig(**{**trainings.MODEL, "vocab_size": vocabulary})), tmp_path)
+    save_decoder(Decoder(new_config(**{**trainings.MODEL, "vocab_size": vocabulary})), tmp_path)
 
     def planned(name: str) -> None:
         spec = train_spec(objective=name, dataset="d@1", init_from="m@1", batch_size=4, steps=2)

@@ -217,7 +217,7 @@ def make_decoder(config: TrainConfig, train: Split) -> Decoder:
         decoder = open_decoder(Path(config.init_from), info)
     else:
         assert config.model is not None
-        decoder = Decoder(ModelConfig(**{**config.model, "vocab_size": info.vocab_size}))
+        decoder = Decoder(ModelConfig.from_json({**config.model, "vocab_size": info.vocab_size}))
         decoder.init_weights(config.seed)
         ends = (info.eos_id, *info.stop_ids, info.end_of_text_id)
         decoder.config = replace(decoder.config, eos_ids=tuple(dict.fromkeys(ends)))

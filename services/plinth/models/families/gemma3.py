@@ -1,0 +1,137 @@
+"""Gemma 3's text models (Gemma Team 2025): norms before and behind, of heads, gains stored less
+one; windows in most layers, with a rope of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plinth.models.activations import ACTIVATIONS
+from plinth.models.config import ModelConfig
+from plinth.models.families import llama
+from plinth.models.families.family import Family
+from plinth.models.families.names import Names
+from plinth.models.families.windows import WORDS, window_of, words_of
+from plinth.models.hf_file import WHERE, ConfigFile
+from plinth.models.hf_rope import read_rope, written_rope
+from plinth.models.hf_rules import one_of
+from plinth.models.limits import real, shown
+from plinth.models.parts import Biases, LayerKind
+from plinth.models.rope import Rope
+from plinth.shared.errors import InvalidArgument
+
+# Rope of layers that see all, and of those with a window: its key, its older key, its theta.
+_ROPES = (
+    ("full_attention", "rope_theta", 1_000_000.0),
+    ("sliding_attention", "rope_local_base_freq", 10_000.0),
+)
+_FIXED: dict[str, Any] = {"norm_offset": True, "norms": "both", "qk_norm": "head"}
+
+
+def _ropes(file: ConfigFile, sizes: dict[str, Any]) -> tuple[Rope, ...]:
+    given, older = file.get("rope_parameters"), file.get("rope_scaling")
+    if not isinstance(given, dict | None):
+        raise InvalidArgument(
+            f"{WHERE}: rope_parameters is {shown(given)}, must be an object",
+            field="rope_parameters",
+        )
+    found = []
+    for kind, key, theta in _ROPES:
+        rope = (given or {}).get(kind) or {}
+        if not isinstance(rope, dict):
+            raise InvalidArgument(
+                f"{WHERE}: rope_parameters.{kind} is {shown(rope)}, must be an object",
+                field="rope_parameters",
+            )
+        if kind == "full_attention" and isinstance(older, dict):
+            rope = rope | older
+        outer = real(file.get(key, theta), "rope_theta", where=WHERE, key=key)
+        rope = {"rope_theta": outer, **rope}
+        at = f"rope_parameters.{kind}"
+        found.append(read_rope(rope, at, head_dim=sizes["head_dim"], context=sizes["context"]))
+    unknown = (given or {}).keys() - {kind for kind, _, _ in _ROPES}
+    if unknown:
+        raise InvalidArgument(
+            f"{WHERE}: rope_parameters.{min(map(str, unknown))} is unknown; it has one object for "
+            "each of 'full_attention' and 'sliding_attention'",
+            field="rope_parameters",
+        )
+    return tuple(found)
+
+
+def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
+    every = file.size("layer_number", "sliding_window_pattern", 6)
+    file.get("_sliding_window_pattern")  # transformers writes its own copy
+    words = file.words("layer_types", layers, list(WORDS))
+    slides = (
+        [WORDS[word] for word in words]
+        if words
+        else [bool((number + 1) % every) for number in range(layers)]
+    )
+    window = file.window("sliding_window") if "sliding_window" in file.content else 4096
+    return tuple(LayerKind(window if one else 0, int(one)) for one in slides)
+
+
+def _read(file: ConfigFile) -> dict[str, Any]:
+    sizes = llama.read_sizes(file) | {"head_dim": file.size("head_dim", "head_dim", 256)}
+    scalar = file.real("query_scalar", "query_pre_attn_scalar", 256)
+    bias = file.flag("attention_bias", False)
+    return {
+        **_FIXED,
+        **sizes,
+        "activation": file.activation("hidden_activation", "gelu_pytorch_tanh"),
+        "norm_eps": file.real("norm_eps", "rms_norm_eps", 1e-6),
+        "ropes": _ropes(file, sizes),
+        "layer_kinds": _kinds(file, sizes["layers"]),
+        "attention_scale": scalar**-0.5,
+        "attention_cap": file.optional_real("attention_cap", "attn_logit_softcapping"),
+        "logit_cap": file.optional_real("logit_cap", "final_logit_softcapping"),
+        "embedding_scale": sizes["hidden"] ** 0.5,
+        "tie_embeddings": file.flag("tie_word_embeddings", True),
+        "biases": Biases(bias, bias, bias, bias),
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    scalar = config.scale**-2
+    return {
+        **llama.write_sizes(config),
+        "hidden_activation": ACTIVATIONS[config.activation],
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {
+            kind: written_rope(rope, config.head_dim)
+            for (kind, _, _), rope in zip(_ROPES, config.ropes, strict=True)
+        },
+        "layer_types": words_of(config),
+        "sliding_window": window_of(config) or None,
+        "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
+        "attn_logit_softcapping": config.attention_cap or None,
+        "final_logit_softcapping": config.logit_cap or None,
+        "attention_bias": config.biases.q,
+    }
+
+
+FAMILY = Family(
+    name="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    classifier="Gemma3TextForSequenceClassification",
+    names=Names(
+        embedding="model.embed_tokens",
+        layer="model.layers.{}",
+        last_norm="model.norm",
+        parts={
+            **{part: llama.PARTS[part] for part in ("q", "k", "v", "o")},
+            "q_norm": "self_attn.q_norm",
+            "k_norm": "self_attn.k_norm",
+            **{part: llama.PARTS[part] for part in ("gate", "up", "down")},
+            "before_attention": "input_layernorm",
+            "after_attention": "post_attention_layernorm",
+            "before_mlp": "pre_feedforward_layernorm",
+            "after_mlp": "post_feedforward_layernorm",
+        },
+    ),
+    read=_read,
+    write=_write,
+    new=_FIXED,
+    inert=frozenset({"attention_dropout"}),
+    only={"use_bidirectional_attention": one_of(False, None)},
+)

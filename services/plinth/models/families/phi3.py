@@ -1,0 +1,65 @@
+"""Phi-3 and Phi-3.5 (Abdin et al. 2024): Llama with fused maps, LongRoPE, and perhaps a window or
+heads of which only a part turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plinth.models.activations import ACTIVATIONS
+from plinth.models.config import ModelConfig
+from plinth.models.families import llama
+from plinth.models.families.family import Family
+from plinth.models.families.names import Names
+from plinth.models.families.windows import everywhere, window_of
+from plinth.models.hf_file import ConfigFile
+from plinth.models.hf_rope import rope_of, written_rope
+
+
+def _read(file: ConfigFile) -> dict[str, Any]:
+    sizes = llama.read_sizes(file)
+    return sizes | {
+        "activation": file.activation("hidden_act", "silu"),
+        "norm_eps": file.real("norm_eps", "rms_norm_eps", 1e-5),
+        "ropes": (rope_of(file, sizes["context"], sizes["head_dim"]),),
+        "layer_kinds": everywhere(file, sizes["layers"]),
+        "tie_embeddings": file.flag("tie_word_embeddings", False),
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    (rope,) = config.ropes
+    written = {
+        **llama.write_sizes(config),
+        "hidden_act": ACTIVATIONS[config.activation],
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": written_rope(rope, config.head_dim, share=True),
+        "sliding_window": window_of(config) or None,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+    }
+    if rope.scaling is not None:
+        written["original_max_position_embeddings"] = rope.scaling.original_context
+    return written
+
+
+FAMILY = Family(
+    name="phi3",
+    architecture="Phi3ForCausalLM",
+    classifier="Phi3ForSequenceClassification",
+    names=Names(
+        embedding="model.embed_tokens",
+        layer="model.layers.{}",
+        last_norm="model.norm",
+        parts={
+            "o": "self_attn.o_proj",
+            "qkv": "self_attn.qkv_proj",
+            "gate_up": "mlp.gate_up_proj",
+            "down": "mlp.down_proj",
+            "before_attention": "input_layernorm",
+            "before_mlp": "post_attention_layernorm",
+        },
+    ),
+    read=_read,
+    write=_write,
+    inert=frozenset({"attention_dropout", "resid_pdrop", "embd_pdrop"}),
+)

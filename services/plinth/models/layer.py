@@ -1,0 +1,162 @@
+"""One layer of the transformer: attention, then an MLP, each added to the residual stream.
+
+Which parts there are, and what they are called in a checkpoint, is told by config and names.
+Legend: n rows, d width, h heads, k KV heads, e head width, i width within the MLP.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from plinth.kernels.backend import Backend
+from plinth.kernels.specs import AttentionSpec, StateSpec
+from plinth.models.config import LayerKind, ModelConfig
+from plinth.models.families.names import Names
+from plinth.models.layers import Linear, Norm, RopeTables
+from plinth.shared.errors import InvalidArgument
+
+
+def placed(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Make `module` the submodule of that dotted name, with plain modules between."""
+    *path, last = name.split(".")
+    for part in path:
+        inner = root._modules.get(part)
+        if inner is None:
+            inner = nn.Module()
+            root.add_module(part, inner)
+        root = inner
+    root.add_module(last, module)
+
+
+class Layer(nn.Module):
+    """Norms before or after, attention with or without rotary positions, a gated or plain MLP."""
+
+    def __init__(self, config: ModelConfig, names: Names, number: int, kind: LayerKind) -> None:
+        super().__init__()
+        self.config, self.kind = config, kind
+        self.fused_by_heads = names.fused_rows == "heads"
+        state = StateSpec(config.kv_heads, config.head_dim, kind.window)
+        self.attention = AttentionSpec(number, state, config.scale, config.attention_cap)
+        made = _parts(config, kind, names)
+        self._norms = {part: module for part, module in made.items() if isinstance(module, Norm)}
+        self._maps = {part: module for part, module in made.items() if isinstance(module, Linear)}
+        for part, name in names.parts.items():
+            if part in made:
+                placed(self, name, made[part])
+        self.residual_maps = [names.parts[part] for part in ("o", "down") if part in made]
+        # As tuples, which a step looks up without a hash: maps that share an input are one pass.
+        self._qkv = tuple(self._maps[part] for part in ("qkv", "q", "k", "v") if part in made)
+        self._wide = tuple(self._maps[part] for part in ("gate_up", "gate", "up") if part in made)
+        self._o, self._down = self._maps["o"], self._maps["down"]
+
+    def forward(
+        self,
+        x_nd: Tensor,
+        positions_n: Tensor,
+        ropes: nn.ModuleList,
+        backend: Backend,
+        rows_m: Tensor | None = None,
+    ) -> Tensor:
+        """Every row is attended to; what leaves are those in `rows_m`, if it is given."""
+        norms = self._norms
+        h_nd = self._normed(x_nd, "before_attention", backend)
+        mixed_nd = self._attend(h_nd, positions_n, ropes, backend)
+        if rows_m is not None:
+            mixed_nd, x_nd = mixed_nd.index_select(0, rows_m), x_nd.index_select(0, rows_m)
+        if self.config.parallel:
+            wide_ni = self._widened(backend.norm(x_nd, norms["before_mlp"]), backend)
+            x_nd = backend.linear_add(mixed_nd, self._o, x_nd)
+            return backend.linear_add(wide_ni, self._down, x_nd)
+        x_nd = self._add(mixed_nd, self._o, "after_attention", x_nd, backend)
+        wide_ni = self._widened(self._normed(x_nd, "before_mlp", backend), backend)
+        return self._add(wide_ni, self._down, "after_mlp", x_nd, backend)
+
+    def _normed(self, x_nd: Tensor, part: str, backend: Backend) -> Tensor:
+        norm = self._norms.get(part)
+        return x_nd if norm is None else backend.norm(x_nd, norm)
+
+    def _add(
+        self, x_ni: Tensor, linear: Linear, part: str, residual_nd: Tensor, backend: Backend
+    ) -> Tensor:
+        """residual + linear(x), which is normed first where there is a norm for it."""
+        norm = self._norms.get(part)
+        if norm is None:
+            return backend.linear_add(x_ni, linear, residual_nd)
+        return residual_nd + backend.norm(backend.linear(x_ni, linear)[0], norm)
+
+    def _attend(
+        self, h_nd: Tensor, positions_n: Tensor, ropes: nn.ModuleList, backend: Backend
+    ) -> Tensor:
+        """What the heads mix, [n, h * e]."""
+        q_nhe, k_nke, v_nke = self._heads(h_nd, backend)
+        if self.kind.rope is not None:
+            tables = ropes[self.kind.rope]
+            assert isinstance(tables, RopeTables)
+            q_nhe, k_nke = backend.rope(q_nhe, k_nke, positions_n, tables.cos_pe, tables.sin_pe)
+        return backend.mix(self.attention, q_nhe, k_nke, v_nke)
+
+    def _heads(self, h_nd: Tensor, backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [n, h, e], keys and values [n, k, e]."""
+        config, n = self.config, h_nd.shape[0]
+        h, k, e = config.heads, config.kv_heads, config.head_dim
+        made = backend.linear(h_nd, *self._qkv)
+        if len(made) == 3:
+            q, key, v = made
+        elif self.fused_by_heads:
+            q, key, v = (part.contiguous() for part in made[0].view(n, h, 3, e).unbind(2))
+        else:
+            q, key, v = torch.split(made[0], [h * e, k * e, k * e], dim=1)
+        if config.qk_norm == "projection":
+            q, key = (
+                backend.norm(q, self._norms["q_norm"]),
+                backend.norm(key, self._norms["k_norm"]),
+            )
+        q, key, v = q.view(n, h, e), key.view(n, k, e), v.view(n, k, e)
+        if config.qk_norm == "head":
+            q = backend.norm(q.reshape(n * h, e), self._norms["q_norm"]).view(n, h, e)
+            key = backend.norm(key.reshape(n * k, e), self._norms["k_norm"]).view(n, k, e)
+        return q, key, v
+
+    def _widened(self, h_nd: Tensor, backend: Backend) -> Tensor:
+        """act(gate) * up, or act(up), [n, i]."""
+        made, activation = backend.linear(h_nd, *self._wide), self.config.activation
+        if not self.config.gated:
+            return backend.activate(activation, made[0])
+        gate_ni, up_ni = made if len(made) == 2 else made[0].chunk(2, dim=1)
+        return backend.gate(activation, gate_ni, up_ni)
+
+
+def _parts(config: ModelConfig, kind: LayerKind, names: Names) -> dict[str, nn.Module]:
+    """The modules of a layer by part. InvalidArgument for one that the family has no name for."""
+    d, e, bias = config.hidden, config.head_dim, config.biases
+    queries, keys, i = config.heads * e, config.kv_heads * e, config.intermediate
+    there = names.parts
+    made: dict[str, nn.Module] = {}
+    if "qkv" in there:
+        made["qkv"] = Linear(d, queries + 2 * keys, bias.q)
+    else:
+        made["q"] = Linear(d, queries, bias.q)
+        made["k"] = Linear(d, keys, bias.k)
+        made["v"] = Linear(d, keys, bias.v)
+    made["o"] = Linear(queries, d, bias.o)
+    if config.gated and "gate_up" in there:
+        made["gate_up"] = Linear(d, 2 * i, bias.mlp)
+    else:
+        made |= {"gate": Linear(d, i, bias.mlp)} if config.gated else {}
+        made["up"] = Linear(d, i, bias.mlp)
+    made["down"] = Linear(i, d, bias.mlp)
+    places = {"before": ("before",), "after": ("after",), "both": ("before", "after")}
+    for place in places[config.norms]:
+        made[f"{place}_attention"] = Norm.of(config, d)
+        made[f"{place}_mlp"] = Norm.of(config, d)
+    if config.qk_norm != "none":
+        whole = config.qk_norm == "projection"
+        made["q_norm"] = Norm.of(config, queries if whole else e)
+        made["k_norm"] = Norm.of(config, keys if whole else e)
+    if missing := [part for part in made if part not in there]:
+        raise InvalidArgument(
+            f"model config: family {config.family!r} has no {missing[0]!r} in its layers",
+            field="family",
+        )
+    return made
