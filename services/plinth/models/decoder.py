@@ -80,7 +80,7 @@ class Decoder(nn.Module):
     @property
     def states(self) -> list[StateSpec]:
         """What each layer keeps."""
-        return [layer.attention.state for layer in self.layers]
+        return [layer.spec.state for layer in self.layers]
 
     def forward(
         self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None

@@ -37,7 +37,7 @@ class Layer(nn.Module):
         self.config, self.kind = config, kind
         self.fused_by_heads = names.fused_rows == "heads"
         state = StateSpec(config.kv_heads, config.head_dim, kind.window)
-        self.attention = AttentionSpec(number, state, config.scale, config.attention_cap)
+        self.spec = AttentionSpec(number, state, config.scale, config.attention_cap)
         made = _parts(config, kind, names)
         self._norms = {part: module for part, module in made.items() if isinstance(module, Norm)}
         self._maps = {part: module for part, module in made.items() if isinstance(module, Linear)}
@@ -94,7 +94,7 @@ class Layer(nn.Module):
             tables = ropes[self.kind.rope]
             assert isinstance(tables, RopeTables)
             q_nhe, k_nke = backend.rope(q_nhe, k_nke, positions_n, tables.cos_pe, tables.sin_pe)
-        return backend.mix(self.attention, q_nhe, k_nke, v_nke)
+        return backend.mix(self.spec, q_nhe, k_nke, v_nke)
 
     def _heads(self, h_nd: Tensor, backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [n, h, e], keys and values [n, k, e]."""
