@@ -121,6 +121,10 @@ class HashModel:
             for position in range(row.start, row.start + len(row.tokens)):
                 self._put(row, group, position, _DAMAGED)
 
+    def damage_block(self, block: int) -> None:
+        """What it holds is not finite."""
+        self._slots[block] = _DAMAGED
+
     def _put(self, row: Row, group: int, position: int, value: int) -> None:
         self._slots[self._slot(row, group, position)] = value
 

@@ -52,13 +52,20 @@ def _answers(engine: Engine) -> dict[str, list[SampledToken] | FailedEvent]:
     return answers
 
 
-def test_a_cached_prefix_that_went_bad_is_found_once_and_no_more() -> None:
-    model = HashModel(blocks=64, block_size=4, context=64)
+@pytest.mark.parametrize(("windows", "bad"), [((0,), 0), ((0, 7), 0), ((0, 7), 1), ((30,), 0)])
+def test_a_cached_prefix_that_went_bad_is_found_once_and_no_more(
+    windows: tuple[int, ...], bad: int
+) -> None:
+    """In whichever group."""
+    model = HashModel(blocks=64, block_size=4, context=64, windows=windows)
     engine = Engine(model, Limits(40, 8, 8, 64))
     asked = Request("first", tuple(i % VOCAB for i in range(20)), Binding(""), Sampling())
+    planned: list[Row] = []
+    model.before = planned.extend
     engine.add(asked)
-    assert _answers(engine) == {"first": truth(asked)}
-    model.damage(Row(0, 0, (0,) * 4, ((0, tuple(np.flatnonzero(model._slots[:, 0] == 0))),), 0))
+    assert _answers(engine) == {"first": truth(asked, windows)}
+    _, table = planned[0].tables[bad]
+    model.damage_block(table[3])  # of tokens 12 to 15, the last that is found again
     for name in ("second", "third"):
         engine.add(Request(name, asked.ids, Binding(""), Sampling()))
         answer = _answers(engine)[name]
@@ -66,7 +73,7 @@ def test_a_cached_prefix_that_went_bad_is_found_once_and_no_more() -> None:
             assert isinstance(answer, FailedEvent)
             assert answer.error.reason == "NON_FINITE_LOGITS"
         else:
-            assert answer == truth(asked)
+            assert answer == truth(asked, windows)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

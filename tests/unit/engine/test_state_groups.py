@@ -207,11 +207,13 @@ def test_a_sequence_turns_as_its_request_may_come_to_be_from_the_beginning_on() 
 
 
 def _peak(engine: Engine, ids: tuple[int, ...]) -> int:
+    """The most blocks that are held, while a step is computed."""
     most = 0
     engine.add(Request("long", ids, engines.BINDING, score_from=len(ids) - 1))
     while engine.busy:
-        engine.step()
+        plan = engine.schedule()
         most = max(most, engine.pool.live)
+        engine.commit(engine.launch(plan))
     return most
 
 
