@@ -210,11 +210,11 @@ def test_random_worlds(seed: int) -> None:
 
 def test_a_hundred_thousand_steps() -> None:
     worlds = [_drive(seed, 2_000) for seed in range(100, 150)]
-    for windows in WINDOWS:
-        alike = [world for world in worlds if world.windows == windows]
-        assert sum(world.scheduler.preemptions for world in alike) > 50, windows
-        hits = sum(s.usage.cached > 0 for world in alike for s in world.requests)
-        assert hits > 3, windows
+    assert {world.windows for world in worlds} == set(WINDOWS)
+    windowed = [world for world in worlds if any(world.windows)]
+    assert sum(world.scheduler.preemptions for world in windowed) > 1_000
+    hits = sum(s.usage.cached > 0 for world in windowed for s in world.requests)
+    assert hits > 1_000, "a prefix was known in groups with windows"
     assert sum(world.scheduler.preemptions for world in worlds) > 1_000
     assert sum(world.outranked for world in worlds) > 1_000, "a newcomer took somebody's place"
     assert sum(world.refused for world in worlds) > 100
