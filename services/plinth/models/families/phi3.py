@@ -20,7 +20,7 @@ def _read(file: ConfigFile) -> dict[str, Any]:
     return sizes | {
         "activation": file.activation("hidden_act", "silu"),
         "norm_eps": file.real("norm_eps", "rms_norm_eps", 1e-5),
-        "ropes": (rope_of(file, sizes["context"], sizes["head_dim"]),),
+        "ropes": (rope_of(file, sizes["context"], sizes["head_dim"], share=1.0),),
         "layer_kinds": everywhere(file, sizes["layers"]),
         "tie_embeddings": file.flag("tie_word_embeddings", False),
     }
