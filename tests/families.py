@@ -1,22 +1,15 @@
-"""Small random models of every family, made by transformers.
+"""Small configurations of every family, for `family_models`.
 
 What a family's `config.json` can say is a list of axes here, each a list of alternatives;
-`configurations` draws from them so that every alternative occurs in one at least. Weights are
-large, and biases and gains apart from 0 and 1, so that a part which is lost shows.
+`configurations` draws from them so that every alternative occurs in one at least.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import random
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
 
 from plinth.models.families import FAMILIES
 
@@ -25,7 +18,7 @@ Alternative = Keys | Callable[[Keys], Keys]
 Axis = Sequence[Alternative]
 
 VOCAB, CONTEXT, LAYERS = 96, 64, 3
-ORIGINAL = 32  # context of the training, where a rope rule has one
+ORIGINAL = 48  # context of the training, where a rope rule has one
 COMMON: Keys = {
     "vocab_size": VOCAB,
     "num_hidden_layers": LAYERS,
@@ -229,7 +222,7 @@ AXES: Mapping[str, Sequence[Axis]] = {
     ),
     "gpt_neox": (
         [
-            {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 40, "head_dim": 16},
+            {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 40, "head_dim": 32},
             {"hidden_size": 80, "num_attention_heads": 5, "intermediate_size": 33, "head_dim": 16},
             {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 56, "head_dim": 8},
         ],
@@ -291,34 +284,3 @@ def numbered(*, slow: bool) -> list[tuple[str, int]]:
         for number in range(len(configurations(family)))
         if (number >= FAST) == slow
     ]
-
-
-def config_of(family: str, keys: Keys) -> transformers.PretrainedConfig:
-    """transformers' own, quiet about numbers that are fit for a test alone."""
-    kinds = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return kinds[family](**json.loads(json.dumps(keys)))
-
-
-def random_model(
-    family: str, keys: Keys, *, seed: int = 0, classifier: bool = False
-) -> transformers.PreTrainedModel:
-    """A causal model, or a classifier of one label."""
-    name = FAMILIES[family].classifier if classifier else FAMILIES[family].architecture
-    labels = {"num_labels": 1} if classifier else {}
-    config = config_of(family, keys | labels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = getattr(transformers, name)(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def saved(model: transformers.PreTrainedModel, folder: Path) -> Path:
-    """The folder, with the model in it."""
-    model.save_pretrained(folder)
-    return folder

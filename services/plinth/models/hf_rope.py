@@ -21,7 +21,7 @@ _ORIGINAL = "original_max_position_embeddings"
 _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
     "linear": (("factor",), ()),
-    "dynamic": (("factor",), (_ORIGINAL,)),
+    "dynamic": (("factor",), ()),
     "yarn": (
         (),
         (
@@ -143,12 +143,18 @@ def _scaling(
     first = whole(from_json(length), "original_context", where=WHERE, key=at)
     if kind == "linear":
         return RopeScaling("linear", number("factor"))
-    if kind == "dynamic":
-        return RopeScaling("dynamic", number("factor"), original_context=first)
+    if kind == "dynamic":  # the whole context is the original one, as transformers has it
+        return RopeScaling("dynamic", number("factor"), original_context=context)
     if kind == "llama3":
         low, high = number("low_freq_factor"), number("high_freq_factor")
         check_order(low, high, where=WHERE, prefix=f"{name}.")
         return RopeScaling("llama3", number("factor"), low, high, first)
+    told = (rope.get("factor"), rope.get(_ORIGINAL), original)
+    if kind == "yarn" and told == (None, None, None):
+        raise InvalidArgument(
+            f"{WHERE}: {name}.factor is missing; rope_type 'yarn' needs it, or {_ORIGINAL}",
+            field=name,
+        )
     factor = number("factor", max(1.0, context / first))
     if kind == "yarn":
         fast, slow = number("beta_fast", 32.0), number("beta_slow", 1.0)
@@ -253,12 +259,12 @@ def written_rope(rope: Rope, head_dim: int, *, share: bool = False) -> dict[str,
     all of it."""
     written: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
     if rope.features or share:
-        written["partial_rotary_factor"] = (rope.features or head_dim) / head_dim
+        written["partial_rotary_factor"] = _share(rope.features or head_dim, head_dim)
     scaling = rope.scaling
     if scaling is None:
         return written
     written |= {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind != "linear":
+    if scaling.kind not in ("linear", "dynamic"):
         written[_ORIGINAL] = scaling.original_context
     if scaling.kind == "llama3":
         written["low_freq_factor"] = scaling.low_freq_factor
@@ -272,3 +278,9 @@ def written_rope(rope: Rope, head_dim: int, *, share: bool = False) -> dict[str,
         written["short_factor"] = list(scaling.short_factors)
         written["long_factor"] = list(scaling.long_factors)
     return written
+
+
+def _share(features: int, head_dim: int) -> float:
+    """Of a head; a reader who rounds its product with the head's width down gets `features`."""
+    share = features / head_dim
+    return share if int(head_dim * share) == features else math.nextafter(share, 1.0)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import families
+from family_models import config_of
 from plinth.kernels.training import SdpaBackend
 from plinth.models import hf_config
 from plinth.models.config import LayerKind, ModelConfig
@@ -46,7 +47,7 @@ SIZES: dict[str, Any] = {
 
 
 def _drawn(family: str) -> ModelConfig:
-    config = families.config_of(family, families.configurations(family)[0])
+    config = config_of(family, families.configurations(family)[0])
     return hf_config.from_hf(json.loads(config.to_json_string(use_diff=False)))
 
 

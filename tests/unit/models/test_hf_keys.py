@@ -28,6 +28,8 @@ from plinth.shared.errors import InvalidArgument
 CONFIGS = {family: CONFIG_MAPPING[family] for family in FAMILIES}
 MODELS = {name: getattr(transformers, family.architecture) for name, family in FAMILIES.items()}
 SMALL = {family: families.smallest(family) for family in FAMILIES}
+# Narrow heads, too, turn by pairs then.
+SMALL["gpt_neox"] |= {"rotary_pct": 0.5}
 # Read by transformers' attention masks and caches whatever the family, though in no class's fields.
 SHARED = {
     "is_causal": (False, True),

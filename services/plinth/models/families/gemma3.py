@@ -82,7 +82,8 @@ def _read(file: ConfigFile) -> dict[str, Any]:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    scalar = config.scale**-2
+    # Squared back it has lost its last digits.
+    scalar = float(f"{config.scale**-2:.12g}")
     return {
         **llama.write_sizes(config),
         "hidden_activation": ACTIVATIONS[config.activation],
@@ -92,8 +93,9 @@ def _write(config: ModelConfig) -> dict[str, Any]:
             for (kind, _, _), rope in zip(_ROPES, config.ropes, strict=True)
         },
         "layer_types": words_of(config),
-        "sliding_window": window_of(config) or None,
-        "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
+        # transformers makes a mask of it, though no layer may ask for one.
+        "sliding_window": window_of(config) or 4096,
+        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
         "final_logit_softcapping": config.logit_cap or None,
         "attention_bias": config.biases.q,
     }
@@ -120,7 +122,12 @@ FAMILY = Family(
     ),
     read=_read,
     write=_write,
-    new=_FIXED,
+    new={
+        **_FIXED,
+        "activation": "gelu_tanh",
+        "ropes": tuple(Rope(theta) for _, _, theta in _ROPES),
+        "embedding_scale": lambda given: given["hidden"] ** 0.5,
+    },
     inert=frozenset({"attention_dropout"}),
     only={
         "use_bidirectional_attention": one_of(False, None),
