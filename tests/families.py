@@ -23,7 +23,6 @@ COMMON: Keys = {
     "vocab_size": VOCAB,
     "num_hidden_layers": LAYERS,
     "max_position_embeddings": CONTEXT,
-    "initializer_range": 0.3,
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": 2,
@@ -271,8 +270,12 @@ def smallest(family: str) -> Keys:
 
 
 def _cleaned(family: str, keys: Keys) -> Keys:
-    """Without the width of a head, which the axes speak of, where the family has no key for it."""
+    """Without the width of a head, which the axes speak of, where the family has no key for it;
+    with the size of weights."""
     shared = family in ("phi3", "gpt_neox")
+    # As large in any width: a sum of so many products has a size that float32 holds alike.
+    width = keys.get("hidden_size") or keys["n_embd"]
+    keys["initializer_range"] = round(1.7 / width**0.5, 3)
     return {key: value for key, value in keys.items() if not (shared and key == "head_dim")}
 
 

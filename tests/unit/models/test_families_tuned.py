@@ -23,6 +23,7 @@ from plinth.models.peft_format import put_on, read_adapter, save_adapter
 from plinth.models.publish import import_model
 from plinth.models.reward import RewardModel, load_reward_model, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder, weights_digest
+from plinth.reward.forward import ScoringModel
 from plinth.shared.store import ArtifactStore
 
 peft = pytest.importorskip("peft")
@@ -41,9 +42,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def adapted(decoder: Decoder) -> Decoder:
-    """With adapters on all maps of the blocks, which say something."""
-    attach(decoder, LORA, seed=1)
+def adapted(decoder: Decoder, config: LoraConfig = LORA) -> Decoder:
+    """With adapters that say something."""
+    attach(decoder, config, seed=1)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for adapter in adapters(decoder).values():
@@ -77,6 +78,26 @@ def test_adapters_compute_and_learn_what_pefts_do(family: str, tmp_path: Path) -
             wanted = theirs_by_name.pop(f"base_model.model.{name}.lora_{side}.default.weight")
             assert_near(parameter.grad, wanted, 1e-4)
     assert not theirs_by_name
+
+
+@every_family
+def test_an_adapter_on_the_output_map(family: str, tmp_path: Path) -> None:
+    """Whose name in memory is another than in a GPT-NeoX's file."""
+    keys = families.configurations(family)[0] | {"tie_word_embeddings": False}
+    plain = random_model(family, keys)
+    decoder = load_decoder(saved(plain, tmp_path / "base"))
+    config = LoraConfig(rank=3, alpha=9, targets=(FAMILIES[family].names.head,))
+    save_adapter(adapted(decoder, config), config, tmp_path / "adapter", "base@1")
+    model = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    again = put_on(load_decoder(tmp_path / "base"), read_adapter(tmp_path / "adapter"), "here")
+    ids_bt = ids_of(2, 20)
+    with torch.no_grad():
+        theirs = model(ids_bt).logits
+        assert not torch.allclose(
+            theirs, logits_of(load_decoder(tmp_path / "base"), ids_bt), atol=1e-2
+        )
+        for ours in (decoder, again):
+            torch.testing.assert_close(logits_of(ours, ids_bt), theirs, atol=1e-4, rtol=0)
 
 
 @every_family
@@ -115,7 +136,10 @@ def test_a_judge_scores_as_in_transformers(family: str, tmp_path: Path) -> None:
         with torch.no_grad():
             hidden_nd, backend = hidden_of(opened, ids_bt)
             scores = opened.scores(hidden_nd[19::20].contiguous(), backend)
-            torch.testing.assert_close(scores, model(ids_bt).logits[:, 0], atol=1e-4, rtol=0)
+            truth = model(ids_bt).logits[:, 0]
+            torch.testing.assert_close(scores, truth, atol=1e-4, rtol=0)
+        served = ScoringModel(folder, "cpu").scores(ids_bt.tolist())
+        torch.testing.assert_close(torch.tensor(served), truth, atol=1e-4, rtol=0)
 
 
 @every_family
