@@ -184,3 +184,54 @@ def test_masks_among_the_weights_of_an_older_neox_are_passed_by(
     (folder / "model.safetensors").unlink()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     load_decoder(folder)
+
+
+_LISTS = {"short_factor": [1.0, 1.2, 1.4, 1.6], "long_factor": [2.0, 3.0, 4.0, 5.0]}
+# What transformers 4 wrote of rotary positions.
+OLDER: dict[str, dict[str, Any]] = {
+    "llama": {"rope_scaling": {"type": "linear", "factor": 3.0}, "rope_theta": 100.0},
+    "mistral": {"rope_theta": 50.0, "rope_scaling": None},
+    "qwen2": {
+        "rope_theta": 1000.0,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "gemma3_text": {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 500,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "layer_types": ...,
+        "sliding_window_pattern": 2,
+        "sliding_window": 6,
+    },
+    "phi3": {
+        "rope_theta": 200.0,
+        "rope_scaling": {"type": "longrope", **_LISTS},
+        "original_max_position_embeddings": 32,
+    },
+    "gpt_neox": {
+        "rotary_pct": 0.5,
+        "rotary_emb_base": 300,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "smollm3": {"rope_theta": 70.0, "no_rope_layers": ..., "no_rope_layer_interval": 2},
+}
+
+
+@pytest.mark.parametrize("family", OLDER)
+def test_older_keys_mean_what_transformers_makes_of_them(
+    family: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = load_decoder(folders[family])
+    folder = with_config(folders[family], tmp_path / "m", rope_parameters=..., **OLDER[family])
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids_bt = ids_of(2, 30)
+    with torch.no_grad():
+        truth = model(ids_bt).logits
+        torch.testing.assert_close(
+            logits_of(load_decoder(folder), ids_bt), truth, atol=1e-4, rtol=0
+        )
+        assert not torch.allclose(logits_of(plain, ids_bt), truth, atol=1e-2)
