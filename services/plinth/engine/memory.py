@@ -9,9 +9,9 @@ from plinth.kernels.specs import StateSpec, state_groups
 
 
 def block_count(
-    states: list[StateSpec], limits: Limits, block_size: int, memory: int, itemsize: int
+    states: list[StateSpec], limits: Limits, block_size: int, memory: int | None, itemsize: int
 ) -> int:
-    """Blocks for a model whose layers keep `states`, of at most `memory` bytes (0: no limit).
+    """Blocks for a model whose layers keep `states`, of at most `memory` bytes (None: no limit).
 
     As many as `limits.running` sequences of `limits.positions` could hold at once, with what a
     step's prompts write ahead of a window. May be too few for any sequence: see `fewest`.
@@ -22,7 +22,7 @@ def block_count(
     most = limits.running * blocks_needed(reach, block_size, windows)
     most += ahead * -(-limits.batch_tokens // block_size)
     each = KvCache.bytes_per_block(states, block_size, itemsize)
-    return min(memory // each, most) if memory else most
+    return most if memory is None else min(memory // each, most)
 
 
 def fewest(states: list[StateSpec]) -> int:

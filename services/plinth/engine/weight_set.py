@@ -35,7 +35,7 @@ def engine_over(
     """
     limits = Limits(BATCH_TOKENS, running, waiting, decoder.config.context)
     itemsize = torch.float32.itemsize
-    blocks = block_count(decoder.states, limits, BLOCK, kv_bytes, itemsize)
+    blocks = block_count(decoder.states, limits, BLOCK, kv_bytes or None, itemsize)
     if blocks < fewest(decoder.states):
         least = fewest(decoder.states) * KvCache.bytes_per_block(decoder.states, BLOCK, itemsize)
         raise ResourceExhausted(

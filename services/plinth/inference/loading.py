@@ -62,7 +62,7 @@ def load_engine(
         positions=decoder.config.context,
         priority_aging=settings.priority_aging,
     )
-    runner = _runner(decoder, limits, settings)
+    runner = _runner(decoder, limits, settings, settings.kv_cache_bytes)
     mode = speculation or settings.speculation
     drafters: dict[str, Drafter] = {"lookup": LookupDrafter()}
     if mode.startswith("draft:"):
@@ -89,7 +89,9 @@ def load_engine(
             )
         together = min(limits.running, SPECULATE_UP_TO)
         draft_limits = replace(limits, running=together, positions=draft.config.context)
-        drafters["draft"] = ModelDrafter(_runner(draft, draft_limits, settings))
+        # Room for as many tokens as the model has, in proportion to what a token takes.
+        memory = settings.kv_cache_bytes * _token_bytes(draft) // _token_bytes(decoder)
+        drafters["draft"] = ModelDrafter(_runner(draft, draft_limits, settings, memory))
         mode = "draft"
     elif mode not in ("off", "lookup"):
         raise InvalidArgument(
@@ -115,14 +117,18 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _runner(decoder: Decoder, limits: Limits, settings: EngineSettings) -> Runner:
-    states, dtype = decoder.states, _DTYPES[settings.dtype]
-    size, memory = settings.block_size, settings.kv_cache_bytes
+def _token_bytes(decoder: Decoder) -> int:
+    return sum(state.bytes_of(1) for state in decoder.states)
+
+
+def _runner(decoder: Decoder, limits: Limits, settings: EngineSettings, memory: int) -> Runner:
+    states, dtype, size = decoder.states, _DTYPES[settings.dtype], settings.block_size
     blocks = block_count(states, limits, size, memory, dtype.itemsize)
     if blocks < fewest(states):
         least = fewest(states) * KvCache.bytes_per_block(states, size, dtype.itemsize)
         raise InvalidArgument(
-            f"engine.kv_cache_bytes is {memory}, two blocks of this model take {least}; raise it",
+            f"engine.kv_cache_bytes leaves {memory} bytes to a model two blocks of which take "
+            f"{least}; raise it",
             field="engine.kv_cache_bytes",
         )
     cache = KvCache(states, blocks, size, dtype=dtype, device=settings.device)
