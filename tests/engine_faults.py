@@ -65,22 +65,32 @@ def logits(seen: list[np.ndarray]) -> torch.Tensor:
 
 def logits_after(ids: Sequence[int], windows: Sequence[int]) -> torch.Tensor:
     """Of the token that follows these, without a cache."""
-    seen = []
-    for window in windows:
-        states: list[int] = []
-        for token in ids:
-            states.append(state(states[-1] if states and window != 1 else 0, token))
-        seen.append(np.array(states[-window:], dtype=np.int64))
-    return logits(seen)
+    states: list[list[int]] = [[] for _ in windows]
+    for token in ids:
+        _follow(states, windows, token)
+    return _logits_of(states, windows)
+
+
+def _follow(states: list[list[int]], windows: Sequence[int], token: int) -> None:
+    for kept, window in zip(states, windows, strict=True):
+        kept.append(state(kept[-1] if kept and window != 1 else 0, token))
+
+
+def _logits_of(states: list[list[int]], windows: Sequence[int]) -> torch.Tensor:
+    pairs = zip(states, windows, strict=True)
+    return logits([np.array(kept[-window:], dtype=np.int64) for kept, window in pairs])
 
 
 def truth(request: Request, windows: Sequence[int] = (0,)) -> list[SampledToken]:
     """The whole answer, by the model alone."""
-    ids, answer, sampling = list(request.ids), [], request.sampling
-    for position in range(sampling.max_tokens):
-        row = logits_after(ids, windows).unsqueeze(0)
-        answer += sample(row, [(sampling, position)])
-        ids.append(answer[-1].id)
+    answer: list[SampledToken] = []
+    states: list[list[int]] = [[] for _ in windows]
+    for token in request.ids:
+        _follow(states, windows, token)
+    for position in range(request.sampling.max_tokens):
+        row = _logits_of(states, windows).unsqueeze(0)
+        answer += sample(row, [(request.sampling, position)])
+        _follow(states, windows, answer[-1].id)
     return answer
 
 
@@ -122,12 +132,19 @@ class HashModel:
 
     def _seen(self, row: Row, group: int, end: int) -> np.ndarray:
         """States of the positions before `end` that a token at `end - 1` sees."""
-        (skipped, table), window, size = (
-            row.tables[group],
-            self.windows[group],
-            self.cache.block_size,
-        )
-        first = max(0, end - window) if window else 0
+        return self._between(row, group, self._first(group, end - 1), end)
+
+    def _of(self, row: Row, group: int) -> np.ndarray:
+        """States of all positions that the row's tokens see."""
+        first = self._first(group, row.start)
+        return self._between(row, group, first, row.start + len(row.tokens))
+
+    def _first(self, group: int, position: int) -> int:
+        window = self.windows[group]
+        return max(0, position + 1 - window) if window else 0
+
+    def _between(self, row: Row, group: int, first: int, end: int) -> np.ndarray:
+        (skipped, table), size = row.tables[group], self.cache.block_size
         self._slot(row, group, first)
         return self._slots[list(table)].reshape(-1)[first - skipped * size : end - skipped * size]
 
@@ -152,11 +169,7 @@ class HashModel:
             float(self._after(row, row.start + row.targets_at + i).log_softmax(-1)[target])
             for i, target in enumerate(row.targets)
         ]
-        finite = all(
-            bool((self._seen(row, group, position + 1) >= 0).all())
-            for group in range(len(self.windows))
-            for position in range(row.start, end)
-        )
+        finite = all(bool((self._of(row, group) >= 0).all()) for group in range(len(self.windows)))
         return RowResult(torch.stack(wanted) if wanted else None, scores, finite)
 
 
