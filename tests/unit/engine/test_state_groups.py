@@ -127,8 +127,8 @@ def test_bits_do_not_depend_on_company_chunks_or_blocks(
     windows = engines.runner(model, 99, size).cache.windows
     blocks = 5 * blocks_needed(-(-120 // size), size, windows) // 4
     engine = engines.engine(model, block_size=size, blocks=blocks, chunk=chunk, native=native)
-    answers, _ = engines.complete(engine, prompts() * 2, GREEDY)
-    for answer, expected in zip(answers, crowd(name) * 2, strict=True):
+    answers, _ = engines.complete(engine, prompts(), GREEDY)
+    for answer, expected in zip(answers, crowd(name), strict=True):
         if native:
             assert answer == expected
         else:
@@ -153,26 +153,35 @@ def test_a_known_prefix_changes_nothing_but_what_is_computed(name: str) -> None:
     assert usage.cached == (len(said) - 1) // 4 * 4
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("speculation", ["lookup", "one window", "mixed", "dynamic"])
-@pytest.mark.parametrize("blocks", [2000, 240])
+@pytest.mark.parametrize(
+    ("name", "speculation", "blocks"),
+    [
+        *((name, name, 2000) for name in MODELS),
+        *(("mixed", "lookup", 240), ("one window", "lookup", 60), ("dynamic", "mixed", 200)),
+        *(("mixed", "one window", 240), ("one window", "longrope", 60)),
+    ],
+)
 def test_drafts_of_whatever_model_change_nothing(name: str, speculation: str, blocks: int) -> None:
+    """Also where the cache is so small that somebody is preempted; a draft's has the same size."""
     drafting = "lookup" if speculation == "lookup" else "draft"
     draft = None if speculation == "lookup" else decoder(speculation)
     engine = engines.engine(
         decoder(name), block_size=4, blocks=blocks, chunk=50, speculation=drafting, draft=draft
     )
-    repeated = [prompt * 2 for prompt in prompts()[2:5]] + prompts()[5:7]
-    asked = replace(GREEDY, max_tokens=60)
+    if draft is not None:  # what the draft has not computed is no number
+        drafter = engine.drafting._drafters["draft"]._drafter
+        drafter.runner.cache.poison(list(range(blocks)))
+    repeated = [prompt * 2 for prompt in prompts()[2:5]]
+    asked = replace(GREEDY, max_tokens=50)
     expected, _ = engines.complete(engines.engine(decoder(name)), repeated, asked)
     answers, usage = engines.complete(engine, repeated, asked)
     assert answers == expected
     assert sum(one.draft_proposed for one in usage) > 0
-    if speculation == name and blocks == 2000:  # the draft is the target: every guess is right
-        assert all(one.draft_accepted == one.draft_proposed for one in usage)
+    if speculation == name:  # the draft is the target: every guess is right
+        assert all(one.draft_accepted == one.draft_proposed > 35 for one in usage)
     assert engine.pool.live == 0
     if draft is not None:
-        assert engine.drafting._drafters["draft"]._drafter.pool.live == 0
+        assert drafter.pool.live == 0
 
 
 def test_a_sequence_turns_as_its_request_may_come_to_be_from_the_beginning_on() -> None:
