@@ -1,8 +1,8 @@
 """Worlds in which parts of an engine fail: a model made of hashes, and faults put into its parts.
 
-The model's logits are a function of the tokens that it finds in its paged cache, so that a block
-that was lost, shared wrongly or left damaged shows up as another token. What a request's answer is
-without faults is therefore known without an engine (`truth`).
+The model's logits are a function of what it finds in its paged cache, so that a block that was
+lost, shared wrongly, given up too early or left damaged shows up as another token. What a request's
+answer is without faults is therefore known without an engine (`truth`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from plinth.engine.runner import RowResult
 from plinth.engine.sampling import sample
 from plinth.engine.scheduler import Limits
 from plinth.engine.speculation import LookupDrafter
+from plinth.engine.tables import blocks_needed
 from plinth.inference.step_times import StepTimes
 
 VOCAB, STEPS = 8, 50
@@ -43,29 +44,68 @@ _TABLE = torch.randn(1024, VOCAB, generator=torch.Generator().manual_seed(5)) * 
 _UNWRITTEN, _FREED, _DAMAGED = -1, -2, -3
 
 
-def logits(ids: np.ndarray) -> torch.Tensor:
-    """Of the next token; not finite where a slot is not what somebody wrote."""
-    if (ids < 0).any():
+# Of groups of layers: Llama's, one window for all, Gemma's pattern, two widths.
+WINDOWS = ((0,), (0,), (6,), (1,), (0, 5, 5), (0, 0, 20), (3, 17))
+
+
+def state(before: int, token: int) -> int:
+    """What a group keeps of a token: a hash of it and of the state before, if it sees that (0 if
+    not); so that it depends on all that came before, as a layer's keys do."""
+    return zlib.crc32(np.array([before, token], dtype=np.int64).tobytes())
+
+
+def logits(seen: list[np.ndarray]) -> torch.Tensor:
+    """Of the next token, by the states that it sees in each group; not finite where a slot is not
+    what somebody wrote."""
+    values = np.concatenate(seen)
+    if (values < 0).any():
         return torch.full((VOCAB,), torch.nan)
-    return _TABLE[zlib.crc32(ids.tobytes()) % len(_TABLE)]
+    return _TABLE[zlib.crc32(values.tobytes()) % len(_TABLE)]
 
 
-def truth(request: Request) -> list[SampledToken]:
+def logits_after(ids: Sequence[int], windows: Sequence[int]) -> torch.Tensor:
+    """Of the token that follows these, without a cache."""
+    states: list[list[int]] = [[] for _ in windows]
+    for token in ids:
+        _follow(states, windows, token)
+    return _logits_of(states, windows)
+
+
+def _follow(states: list[list[int]], windows: Sequence[int], token: int) -> None:
+    for kept, window in zip(states, windows, strict=True):
+        kept.append(state(kept[-1] if kept and window != 1 else 0, token))
+
+
+def _logits_of(states: list[list[int]], windows: Sequence[int]) -> torch.Tensor:
+    pairs = zip(states, windows, strict=True)
+    return logits([np.array(kept[-window:], dtype=np.int64) for kept, window in pairs])
+
+
+def truth(request: Request, windows: Sequence[int] = (0,)) -> list[SampledToken]:
     """The whole answer, by the model alone."""
-    ids, answer, sampling = list(request.ids), [], request.sampling
-    for position in range(sampling.max_tokens):
-        row = logits(np.array(ids, dtype=np.int64)).unsqueeze(0)
-        answer += sample(row, [(sampling, position)])
-        ids.append(answer[-1].id)
+    answer: list[SampledToken] = []
+    states: list[list[int]] = [[] for _ in windows]
+    for token in request.ids:
+        _follow(states, windows, token)
+    for position in range(request.sampling.max_tokens):
+        row = _logits_of(states, windows).unsqueeze(0)
+        answer += sample(row, [(request.sampling, position)])
+        _follow(states, windows, answer[-1].id)
     return answer
 
 
 class HashModel:
     """What an engine wants of a runner, with hooks for faults."""
 
-    def __init__(self, blocks: int, block_size: int, context: int) -> None:
-        self.decoder = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCAB, context=context))
-        self.cache = SimpleNamespace(blocks=blocks, block_size=block_size, poison=self._poison)
+    def __init__(
+        self, blocks: int, block_size: int, context: int, windows: tuple[int, ...] = (0,)
+    ) -> None:
+        config = SimpleNamespace(vocab_size=VOCAB, context=context, rope_offset=lambda length: 0)
+        self.decoder = SimpleNamespace(config=config)
+        self.windows = windows
+        self.cache = SimpleNamespace(
+            blocks=blocks, block_size=block_size, windows=windows, poison=self._poison
+        )
         self._slots = np.full((blocks, block_size), _UNWRITTEN, dtype=np.int64)
         self.before: Callable[[Sequence[Row]], None] = lambda rows: None
         self.after: Callable[[Sequence[Row], list[RowResult]], list[RowResult]] = (
@@ -77,37 +117,71 @@ class HashModel:
 
     def damage(self, row: Row) -> None:
         """The keys and values of this row's tokens are not finite."""
-        self._write(row, [_DAMAGED] * len(row.tokens))
+        for group in range(len(row.tables)):
+            for position in range(row.start, row.start + len(row.tokens)):
+                self._put(row, group, position, _DAMAGED)
 
-    def _write(self, row: Row, tokens: Sequence[int]) -> None:
+    def _put(self, row: Row, group: int, position: int, value: int) -> None:
+        self._slots[self._slot(row, group, position)] = value
+
+    def _slot(self, row: Row, group: int, position: int) -> tuple[int, int]:
+        skipped, table = row.tables[group]
         size = self.cache.block_size
-        for i, token in enumerate(tokens, row.start):
-            self._slots[row.blocks[i // size], i % size] = token
+        assert position // size >= skipped, "a token sees what was given up"
+        return table[position // size - skipped], position % size
+
+    def _seen(self, row: Row, group: int, end: int) -> np.ndarray:
+        """States of the positions before `end` that a token at `end - 1` sees."""
+        return self._between(row, group, self._first(group, end - 1), end)
+
+    def _of(self, row: Row, group: int) -> np.ndarray:
+        """States of all positions that the row's tokens see."""
+        first = self._first(group, row.start)
+        return self._between(row, group, first, row.start + len(row.tokens))
+
+    def _first(self, group: int, position: int) -> int:
+        window = self.windows[group]
+        return max(0, position + 1 - window) if window else 0
+
+    def _between(self, row: Row, group: int, first: int, end: int) -> np.ndarray:
+        (skipped, table), size = row.tables[group], self.cache.block_size
+        self._slot(row, group, first)
+        return self._slots[list(table)].reshape(-1)[first - skipped * size : end - skipped * size]
 
     def run_rows(self, rows: Sequence[Row]) -> list[RowResult]:
         for row in rows:
-            self._write(row, row.tokens)
+            for group, window in enumerate(self.windows):
+                for position, token in enumerate(row.tokens, row.start):
+                    before = 0
+                    if window != 1 and position:
+                        before = int(self._slots[self._slot(row, group, position - 1)])
+                    self._put(row, group, position, state(before, token) if before >= 0 else before)
         self.before(rows)
         return self.after(rows, [self._result(row) for row in rows])
 
+    def _after(self, row: Row, position: int) -> torch.Tensor:
+        return logits([self._seen(row, g, position + 1) for g in range(len(self.windows))])
+
     def _result(self, row: Row) -> RowResult:
         end = row.start + len(row.tokens)
-        ids = self._slots[list(row.blocks)].reshape(-1)[:end]
-        wanted = [logits(ids[: end - row.outputs + i + 1]) for i in range(row.outputs)]
+        wanted = [self._after(row, end - row.outputs + i) for i in range(row.outputs)]
         scores = [
-            float(logits(ids[: row.start + row.targets_at + i + 1]).log_softmax(-1)[target])
+            float(self._after(row, row.start + row.targets_at + i).log_softmax(-1)[target])
             for i, target in enumerate(row.targets)
         ]
-        finite = bool((ids >= 0).all())
+        finite = all(bool((self._of(row, group) >= 0).all()) for group in range(len(self.windows)))
         return RowResult(torch.stack(wanted) if wanted else None, scores, finite)
 
 
 class HashDrafter:
     """Guesses the likeliest token, which is right now and then."""
 
+    def __init__(self, windows: tuple[int, ...]) -> None:
+        self.windows = windows
+
     def propose(self, sequences: Sequence[tuple[Any, int]]) -> list[list[int]]:
         return [
-            [int(logits(np.array(sequence.ids, dtype=np.int64)).argmax())] * min(count, 3)
+            [int(logits_after(sequence.ids, self.windows).argmax())] * min(count, 3)
             for sequence, count in sequences
         ]
 
@@ -140,9 +214,10 @@ class World:
         self.dice = dice = random.Random(seed)
         self.kind, self.hits, self.now = kind, 0, 0.0
         size, context = dice.choice([1, 2, 4, 16]), 64
-        blocks = -(-context // size) * dice.choice([1, 2, 5])
-        self.model = HashModel(blocks, size, context)
-        self.drafter = HashDrafter()
+        self.windows = dice.choice(WINDOWS)
+        alone = blocks_needed(-(-context // size), size, self.windows)
+        self.model = HashModel(alone * dice.choice([1, 2, 5]), size, context, self.windows)
+        self.drafter = HashDrafter(self.windows)
         self.engine = Engine(
             self.model,  # type: ignore[arg-type]
             Limits(
@@ -253,15 +328,15 @@ class World:
             if isinstance(end, FailedEvent):
                 failed.append(name)
             elif isinstance(end, tuple):
-                ids = np.array(request.ids, dtype=np.int64)
+                ids = request.ids
                 assert request.score_from is not None
                 expected = [
-                    float(logits(ids[:i]).log_softmax(-1)[ids[i]])
+                    float(logits_after(ids[:i], self.windows).log_softmax(-1)[ids[i]])
                     for i in range(request.score_from, len(ids))
                 ]
                 assert list(end) == expected
             elif request.score_from is None:
-                whole = truth(request)
+                whole = truth(request, self.windows)
                 made = self.tokens[name]
                 assert made == whole[: len(made)], "a neighbour's bits changed"
                 assert end is not Finish.LENGTH or len(made) == len(whole)

@@ -18,8 +18,7 @@ BINDING = Binding("")
 
 
 def runner(decoder: Decoder, blocks: int, block_size: int, *, native: bool = True) -> Runner:
-    config = decoder.config
-    cache = KvCache(config.layers, blocks, config.kv_heads, config.head_dim, block_size)
+    cache = KvCache(decoder.states, blocks, block_size)
     return Runner(decoder.eval().requires_grad_(False), cache, native=native)
 
 

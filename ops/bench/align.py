@@ -188,9 +188,8 @@ def run_self(algorithm: str, seed: int, folder: Path, updates: int, device: str)
     from plinth.trainer.policy.rollouts import EngineSampler
 
     decoder = load_decoder(folder, device=device)
-    shape = decoder.config
-    cache = KvCache(shape.layers, 128, shape.kv_heads, shape.head_dim, 16, device=device)
-    engine = Engine(Runner(decoder, cache), Limits(512, 64, 64, shape.context))
+    cache = KvCache(decoder.states, 128, 16, device=device)
+    engine = Engine(Runner(decoder, cache), Limits(512, 64, 64, decoder.config.context))
     config = PolicyConfig(
         algorithm=algorithm,
         updates=updates,

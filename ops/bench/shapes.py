@@ -76,10 +76,8 @@ def random_pair(
     for parameter_name, parameter in decoder.named_parameters():
         assert parameter.shape == theirs[parameter_name].shape
         parameter.data = theirs[parameter_name].data
-    cache = KvCache(
-        shape.layers, _CACHED_TOKENS // _BLOCK, shape.kv_heads, shape.head_dim, _BLOCK,
-        dtype=dtype, device=device,
-    )  # fmt: skip
+    blocks = _CACHED_TOKENS // _BLOCK
+    cache = KvCache(decoder.states, blocks, _BLOCK, dtype=dtype, device=device)
     engine = Engine(
         Runner(decoder.eval().requires_grad_(False), cache, native=native),
         Limits(_BATCH_TOKENS, _RUNNING, _WAITING, shape.context),

@@ -26,9 +26,8 @@ NEAR_TIE = 1e-5
 
 def engine(folder: Path, device: str) -> Engine:
     decoder = load_decoder(folder, device=device).eval().requires_grad_(False)
-    shape = decoder.config
-    cache = KvCache(shape.layers, 256, shape.kv_heads, shape.head_dim, 16, device=device)
-    return Engine(Runner(decoder, cache), Limits(512, 64, 256, shape.context))
+    cache = KvCache(decoder.states, 256, 16, device=device)
+    return Engine(Runner(decoder, cache), Limits(512, 64, 256, decoder.config.context))
 
 
 def complete(engine: Engine, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:

@@ -12,7 +12,7 @@ from plinth.engine.speculation import MAX_DRAFT, Drafter
 
 # Above this many sequences a step is bound by arithmetic, not by reading weights, and
 # verifying wrong drafts costs the others time.
-_SPECULATE_UP_TO = 4
+SPECULATE_UP_TO = 4
 # Steps without drafts after a row of drafts that were all wrong.
 _DRAFT_REST = 4
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Drafting:
         """
         for sequence in scheduler.running:
             sequence.drafts = []
-        if len(scheduler.running) > _SPECULATE_UP_TO:
+        if len(scheduler.running) > SPECULATE_UP_TO:
             return
         wanted: dict[str, list[tuple[Sequence, int]]] = {}
         for sequence in scheduler.running:

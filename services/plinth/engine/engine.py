@@ -32,6 +32,7 @@ from plinth.engine.runner import RowResult, Runner
 from plinth.engine.scheduler import Limits, Scheduler
 from plinth.engine.sequence import Sequence
 from plinth.engine.speculation import Drafter
+from plinth.engine.tables import Tables, most_positions
 from plinth.engine.verification import first_tokens, verify
 from plinth.shared.errors import (
     DataLoss,
@@ -82,9 +83,12 @@ class Engine:
         config = runner.decoder.config
         cache = runner.cache
         self.runner, self.weights_digest, self.clock = runner, weights_digest, clock
-        positions = min(limits.positions, config.context, cache.blocks * cache.block_size)
-        self.limits = replace(limits, positions=positions)
-        self.pool = BlockPool(cache.blocks, cache.block_size, prefix_cache=prefix_cache)
+        size, windows = cache.block_size, cache.windows
+        context = min(limits.positions, config.context)
+        self.limits = replace(
+            limits, positions=most_positions(cache.blocks, size, windows, context)
+        )
+        self.pool = BlockPool(cache.blocks, size, windows=windows, prefix_cache=prefix_cache)
         self.scheduler = Scheduler(self.pool, self.limits)
         self.drafting = Drafting(drafters or {}, speculation, config.vocab_size)
         self.steps = self.passes = 0  # a step is one pass, unless rows have to be told apart
@@ -130,10 +134,15 @@ class Engine:
                 f"it has {self.drafting.names or 'none'}",
                 field="speculation",
             )
+        config = self.runner.decoder.config
+        long = config.rope_offset(min(request.length, config.context)) > 0
         salt = "\0".join(
-            (self.weights_digest, binding.adapter, binding.quantization, request.tenant)
+            (
+                *(self.weights_digest, binding.adapter, binding.quantization, request.tenant),
+                "long" if long else "",
+            )
         )
-        sequence = Sequence(next(self._numbers), request, list(request.ids), salt)
+        sequence = Sequence(next(self._numbers), request, list(request.ids), salt, long=long)
         sequence.usage.prompt = len(request.ids) - request.sampling.first_output_position
         displaced = self.scheduler.add(sequence)
         self._by_id[request.id] = sequence
@@ -265,14 +274,14 @@ class Engine:
         return self.runner.run_rows(rows)
 
     def _works(self) -> bool:
-        """Whether the model can compute a token at all, tried on a block that nobody holds; True
-        where there is none to try it on."""
-        blocks = self.pool.allocate(1)
-        if blocks is None:
+        """Whether the model can compute a token at all, tried on blocks that nobody holds; True
+        where there are none to try it on."""
+        tables = Tables()
+        if not self.pool.reserve(tables, 1):
             return True
-        trial = Row(0, 0, (0,), tuple(blocks), outputs=1)
+        trial = Row(0, 0, (0,), tables.plain(), outputs=1)
         outcome = run_alone(self._run, trial, self.runner.decoder.config.vocab_size)
-        self.scheduler.release(blocks)
+        self.scheduler.release(tables.held())
         return not isinstance(outcome, PlinthError)
 
     def _repeated(self, error: Exception) -> None:

@@ -81,6 +81,13 @@ class Request:
     deadline: float | None = None
     score_from: int | None = None
 
+    @property
+    def length(self) -> int:
+        """Tokens that it may come to have. The same where a part of the answer is given back as
+        input, with as many fewer `max_tokens`."""
+        scored = self.score_from is not None
+        return len(self.ids) + (0 if scored else self.sampling.max_tokens)
+
     def __post_init__(self) -> None:
         _convert(self, "ids", _token_ids(tuple))
         _convert(self, "priority", operator.index)

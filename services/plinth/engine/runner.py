@@ -65,14 +65,14 @@ class Runner:
     def run_rows(self, rows: Sequence[Row]) -> list[RowResult]:
         """The same for bare rows (drafters have no plan)."""
         batch = PagedBatch.build(
-            [(row.start, len(row.tokens), list(row.blocks)) for row in rows],
+            [(row.start, len(row.tokens), row.tables) for row in rows],
             self.cache.block_size,
             self.device,
         )
         ids = [token for row in rows for token in row.tokens]
         ids_n = torch.tensor(ids, dtype=torch.int64, device=self.device)
         backend = self._backend(batch)
-        hidden_nd = self.decoder(ids_n, batch.positions_n, backend)
+        hidden_nd = self.decoder(ids_n, self._positions(rows, batch), backend)
         wanted: list[int] = []
         end = 0
         for row in rows:
@@ -93,6 +93,14 @@ class Runner:
             results.append(RowResult(part, scores, all(map(math.isfinite, sums[first:end]))))
             first = end
         return results
+
+    def _positions(self, rows: Sequence[Row], batch: PagedBatch) -> Tensor:
+        """Rows of the rotary tables, by which the tokens turn."""
+        if not any(row.long for row in rows):
+            return batch.positions_n
+        context = self.decoder.config.context
+        offsets = [context if row.long else 0 for row in rows for _ in row.tokens]
+        return batch.positions_n + torch.tensor(offsets, device=self.device)
 
     def _logits(self, hidden_nd: Tensor, rows: list[int], backend: Backend) -> Tensor:
         picked = hidden_nd if len(rows) == hidden_nd.shape[0] else hidden_nd[rows]

@@ -24,6 +24,7 @@ from plinth.engine.blocks import BlockPool
 from plinth.engine.plan import Plan, Row
 from plinth.engine.prompt_shares import PromptShares
 from plinth.engine.sequence import Sequence
+from plinth.engine.tables import Tables
 from plinth.shared.errors import ResourceExhausted
 
 
@@ -92,7 +93,7 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         if damaged:
-            self.pool.unseal(sequence.blocks)
+            self.pool.unseal(sequence.tables.held())
         self._free(sequence)
 
     def release(self, blocks: list[int]) -> None:
@@ -158,11 +159,11 @@ class Scheduler:
         """Who must be preempted so that a waiting sequence may run: nobody, or the least urgent of
         lower priority; None where even that would not do.
 
-        Whole blocks are taken from the prefix cache, so the first token needs a block of its own.
-        Those that are not of lower priority are left a block each to go on with.
+        Whole blocks are taken from the prefix cache, so the first token needs a block of its own
+        in each group. Those that are not of lower priority are left as many to go on with.
         """
-        places = self._places - len(self.running)
-        if places > 0 and self.pool.available > self._peers(sequence):
+        places, first = self._places - len(self.running), self.pool.groups
+        if places > 0 and self.pool.available >= first * (self._peers(sequence) + 1):
             return []
         victims: list[Sequence] = []
         held: Counter[int] = Counter()
@@ -171,10 +172,10 @@ class Scheduler:
             if not self._outranks(sequence, victim):
                 return None
             victims.append(victim)
-            for block in victim.blocks:
+            for block in victim.tables.held():
                 held[block] += 1
                 freed += held[block] == self.pool.holders(block)
-            if places + len(victims) > 0 and self.pool.available + freed > 0:
+            if places + len(victims) > 0 and self.pool.available + freed >= first:
                 return victims
         return None
 
@@ -197,7 +198,7 @@ class Scheduler:
             return None
         drafts = sequence.drafts if take == sequence.pending else []
         drafts = drafts[: max(0, min(drafts_left, self.limits.positions - len(sequence.ids)))]
-        if drafts and not self.reserve(sequence, sequence.computed + take + len(drafts)):
+        if drafts and not self._reserve(sequence, sequence.computed + take + len(drafts)):
             drafts = []
         sequence.admitted = True
         start = sequence.computed
@@ -206,9 +207,10 @@ class Scheduler:
             sequence=sequence.number,
             start=start,
             tokens=(*sequence.ids[start : start + take], *drafts),
-            blocks=tuple(sequence.blocks),
+            tables=sequence.tables.plain(),
             outputs=0 if sequence.scoring or not done else 1 + len(drafts),
             drafts=len(drafts),
+            long=sequence.long,
             **_targets(sequence, start, take),
         )
         return row
@@ -220,22 +222,25 @@ class Scheduler:
 
         Whoever is less urgent gives up its own for the first of them, whoever is of lower priority
         for all; it is in this step's plan no more. What a prompt takes beyond the first leaves a
-        block to each that is not of lower priority.
+        block of each group to each that is not of lower priority.
         """
-        while not self.reserve(sequence, sequence.computed + 1):
+        while not self._reserve(sequence, sequence.computed + 1):
             victim = self.running[-1]
             if victim is sequence:
                 return 0
             self._preempt(victim, rows)
-        while self._missing(sequence, sequence.computed + take) > self.pool.available:
+        if take == 1:
+            return 1
+        tables, pool = sequence.tables, self.pool
+        while pool.missing(tables, sequence.computed + take) > pool.available:
             victim = self.running[-1]
             if not self._outranks(sequence, victim):
                 break
             self._preempt(victim, rows)
-        spare = self._peers(sequence) - 1
-        blocks = len(sequence.blocks) + max(0, self.pool.available - spare)
-        take = min(take, blocks * self.pool.block_size - sequence.computed)
-        self.reserve(sequence, sequence.computed + take)
+        spare = pool.groups * (self._peers(sequence) - 1)
+        reach = tables.reach + max(0, pool.available - spare) // pool.groups
+        take = min(take, reach * pool.block_size - sequence.computed)
+        self._reserve(sequence, sequence.computed + take)
         return take
 
     def _peers(self, sequence: Sequence) -> int:
@@ -246,23 +251,15 @@ class Scheduler:
         """Whether it is of higher priority, and not only older."""
         return other.rank[0] - sequence.rank[0] >= self._level
 
-    def _missing(self, sequence: Sequence, positions: int) -> int:
-        return -(-positions // self.pool.block_size) - len(sequence.blocks)
-
     def reserve_spare(self, sequence: Sequence, positions: int) -> bool:
-        """The same as `reserve`, where a block is left for each running sequence."""
-        spare = self.pool.available - len(self.running)
-        return self._missing(sequence, positions) <= spare and self.reserve(sequence, positions)
+        """Make its tables reach `positions`, where a block of each group is left for each running
+        sequence; False (and no change) where there are too few."""
+        spare = self.pool.available - self.pool.groups * len(self.running)
+        missing = self.pool.missing(sequence.tables, positions)
+        return missing <= spare and self._reserve(sequence, positions)
 
-    def reserve(self, sequence: Sequence, positions: int) -> bool:
-        """Make the block table reach `positions`; False (and no change) without enough blocks."""
-        missing = self._missing(sequence, positions)
-        if missing > 0:
-            blocks = self.pool.allocate(missing)
-            if blocks is None:
-                return False
-            sequence.blocks += blocks
-        return True
+    def _reserve(self, sequence: Sequence, positions: int) -> bool:
+        return self.pool.reserve(sequence.tables, positions)
 
     def _reuse(self, sequence: Sequence) -> None:
         """Take what the prefix cache holds of it; at least one token is left to compute."""
@@ -270,9 +267,9 @@ class Scheduler:
         if sequence.request.score_from is not None:
             limit = min(limit, sequence.request.score_from - 1)
             sequence.scores.clear()
-        blocks, keys = self.pool.match(sequence.salt, sequence.ids, limit)
-        sequence.blocks, sequence.block_keys = blocks, keys
-        sequence.computed = len(blocks) * self.pool.block_size
+        tables, keys = self.pool.match(sequence.salt, sequence.ids, limit)
+        sequence.tables, sequence.block_keys = tables, keys
+        sequence.computed = tables.reach * self.pool.block_size
         if not sequence.admitted:
             sequence.usage.cached = sequence.computed
 
@@ -285,27 +282,24 @@ class Scheduler:
         bisect.insort(self.waiting, sequence, key=_rank)
 
     def _free(self, sequence: Sequence) -> None:
-        self.release(sequence.blocks)
-        sequence.blocks, sequence.block_keys = [], []
+        self.release(sequence.tables.held())
+        sequence.tables, sequence.block_keys = Tables(), []
         sequence.computed = 0
         sequence.drafts = []
-        sequence.epoch += 1
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         """Take note that keys and values exist for the first `computed` ids.
 
-        Seals the blocks that became full and rolls back those that only rejected drafts used.
+        Seals the blocks that became full. Gives up those that only rejected drafts used, and those
+        that no window reaches back to.
         """
         sequence.computed = computed
-        size = self.pool.block_size
-        for index in range(len(sequence.block_keys), computed // size):
-            parent = sequence.block_keys[-1] if index else self.pool.root(sequence.salt)
-            tokens = sequence.ids[index * size : (index + 1) * size]
-            sequence.block_keys.append(self.pool.seal(sequence.blocks[index], parent, tokens))
-        keep = -(-max(computed, 1) // size)
-        if len(sequence.blocks) > keep:
-            self.release(sequence.blocks[keep:])
-            del sequence.blocks[keep:]
+        size, tables = self.pool.block_size, sequence.tables
+        for number in range(len(sequence.block_keys), computed // size):
+            parent = sequence.block_keys[-1] if number else self.pool.root(sequence.salt)
+            tokens = sequence.ids[number * size : (number + 1) * size]
+            sequence.block_keys.append(self.pool.seal(tables.of(number), parent, tokens))
+        self._emptied += self.pool.trim(tables, computed)
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from plinth.engine.request import Finish, Request, Usage
+from plinth.engine.tables import Tables
 
 
 @dataclass(eq=False)
@@ -12,7 +13,7 @@ class Sequence:
     """Mutable state of one request.
 
     `ids` is the input and what was sampled; keys and values exist for the first `computed`.
-    `block_keys` are the keys of the leading blocks that are sealed. `drafts` are proposals for
+    `block_keys` are the keys of the leading blocks that are full. `drafts` are proposals for
     the tokens after `ids`; `draft_length` adapts to how many were accepted.
     """
 
@@ -21,19 +22,19 @@ class Sequence:
     ids: list[int]
     salt: str
     computed: int = 0
-    blocks: list[int] = field(default_factory=list)
+    tables: Tables = field(default_factory=Tables)
     block_keys: list[bytes] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
     draft_length: int = 4
     draft_rest: int = 0
+    # Whether it turns as long sequences do: as its request may come to be, from its beginning on.
+    long: bool = False
     scores: list[float] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     finish: Finish | None = None
     admitted: bool = False
     # Sorts the most urgent first: level of priority, then age. The scheduler's.
     rank: tuple[int, int] = (0, 0)
-    # Counts how often the blocks were given up: what others know of them is void after that.
-    epoch: int = 0
 
     @property
     def pending(self) -> int:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
+from plinth.engine.blocks import BlockPool
 from plinth.engine.plan import Row
 from plinth.engine.runner import Runner
 from plinth.engine.sampling import sample
 from plinth.engine.sequence import Sequence
+from plinth.engine.tables import Tables
 
 MAX_DRAFT = 16
 
@@ -75,23 +78,39 @@ class LookupDrafter:
         self._indexes.pop(sequence.number, None)
 
 
-class ModelDrafter:
-    """A second, smaller model of the same vocabulary, with its own paged cache.
+@dataclass(eq=False)
+class _State:
+    """What the draft has of a sequence: tables of its own; for how many of the sequence's first ids
+    their keys and values are right, and for how many tokens, proposals among them, there are any.
+    """
 
-    Its cache has the target's blocks: block b holds the draft's keys for the positions for which
-    the target's block b holds the target's, so that one block table serves both. It catches up
-    on a sequence's tokens before it proposes, and has nothing to say past its own context.
+    tables: Tables = field(default_factory=Tables)
+    seen: int = 0
+    computed: int = 0
+
+
+class ModelDrafter:
+    """A second, smaller model of the same vocabulary, with its own paged cache and block tables.
+
+    Its layers may form other groups than the target's, so it has its own pool: sequences that
+    draft take blocks from those that have not done so for longest, and who finds none goes on
+    without drafts. It catches up on a sequence's tokens before it proposes, and has nothing to say
+    past its own context.
     """
 
     def __init__(self, runner: Runner, catch_up: int = 512) -> None:
         self.runner, self.catch_up = runner, catch_up
-        # By sequence: the epoch of its blocks, and the positions that the draft has seen in them.
-        self._computed: dict[int, tuple[int, int]] = {}
+        cache = runner.cache
+        self.pool = BlockPool(
+            cache.blocks, cache.block_size, windows=cache.windows, prefix_cache=False
+        )
+        # By sequence; who drafted last is last.
+        self._states: dict[int, _State] = {}
 
     def propose(self, sequences: Many[tuple[Sequence, int]]) -> list[list[int]]:
         proposals: list[list[int]] = [[] for _ in sequences]
         context = self.runner.decoder.config.context
-        ready = self._catch_up([s for s, _ in sequences if len(s.ids) <= context])
+        ready = self._catch_up([(s, count) for s, count in sequences if len(s.ids) <= context])
         active = [i for i, (sequence, _) in enumerate(sequences) if sequence.number in ready]
         logits = [ready[sequences[i][0].number] for i in active]
         while active:
@@ -105,53 +124,70 @@ class ModelDrafter:
                 proposals[i].append(sample(logits_mv, choice, logprobs=False)[0].id)
                 start = len(sequence.ids) + len(proposals[i]) - 1
                 if len(proposals[i]) < count and start < context:
-                    rows.append(_row(sequence, start, (proposals[i][-1],), outputs=1))
+                    rows.append(self._row(sequence, start, (proposals[i][-1],), outputs=1))
                     still.append(i)
             active = still
             results = self.runner.run_rows(rows) if rows else []
             logits = [result.logits_mv for result in results if result.logits_mv is not None]
-        for (sequence, _), proposed in zip(sequences, proposals, strict=True):
-            if proposed:  # all but the last proposal went through the draft
-                self._note(sequence, len(sequence.ids) + len(proposed) - 1)
+            for row in rows:
+                self._states[row.sequence].computed = row.start + 1
         return proposals
 
-    def _catch_up(self, sequences: list[Sequence]) -> dict[int, Tensor]:
+    def _catch_up(self, sequences: list[tuple[Sequence, int]]) -> dict[int, Tensor]:
         """Compute what the draft has not seen; logits after the last id of those that are done."""
         rows, budget = [], self.catch_up
-        for sequence in sequences:
-            start = min(self._seen(sequence), len(sequence.ids) - 1)
+        drafting = {sequence.number for sequence, _ in sequences}
+        for sequence, count in sequences:
+            state = self._states.pop(sequence.number, None) or _State()
+            self._states[sequence.number] = state
+            start = min(state.seen, len(sequence.ids) - 1)
             take = min(len(sequence.ids) - start, budget)
             if take <= 0:
                 break
-            budget -= take
             done = start + take == len(sequence.ids)
+            # All but the last proposal go through the draft.
+            reach = start + take + (count - 1 if done else 0)
+            reach = min(reach, self.runner.decoder.config.context)
+            self.pool.trim(state.tables, start)
+            if not self._reserve(state.tables, reach, drafting):
+                continue
+            budget -= take
             tokens = tuple(sequence.ids[start : start + take])
-            rows.append(_row(sequence, start, tokens, outputs=int(done)))
+            rows.append(self._row(sequence, start, tokens, outputs=int(done)))
         results = self.runner.run_rows(rows) if rows else []
-        for sequence, row in zip(sequences, rows, strict=False):
-            self._note(sequence, row.start + len(row.tokens))
+        for row in rows:
+            state = self._states[row.sequence]
+            state.seen = state.computed = row.start + len(row.tokens)
         return {
             row.sequence: result.logits_mv
             for row, result in zip(rows, results, strict=True)
             if result.logits_mv is not None
         }
 
-    def _seen(self, sequence: Sequence) -> int:
-        """Positions for which the draft's keys stand in the sequence's present blocks."""
-        epoch, computed = self._computed.get(sequence.number, (sequence.epoch, 0))
-        return computed if epoch == sequence.epoch else 0
+    def _reserve(self, tables: Tables, positions: int, drafting: set[int]) -> bool:
+        """Blocks for `positions`, if need be those of sequences that are not drafting now."""
+        idle = [number for number in self._states if number not in drafting]
+        while not self.pool.reserve(tables, positions):
+            if not idle:
+                return False
+            self._drop(idle.pop(0))
+        return True
 
-    def _note(self, sequence: Sequence, computed: int) -> None:
-        self._computed[sequence.number] = (sequence.epoch, computed)
+    def _drop(self, number: int) -> None:
+        state = self._states.pop(number, None)
+        if state is not None:
+            self.pool.release(state.tables.held())
+
+    def _row(self, sequence: Sequence, start: int, tokens: tuple[int, ...], outputs: int) -> Row:
+        tables, config = self._states[sequence.number].tables, self.runner.decoder.config
+        long = config.rope_offset(min(sequence.request.length, config.context)) > 0
+        return Row(sequence.number, start, tokens, tables.plain(), outputs, long=long)
 
     def commit(self, sequence: Sequence, before: int, accepted: int) -> None:
-        """Keys of rejected drafts are void: the next catch-up writes over them."""
-        if sequence.number in self._computed:
-            self._note(sequence, min(self._seen(sequence), before + accepted))
+        """The keys of accepted drafts are right, where the draft has computed them."""
+        state = self._states.get(sequence.number)
+        if state is not None and state.seen == before:
+            state.seen = min(before + accepted, state.computed)
 
     def forget(self, sequence: Sequence) -> None:
-        self._computed.pop(sequence.number, None)
-
-
-def _row(sequence: Sequence, start: int, tokens: tuple[int, ...], outputs: int) -> Row:
-    return Row(sequence.number, start, tokens, tuple(sequence.blocks), outputs)
+        self._drop(sequence.number)

@@ -6,12 +6,12 @@ came last.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
 
 from plinth.engine.engine import Engine
+from plinth.engine.memory import block_count, fewest
 from plinth.engine.runner import Runner
 from plinth.engine.scheduler import Limits
 from plinth.kernels.paged import KvCache
@@ -33,22 +33,18 @@ def engine_over(
     The cache has room for `running` whole contexts, or for what fits `kv_bytes`; a request must
     fit it whole. ResourceExhausted when not even two blocks do.
     """
-    shape = decoder.config
-    whole = math.ceil(shape.context / BLOCK)
-    blocks = running * whole
-    if kv_bytes:
-        each = KvCache.bytes_per_block(
-            shape.layers, shape.kv_heads, shape.head_dim, BLOCK, torch.float32.itemsize
+    limits = Limits(BATCH_TOKENS, running, waiting, decoder.config.context)
+    itemsize = torch.float32.itemsize
+    blocks = block_count(decoder.states, limits, BLOCK, kv_bytes or None, itemsize)
+    if blocks < fewest(decoder.states):
+        least = fewest(decoder.states) * KvCache.bytes_per_block(decoder.states, BLOCK, itemsize)
+        raise ResourceExhausted(
+            f"two blocks of this policy take {least} bytes of keys and values, "
+            f"{kv_bytes} are set aside; raise engine.policy_kv_cache_bytes",
+            reason="POLICY_CACHE",
         )
-        blocks = min(blocks, kv_bytes // each)
-        if blocks < 2:
-            raise ResourceExhausted(
-                f"two blocks of this policy take {2 * each} bytes of keys and values, "
-                f"{kv_bytes} are set aside; raise engine.policy_kv_cache_bytes",
-                reason="POLICY_CACHE",
-            )
-    cache = KvCache(shape.layers, blocks, shape.kv_heads, shape.head_dim, BLOCK, device=device)
-    return Engine(Runner(decoder, cache), Limits(BATCH_TOKENS, running, waiting, shape.context))
+    cache = KvCache(decoder.states, blocks, BLOCK, device=device)
+    return Engine(Runner(decoder, cache), limits)
 
 
 class WeightSet:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from plinth.engine.drafting import SPECULATE_UP_TO
 from plinth.engine.engine import Engine
 from plinth.engine.isolation import NON_FINITE
+from plinth.engine.memory import block_count, fewest
 from plinth.engine.plan import Row
 from plinth.engine.runner import Runner
 from plinth.engine.scheduler import Limits
@@ -53,8 +55,14 @@ def load_engine(
     """
     digest = weights_digest(folder)
     decoder = load_decoder(folder, dtype=_DTYPES[settings.dtype], device=settings.device)
-    blocks = _block_count(decoder.config, settings)
-    runner = _runner(decoder, blocks, settings)
+    limits = Limits(
+        batch_tokens=settings.max_batch_tokens,
+        running=settings.max_running,
+        waiting=settings.max_waiting,
+        positions=decoder.config.context,
+        priority_aging=settings.priority_aging,
+    )
+    runner = _runner(decoder, limits, settings, settings.kv_cache_bytes)
     mode = speculation or settings.speculation
     drafters: dict[str, Drafter] = {"lookup": LookupDrafter()}
     if mode.startswith("draft:"):
@@ -79,7 +87,11 @@ def load_engine(
                 model_context=decoder.config.context,
                 effect="answers go on without drafts past the draft's context",
             )
-        drafters["draft"] = ModelDrafter(_runner(draft, blocks, settings))
+        together = min(limits.running, SPECULATE_UP_TO)
+        draft_limits = replace(limits, running=together, positions=draft.config.context)
+        # Room for as many tokens as the model has, in proportion to what a token takes.
+        memory = settings.kv_cache_bytes * _token_bytes(draft) // _token_bytes(decoder)
+        drafters["draft"] = ModelDrafter(_runner(draft, draft_limits, settings, memory))
         mode = "draft"
     elif mode not in ("off", "lookup"):
         raise InvalidArgument(
@@ -89,39 +101,13 @@ def load_engine(
     _return_freed_memory()
     engine = Engine(
         runner,
-        Limits(
-            batch_tokens=settings.max_batch_tokens,
-            running=settings.max_running,
-            waiting=settings.max_waiting,
-            positions=decoder.config.context,
-            priority_aging=settings.priority_aging,
-        ),
+        limits,
         prefix_cache=settings.prefix_cache,
         drafters=drafters,
         speculation=mode,
         weights_digest=digest,
     )
     return LoadedModel(engine, decoder.config, digest)
-
-
-def _block_count(config: ModelConfig, settings: EngineSettings) -> int:
-    """As many blocks as the memory allows, no more than every place could fill."""
-    per_block = KvCache.bytes_per_block(
-        config.layers,
-        config.kv_heads,
-        config.head_dim,
-        settings.block_size,
-        _DTYPES[settings.dtype].itemsize,
-    )
-    most = settings.max_running * -(-config.context // settings.block_size)
-    blocks = min(settings.kv_cache_bytes // per_block, most)
-    if blocks < 2:
-        raise InvalidArgument(
-            f"engine.kv_cache_bytes is {settings.kv_cache_bytes}, two blocks of this model take "
-            f"{2 * per_block}; raise it",
-            field="engine.kv_cache_bytes",
-        )
-    return blocks
 
 
 def _return_freed_memory() -> None:
@@ -131,20 +117,25 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _runner(decoder: Decoder, blocks: int, settings: EngineSettings) -> Runner:
-    config = decoder.config
-    cache = KvCache(
-        config.layers,
-        blocks,
-        config.kv_heads,
-        config.head_dim,
-        settings.block_size,
-        dtype=_DTYPES[settings.dtype],
-        device=settings.device,
-    )
+def _token_bytes(decoder: Decoder) -> int:
+    return sum(state.bytes_of(1) for state in decoder.states)
+
+
+def _runner(decoder: Decoder, limits: Limits, settings: EngineSettings, memory: int) -> Runner:
+    states, dtype, size = decoder.states, _DTYPES[settings.dtype], settings.block_size
+    blocks = block_count(states, limits, size, memory, dtype.itemsize)
+    if blocks < fewest(states):
+        least = fewest(states) * KvCache.bytes_per_block(states, size, dtype.itemsize)
+        raise InvalidArgument(
+            f"engine.kv_cache_bytes leaves {memory} bytes to a model two blocks of which take "
+            f"{least}; raise it",
+            field="engine.kv_cache_bytes",
+        )
+    cache = KvCache(states, blocks, size, dtype=dtype, device=settings.device)
     runner = Runner(decoder.eval().requires_grad_(False), cache)
     # One token through every map: packs them, and proves that the model can be served at all.
-    (result,) = runner.run_rows([Row(0, 0, (0,), (0,), outputs=1)])
+    tables = tuple((0, (group,)) for group in range(len(cache.windows)))
+    (result,) = runner.run_rows([Row(0, 0, (0,), tables, outputs=1)])
     if result.logits_mv is None or not torch.isfinite(result.logits_mv).all():
         raise DataLoss(
             "the model's logits are not finite after a first token: its weights are damaged, or "

@@ -17,7 +17,7 @@ from torch import Tensor
 from plinth.kernels import arguments
 from plinth.kernels.arguments import exact, heads, matrix, refuse
 from plinth.kernels.library import kernels
-from plinth.kernels.paged import KvCache, PagedBatch
+from plinth.kernels.paged import GroupTable, KvCache, PagedBatch
 from plinth.kernels.specs import Activation, AttentionSpec
 
 PANEL = 32
@@ -154,14 +154,13 @@ class Tiles:
     def __init__(self, batch: PagedBatch, cache: KvCache) -> None:
         batch.check(cache)
         self.rows, self.cache = batch.positions_n.shape[0], cache
-        exact("write_kv", "slots", batch.slots_n, (self.rows,), torch.int64)
-        columns = _cut(batch)
-        self._keep = (batch.slots_n, *columns)
-        self._slots = batch.slots_n.data_ptr()
-        self._pointers = tuple(column.data_ptr() for column in columns)
-        self._count, self._table_width = columns[3].shape
-        # By layer, KV heads and head width: where keys and values lie.
-        self._seen: dict[tuple[int, int, int], tuple[int, int]] = {}
+        run_q, columns = _cut(batch)
+        self._count = columns[0].shape[0]
+        self._columns = tuple(column.data_ptr() for column in columns)
+        self._groups = [_GroupTiles(table, self.rows, run_q) for table in batch.tables]
+        self._keep = columns
+        # By layer, KV heads, head width and window: where keys and values lie, and the table.
+        self._seen: dict[tuple[int, int, int, int], tuple[int, int, _GroupTiles]] = {}
 
     def write(self, layer: int, k_nke: Tensor, v_nke: Tensor) -> None:
         """Keys and values of all rows go to their slots of the layer's cache."""
@@ -171,10 +170,10 @@ class Tiles:
             refuse("write_kv", "k", f"of {self.rows} rows, as many as slots", k_nke)
         if rows != n or also != kv_heads or width != e:
             refuse("write_kv", "v", f"of k's shape {list(k_nke.shape)}", v_nke)
-        keys, values = self._pools("write_kv", layer, kv_heads, e)
+        keys, values, tiles = self._pools("write_kv", layer, kv_heads, e, -1)
         kernels().write_kv(
             k_nke.data_ptr(), apart, v_nke.data_ptr(), between, n, kv_heads, e,
-            self._slots, self.cache.block_size, keys, values,
+            tiles.slots, self.cache.block_size, keys, values,
         )  # fmt: skip
 
     def attend(self, spec: AttentionSpec, q_nhe: Tensor, threads: int) -> Tensor:
@@ -185,20 +184,21 @@ class Tiles:
         kv_heads, window = spec.state.kv_heads, spec.state.window
         arguments.whole_number("attend", "kv_heads", kv_heads, 1)
         arguments.whole_number("attend", "window", window, 0)
-        if window > MAX_WINDOW:
-            refuse("attend", "window", f"no more than {MAX_WINDOW}", window)
         arguments.grouped("attend", "q", h, kv_heads)
-        keys, values = self._pools("attend", spec.layer, kv_heads, e)
+        keys, values, tiles = self._pools("attend", spec.layer, kv_heads, e, window)
         out_nd = torch.empty(n, h * e)
         kernels().attend(
             q_nhe.data_ptr(), apart, h, kv_heads, e, spec.scale, keys, values,
-            self.cache.block_size, self._count, *self._pointers, self._table_width,
-            window, spec.cap, out_nd.data_ptr(), h * e, threads,
+            self.cache.block_size, self._count, *self._columns, tiles.skipped, tiles.table,
+            tiles.width, window, spec.cap, out_nd.data_ptr(), h * e, threads,
         )  # fmt: skip
         return out_nd
 
-    def _pools(self, kernel: str, layer: int, kv_heads: int, e: int) -> tuple[int, int]:
-        seen = self._seen.get((layer, kv_heads, e))
+    def _pools(
+        self, kernel: str, layer: int, kv_heads: int, e: int, window: int
+    ) -> tuple[int, int, _GroupTiles]:
+        """window: that of the reader, -1 where one writes."""
+        seen = self._seen.get((layer, kv_heads, e, window))
         if seen is not None:
             return seen
         cache = self.cache
@@ -207,28 +207,44 @@ class Tiles:
         keys, values, size = cache.keys[layer], cache.values[layer], cache.block_size
         exact(kernel, "keys", keys, (cache.blocks, kv_heads, e, size))
         exact(kernel, "values", values, (cache.blocks, kv_heads, size, e))
-        pointers = keys.data_ptr(), values.data_ptr()
-        self._seen[layer, kv_heads, e] = pointers
-        return pointers
+        group = cache.group_of[layer]
+        kept = cache.windows[group]
+        if window > (kept or MAX_WINDOW) or (kept and window == 0):
+            must = f"within the {kept} tokens that are kept" if kept else f"at most {MAX_WINDOW}"
+            refuse(kernel, "window", must, window)
+        found = keys.data_ptr(), values.data_ptr(), self._groups[group]
+        self._seen[layer, kv_heads, e, window] = found
+        return found
 
 
-def _cut(batch: PagedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tiles: (first row, count, start position, block table) of each."""
-    columns = (batch.firsts_q, batch.counts_q, batch.starts_q, batch.table_qb)
+class _GroupTiles:
+    """Pointers of one group's table, by tile."""
+
+    def __init__(self, table: GroupTable, rows: int, run_q: Tensor | None) -> None:
+        exact("write_kv", "slots", table.slots_n, (rows,), torch.int64)
+        table_qb, skipped_q = table.table_qb, table.skipped_q
+        if run_q is not None:
+            table_qb, skipped_q = table_qb[run_q], skipped_q[run_q]
+        self._keep = (table.slots_n, table_qb, skipped_q)
+        self.slots, self.table, self.skipped = (tensor.data_ptr() for tensor in self._keep)
+        self.width = table_qb.shape[1]
+
+
+def _cut(batch: PagedBatch) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor]]:
+    """Tiles: (first row, count, start position) of each, and the run that it is of; None where
+    each run is a tile."""
     counts = batch.counts_q.tolist()
-    if max(counts, default=0) > _TILE_TOKENS:
-        cuts = [
-            (i, offset, min(_TILE_TOKENS, count - offset))
-            for i, count in enumerate(counts)
-            for offset in range(0, count, _TILE_TOKENS)
-        ]
-        run, offset, count = (
-            torch.tensor(column, dtype=torch.int32) for column in zip(*cuts, strict=True)
-        )
-        firsts, starts = batch.firsts_q[run] + offset, batch.starts_q[run] + offset
-        columns = (firsts, count, starts, batch.table_qb[run])
-    firsts, counts_t, starts, table = columns
-    return firsts.contiguous(), counts_t.contiguous(), starts.contiguous(), table.contiguous()
+    if max(counts, default=0) <= _TILE_TOKENS:
+        return None, (batch.firsts_q, batch.counts_q, batch.starts_q)
+    cuts = [
+        (i, offset, min(_TILE_TOKENS, count - offset))
+        for i, count in enumerate(counts)
+        for offset in range(0, count, _TILE_TOKENS)
+    ]
+    run, offset, count = (
+        torch.tensor(column, dtype=torch.int32) for column in zip(*cuts, strict=True)
+    )
+    return run, (batch.firsts_q[run] + offset, count, batch.starts_q[run] + offset)
 
 
 def gate(activation: Activation, gate_ni: Tensor, up_ni: Tensor, threads: int) -> Tensor:

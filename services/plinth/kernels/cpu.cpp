@@ -129,13 +129,13 @@ EXPORT(void write_kv)(const float* k, long ldk, const float* v, long ldv, long t
 // Causal attention over a paged cache, of the last `window` tokens where that is not 0; scores are
 // capped at ±cap where that is not. A tile is up to `most` tokens of one sequence that follow
 // one another: tile i covers tokens first[i] … first[i] + count[i], the first at position
-// start[i], its blocks in table[i * table_width …]. Each row's result is its own; a tile only
-// shares the reading of keys and values.
+// start[i], its blocks, but for the first skipped[i], in table[i * table_width …]. Each row's result
+// is its own; a tile only shares the reading of keys and values.
 EXPORT(void attend)(const float* q, long ldq, long heads, long kv_heads, long head_dim, float scale,
                     const float* keys, const float* values, long block_size, long tiles,
                     const int32_t* first, const int32_t* count, const int32_t* start,
-                    const int32_t* table, long table_width, long window, float cap, float* out,
-                    long ldo, int threads) {
+                    const int32_t* skipped, const int32_t* table, long table_width, long window,
+                    float cap, float* out, long ldo, int threads) {
   const long group = heads / kv_heads;
 #pragma omp parallel num_threads(threads)
   {
@@ -149,7 +149,7 @@ EXPORT(void attend)(const float* q, long ldq, long heads, long kv_heads, long he
         const long low = window ? std::max(0L, start[i] + 1 - window) : 0;
         const long first_block = low / block_size;
         const long stride = (blocks * block_size + 31) / 16 * 16;
-        const int32_t* blocks_of = table + i * table_width;
+        const int32_t* blocks_of = table + i * table_width - skipped[i];
         queries.resize(rows * head_dim);
         scores.resize(rows * stride);
         mixed.resize(rows * head_dim);

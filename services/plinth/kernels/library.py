@@ -25,8 +25,8 @@ SIGNATURES = {
     "swiglu_back": (_P, _P, _P, _L, _P, _P, _I),
     "write_kv": (_P, _L, _P, _L, _L, _L, _L, _P, _L, _P, _P),
     "attend": (
-        *(_P, _L, _L, _L, _L, _F, _P, _P, _L, _L, _P, _P, _P, _P, _L, _L, _F),
-        *(_P, _L, _I),
+        *(_P, _L, _L, _L, _L, _F, _P, _P, _L, _L, _P, _P, _P, _P, _P, _L, _L),
+        *(_F, _P, _L, _I),
     ),
     "attend_whole": (_P, _P, _P, _P, _L, _L, _L, _L, _L, _F, _F, _P, _P, _I),
     "attend_whole_back": (

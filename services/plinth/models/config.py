@@ -86,6 +86,22 @@ class ModelConfig:
         return self.layer_kinds or (LayerKind(rope=0 if self.ropes else None),) * self.layers
 
     @property
+    def long_after(self) -> int:
+        """The length, in tokens, above which sequences turn otherwise than shorter ones
+        (`RopeScaling.by_length`); 0 where all turn alike."""
+        scalings = [rope.scaling for rope in self.ropes if rope.scaling is not None]
+        return max((s.original_context for s in scalings if s.by_length), default=0)
+
+    def rope_offset(self, length: int) -> int:
+        """What is added to all positions of a sequence of that many tokens, which finds the rows
+        of the rotary tables by which it turns.
+
+        The length is a property of the sequence as a whole, those tokens included that it may yet
+        get: all of it turns alike, however it is cut.
+        """
+        return self.context if 0 < self.long_after < length else 0
+
+    @property
     def scale(self) -> float:
         """What scores of attention are multiplied by."""
         return self.attention_scale or self.head_dim**-0.5

@@ -19,7 +19,7 @@ from plinth.models.limits import (
     whole,
 )
 from plinth.models.parts import Biases, Experts, LayerKind, NormKind, NormPlaces, QkNorm
-from plinth.models.rope import Rope
+from plinth.models.rope import Rope, RopeScaling
 from plinth.shared.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -118,10 +118,24 @@ def _check_heads(config: ModelConfig) -> None:
                 field="head_dim",
             )
         scaling = rope.scaling
+        if scaling is not None and scaling.by_length:
+            _check_by_length(config, scaling)
         for field in ("short_factors", "long_factors"):
             given = () if scaling is None else getattr(scaling, field)
             if given and len(given) != features // 2:
                 raise _refuse(field, given, f"{features // 2} numbers, one for each pair")
+
+
+def _check_by_length(config: ModelConfig, scaling: RopeScaling) -> None:
+    """One length says of all ropes by which rows of their tables a sequence turns."""
+    if scaling.original_context != config.long_after:
+        raise _refuse(
+            "original_context",
+            scaling.original_context,
+            f"{config.long_after} as in another rope that goes by length",
+        )
+    if config.learned_positions:
+        raise _refuse("learned_positions", True, "False with a rope that goes by length")
 
 
 def _check_layers(config: ModelConfig) -> None:
@@ -161,7 +175,7 @@ def _check_memory(config: ModelConfig) -> None:
             f"{MAX_PARAMETERS:,}",
             field="layers",
         )
-    tables = sum(2 if r.scaling and r.scaling.by_length else 1 for r in config.ropes)
+    tables = len(config.ropes) * (2 if config.long_after else 1)
     numbers = tables * config.context * config.head_dim
     if numbers > MAX_ROTARY:
         raise InvalidArgument(

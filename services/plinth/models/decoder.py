@@ -92,7 +92,8 @@ class Decoder(nn.Module):
     def forward(
         self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None
     ) -> Tensor:
-        """Hidden states [n, d] after the final norm. `ids_n` and `positions_n` are int64.
+        """Hidden states [n, d] after the final norm. `ids_n` and `positions_n` are int64; to the
+        positions of a sequence belongs `ModelConfig.rope_offset`.
 
         rows_m: the rows that are wanted, [m, d] then; the last layer does no more for the others
         than let them be attended to.
@@ -107,6 +108,15 @@ class Decoder(nn.Module):
             wanted = rows_m if layer is self.layers[-1] else None
             x_nd = layer(x_nd, positions_n, self.ropes, backend, wanted)
         return backend.norm(x_nd, self._norms[0])
+
+    def positions(self, lengths_b: Tensor, width: int) -> Tensor:
+        """Positions [b * width] for `forward` of sequences padded to `width`: each turns as its own
+        length says."""
+        positions_n = torch.arange(width, device=lengths_b.device).repeat(len(lengths_b))
+        if not self.config.long_after:
+            return positions_n
+        offsets = [self.config.rope_offset(length) for length in lengths_b.tolist()]
+        return positions_n + torch.tensor(offsets, device=lengths_b.device).repeat_interleave(width)
 
     def logits(self, hidden_md: Tensor, backend: Backend) -> Tensor:
         """Unnormalised log-probabilities [m, vocab] of the rows given."""

@@ -99,5 +99,7 @@ class RopeTables(nn.Module):
     def __init__(self, rope: Rope, config: ModelConfig) -> None:
         super().__init__()
         cos_pe, sin_pe = rope_tables(rope, config.head_dim, config.context)
+        if config.long_after and len(cos_pe) == config.context:  # of any length, beside one by it
+            cos_pe, sin_pe = torch.cat((cos_pe, cos_pe)), torch.cat((sin_pe, sin_pe))
         self.register_buffer("cos_pe", cos_pe, persistent=False)
         self.register_buffer("sin_pe", sin_pe, persistent=False)

@@ -54,7 +54,8 @@ class ScoringModel:
     def _alone(self, sequence: Sequence[int]) -> float:
         ids_n = torch.tensor(sequence, dtype=torch.int64, device=self._device)
         backend = SdpaBackend(1, len(sequence))
-        positions_n = torch.arange(len(sequence), device=self._device)
+        offset = self._model.config.rope_offset(len(sequence))
+        positions_n = torch.arange(len(sequence), device=self._device) + offset
         hidden_nd = self._model(ids_n, positions_n, backend)
         return float(self._model.scores(hidden_nd[-1:], backend)[0])
 
@@ -62,17 +63,15 @@ class ScoringModel:
         runs, first = [], 0
         for sequence in sequences:
             blocks = -(-len(sequence) // BLOCK)
-            runs.append((0, len(sequence), list(range(first, first + blocks))))
+            runs.append((0, len(sequence), [(0, range(first, first + blocks))]))
             first += blocks
-        shape = self._model.config
-        cache = KvCache(1, first, shape.kv_heads, shape.head_dim, BLOCK)
-        # A sequence is read whole in one launch, so a layer's keys are of no use to a later one.
-        cache.keys *= shape.layers
-        cache.values *= shape.layers
+        cache = KvCache.of_one_launch(self._model.states, first, BLOCK)
         batch = PagedBatch.build(runs, BLOCK)
         backend = NativeBackend(packed, cache, batch)
         ids_n = torch.tensor([i for sequence in sequences for i in sequence], dtype=torch.int64)
-        hidden_nd = self._model(ids_n, batch.positions_n, backend)
+        offsets = [self._model.config.rope_offset(len(s)) for s in sequences for _ in s]
+        positions_n = batch.positions_n + torch.tensor(offsets)
+        hidden_nd = self._model(ids_n, positions_n, backend)
         last_b: Tensor = (batch.firsts_q + batch.counts_q - 1).long()
         scores: list[float] = self._model.scores(hidden_nd[last_b].contiguous(), backend).tolist()
         return scores

@@ -58,7 +58,7 @@ def test_a_cached_prefix_that_went_bad_is_found_once_and_no_more() -> None:
     asked = Request("first", tuple(i % VOCAB for i in range(20)), Binding(""), Sampling())
     engine.add(asked)
     assert _answers(engine) == {"first": truth(asked)}
-    model.damage(Row(0, 0, (0,) * 4, tuple(np.flatnonzero(model._slots[:, 0] == 0)), 0))
+    model.damage(Row(0, 0, (0,) * 4, ((0, tuple(np.flatnonzero(model._slots[:, 0] == 0))),), 0))
     for name in ("second", "third"):
         engine.add(Request(name, asked.ids, Binding(""), Sampling()))
         answer = _answers(engine)[name]

@@ -8,11 +8,15 @@ import random
 import pytest
 
 from plinth.engine.blocks import BlockPool
-from plinth.engine.plan import Plan
+from plinth.engine.plan import Plan, Row
 from plinth.engine.request import Binding, Request, Sampling
 from plinth.engine.scheduler import Limits, Scheduler
 from plinth.engine.sequence import Sequence
+from plinth.engine.tables import blocks_needed
 from plinth.shared.errors import ResourceExhausted
+
+# Of groups of layers: Llama's, one window for all, Gemma's pattern, two widths.
+WINDOWS = ((0,), (0,), (5,), (1,), (0, 6, 6), (0, 0, 20), (3, 17))
 
 
 class World:
@@ -22,8 +26,11 @@ class World:
         self.dice = random.Random(seed)
         self.size = self.dice.choice([1, 2, 4, 16])
         positions = self.dice.choice([32, 64])
-        blocks = -(-positions // self.size) * self.dice.choice([1, 2, 5])
-        self.pool = BlockPool(blocks, self.size, prefix_cache=self.dice.random() < 0.8)
+        self.windows = self.dice.choice(WINDOWS)
+        alone = blocks_needed(-(-positions // self.size), self.size, self.windows)
+        blocks = alone * self.dice.choice([1, 2, 5])
+        cached = self.dice.random() < 0.8
+        self.pool = BlockPool(blocks, self.size, windows=self.windows, prefix_cache=cached)
         self.limits = Limits(
             batch_tokens=self.dice.choice([1, 5, 40]),
             running=self.dice.choice([1, 3, 8]),
@@ -33,6 +40,8 @@ class World:
         )
         self.scheduler = Scheduler(self.pool, self.limits)
         self.live: dict[int, Sequence] = {}
+        self.content: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self.requests: list[Sequence] = []
         self.number = self.stood_back = 0
         self.ended = self.refused = self.outranked = 0
 
@@ -60,6 +69,7 @@ class World:
             self.refused += 1
             return
         self.live[sequence.number] = sequence
+        self.requests.append(sequence)
         if displaced is not None:
             assert not displaced.admitted
             assert displaced.request.priority <= request.priority or self.limits.priority_aging
@@ -84,17 +94,36 @@ class World:
         assert len({row.sequence for row in plan.rows}) == len(plan.rows)
         written: set[int] = set()
         for row in plan.rows:
-            end = row.start + len(row.tokens)
-            blocks = set(row.blocks[row.start // self.size : -(-end // self.size)])
-            assert len(row.blocks) * self.size >= end
-            for block in blocks:  # nobody else can write or even read what is written here
-                assert self.pool.holders(block) == 1
-                assert not self.pool.is_sealed(block)
-            assert not blocks & written
-            written |= blocks
+            for window, (skipped, table) in zip(self.windows, row.tables, strict=True):
+                blocks = self.check_table(row, window, skipped, table)
+                assert not blocks & written
+                written |= blocks
             sequence = self.live[row.sequence]
             known = sequence.ids[row.start : row.start + len(row.tokens) - row.drafts]
             assert list(row.tokens[: len(known)]) == known
+
+    def check_table(self, row: Row, window: int, skipped: int, table: tuple[int, ...]) -> set[int]:
+        """It has all that the row reads and no more; those that it writes."""
+        size, end = self.size, row.start + len(row.tokens)
+        first_seen = max(0, row.start + 1 - window) if window else 0
+        assert skipped == first_seen // size
+        assert (skipped + len(table)) * size >= end
+        if window:  # flat, whatever the length
+            assert len(table) * size <= window + len(row.tokens) + 2 * size
+        blocks = set(table[row.start // size - skipped : -(-end // size) - skipped])
+        for block in blocks:  # nobody else can write or even read what is written here
+            assert self.pool.holders(block) == 1
+            assert not self.pool.is_sealed(block)
+        for number, block in enumerate(table[: row.start // size - skipped], skipped):
+            self.check_content(row, number, block)
+        return blocks
+
+    def check_content(self, row: Row, number: int, block: int) -> None:
+        """A block that was computed before holds what stands there in this sequence, with all that
+        came before it."""
+        known = tuple(self.live[row.sequence].ids[: (number + 1) * self.size])
+        salt = self.live[row.sequence].salt
+        assert self.content[block] == (salt, known)
 
     def check_priorities(self, plan: Plan, waited: dict[int, Sequence]) -> None:
         """Nobody waits while somebody of lower priority runs; and the most urgent is in the plan,
@@ -103,9 +132,9 @@ class World:
         if not self.limits.priority_aging:
             for left in scheduler.waiting:
                 lower = [s for s in scheduler.running if s.request.priority < left.request.priority]
-                held = [block for s in lower for block in s.blocks]
+                held = [block for s in lower for block in s.tables.held()]
                 alone = {b for b in held if held.count(b) == self.pool.holders(b)}
-                assert not lower or not (alone or self.pool.available)
+                assert not lower or len(alone) + self.pool.available < self.pool.groups
             came = [s for s in scheduler.running if s.number in waited]
             self.outranked += any(
                 gone.request.priority < one.request.priority
@@ -131,6 +160,10 @@ class World:
             drafts = row.tokens[len(row.tokens) - row.drafts :]
             sequence.ids += [*drafts[:accepted], self.dice.randrange(2)]
             done = sequence.allowance(self.limits.positions) <= 0 or self.dice.random() < 0.05
+        for skipped, table in row.tables:
+            for number in range(row.start // self.size, (computed + accepted) // self.size):
+                known = tuple(sequence.ids[: (number + 1) * self.size])
+                self.content[table[number - skipped]] = (sequence.salt, known)
         self.scheduler.advance(sequence, computed + accepted)
         if done:
             self.end(sequence)
@@ -145,7 +178,7 @@ class World:
         assert pool.free + pool.cached + pool.live == pool.total
         held: dict[int, int] = {}
         for sequence in self.live.values():
-            for block in sequence.blocks:
+            for block in sequence.tables.held():
                 held[block] = held.get(block, 0) + 1
         assert held == {b: pool.holders(b) for b in range(pool.total) if pool.holders(b)}
 
@@ -177,6 +210,11 @@ def test_random_worlds(seed: int) -> None:
 
 def test_a_hundred_thousand_steps() -> None:
     worlds = [_drive(seed, 2_000) for seed in range(100, 150)]
+    for windows in WINDOWS:
+        alike = [world for world in worlds if world.windows == windows]
+        assert sum(world.scheduler.preemptions for world in alike) > 50
+        hits = sum(s.usage.cached > 0 for world in alike for s in world.requests)
+        assert hits > 20, windows
     assert sum(world.scheduler.preemptions for world in worlds) > 1_000
     assert sum(world.outranked for world in worlds) > 1_000, "a newcomer took somebody's place"
     assert sum(world.refused for world in worlds) > 100
@@ -355,7 +393,7 @@ def test_drafts_take_no_block_that_a_neighbour_needs() -> None:
     assert served.scheduler.pool.available == 4
     assert not served.scheduler.reserve_spare(one, len(one.ids) + 3)
     assert served.scheduler.reserve_spare(one, len(one.ids) + 1)
-    assert served.scheduler.reserve(other, len(other.ids))
+    assert served.scheduler.pool.reserve(other.tables, len(other.ids))
 
 
 @pytest.mark.parametrize("aging", [0, 16])

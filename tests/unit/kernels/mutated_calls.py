@@ -28,13 +28,19 @@ torch.manual_seed(0)
 
 
 def _cached(keys: Tensor, values: Tensor, **columns: Tensor) -> calls.Tiles:
-    cache = KvCache(1, BLOCKS, K, E, S)
+    cache = KvCache([StateSpec(K, E)], BLOCKS, S)
     cache.keys[0], cache.values[0] = keys, values
-    return calls.Tiles(dataclasses.replace(_batch(), **columns), cache)
+    batch = _batch()
+    in_table = {name: columns.pop(name) for name in list(columns) if hasattr(TABLE, name)}
+    table = dataclasses.replace(batch.tables[0], **in_table)
+    return calls.Tiles(dataclasses.replace(batch, **columns, tables=(table,)), cache)
 
 
 def _batch() -> PagedBatch:
-    return PagedBatch.build([(2, 3, [4, 1]), (5, 2, [0, 6])], S)
+    return PagedBatch.build([(2, 3, [(0, [4, 1])]), (5, 2, [(0, [0, 6])])], S)
+
+
+TABLE = _batch().tables[0]
 
 
 def _write(given: Given) -> list[Tensor]:
@@ -90,8 +96,8 @@ def _pools() -> Given:
 
 
 def _columns() -> Given:
-    batch = _batch()
-    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    columns = vars(_batch()) | vars(TABLE)
+    return {name: column for name, column in columns.items() if name != "tables"}
 
 
 def _whole() -> Given:
@@ -179,6 +185,7 @@ KERNELS: dict[str, tuple[Callable[[Given], Any], Callable[[], Given], dict[str, 
             "firsts_q": N,
             "counts_q": 2 * S,
             "starts_q": 2 * S,
+            "skipped_q": 1,
             "kv_heads": 3,
             "window": calls.MAX_WINDOW + 1,
         },

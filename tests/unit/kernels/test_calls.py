@@ -21,6 +21,7 @@ from plinth.kernels.library import SIGNATURES
 from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.reference import ReferenceBackend
+from plinth.kernels.specs import StateSpec
 
 # Attention reads no positions: they are counted only, and may lie on another device.
 UNREAD = {("write_kv", "positions_n"), ("attend", "positions_n")}
@@ -65,8 +66,8 @@ def test_positions_outside_of_the_table(position: int, dtype: torch.dtype) -> No
     tables = (torch.ones(8, 2, dtype=dtype), torch.ones(8, 2, dtype=dtype))
     q = torch.randn(3, 2, 4, dtype=dtype)
     positions = torch.tensor([0, 7, position])
-    cache = KvCache(1, 2, 2, 4, 4)
-    batch = PagedBatch.build([(0, 3, [0])], 4)
+    cache = KvCache([StateSpec(2, 4)], 2, 4)
+    batch = PagedBatch.build([(0, 3, [(0, [0])])], 4)
     backends: list[DenseOps | NativeBackend] = [
         DenseOps(), FusedOps(), ReferenceBackend(cache, batch)
     ]  # fmt: skip
@@ -89,8 +90,9 @@ def test_positions_outside_of_the_table(position: int, dtype: torch.dtype) -> No
 def test_blocks_and_slots_outside_of_the_cache(
     run: tuple[int, int, list[int]], argument: str
 ) -> None:
-    cache = KvCache(1, 2, 2, 4, 4)
-    batch = PagedBatch.build([(0, 1, [0]), run], 4)
+    cache = KvCache([StateSpec(2, 4)], 2, 4)
+    start, count, blocks = run
+    batch = PagedBatch.build([(0, 1, [(0, [0])]), (start, count, [(0, blocks)])], 4)
     for backend in (
         lambda: ReferenceBackend(cache, batch),
         lambda: NativeBackend(PackedWeights(), cache, batch),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from plinth.kernels.calls import ACTIVATIONS
 from plinth.kernels.dense import DenseOps
 from plinth.kernels.native import NativeBackend, PackedWeights
-from plinth.kernels.paged import KvCache, PagedBatch
+from plinth.kernels.paged import KvCache, PagedBatch, Table
 from plinth.kernels.reference import ReferenceBackend
 from plinth.kernels.specs import AttentionSpec, StateSpec
 
@@ -95,7 +95,7 @@ def _attend(
     backend: type,
     spec: AttentionSpec,
     cache: KvCache,
-    runs: list[tuple[int, int, list[int]]],
+    runs: list[tuple[int, int, list[Table]]],
     qkv: list[Tensor],
 ) -> Tensor:
     batch = PagedBatch.build(runs, cache.block_size)
@@ -114,7 +114,7 @@ def test_attention(
     block_size: int, heads: int, kv_heads: int, width: int, window: int, cap: float
 ) -> None:
     """Prefill in chunks of several sizes, then decoding, over blocks that start as NaN, and are so
-    again once no window holds a token of theirs."""
+    again, and in the table no more, once no window holds a token of theirs."""
     spec = AttentionSpec(0, StateSpec(kv_heads, width, window), width**-0.4, cap)
     lengths = [1, 5, 37]
     tables, used = [], 0
@@ -136,17 +136,17 @@ def test_attention(
         (NativeBackend, [99]),
         (NativeBackend, [1, 4, 99]),
     ):
-        cache = KvCache(1, used, kv_heads, width, block_size)
+        cache = KvCache([spec.state], used, block_size)
         cache.poison(list(range(used)))
         made = [torch.empty(0, heads * width) for _ in lengths]
-        done = [0] * len(lengths)
+        done, gone = [0] * len(lengths), [0] * len(lengths)
         for chunk in [*chunks, 1, 1]:
             takes = [
                 min(chunk, (n if len(made[i]) < n else n + 2) - d)
                 for i, (n, d) in enumerate(zip(lengths, done, strict=True))
             ]
             active = [i for i, take in enumerate(takes) if take > 0]
-            runs = [(done[i], takes[i], tables[i]) for i in active]
+            runs = [(done[i], takes[i], [(gone[i], tables[i][gone[i] :])]) for i in active]
             parts = [
                 torch.cat([data[i][j][done[i] : done[i] + takes[i]] for i in active])
                 for j in range(3)
@@ -156,8 +156,8 @@ def test_attention(
                 made[i] = torch.cat([made[i], part])
                 done[i] += takes[i]
                 if window:
-                    gone = max(0, done[i] + 1 - window) // block_size
-                    cache.poison(tables[i][:gone])
+                    gone[i] = max(0, done[i] + 1 - window) // block_size
+                    cache.poison(tables[i][: gone[i]])
         assert done == [n + 2 for n in lengths]
         outputs.append(torch.cat(made))
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)

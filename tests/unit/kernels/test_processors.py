@@ -121,8 +121,8 @@ def _everything() -> list[tuple[str, Tensor]]:
     made += [(kind, calls.activate(kind, gate, 1)) for kind in calls.ACTIVATIONS]
     made.append(("gated", calls.gate("silu", gate, x, 1)))
     for size in (1, 3, 4, 16, 40):
-        cache = KvCache(1, -(-90 // size), 2, 20, size)
-        batch = PagedBatch.build([(0, 83, list(range(cache.blocks)))], size)
+        cache = KvCache([StateSpec(2, 20)], -(-90 // size), size)
+        batch = PagedBatch.build([(0, 83, [(0, range(cache.blocks))])], size)
         tiles = calls.Tiles(batch, cache)
         tiles.write(0, torch.randn(83, 2, 20), torch.randn(83, 2, 20))
         spec = AttentionSpec(0, StateSpec(2, 20, 30), 0.3, 2.0)

@@ -39,12 +39,11 @@ def test_values_and_gradients_of_chosen_rows(decoder) -> None:
 
 def test_paged_rows_are_the_same_bits(decoder) -> None:
     """The kernels' rows stand alone, so leaving some out changes nothing in the others."""
-    shape = decoder.config
     ids = torch.arange(5, 5 + T)
     found = []
     for rows in (None, torch.tensor([3, T - 1])):
-        cache = KvCache(shape.layers, 4, shape.kv_heads, shape.head_dim, 16)
-        batch = PagedBatch.build([(0, T, [0])], 16, torch.device("cpu"))
+        cache = KvCache(decoder.states, 4, 16)
+        batch = PagedBatch.build([(0, T, [(0, [0])])], 16, torch.device("cpu"))
         with torch.inference_mode():
             backend = NativeBackend(PackedWeights(), cache, batch)
             hidden = decoder(ids, batch.positions_n, backend, rows)

@@ -131,14 +131,8 @@ def test_the_engine_computes_adapted_weights_and_names_them_as_the_merged_model(
     folder, tmp_path
 ) -> None:
     decoder = adapted(folder, LoraConfig(rank=4, alpha=16))
-    shape = decoder.config
     runners = [
-        Runner(
-            decoder,
-            KvCache(shape.layers, 8, shape.kv_heads, shape.head_dim, 16),
-            native=native,
-        )
-        for native in (True, False)
+        Runner(decoder, KvCache(decoder.states, 8, 16), native=native) for native in (True, False)
     ]
     save_decoder(decoder, tmp_path / "merged")
     ids = ids_of()[0]
@@ -148,7 +142,7 @@ def test_the_engine_computes_adapted_weights_and_names_them_as_the_merged_model(
         for runner in runners:
             digest = runner.renew_weights()
             assert digest == weights_digest(merged_tensors(decoder))
-            row = Row(0, 0, tuple(ids.tolist()), (0, 1), 1)
+            row = Row(0, 0, tuple(ids.tolist()), ((0, (0, 1)),), 1)
             (result,) = runner.run_rows([row])
             assert torch.allclose(result.logits_mv[0], wanted, atol=2e-4)
         if step == 0:

@@ -46,8 +46,7 @@ def decoder(seed: int = 0) -> Decoder:
 
 
 def sampler_of(model: Decoder) -> EngineSampler:
-    shape = model.config
-    cache = KvCache(shape.layers, 128, shape.kv_heads, shape.head_dim, 16)
+    cache = KvCache(model.states, 128, 16)
     return EngineSampler(Engine(Runner(model, cache), Limits(512, 64, 200, 32)))
 
 

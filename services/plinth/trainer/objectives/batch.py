@@ -104,7 +104,8 @@ def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
     """Negative log-likelihood of the targets that count; logits are made for those rows only."""
     b, t = batch.ids_bt.shape
     backend = SdpaBackend(b, t, batch.segments_bt)
-    ids_n, positions_n = batch.ids_bt.reshape(-1), batch.positions_bt.reshape(-1)
+    ids_n = batch.ids_bt.reshape(-1)
+    positions_n = batch.positions_bt.reshape(-1) + decoder.config.rope_offset(t)
     targets_n, rows_m = batch.targets_bt.reshape(-1), None
     if batch.learn_bt is not None:
         rows_m = batch.learn_bt.reshape(-1).nonzero().squeeze(1)

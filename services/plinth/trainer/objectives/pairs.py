@@ -130,7 +130,7 @@ def _sums(decoder: Decoder, batch: PairBatch, rows_b: Tensor) -> Tensor:
     inputs_bt, targets_bt = ids_bt[:, :-1], ids_bt[:, 1:]
     b, t = inputs_bt.shape
     backend = SdpaBackend(b, t)
-    positions_n = torch.arange(t, device=inputs_bt.device).repeat(b)
+    positions_n = decoder.positions(batch.last_b[rows_b] + 1, t)
     rows_m = answer_bt[:, 1:].reshape(-1).nonzero().squeeze(1)
     hidden_md = decoder(inputs_bt.reshape(-1), positions_n, backend, rows_m)
     logits_mv = decoder.logits(hidden_md, backend)

@@ -102,7 +102,7 @@ def _scores(model: RewardModel, batch: PairBatch, rows_b: Tensor) -> Tensor:
     ids_bt = batch.ids_bt[rows_b, : int(last_b.max()) + 1]
     b, t = ids_bt.shape
     backend = SdpaBackend(b, t)
-    positions_n = torch.arange(t, device=ids_bt.device).repeat(b)
+    positions_n = model.positions(last_b + 1, t)
     ends_b = torch.arange(b, device=ids_bt.device) * t + last_b
     hidden_bd = model(ids_bt.reshape(-1), positions_n, backend, ends_b)
     return model.scores(hidden_bd, backend).float()

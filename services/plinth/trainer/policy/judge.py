@@ -30,7 +30,7 @@ class Judge:
                 batch = RolloutBatch.of(rollouts[low : low + self._micro]).to(self._device)
                 b, t = batch.ids_bt.shape
                 backend = SdpaBackend(b, t)
-                positions_n = torch.arange(t, device=self._device).repeat(b)
+                positions_n = self._model.positions(batch.last_b + 1, t)
                 rows_b = torch.arange(b, device=self._device) * t + batch.last_b
                 hidden_bd = self._model(batch.ids_bt.reshape(-1), positions_n, backend, rows_b)
                 scores += self._model.scores(hidden_bd, backend).tolist()

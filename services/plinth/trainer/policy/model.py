@@ -129,7 +129,7 @@ def logprobs(
 def _hidden(decoder: Decoder, batch: RolloutBatch) -> tuple[Tensor, SdpaBackend]:
     b, t = batch.ids_bt.shape
     backend = SdpaBackend(b, t)
-    positions_n = torch.arange(t, device=batch.ids_bt.device).repeat(b)
+    positions_n = decoder.positions(batch.last_b + 1, t)
     return decoder(batch.ids_bt.reshape(-1), positions_n, backend), backend
 
 
