@@ -99,6 +99,21 @@ def prompts(longest: int) -> list[tuple[int, ...]]:
     return [tuple(dice.randrange(3, families.VOCAB) for _ in range(n)) for n in lengths]
 
 
+def near_ties(
+    model: transformers.PreTrainedModel, prompt: tuple[int, ...], answer: list[int]
+) -> int:
+    """Tokens that are not the model's own choice after those before, but its equal within 1e-5."""
+    with torch.no_grad():
+        logits_tv = model(torch.tensor([[*prompt, *answer[:-1]]])).logits[0, len(prompt) - 1 :]
+    near = 0
+    for chosen, logits_v in zip(answer, logits_tv, strict=True):
+        best = int(logits_v.argmax())
+        if best != chosen:
+            assert float(logits_v[best] - logits_v[chosen]) <= NEAR_TIE
+            near += 1
+    return near
+
+
 @every_configuration
 def test_greedy_tokens_served_together_are_those_of_transformers(
     family: str, number: int, tmp_path: Path
@@ -113,12 +128,45 @@ def test_greedy_tokens_served_together_are_those_of_transformers(
     for prompt, answer in zip(asked, answers, strict=True):
         ids = [token.id for token in answer]
         assert len(ids) == 32
-        with torch.no_grad():
-            logits_tv = model(torch.tensor([[*prompt, *ids[:-1]]])).logits[0, len(prompt) - 1 :]
-        for chosen, logits_v in zip(ids, logits_tv, strict=True):
-            best = int(logits_v.argmax())
-            if best != chosen:
-                assert float(logits_v[best] - logits_v[chosen]) <= NEAR_TIE
-                near += 1
+        near += near_ties(model, prompt, ids)
     assert near <= 1
     assert engine.pool.live == 0
+
+
+LONGROPE = [
+    (family, number)
+    for family, number in families.numbered(slow=True) + families.numbered(slow=False)
+    if "longrope" in str(families.configurations(family)[number].get("rope_parameters"))
+]
+
+
+def test_every_rope_that_has_two_ranges_is_among_them() -> None:
+    assert {family for family, _ in LONGROPE} >= {"llama", "qwen3", "phi3", "gpt_neox"}
+
+
+@pytest.mark.parametrize(
+    ("family", "number"),
+    [
+        pytest.param(family, number, marks=[] if family == "phi3" else pytest.mark.slow)
+        for family, number in LONGROPE
+    ],
+)
+def test_sequences_beyond_the_training_length(family: str, number: int, tmp_path: Path) -> None:
+    """In training and served: they turn by the long factors from their first token on, as those of
+    transformers do whose prompt is as long. Beside them short ones are served."""
+    model, decoder = made(family, number, tmp_path)
+    ids_bt = ids_of(2, LONG)
+    batch = Batch(ids_bt[:, :-1], ids_bt[:, 1:], plain_positions(2, LONG - 1))
+    with torch.no_grad():
+        truth = F.cross_entropy(model(ids_bt[:, :-1]).logits.flatten(0, 1), ids_bt[:, 1:].flatten())
+        loss = nll_sum(decoder, batch) / batch.tokens
+    assert loss.item() == pytest.approx(truth.item(), rel=1e-5)
+    long = [tuple(ids_of(1, n, seed=n)[0].tolist()) for n in range(49, 57)]
+    sampling = Sampling(temperature=0, max_tokens=8)
+    engine = engines.engine(decoder, block_size=4, blocks=400, chunk=29)
+    asked = [prompt for pair in zip(long, prompts(40), strict=False) for prompt in pair]
+    answers, _ = engines.complete(engine, asked, sampling)
+    near = 0
+    for prompt, answer in zip(asked, answers, strict=True):
+        near += near_ties(model, prompt, [token.id for token in answer])
+    assert near <= 1
