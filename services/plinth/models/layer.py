@@ -6,6 +6,8 @@ Legend: n rows, d width, h heads, k KV heads, e head width, i width within the M
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from plinth.kernels.specs import AttentionSpec, StateSpec
 from plinth.models.config import LayerKind, ModelConfig
 from plinth.models.families.names import Names
 from plinth.models.layers import Linear, Norm, RopeTables
+from plinth.models.limits import shown
 from plinth.shared.errors import InvalidArgument
 
 
@@ -45,10 +48,11 @@ class Layer(nn.Module):
             if part in made:
                 placed(self, name, made[part])
         self.residual_maps = [names.parts[part] for part in ("o", "down") if part in made]
-        # As tuples, which a step looks up without a hash: maps that share an input are one pass.
+        # As tuples, which a step looks up without a hash, and in which a module gets no second
+        # name: maps that share an input are one pass.
         self._qkv = tuple(self._maps[part] for part in ("qkv", "q", "k", "v") if part in made)
         self._wide = tuple(self._maps[part] for part in ("gate_up", "gate", "up") if part in made)
-        self._o, self._down = self._maps["o"], self._maps["down"]
+        self._back = (self._maps["o"], self._maps["down"])
 
     def forward(
         self,
@@ -59,18 +63,18 @@ class Layer(nn.Module):
         rows_m: Tensor | None = None,
     ) -> Tensor:
         """Every row is attended to; what leaves are those in `rows_m`, if it is given."""
-        norms = self._norms
+        norms, (o, down) = self._norms, self._back
         h_nd = self._normed(x_nd, "before_attention", backend)
         mixed_nd = self._attend(h_nd, positions_n, ropes, backend)
         if rows_m is not None:
             mixed_nd, x_nd = mixed_nd.index_select(0, rows_m), x_nd.index_select(0, rows_m)
         if self.config.parallel:
             wide_ni = self._widened(backend.norm(x_nd, norms["before_mlp"]), backend)
-            x_nd = backend.linear_add(mixed_nd, self._o, x_nd)
-            return backend.linear_add(wide_ni, self._down, x_nd)
-        x_nd = self._add(mixed_nd, self._o, "after_attention", x_nd, backend)
+            x_nd = backend.linear_add(mixed_nd, o, x_nd)
+            return backend.linear_add(wide_ni, down, x_nd)
+        x_nd = self._add(mixed_nd, o, "after_attention", x_nd, backend)
         wide_ni = self._widened(self._normed(x_nd, "before_mlp", backend), backend)
-        return self._add(wide_ni, self._down, "after_mlp", x_nd, backend)
+        return self._add(wide_ni, down, "after_mlp", x_nd, backend)
 
     def _normed(self, x_nd: Tensor, part: str, backend: Backend) -> Tensor:
         norm = self._norms.get(part)
@@ -154,9 +158,31 @@ def _parts(config: ModelConfig, kind: LayerKind, names: Names) -> dict[str, nn.M
         whole = config.qk_norm == "projection"
         made["q_norm"] = Norm.of(config, queries if whole else e)
         made["k_norm"] = Norm.of(config, keys if whole else e)
-    if missing := [part for part in made if part not in there]:
-        raise InvalidArgument(
-            f"model config: family {config.family!r} has no {missing[0]!r} in its layers",
-            field="family",
-        )
+    _check_names(config, names, made.keys())
     return made
+
+
+# Field of ModelConfig that asks for a part which not every family has.
+_ASKED_BY = {
+    **dict.fromkeys(("gate", "up"), "gated"),
+    **dict.fromkeys(("q_norm", "k_norm"), "qk_norm"),
+    **dict.fromkeys(("before_attention", "before_mlp", "after_attention", "after_mlp"), "norms"),
+}
+
+
+def _check_names(config: ModelConfig, names: Names, made: Collection[str]) -> None:
+    """InvalidArgument for what the family has no tensors for."""
+    for part in made:
+        if part not in names.parts:
+            field = _ASKED_BY.get(part, "family")
+            raise InvalidArgument(
+                f"model config: {field} is {shown(getattr(config, field))}, for which the layers "
+                f"of {config.family!r} lack {part!r}",
+                field=field,
+            )
+    if names.fused_rows == "heads" and config.kv_heads != config.heads:
+        raise InvalidArgument(
+            f"model config: kv_heads is {config.kv_heads}, must be the {config.heads} heads: "
+            f"{config.family!r} keeps each head's query, key and value together",
+            field="kv_heads",
+        )

@@ -29,7 +29,7 @@ from torch import Tensor
 from plinth.models.adapter_base import NamedBase, read_base, read_stop_ids, write_base
 from plinth.models.decoder import Decoder
 from plinth.models.families import names_of
-from plinth.models.hf import check_finite, read_json
+from plinth.models.hf import check_finite, is_turned, read_json
 from plinth.models.layers import Linear
 from plinth.models.lora import MAX_RANK, LoraConfig, adapters, attach_one, target_names
 from plinth.models.peft_settings import check_settings, scale_of
@@ -40,6 +40,8 @@ from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _HEAD = f"{_PREFIX}score.weight"
+# What the output map is called in a model of transformers' in memory, whatever its file says.
+_OUTPUT = "lm_head"
 _TENSOR = re.compile(r"base_model\.model\.(?P<map>.+)\.lora_(?P<side>[AB])\.weight")
 
 # -- writing -------------------------------------------------------------------------------------
@@ -58,9 +60,11 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     reward = isinstance(decoder, RewardModel)
     tensors: dict[str, Tensor] = {}
+    head = names_of(decoder.config.family).head
     for name, adapter in adapters(decoder).items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = adapter.a
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = adapter.b
+        theirs = _OUTPUT if name == head else name
+        tensors[f"{_PREFIX}{theirs}.lora_A.weight"] = adapter.a
+        tensors[f"{_PREFIX}{theirs}.lora_B.weight"] = adapter.b
     if isinstance(decoder, RewardModel):
         tensors[_HEAD] = decoder.score.weight
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -68,6 +72,7 @@ def save_adapter(
     write_base(folder, decoder, stop_ids)
     family = decoder.config.family
     full = target_names(decoder, family, config.targets)
+    targets = list(config.targets) or sorted({n.rpartition(".")[2] for n in full})
     alpha = config.full_alpha
     write_json(
         folder / CONFIG,
@@ -79,8 +84,8 @@ def save_adapter(
             "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
             "lora_dropout": config.dropout,
             "use_rslora": config.rslora,
-            "target_modules": list(config.targets) or sorted({n.rpartition(".")[2] for n in full}),
-            "fan_in_fan_out": names_of(family).turned,
+            "target_modules": [_OUTPUT if target == head else target for target in targets],
+            "fan_in_fan_out": any(is_turned(family, f"{name}.weight") for name in full),
             "bias": "none",
             "modules_to_save": ["score"] if reward else None,
             "inference_mode": True,
@@ -179,7 +184,10 @@ def put_on(decoder: Decoder, adapter: AdapterFile, where: str) -> Decoder:
     another shape. The decoder is as it was then.
     """
     linears = {n: m for n, m in decoder.named_modules() if isinstance(m, Linear)}
-    for name, (a_ri, b_or) in adapter.maps.items():
+    head = names_of(decoder.config.family).head
+    ours = {name: head if name == _OUTPUT else name for name in adapter.maps}
+    for theirs, (a_ri, b_or) in adapter.maps.items():
+        name = ours[theirs]
         if name not in linears:
             raise InvalidArgument(
                 f"{where}: adapts {name!r}, which is no linear map of the base; is it another "
@@ -196,7 +204,7 @@ def put_on(decoder: Decoder, adapter: AdapterFile, where: str) -> Decoder:
     target = decoder if adapter.head is None else _with_head(decoder, adapter.head, where)
     with torch.no_grad():
         for name, (a_ri, b_or) in adapter.maps.items():
-            made = attach_one(target, name, a_ri.shape[0], adapter.scales[name])
+            made = attach_one(target, ours[name], a_ri.shape[0], adapter.scales[name])
             made.a.copy_(a_ri)
             made.b.copy_(b_or)
     return target
