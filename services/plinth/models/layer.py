@@ -45,10 +45,11 @@ class Layer(nn.Module):
             if part in made:
                 placed(self, name, made[part])
         self.residual_maps = [names.parts[part] for part in ("o", "down") if part in made]
-        # As tuples, which a step looks up without a hash: maps that share an input are one pass.
+        # As tuples, which a step looks up without a hash, and in which a module gets no second
+        # name: maps that share an input are one pass.
         self._qkv = tuple(self._maps[part] for part in ("qkv", "q", "k", "v") if part in made)
         self._wide = tuple(self._maps[part] for part in ("gate_up", "gate", "up") if part in made)
-        self._o, self._down = self._maps["o"], self._maps["down"]
+        self._back = (self._maps["o"], self._maps["down"])
 
     def forward(
         self,
@@ -59,18 +60,18 @@ class Layer(nn.Module):
         rows_m: Tensor | None = None,
     ) -> Tensor:
         """Every row is attended to; what leaves are those in `rows_m`, if it is given."""
-        norms = self._norms
+        norms, (o, down) = self._norms, self._back
         h_nd = self._normed(x_nd, "before_attention", backend)
         mixed_nd = self._attend(h_nd, positions_n, ropes, backend)
         if rows_m is not None:
             mixed_nd, x_nd = mixed_nd.index_select(0, rows_m), x_nd.index_select(0, rows_m)
         if self.config.parallel:
             wide_ni = self._widened(backend.norm(x_nd, norms["before_mlp"]), backend)
-            x_nd = backend.linear_add(mixed_nd, self._o, x_nd)
-            return backend.linear_add(wide_ni, self._down, x_nd)
-        x_nd = self._add(mixed_nd, self._o, "after_attention", x_nd, backend)
+            x_nd = backend.linear_add(mixed_nd, o, x_nd)
+            return backend.linear_add(wide_ni, down, x_nd)
+        x_nd = self._add(mixed_nd, o, "after_attention", x_nd, backend)
         wide_ni = self._widened(self._normed(x_nd, "before_mlp", backend), backend)
-        return self._add(wide_ni, self._down, "after_mlp", x_nd, backend)
+        return self._add(wide_ni, down, "after_mlp", x_nd, backend)
 
     def _normed(self, x_nd: Tensor, part: str, backend: Backend) -> Tensor:
         norm = self._norms.get(part)
