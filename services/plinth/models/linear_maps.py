@@ -35,7 +35,9 @@ def map_names(family: str, layers: int, *, head: bool) -> list[str]:
 def chosen(names: Sequence[str], family: str, targets: Sequence[str]) -> list[str]:
     """Those of `names` that `targets` mean, full names or their ends; without any, the linear maps
     of the blocks. InvalidArgument for a target that means none."""
-    wanted = tuple(targets) or [name.rpartition(".")[2] for name in _of_a_layer(family)]
+    blocks = [name.rpartition(".")[2] for name in _of_a_layer(family)]
+    # A family may have layers with experts in place of an MLP; a model perhaps those alone.
+    wanted = tuple(targets) or [one for one in blocks if any(_means(one, name) for name in names)]
     for target in wanted:
         if not any(_means(target, name) for name in names):
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
