@@ -62,6 +62,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llama-tied": checkpoints.random_llama(root / "tied", tied=True),
         "llama-untied": checkpoints.random_llama(root / "untied", tied=False, heads=6, hidden=96),
         "gpt2": checkpoints.random_gpt2(root / "gpt2"),
+        "mixtral": checkpoints.random_mixtral(
+            root / "mixtral", sliding_window=9, tie_word_embeddings=False
+        ),
+        "qwen3_moe": checkpoints.random_qwen3_moe(root / "qwen3_moe"),
     }
 
 
@@ -70,7 +74,7 @@ def truths(folders: dict[str, Path]) -> dict[str, list[list[int]]]:
     return {name: _truth(path, _prompts(300, 64, 1), 24) for name, path in folders.items()}
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "gpt2"])
+@pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "gpt2", "mixtral", "qwen3_moe"])
 @pytest.mark.parametrize(
     ("block_size", "blocks", "chunk", "native"),
     [(16, 512, 512, True), (4, 256, 7, True), (8, 30, 64, True), (5, 200, 64, False)],
@@ -101,7 +105,7 @@ def test_greedy_equals_transformers(
     assert engine.pool.free + engine.pool.cached == engine.pool.total
 
 
-@pytest.mark.parametrize("name", ["llama-untied", "gpt2"])
+@pytest.mark.parametrize("name", ["llama-untied", "gpt2", "mixtral", "qwen3_moe"])
 def test_logprobs_equal_transformers(folders: dict[str, Path], name: str) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(folders[name]).eval()
     prompts = _prompts(300, 8, 2)
