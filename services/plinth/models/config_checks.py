@@ -156,14 +156,12 @@ def _check_experts(config: ModelConfig) -> None:
     real(experts.balance, "experts.balance", where=_WHERE)
     if experts.chosen > experts.count:
         raise _refuse("experts.chosen", experts.chosen, f"no more than the {experts.count} experts")
-    if not any(kind.experts for kind in config.kinds):
-        return
     if not config.gated:
-        raise _refuse("gated", config.gated, "True where layers have experts")
+        raise _refuse("gated", config.gated, "True where there are experts")
     if config.biases.mlp:
-        raise _refuse("biases.mlp", config.biases.mlp, "False where layers have experts")
+        raise _refuse("biases.mlp", config.biases.mlp, "False where there are experts")
     if config.parallel:
-        raise _refuse("parallel", config.parallel, "False where layers have experts")
+        raise _refuse("parallel", config.parallel, "False where there are experts")
 
 
 def _check_memory(config: ModelConfig) -> None:

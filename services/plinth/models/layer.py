@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from plinth.kernels.backend import Backend
+from plinth.kernels.backend import Backend, LinearWeights
 from plinth.kernels.specs import AttentionSpec, StateSpec
 from plinth.models import mixture
 from plinth.models.config import LayerKind, ModelConfig
 from plinth.models.families.names import Names
 from plinth.models.layers import Linear, Norm, RopeTables
-from plinth.models.mixture import Mixture
+from plinth.models.mixture import Map, Mixture
 from plinth.shared.errors import InvalidArgument
 
 
@@ -43,7 +43,9 @@ class Layer(nn.Module):
         self.spec = AttentionSpec(number, state, config.scale, config.attention_cap)
         made = _parts(config, kind, names)
         self._norms = {part: module for part, module in made.items() if isinstance(module, Norm)}
-        self._maps = {part: module for part, module in made.items() if isinstance(module, Linear)}
+        self._maps: dict[str, Linear | Map] = {
+            part: module for part, module in made.items() if isinstance(module, Linear | Map)
+        }
         self._mixture = Mixture.of(config) if kind.experts else None
         self.residual_maps = [names.parts[part] for part in ("o", "down") if part in made]
         for part, name in names.parts.items():
@@ -98,7 +100,7 @@ class Layer(nn.Module):
         return x_nd if norm is None else backend.norm(x_nd, norm)
 
     def _add(
-        self, x_ni: Tensor, linear: Linear, part: str, residual_nd: Tensor, backend: Backend
+        self, x_ni: Tensor, linear: LinearWeights, part: str, residual_nd: Tensor, backend: Backend
     ) -> Tensor:
         """residual + linear(x), which is normed first where there is a norm for it."""
         norm = self._norms.get(part)
@@ -151,7 +153,7 @@ class Layer(nn.Module):
 def _parts(config: ModelConfig, kind: LayerKind, names: Names) -> dict[str, nn.Module]:
     """The modules of a layer by part. InvalidArgument for one that the family has no name for."""
     d, e, bias = config.hidden, config.head_dim, config.biases
-    queries, keys, i = config.heads * e, config.kv_heads * e, config.intermediate
+    queries, keys = config.heads * e, config.kv_heads * e
     there = names.parts
     made: dict[str, nn.Module] = {}
     if "qkv" in there:
@@ -162,12 +164,7 @@ def _parts(config: ModelConfig, kind: LayerKind, names: Names) -> dict[str, nn.M
         made["v"] = Linear(d, keys, bias.v)
     made["o"] = Linear(queries, d, bias.o)
     if not kind.experts:
-        if config.gated and "gate_up" in there:
-            made["gate_up"] = Linear(d, 2 * i, bias.mlp)
-        else:
-            made |= {"gate": Linear(d, i, bias.mlp)} if config.gated else {}
-            made["up"] = Linear(d, i, bias.mlp)
-        made["down"] = Linear(i, d, bias.mlp)
+        made |= _mlp(config, names)
     places = {"before": ("before",), "after": ("after",), "both": ("before", "after")}
     for place in places[config.norms]:
         made[f"{place}_attention"] = Norm.of(config, d)
@@ -183,3 +180,17 @@ def _parts(config: ModelConfig, kind: LayerKind, names: Names) -> dict[str, nn.M
             field="family",
         )
     return made
+
+
+def _mlp(config: ModelConfig, names: Names) -> dict[str, nn.Module]:
+    """A plain layer's; where others have experts, of maps that take no adapter (see `mixture`)."""
+    d, i, bias = config.hidden, config.intermediate, config.biases.mlp
+    if "router" in names.parts:
+        return {"gate": Map(d, i), "up": Map(d, i), "down": Map(i, d)}
+    made: dict[str, nn.Module] = {}
+    if config.gated and "gate_up" in names.parts:
+        made["gate_up"] = Linear(d, 2 * i, bias)
+    else:
+        made |= {"gate": Linear(d, i, bias)} if config.gated else {}
+        made["up"] = Linear(d, i, bias)
+    return made | {"down": Linear(i, d, bias)}

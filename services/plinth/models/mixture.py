@@ -1,8 +1,9 @@
 """A mixture of experts (Shazeer et al. 2017) as a layer's MLP: a router, and many gated MLPs of
 which each token goes to a few. It computes nothing: a Backend does.
 
-Routers and experts are no targets of LoRA: transformers holds them in tensors of all experts
-together, where PEFT finds no linear map by its name. They are trained whole.
+LoRA adapts the attention of such models alone: transformers holds all experts of a layer in one
+tensor, and PEFT takes the names of an MLP's maps for those of experts, so that it would open an
+adapter of a router, an expert or a plain layer's MLP as something else. They are trained whole.
 """
 
 from __future__ import annotations
