@@ -216,7 +216,7 @@ def test_a_config_that_cannot_be(changed: dict[str, Any], message: str) -> None:
 def test_a_family_without_experts_has_none() -> None:
     fields = {"vocab_size": 9, "layers": 1, "hidden": 8, "heads": 1, "kv_heads": 1, "head_dim": 8}
     config = new_config("llama", **fields, intermediate=8, context=8, experts=Experts(4, 2, 8))
-    with pytest.raises(InvalidArgument, match="family 'llama' has no 'router' in its layers"):
+    with pytest.raises(InvalidArgument, match=r"'llama'.*'router'"):
         Decoder(config)
 
 
