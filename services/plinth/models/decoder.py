@@ -22,6 +22,7 @@ from plinth.models.config import ModelConfig
 from plinth.models.families import names_of
 from plinth.models.layer import Layer, placed
 from plinth.models.layers import Linear, Norm, RopeTables
+from plinth.shared.errors import InvalidArgument
 
 
 class _TiedHead:
@@ -55,6 +56,12 @@ class Decoder(nn.Module):
         self._tables = [nn.Embedding(config.vocab_size, config.hidden)]
         placed(self, names.embedding, self._tables[0])
         if config.learned_positions:
+            if not names.positions:
+                raise InvalidArgument(
+                    f"model config: learned_positions is True, for which {config.family!r} has no "
+                    "table",
+                    field="learned_positions",
+                )
             self._tables.append(nn.Embedding(config.context, config.hidden))
             placed(self, names.positions, self._tables[1])
         placed(self, names.layer.removesuffix(".{}"), nn.ModuleList(self.layers))

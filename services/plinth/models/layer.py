@@ -6,6 +6,8 @@ Legend: n rows, d width, h heads, k KV heads, e head width, i width within the M
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from plinth.models import mixture
 from plinth.models.config import LayerKind, ModelConfig
 from plinth.models.families.names import Names
 from plinth.models.layers import Linear, Norm, RopeTables
+from plinth.models.limits import shown
 from plinth.models.mixture import Map, Mixture
 from plinth.shared.errors import InvalidArgument
 
@@ -173,13 +176,35 @@ def _parts(config: ModelConfig, kind: LayerKind, names: Names) -> dict[str, nn.M
         whole = config.qk_norm == "projection"
         made["q_norm"] = Norm.of(config, queries if whole else e)
         made["k_norm"] = Norm.of(config, keys if whole else e)
-    needed = [*made, *(mixture.PARTS if kind.experts else ())]
-    if missing := [part for part in needed if part not in there]:
-        raise InvalidArgument(
-            f"model config: family {config.family!r} has no {missing[0]!r} in its layers",
-            field="family",
-        )
+    _check_names(config, names, [*made, *(mixture.PARTS if kind.experts else ())])
     return made
+
+
+# Field of ModelConfig that asks for a part which not every family has.
+_ASKED_BY = {
+    **dict.fromkeys(("gate", "up"), "gated"),
+    **dict.fromkeys(("q_norm", "k_norm"), "qk_norm"),
+    **dict.fromkeys(("before_attention", "before_mlp", "after_attention", "after_mlp"), "norms"),
+    **dict.fromkeys(mixture.PARTS, "experts"),
+}
+
+
+def _check_names(config: ModelConfig, names: Names, made: Collection[str]) -> None:
+    """InvalidArgument for what the family has no tensors for."""
+    for part in made:
+        if part not in names.parts:
+            field = _ASKED_BY.get(part, "family")
+            raise InvalidArgument(
+                f"model config: {field} is {shown(getattr(config, field))}, for which the layers "
+                f"of {config.family!r} lack {part!r}",
+                field=field,
+            )
+    if names.fused_rows == "heads" and config.kv_heads != config.heads:
+        raise InvalidArgument(
+            f"model config: kv_heads is {config.kv_heads}, must be the {config.heads} heads: "
+            f"{config.family!r} keeps each head's query, key and value together",
+            field="kv_heads",
+        )
 
 
 def _mlp(config: ModelConfig, names: Names) -> dict[str, nn.Module]:

@@ -79,4 +79,8 @@ def names_of(family: str) -> Names:
 
 def new_config(family: str, **fields: Any) -> ModelConfig:
     """Of a model that begins here: what all of the family have in common, and `fields`."""
-    return ModelConfig(**{"family": family, **family_of(family).new, **fields})
+    new = {
+        key: value(fields) if callable(value) else value
+        for key, value in family_of(family).new.items()
+    }
+    return ModelConfig(**{"family": family, **new, **fields})

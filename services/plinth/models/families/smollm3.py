@@ -74,5 +74,5 @@ FAMILY = Family(
     names=llama.NAMES,
     read=_read,
     write=_write,
-    inert=frozenset({"attention_dropout", "pretraining_tp"}),
+    inert=frozenset({"attention_dropout", "pretraining_tp", "max_window_layers"}),
 )
