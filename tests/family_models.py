@@ -56,6 +56,29 @@ def made(family: str, number: int, folder: Path) -> tuple[transformers.PreTraine
     return model, load_decoder(saved(model, folder))
 
 
+def gradients_of(model: transformers.PreTrainedModel, family: str) -> dict[str, torch.Tensor]:
+    """By their names on disk, each as it lies in memory there; of all experts, each one's."""
+    found: dict[str, torch.Tensor] = {}
+    gate, up, down = ("w1", "w3", "w2") if family == "mixtral" else (
+        "gate_proj", "up_proj", "down_proj"
+    )  # fmt: skip
+    mlp = ".block_sparse_moe." if family == "mixtral" else ".mlp."
+    head = FAMILIES[family].names.head  # in memory every model of transformers has an lm_head
+    for theirs, parameter in model.named_parameters():
+        grad = parameter.grad
+        assert grad is not None, theirs
+        name = theirs.replace(".mlp.", mlp).replace("lm_head", head)
+        experts, _, part = name.rpartition(".")
+        if not experts.endswith(".experts"):
+            found[name] = grad
+            continue
+        for number, one in enumerate(grad):
+            parts = (gate, up) if part == "gate_up_proj" else (down,)
+            for of, piece in zip(parts, one.chunk(len(parts)), strict=True):
+                found[f"{experts}.{number}.{of}.weight"] = piece
+    return found
+
+
 def ids_of(b: int, t: int, seed: int = 1) -> torch.Tensor:
     """Tokens that are not special, [b, t]."""
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import Experts, LayerKind, ModelConfig
 from plinth.models.families import llama
-from plinth.models.families.experts import read_balance, write_balance
+from plinth.models.families.experts import experts_of, read_balance, write_balance
 from plinth.models.families.family import Family
 from plinth.models.families.names import Names
 from plinth.models.families.windows import window_of
@@ -35,8 +35,7 @@ def _read(file: ConfigFile) -> dict[str, Any]:
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     (rope,) = config.ropes
-    experts = config.experts
-    assert experts is not None
+    experts = experts_of(config)
     return {
         **llama.write_sizes(config),
         "hidden_act": ACTIVATIONS[config.activation],
@@ -69,6 +68,7 @@ FAMILY = Family(
     ),
     read=_read,
     write=_write,
+    new={"experts": lambda fields: Experts(8, 2, fields["intermediate"])},
     # Noise on what the router sees, in training alone.
     inert=frozenset({"attention_dropout", "router_jitter_noise"}),
 )

@@ -7,7 +7,7 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import Biases, Experts, LayerKind, ModelConfig
 from plinth.models.families import llama, qwen3
-from plinth.models.families.experts import read_balance, write_balance
+from plinth.models.families.experts import experts_of, read_balance, write_balance
 from plinth.models.families.family import Family
 from plinth.models.families.names import Names
 from plinth.models.families.windows import window_of
@@ -70,8 +70,7 @@ def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     (rope,) = config.ropes
-    experts, window = config.experts, window_of(config)
-    assert experts is not None
+    experts, window = experts_of(config), window_of(config)
     return {
         **llama.write_sizes(config),
         "hidden_act": ACTIVATIONS[config.activation],
@@ -108,7 +107,7 @@ FAMILY = Family(
     ),
     read=_read,
     write=_write,
-    new=_FIXED,
+    new={**_FIXED, "experts": Experts(128, 8, 768)},
     # Files have max_window_layers of Qwen2; here a window holds for all layers or for none.
     inert=frozenset({"attention_dropout", "max_window_layers"}),
 )
