@@ -287,6 +287,11 @@ AXES: Mapping[str, Sequence[Axis]] = {
         ],
     ),
 }
+# transformers' own numbers are for a large model.
+_FEW_EXPERTS: Mapping[str, Keys] = {
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
 # Configurations of the fast suite; the others are slow.
 FAST = 2
 
@@ -314,7 +319,8 @@ def smallest(family: str) -> Keys:
     """The keys of a small model that says nothing but its sizes."""
     size = AXES[family][0][0]
     assert not callable(size)
-    return _cleaned(family, COMMON | size | {"num_hidden_layers": 2})
+    few = _FEW_EXPERTS.get(family, {})
+    return _cleaned(family, COMMON | size | {"num_hidden_layers": 2} | few)
 
 
 def _cleaned(family: str, keys: Keys) -> Keys:
