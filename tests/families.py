@@ -57,6 +57,13 @@ _SHAPES = (
     _shape(24, 3, 3, 8, 33),
     _shape(36, 6, 3, 12, 56),
 )
+# With the wider weights of the others squared activations are more than 1e-4 apart from their
+# value in double precision.
+_SMALLER = _axis("initializer_range", 0.2)
+# Of experts, whose rows transformers' product of groups wants in steps of 16 bytes.
+_GROUPED = tuple(
+    size | {"intermediate_size": size["intermediate_size"] // 4 * 4} for size in _SHAPES
+)
 # Where heads share the width.
 _DIVIDED = (
     _shape(32, 4, 2, 8, 40),
@@ -188,6 +195,46 @@ AXES: Mapping[str, Sequence[Axis]] = {
         ],
     ),
     "olmo2": (_SHAPES, _TIED, _BIAS, _EPS, _ACT, _ROPES),
+    "mixtral": (
+        _GROUPED,
+        _SMALLER,
+        _TIED,
+        _EPS,
+        _ACT,
+        _ROPES,
+        _axis("sliding_window", None, 5, 16),
+        [
+            {"num_local_experts": 5, "num_experts_per_tok": 2},
+            {"num_local_experts": 1, "num_experts_per_tok": 1},
+            {"num_local_experts": 3, "num_experts_per_tok": 3},
+            {"num_local_experts": 8, "num_experts_per_tok": 1},
+        ],
+    ),
+    "qwen3_moe": (
+        _SHAPES,
+        _TIED,
+        _BIAS,
+        _EPS,
+        _ACT,
+        _ROPES,
+        _axis("norm_topk_prob", True, False),
+        [
+            {"use_sliding_window": True, "sliding_window": 5},
+            {"use_sliding_window": False, "sliding_window": 5},
+        ],
+        [
+            {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 20},
+            {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 36},
+            {"num_experts": 9, "num_experts_per_tok": 1, "moe_intermediate_size": 8},
+        ],
+        # Layers with a plain MLP: the second, none, those whose number is odd, all.
+        [
+            {"mlp_only_layers": [1]},
+            {},
+            {"decoder_sparse_step": 2},
+            {"mlp_only_layers": [0, 1, 2]},
+        ],
+    ),
     "smollm3": (
         _SHAPES,
         _TIED,
@@ -239,6 +286,11 @@ AXES: Mapping[str, Sequence[Axis]] = {
         ],
     ),
 }
+# transformers' own numbers are for a large model.
+_FEW_EXPERTS: Mapping[str, Keys] = {
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
 # Configurations of the fast suite; the others are slow.
 FAST = 2
 
@@ -266,7 +318,8 @@ def smallest(family: str) -> Keys:
     """The keys of a small model that says nothing but its sizes."""
     size = AXES[family][0][0]
     assert not callable(size)
-    return _cleaned(family, COMMON | size | {"num_hidden_layers": 2})
+    few = _FEW_EXPERTS.get(family, {})
+    return _cleaned(family, COMMON | size | {"num_hidden_layers": 2} | few)
 
 
 def _cleaned(family: str, keys: Keys) -> Keys:

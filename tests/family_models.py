@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -37,6 +38,9 @@ def random_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, name)(config).eval()
+        if "router" in FAMILIES[family].names.parts:
+            # Its product of groups wants rows in steps of 16 bytes, which these have not.
+            model.set_experts_implementation("eager")
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:
@@ -54,6 +58,35 @@ def made(family: str, number: int, folder: Path) -> tuple[transformers.PreTraine
     """transformers' model of a drawn configuration, and ours of its files in `folder`."""
     model = random_model(family, families.configurations(family)[number])
     return model, load_decoder(saved(model, folder))
+
+
+def on_disk(tensors: Mapping[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
+    """Of a model of transformers by their names in a checkpoint, each as it lies in memory; of all
+    experts together, each one's."""
+    found: dict[str, torch.Tensor] = {}
+    gate, up, down = ("w1", "w3", "w2") if family == "mixtral" else (
+        "gate_proj", "up_proj", "down_proj"
+    )  # fmt: skip
+    mlp = ".block_sparse_moe." if family == "mixtral" else ".mlp."
+    head = FAMILIES[family].names.head  # in memory every model of transformers has an lm_head
+    for theirs, tensor in tensors.items():
+        name = theirs.replace(".mlp.", mlp).replace("lm_head", head)
+        experts, _, part = name.rpartition(".")
+        if not experts.endswith(".experts"):
+            found[name] = tensor
+            continue
+        for number, one in enumerate(tensor):
+            parts = (gate, up) if part == "gate_up_proj" else (down,)
+            for of, piece in zip(parts, one.chunk(len(parts)), strict=True):
+                found[f"{experts}.{number}.{of}.weight"] = piece
+    return found
+
+
+def gradients_of(model: transformers.PreTrainedModel, family: str) -> dict[str, torch.Tensor]:
+    """By their names in a checkpoint."""
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())
+    return on_disk(gradients, family)
 
 
 def ids_of(b: int, t: int, seed: int = 1) -> torch.Tensor:

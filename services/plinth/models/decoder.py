@@ -90,13 +90,19 @@ class Decoder(nn.Module):
         return [layer.spec.state for layer in self.layers]
 
     def forward(
-        self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None
+        self,
+        ids_n: Tensor,
+        positions_n: Tensor,
+        backend: Backend,
+        rows_m: Tensor | None = None,
+        router_logits: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [n, d] after the final norm. `ids_n` and `positions_n` are int64; to the
         positions of a sequence belongs `ModelConfig.rope_offset`.
 
         rows_m: the rows that are wanted, [m, d] then; the last layer does no more for the others
-        than let them be attended to.
+        than let them be attended to. router_logits: a list that takes, of each layer with experts,
+        its router's logits [n, experts], of the last layer for those rows alone.
         """
         config = self.config
         x_nd = F.embedding(ids_n, self.embedding.weight)
@@ -106,7 +112,7 @@ class Decoder(nn.Module):
             x_nd = x_nd + F.embedding(positions_n, self._tables[1].weight)
         for layer in self.layers:
             wanted = rows_m if layer is self.layers[-1] else None
-            x_nd = layer(x_nd, positions_n, self.ropes, backend, wanted)
+            x_nd = layer(x_nd, positions_n, self.ropes, backend, wanted, router_logits)
         return backend.norm(x_nd, self._norms[0])
 
     def positions(self, lengths_b: Tensor, width: int) -> Tensor:

@@ -16,9 +16,8 @@ import transformers
 
 import engines
 import families
-from family_models import assert_near, ids_of, logits_of, made
+from family_models import assert_near, gradients_of, ids_of, logits_of, made
 from plinth.engine.request import Sampling
-from plinth.models.families import FAMILIES
 from plinth.models.hf import is_turned
 from plinth.models.weights import load_decoder, save_decoder, weights_digest
 from plinth.trainer.objectives.batch import Batch, nll_sum, plain_positions
@@ -82,10 +81,9 @@ def test_loss_and_gradients_of_a_batch_are_those_of_transformers(
     whole = float(
         torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters()]))
     )
-    theirs = {name: parameter.grad for name, parameter in model.named_parameters()}
-    head = FAMILIES[family].names.head  # in memory every model of transformers has an lm_head
+    theirs = gradients_of(model, family)
     for name, parameter in decoder.named_parameters():
-        wanted = theirs.pop(name.replace(head, "lm_head"))
+        wanted = theirs.pop(name)
         wanted = wanted.t() if is_turned(family, name) else wanted
         # Of a bias of keys that do not turn it is zero, since each score changes by as much.
         assert_near(parameter.grad, wanted, 1e-4, noise=1e-6 * whole)

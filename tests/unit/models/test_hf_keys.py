@@ -16,6 +16,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 import families
+from family_models import on_disk
 from plinth.kernels.training import SdpaBackend
 from plinth.models import hf_config
 from plinth.models.decoder import Decoder
@@ -118,10 +119,8 @@ def theirs(family: str, change: dict[str, Any]) -> tuple[dict[str, Any], Any] | 
 def plinth_logits(written: dict[str, Any], model: Any) -> torch.Tensor:
     config = hf_config.from_hf(written)
     tensors = {}
-    head = FAMILIES[config.family].names.head
-    for stored, tensor in model.state_dict().items():
-        # In memory every model of transformers has an lm_head; a GPT-NeoX's file has another name.
-        name = canonical_name(config, stored.replace("lm_head", head))
+    for stored, tensor in on_disk(model.state_dict(), config.family).items():
+        name = canonical_name(config, stored)
         if name is not None:
             tensors[name] = tensor.t() if is_turned(config.family, name) else tensor
     check_tensors(config, tensors, "here")

@@ -15,10 +15,12 @@ from plinth.models.families import (
     gpt_neox,
     llama,
     mistral,
+    mixtral,
     olmo2,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from plinth.models.families.family import Family
@@ -39,6 +41,8 @@ FAMILIES: Mapping[str, Family] = {
         smollm3,
         gpt2,
         gpt_neox,
+        mixtral,
+        qwen3_moe,
     )
 }
 
