@@ -31,6 +31,8 @@ _NARROW = {
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
 PADDING = "tokenizer.ggml.padding_token_id"
+# llama.cpp's, where a file with SentencePiece's vocabulary names none (llama_vocab's load).
+_SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
 
 
 class GgufModel:
@@ -60,6 +62,13 @@ class GgufModel:
         """A metadata value of the given type; InvalidArgument when it is another or missing."""
         return self.file.value(key, kind, default)
 
+    def special_id(self, name: str) -> int | None:
+        """The id of "bos", "eos", "eot", "unknown" or "padding", whether or not a token has it."""
+        spelled = self.value("tokenizer.ggml.model", str, "") == "llama"
+        default = _SENTENCEPIECE_IDS.get(name) if spelled else None
+        found: int | None = self.value(f"tokenizer.ggml.{name}_token_id", int, default)
+        return found
+
     def config(self) -> ModelConfig:
         """The decoder's shape, from metadata and from the shapes of its tensors."""
         table = self._tensor("token_embd.weight").shape
@@ -70,7 +79,7 @@ class GgufModel:
             "family": self.family.name,
             "vocab_size": int(table[1]),
             "tie_embeddings": self._is_tied(),
-            "bos_id": self.value("tokenizer.ggml.bos_token_id", int, None),
+            "bos_id": self.special_id("bos"),
             "eos_ids": self._ends(int(table[1])),
             "pad_id": self._padding(int(table[1])),
         }
@@ -83,15 +92,15 @@ class GgufModel:
         return config
 
     def _padding(self, vocab_size: int) -> int | None:
-        value = self.value(PADDING, int, None)
+        value = self.special_id("padding")
         return value if value is not None and 0 <= value < vocab_size else None
 
     def _ends(self, vocab_size: int) -> tuple[int, ...]:
         found = []
         for name in ("eos", "eot"):
-            key = f"tokenizer.ggml.{name}_token_id"
-            value = self.value(key, int, None)
+            value = self.special_id(name)
             if value is not None and not 0 <= value < vocab_size:
+                key = f"tokenizer.ggml.{name}_token_id"
                 raise InvalidArgument(
                     f"{self.path}: {key} is {value}, outside the vocabulary of {vocab_size}",
                     field=key,
