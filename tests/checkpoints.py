@@ -100,6 +100,37 @@ def random_gpt2(
     return _save(transformers.GPT2LMHeadModel, config, folder, seed, dtype, max_shard_size)
 
 
+def random_mixtral(folder: Path, *, seed: int = 0, layers: int = 3, **keys: object) -> Path:
+    """Six experts, two for each token; id 0 is beginning, id 2 the end of sequence."""
+    experts = {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 96}
+    config = transformers.MixtralConfig(**(_mixture(layers) | experts | keys))
+    return _save(transformers.MixtralForCausalLM, config, folder, seed, torch.float32, "5GB")
+
+
+def random_qwen3_moe(folder: Path, *, seed: int = 0, layers: int = 3, **keys: object) -> Path:
+    """Seven experts, three for each token, in all layers but the second; heads of 20 features."""
+    experts = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+    there = {"intermediate_size": 88, "mlp_only_layers": [1], "head_dim": 20}
+    config = transformers.Qwen3MoeConfig(**(_mixture(layers) | experts | there | keys))
+    return _save(transformers.Qwen3MoeForCausalLM, config, folder, seed, torch.float32, "5GB")
+
+
+def _mixture(layers: int) -> dict[str, object]:
+    return {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+
+
 def _save(
     model_class: type,
     config: transformers.PretrainedConfig,

@@ -20,6 +20,7 @@ from plinth.kernels.paged import KvCache
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.layers import Linear
+from plinth.models.mixture import Map
 from plinth.models.weights import load_decoder, weights_digest
 from plinth.shared.errors import DataLoss, InvalidArgument
 from plinth.shared.settings_sections import EngineSettings
@@ -153,6 +154,6 @@ def _runner(decoder: Decoder, blocks: int, settings: EngineSettings) -> Runner:
         )
     if runner.native:
         for module in decoder.modules():
-            if isinstance(module, Linear):  # the packed copy serves; the tied table stays
+            if isinstance(module, Linear | Map):  # the packed copy serves; the tied table stays
                 module.weight.data = torch.empty(0)
     return runner

@@ -5,11 +5,13 @@ stands behind them differs: `training.SdpaBackend` (autograd, whole sequences),
 `reference.ReferenceBackend` (paged, slow, any device), `native.NativeBackend` (paged, C++ on
 CPU, every row's order of summation fixed). None of them knows what a model is.
 
-Shapes: n tokens, d model width, h heads, k KV heads, e head width, i and o in and out features.
+Shapes: n tokens, d model width, h heads, k KV heads, e head width, i and o in and out features,
+c experts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -38,6 +40,31 @@ class LinearWeights(Protocol):
     def bias(self) -> Tensor | None: ...
     @property
     def adapter(self) -> LowRank | None: ...
+
+
+class ExpertMaps(Protocol):
+    """One expert: a gated MLP, down(activation(gate(x)) * up(x)), without biases."""
+
+    @property
+    def gate(self) -> LinearWeights: ...
+    @property
+    def up(self) -> LinearWeights: ...
+    @property
+    def down(self) -> LinearWeights: ...
+
+
+class ExpertWeights(Protocol):
+    """A mixture of experts (Shazeer et al. 2017): each row goes to the `chosen` whose logits are
+    largest; their weights are a softmax over all, made to sum to 1 again where `normalised`."""
+
+    @property
+    def experts(self) -> Sequence[ExpertMaps]: ...
+    @property
+    def chosen(self) -> int: ...
+    @property
+    def normalised(self) -> bool: ...
+    @property
+    def activation(self) -> Activation: ...
 
 
 class NormWeights(Protocol):
@@ -86,4 +113,9 @@ class Backend(Protocol):
 
     def activate(self, activation: Activation, x_ni: Tensor) -> Tensor:
         """Each element by the activation."""
+        ...
+
+    def mixture(self, x_nd: Tensor, logits_nc: Tensor, mixture: ExpertWeights) -> Tensor:
+        """What each row's experts make of it, by their weights, [n, d]. logits_nc: the router's,
+        of c experts. Every row is computed by all of its experts, however many share them."""
         ...

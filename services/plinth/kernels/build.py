@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("cpu.cpp", "sampling.cpp", "training.cpp")
+SOURCES = ("cpu.cpp", "experts.cpp", "sampling.cpp", "training.cpp")
 STAMP_SOURCE = "stamp.cpp"  # compiled once, not per instruction set
 INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plinth.kernels.backend import LinearWeights, NormWeights
+from plinth.kernels.backend import ExpertMaps, ExpertWeights, LinearWeights, NormWeights
 from plinth.kernels.specs import Activation
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -48,6 +48,35 @@ class DenseOps:
 
     def activate(self, activation: Activation, x_ni: Tensor) -> Tensor:
         return _ACTIVATIONS[activation](x_ni)
+
+    def mixture(self, x_nd: Tensor, logits_nc: Tensor, mixture: ExpertWeights) -> Tensor:
+        weights_nj, experts_nj = route(logits_nc, mixture.chosen, mixture.normalised)
+        # Each expert's rows side by side; one without any takes part, so that it has a gradient.
+        order = experts_nj.flatten().argsort(stable=True)
+        counts = experts_nj.flatten().bincount(minlength=len(mixture.experts)).tolist()
+        given = torch.split(x_nd.index_select(0, order // mixture.chosen), counts)
+        made = torch.cat(
+            [
+                self._expert(rows, expert, mixture.activation)
+                for rows, expert in zip(given, mixture.experts, strict=True)
+            ]
+        )
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        made_njd = made.index_select(0, back).view(*experts_nj.shape, x_nd.shape[1])
+        return (made_njd * weights_nj.to(made.dtype).unsqueeze(2)).sum(1)
+
+    def _expert(self, x_nd: Tensor, expert: ExpertMaps, activation: Activation) -> Tensor:
+        gate_ni, up_ni = self.linear(x_nd, expert.gate, expert.up)
+        return self.linear(self.gate(activation, gate_ni, up_ni), expert.down)[0]
+
+
+def route(logits_nc: Tensor, chosen: int, normalised: bool) -> tuple[Tensor, Tensor]:
+    """The weights in fp32 and the experts of each row, [n, j], the likeliest first."""
+    weights_nj, experts_nj = logits_nc.softmax(-1, dtype=torch.float32).topk(chosen, dim=-1)
+    if normalised:
+        weights_nj = weights_nj / weights_nj.sum(-1, keepdim=True)
+    return weights_nj, experts_nj
 
 
 def _affine(x_ni: Tensor, one: LinearWeights) -> Tensor:

@@ -23,6 +23,8 @@ SIGNATURES = {
     "rope": (_P, _L, _L, _L, _L, _L, _P, _P, _P, _F, _P, _L, _I),
     "activate": (_I, _P, _L, _P, _L, _L, _L, _P, _I),
     "swiglu_back": (_P, _P, _P, _L, _P, _P, _I),
+    "route": (_P, _L, _L, _L, _L, _I, _P, _P),
+    "experts": (_P, _L, _L, _L, _P, _P, _L, _I, _P, _P, _P, _L, _L, _P, _I),
     "write_kv": (_P, _L, _P, _L, _L, _L, _L, _P, _L, _P, _P),
     "attend": (
         *(_P, _L, _L, _L, _L, _F, _P, _P, _L, _L, _P, _P, _P, _P, _L, _L, _F),

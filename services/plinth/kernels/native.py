@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plinth.kernels import calls
-from plinth.kernels.backend import LinearWeights, NormWeights
+from plinth.kernels import calls, experts
+from plinth.kernels.backend import ExpertWeights, LinearWeights, NormWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.specs import Activation, AttentionSpec
 
@@ -42,11 +42,12 @@ class PackedLinears:
 
 
 class PackedWeights:
-    """The packed maps of one model, found by the map that comes first."""
+    """The packed maps of one model, found by the map that comes first; a mixture's as one."""
 
     def __init__(self) -> None:
         self._packs: dict[int, PackedLinears] = {}
         self._keep: list[tuple[LinearWeights, ...]] = []
+        self._mixtures: dict[int, tuple[ExpertWeights, experts.PackedExperts]] = {}
 
     def of(self, linears: tuple[LinearWeights, ...]) -> PackedLinears:
         """The pack of these maps; packed at first sight."""
@@ -56,10 +57,19 @@ class PackedWeights:
             self._keep.append(linears)
         return pack
 
+    def of_mixture(self, mixture: ExpertWeights) -> experts.PackedExperts:
+        """The pack of all its experts; packed at first sight."""
+        known = self._mixtures.get(id(mixture))
+        if known is None:
+            known = self._mixtures[id(mixture)] = (mixture, experts.PackedExperts(mixture))
+        return known[1]
+
     def renew(self) -> None:
         """Pack again what has been packed: the maps have new values."""
         for linears in self._keep:
             self._packs[id(linears[0])].pack(linears)
+        for mixture, experts_of_it in self._mixtures.values():
+            experts_of_it.pack(mixture)
 
 
 class NativeBackend:
@@ -112,3 +122,8 @@ class NativeBackend:
 
     def activate(self, activation: Activation, x_ni: Tensor) -> Tensor:
         return calls.activate(activation, x_ni, self.threads)
+
+    def mixture(self, x_nd: Tensor, logits_nc: Tensor, mixture: ExpertWeights) -> Tensor:
+        chosen = experts.route(logits_nc, mixture.chosen, mixture.normalised)
+        pack = self.weights.of_mixture(mixture)
+        return experts.mixture(x_nd, *chosen, pack, mixture.activation, self.threads)

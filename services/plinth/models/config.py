@@ -57,7 +57,7 @@ class ModelConfig:
     learned_positions: bool = False
     # Rotary positions; a layer's kind says which of them it has.
     ropes: tuple[Rope, ...] = (Rope(),)
-    # One for each layer; empty: all are alike.
+    # One for each layer; empty: all are alike, with experts if the model has any.
     layer_kinds: tuple[LayerKind, ...] = ()
     biases: Biases = NO_BIASES
     # act(gate) * up (Shazeer 2020), or act alone.
@@ -83,7 +83,8 @@ class ModelConfig:
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
         """Each layer's kind."""
-        return self.layer_kinds or (LayerKind(rope=0 if self.ropes else None),) * self.layers
+        kind = LayerKind(rope=0 if self.ropes else None, experts=self.experts is not None)
+        return self.layer_kinds or (kind,) * self.layers
 
     @property
     def scale(self) -> float:

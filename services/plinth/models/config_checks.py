@@ -57,6 +57,7 @@ def check(config: ModelConfig) -> None:
     _check_ids(config)
     _check_heads(config)
     _check_layers(config)
+    _check_experts(config)
     _check_memory(config)
 
 
@@ -140,17 +141,27 @@ def _check_layers(config: ModelConfig) -> None:
         flag(kind.experts, where=_WHERE, key=f"{where}.experts")
         if kind.experts and config.experts is None:
             raise _refuse(f"{where}.experts", True, "False where the model has no experts")
+
+
+def _check_experts(config: ModelConfig) -> None:
     experts = config.experts
     if experts is None:
         return
     if not isinstance(experts, Experts):
         raise _refuse("experts", experts, "Experts or None")
-    whole(experts.count, "experts", where=_WHERE, key="experts.count")
-    whole(experts.width, "intermediate", where=_WHERE, key="experts.width")
-    whole(experts.chosen, "experts", where=_WHERE, key="experts.chosen")
-    flag(experts.normalised, where=_WHERE, key="experts.normalised")
+    for field in ("count", "chosen", "width"):
+        whole(getattr(experts, field), f"experts.{field}", where=_WHERE)
+    for field in ("normalised", "balanced"):
+        flag(getattr(experts, field), where=_WHERE, key=f"experts.{field}")
+    real(experts.balance, "experts.balance", where=_WHERE)
     if experts.chosen > experts.count:
         raise _refuse("experts.chosen", experts.chosen, f"no more than the {experts.count} experts")
+    if not config.gated:
+        raise _refuse("gated", config.gated, "True where there are experts")
+    if config.biases.mlp:
+        raise _refuse("biases.mlp", config.biases.mlp, "False where there are experts")
+    if config.parallel:
+        raise _refuse("parallel", config.parallel, "False where there are experts")
 
 
 def _check_memory(config: ModelConfig) -> None:

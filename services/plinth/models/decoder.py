@@ -22,6 +22,7 @@ from plinth.models.config import ModelConfig
 from plinth.models.families import names_of
 from plinth.models.layer import Layer, placed
 from plinth.models.layers import Linear, Norm, RopeTables
+from plinth.shared.errors import InvalidArgument
 
 
 class _TiedHead:
@@ -55,6 +56,12 @@ class Decoder(nn.Module):
         self._tables = [nn.Embedding(config.vocab_size, config.hidden)]
         placed(self, names.embedding, self._tables[0])
         if config.learned_positions:
+            if not names.positions:
+                raise InvalidArgument(
+                    f"model config: learned_positions is True, for which {config.family!r} has no "
+                    "table",
+                    field="learned_positions",
+                )
             self._tables.append(nn.Embedding(config.context, config.hidden))
             placed(self, names.positions, self._tables[1])
         placed(self, names.layer.removesuffix(".{}"), nn.ModuleList(self.layers))
@@ -83,12 +90,18 @@ class Decoder(nn.Module):
         return [layer.spec.state for layer in self.layers]
 
     def forward(
-        self, ids_n: Tensor, positions_n: Tensor, backend: Backend, rows_m: Tensor | None = None
+        self,
+        ids_n: Tensor,
+        positions_n: Tensor,
+        backend: Backend,
+        rows_m: Tensor | None = None,
+        router_logits: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [n, d] after the final norm. `ids_n` and `positions_n` are int64.
 
         rows_m: the rows that are wanted, [m, d] then; the last layer does no more for the others
-        than let them be attended to.
+        than let them be attended to. router_logits: a list that takes, of each layer with experts,
+        its router's logits [n, experts], of the last layer for those rows alone.
         """
         config = self.config
         x_nd = F.embedding(ids_n, self.embedding.weight)
@@ -98,7 +111,7 @@ class Decoder(nn.Module):
             x_nd = x_nd + F.embedding(positions_n, self._tables[1].weight)
         for layer in self.layers:
             wanted = rows_m if layer is self.layers[-1] else None
-            x_nd = layer(x_nd, positions_n, self.ropes, backend, wanted)
+            x_nd = layer(x_nd, positions_n, self.ropes, backend, wanted, router_logits)
         return backend.norm(x_nd, self._norms[0])
 
     def logits(self, hidden_md: Tensor, backend: Backend) -> Tensor:

@@ -30,7 +30,11 @@ MAX_JSON_BYTES = 64 * 2**20
 # Of a layer; the heads of a model are never turned.
 _MAPS = ("qkv", "q", "k", "v", "o", "gate", "up", "gate_up", "down")
 # Constants that old versions of transformers saved among the weights.
-_CONSTANTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+_CONSTANTS = (
+    ".rotary_emb.inv_freq",
+    *(".attn.bias", ".attn.masked_bias"),
+    *(".attention.bias", ".attention.masked_bias"),
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -58,12 +62,14 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def refuse_code(folder: Path) -> None:
-    """Raise InvalidArgument when any of the folder's configurations asks for its own code."""
+    """Raise InvalidArgument when any of the folder's configurations asks for its own code; of the
+    `auto_map` in config.json `hf_config` says which may stand there."""
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         path = folder / name
         if path.exists():
             content = read_json(path)
-            if content.get("auto_map") or content.get("trust_remote_code"):
+            mapped = name != "config.json" and content.get("auto_map")
+            if mapped or content.get("trust_remote_code"):
                 raise InvalidArgument(
                     f"{path}: auto_map asks to run code from the checkpoint; Plinth runs none",
                     reason="REMOTE_CODE",

@@ -7,13 +7,15 @@ not to matter (`hf_keys`); anything else is an error, never a guess. Needs no to
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from plinth.models.config import ModelConfig
-from plinth.models.families import family_of, family_of_file
+from plinth.models.families import FAMILIES, family_of, family_of_file
+from plinth.models.families.family import Family
 from plinth.models.hf_file import WHERE, ConfigFile
 from plinth.models.hf_keys import check_keys
-from plinth.models.limits import from_json, token_id
+from plinth.models.limits import from_json, shown, token_id
 from plinth.shared.errors import InvalidArgument
 
 _GENERATION = "generation_config.json"
@@ -22,16 +24,10 @@ _GENERATION = "generation_config.json"
 def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
     """Read `config.json` (and `generation_config.json` for the end-of-sequence ids).
 
-    Raises InvalidArgument for an unknown architecture, code that would have to be run
-    (`auto_map`), quantised weights, a number that cannot be right, or a key that is unknown or
-    asks for a variant that the decoder does not compute.
+    Raises InvalidArgument for an unknown architecture, classes of another one, code that would
+    have to be run (`auto_map`), quantised weights, a number that cannot be right, or a key that is
+    unknown or asks for a variant that the decoder does not compute.
     """
-    if config.get("auto_map"):
-        raise InvalidArgument(
-            f"{WHERE}: auto_map asks to run code from the checkpoint; Plinth runs none. Convert "
-            "the model to a plain one of a family that Plinth opens first",
-            field="auto_map",
-        )
     if config.get("quantization_config"):
         raise InvalidArgument(
             f"{WHERE}: quantization_config: quantised checkpoints cannot be opened; "
@@ -39,6 +35,7 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
             field="quantization_config",
         )
     family = family_of_file(config)
+    _check_classes(config, family)
     file = ConfigFile(config)
     fields = family.read(file)
     check_keys(config, file.asked, family)
@@ -48,6 +45,35 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
     except InvalidArgument as error:
         key = file.keys.get(error.field, error.field)
         raise InvalidArgument(f"{WHERE}: {key}: {error.message}", field=key) from error
+
+
+def _check_classes(config: Mapping[str, Any], family: Family) -> None:
+    """InvalidArgument where a config.json names classes of another family, or code of its own.
+
+    `auto_map` may name copies of transformers' classes of this family, which the first files of
+    Phi-3 do: transformers takes its own instead unless it is told to trust them.
+    """
+    stem = family.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    own = {family.architecture, family.classifier, f"{stem}Model", f"{stem}Config"}
+    auto_map = config.get("auto_map")
+    named = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
+    if auto_map and not all(isinstance(n, str) and n.rpartition(".")[2] in own for n in named):
+        raise InvalidArgument(
+            f"{WHERE}: auto_map asks to run code from the checkpoint; Plinth runs none. Convert "
+            "the model to a plain one of a family that Plinth opens first",
+            reason="REMOTE_CODE",
+            field="auto_map",
+        )
+    listed = config.get("architectures")
+    named = listed if isinstance(listed, list) else []
+    for other in FAMILIES.values():
+        theirs = [name for name in named if name in (other.architecture, other.classifier)]
+        if theirs and not any(name in named for name in own):
+            raise InvalidArgument(
+                f"{WHERE}: architectures names {theirs[0]!r}, which is of model_type "
+                f"{other.name!r}, not {family.name!r}; one of the two is wrong",
+                field="architectures",
+            )
 
 
 def _special_ids(
@@ -77,10 +103,10 @@ def _special_ids(
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` that transformers opens. InvalidArgument for a config that its family
-    cannot say."""
+    cannot say: what is written is read again."""
     family = family_of(config.family)
     eos = config.eos_ids
-    return {
+    written = {
         "architectures": [family.architecture],
         "model_type": family.name,
         "vocab_size": config.vocab_size,
@@ -91,3 +117,17 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "eos_token_id": eos[0] if len(eos) == 1 else (list(eos) or None),
         "pad_token_id": config.pad_id,
     }
+    told, read = _plain(config), _plain(from_hf(written))
+    for field, value in vars(told).items():
+        if value != vars(read)[field]:
+            raise InvalidArgument(
+                f"model config: {field} is {shown(value)}, which no config.json of {family.name!r} "
+                f"says: there it is {shown(vars(read)[field])}",
+                field=field,
+            )
+    return written
+
+
+def _plain(config: ModelConfig) -> ModelConfig:
+    """With what is said by a default said outright."""
+    return replace(config, layer_kinds=config.kinds, attention_scale=config.scale)

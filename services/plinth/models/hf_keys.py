@@ -85,7 +85,7 @@ _EXECUTION = """
     use_cache attn_implementation _attn_implementation _attn_implementation_autoset
     _attn_implementation_internal _flash_attn_2_enabled use_flash_attention torchscript
     use_bfloat16 output_attentions output_hidden_states return_dict output_past
-    chunk_size_feed_forward tf_legacy_loss is_decoder tie_last_hidden_states
+    chunk_size_feed_forward tf_legacy_loss is_decoder tie_last_hidden_states cache_implementation
 """
 _TRAINING = "initializer_range gradient_checkpointing"
 _INERT = {*GENERATION, *f"{_TASKS} {_LABELS} {_BOOKKEEPING} {_EXECUTION} {_TRAINING}".split()}

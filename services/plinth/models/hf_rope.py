@@ -21,7 +21,7 @@ _ORIGINAL = "original_max_position_embeddings"
 _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
     "linear": (("factor",), ()),
-    "dynamic": (("factor",), (_ORIGINAL,)),
+    "dynamic": (("factor",), ()),
     "yarn": (
         (),
         (
@@ -41,13 +41,13 @@ def rope_of(
     *,
     theta: float = 10000.0,
     theta_key: str = "rope_theta",
-    share: float = 1.0,
+    share: float | None = None,
     share_key: str = "partial_rotary_factor",
 ) -> Rope:
     """The one rope of a file whose layers all turn alike.
 
     theta, share: what the family takes where the file is silent; under theirs keys beside
-    rope_parameters.
+    rope_parameters. share: None for a family whose heads always turn whole.
     """
     name, rope = "rope_parameters", file.get("rope_parameters")
     older = file.get("rope_scaling")
@@ -59,7 +59,7 @@ def rope_of(
                 field="rope_scaling",
             )
         name, rope = "rope_scaling", older
-    rope = _object(rope, name)
+    rope = an_object(rope, name)
     outer = {"rope_theta": theta_key, "partial_rotary_factor": share_key}
     for inner, key in outer.items():
         if file.get(key) is not None and rope.get(inner) is not None:
@@ -82,7 +82,8 @@ def rope_of(
     )
 
 
-def _object(rope: Any, name: str) -> dict[str, Any]:
+def an_object(rope: Any, name: str) -> dict[str, Any]:
+    """What stands at a key for rope parameters; empty where it is missing or null."""
     if not isinstance(rope, dict | None):
         raise InvalidArgument(f"{WHERE}: {name} is {shown(rope)}, must be an object", field=name)
     return rope or {}
@@ -94,23 +95,23 @@ def read_rope(
     *,
     head_dim: int,
     context: int,
-    share: float = 1.0,
+    share: float | None = None,
     original: Any = None,
     theta_key: str = "",
 ) -> Rope:
-    """One object of rope parameters. original: the key of that name beside it, which transformers
-    prefers to the one in it; without either it takes the context."""
+    """One object of rope parameters. share: see `rope_of`. original: the key of that name beside
+    it, which transformers prefers to the one in it; without either it takes the context."""
     kind = _rope_type(rope, name)
     _check_keys(rope, name, kind)
-    theta = real(
-        rope.get("rope_theta", 10000.0),
-        "rope_theta",
-        where=WHERE,
-        key=theta_key or f"{name}.rope_theta",
-    )
+    theta_key = theta_key or f"{name}.rope_theta"
+    theta = real(rope.get("rope_theta", 10000.0), "rope_theta", where=WHERE, key=theta_key)
     key = f"{name}.partial_rotary_factor"
     part = rope.get("partial_rotary_factor")
-    part = share if part is None else real(part, "share", where=WHERE, key=key)
+    part = (share or 1.0) if part is None else real(part, "share", where=WHERE, key=key)
+    if share is None and part != 1.0:
+        raise InvalidArgument(
+            f"{WHERE}: {key} is {part:g}, must be 1: heads of this model_type turn whole", field=key
+        )
     features = int(head_dim * part)
     if part != 1.0 and (features < 2 or features % 2):
         raise InvalidArgument(
@@ -119,7 +120,10 @@ def read_rope(
             field=key,
         )
     scaling = _scaling(rope, name, kind, original, context, features // 2)
-    return Rope(theta, 0 if features == head_dim else features, scaling)
+    try:
+        return Rope(theta, 0 if features == head_dim else features, scaling)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{WHERE}: {theta_key}: {error.message}", field=theta_key) from error
 
 
 def _scaling(
@@ -139,12 +143,18 @@ def _scaling(
     first = whole(from_json(length), "original_context", where=WHERE, key=at)
     if kind == "linear":
         return RopeScaling("linear", number("factor"))
-    if kind == "dynamic":
-        return RopeScaling("dynamic", number("factor"), original_context=first)
+    if kind == "dynamic":  # the whole context is the original one, as transformers has it
+        return RopeScaling("dynamic", number("factor"), original_context=context)
     if kind == "llama3":
         low, high = number("low_freq_factor"), number("high_freq_factor")
         check_order(low, high, where=WHERE, prefix=f"{name}.")
         return RopeScaling("llama3", number("factor"), low, high, first)
+    told = (rope.get("factor"), rope.get(_ORIGINAL), original)
+    if kind == "yarn" and told == (None, None, None):
+        raise InvalidArgument(
+            f"{WHERE}: {name}.factor is missing; rope_type 'yarn' needs it, or {_ORIGINAL}",
+            field=name,
+        )
     factor = number("factor", max(1.0, context / first))
     if kind == "yarn":
         fast, slow = number("beta_fast", 32.0), number("beta_slow", 1.0)
@@ -249,12 +259,12 @@ def written_rope(rope: Rope, head_dim: int, *, share: bool = False) -> dict[str,
     all of it."""
     written: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
     if rope.features or share:
-        written["partial_rotary_factor"] = (rope.features or head_dim) / head_dim
+        written["partial_rotary_factor"] = _share(rope.features or head_dim, head_dim)
     scaling = rope.scaling
     if scaling is None:
         return written
     written |= {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind != "linear":
+    if scaling.kind not in ("linear", "dynamic"):
         written[_ORIGINAL] = scaling.original_context
     if scaling.kind == "llama3":
         written["low_freq_factor"] = scaling.low_freq_factor
@@ -268,3 +278,9 @@ def written_rope(rope: Rope, head_dim: int, *, share: bool = False) -> dict[str,
         written["short_factor"] = list(scaling.short_factors)
         written["long_factor"] = list(scaling.long_factors)
     return written
+
+
+def _share(features: int, head_dim: int) -> float:
+    """Of a head; a reader who rounds its product with the head's width down gets `features`."""
+    share = features / head_dim
+    return share if int(head_dim * share) == features else math.nextafter(share, 1.0)

@@ -24,7 +24,9 @@ WHOLE = {
     "context": (1, 1_048_576),
     "original_context": (1, 1_048_576),
     "window": (1, 1_048_576),
-    "experts": (1, 4096),
+    "experts.count": (1, 4096),
+    "experts.chosen": (1, 4096),
+    "experts.width": (1, 262_144),
     "layer_number": (0, 1_000_000),
     "rope_features": (2, 1024),
 }
@@ -48,6 +50,7 @@ REAL = {
     "logit_cap": (1e-3, 1e6),
     "embedding_scale": (1e-6, 1e6),
     "logit_scale": (1e-6, 1e6),
+    "experts.balance": (0.0, 1e3),
 }
 # Four terabytes in float32. No single field of a plausible model goes so far; products do.
 MAX_PARAMETERS = 2**40

@@ -14,14 +14,18 @@ from plinth.shared.errors import InvalidArgument, NotFound
 if TYPE_CHECKING:
     from plinth.shared.store import ArtifactRecord, ArtifactStore
 
-# Parts of a layer that are linear maps, in any family's order.
-_MAPS = ("qkv", "q", "k", "v", "o", "gate_up", "gate", "up", "down")
+# Parts of a layer that are linear maps which an adapter may be put on, in any family's order.
+_ATTENTION = ("qkv", "q", "k", "v", "o")
+_MLP = ("gate_up", "gate", "up", "down")
 _GENERATIONS = 64  # of models tuned from one another
 
 
 def _of_a_layer(family: str) -> list[str]:
-    """Within a layer, in the model's order."""
-    return [name for part, name in names_of(family).parts.items() if part in _MAPS]
+    """Within a layer, in the model's order; of models with experts those of attention (see
+    `mixture`)."""
+    parts = names_of(family).parts
+    maps = _ATTENTION if "router" in parts else _ATTENTION + _MLP
+    return [name for part, name in parts.items() if part in maps]
 
 
 def map_names(family: str, layers: int, *, head: bool) -> list[str]:

@@ -46,9 +46,15 @@ NO_BIASES = Biases()
 @dataclass(frozen=True)
 class Experts:
     """A mixture of experts (Shazeer et al. 2017): each token goes to `chosen` of `count` MLPs of
-    `width`; their weights are a softmax over all, made to sum to 1 again where `normalised`."""
+    `width`; their weights are a softmax over all, made to sum to 1 again where `normalised`.
+
+    balanced: whether training's loss has `balance` times the load-balancing loss of Fedus et al.
+    2021.
+    """
 
     count: int
     chosen: int
     width: int
     normalised: bool = True
+    balanced: bool = False
+    balance: float = 0.001

@@ -80,13 +80,19 @@ class Rope:
 
     def __post_init__(self) -> None:
         real(self.theta, "rope_theta", where="rope")
-        if self.features:
+        if self.features != 0 or isinstance(self.features, bool):
             whole(self.features, "rope_features", where="rope")
         if not isinstance(self.scaling, RopeScaling | None):
             raise InvalidArgument(
                 f"rope: scaling is {shown(self.scaling)}, must be a RopeScaling", field="scaling"
             )
-        if isinstance(self.features, bool) or self.features % 2:
+        if self.scaling is not None and self.scaling.kind == "yarn" and self.theta == 1.0:
+            raise InvalidArgument(
+                "rope: rope_theta is 1, must be above 1 for yarn: no pair would turn slower than "
+                "another",
+                field="rope_theta",
+            )
+        if self.features % 2:
             raise InvalidArgument(
                 f"rope: features is {shown(self.features)}, must be even: they turn in pairs",
                 field="features",

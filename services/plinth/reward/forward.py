@@ -20,6 +20,7 @@ from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.training import SdpaBackend
 from plinth.models.layers import Linear
+from plinth.models.mixture import Map
 from plinth.models.reward import load_reward_model
 
 BLOCK = 16  # tokens
@@ -38,7 +39,7 @@ class ScoringModel:
             self._packed = PackedWeights()
             self.scores([(0, 0)])  # packs every map
             for module in self._model.modules():
-                if isinstance(module, Linear):  # the packed copy serves
+                if isinstance(module, Linear | Map):  # the packed copy serves
                     module.weight.data = torch.empty(0)
         gc.collect()
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # not on musl or macOS

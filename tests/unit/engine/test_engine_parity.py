@@ -62,12 +62,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llama-tied": checkpoints.random_llama(root / "tied", tied=True),
         "llama-untied": checkpoints.random_llama(root / "untied", tied=False, heads=6, hidden=96),
         "gpt2": checkpoints.random_gpt2(root / "gpt2"),
+        "mixtral": checkpoints.random_mixtral(
+            root / "mixtral", sliding_window=9, tie_word_embeddings=False
+        ),
+        "qwen3_moe": checkpoints.random_qwen3_moe(root / "qwen3_moe"),
     }
 
 
 @pytest.fixture(scope="module")
 def truths(folders: dict[str, Path]) -> dict[str, list[list[int]]]:
-    return {name: _truth(path, _prompts(300, 64, 1), 24) for name, path in folders.items()}
+    named = ("llama-tied", "llama-untied", "gpt2")
+    return {name: _truth(folders[name], _prompts(300, 64, 1), 24) for name in named}
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "gpt2"])
@@ -101,7 +106,7 @@ def test_greedy_equals_transformers(
     assert engine.pool.free + engine.pool.cached == engine.pool.total
 
 
-@pytest.mark.parametrize("name", ["llama-untied", "gpt2"])
+@pytest.mark.parametrize("name", ["llama-untied", "gpt2", "mixtral", "qwen3_moe"])
 def test_logprobs_equal_transformers(folders: dict[str, Path], name: str) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(folders[name]).eval()
     prompts = _prompts(300, 8, 2)
@@ -123,12 +128,13 @@ def test_logprobs_equal_transformers(folders: dict[str, Path], name: str) -> Non
         assert scores == pytest.approx(truths.tolist(), abs=1e-4)
 
 
-def test_same_bits_alone_and_in_a_crowd(folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", ["llama-tied", "mixtral", "qwen3_moe"])
+def test_same_bits_alone_and_in_a_crowd(folders: dict[str, Path], name: str) -> None:
     """Log-probabilities do not depend on company, chunks, blocks, threads or the cache."""
     prompts = _prompts(300, 20, 3)
     sampling = Sampling(temperature=0.8, top_p=0.95, seed=7, max_tokens=16)
-    crowd, _ = engines.complete(engines.engine(folders["llama-tied"]), prompts, sampling)
-    small = engines.engine(folders["llama-tied"], block_size=4, blocks=60, chunk=9)
+    crowd, _ = engines.complete(engines.engine(folders[name]), prompts, sampling)
+    small = engines.engine(folders[name], block_size=4, blocks=60, chunk=9)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

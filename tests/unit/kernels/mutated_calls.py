@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plinth.kernels import calls, gradients, race
+from mixtures import random_mixture
+from plinth.kernels import calls, experts, gradients, race
 from plinth.kernels.arguments import ArgumentError
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.specs import AttentionSpec, StateSpec
 
 Given = dict[str, Any]
+MIXTURE = experts.PackedExperts(random_mixture(6, 3, 2, 5))
 N, H, K, E, S, BLOCKS = 5, 4, 2, 6, 4, 7
 torch.manual_seed(0)
 
@@ -79,6 +81,11 @@ def _linear(given: Given) -> list[Tensor]:
     packed.write(torch.ones(11, 6), 0)
     packed.add(given["bias"])
     return [calls.linear(given["x"], packed, given["residual"], 1)]
+
+
+def _experts(given: Given) -> list[Tensor]:
+    chosen, weights = given["experts"], given["weights"]
+    return [experts.mixture(given["x"], chosen, weights, MIXTURE, "silu", 1)]
 
 
 def _race(given: Given) -> list[Tensor]:
@@ -165,6 +172,20 @@ KERNELS: dict[str, tuple[Callable[[Given], Any], Callable[[], Given], dict[str, 
         lambda given: [calls.activate("gelu", **given, threads=1)],
         lambda: _three("x_ni"),
         {},
+    ),
+    "route": (
+        lambda given: list(experts.route(**given, normalised=True)),
+        lambda: {"logits_nc": torch.randn(N, 7), "chosen": 2},
+        {"chosen": 8},
+    ),
+    "experts": (
+        _experts,
+        lambda: {
+            "x": torch.randn(N, 6),
+            "experts": torch.tensor([[0, 2]] * N, dtype=torch.int32),
+            "weights": torch.randn(N, 2),
+        },
+        {"experts": 3},
     ),
     "write_kv": (
         _write,

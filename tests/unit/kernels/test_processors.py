@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import checkpoints
-from plinth.kernels import calls, gradients, race
+from mixtures import random_mixture
+from plinth.kernels import calls, experts, gradients, race
 from plinth.kernels.fused import FusedOps
 from plinth.kernels.library import Kernels, instruction_set
 from plinth.kernels.paged import KvCache, PagedBatch
@@ -48,7 +49,7 @@ NUMPY = {"base": ("X86_V3", "X86_V4", "AVX512"), "avx2": ("X86_V4", "AVX512"), "
 def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The kernels of one instruction set."""
     made = Kernels(request.param)
-    for door in (calls, gradients, race):
+    for door in (calls, experts, gradients, race):
         monkeypatch.setattr(door, "kernels", lambda: made)
     yield request.param
 
@@ -99,7 +100,7 @@ def test_every_kernel_gives_the_same_bits(
     results = []
     for name in (instructions, HERE[-1]):
         made = Kernels(name)
-        for door in (calls, gradients, race):
+        for door in (calls, experts, gradients, race):
             monkeypatch.setattr(door, "kernels", lambda made=made: made)
         results.append(_everything())
     for (what, ours), (also, theirs) in zip(*results, strict=True):
@@ -120,6 +121,11 @@ def _everything() -> list[tuple[str, Tensor]]:
     made.append(("layer norm", calls.norm(x, torch.randn(57), torch.randn(57), 1e-5, 1)))
     made += [(kind, calls.activate(kind, gate, 1)) for kind in calls.ACTIVATIONS]
     made.append(("gated", calls.gate("silu", gate, x, 1)))
+    mixture = random_mixture(57, 5, 2, 41)
+    chosen, weights = experts.route(gate[:, :5], 2, normalised=True)
+    made += [("route", chosen), ("route's weights", weights)]
+    packed = experts.PackedExperts(mixture)
+    made.append(("experts", experts.mixture(x, chosen, weights, packed, "silu", 1)))
     for size in (1, 3, 4, 16, 40):
         cache = KvCache(1, -(-90 // size), 2, 20, size)
         batch = PagedBatch.build([(0, 83, list(range(cache.blocks)))], size)
@@ -231,13 +237,14 @@ def _generate(instructions: str, folders: list[Path]) -> subprocess.Popen[str]:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set here")
 def test_answers_have_the_same_bits_on_every_processor(tmp_path: Path) -> None:
-    """Greedy, filtered and free answers of both families, in blocks of 4 and 16."""
+    """Greedy, filtered and free answers of three families, in blocks of 4 and 16."""
     missing = SETS[len(HERE) :]
     if len(HERE) == 1:
         pytest.skip(f"this processor has neither of {missing}: nothing to compare")
     folders = [
         checkpoints.random_llama(tmp_path / "llama"),
         checkpoints.random_gpt2(tmp_path / "gpt2"),
+        checkpoints.random_qwen3_moe(tmp_path / "qwen3_moe"),
     ]
     running = {name: _generate(name, folders) for name in HERE}
     said: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from checkpoints import random_gpt2, random_llama
+from checkpoints import random_gpt2, random_llama, random_mixtral, random_qwen3_moe
 from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.training import SdpaBackend
@@ -15,7 +15,13 @@ B, T = 3, 11
 ROWS = torch.tensor([2, 10, 11, 32])
 
 
-@pytest.fixture(params=[random_llama, random_gpt2], ids=["llama", "gpt2"])
+MADE = {
+    "llama": random_llama, "gpt2": random_gpt2, "mixtral": random_mixtral,
+    "qwen3_moe": random_qwen3_moe,
+}  # fmt: skip
+
+
+@pytest.fixture(params=MADE.values(), ids=MADE)
 def decoder(request, tmp_path):
     return load_decoder(request.param(tmp_path / "m"))
 

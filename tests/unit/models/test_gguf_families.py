@@ -90,6 +90,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "olmo2": ("Olmo2", {}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "attention_bias": True}),
+    "mixtral": (
+        "Mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            **{"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3},
+            **{"moe_intermediate_size": 20, "norm_topk_prob": True},
+        },
+    ),
     "gpt2": ("GPT2", {}),
     "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
     "gpt_neox, in turn": (
@@ -190,6 +201,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt_neox", {"use_parallel_residual": 1}, "use_parallel_residual"),
     ("gpt_neox", {"attention.head_count_kv": 2}, "gptneox.attention.head_count_kv is 2"),
     ("gpt2", {"attention.head_count_kv": 2}, "gpt2.attention.head_count_kv is 2"),
+    ("mixtral", {"expert_used_count": 5}, "llama.expert_used_count: .*the 4 experts"),
+    ("mixtral", {"expert_gating_func": 2}, "llama.expert_gating_func is 2"),
+    ("qwen3_moe", {"expert_count": 0}, "architecture 'qwen3moe' is unknown"),
+    ("qwen3_moe", {"expert_weights_norm": False}, "qwen3moe.expert_weights_norm is False"),
+    ("qwen2", {"expert_count": 4}, "qwen2.expert_count is 4: architecture 'qwen2' with experts"),
     ("smollm3", {"rope.dimension_count": 4}, "smollm3.rope.dimension_count is 4"),
 ]
 

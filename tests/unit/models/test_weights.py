@@ -164,8 +164,8 @@ def test_pickles_code_and_unknown_architectures_are_refused(tmp_path: Path) -> N
     refused("runs none", auto_map={"AutoModelForCausalLM": "evil.Model"})
     refused("quantised", quantization_config={"quant_method": "gptq"})
     refused("model_type 'mamba'", model_type="mamba")
-    refused("rope_type 'yarn'", rope_parameters={"rope_type": "yarn", "factor": 2.0})
-    refused("hidden_act", hidden_act="relu")
+    refused("rope_type 'axial'", rope_parameters={"rope_type": "axial", "factor": 2.0})
+    refused("hidden_act", hidden_act="tanh")
     (folder / "config.json").write_text("{")
     with pytest.raises(InvalidArgument, match="not valid JSON"):
         load_decoder(folder)

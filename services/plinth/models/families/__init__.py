@@ -15,10 +15,12 @@ from plinth.models.families import (
     gpt_neox,
     llama,
     mistral,
+    mixtral,
     olmo2,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from plinth.models.families.family import Family
@@ -39,6 +41,8 @@ FAMILIES: Mapping[str, Family] = {
         smollm3,
         gpt2,
         gpt_neox,
+        mixtral,
+        qwen3_moe,
     )
 }
 
@@ -92,4 +96,8 @@ def names_of(family: str) -> Names:
 
 def new_config(family: str, **fields: Any) -> ModelConfig:
     """Of a model that begins here: what all of the family have in common, and `fields`."""
-    return ModelConfig(**{"family": family, **family_of(family).new, **fields})
+    new = {
+        key: value(fields) if callable(value) else value
+        for key, value in family_of(family).new.items()
+    }
+    return ModelConfig(**{"family": family, **new, **fields})

@@ -14,7 +14,7 @@ from plinth.models.families.windows import WORDS, window_of, words_of
 from plinth.models.gguf_file import GgufFile
 from plinth.models.gguf_rope import gguf_rope
 from plinth.models.hf_file import WHERE, ConfigFile
-from plinth.models.hf_rope import read_rope, written_rope
+from plinth.models.hf_rope import an_object, read_rope, written_rope
 from plinth.models.hf_rules import one_of
 from plinth.models.limits import real, shown
 from plinth.models.parts import Biases, LayerKind
@@ -30,27 +30,18 @@ _FIXED: dict[str, Any] = {"norm_offset": True, "norms": "both", "qk_norm": "head
 
 
 def _ropes(file: ConfigFile, sizes: dict[str, Any]) -> tuple[Rope, ...]:
-    given, older = file.get("rope_parameters"), file.get("rope_scaling")
-    if not isinstance(given, dict | None):
-        raise InvalidArgument(
-            f"{WHERE}: rope_parameters is {shown(given)}, must be an object",
-            field="rope_parameters",
-        )
+    given = an_object(file.get("rope_parameters"), "rope_parameters")
+    older = an_object(file.get("rope_scaling"), "rope_scaling")  # of layers that see all
     found = []
     for kind, key, theta in _ROPES:
-        rope = (given or {}).get(kind) or {}
-        if not isinstance(rope, dict):
-            raise InvalidArgument(
-                f"{WHERE}: rope_parameters.{kind} is {shown(rope)}, must be an object",
-                field="rope_parameters",
-            )
-        if kind == "full_attention" and isinstance(older, dict):
-            rope = rope | older
+        at = f"rope_parameters.{kind}"
+        rope = an_object(given.get(kind), at)
+        if older and kind == "full_attention":
+            at, rope = "rope_scaling", rope | older
         outer = real(file.get(key, theta), "rope_theta", where=WHERE, key=key)
         rope = {"rope_theta": outer, **rope}
-        at = f"rope_parameters.{kind}"
         found.append(read_rope(rope, at, head_dim=sizes["head_dim"], context=sizes["context"]))
-    unknown = (given or {}).keys() - {kind for kind, _, _ in _ROPES}
+    unknown = given.keys() - {kind for kind, _, _ in _ROPES}
     if unknown:
         raise InvalidArgument(
             f"{WHERE}: rope_parameters.{min(map(str, unknown))} is unknown; it has one object for "
@@ -85,7 +76,6 @@ def _read(file: ConfigFile) -> dict[str, Any]:
         "ropes": _ropes(file, sizes),
         "layer_kinds": _kinds(file, sizes["layers"]),
         "attention_scale": scalar**-0.5,
-        "attention_cap": file.optional_real("attention_cap", "attn_logit_softcapping"),
         "logit_cap": file.optional_real("logit_cap", "final_logit_softcapping"),
         "embedding_scale": sizes["hidden"] ** 0.5,
         "tie_embeddings": file.flag("tie_word_embeddings", True),
@@ -94,7 +84,8 @@ def _read(file: ConfigFile) -> dict[str, Any]:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    scalar = config.scale**-2
+    # Squared back it has lost its last digits.
+    scalar = float(f"{config.scale**-2:.12g}")
     return {
         **llama.write_sizes(config),
         "hidden_activation": ACTIVATIONS[config.activation],
@@ -104,9 +95,9 @@ def _write(config: ModelConfig) -> dict[str, Any]:
             for (kind, _, _), rope in zip(_ROPES, config.ropes, strict=True)
         },
         "layer_types": words_of(config),
-        "sliding_window": window_of(config) or None,
-        "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
-        "attn_logit_softcapping": config.attention_cap or None,
+        # transformers makes a mask of it, though no layer may ask for one.
+        "sliding_window": window_of(config) or 4096,
+        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
         "final_logit_softcapping": config.logit_cap or None,
         "attention_bias": config.biases.q,
     }
@@ -169,8 +160,17 @@ FAMILY = Family(
     ),
     read=_read,
     write=_write,
-    new=_FIXED,
+    new={
+        **_FIXED,
+        "activation": "gelu_tanh",
+        "ropes": tuple(Rope(theta) for _, _, theta in _ROPES),
+        "embedding_scale": lambda given: given["hidden"] ** 0.5,
+    },
     inert=frozenset({"attention_dropout"}),
-    only={"use_bidirectional_attention": one_of(False, None)},
+    only={
+        "use_bidirectional_attention": one_of(False, None),
+        # Gemma 2 had it; transformers and llama.cpp compute Gemma 3 without.
+        "attn_logit_softcapping": one_of(None),
+    },
     gguf=GgufForm("gemma3", _read_gguf),
 )

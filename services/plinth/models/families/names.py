@@ -18,7 +18,7 @@ class Names:
 
     Parts of a layer: `before_attention`, `q`, `k`, `v` or `qkv`, `q_norm`, `k_norm`, `o`,
     `after_attention`, `before_mlp`, `gate`, `up` or `gate_up`, `down`, `after_mlp`; of a mixture
-    `router`, and `experts` with an expert's number for `{}`.
+    `router`, and with an expert's number for `{}` `expert_gate`, `expert_up`, `expert_down`.
     """
 
     embedding: str

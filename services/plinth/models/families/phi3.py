@@ -13,16 +13,25 @@ from plinth.models.families.names import Names
 from plinth.models.families.windows import everywhere, kinds, window_of
 from plinth.models.gguf_file import GgufFile
 from plinth.models.gguf_rope import gguf_rope
-from plinth.models.hf_file import ConfigFile
+from plinth.models.hf_file import WHERE, ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
+from plinth.models.hf_rules import one_of
+from plinth.shared.errors import InvalidArgument
 
 
 def _read(file: ConfigFile) -> dict[str, Any]:
     sizes = llama.read_sizes(file)
+    rope = rope_of(file, sizes["context"], sizes["head_dim"], share=1.0)
+    if rope.scaling is not None and rope.scaling.kind != "longrope":
+        raise InvalidArgument(
+            f"{WHERE}: rope_parameters has rope_type {rope.scaling.kind!r}, must be 'default' or "
+            "'longrope' for model_type 'phi3'",
+            field="rope_parameters",
+        )
     return sizes | {
         "activation": file.activation("hidden_act", "silu"),
         "norm_eps": file.real("norm_eps", "rms_norm_eps", 1e-5),
-        "ropes": (rope_of(file, sizes["context"], sizes["head_dim"]),),
+        "ropes": (rope,),
         "layer_kinds": everywhere(file, sizes["layers"]),
         "tie_embeddings": file.flag("tie_word_embeddings", False),
     }
@@ -73,5 +82,10 @@ FAMILY = Family(
     read=_read,
     write=_write,
     inert=frozenset({"attention_dropout", "resid_pdrop", "embd_pdrop"}),
+    # What the first files and those of Phi-4-mini say of their own code's options.
+    only={
+        **dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias"), one_of(False)),
+        **dict.fromkeys(("full_attn_mod", "interpolate_factor"), one_of(1)),
+    },
     gguf=GgufForm("phi3", _read_gguf),
 )

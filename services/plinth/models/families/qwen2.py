@@ -13,6 +13,7 @@ from plinth.models.families.windows import from_a_layer_on, window_of, words_of
 from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
+from plinth.models.hf_rules import one_of
 from plinth.models.parts import Biases
 
 _FIXED: dict[str, Any] = {"biases": Biases(q=True, k=True, v=True)}
@@ -66,5 +67,6 @@ FAMILY = Family(
     write=_write,
     new=_FIXED,
     inert=frozenset({"attention_dropout"}),
+    only={"use_mrope": one_of(False)},
     gguf=GgufForm("qwen2", _read_gguf),
 )

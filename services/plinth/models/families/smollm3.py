@@ -82,6 +82,6 @@ FAMILY = Family(
     names=llama.NAMES,
     read=_read,
     write=_write,
-    inert=frozenset({"attention_dropout", "pretraining_tp"}),
+    inert=frozenset({"attention_dropout", "pretraining_tp", "max_window_layers"}),
     gguf=GgufForm("smollm3", _read_gguf, paired=True),
 )

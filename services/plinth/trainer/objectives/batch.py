@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from plinth.algos.load_balancing import load_balancing_loss
 from plinth.algos.losses import token_nll_sum
 from plinth.kernels.training import SdpaBackend
 from plinth.models.decoder import Decoder
@@ -100,8 +101,11 @@ class Objective(Protocol):
         ...
 
 
-def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
-    """Negative log-likelihood of the targets that count; logits are made for those rows only."""
+def nll_sum(decoder: Decoder, batch: Batch, router_logits: list[Tensor] | None = None) -> Tensor:
+    """Negative log-likelihood of the targets that count; logits are made for those rows only.
+
+    router_logits: a list that takes those of all rows, of each layer with experts.
+    """
     b, t = batch.ids_bt.shape
     backend = SdpaBackend(b, t, batch.segments_bt)
     ids_n, positions_n = batch.ids_bt.reshape(-1), batch.positions_bt.reshape(-1)
@@ -109,8 +113,26 @@ def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
     if batch.learn_bt is not None:
         rows_m = batch.learn_bt.reshape(-1).nonzero().squeeze(1)
         targets_n = targets_n.index_select(0, rows_m)
-    hidden_nd = decoder(ids_n, positions_n, backend, rows_m)
+    wanted = rows_m if router_logits is None else None
+    hidden_nd = decoder(ids_n, positions_n, backend, wanted, router_logits)
+    if rows_m is not None and wanted is None:
+        hidden_nd = hidden_nd.index_select(0, rows_m)
     return token_nll_sum(decoder.logits(hidden_nd, backend), targets_n)
+
+
+def language_loss_sum(decoder: Decoder, batch: Batch) -> Tensor:
+    """`nll_sum`; where the config says so with the loss that balances experts, once for each token,
+    so that the batch's average has it once. Padding, segment 0, does not count in it."""
+    experts = decoder.config.experts
+    if experts is None or not experts.balanced:
+        return nll_sum(decoder, batch)
+    router_logits: list[Tensor] = []
+    loss = nll_sum(decoder, batch, router_logits)
+    if not router_logits:
+        return loss
+    counted_n = None if batch.segments_bt is None else batch.segments_bt.reshape(-1) > 0
+    balance = load_balancing_loss(router_logits, experts.chosen, counted_n)
+    return loss + batch.tokens * experts.balance * balance
 
 
 def plain_positions(b: int, t: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plinth.models.decoder import Decoder
 from plinth.trainer.data.shards import Split
-from plinth.trainer.objectives.batch import Batch, nll_sum, plain_positions
+from plinth.trainer.objectives.batch import Batch, language_loss_sum, plain_positions
 from plinth.trainer.objectives.bits_per_byte import evaluate
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class CausalLm:
         )
 
     def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
-        return nll_sum(decoder, batch)
+        return language_loss_sum(decoder, batch)
 
     def prepare(
         self, decoder: Decoder, group: Group, folder: Path, micro: int, used: Sequence[int] | None

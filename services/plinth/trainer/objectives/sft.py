@@ -21,7 +21,7 @@ from plinth.trainer.data.lengths import learnable
 from plinth.trainer.data.packing import best_fit
 from plinth.trainer.data.sampler import Shuffle
 from plinth.trainer.data.shards import Split
-from plinth.trainer.objectives.batch import Batch, nll_sum
+from plinth.trainer.objectives.batch import Batch, language_loss_sum
 from plinth.trainer.objectives.bits_per_byte import evaluate
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class SupervisedFineTuning:
         return Batch(*(torch.from_numpy(a) for a in (ids, targets, positions, learn, segments)))
 
     def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
-        return nll_sum(decoder, batch)
+        return language_loss_sum(decoder, batch)
 
     def prepare(
         self, decoder: Decoder, group: Group, folder: Path, micro: int, used: Sequence[int] | None

@@ -1,0 +1,124 @@
+"""Every family against transformers: logits, what is saved, loss and gradients, greedy tokens.
+
+The configurations are drawn (`families.configurations`); two of each family are in the fast suite.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+import engines
+import families
+from family_models import assert_near, ids_of, logits_of, made
+from plinth.engine.request import Sampling
+from plinth.models.families import FAMILIES
+from plinth.models.hf import is_turned
+from plinth.models.weights import load_decoder, save_decoder, weights_digest
+from plinth.trainer.objectives.batch import Batch, nll_sum, plain_positions
+
+NEAR_TIE = 1e-5
+SHORT, LONG = 24, families.CONTEXT
+every_configuration = pytest.mark.parametrize(
+    ("family", "number"),
+    [
+        *families.numbered(slow=False),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in families.numbered(slow=True)),
+    ],
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The models are so small that threads only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@every_configuration
+def test_logits_are_those_of_transformers_which_opens_what_is_saved(
+    family: str, number: int, tmp_path: Path
+) -> None:
+    model, decoder = made(family, number, tmp_path / "in")
+    save_decoder(decoder, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    theirs, kept = model.state_dict(), again.state_dict()
+    assert theirs.keys() == kept.keys()
+    assert all(torch.equal(theirs[name], kept[name]) for name in theirs)
+    assert weights_digest(tmp_path / "out") == weights_digest(tmp_path / "in")
+    config = decoder.config
+    assert load_decoder(tmp_path / "out").config == config
+    for t in (SHORT, LONG):
+        ids_bt = ids_of(2, t)
+        with torch.no_grad():
+            truth = model(ids_bt).logits
+            torch.testing.assert_close(logits_of(decoder, ids_bt), truth, atol=1e-4, rtol=0)
+            torch.testing.assert_close(again(ids_bt).logits, truth, atol=1e-5, rtol=0)
+
+
+@every_configuration
+def test_loss_and_gradients_of_a_batch_are_those_of_transformers(
+    family: str, number: int, tmp_path: Path
+) -> None:
+    """The loss of the trainer's objectives, some tokens not counted."""
+    model, decoder = made(family, number, tmp_path)
+    ids_bt = ids_of(3, SHORT + 1, seed=2)
+    learn_bt = torch.rand(3, SHORT, generator=torch.Generator().manual_seed(3)) < 0.7
+    inputs_bt, targets_bt = ids_bt[:, :-1], ids_bt[:, 1:]
+    batch = Batch(inputs_bt, targets_bt, plain_positions(3, SHORT), learn_bt)
+    loss = nll_sum(decoder, batch) / batch.tokens
+    loss.backward()
+    truth = F.cross_entropy(model(inputs_bt).logits[learn_bt], targets_bt[learn_bt])
+    truth.backward()
+    assert loss.item() == pytest.approx(truth.item(), rel=1e-5)
+    whole = float(
+        torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    )
+    theirs = {name: parameter.grad for name, parameter in model.named_parameters()}
+    head = FAMILIES[family].names.head  # in memory every model of transformers has an lm_head
+    for name, parameter in decoder.named_parameters():
+        wanted = theirs.pop(name.replace(head, "lm_head"))
+        wanted = wanted.t() if is_turned(family, name) else wanted
+        # Of a bias of keys that do not turn it is zero, since each score changes by as much.
+        assert_near(parameter.grad, wanted, 1e-4, noise=1e-6 * whole)
+    assert not theirs
+
+
+def prompts(longest: int) -> list[tuple[int, ...]]:
+    """16 of mixed lengths."""
+    dice = random.Random(5)
+    lengths = [1, longest, *(dice.randrange(1, longest + 1) for _ in range(14))]
+    return [tuple(dice.randrange(3, families.VOCAB) for _ in range(n)) for n in lengths]
+
+
+@every_configuration
+def test_greedy_tokens_served_together_are_those_of_transformers(
+    family: str, number: int, tmp_path: Path
+) -> None:
+    """Each is transformers' own choice after the same tokens, or its equal within 1e-5."""
+    model, decoder = made(family, number, tmp_path)
+    asked = prompts(families.ORIGINAL - 32)
+    sampling = Sampling(temperature=0, max_tokens=32)
+    engine = engines.engine(decoder, block_size=4, blocks=400, chunk=29)
+    answers, _ = engines.complete(engine, asked, sampling)
+    near = 0
+    for prompt, answer in zip(asked, answers, strict=True):
+        ids = [token.id for token in answer]
+        assert len(ids) == 32
+        with torch.no_grad():
+            logits_tv = model(torch.tensor([[*prompt, *ids[:-1]]])).logits[0, len(prompt) - 1 :]
+        for chosen, logits_v in zip(ids, logits_tv, strict=True):
+            best = int(logits_v.argmax())
+            if best != chosen:
+                assert float(logits_v[best] - logits_v[chosen]) <= NEAR_TIE
+                near += 1
+    assert near <= 1
+    assert engine.pool.live == 0

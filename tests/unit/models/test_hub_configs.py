@@ -1,0 +1,163 @@
+"""config.json of well-known models, as the hub has them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from plinth.models import hf_config
+from plinth.models.config import LayerKind
+from plinth.models.parts import Biases
+from plinth.models.rope import Rope
+from plinth.shared.errors import InvalidArgument
+
+_COMMON: dict[str, Any] = {"torch_dtype": "bfloat16", "transformers_version": "4.50.0"}
+# config.json as the hub has it (the lists of LongRoPE made up), and what of it must come out.
+HUB: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Mistral-7B-v0.1": (
+        {
+            **{"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
+            **{"bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096},
+            **{"initializer_range": 0.02, "intermediate_size": 14336, "rms_norm_eps": 1e-05},
+            **{"max_position_embeddings": 32768, "num_attention_heads": 32},
+            **{"num_hidden_layers": 32, "num_key_value_heads": 8, "rope_theta": 10000.0},
+            **{"sliding_window": 4096, "tie_word_embeddings": False, "use_cache": True},
+            "vocab_size": 32000,
+        },
+        {"layer_kinds": (LayerKind(4096),) * 32},
+    ),
+    "Qwen2.5-0.5B": (
+        {
+            **{"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0},
+            **{"bos_token_id": 151643, "eos_token_id": 151643, "hidden_act": "silu"},
+            **{"hidden_size": 896, "initializer_range": 0.02, "intermediate_size": 4864},
+            **{"max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2"},
+            **{"num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2},
+            **{"rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768},
+            **{"tie_word_embeddings": True, "use_cache": True, "use_mrope": False},
+            **{"use_sliding_window": False, "vocab_size": 151936},
+        },
+        {"layer_kinds": (), "head_dim": 64, "biases": Biases(q=True, k=True, v=True)},
+    ),
+    "Qwen3-0.6B": (
+        {
+            **{"architectures": ["Qwen3ForCausalLM"], "attention_bias": False},
+            **{"attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645},
+            **{"head_dim": 128, "hidden_act": "silu", "hidden_size": 1024},
+            **{"initializer_range": 0.02, "intermediate_size": 3072, "model_type": "qwen3"},
+            **{"max_position_embeddings": 40960, "max_window_layers": 28},
+            **{"num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8},
+            **{"rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000},
+            **{"sliding_window": None, "tie_word_embeddings": True, "use_cache": True},
+            **{"use_sliding_window": False, "vocab_size": 151936},
+        },
+        {"layer_kinds": (), "head_dim": 128, "qk_norm": "head"},
+    ),
+    "gemma-3-1b-it": (
+        {
+            **{"architectures": ["Gemma3ForCausalLM"], "attention_bias": False},
+            **{"attention_dropout": 0.0, "attn_logit_softcapping": None, "bos_token_id": 2},
+            **{"cache_implementation": "hybrid", "eos_token_id": [1, 106]},
+            **{"final_logit_softcapping": None, "head_dim": 256, "hidden_size": 1152},
+            **{"hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.02},
+            **{"intermediate_size": 6912, "max_position_embeddings": 32768},
+            **{"model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26},
+            **{"num_key_value_heads": 1, "pad_token_id": 0, "query_pre_attn_scalar": 256},
+            **{"rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": None},
+            **{"rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6},
+            **{"use_cache": True, "vocab_size": 262144},
+        },
+        {
+            "layer_kinds": ((LayerKind(512, 1),) * 5 + (LayerKind(),)) * 4
+            + (LayerKind(512, 1),) * 2,
+            "ropes": (Rope(1e6), Rope(1e4)),
+            "tie_embeddings": True,
+        },
+    ),
+    "Phi-3-mini-128k-instruct": (
+        {
+            **{"architectures": ["Phi3ForCausalLM"], "attention_bias": False},
+            "auto_map": {
+                "AutoConfig": "configuration_phi3.Phi3Config",
+                "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+            },
+            **{"attention_dropout": 0.0, "bos_token_id": 1, "embd_pdrop": 0.0},
+            **{"eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072},
+            **{"initializer_range": 0.02, "intermediate_size": 8192, "model_type": "phi3"},
+            **{"max_position_embeddings": 131072, "num_attention_heads": 32},
+            **{"num_hidden_layers": 32, "num_key_value_heads": 32, "pad_token_id": 32000},
+            **{"original_max_position_embeddings": 4096, "resid_pdrop": 0.0},
+            "rope_scaling": {
+                "long_factor": [1.5] * 48,
+                "short_factor": [1.1] * 48,
+                "type": "longrope",
+            },
+            **{"rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 262144},
+            **{"tie_word_embeddings": False, "use_cache": True, "vocab_size": 32064},
+        },
+        {"head_dim": 96},
+    ),
+    "OLMo-2-0425-1B": (
+        {
+            **{"architectures": ["Olmo2ForCausalLM"], "attention_bias": False},
+            **{"attention_dropout": 0.0, "eos_token_id": 100257, "hidden_act": "silu"},
+            **{"hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192},
+            **{"max_position_embeddings": 4096, "model_type": "olmo2"},
+            **{"num_attention_heads": 16, "num_hidden_layers": 16, "num_key_value_heads": 16},
+            **{"pad_token_id": 100277, "rms_norm_eps": 1e-06, "rope_scaling": None},
+            **{"rope_theta": 500000, "tie_word_embeddings": False, "vocab_size": 100352},
+        },
+        {"norms": "after", "qk_norm": "projection"},
+    ),
+    "SmolLM3-3B": (
+        {
+            **{"architectures": ["SmolLM3ForCausalLM"], "attention_bias": False},
+            **{"attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": 128012},
+            **{"hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02},
+            **{"intermediate_size": 11008, "layer_types": ["full_attention"] * 36},
+            **{"max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False},
+            **{"model_type": "smollm3", "no_rope_layer_interval": 4},
+            **{"no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16},
+            **{"num_hidden_layers": 36, "num_key_value_heads": 4, "pad_token_id": 128004},
+            **{"pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_scaling": None},
+            **{"rope_theta": 5000000.0, "sliding_window": None, "use_cache": False},
+            **{"use_sliding_window": False, "vocab_size": 128256},
+        },
+        {"layer_kinds": ((LayerKind(),) * 3 + (LayerKind(rope=None),)) * 9},
+    ),
+    "pythia-70m": (
+        {
+            **{"architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0},
+            **{"hidden_act": "gelu", "hidden_size": 512, "initializer_range": 0.02},
+            **{"intermediate_size": 2048, "layer_norm_eps": 1e-05, "model_type": "gpt_neox"},
+            **{"max_position_embeddings": 2048, "num_attention_heads": 8},
+            **{"num_hidden_layers": 6, "rotary_emb_base": 10000, "rotary_pct": 0.25},
+            **{"tie_word_embeddings": False, "use_cache": True, "vocab_size": 50304},
+            "use_parallel_residual": True,
+        },
+        {"ropes": (Rope(10000.0, 16),), "parallel": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_files_of_the_hub_open(name: str) -> None:
+    content, fields = HUB[name]
+    config = hf_config.from_hf(content | _COMMON)
+    for field, value in fields.items():
+        assert getattr(config, field) == value, field
+    assert hf_config.from_hf(json.loads(json.dumps(hf_config.to_hf(config)))) == config
+
+
+def test_code_of_a_checkpoints_own_is_refused_whatever_its_family() -> None:
+    content = HUB["Phi-3-mini-128k-instruct"][0]
+    for auto_map in (
+        {"AutoModelForCausalLM": "modeling_phi3.MyPhi3ForCausalLM"},
+        {"AutoModelForCausalLM": "modeling_phi3.LlamaForCausalLM"},
+        ["modeling_phi3.Phi3ForCausalLM"],
+        {"AutoModelForCausalLM": ["modeling_phi3.Phi3ForCausalLM"]},
+    ):
+        with pytest.raises(InvalidArgument, match="runs none"):
+            hf_config.from_hf(content | {"auto_map": auto_map})
