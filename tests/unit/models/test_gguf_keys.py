@@ -149,7 +149,9 @@ def test_every_name_of_the_format_is_read_or_asks_for_what_is_computed(
         try:
             config = opened(llama, tmp_path, {name: 5}).config()
         except InvalidArgument as error:
-            assert name in error.message
+            # With experts it's another family's file, which lacks the rest of what it needs.
+            lacking = {"llama.expert_count": "llama.expert_used_count"}.get(name, name)
+            assert name in error.message or lacking in error.message
         else:
             taken.add(name.removeprefix("llama."))
             differs = {field for field in vars(plain) if vars(plain)[field] != vars(config)[field]}
