@@ -80,13 +80,14 @@ $(NODE_STAMP): ops/examples/node/package-lock.json
 test-gpu: setup ## The tests that need an accelerator (skipped without one)
 	@$(BIN)/python -m pytest tests/gpu -m gpu -rs
 
-check: setup ## Format, lint, types, layers, protos
+check: setup ## Format, lint, types, layers, protos, generated docs
 	@$(BIN)/ruff format --check services tests ops docker
 	@$(BIN)/ruff check services tests ops docker
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python ops/protos.py --check
 	@$(BIN)/python ops/api_docs.py --check
+	@$(BIN)/python ops/models_docs.py --check
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf breaking protos --against $(API) || { echo "plinth: clients were promised $(API); make protos ACCEPT=1 promises what protos/ has now" >&2; exit 1; }
 	@$(BIN)/python ops/dashboards/make.py --check

@@ -188,7 +188,11 @@ def smollm2_folder() -> Path:
     parts = (
         "dtypes",
         "gguf",
+        "gguf_file",
+        "gguf_names",
         "gguf_reader",
+        "gguf_rope",
+        "gguf_splits",
         "gguf_vocabulary",
         "importer",
         "tokenizer_files",

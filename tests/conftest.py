@@ -51,6 +51,7 @@ LONGEST = (
     "unit/reward/test_code_sandbox.py",
     "unit/tokenizer/test_codec.py",
     "unit/models/test_gguf.py",
+    "unit/models/test_real_vocabularies.py",
     "integration/test_coordinator_kills.py",
     "integration/test_backup_stack.py",
     "integration/test_rollouts_by_shards.py",

@@ -8,36 +8,16 @@ tokenizer, split, quantize) say nothing of what a decoder computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from plinth.models.config import ModelConfig
+from plinth.models.gguf_file import GgufFile
 from plinth.models.limits import shown
 from plinth.shared.errors import InvalidArgument
 
-_READ = {
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_epsilon",
-    "attention.layer_norm_rms_epsilon",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scale_linear",
-}
-# The tensors tell the vocabulary; pooling is for embeddings; the original context is yarn's.
-_INERT = {
-    "vocab_size",
-    "pooling_type",
-    "rope.scaling.original_context_length",
-    "rope.scaling.finetuned",
-}
+# The tensors tell the vocabulary; pooling is for embeddings.
+_INERT = {"vocab_size", "pooling_type", "rope.scaling.finetuned"}
 # 0 and "none" are llama.cpp's ways to say that a thing is not there.
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
@@ -49,7 +29,6 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "residual_scale": (0, 1),
     "embedding_scale": (0, 1),
     "rope.scaling.attn_factor": (1,),
-    "expert_count": (0,),
     "expert_used_count": (0,),
     "expert_shared_count": (0,),
     "leading_dense_block_count": (0,),
@@ -61,30 +40,23 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def check_keys(
-    metadata: Mapping[str, Callable[[], Any]],
-    architecture: str,
-    where: str,
-    *,
-    head_dim: int,
-    context: int,
-) -> None:
-    """Raise InvalidArgument for the first key that might change what the decoder computes.
-
-    metadata: key → a function that decodes its value (a vocabulary's would take long).
-    """
-    prefix = f"{architecture}."
-    for key, decode in metadata.items():
+def check_keys(file: GgufFile, config: ModelConfig) -> None:
+    """Raise InvalidArgument for the first key that might change what the decoder computes."""
+    prefix, where, scale = f"{file.architecture}.", file.where, config.scale
+    for key, decode in file.metadata.items():
         name = key.removeprefix(prefix)
-        if not key.startswith(prefix) or name in _READ | _INERT:
+        if not key.startswith(prefix) or name in file.asked or name in _INERT:
             continue
         value = decode()
         if name == "attention.scale":
-            right = _is_number(value) and (value == 0 or abs(value * head_dim**0.5 - 1) < 1e-5)
-            wanted = f"{head_dim**-0.5:.6g}, one over the root of the head's size, or 0"
+            right = _is_number(value) and (value == 0 or abs(value / scale - 1) < 1e-5)
+            wanted = f"{scale:.6g}, as scores of the {config.family} are scaled, or 0"
         elif name == "attention.sliding_window":
-            right = _is_number(value) and (value == 0 or value >= context)
-            wanted = f"0, or no smaller than the context, {context}"
+            right = _is_number(value) and (value == 0 or value >= config.context)
+            wanted = f"0, or no smaller than the context, {config.context}"
+        elif name == "attention.sliding_window_pattern":
+            right = isinstance(value, list) and not any(value)
+            wanted = "a list of false"
         elif name in _ONLY:
             right = value in _ONLY[name]
             wanted = " or ".join(repr(allowed) for allowed in _ONLY[name])

@@ -1,108 +1,49 @@
 """A GGUF file's vocabulary as a `tokenizer.json` that gives the same ids.
 
-Knows byte-level BPE (`tokenizer.ggml.model` "gpt2") and the ways of llama.cpp to split text before
-it, by their names there. An unknown name is an error: a wrong split gives wrong ids without a sign.
+Knows byte-level BPE (`tokenizer.ggml.model` "gpt2"), with llama.cpp's ways to split text before it
+(`gguf_splits`), and SentencePiece's BPE ("llama").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from plinth.models.config import ModelConfig
 from plinth.models.gguf import PADDING, GgufModel
+from plinth.models.gguf_sentencepiece import CONTROL, UNKNOWN, USER_DEFINED, sentencepiece_bpe
+from plinth.models.gguf_splits import SPLITTINGS
 from plinth.shared.errors import InvalidArgument
 
-_CONTROL, _USER_DEFINED = 3, 4
 _ENDS = ("bos", "eos")
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-# llama.cpp's way where a file names none: LLAMA_VOCAB_PRE_TYPE_DEFAULT in llama-vocab.cpp.
-_DEFAULT = (
-    r"[\p{P}\$\+<=>\^~\|]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-    r"\p{N}+",
-    r"[0-9][0-9][0-9]",
-)
-
-
-def _gpt2() -> list[PreTokenizer]:
-    return [ByteLevel(add_prefix_space=False, use_regex=True)]
-
-
-def _digits() -> list[PreTokenizer]:
-    return [Digits(individual_digits=True), *_gpt2()]
-
-
-def _patterns(*patterns: str) -> list[PreTokenizer]:
-    splits: list[PreTokenizer] = [Split(Regex(p), behavior="isolated") for p in patterns]
-    return [*splits, ByteLevel(add_prefix_space=False, use_regex=False)]
-
-
-def _llama3() -> list[PreTokenizer]:
-    return _patterns(_LLAMA3)
-
-
-def _qwen2() -> list[PreTokenizer]:
-    return _patterns(_QWEN2)
-
-
-def _default() -> list[PreTokenizer]:
-    return _patterns(*_DEFAULT)
-
-
-_SPLITS: dict[str, Callable[[], list[PreTokenizer]]] = {
-    **dict.fromkeys(("gpt-2", "phi-2"), _gpt2),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _digits),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), _llama3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _qwen2),
-    "default": _default,
-}
-# Where a whole piece that is in the vocabulary is taken without merging (Llama 3), and where
-# text begins with BOS unless the file says otherwise (ignore_merges and add_bos of llama_vocab's
-# load in llama.cpp's src/llama-vocab.cpp; its other byte-level BPEs add none).
-_WHOLE_PIECES = ("llama-bpe", "llama3", "llama-v3", "falcon3")
+# What llama.cpp strips no space behind, of Phi-3's special tokens.
+_PLAIN_OF_PHI3 = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def build_tokenizer(model: GgufModel) -> Tokenizer:
     """The file's tokenizer. Raises InvalidArgument naming what cannot be carried over."""
     kind = model.value("tokenizer.ggml.model", str)
-    if kind != "gpt2":
+    if kind not in ("gpt2", "llama"):
         raise InvalidArgument(
-            f"{model.path}: tokenizer {kind!r} cannot be read, only byte-level BPE ('gpt2')",
+            f"{model.path}: tokenizer {kind!r} cannot be read; byte-level BPE ('gpt2') and "
+            "SentencePiece's BPE ('llama') can",
             field="tokenizer.ggml.model",
-        )
-    pre = model.value("tokenizer.ggml.pre", str, "default")
-    if pre not in _SPLITS:
-        raise InvalidArgument(
-            f"{model.path}: pre-tokenizer {pre!r} is unknown; these are known: "
-            f"{', '.join(sorted(_SPLITS))}",
-            field="tokenizer.ggml.pre",
         )
     tokens = model.value("tokenizer.ggml.tokens", list)
     types = model.value("tokenizer.ggml.token_type", list, [1] * len(tokens))
-    merges = [tuple(m.split(" ", 1)) for m in model.value("tokenizer.ggml.merges", list)]
-    _check(model, tokens, types, merges)
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=merges,
-            ignore_merges=pre in _WHOLE_PIECES,
-        )
-    )
-    tokenizer.pre_tokenizer = Sequence(_SPLITS[pre]())
-    tokenizer.decoder = decoders.ByteLevel()
+    _check(model, tokens, types)
+    spelled = kind == "llama"
+    tokenizer, bos = _sentencepiece(model, tokens, types) if spelled else _byte_level(model, tokens)
+    rstrip = spelled and model.architecture == "phi3"
     for token, type_ in zip(tokens, types, strict=True):
-        if type_ in (_CONTROL, _USER_DEFINED):
-            special = type_ == _CONTROL
-            tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)])
-    added = {name: _added(model, name, name == "bos" and pre in _WHOLE_PIECES) for name in _ENDS}
+        if type_ in (CONTROL, USER_DEFINED) or (spelled and type_ == UNKNOWN):
+            special = type_ != USER_DEFINED
+            bare = not (special and rstrip) or token in _PLAIN_OF_PHI3
+            tokenizer.add_tokens(
+                [AddedToken(token, special=special, normalized=False, rstrip=not bare)]
+            )
+    added = {name: _added(model, name, name == "bos" and bos) for name in _ENDS}
     if any(added.values()):
         before, after = ([tokens[i] for i in found] for found in added.values())
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -113,13 +54,64 @@ def build_tokenizer(model: GgufModel) -> Tokenizer:
     return tokenizer
 
 
+def _byte_level(model: GgufModel, tokens: list[str]) -> tuple[Tokenizer, bool]:
+    """And whether text begins with BOS unless the file says otherwise."""
+    pre = model.value("tokenizer.ggml.pre", str, "default")
+    if pre not in SPLITTINGS:
+        raise InvalidArgument(
+            f"{model.path}: pre-tokenizer {pre!r} is unknown; these are known: "
+            f"{', '.join(sorted(SPLITTINGS))}",
+            field="tokenizer.ggml.pre",
+        )
+    merges, known = [], set(tokens)
+    for merge in model.value("tokenizer.ggml.merges", list):
+        # A first half may begin with a space, of vocabularies that aren't in GPT-2's characters.
+        at = merge.find(" ", 1)
+        pair = (merge[:at], merge[at + 1 :]) if at > 0 else (merge, "")
+        if not {*pair, "".join(pair)} <= known:
+            raise InvalidArgument(f"{model.path}: merge {pair!r} names a token that is not there")
+        merges.append(pair)
+    splitting = SPLITTINGS[pre]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            ignore_merges=splitting.whole,
+        )
+    )
+    if (normalizer := splitting.normalizer()) is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitting.pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, splitting.bos
+
+
+def _sentencepiece(model: GgufModel, tokens: list[str], types: list[int]) -> tuple[Tokenizer, bool]:
+    """The same; there text begins with BOS."""
+    scores = model.value("tokenizer.ggml.scores", list)
+    if len(scores) != len(tokens) or not all(isinstance(one, float) for one in scores):
+        raise InvalidArgument(
+            f"{model.path}: tokenizer.ggml.scores has {len(scores)} entries, must have a number "
+            f"for each of {len(tokens)} tokens",
+            field="tokenizer.ggml.scores",
+        )
+    unknown = model.special_id("unknown")
+    return sentencepiece_bpe(
+        tokens,
+        scores,
+        types,
+        unknown=None if unknown is None else tokens[unknown],
+        prefix=model.value("tokenizer.ggml.add_space_prefix", bool, True),
+    ), True
+
+
 def _added(model: GgufModel, name: str, default: bool) -> list[int]:
     """The id that is put before ("bos") or after ("eos") every text, if one is."""
     if not model.value(f"tokenizer.ggml.add_{name}_token", bool, default):
         return []
-    key = f"tokenizer.ggml.{name}_token_id"
-    found = model.value(key, int, None)
+    found = model.special_id(name)
     if found is None:
+        key = f"tokenizer.ggml.{name}_token_id"
         raise InvalidArgument(
             f"{model.path}: metadata {key!r} is missing, though every text is to have this token; "
             f"name it, or set tokenizer.ggml.add_{name}_token to false",
@@ -128,15 +120,11 @@ def _added(model: GgufModel, name: str, default: bool) -> list[int]:
     return [found]
 
 
-def _check(model: GgufModel, tokens: list[Any], types: list[Any], merges: list[Any]) -> None:
-    known = set(tokens)
-    if len(known) != len(tokens) or len(types) != len(tokens):
+def _check(model: GgufModel, tokens: list[Any], types: list[Any]) -> None:
+    if len(set(tokens)) != len(tokens) or len(types) != len(tokens):
         raise InvalidArgument(f"{model.path}: tokenizer.ggml.tokens has repeats or lacks types")
-    for merge in merges:
-        if len(merge) != 2 or not {merge[0], merge[1], "".join(merge)} <= known:
-            raise InvalidArgument(f"{model.path}: merge {merge!r} names a token that is not there")
     for name in ("bos", "eos", "eot", "unknown"):
-        value = model.value(f"tokenizer.ggml.{name}_token_id", int, None)
+        value = model.special_id(name)
         if value is not None and not 0 <= value < len(tokens):
             raise InvalidArgument(f"{model.path}: {name} id {value} is outside the vocabulary")
 
@@ -151,7 +139,7 @@ def tokenizer_config(model: GgufModel, context: int) -> dict[str, Any]:
     }
     names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     for name, short in names.items():
-        value = model.value(f"tokenizer.ggml.{name}_token_id", int, None)
+        value = model.special_id(name)
         # The padding's may name no token: see `padding_warnings`.
         if value is not None and 0 <= value < len(tokens):
             config[f"{short}_token"] = tokens[value]
@@ -161,7 +149,7 @@ def tokenizer_config(model: GgufModel, context: int) -> dict[str, Any]:
 
 def padding_warnings(model: GgufModel, config: ModelConfig) -> list[str]:
     """What there is to tell about the id of padding: a decoder of packed rows needs none."""
-    value = model.value(PADDING, int, None)
+    value = model.special_id("padding")
     if value is None or value == config.pad_id:
         return []
     return [f"{PADDING} is {value}, outside the vocabulary of {config.vocab_size}; left out"]

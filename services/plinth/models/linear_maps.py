@@ -20,7 +20,7 @@ _MLP = ("gate_up", "gate", "up", "down")
 _GENERATIONS = 64  # of models tuned from one another
 
 
-def _of_a_layer(family: str) -> list[str]:
+def maps_of_a_layer(family: str) -> list[str]:
     """Within a layer, in the model's order; of models with experts those of attention (see
     `mixture`)."""
     parts = names_of(family).parts
@@ -32,14 +32,14 @@ def map_names(family: str, layers: int, *, head: bool) -> list[str]:
     """Full names in the model's order. head: it has an output map of its own, which a model of
     tied embeddings and a reward model have not."""
     layer = names_of(family).layer
-    found = [f"{layer.format(n)}.{name}" for n in range(layers) for name in _of_a_layer(family)]
+    found = [f"{layer.format(n)}.{name}" for n in range(layers) for name in maps_of_a_layer(family)]
     return [*found, names_of(family).head] if head else found
 
 
 def chosen(names: Sequence[str], family: str, targets: Sequence[str]) -> list[str]:
     """Those of `names` that `targets` mean, full names or their ends; without any, the linear maps
     of the blocks. InvalidArgument for a target that means none."""
-    wanted = tuple(targets) or [name.rpartition(".")[2] for name in _of_a_layer(family)]
+    wanted = tuple(targets) or [name.rpartition(".")[2] for name in maps_of_a_layer(family)]
     for target in wanted:
         if not any(_means(target, name) for name in names):
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))

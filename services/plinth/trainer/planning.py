@@ -177,7 +177,8 @@ def new_model(spec: pb.ModelSpec, info: DatasetInfo, sequence_length: int) -> Mo
     """The full shape of a new model; zeros take the family's usual ratio."""
     family = said(spec, "family")
     if not family:
-        refuse("model.family", "is not given; use MODEL_FAMILY_LLAMA or MODEL_FAMILY_GPT2")
+        known = " or ".join(name for name, value in pb.ModelFamily.items() if value)
+        refuse("model.family", f"is not given; use {known}")
     heads = max(1, spec.heads)
     if spec.hidden % heads:
         refuse("model.heads", f"hidden {spec.hidden} does not divide evenly by {spec.heads}")

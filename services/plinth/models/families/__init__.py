@@ -72,6 +72,23 @@ def family_of_file(config: Mapping[str, Any]) -> Family:
     return found
 
 
+def family_of_gguf(architecture: str, *, experts: bool) -> Family:
+    """By the `general.architecture` of a GGUF file, and whether it has a mixture of experts.
+    InvalidArgument for one that is none of a family, with those there are."""
+    forms = [(family, family.gguf) for family in FAMILIES.values() if family.gguf is not None]
+    for family, form in forms:
+        if (form.architecture, form.experts) == (architecture, experts):
+            return family
+    known = dict.fromkeys(
+        f"{form.architecture!r}{' with experts' if form.experts else ''}" for _, form in forms
+    )
+    kind = "with experts " if experts else ""
+    raise InvalidArgument(
+        f"architecture {shown(architecture)} {kind}is unknown; {', '.join(known)} can be opened",
+        field="general.architecture",
+    )
+
+
 def names_of(family: str) -> Names:
     """The names of its tensors."""
     return family_of(family).names

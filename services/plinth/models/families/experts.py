@@ -1,10 +1,12 @@
-"""What families with experts have in common."""
+"""Mixtures of experts as the files of families with them say them: the loss that balances them in
+`config.json`, all of them in GGUF."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from plinth.models.config import ModelConfig
+from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import ConfigFile
 from plinth.models.parts import Experts
 from plinth.shared.errors import InvalidArgument
@@ -31,3 +33,13 @@ def experts_of(config: ModelConfig) -> Experts:
             field="experts",
         )
     return config.experts
+
+
+def gguf_experts(file: GgufFile, width: str) -> Experts:
+    """width: the key of one expert's features. llama.cpp takes these architectures' chosen weights
+    to sum to 1."""
+    count = file.size("experts.count", "expert_count")
+    chosen = file.size("experts.chosen", "expert_used_count")
+    for key, value in (("expert_gating_func", 1), ("expert_weights_norm", True)):
+        file.must_be(key, value, "a softmax whose chosen weights are made to sum to 1")
+    return Experts(count, chosen, file.size("experts.width", width))

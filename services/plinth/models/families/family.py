@@ -9,8 +9,26 @@ from typing import Any
 
 from plinth.models.config import ModelConfig
 from plinth.models.families.names import Names
+from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rules import KeyRule
+
+
+@dataclass(frozen=True)
+class GgufForm:
+    """How llama.cpp's files have a family.
+
+    architecture: their `general.architecture`. read: fields of ModelConfig from the metadata, but
+    for family, vocabulary, ids and whether the head is tied; reading a key is what makes it known.
+    experts: whether the files have a mixture of experts, where two families are one architecture.
+    paired: rows of queries and keys stand so that the two features of a rotary pair are side by
+    side.
+    """
+
+    architecture: str
+    read: Callable[[GgufFile], dict[str, Any]]
+    experts: bool = False
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -21,7 +39,8 @@ class Family:
     what makes it known. write: the keys that `read` reads, but for those of `hf_config.to_hf`.
     new: fields of a model that begins here, for `families.new_config`; a function is one of the
     fields given. inert: keys that say nothing of what is computed, beside those of `hf_keys`. only:
-    keys that may stand there at one value.
+    keys that may stand there at one value. gguf: None where llama.cpp has no files of it, or has
+    them as those of the family `gguf_as`.
     """
 
     name: str
@@ -33,3 +52,5 @@ class Family:
     new: Mapping[str, Any] = field(default_factory=dict)
     inert: frozenset[str] = frozenset()
     only: Mapping[str, KeyRule] = field(default_factory=dict)
+    gguf: GgufForm | None = None
+    gguf_as: str = ""

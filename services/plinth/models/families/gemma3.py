@@ -8,13 +8,15 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import ModelConfig
 from plinth.models.families import llama
-from plinth.models.families.family import Family
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
 from plinth.models.families.windows import WORDS, window_of, words_of
+from plinth.models.gguf_file import GgufFile
+from plinth.models.gguf_rope import gguf_rope
 from plinth.models.hf_file import WHERE, ConfigFile
 from plinth.models.hf_rope import an_object, read_rope, written_rope
 from plinth.models.hf_rules import one_of
-from plinth.models.limits import real
+from plinth.models.limits import real, shown
 from plinth.models.parts import Biases, LayerKind
 from plinth.models.rope import Rope
 from plinth.shared.errors import InvalidArgument
@@ -101,6 +103,42 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    sizes, bias = file.sizes(), file.has_bias("attn_q")
+    theta = file.real("rope_theta", "rope.freq_base_swa", _ROPES[1][2])
+    hidden, heads = sizes["hidden"], sizes["heads"]
+    # The file does not say it: only the one of 62 layers (27B) scales by the width per head.
+    scalar = hidden // heads if sizes["layers"] == 62 else sizes["head_dim"]
+    return {
+        **_FIXED,
+        **sizes,
+        "activation": "gelu_tanh",
+        "norm_eps": file.real("norm_eps", "attention.layer_norm_rms_epsilon"),
+        "ropes": (gguf_rope(file, sizes), Rope(theta)),
+        "layer_kinds": _gguf_kinds(file, sizes["layers"]),
+        "attention_scale": scalar**-0.5,
+        "logit_cap": file.optional_real("logit_cap", "final_logit_softcapping"),
+        "embedding_scale": hidden**0.5,
+        "biases": Biases(bias, bias, bias, bias),
+    }
+
+
+def _gguf_kinds(file: GgufFile, layers: int) -> tuple[LayerKind, ...]:
+    """Which layers have the window: a list says it, or a number, as which one has none; 6."""
+    window, name = file.window(), "attention.sliding_window_pattern"
+    given = file.get(name, object, 6)
+    every = given if isinstance(given, int) and not isinstance(given, bool) else 0
+    slides = [bool((number + 1) % every) for number in range(layers)] if every > 0 else given
+    right = isinstance(slides, list) and len(slides) == layers
+    if not right or not all(isinstance(one, bool) for one in slides):
+        raise InvalidArgument(
+            f"{file.where}: {file.full(name)} is {shown(given)}, must be a positive number or a "
+            f"list of {layers} of true or false",
+            field=file.full(name),
+        )
+    return tuple(LayerKind(window, 1) if window and one else LayerKind() for one in slides)
+
+
 FAMILY = Family(
     name="gemma3_text",
     architecture="Gemma3ForCausalLM",
@@ -134,4 +172,5 @@ FAMILY = Family(
         # Gemma 2 had it; transformers and llama.cpp compute Gemma 3 without.
         "attn_logit_softcapping": one_of(None),
     },
+    gguf=GgufForm("gemma3", _read_gguf),
 )

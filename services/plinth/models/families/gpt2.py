@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from plinth.models.config import Biases, ModelConfig
-from plinth.models.families.family import Family
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
+from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import agree
 from plinth.models.hf_rules import one_of
@@ -75,6 +76,15 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    return {
+        **FIXED,
+        **file.sizes(grouped=False),
+        "activation": "gelu_tanh",
+        "norm_eps": file.real("norm_eps", "attention.layer_norm_epsilon"),
+    }
+
+
 FAMILY = Family(
     name="gpt2",
     architecture="GPT2LMHeadModel",
@@ -116,4 +126,5 @@ FAMILY = Family(
         "scale_attn_by_inverse_layer_idx": one_of(False),
         "reorder_and_upcast_attn": one_of(False),
     },
+    gguf=GgufForm("gpt2", _read_gguf),
 )

@@ -7,8 +7,10 @@ from typing import Any
 
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import ModelConfig
-from plinth.models.families.family import Family
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
+from plinth.models.gguf_file import GgufFile
+from plinth.models.gguf_rope import gguf_rope
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
 from plinth.models.parts import Biases
@@ -66,6 +68,19 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    sizes, bias = file.sizes(grouped=False), file.has_bias("attn_qkv")
+    return {
+        **_FIXED,
+        **sizes,
+        "activation": "gelu",
+        "norm_eps": file.real("norm_eps", "attention.layer_norm_epsilon"),
+        "ropes": (gguf_rope(file, sizes, partial=True),),
+        "parallel": file.get("use_parallel_residual", bool, True),
+        "biases": Biases(bias, bias, bias, bias, mlp=True),
+    }
+
+
 FAMILY = Family(
     name="gpt_neox",
     architecture="GPTNeoXForCausalLM",
@@ -89,4 +104,5 @@ FAMILY = Family(
     write=_write,
     new={**_FIXED, "parallel": True, "biases": Biases.all(), "activation": "gelu"},
     inert=frozenset({"attention_dropout", "hidden_dropout", "classifier_dropout"}),
+    gguf=GgufForm("gptneox", _read_gguf),
 )

@@ -7,8 +7,10 @@ from typing import Any
 
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import Biases, ModelConfig
-from plinth.models.families.family import Family
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
+from plinth.models.gguf_file import GgufFile
+from plinth.models.gguf_rope import gguf_rope
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
 from plinth.models.hf_rules import one_of
@@ -88,6 +90,17 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def read_gguf(file: GgufFile) -> dict[str, Any]:
+    """Of files of this architecture, and of many like it. Biases are told by the tensors."""
+    sizes = file.sizes()
+    bias = file.has_bias("attn_q")
+    return sizes | {
+        "norm_eps": file.real("norm_eps", "attention.layer_norm_rms_epsilon"),
+        "ropes": (gguf_rope(file, sizes),),
+        "biases": Biases(bias, bias, bias, bias, file.has_bias("ffn_up")),
+    }
+
+
 FAMILY = Family(
     name="llama",
     architecture="LlamaForCausalLM",
@@ -103,4 +116,5 @@ FAMILY = Family(
         "qk_norm": one_of(False, None),
         "use_qk_norm": one_of(False, None),
     },
+    gguf=GgufForm("llama", read_gguf, paired=True),
 )

@@ -43,4 +43,6 @@ FAMILY = Family(
     read=_read,
     write=_write,
     inert=frozenset({"attention_dropout"}),
+    # The format keeps no window: llama.cpp sees all, as the files of later Mistrals say.
+    gguf_as="llama",
 )

@@ -7,10 +7,16 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import Experts, LayerKind, ModelConfig
 from plinth.models.families import llama
-from plinth.models.families.experts import experts_of, read_balance, write_balance
-from plinth.models.families.family import Family
+from plinth.models.families.experts import (
+    experts_of,
+    gguf_experts,
+    read_balance,
+    write_balance,
+)
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
 from plinth.models.families.windows import window_of
+from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
 
@@ -48,6 +54,11 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    experts = gguf_experts(file, "feed_forward_length")
+    return {**llama.read_gguf(file), "experts": experts}
+
+
 FAMILY = Family(
     name="mixtral",
     architecture="MixtralForCausalLM",
@@ -71,4 +82,5 @@ FAMILY = Family(
     new={"experts": lambda fields: Experts(8, 2, fields["intermediate"])},
     # Noise on what the router sees, in training alone.
     inert=frozenset({"attention_dropout", "router_jitter_noise"}),
+    gguf=GgufForm("llama", _read_gguf, experts=True, paired=True),
 )

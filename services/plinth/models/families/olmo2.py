@@ -7,8 +7,9 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import ModelConfig
 from plinth.models.families import llama
-from plinth.models.families.family import Family
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
+from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
 from plinth.models.parts import Biases
@@ -42,6 +43,10 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    return {**llama.read_gguf(file), **_FIXED}
+
+
 FAMILY = Family(
     name="olmo2",
     architecture="Olmo2ForCausalLM",
@@ -62,4 +67,5 @@ FAMILY = Family(
     write=_write,
     new=_FIXED,
     inert=frozenset({"attention_dropout"}),
+    gguf=GgufForm("olmo2", _read_gguf),
 )

@@ -8,9 +8,11 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import ModelConfig
 from plinth.models.families import llama
-from plinth.models.families.family import Family
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
-from plinth.models.families.windows import everywhere, window_of
+from plinth.models.families.windows import everywhere, kinds, window_of
+from plinth.models.gguf_file import GgufFile
+from plinth.models.gguf_rope import gguf_rope
 from plinth.models.hf_file import WHERE, ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
 from plinth.models.hf_rules import one_of
@@ -51,6 +53,15 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     return written
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    sizes = file.sizes()
+    return sizes | {
+        "norm_eps": file.real("norm_eps", "attention.layer_norm_rms_epsilon"),
+        "ropes": (gguf_rope(file, sizes, partial=True),),
+        "layer_kinds": kinds(file.window(), [True] * sizes["layers"]),
+    }
+
+
 FAMILY = Family(
     name="phi3",
     architecture="Phi3ForCausalLM",
@@ -76,4 +87,5 @@ FAMILY = Family(
         **dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias"), one_of(False)),
         **dict.fromkeys(("full_attn_mod", "interpolate_factor"), one_of(1)),
     },
+    gguf=GgufForm("phi3", _read_gguf),
 )

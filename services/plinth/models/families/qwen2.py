@@ -8,8 +8,9 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import ModelConfig
 from plinth.models.families import llama
-from plinth.models.families.family import Family
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.windows import from_a_layer_on, window_of, words_of
+from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
 from plinth.models.hf_rules import one_of
@@ -53,6 +54,10 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    return {**llama.read_gguf(file), **_FIXED}
+
+
 FAMILY = Family(
     name="qwen2",
     architecture="Qwen2ForCausalLM",
@@ -63,4 +68,5 @@ FAMILY = Family(
     new=_FIXED,
     inert=frozenset({"attention_dropout"}),
     only={"use_mrope": one_of(False)},
+    gguf=GgufForm("qwen2", _read_gguf),
 )

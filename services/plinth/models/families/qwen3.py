@@ -7,10 +7,11 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import ModelConfig
 from plinth.models.families import llama
-from plinth.models.families.family import Family
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
 from plinth.models.families.qwen2 import write_windows
 from plinth.models.families.windows import from_a_layer_on
+from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
 from plinth.models.parts import Biases
@@ -52,6 +53,10 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    return {**llama.read_gguf(file), **_FIXED}
+
+
 FAMILY = Family(
     name="qwen3",
     architecture="Qwen3ForCausalLM",
@@ -61,4 +66,5 @@ FAMILY = Family(
     write=_write,
     new=_FIXED,
     inert=frozenset({"attention_dropout"}),
+    gguf=GgufForm("qwen3", _read_gguf),
 )

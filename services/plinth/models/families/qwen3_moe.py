@@ -7,10 +7,16 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import Biases, Experts, LayerKind, ModelConfig
 from plinth.models.families import llama, qwen3
-from plinth.models.families.experts import experts_of, read_balance, write_balance
-from plinth.models.families.family import Family
+from plinth.models.families.experts import (
+    experts_of,
+    gguf_experts,
+    read_balance,
+    write_balance,
+)
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
 from plinth.models.families.windows import window_of
+from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import WHERE, ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
 from plinth.models.limits import shown
@@ -89,6 +95,11 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    experts = gguf_experts(file, "expert_feed_forward_length")
+    return {**llama.read_gguf(file), **_FIXED, "experts": experts}
+
+
 FAMILY = Family(
     name="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
@@ -110,4 +121,5 @@ FAMILY = Family(
     new={**_FIXED, "experts": Experts(128, 8, 768)},
     # Files have max_window_layers of Qwen2; here a window holds for all layers or for none.
     inert=frozenset({"attention_dropout", "max_window_layers"}),
+    gguf=GgufForm("qwen3moe", _read_gguf, experts=True),
 )

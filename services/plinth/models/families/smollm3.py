@@ -8,8 +8,9 @@ from typing import Any
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import ModelConfig
 from plinth.models.families import llama
-from plinth.models.families.family import Family
+from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.windows import WORDS, window_of, words_of
+from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import WHERE, ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
 from plinth.models.limits import shown
@@ -67,6 +68,13 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_gguf(file: GgufFile) -> dict[str, Any]:
+    read = llama.read_gguf(file)
+    # The file does not say it: llama.cpp has no positions in every fourth layer, as the model had.
+    kinds = (LayerKind(rope=None if n % 4 == 3 else 0) for n in range(read["layers"]))
+    return {**read, "layer_kinds": tuple(kinds)}
+
+
 FAMILY = Family(
     name="smollm3",
     architecture="SmolLM3ForCausalLM",
@@ -75,4 +83,5 @@ FAMILY = Family(
     read=_read,
     write=_write,
     inert=frozenset({"attention_dropout", "pretraining_tp", "max_window_layers"}),
+    gguf=GgufForm("smollm3", _read_gguf, paired=True),
 )
