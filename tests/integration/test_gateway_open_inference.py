@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -140,6 +141,7 @@ async def test_texts_in_texts_out_in_the_form_they_came_in(
     assert (answer.model_name, answer.model_version, answer.id) == ("chat", "1", "mine")
     assert answer.parameters["revision"].string_param == "chat@1"
     assert answer.parameters["weights_digest"].string_param == DIGEST
+    assert re.fullmatch("[0-9a-f]{32}", answer.parameters["response_id"].string_param)
     prompts = {bytes(r.input[0].tokens.ids).decode() for r in stack.shard.requests[-2:]}
     assert prompts == set(TEXTS)
 

@@ -14,6 +14,7 @@ from plinth.coordinator.deployment_messages import DEPLOYMENT, Seen, record_etag
 from plinth.coordinator.deployments import STAGE
 from plinth.coordinator.steps.contract import Tools
 from plinth.internal.v1 import deployments_pb2 as internal
+from plinth.shared.answer_ids import check_answer_id
 from plinth.shared.api import enums
 from plinth.shared.api.etags import check_etag
 from plinth.shared.api.field_masks import updated
@@ -170,15 +171,16 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
         self, request: pb.ReportOutcomeRequest, context: Any
     ) -> pb.ReportOutcomeResponse:
         name = check_name(DEPLOYMENT.id(request.name), "name")
-        if not (request.request_id or request.revision):
-            raise InvalidArgument("give one of request_id and revision", field="request_id")
+        if not (request.response_id or request.revision):
+            raise InvalidArgument("give one of response_id and revision", field="response_id")
         principal = current_principal()
         canaries = self._tools.canaries
         if request.revision:
             principal.require("runs")
             role = await canaries.report_revision(name, request.revision, good=request.good)
         else:
-            answer = answer_key(principal.tenant, request.request_id)
+            check_answer_id(request.response_id, "response_id")
+            answer = answer_key(principal.tenant, request.response_id)
             role = await canaries.report(name, answer=answer, good=request.good)
         return pb.ReportOutcomeResponse(role=enums.number(pb.RevisionRole, role))  # type: ignore[arg-type]
 

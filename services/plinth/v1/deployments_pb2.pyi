@@ -574,13 +574,15 @@ class ReportOutcomeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     GOOD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The deployment that was asked: "deployments/chat"."""
-    request_id: _builtins.str
-    """The answer's id (x-request-id); it can be judged once, within an hour, by who asked."""
+    response_id: _builtins.str
+    """The `id` that the response has ("chatcmpl-…", by either API), or its x-request-id. It can be
+    judged once, within an hour, by the tenant that asked.
+    """
     revision: _builtins.str
     """A revision ("chat@8") as a whole; for keys with the scope "runs"."""
     good: _builtins.bool
@@ -589,15 +591,15 @@ class ReportOutcomeRequest(_message.Message):
         self,
         *,
         name: _builtins.str = ...,
-        request_id: _builtins.str = ...,
+        response_id: _builtins.str = ...,
         revision: _builtins.str = ...,
         good: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response_id", b"response_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "name", b"name", "request_id", b"request_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "name", b"name", "response_id", b"response_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["request_id", "revision"]  # noqa: Y015
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["response_id", "revision"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 

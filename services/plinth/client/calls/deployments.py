@@ -148,7 +148,7 @@ class DeploymentService:
         self,
         name: str = "",
         *,
-        request_id: str | None = None,
+        response_id: str | None = None,
         revision: str | None = None,
         good: bool = False,
         timeout: float | None = None,
@@ -157,8 +157,8 @@ class DeploymentService:
         """A verdict on an answer while its model has a canary: what the canary step decides by.
 
         name: The deployment that was asked: "deployments/chat".
-        request_id: The answer's id (x-request-id); it can be judged once, within an hour, by
-          who asked.
+        response_id: The `id` that the response has ("chatcmpl-…", by either API), or its
+          x-request-id. It can be judged once, within an hour, by the tenant that asked.
         revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
         good: Whether it did well.
         """
@@ -167,7 +167,7 @@ class DeploymentService:
             request(
                 deployments_pb2.ReportOutcomeRequest,
                 name=name,
-                request_id=request_id,
+                response_id=response_id,
                 revision=revision,
                 good=good,
             ),
@@ -304,7 +304,7 @@ class AsyncDeploymentService:
         self,
         name: str = "",
         *,
-        request_id: str | None = None,
+        response_id: str | None = None,
         revision: str | None = None,
         good: bool = False,
         timeout: float | None = None,
@@ -313,8 +313,8 @@ class AsyncDeploymentService:
         """A verdict on an answer while its model has a canary: what the canary step decides by.
 
         name: The deployment that was asked: "deployments/chat".
-        request_id: The answer's id (x-request-id); it can be judged once, within an hour, by
-          who asked.
+        response_id: The `id` that the response has ("chatcmpl-…", by either API), or its
+          x-request-id. It can be judged once, within an hour, by the tenant that asked.
         revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
         good: Whether it did well.
         """
@@ -323,7 +323,7 @@ class AsyncDeploymentService:
             request(
                 deployments_pb2.ReportOutcomeRequest,
                 name=name,
-                request_id=request_id,
+                response_id=response_id,
                 revision=revision,
                 good=good,
             ),

@@ -27,7 +27,7 @@ from plinth.gateway.services.infer_requests import (
 from plinth.oip.v2 import open_inference_pb2 as pb
 from plinth.oip.v2 import open_inference_pb2_grpc as rpc
 from plinth.shared.errors import NotFound, PlinthError
-from plinth.shared.identity import current_principal
+from plinth.shared.identity import current_principal, current_request_id
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.version import VERSION
 
@@ -176,6 +176,7 @@ class OpenInferenceServicer(rpc.GRPCInferenceServiceServicer):
         )
         response.parameters["revision"].string_param = session.revision
         response.parameters["weights_digest"].string_param = model.weights_digest
+        response.parameters["response_id"].string_param = current_request_id()
         return response
 
     async def _model(self, name: str, version: str) -> ServedModel:
