@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,13 @@ def open_blocking(address: GatewayAddress) -> grpc.Channel:
     return grpc.secure_channel(address.target, _credentials(address), options=_options(address))
 
 
-def open_async(address: GatewayAddress) -> grpc.aio.Channel:
-    """The same for asyncio."""
+def async_opener(address: GatewayAddress) -> Callable[[], grpc.aio.Channel]:
+    """What makes the same for asyncio, in the event loop that is to use it. FailedPrecondition at
+    once."""
     if not address.tls:
-        return grpc.aio.insecure_channel(address.target, options=OPTIONS)
-    return grpc.aio.secure_channel(address.target, _credentials(address), options=_options(address))
+        return lambda: grpc.aio.insecure_channel(address.target, options=OPTIONS)
+    credentials, options = _credentials(address), _options(address)
+    return lambda: grpc.aio.secure_channel(address.target, credentials, options=options)
 
 
 # What gRPC's core says of a handshake that failed, and what it comes from.
