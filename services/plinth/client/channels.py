@@ -109,8 +109,14 @@ def _reason(address: GatewayAddress, hints: list[str]) -> str:
 
 def told(raised: grpc.RpcError, address: GatewayAddress) -> PlinthError:
     """What the platform raised; or, where nobody answered at the address, Unavailable that says
-    what to look at."""
+    what to look at, and FailedPrecondition where somebody did who does not know the call."""
     error = from_rpc_error(raised)
+    if raised.code() is grpc.StatusCode.UNIMPLEMENTED and not said(raised):
+        return FailedPrecondition(
+            f"what answers at {address} has no such call: a gateway of another release, or no "
+            f"gateway ({error.message})",
+            reason="NO_SUCH_CALL",
+        )
     if said(raised) or not isinstance(error, Unavailable):
         return error
     hints = [hint for words, hint in _HANDSHAKES if words in error.message] if address.tls else []
