@@ -10,11 +10,14 @@ from plinth.gateway.generation.texts import STAGE
 from plinth.gateway.openai.chat_messages import check_messages, normalised
 from plinth.gateway.services.generation_requests import MODELS, check_model, model_id
 from plinth.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
-from plinth.shared.errors import NotFound
+from plinth.shared.errors import NotFound, PlinthError
 from plinth.shared.identity import current_principal
 from plinth.shared.rpc.server import GrpcService
 from plinth.v1 import tokenization_pb2 as pb
 from plinth.v1 import tokenization_pb2_grpc as rpc
+
+# What the tokenizer stage, and the store behind it, complain of, by the names of our requests.
+_OURS = {"reference": "model", "ids": "sequences", "conversations": "messages"}
 
 
 class TokenizationServicer(rpc.TokenizationServiceServicer):
@@ -69,13 +72,17 @@ class TokenizationServicer(rpc.TokenizationServiceServicer):
 
     async def _ask(self, work: Any) -> Any:
         core = self._core
-        return await with_retries(
-            core.clients,
-            STAGE,
-            lambda channel: work(tokenizer_pb2_grpc.TokenizerServiceStub(channel)),
-            current_principal(),
-            core.settings.gateway.patience_s,
-        )
+        try:
+            return await with_retries(
+                core.clients,
+                STAGE,
+                lambda channel: work(tokenizer_pb2_grpc.TokenizerServiceStub(channel)),
+                current_principal(),
+                core.settings.gateway.patience_s,
+            )
+        except PlinthError as error:
+            error.field = _OURS.get(error.field, error.field)
+            raise
 
     async def _artifact(self, name: str) -> str:
         """The artifact that is meant: the revision of a served model, or the reference itself."""
