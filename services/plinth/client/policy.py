@@ -53,7 +53,7 @@ class Policy:
     patience_s: float = 15.0
     stream_patience_s: float = 150.0
     quiet_s: float = 60.0
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a secret
 
 
 class Gateway:

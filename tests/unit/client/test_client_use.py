@@ -173,6 +173,7 @@ def test_a_key_as_it_was_read_from_its_file() -> None:
     with ThingServer() as server:
         for client in (Client(server.address, " plinth-key\n"), AsyncClient(server.address, "k\n")):
             assert "plinth-key" not in repr(vars(client))
+        assert "plinth-key" not in repr(Policy(metadata={"authorization": "Bearer plinth-key"}))
         with (
             Client(server.address, "plinth-key\n") as plinth,
             pytest.raises(FailedPrecondition, match="has no such call"),
