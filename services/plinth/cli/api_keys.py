@@ -82,7 +82,7 @@ def create(
 @app.command("list")
 def list_keys(
     filter_: Annotated[
-        str, typer.Option("--filter", help='Like: tenant = "acme" AND state = active')
+        str, typer.Option("--filter", help='Like: tenant = "acme" AND state = ACTIVE')
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for scripts.")] = False,
     data: Data = None,
@@ -176,9 +176,10 @@ def _free_file(settings: Settings) -> Path:
 
 
 def _made(settings: Settings, url: str | None, spec: keys_pb2.KeySpec) -> tuple[str, keys_pb2.Key]:
+    from plinth.v1 import keys_pb2 as pb
 
     with client(settings, url) as plinth:
-        made = plinth.keys.create_key(spec)
+        made = plinth.keys.create_key(pb.Key(spec=spec))
     return made.secret, made.key
 
 

@@ -36,7 +36,7 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
     async def CreateKey(self, request: pb.CreateKeyRequest, context: Any) -> pb.CreateKeyResponse:
         check_request_id(request.request_id)
         secret, entry = await self._keys.create(
-            wanted(request.spec), current_principal(), _credential(context), request.request_id
+            wanted(request.key.spec), current_principal(), _credential(context), request.request_id
         )
         return pb.CreateKeyResponse(key=message(entry), secret=secret)
 
