@@ -259,6 +259,17 @@ async def test_filters_say_enums_as_those_of_other_services_do(call: Call) -> No
     assert (error.reason, "ACTIVE, REVOKED, UNREADABLE" in error.message) == ("FILTER", True)
 
 
+async def test_a_key_that_is_given_for_its_id_is_not_told_again(call: Call) -> None:
+    secret = (await call("CreateKey", asked(scopes=["jobs"]))).secret
+    for method, request in (
+        ("GetKey", pb.GetKeyRequest(name=f"keys/{secret}")),
+        ("RevokeKey", pb.RevokeKeyRequest(name=f"keys/{secret}")),
+    ):
+        error = await refused(call(method, request))
+        assert error.reason == "KEY_NOT_FOUND" and "looks like a key" in error.message
+        assert secret not in error.message
+
+
 async def test_the_last_key_that_manages_keys_stays(call: Call) -> None:
     first = pb.RevokeKeyRequest(name="keys/first")
     await call("CreateKey", asked(scopes=["jobs"]))

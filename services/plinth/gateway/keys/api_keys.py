@@ -32,7 +32,7 @@ from plinth.gateway.keys.records import (
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import DataLoss, NotFound, Unauthenticated, Unavailable
-from plinth.shared.identity import Principal, hash_api_key, new_api_key
+from plinth.shared.identity import Principal, hash_api_key, is_api_key, new_api_key
 from plinth.shared.settings_sections import GatewaySettings
 from plinth.shared.telemetry import get_logger
 
@@ -104,7 +104,13 @@ class KeyStore:
         """Those of that id: one, unless somebody wrote records by hand. NotFound when none."""
         found = [entry for entry in await self.entries() if entry.id == key_id]
         if not found:
-            raise NotFound(f"no API key has the id {key_id[:64]!r}", reason="KEY_NOT_FOUND")
+            # The key itself, given for its id, is told nobody: errors end in logs and tickets.
+            what = (
+                "that id, which looks like a key" if is_api_key(key_id) else f"id {key_id[:64]!r}"
+            )
+            raise NotFound(
+                f"no API key has {what}; `plinth keys list` shows them", reason="KEY_NOT_FOUND"
+            )
         return found
 
     @property
