@@ -156,7 +156,13 @@ async def test_what_can_be_no_key_is_not_made(
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("spec.tenant", "UPDATE_MASK"), ("nothing", "UPDATE_MASK"), ("spec.scopes", "SCOPE_UNKNOWN")],
+    [
+        ("spec.tenant", "UPDATE_MASK"),
+        ("status", "UPDATE_MASK"),
+        ("nothing", "UPDATE_MASK"),
+        ("spec.scopes", "SCOPE_UNKNOWN"),
+        ("spec", "SCOPE_UNKNOWN"),  # without any
+    ],
 )
 async def test_what_no_update_may_set(call: Call, path: str, reason: str) -> None:
     key = (await call("CreateKey", asked(scopes=["jobs"]))).key

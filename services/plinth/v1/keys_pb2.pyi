@@ -393,7 +393,9 @@ class UpdateKeyRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of "spec.label", "spec.role", "spec.scopes"; empty: those that are set in `key`; "*": all."""
+        """Of "spec.label", "spec.role" and "spec.scopes"; "spec" and "*": all of them; empty: those that
+        are set in `key`.
+        """
 
     def __init__(
         self,

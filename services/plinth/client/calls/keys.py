@@ -116,8 +116,8 @@ class KeyService:
 
         key: Its name, and what is to be set. With an `etag`, it is changed only if it still has
           that one (ABORTED with the present one if not).
-        update_mask: Of "spec.label", "spec.role", "spec.scopes"; empty: those that are set in
-          `key`; "*": all.
+        update_mask: Of "spec.label", "spec.role" and "spec.scopes"; "spec" and "*": all of
+          them; empty: those that are set in `key`.
         """
         response: keys_pb2.UpdateKeyResponse = self._calls.unary(
             _UPDATE_KEY,
@@ -264,8 +264,8 @@ class AsyncKeyService:
 
         key: Its name, and what is to be set. With an `etag`, it is changed only if it still has
           that one (ABORTED with the present one if not).
-        update_mask: Of "spec.label", "spec.role", "spec.scopes"; empty: those that are set in
-          `key`; "*": all.
+        update_mask: Of "spec.label", "spec.role" and "spec.scopes"; "spec" and "*": all of
+          them; empty: those that are set in `key`.
         """
         response: keys_pb2.UpdateKeyResponse = await self._calls.unary(
             _UPDATE_KEY,
