@@ -79,7 +79,7 @@ class KeyManager:
         return (await self._store.found(key_id))[0]
 
     async def update(
-        self, key_id: str, etag: str, change: Callable[[KeyEntry], KeyRecord]
+        self, key_id: str, etag: str, change: Callable[[KeyEntry], KeyRecord], caller: Principal
     ) -> KeyEntry:
         """The key with scopes, role and label of what `change` makes of it. NotFound; Aborted for
         another etag; FailedPrecondition for a key that is revoked, or whose record can't be read,
@@ -100,6 +100,8 @@ class KeyManager:
             stays = None if "admin" in wanted.all_scopes else self._administrator_beside([entry])
             raw = changed_json(entry.raw, **_changes(entry.record, wanted))
             if await self._store.swap(entry, raw, stays):
+                scopes = sorted(wanted.all_scopes)
+                _log.info("an API key was changed", key=key_id, scopes=scopes, by=caller.key_id)
                 return await self.get(key_id)
 
     async def revoke(self, key_id: str, caller: Principal) -> KeyEntry:
