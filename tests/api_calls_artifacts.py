@@ -55,7 +55,7 @@ ARTIFACTS = [
     ),
     Call(
         "ArtifactService.ListArtifactFiles",
-        lambda world, _: art.ListArtifactFilesRequest(name=world["artifact"]),
+        lambda world, _: art.ListArtifactFilesRequest(parent=world["artifact"]),
     ),
     Call(
         "ArtifactService.DownloadArtifact",

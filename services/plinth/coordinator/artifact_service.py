@@ -27,6 +27,7 @@ from plinth.shared.artifact_messages import (
 )
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import current_principal
+from plinth.shared.manifest import Reference
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import artifacts_pb2 as pb
@@ -139,10 +140,10 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
     ) -> pb.ListArtifactFilesResponse:
         size = self._pages.size(request)
         version, _, after = self._pages.position(request).partition(":")
-        reference = reference_in(request.name)
-        record = await self._record(
-            f"artifacts/{reference.name}@{version}" if version else request.name
-        )
+        reference = reference_in(request.parent, "parent")
+        if version:
+            reference = Reference(reference.name, int(version))
+        record = await asyncio.to_thread(self._store.get, str(reference))
         files = record.manifest["files"]
         paths = sorted(path for path in files if path > after)
         page = paths[:size]

@@ -7,8 +7,6 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from google.protobuf.field_mask_pb2 import FieldMask
-
 from plinth.coordinator import deployment_messages as messages
 from plinth.coordinator.deployment_messages import DEPLOYMENT, Seen, record_etag
 from plinth.coordinator.deployments import STAGE
@@ -109,7 +107,6 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
     def _update(self, request: pb.UpdateDeploymentRequest) -> DeploymentChange:
         given = request.deployment
         name = DEPLOYMENT.id(given.name, "deployment.name")
-        mask = _leaves(request.update_mask)
         while True:
             there = self._records.get(name)
             present = pb.Deployment()
@@ -119,7 +116,7 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
             else:
                 self._check_change(there.deployment, given.etag)
                 present.spec.CopyFrom(messages.spec_of(there.deployment))
-            spec = updated(present, given, mask, _SETTABLE).spec
+            spec = updated(present, given, request.update_mask, _SETTABLE).spec
             wanted = messages.record_of(name, spec)
             if there is None or there.deployment is None:
                 wanted.made_by.CopyFrom(calling_owner())
@@ -231,14 +228,6 @@ def _unknown(name: str) -> NotFound:
     return NotFound(
         f"no deployment is called {name!r}", reason="DEPLOYMENT_NOT_FOUND", field="name"
     )
-
-
-def _leaves(mask: FieldMask) -> FieldMask:
-    """The same with each field of `spec` for "spec" as a whole."""
-    paths = [
-        leaf for path in mask.paths for leaf in (sorted(_SETTABLE) if path == "spec" else [path])
-    ]
-    return FieldMask(paths=paths)
 
 
 def _unless_changed(act: Callable[[], T]) -> T | None:

@@ -454,7 +454,7 @@ Global___UploadFileStatus: _TypeAlias = UploadFileStatus  # noqa: Y015
 
 @_typing.final
 class UploadStatus(_message.Message):
-    """Set by the platform."""
+    """How far an upload is; set by the platform."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -521,7 +521,7 @@ class Upload(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it will be removed: this long after it was created, finished or not."""
+        """When it will be removed, finished or not."""
 
     def __init__(
         self,
@@ -716,11 +716,11 @@ class ListArtifactFilesRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """As in GetArtifactRequest."""
+    parent: _builtins.str
+    """The version whose files these are, as in GetArtifactRequest."""
     page_size: _builtins.int
     """At most so many; 0: 50. More than 1,000 are 1,000."""
     page_token: _builtins.str
@@ -728,13 +728,13 @@ class ListArtifactFilesRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -247,7 +247,7 @@ async def test_a_file_goes_on_where_it_broke(call: Caller, tmp_path: Path) -> No
     (tmp_path / "folder" / "empty").write_bytes(b"")
     call.store.publish("chat", "model", tmp_path / "folder")
     call.store.set_alias("chat", "prod", 1)
-    request = pb.ListArtifactFilesRequest(name="artifacts/chat:prod", page_size=1)
+    request = pb.ListArtifactFilesRequest(parent="artifacts/chat:prod", page_size=1)
     page = await call("ListArtifactFiles", request)
     assert ([one.path for one in page.files], page.artifact) == (["empty"], "artifacts/chat@1")
     publish(call, tmp_path, "chat", "moved meanwhile")

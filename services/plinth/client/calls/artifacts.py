@@ -111,7 +111,7 @@ class ArtifactService:
 
     def list_artifact_files(
         self,
-        name: str = "",
+        parent: str = "",
         *,
         page_size: int = 0,
         timeout: float | None = None,
@@ -119,12 +119,12 @@ class ArtifactService:
     ) -> Pager[artifacts_pb2.ArtifactFile, artifacts_pb2.ListArtifactFilesResponse]:
         """The files of one version, by path.
 
-        name: As in GetArtifactRequest.
+        parent: The version whose files these are, as in GetArtifactRequest.
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_ARTIFACT_FILES, asked, timeout, metadata),
-            request(artifacts_pb2.ListArtifactFilesRequest, name=name, page_size=page_size),
+            request(artifacts_pb2.ListArtifactFilesRequest, parent=parent, page_size=page_size),
             "files",
         )
 
@@ -457,7 +457,7 @@ class AsyncArtifactService:
 
     def list_artifact_files(
         self,
-        name: str = "",
+        parent: str = "",
         *,
         page_size: int = 0,
         timeout: float | None = None,
@@ -465,12 +465,12 @@ class AsyncArtifactService:
     ) -> AsyncPager[artifacts_pb2.ArtifactFile, artifacts_pb2.ListArtifactFilesResponse]:
         """The files of one version, by path.
 
-        name: As in GetArtifactRequest.
+        parent: The version whose files these are, as in GetArtifactRequest.
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_ARTIFACT_FILES, asked, timeout, metadata),
-            request(artifacts_pb2.ListArtifactFilesRequest, name=name, page_size=page_size),
+            request(artifacts_pb2.ListArtifactFilesRequest, parent=parent, page_size=page_size),
             "files",
         )
 

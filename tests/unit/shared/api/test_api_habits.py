@@ -154,6 +154,9 @@ def test_a_mask_names_what_changes() -> None:
     assert by("stop") == options(n=1, user="b", sampling={"seed": 1, "top_k": 2})
     assert by() == options(n=3, user="b", stop=["x"], sampling={"seed": 5, "top_k": 2})
     assert by("*") == options(n=3, user="b", sampling={"seed": 5})
+    # What may not be set stays as it is: of a message that is named, too.
+    top = options(n=1, user="b", stop=["x"], sampling={"seed": 5})
+    assert by("sampling") == by("sampling", "sampling.seed") == top
     for path, told in (("size", "no field"), ("user", "platform"), ("sampling.seed.x", "no field")):
         with pytest.raises(InvalidArgument, match=told) as caught:
             by(path)
