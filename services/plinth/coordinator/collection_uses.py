@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plinth.coordinator.pipeline import parse
+from plinth.coordinator.pipeline import STORED_BYTES, parse
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.preferences import PreferencesSpec
 from plinth.shared.errors import InvalidArgument
@@ -20,9 +20,10 @@ class CollectionUses:
         """What reads it and has not ended, for people: "run nightly-7"."""
         found = []
         for run_id in await self._runs.active():
-            run, _ = await self._runs.load(run_id)
+            if (run := await self._runs.find(run_id)) is None:
+                continue  # it has ended and was deleted since
             try:
-                steps = parse(run.pipeline_yaml).steps.values()
+                steps = parse(run.pipeline_yaml, most=STORED_BYTES).steps.values()
             except InvalidArgument:
                 continue  # it will be refused, and reads nothing
             read = {spec.collection for spec in steps if isinstance(spec, PreferencesSpec)}
