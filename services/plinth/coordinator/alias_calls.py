@@ -100,8 +100,11 @@ class AliasCalls:
                     raise
 
     def _check_mover(self, alias: Alias) -> None:
-        """An alias is of who made the version that it names."""
-        record = self._store.get(f"{alias.name}@{alias.version}")
+        """An alias is of who made the version that it names, and nobody's where that has gone."""
+        try:
+            record = self._store.get(f"{alias.name}@{alias.version}")
+        except NotFound:
+            return
         check_owner(record.owner, current_principal(), f"alias {alias.ref}")
 
 

@@ -117,6 +117,33 @@ class ArtifactVersions:
             if log.append(number, row):
                 return self.load(name, number)
 
+    def link(self, name: str, source: ArtifactRecord, about: Mapping[str, Any]) -> ArtifactRecord:
+        """Makes the content of `source` the next version of `name` as well, unless there is such
+        a one; about: as in `record`. NotFound, and nothing is made, if `source` was deleted
+        meanwhile: who deletes marks it first, looks for others with its content, and removes that.
+        """
+        before = self.numbers(name)
+        try:
+            made = self.record(
+                name,
+                source.path,
+                about,
+                lambda there: (there.path, there.kind) == (source.path, source.kind),
+            )
+        except DataLoss:
+            if source.version in self.numbers(source.name):
+                raise
+        else:
+            if made.version in before or source.version in self.numbers(source.name):
+                return made
+        log = self._log(name)
+        for number in set(self.numbers(name)) - set(before):
+            if log.read(number)["content"] == source.path:
+                self.delete(name, number)
+        raise NotFound(
+            f"{source.ref} was deleted meanwhile", reason="VERSION_NOT_FOUND", field="reference"
+        )
+
     def load(self, name: str, version: int) -> ArtifactRecord:
         """One version that there is. DataLoss: its record or its manifest is damaged. NotFound: it
         was deleted."""

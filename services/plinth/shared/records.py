@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ from google.protobuf import json_format
 
 from plinth.internal.v1 import deployments_pb2
 from plinth.shared.aliases import ANY
+from plinth.shared.api.owners import check_owner
 from plinth.shared.deployment_rules import checked_alone
 from plinth.shared.errors import (
     Aborted,
@@ -26,6 +28,7 @@ from plinth.shared.errors import (
     NotFound,
 )
 from plinth.shared.fencing import Fence, admitted, numbers
+from plinth.shared.identity import Principal
 from plinth.shared.kinds import what_it_is
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
@@ -55,6 +58,7 @@ class DeploymentChange:
     fence: Mapping[str, int] = field(default_factory=dict)
 
 
+_DRAFT = "draft:"
 Changes: TypeAlias = list[DeploymentChange]  # (inside the class, `list` is the method)
 
 
@@ -168,7 +172,39 @@ class DeploymentRecords:
                 "fence": fence,
             }
             if log.append(number, record):
-                return DeploymentChange(name, number, wanted, created, fence)
+                made = DeploymentChange(name, number, wanted, created, fence)
+                self._check_there(made, before)
+                return made
+
+    def _check_there(
+        self, made: DeploymentChange, before: deployments_pb2.DeploymentRecord | None
+    ) -> None:
+        """NotFound, with what was wanted before wanted again, if the artifact was deleted
+        meanwhile: who deletes marks it first and looks for deployments then, so one of both sees
+        the other."""
+        was = before.artifact if before else ""
+        if made.deployment is None or made.deployment.artifact == was:
+            return
+        try:
+            self._store.get(made.deployment.artifact)
+        except NotFound:
+            back = before if before is not None and self._stands(before) else None
+            with suppress(Aborted, NotFound):  # somebody has changed it since
+                self._append(made.name, back, made.revision)
+            raise
+
+    def _stands(self, wanted: deployments_pb2.DeploymentRecord) -> bool:
+        try:
+            self._store.get(wanted.artifact)
+        except NotFound:
+            return False
+        return True
+
+    def check_owner(self, name: str, principal: Principal) -> None:
+        """PermissionDenied (OTHER_TENANT) if `name` is served, and by another tenant."""
+        now = self.get(name)
+        if now is not None and now.deployment is not None:
+            check_owner(now.deployment.made_by, principal, f"deployment {name!r}")
 
     def checked(
         self, deployment: deployments_pb2.DeploymentRecord
@@ -183,6 +219,8 @@ class DeploymentRecords:
                 field="deployment.spec.artifact",
             )
         wanted.artifact = artifact.ref
+        if wanted.speculation.startswith(_DRAFT):
+            self._store.get(wanted.speculation.removeprefix(_DRAFT))
         return wanted
 
     def _log(self, name: str) -> RecordLog:

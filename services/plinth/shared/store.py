@@ -125,15 +125,10 @@ class ArtifactStore:
 
     def link(self, name: str, record: ArtifactRecord) -> ArtifactRecord:
         """Publishes what `record` is as the next version of `name` too; its files are not copied.
-        A version of `name` that is the same stands."""
+        A version of `name` that is the same stands. NotFound: `record` was deleted meanwhile."""
         owner = self._maker()
         made = {"created_unix_ms": now_ms(), "tenant": owner.tenant, "key_id": owner.key_id}
-        return self._versions.record(
-            name,
-            record.path,
-            vars(record) | made,
-            lambda there: (there.path, there.kind) == (record.path, record.kind),
-        )
+        return self._versions.link(name, record, vars(record) | made)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -271,7 +266,11 @@ class ArtifactStore:
         """
         check_name(alias, "alias")
         self.get(f"{name}@{version}")
-        self._aliases.move(name, alias, version, expected, self._fence)
+
+        def there(number: int) -> bool:
+            return number in self._versions.numbers(name)
+
+        self._aliases.point(name, alias, version, expected, self._fence, there)
 
     def delete_alias(self, name: str, alias: str, *, expected: int | None = ANY) -> None:
         """`name:alias` names nothing more. NotFound if it does so already; Aborted as above."""
