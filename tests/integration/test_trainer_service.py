@@ -32,7 +32,7 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.data.shards import Split
 from plinth.trainer.service import build as build_trainer
-from plinth.v1 import artifacts_pb2
+from plinth.v1 import artifacts_pb2, owner_pb2
 from plinth.v1 import jobs_pb2 as pb
 from plinth.v1.jobs_pb2_grpc import JobServiceStub
 
@@ -445,3 +445,36 @@ async def test_a_policy_that_ran_away_is_not_tried_again(trainer, tmp_path):
         "raise kl_coefficient (now 0.05) or lower the learning rate (now 0.03)" in job.status.error
     )
     assert not any(at.status.state == pb.JOB_STATE_QUEUED for at in seen[1:])
+
+
+async def test_no_job_makes_the_next_version_of_anothers_artifact(stack, trainer, tmp_path):
+    context, stub = trainer
+    (tmp_path / "file").write_text("x")
+    for name in ("text", "lm-adapter"):
+        store = context.store.owned_by(owner_pb2.Owner(tenant="anna", key_id="a"))
+        store.publish(name, "corpus", tmp_path / "file")
+    (tmp_path / "d").write_text("x")
+    context.store.publish("d", "dataset", tmp_path / "d")
+    context.store.publish("m", "model", tmp_path / "d")
+    lora = train_spec(
+        objective="clm",
+        dataset="d",
+        init_from="m",
+        sequence_length=8,
+        batch_size=1,
+        steps=1,
+        lora=pb.LoraSpec(rank=1),
+    )
+    prepare = prepare_spec(builtin="stdlib", max_bytes=300_000)
+    for spec in (
+        pb.JobSpec(output_name="text", prepare=prepare),
+        pb.JobSpec(output_name="lm", train=lora),
+    ):
+        with pytest.raises(PermissionDenied) as caught:
+            await stub.CreateJob(create_job("theirs", spec))
+        assert (caught.value.reason, caught.value.field) == (
+            "OTHER_TENANT",
+            "job.spec.output_name",
+        )
+    with pytest.raises(NotFound):
+        await stub.GetJob(pb.GetJobRequest(name="jobs/theirs"))

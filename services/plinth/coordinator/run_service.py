@@ -11,7 +11,8 @@ from typing import Any
 from plinth.coordinator import machine, resubmission
 from plinth.coordinator.fork import fork
 from plinth.coordinator.machine import Wanted
-from plinth.coordinator.pipeline import check_paths, parse, pinned
+from plinth.coordinator.pipeline import STORED_BYTES, check_paths, parse, pinned
+from plinth.coordinator.rights import check_rights
 from plinth.coordinator.run_messages import RUN_FILTERS, RUNS, run_message
 from plinth.coordinator.run_watch import next_revision, watch_position, watch_run
 from plinth.coordinator.runs import RunRecords
@@ -60,6 +61,7 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
             return pb.CreateRunResponse(run=run_message(known))
         await asyncio.to_thread(check_paths, pipeline, self._tools.roots)
         pipeline = await asyncio.to_thread(pinned, pipeline, self._tools.store)
+        await asyncio.to_thread(check_rights, pipeline, self._tools, current_principal())
         run = machine.new_run(run_id, pipeline, time.time_ns() // 1_000_000)
         stands = await self._submit(run, asked)
         return pb.CreateRunResponse(run=run_message(resubmission.same(stands, asked, pipeline)))
@@ -81,12 +83,16 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
             roots=self._tools.roots,
             now=time.time_ns() // 1_000_000,
         )
+        forked = parse(run.pipeline_yaml, most=STORED_BYTES)
+        await asyncio.to_thread(check_rights, forked, self._tools, current_principal())
         stands = await self._submit(run, asked)
         return pb.ForkRunResponse(run=run_message(resubmission.same(stands, asked)))
 
     async def _submit(self, run: rec.RunRecord, asked: str) -> rec.RunRecord:
         run.request_digest = asked
-        run.owner.CopyFrom(owner_of(current_principal()))
+        principal = current_principal()
+        run.owner.CopyFrom(owner_of(principal))
+        run.by_admin = "admin" in principal.scopes
         return await self._records.submit(run)
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:

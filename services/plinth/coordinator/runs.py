@@ -221,10 +221,11 @@ def number_of(run: rec.RunRecord) -> int:
 
 
 def principal_of(run: rec.RunRecord) -> Principal:
-    """On whose behalf its jobs are submitted; the platform's for a run that has no owner."""
+    """On whose behalf its steps are done; the platform's for a run that has no owner."""
     if not run.owner.tenant:
         return SYSTEM
-    return Principal(run.owner.tenant, run.owner.key_id, frozenset({"jobs"}))
+    scopes = {"jobs", "admin"} if run.by_admin else {"jobs"}
+    return Principal(run.owner.tenant, run.owner.key_id, frozenset(scopes))
 
 
 def _entry(run: rec.RunRecord) -> bytes:

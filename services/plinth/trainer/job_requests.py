@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from plinth.shared import redis_keys
-from plinth.shared.errors import FailedPrecondition, InvalidArgument, PlinthError
+from plinth.shared.artifact_rights import check_next_version
+from plinth.shared.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    PlinthError,
+)
+from plinth.shared.identity import Principal
+from plinth.shared.kinds import ADAPTER_SUFFIX
+from plinth.shared.store import ArtifactStore
 from plinth.v1 import jobs_pb2 as pb
 
 MAX_JOB_ID = 100
@@ -30,6 +39,20 @@ def checked_job(job: pb.Job) -> pb.JobSpec:
                 field=f"job.{field.name}",
             )
     return job.spec
+
+
+def check_output(spec: pb.JobSpec, store: ArtifactStore, principal: Principal) -> None:
+    """PermissionDenied (OTHER_TENANT) if what the job publishes would be the next version of
+    another tenant's artifact. Blocks."""
+    names = [spec.output_name]
+    if spec.train.HasField("lora"):
+        names.append(spec.output_name + ADAPTER_SUFFIX)
+    for name in names:
+        try:
+            check_next_version(store, name, principal)
+        except PermissionDenied as refused:
+            refused.field = "spec.output_name"
+            raise
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from plinth.trainer.data.documents import check_folder
 from plinth.trainer.exchanges import Turn
 from plinth.trainer.execution import Execution
 from plinth.trainer.job_messages import JOB_FILTERS, JOBS, job_message, new_record
-from plinth.trainer.job_requests import checked_id, checked_job, not_ended, within_job
+from plinth.trainer.job_requests import check_output, checked_id, checked_job, not_ended, within_job
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.lora_specs import check_lora_targets
 from plinth.trainer.records import ENDED, JobRecords
@@ -167,8 +167,10 @@ class TrainerStage(rpc.JobServiceServicer):
         if (known := await self._records.find(job_id)) is None:
             with within_job():
                 check_spec(spec)
+                principal = current_principal()
                 await asyncio.to_thread(self._check_references, spec)
-            owner = owner_of(current_principal())
+                await asyncio.to_thread(check_output, spec, self._context.store, principal)
+            owner = owner_of(principal)
             await self._records.create(new_record(job_id, spec, owner, _now_ms()))
             known = await self._records.get(job_id)
         if known.spec != spec:

@@ -174,6 +174,15 @@ async def test_nobody_makes_the_next_version_of_anothers(call: Caller) -> None:
     await call.upload(FILES)
 
 
+async def test_a_name_that_was_taken_meanwhile_is_anothers(call: Caller) -> None:
+    files, ben = {"a": b""}, call.by(BEN)
+    upload = await ben.upload(files)
+    made = await call.finish(await call.upload(files), files)
+    with pytest.raises(PermissionDenied, match="artifact drop"):
+        await ben.finish(upload, files)
+    assert [one.ref for one in call.store.list()] == [made.name.removeprefix("artifacts/")]
+
+
 async def test_another_tenants_upload_is_not_changed(call: Caller) -> None:
     upload = await call.upload(FILES)
     ben = call.by(BEN)
