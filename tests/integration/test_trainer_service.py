@@ -18,10 +18,18 @@ from job_specs import create_job, model_spec, prepare_spec, train_spec
 from patience import PATIENCE_S
 from plinth.cli import run_view
 from plinth.coordinator.steps import jobs
-from plinth.internal.v1 import tokenizer_pb2
+from plinth.internal.v1 import run_records_pb2, tokenizer_pb2
 from plinth.internal.v1.tokenizer_pb2_grpc import TokenizerServiceStub
+from plinth.shared import redis_keys
 from plinth.shared.api.structs import plain_values
-from plinth.shared.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
+from plinth.shared.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from plinth.shared.identity import Principal
 from plinth.shared.intake import Intake
 from plinth.shared.load import Load
@@ -478,3 +486,50 @@ async def test_no_job_makes_the_next_version_of_anothers_artifact(stack, trainer
         )
     with pytest.raises(NotFound):
         await stub.GetJob(pb.GetJobRequest(name="jobs/theirs"))
+
+
+async def test_a_job_that_came_to_no_queue_can_be_cancelled(stack, trainer, monkeypatch):
+    _, stub = trainer
+    queue = stack.parts[0][1].front._queue
+    spec = pb.JobSpec(output_name="x", prepare=prepare_spec(builtin="stdlib", max_bytes=300_000))
+    with monkeypatch.context() as full, pytest.raises(ResourceExhausted):
+        full.setattr(queue, "_max_length", 0)
+        await stub.CreateJob(create_job("waits", spec))
+    job = (await stub.CancelJob(pb.CancelJobRequest(name="jobs/waits"))).job
+    assert job.status.state == pb.JOB_STATE_CANCELLED
+    # Asked for again, what has ended stays so.
+    assert (await stub.CreateJob(create_job("waits", spec))).job.status.state == job.status.state
+    assert await queue.find("waits") is None
+    await stub.DeleteJob(pb.DeleteJobRequest(name="jobs/waits"))
+    with pytest.raises(NotFound):
+        await stub.GetJob(pb.GetJobRequest(name="jobs/waits"))
+
+
+async def test_a_job_is_a_runs_if_the_run_says_so(stack, trainer, redis_client):
+    _, stub = trainer
+    spec = pb.JobSpec(output_name="x", prepare=prepare_spec(builtin="stdlib", max_bytes=300_000))
+    run = run_records_pb2.RunRecord(run_id="r")
+    run.steps.add(name="s", job_id="r.s.0123")
+    await redis_client.hset(redis_keys.run("r"), "record", run.SerializeToString())
+    await redis_client.sadd(redis_keys.active_runs(), "r")
+    for job_id in ("r.s.0123", "r.s.mine"):
+        await stub.CreateJob(create_job(job_id, spec))
+        await stub.CancelJob(pb.CancelJobRequest(name=f"jobs/{job_id}"))
+        await finished(stub, job_id)
+    async with asyncio.timeout(PATIENCE_S):  # its end is told to the queue a moment later
+        while True:
+            try:
+                await stub.DeleteJob(pb.DeleteJobRequest(name="jobs/r.s.mine"))
+                break
+            except FailedPrecondition as early:
+                assert early.reason == "JOB_NOT_ENDED"
+    with pytest.raises(FailedPrecondition, match="is of runs/r") as caught:
+        await stub.DeleteJob(pb.DeleteJobRequest(name="jobs/r.s.0123"))
+    assert caught.value.reason == "JOB_IN_USE"
+
+
+async def test_a_specification_has_a_size(stack, trainer):
+    _, stub = trainer
+    spec = pb.JobSpec(output_name="x", prepare=prepare_spec(corpus="c" * (1 << 20)))
+    with pytest.raises(InvalidArgument, match="at most 1048576"):
+        await stub.CreateJob(create_job("large", spec))

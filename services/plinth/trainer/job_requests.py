@@ -19,6 +19,7 @@ from plinth.shared.store import ArtifactStore
 from plinth.v1 import jobs_pb2 as pb
 
 MAX_JOB_ID = 100
+MAX_SPEC_BYTES = 1 << 20  # as protobuf; what is larger goes by the reference of an artifact
 
 
 def checked_id(job_id: str) -> str:
@@ -38,6 +39,10 @@ def checked_job(job: pb.Job) -> pb.JobSpec:
                 f"job.{field.name} is set by the platform; give job.spec alone, and job_id",
                 field=f"job.{field.name}",
             )
+    if (size := job.spec.ByteSize()) > MAX_SPEC_BYTES:
+        raise InvalidArgument(
+            f"job.spec has {size} bytes; at most {MAX_SPEC_BYTES}", field="job.spec"
+        )
     return job.spec
 
 

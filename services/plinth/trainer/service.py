@@ -15,6 +15,7 @@ import grpc
 
 from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.internal.v1 import tokenizer_pb2
+from plinth.internal.v1.run_records_pb2 import RunRecord
 from plinth.shared import redis_keys
 from plinth.shared.api.listing import page_of
 from plinth.shared.api.owners import check_owner, owner_of
@@ -179,8 +180,10 @@ class TrainerStage(rpc.JobServiceServicer):
                 reason="JOB_EXISTS",
                 metadata={"job_id": job_id},
             )
-        # Also for a known one: its submitter may have died between record and queue.
-        await self._queue.add(job_id, known.SerializeToString())
+        # Also for a known one: its submitter may have died between record and queue. One that has
+        # ended stays so, although the queue may have forgotten it.
+        if known.state not in ENDED:
+            await self._queue.add(job_id, known.SerializeToString())
         return pb.CreateJobResponse(job=job_message(known))
 
     def _check_references(self, spec: pb.JobSpec) -> None:
@@ -244,7 +247,8 @@ class TrainerStage(rpc.JobServiceServicer):
         job = await self._owned(request.name)
         await self._queue.cancel(job.job_id)
         state = await self._queue.find(job.job_id)
-        if state is not None and state.state == "cancelled":
+        # None: its submitter found the queue full, or died before it came to that.
+        if state is None or state.state == "cancelled":
             job = await self._records.cancel_waiting(job.job_id)
         return pb.CancelJobResponse(job=job_message(job))
 
@@ -266,14 +270,18 @@ class TrainerStage(rpc.JobServiceServicer):
         return job
 
     async def _run_of(self, job_id: str) -> str:
-        """The run that a job is a step's of, if it has not ended; ids of such jobs are
-        "<run>.<step>.<digest>"."""
+        """The run that a job is a step's of, if it has not ended. Ids of such jobs are
+        "<run>.<step>.<digest>", and others may look so."""
         run_id = job_id.rpartition(".")[0].rpartition(".")[0]
         if not run_id:
             return ""
         with redis_errors():
             active: Any = self._context.redis.sismember(redis_keys.active_runs(), run_id)
-            return run_id if await active else ""
+            if not await active:
+                return ""
+            found: Any = self._context.redis.hget(redis_keys.run(run_id), "record")
+            run = RunRecord.FromString(await found or b"")
+        return run_id if any(step.job_id == job_id for step in run.steps) else ""
 
 
 def _now_ms() -> int:
