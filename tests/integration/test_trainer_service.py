@@ -24,6 +24,7 @@ from plinth.shared import redis_keys
 from plinth.shared.api.structs import plain_values
 from plinth.shared.errors import (
     AlreadyExists,
+    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -533,3 +534,16 @@ async def test_a_specification_has_a_size(stack, trainer):
     spec = pb.JobSpec(output_name="x", prepare=prepare_spec(corpus="c" * (1 << 20)))
     with pytest.raises(InvalidArgument, match="at most 1048576"):
         await stub.CreateJob(create_job("large", spec))
+
+
+async def test_a_damaged_job_hides_no_other(stack, trainer, redis_client):
+    _, stub = trainer
+    spec = pb.JobSpec(output_name="x", prepare=prepare_spec(builtin="stdlib", max_bytes=300_000))
+    for job_id in ("a", "b"):
+        await stub.CreateJob(create_job(job_id, spec))
+        await finished(stub, job_id)
+    await redis_client.hset(redis_keys.job("a"), "job", b"\xff")
+    page = await stub.ListJobs(pb.ListJobsRequest())
+    assert ([job.name for job in page.jobs], list(page.unreachable)) == (["jobs/b"], ["jobs/a"])
+    with pytest.raises(DataLoss, match="job a is damaged"):
+        await stub.GetJob(pb.GetJobRequest(name="jobs/a"))

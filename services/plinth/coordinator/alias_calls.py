@@ -12,7 +12,7 @@ from plinth.shared.api.etags import check_etag
 from plinth.shared.api.owners import check_owner
 from plinth.shared.api.paging import Pages
 from plinth.shared.artifact_messages import alias_etag, alias_message, reference_in
-from plinth.shared.errors import Aborted, InvalidArgument, NotFound
+from plinth.shared.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from plinth.shared.identity import current_principal
 from plinth.shared.manifest import Reference
 from plinth.shared.store import ArtifactRecord, ArtifactStore
@@ -50,6 +50,12 @@ class AliasCalls:
     async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
         given = request.alias
         name, alias = _alias(given.name, "alias.name")
+        if request.create_only and given.etag:
+            raise InvalidArgument(
+                "create_only is for an alias that is not there, an etag for one that is: give one "
+                "of them",
+                field="create_only",
+            )
         target = reference_in(given.artifact, "alias.artifact")
         if target.name != name:
             raise InvalidArgument(
@@ -58,15 +64,22 @@ class AliasCalls:
             )
         record = await asyncio.to_thread(self._store.get, str(target))
         check_owner(record.owner, current_principal(), record.ref)
-        found = await asyncio.to_thread(self._set, alias, record, given.etag)
+        found = await asyncio.to_thread(self._set, alias, record, request)
         return pb.SetAliasResponse(alias=alias_message(found))
 
-    def _set(self, alias: str, record: ArtifactRecord, etag: str) -> Alias:
+    def _set(self, alias: str, record: ArtifactRecord, request: pb.SetAliasRequest) -> Alias:
         def move(now: Alias | None) -> None:
+            if request.create_only and now is not None and now.version != record.version:
+                raise AlreadyExists(
+                    f"there is an alias {now.ref} already, of version {now.version}",
+                    reason="ALIAS_EXISTS",
+                    field="alias.name",
+                    metadata={"etag": alias_etag(now)},
+                )
             expected = now.version if now else None
             self._store.set_alias(record.name, alias, record.version, expected=expected)
 
-        self._moved(record.name, alias, etag, move)
+        self._moved(record.name, alias, request.alias.etag, move)
         return self._store.alias(record.name, alias)
 
     async def DeleteAlias(

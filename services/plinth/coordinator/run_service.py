@@ -19,7 +19,7 @@ from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import Tools
 from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import redis_keys
-from plinth.shared.api.listing import page_of
+from plinth.shared.api.listing import Damaged, page_of
 from plinth.shared.api.owners import check_owner, owner_of
 from plinth.shared.api.paging import Pages
 from plinth.shared.change_feed import ChangeFeed
@@ -101,12 +101,14 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         wanted = RUN_FILTERS.parse(request.filter)
 
-        async def read(position: str, count: int) -> Sequence[tuple[str, pb.Run | None]]:
+        async def read(position: str, count: int) -> Sequence[tuple[str, pb.Run | Damaged | None]]:
             found = await self._records.newest(position, count)
-            return [(at, one and run_message(one, pipeline=False)) for at, one in found]
+            return [(at, _listed(one)) for at, one in found]
 
-        runs, token = await page_of(self._pages, request, read, wanted)
-        return pb.ListRunsResponse(runs=runs, next_page_token=token)
+        page = await page_of(self._pages, request, read, wanted)
+        return pb.ListRunsResponse(
+            runs=page.found, next_page_token=page.token, unreachable=page.unreachable
+        )
 
     async def DeleteRun(self, request: pb.DeleteRunRequest, context: Any) -> pb.DeleteRunResponse:
         run_id = RUNS.id(request.name)
@@ -161,6 +163,10 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
         """NotFound; PermissionDenied for a run that the caller may not change."""
         run = await self._records.get(run_id)
         check_owner(run.owner, current_principal(), RUNS.name(run_id))
+
+
+def _listed(one: rec.RunRecord | Damaged | None) -> pb.Run | Damaged | None:
+    return run_message(one, pipeline=False) if isinstance(one, rec.RunRecord) else one
 
 
 def _checked_id(run_id: str) -> str:

@@ -67,13 +67,19 @@ class UploadCalls:
     ) -> pb.ListUploadsResponse:
         size, after = self._pages.size(request), self._pages.position(request)
 
+        damaged: list[str] = []
+
         def look() -> list[UploadRecord]:
-            return list(islice(self._uploads.each(after), size + 1))
+            return list(islice(self._uploads.each(after, damaged.append), size + 1))
 
         found = await asyncio.to_thread(look)
-        token = self._pages.token(request, found[size - 1].id) if len(found) > size else ""
+        more = len(found) > size
         return pb.ListUploadsResponse(
-            uploads=[upload_message(one) for one in found[:size]], next_page_token=token
+            uploads=[upload_message(one) for one in found[:size]],
+            next_page_token=self._pages.token(request, found[size - 1].id) if more else "",
+            unreachable=[
+                UPLOAD.name(one) for one in damaged if not more or one < found[size - 1].id
+            ],
         )
 
     async def WriteUpload(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +77,27 @@ class ArtifactVersions:
         gone = {int(match[1]) for one in found if (match := _DELETED.fullmatch(one))}
         return [number for number in log.numbers(found) if number not in gone]
 
-    def newest_first(self, name: str, below: int | None = None) -> Iterator[ArtifactRecord]:
-        """The versions of `name`, of lower numbers than `below`."""
+    def newest_first(
+        self,
+        name: str,
+        below: int | None = None,
+        damaged: Callable[[str], None] | None = None,
+    ) -> Iterator[ArtifactRecord]:
+        """The versions of `name`, of lower numbers than `below`. damaged: is told of one that can't
+        be read ("chat@3"), which is DataLoss otherwise."""
         for number in reversed(self.numbers(name)):
-            if below is None or number < below:
-                with suppress(NotFound):  # deleted since
-                    yield self.load(name, number)
+            if below is not None and number >= below:
+                continue
+            try:
+                record = self.load(name, number)
+            except NotFound:  # deleted since
+                continue
+            except DataLoss:
+                if damaged is None:
+                    raise
+                damaged(f"{name}@{number}")
+            else:
+                yield record
 
     def record(
         self,

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any
 
 from google.protobuf import json_format
 
@@ -59,7 +59,6 @@ class DeploymentChange:
 
 
 _DRAFT = "draft:"
-Changes: TypeAlias = list[DeploymentChange]  # (inside the class, `list` is the method)
 
 
 class DeploymentRecords:
@@ -103,19 +102,25 @@ class DeploymentRecords:
         latest = self._log(name).latest()
         return None if latest is None else _parse(name, *latest)
 
-    def list(self) -> list[deployments_pb2.DeploymentRecord]:
-        """What is to be served, by name."""
-        records = (self.get(name) for name in self._store.storage.names("deployments"))
-        return [record.deployment for record in records if record and record.deployment]
+    def names(self, after: str = "") -> list[str]:
+        """Of what is or was served, in order, behind the name `after`."""
+        return [name for name in self._store.storage.names("deployments") if name > after]
 
-    def page(self, after: str, most: int) -> Changes:
-        """What is to be served, by name: at most so many, behind the name `after`."""
+    def list(
+        self, damaged: Callable[[str], None] | None = None
+    ) -> list[deployments_pb2.DeploymentRecord]:
+        """What is to be served, by name. damaged: is told the name of one that can't be read; left
+        out, that is DataLoss."""
         found = []
-        for name in self._store.storage.names("deployments"):
-            if name > after and (change := self.get(name)) and change.deployment:
-                found.append(change)
-                if len(found) == most:
-                    break
+        for name in self.names():
+            try:
+                change = self.get(name)
+            except DataLoss:
+                if damaged is None:
+                    raise
+                damaged(name)
+            else:
+                found += [change.deployment] if change and change.deployment else []
         return found
 
     def delete(self, name: str, *, expected: int | None = ANY) -> None:
@@ -250,6 +255,8 @@ def _parse(name: str, number: int, record: dict[str, Any]) -> DeploymentChange:
                 record["deployment"], deployments_pb2.DeploymentRecord(), ignore_unknown_fields=True
             )
         except json_format.ParseError as error:
-            raise DataLoss(f"record {number} of deployment {name} is damaged: {error}") from error
+            raise DataLoss(
+                f"record {number} of deployment {name} is damaged: {error}", reason="RECORD_DAMAGED"
+            ) from error
     created = record["created_unix_ms"]
     return DeploymentChange(name, number, deployment, created, numbers(record))

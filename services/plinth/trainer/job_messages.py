@@ -11,7 +11,7 @@ from plinth.shared.api.enums import word, words
 from plinth.shared.api.filters import Field, Filters
 from plinth.shared.api.resource_names import Pattern
 from plinth.shared.api.structs import struct
-from plinth.shared.api.times import moment, timestamp, unix_ms
+from plinth.shared.api.times import instant, timestamp
 from plinth.shared.api.words import given
 from plinth.shared.store import ArtifactRecord
 from plinth.trainer.loop.job_folder import JobProgress
@@ -83,8 +83,8 @@ JOB_FILTERS = Filters(
         "artifact": Field(lambda job: job.status.artifact, str),
         "owner.tenant": Field(lambda job: job.owner.tenant, str),
         "owner.key_id": Field(lambda job: job.owner.key_id, str),
-        "create_time": Field(lambda job: moment(unix_ms(job.create_time)), datetime),
-        "update_time": Field(lambda job: moment(unix_ms(job.update_time)), datetime),
-        "end_time": Field(lambda job: moment(unix_ms(job.status.end_time)), datetime),
+        "create_time": Field(lambda job: instant(job.create_time), datetime),
+        "update_time": Field(lambda job: instant(job.update_time), datetime),
+        "end_time": Field(lambda job: instant(job.status.end_time), datetime),
     }
 )

@@ -17,7 +17,7 @@ from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.internal.v1 import tokenizer_pb2
 from plinth.internal.v1.run_records_pb2 import RunRecord
 from plinth.shared import redis_keys
-from plinth.shared.api.listing import page_of
+from plinth.shared.api.listing import Damaged, page_of
 from plinth.shared.api.owners import check_owner, owner_of
 from plinth.shared.api.paging import Pages
 from plinth.shared.change_feed import ChangeFeed
@@ -213,12 +213,17 @@ class TrainerStage(rpc.JobServiceServicer):
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         wanted = JOB_FILTERS.parse(request.filter)
 
-        async def read(position: str, count: int) -> Sequence[tuple[str, pb.Job | None]]:
+        async def read(position: str, count: int) -> Sequence[tuple[str, pb.Job | Damaged | None]]:
             found = await self._records.newest(position, count)
-            return [(at, one and job_message(one)) for at, one in found]
+            return [
+                (at, job_message(one) if isinstance(one, rec.JobRecord) else one)
+                for at, one in found
+            ]
 
-        jobs, token = await page_of(self._pages, request, read, wanted)
-        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+        page = await page_of(self._pages, request, read, wanted)
+        return pb.ListJobsResponse(
+            jobs=page.found, next_page_token=page.token, unreachable=page.unreachable
+        )
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> (
         pb.DeleteJobResponse

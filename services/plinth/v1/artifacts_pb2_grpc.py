@@ -193,7 +193,8 @@ class ArtifactServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since.
+        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
+        ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -62,7 +62,9 @@ class ArtifactServiceStub:
     ListAliases: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.ListAliasesRequest, _artifacts_pb2.ListAliasesResponse]
     """The aliases of one artifact, by name."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.SetAliasRequest, _artifacts_pb2.SetAliasResponse]
-    """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since."""
+    """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
+    ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
+    """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteAliasRequest, _artifacts_pb2.DeleteAliasResponse]
     """Removes an alias; what it named stays. ABORTED (ETAG_MISMATCH) as in SetAlias."""
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.CreateUploadRequest, _artifacts_pb2.CreateUploadResponse]
@@ -120,7 +122,9 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     ListAliases: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.ListAliasesRequest, _artifacts_pb2.ListAliasesResponse]  # type: ignore[assignment]
     """The aliases of one artifact, by name."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.SetAliasRequest, _artifacts_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since."""
+    """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
+    ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
+    """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteAliasRequest, _artifacts_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     """Removes an alias; what it named stays. ABORTED (ETAG_MISMATCH) as in SetAlias."""
     CreateUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.CreateUploadRequest, _artifacts_pb2.CreateUploadResponse]  # type: ignore[assignment]
@@ -229,7 +233,9 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.SetAliasResponse, _abc.Awaitable[_artifacts_pb2.SetAliasResponse]]:
-        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since."""
+        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
+        ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
+        """
 
     @_abc_1.abstractmethod
     def DeleteAlias(

@@ -221,16 +221,22 @@ class ArtifactService:
         self,
         alias: artifacts_pb2.Alias | None = None,
         *,
+        create_only: bool = False,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Alias:
         """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has
-        moved since.
+        moved since; ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
 
         alias: Its name and artifact; its etag, if it may only be moved from what was read.
+        create_only: Only if there is no alias of that name yet, or it names this version
+          already. Not with an etag.
         """
         response: artifacts_pb2.SetAliasResponse = self._calls.unary(
-            _SET_ALIAS, request(artifacts_pb2.SetAliasRequest, alias=alias), timeout, metadata
+            _SET_ALIAS,
+            request(artifacts_pb2.SetAliasRequest, alias=alias, create_only=create_only),
+            timeout,
+            metadata,
         )
         return response.alias
 
@@ -567,16 +573,22 @@ class AsyncArtifactService:
         self,
         alias: artifacts_pb2.Alias | None = None,
         *,
+        create_only: bool = False,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Alias:
         """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has
-        moved since.
+        moved since; ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
 
         alias: Its name and artifact; its etag, if it may only be moved from what was read.
+        create_only: Only if there is no alias of that name yet, or it names this version
+          already. Not with an etag.
         """
         response: artifacts_pb2.SetAliasResponse = await self._calls.unary(
-            _SET_ALIAS, request(artifacts_pb2.SetAliasRequest, alias=alias), timeout, metadata
+            _SET_ALIAS,
+            request(artifacts_pb2.SetAliasRequest, alias=alias, create_only=create_only),
+            timeout,
+            metadata,
         )
         return response.alias
 

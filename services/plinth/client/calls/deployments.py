@@ -79,16 +79,20 @@ class DeploymentService:
         self,
         page_size: int = 0,
         *,
+        filter: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Pager[deployments_pb2.Deployment, deployments_pb2.ListDeploymentsResponse]:
         """All deployments, by name.
 
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
+        filter: Comparisons joined by AND: `state = FAILED AND artifact = "chat@*"`. Of name,
+          state, artifact, owner.tenant, owner.key_id, update_time, and canary.deployment (empty
+          unless it is a canary). Empty: all.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_DEPLOYMENTS, asked, timeout, metadata),
-            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size),
+            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size, filter=filter),
             "deployments",
         )
 
@@ -235,16 +239,20 @@ class AsyncDeploymentService:
         self,
         page_size: int = 0,
         *,
+        filter: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncPager[deployments_pb2.Deployment, deployments_pb2.ListDeploymentsResponse]:
         """All deployments, by name.
 
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
+        filter: Comparisons joined by AND: `state = FAILED AND artifact = "chat@*"`. Of name,
+          state, artifact, owner.tenant, owner.key_id, update_time, and canary.deployment (empty
+          unless it is a canary). Empty: all.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_DEPLOYMENTS, asked, timeout, metadata),
-            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size),
+            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size, filter=filter),
             "deployments",
         )
 
