@@ -196,6 +196,7 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
         canaries = self._tools.canaries
         if request.revision:
             principal.require("runs")
+            await asyncio.to_thread(self._records.check_owner, name, principal)
             role = await canaries.report_revision(name, request.revision, good=request.good)
         else:
             answer = answer_key(principal.tenant, request.request_id)
@@ -251,9 +252,10 @@ def _unknown(name: str) -> NotFound:
 
 def _leaves(mask: FieldMask) -> FieldMask:
     """The same with each field of `spec` for "spec" as a whole."""
-    paths = [
-        leaf for path in mask.paths for leaf in (sorted(_SETTABLE) if path == "spec" else [path])
-    ]
+    paths = dict.fromkeys(mask.paths)
+    if "spec" in paths:
+        del paths["spec"]
+        paths |= dict.fromkeys(sorted(_SETTABLE))
     return FieldMask(paths=paths)
 
 

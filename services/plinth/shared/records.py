@@ -32,7 +32,7 @@ from plinth.shared.identity import Principal
 from plinth.shared.kinds import what_it_is
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
-from plinth.shared.store import ArtifactStore
+from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import owner_pb2
 
 
@@ -217,7 +217,7 @@ class DeploymentRecords:
         """A copy with defaults filled in and its artifact resolved to a version, which `put` would
         write. InvalidArgument, NotFound as there."""
         wanted = checked_alone(deployment)
-        artifact = self._store.get(wanted.artifact)
+        artifact = self._referred(wanted.artifact, "artifact")
         if artifact.kind != "model":
             raise InvalidArgument(
                 f"a deployment serves a model; {what_it_is(artifact, self._store)}",
@@ -225,8 +225,16 @@ class DeploymentRecords:
             )
         wanted.artifact = artifact.ref
         if wanted.speculation.startswith(_DRAFT):
-            self._store.get(wanted.speculation.removeprefix(_DRAFT))
+            self._referred(wanted.speculation.removeprefix(_DRAFT), "speculation.draft")
         return wanted
+
+    def _referred(self, reference: str, field: str) -> ArtifactRecord:
+        """InvalidArgument, NotFound, told of the field of the specification that it comes from."""
+        try:
+            return self._store.get(reference)
+        except (InvalidArgument, NotFound) as wrong:
+            wrong.field = f"deployment.spec.{field}"
+            raise
 
     def _log(self, name: str) -> RecordLog:
         folder = f"deployments/{check_name(name, 'name')}"

@@ -163,7 +163,7 @@ class ArtifactServiceServicer:
 
     def DownloadArtifact(self, request, context):
         """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on the
-        store is shorter than what was published. Compare what has come with ArtifactFile.digest.
+        store is shorter than what was published; NOT_FOUND if the version is deleted meanwhile. Compare what has come with ArtifactFile.digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

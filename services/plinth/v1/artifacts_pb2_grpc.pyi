@@ -50,7 +50,7 @@ class ArtifactServiceStub:
     """The files of one version, by path."""
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_artifacts_pb2.DownloadArtifactRequest, _artifacts_pb2.DownloadArtifactResponse]
     """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on the
-    store is shorter than what was published. Compare what has come with ArtifactFile.digest.
+    store is shorter than what was published; NOT_FOUND if the version is deleted meanwhile. Compare what has come with ArtifactFile.digest.
     """
     DeleteArtifact: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteArtifactRequest, _artifacts_pb2.DeleteArtifactResponse]
     """Deletes one version; its number is not given again. FAILED_PRECONDITION (ARTIFACT_IN_USE),
@@ -110,7 +110,7 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     """The files of one version, by path."""
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_artifacts_pb2.DownloadArtifactRequest, _artifacts_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on the
-    store is shorter than what was published. Compare what has come with ArtifactFile.digest.
+    store is shorter than what was published; NOT_FOUND if the version is deleted meanwhile. Compare what has come with ArtifactFile.digest.
     """
     DeleteArtifact: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteArtifactRequest, _artifacts_pb2.DeleteArtifactResponse]  # type: ignore[assignment]
     """Deletes one version; its number is not given again. FAILED_PRECONDITION (ARTIFACT_IN_USE),
@@ -197,7 +197,7 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_artifacts_pb2.DownloadArtifactResponse], _abc.AsyncIterator[_artifacts_pb2.DownloadArtifactResponse]]:
         """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on the
-        store is shorter than what was published. Compare what has come with ArtifactFile.digest.
+        store is shorter than what was published; NOT_FOUND if the version is deleted meanwhile. Compare what has come with ArtifactFile.digest.
         """
 
     @_abc_1.abstractmethod

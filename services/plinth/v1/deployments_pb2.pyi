@@ -597,7 +597,9 @@ class ReportOutcomeRequest(_message.Message):
     request_id: _builtins.str
     """The answer's id (x-request-id); it can be judged once, within an hour, by who asked."""
     revision: _builtins.str
-    """A revision ("chat@8") as a whole; for keys with the scope "runs"."""
+    """A revision ("chat@8") as a whole; for keys with the scope "runs" of the tenant that made the
+    deployment (PERMISSION_DENIED, OTHER_TENANT, else).
+    """
     good: _builtins.bool
     """Whether it did well."""
     def __init__(

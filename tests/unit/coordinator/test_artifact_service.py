@@ -354,3 +354,18 @@ async def test_an_alias_of_a_version_that_has_gone_can_be_mended(
     call.store._versions.delete("chat", 1)  # as a version without these checks left it
     alias = pb.Alias(name="artifacts/chat:prod", artifact="artifacts/chat@2")
     assert (await call("SetAlias", pb.SetAliasRequest(alias=alias))).alias.artifact.endswith("@2")
+
+
+async def test_what_is_deleted_while_it_is_sent_is_not_damaged(
+    call: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = publish(call, tmp_path, "chat", "1")
+    storage, look = call.store.storage, call.store.storage.open
+
+    def late(path: str) -> Any:
+        call.store.delete(ref, lambda _: [])
+        return look(path)
+
+    monkeypatch.setattr(storage, "open", late)
+    with pytest.raises(NotFound):
+        await call.download(name="artifacts/chat@1", path="file.txt")

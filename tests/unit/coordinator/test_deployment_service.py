@@ -24,6 +24,7 @@ from plinth.shared.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    PlinthError,
 )
 from plinth.shared.identity import Principal, call_scope
 from plinth.shared.records import DeploymentRecords
@@ -266,3 +267,41 @@ async def test_what_was_seen_and_is_gone_is_not_made_anew(world: World) -> None:
         await world.update("spec", etag=seen.etag, artifact="m@2", allow_missing=True)
     assert caught.value.reason == "ETAG_MISMATCH"
     assert (await world.update("spec", artifact="m@2", allow_missing=True)).spec.artifact == "m@2"
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"artifact": "gone"}, "artifact"),
+        ({"artifact": ""}, "artifact"),
+        ({"artifact": "m@0"}, "artifact"),
+        (
+            {"speculation": {"mode": pb.SPECULATION_MODE_DRAFT, "draft": "gone"}},
+            "speculation.draft",
+        ),
+    ],
+)
+async def test_what_is_referred_to_is_there(world: World, spec: dict[str, Any], field: str) -> None:
+    with pytest.raises((InvalidArgument, NotFound)) as caught:
+        await world.create(**spec)
+    assert caught.value.field == f"deployment.spec.{field}"
+
+
+async def test_a_mask_is_not_endless(world: World) -> None:
+    await world.create()
+    await world.update(*["spec"] * 100_000, artifact="m@2")
+    with pytest.raises(InvalidArgument, match="of at most 100") as caught:
+        await world.update(*(f"spec.x{n}" for n in range(1000)))
+    assert caught.value.field == "update_mask"
+
+
+async def test_nobody_judges_a_revision_of_another_tenant(world: World) -> None:
+    await world.create()
+    request = pb.ReportOutcomeRequest(name="deployments/chat", revision="m@1", good=False)
+    runs = frozenset({"runs"})
+    with pytest.raises(PermissionDenied) as caught:
+        await world("ReportOutcome", request, Principal("ben", "key-b", runs))
+    assert caught.value.reason == "OTHER_TENANT"
+    with pytest.raises(PlinthError) as told:  # hers it may be; only, there is no canary
+        await world("ReportOutcome", request, Principal("anna", "key-a", runs))
+    assert told.value.reason != "OTHER_TENANT"

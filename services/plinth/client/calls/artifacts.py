@@ -139,8 +139,8 @@ class ArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> Generator[artifacts_pb2.DownloadArtifactResponse, None, None]:
         """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on
-        the store is shorter than what was published. Compare what has come with
-        ArtifactFile.digest.
+        the store is shorter than what was published; NOT_FOUND if the version is deleted
+        meanwhile. Compare what has come with ArtifactFile.digest.
 
         name: As in GetArtifactRequest. Name a version, so that a download that goes on later is
           of the same.
@@ -491,8 +491,8 @@ class AsyncArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[artifacts_pb2.DownloadArtifactResponse, None]:
         """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on
-        the store is shorter than what was published. Compare what has come with
-        ArtifactFile.digest.
+        the store is shorter than what was published; NOT_FOUND if the version is deleted
+        meanwhile. Compare what has come with ArtifactFile.digest.
 
         name: As in GetArtifactRequest. Name a version, so that a download that goes on later is
           of the same.

@@ -163,7 +163,8 @@ class DeploymentService:
         name: The deployment that was asked: "deployments/chat".
         request_id: The answer's id (x-request-id); it can be judged once, within an hour, by
           who asked.
-        revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
+        revision: A revision ("chat@8") as a whole; for keys with the scope "runs" of the tenant
+          that made the deployment (PERMISSION_DENIED, OTHER_TENANT, else).
         good: Whether it did well.
         """
         response: deployments_pb2.ReportOutcomeResponse = self._calls.unary(
@@ -323,7 +324,8 @@ class AsyncDeploymentService:
         name: The deployment that was asked: "deployments/chat".
         request_id: The answer's id (x-request-id); it can be judged once, within an hour, by
           who asked.
-        revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
+        revision: A revision ("chat@8") as a whole; for keys with the scope "runs" of the tenant
+          that made the deployment (PERMISSION_DENIED, OTHER_TENANT, else).
         good: Whether it did well.
         """
         response: deployments_pb2.ReportOutcomeResponse = await self._calls.unary(
