@@ -547,3 +547,23 @@ async def test_a_damaged_job_hides_no_other(stack, trainer, redis_client):
     assert ([job.name for job in page.jobs], list(page.unreachable)) == (["jobs/b"], ["jobs/a"])
     with pytest.raises(DataLoss, match="job a is damaged"):
         await stub.GetJob(pb.GetJobRequest(name="jobs/a"))
+
+
+async def test_what_a_job_refers_to_is_told_of_its_field(stack, trainer, tmp_path):
+    context, stub = trainer
+    (tmp_path / "d").write_text("x")
+    for name, kind in (("d", "dataset"), ("m", "model")):
+        context.store.publish(name, kind, tmp_path / "d")
+    compare = pb.CompareSpec(dataset="d", models=["m", "gone"], reward="m")
+    for spec, field in (
+        (pb.JobSpec(output_name="x", prepare=prepare_spec(corpus="c", tokenizer="t")), "tokenizer"),
+        (pb.JobSpec(output_name="x", compare=compare), "models"),
+        (pb.JobSpec(output_name="x", model_import=pb.ImportSpec(files="gone@1")), "files"),
+    ):
+        with pytest.raises(NotFound) as caught:
+            await stub.CreateJob(create_job("j", spec))
+        assert caught.value.field == f"job.spec.{spec.WhichOneof('work')}.{field}"
+    for name in ("jobs/é", "jobs/j:events", "jobs/a@1", "jobs/" + "j" * 101, "runs/j"):
+        with pytest.raises(InvalidArgument) as wrong:
+            await stub.GetJob(pb.GetJobRequest(name=name))
+        assert wrong.value.field == "name"

@@ -11,7 +11,7 @@ from plinth.shared.aliases import Alias
 from plinth.shared.api.etags import check_etag
 from plinth.shared.api.owners import check_owner
 from plinth.shared.api.paging import Pages
-from plinth.shared.artifact_messages import alias_etag, alias_message, reference_in
+from plinth.shared.artifact_messages import alias_etag, alias_message, record_of, reference_in
 from plinth.shared.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from plinth.shared.identity import current_principal
 from plinth.shared.manifest import Reference
@@ -37,7 +37,7 @@ class AliasCalls:
         size, after = self._pages.size(request), self._pages.position(request)
 
         def look() -> list[Alias]:
-            self._store.get(name)
+            record_of(self._store, request.parent, "parent")
             return list(islice(self._store.each_alias(name, after=after), size + 1))
 
         found = await asyncio.to_thread(look)
@@ -62,7 +62,7 @@ class AliasCalls:
                 f"{given.name[:140]} names versions of {name!r} alone, not of {target.name!r}",
                 field="alias.artifact",
             )
-        record = await asyncio.to_thread(self._store.get, str(target))
+        record = await asyncio.to_thread(record_of, self._store, given.artifact, "alias.artifact")
         check_owner(record.owner, current_principal(), record.ref)
         found = await asyncio.to_thread(self._set, alias, record, request)
         return pb.SetAliasResponse(alias=alias_message(found))

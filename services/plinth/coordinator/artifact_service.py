@@ -23,6 +23,7 @@ from plinth.shared.artifact_messages import (
     ARTIFACT,
     KINDS,
     artifact_message,
+    record_of,
     reference_in,
 )
 from plinth.shared.errors import InvalidArgument
@@ -130,7 +131,7 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
 
         found, aliases = await asyncio.to_thread(look)
         if not (found or damaged or position):
-            await asyncio.to_thread(self._store.get, name)  # NotFound says what there is
+            await self._record(request.name)  # NotFound says what there is
         page = found[:size]
         more = len(found) > size
         return pb.ListArtifactVersionsResponse(
@@ -204,7 +205,7 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
     # -- finding ---------------------------------------------------------------------------
 
     async def _record(self, name: str) -> ArtifactRecord:
-        return await asyncio.to_thread(self._store.get, str(reference_in(name)))
+        return await asyncio.to_thread(record_of, self._store, name)
 
     def _aliases_of(self, record: ArtifactRecord) -> list[str]:
         aliases = self._store.aliases(record.name)

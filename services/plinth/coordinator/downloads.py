@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import IO
 
-from plinth.shared.artifact_messages import reference_in
+from plinth.shared.artifact_messages import record_of, reference_in
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound, PlinthError
 from plinth.shared.manifest import MANIFEST, canonical_json
 from plinth.shared.storage import check_path
@@ -24,11 +24,11 @@ async def download(
 ) -> AsyncIterator[pb.DownloadArtifactResponse]:
     """The file's bytes. NotFound: no such artifact, or no such file in it; InvalidArgument: an
     offset behind its end, a token of another call; DataLoss: it is shorter than published."""
-    reference, offset = str(reference_in(request.name)), request.offset
+    name, offset = request.name, request.offset
     if request.resume_token:
         version, offset = _position(request.resume_token)
-        reference = f"{reference_in(request.name).name}@{version}"
-    record = await asyncio.to_thread(store.get, reference)
+        name = f"artifacts/{reference_in(request.name).name}@{version}"
+    record = await asyncio.to_thread(record_of, store, name)
     size = _size(record, request.path)
     if offset > size:
         raise InvalidArgument(

@@ -14,7 +14,7 @@ from plinth.shared.api.structs import struct
 from plinth.shared.api.times import instant, timestamp
 from plinth.v1 import runs_pb2 as pb
 
-RUNS = Pattern("runs/{run}")
+RUNS = Pattern("runs/{run}", r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 # Kinds of steps whose work is one job of the trainer.
 _JOBS = frozenset({"data", "train", "compare"})
 

@@ -263,4 +263,4 @@ def _state(run: rec.RunRecord) -> str:
 
 
 def _unknown(run_id: str) -> NotFound:
-    return NotFound(f"there is no run {run_id!r}", reason="RUN_NOT_FOUND", field="run_id")
+    return NotFound(f"there is no run {run_id!r}", reason="RUN_NOT_FOUND", field="name")

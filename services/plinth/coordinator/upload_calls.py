@@ -21,7 +21,7 @@ from plinth.shared.manifest import check_name
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import artifacts_pb2 as pb
 
-UPLOAD = Pattern("uploads/{upload}")
+UPLOAD = Pattern("uploads/{upload}", r"[a-z0-9]{1,64}")
 _FILES = "files"  # the kind
 
 

@@ -75,7 +75,12 @@ def checked_files(files: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ..
         )
     paths, all_paths = set[str](), {path for path, _ in found}
     for path, _ in found:
-        if check_path(path) == MANIFEST:
+        try:
+            check_path(path)
+        except InvalidArgument as wrong:
+            wrong.field = field
+            raise
+        if path == MANIFEST:
             raise InvalidArgument(
                 f"{MANIFEST} is the artifact's own file, which the platform writes", field=field
             )

@@ -18,7 +18,7 @@ from plinth.trainer.loop.job_folder import JobProgress
 from plinth.v1 import jobs_pb2 as pb
 from plinth.v1 import owner_pb2
 
-JOBS = Pattern("jobs/{job}")
+JOBS = Pattern("jobs/{job}", r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def job_message(record: rec.JobRecord) -> pb.Job:

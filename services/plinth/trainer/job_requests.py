@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from plinth.shared import redis_keys
@@ -10,6 +10,7 @@ from plinth.shared.artifact_rights import check_next_version
 from plinth.shared.errors import (
     FailedPrecondition,
     InvalidArgument,
+    NotFound,
     PermissionDenied,
     PlinthError,
 )
@@ -19,6 +20,13 @@ from plinth.shared.store import ArtifactStore
 from plinth.v1 import jobs_pb2 as pb
 
 MAX_JOB_ID = 100
+# Fields that refer to artifacts, by kind of work.
+_REFERENCES: Mapping[str, Sequence[str]] = {
+    "train": ("dataset", "init_from", "reward"),
+    "prepare": ("tokenizer", "corpus", "samples", "prompts"),
+    "compare": ("dataset", "models", "reward"),
+    "model_import": ("files", "base"),
+}
 MAX_SPEC_BYTES = 1 << 20  # as protobuf; what is larger goes by the reference of an artifact
 
 
@@ -44,6 +52,20 @@ def checked_job(job: pb.Job) -> pb.JobSpec:
             f"job.spec has {size} bytes; at most {MAX_SPEC_BYTES}", field="job.spec"
         )
     return job.spec
+
+
+def check_named(spec: pb.JobSpec, store: ArtifactStore) -> None:
+    """NotFound, InvalidArgument for the first reference to no artifact that there is. Blocks."""
+    for kind, fields in _REFERENCES.items():
+        work = getattr(spec, kind)
+        for name in fields:
+            said = getattr(work, name)
+            for reference in filter(None, [said] if isinstance(said, str) else said):
+                try:
+                    store.get(reference)
+                except (NotFound, InvalidArgument) as wrong:
+                    wrong.field = f"spec.{kind}.{name}"
+                    raise
 
 
 def check_output(spec: pb.JobSpec, store: ArtifactStore, principal: Principal) -> None:

@@ -246,4 +246,4 @@ def _written(position: Position) -> str:
 
 
 def _unknown(job_id: str) -> NotFound:
-    return NotFound(f"no job {job_id!r}", reason="JOB_NOT_FOUND", field="job_id")
+    return NotFound(f"no job {job_id!r}", reason="JOB_NOT_FOUND", field="name")

@@ -42,7 +42,14 @@ from plinth.trainer.data.documents import check_folder
 from plinth.trainer.exchanges import Turn
 from plinth.trainer.execution import Execution
 from plinth.trainer.job_messages import JOB_FILTERS, JOBS, job_message, new_record
-from plinth.trainer.job_requests import check_output, checked_id, checked_job, not_ended, within_job
+from plinth.trainer.job_requests import (
+    check_named,
+    check_output,
+    checked_id,
+    checked_job,
+    not_ended,
+    within_job,
+)
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.lora_specs import check_lora_targets
 from plinth.trainer.records import ENDED, JobRecords
@@ -189,18 +196,7 @@ class TrainerStage(rpc.JobServiceServicer):
     def _check_references(self, spec: pb.JobSpec) -> None:
         """What a job names must exist when it is submitted, not only when it is run."""
         train, prepare = spec.train, spec.prepare
-        named = (
-            train.dataset,
-            train.init_from,
-            prepare.tokenizer,
-            prepare.corpus,
-            prepare.samples,
-            prepare.prompts,
-            spec.model_import.files,
-            spec.model_import.base,
-        )
-        for reference in filter(None, named):
-            self._context.store.get(reference)
+        check_named(spec, self._context.store)
         if prepare.corpus_dir:
             folder = self._roots.check(prepare.corpus_dir, field="spec.prepare.corpus_dir")
             check_folder(folder, prepare.corpus_dir, field="spec.prepare.corpus_dir")

@@ -369,3 +369,30 @@ async def test_what_is_deleted_while_it_is_sent_is_not_damaged(
     monkeypatch.setattr(storage, "open", late)
     with pytest.raises(NotFound):
         await call.download(name="artifacts/chat@1", path="file.txt")
+
+
+async def test_what_is_not_there_is_told_of_its_field(call: Caller, tmp_path: Path) -> None:
+    publish(call, tmp_path, "chat", "1")
+    alias = pb.Alias(name="artifacts/chat:prod", artifact="artifacts/chat@9")
+    for method, request, field in (
+        ("GetArtifact", pb.GetArtifactRequest(name="artifacts/gone"), "name"),
+        ("ListArtifactVersions", pb.ListArtifactVersionsRequest(name="artifacts/gone"), "name"),
+        ("ListArtifactFiles", pb.ListArtifactFilesRequest(name="artifacts/chat:gone"), "name"),
+        ("DeleteArtifact", pb.DeleteArtifactRequest(name="artifacts/chat@9"), "name"),
+        ("ListAliases", pb.ListAliasesRequest(parent="artifacts/gone"), "parent"),
+        ("SetAlias", pb.SetAliasRequest(alias=alias), "alias.artifact"),
+        ("GetUpload", pb.GetUploadRequest(name="uploads/0123"), "name"),
+    ):
+        with pytest.raises(NotFound) as caught:
+            await call(method, request)
+        assert caught.value.field == field, method
+    with pytest.raises(NotFound) as told:
+        await call.download(name="artifacts/chat@9", path="file.txt")
+    assert told.value.field == "name"
+    for name in ("uploads/..", "uploads/a/b", "uploads/É", "runs/a"):
+        with pytest.raises(InvalidArgument) as wrong:
+            await call("GetUpload", pb.GetUploadRequest(name=name))
+        assert wrong.value.field == "name"
+    with pytest.raises(InvalidArgument) as path:
+        await call.upload({"../x": b""})
+    assert path.value.field == "upload.spec.files"
