@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from plinth.coordinator.pipeline import STORED_BYTES, parse
@@ -23,10 +24,14 @@ class CollectionUses:
             if (run := await self._runs.find(run_id)) is None:
                 continue  # it has ended and was deleted since
             try:
-                steps = parse(run.pipeline_yaml, most=STORED_BYTES).steps.values()
+                pipeline = await asyncio.to_thread(parse, run.pipeline_yaml, most=STORED_BYTES)
             except InvalidArgument:
                 continue  # it will be refused, and reads nothing
-            read = {spec.collection for spec in steps if isinstance(spec, PreferencesSpec)}
+            read = {
+                spec.collection
+                for spec in pipeline.steps.values()
+                if isinstance(spec, PreferencesSpec)
+            }
             if collection in read:
                 found.append(f"run {run_id}")
         return found

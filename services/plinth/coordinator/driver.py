@@ -85,7 +85,8 @@ class RunDriver:
         if machine.ended(run):
             return
         try:
-            pipeline = parse(run.pipeline_yaml, most=STORED_BYTES)
+            # In a thread: a long text takes a second, and leases are to be renewed.
+            pipeline = await asyncio.to_thread(parse, run.pipeline_yaml, most=STORED_BYTES)
         except InvalidArgument as error:
             machine.refuse(run, error=error.message, now=_now())
             await self._save(run)

@@ -57,14 +57,15 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
         )
         asked = resubmission.of_pipeline(pipeline)
         if (there := await self._records.find(run_id)) is not None:
-            known = resubmission.same(there, asked, pipeline)
+            known = await asyncio.to_thread(resubmission.same, there, asked, pipeline)
             return pb.CreateRunResponse(run=run_message(known))
         await asyncio.to_thread(check_paths, pipeline, self._tools.roots)
         pipeline = await asyncio.to_thread(pinned, pipeline, self._tools.store)
         await asyncio.to_thread(check_rights, pipeline, self._tools, current_principal())
         run = machine.new_run(run_id, pipeline, time.time_ns() // 1_000_000)
         stands = await self._submit(run, asked)
-        return pb.CreateRunResponse(run=run_message(resubmission.same(stands, asked, pipeline)))
+        known = await asyncio.to_thread(resubmission.same, stands, asked, pipeline)
+        return pb.CreateRunResponse(run=run_message(known))
 
     async def ForkRun(self, request: pb.ForkRunRequest, context: Any) -> pb.ForkRunResponse:
         run_id, source_id = _checked_id(request.run_id), RUNS.id(request.name)
@@ -83,7 +84,7 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
             roots=self._tools.roots,
             now=time.time_ns() // 1_000_000,
         )
-        forked = parse(run.pipeline_yaml, most=STORED_BYTES)
+        forked = await asyncio.to_thread(parse, run.pipeline_yaml, most=STORED_BYTES)
         await asyncio.to_thread(check_rights, forked, self._tools, current_principal())
         stands = await self._submit(run, asked)
         return pb.ForkRunResponse(run=run_message(resubmission.same(stands, asked)))

@@ -375,7 +375,7 @@ class UploadSpec(_message.Message):
     Other kinds are made from those by jobs.
     """
     license: _builtins.str
-    """Such as "apache-2.0"; empty if it is not known."""
+    """Its name, such as "apache-2.0", at most 200 characters; empty if it is not known."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadFile]:
         """The files that will come: 1 to 1,000, of at most 1 TiB together."""

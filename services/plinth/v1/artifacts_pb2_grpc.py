@@ -194,7 +194,8 @@ class ArtifactServiceServicer:
 
     def SetAlias(self, request, context):
         """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
-        ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
+        ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there; NOT_FOUND, and it stays
+        where it was, if the version is deleted at the same time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,7 +242,8 @@ class ArtifactServiceServicer:
     def FinishUpload(self, request, context):
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
         FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+        (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for a name
+        that became another tenant's meanwhile. Again: gives the artifact that it made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

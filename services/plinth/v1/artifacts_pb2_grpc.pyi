@@ -63,7 +63,8 @@ class ArtifactServiceStub:
     """The aliases of one artifact, by name."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.SetAliasRequest, _artifacts_pb2.SetAliasResponse]
     """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
-    ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
+    ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there; NOT_FOUND, and it stays
+    where it was, if the version is deleted at the same time.
     """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteAliasRequest, _artifacts_pb2.DeleteAliasResponse]
     """Removes an alias; what it named stays. ABORTED (ETAG_MISMATCH) as in SetAlias."""
@@ -83,7 +84,8 @@ class ArtifactServiceStub:
     FinishUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.FinishUploadRequest, _artifacts_pb2.FinishUploadResponse]
     """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
     FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-    (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+    (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for a name
+    that became another tenant's meanwhile. Again: gives the artifact that it made.
     """
     DeleteUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteUploadRequest, _artifacts_pb2.DeleteUploadResponse]
     """Gives an upload up, and removes what has come. An artifact that it became stays."""
@@ -123,7 +125,8 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     """The aliases of one artifact, by name."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.SetAliasRequest, _artifacts_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
-    ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
+    ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there; NOT_FOUND, and it stays
+    where it was, if the version is deleted at the same time.
     """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteAliasRequest, _artifacts_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     """Removes an alias; what it named stays. ABORTED (ETAG_MISMATCH) as in SetAlias."""
@@ -143,7 +146,8 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     FinishUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.FinishUploadRequest, _artifacts_pb2.FinishUploadResponse]  # type: ignore[assignment]
     """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
     FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-    (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+    (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for a name
+    that became another tenant's meanwhile. Again: gives the artifact that it made.
     """
     DeleteUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteUploadRequest, _artifacts_pb2.DeleteUploadResponse]  # type: ignore[assignment]
     """Gives an upload up, and removes what has come. An artifact that it became stays."""
@@ -234,7 +238,8 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.SetAliasResponse, _abc.Awaitable[_artifacts_pb2.SetAliasResponse]]:
         """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
-        ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
+        ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there; NOT_FOUND, and it stays
+        where it was, if the version is deleted at the same time.
         """
 
     @_abc_1.abstractmethod
@@ -290,7 +295,8 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_artifacts_pb2.FinishUploadResponse, _abc.Awaitable[_artifacts_pb2.FinishUploadResponse]]:
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
         FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+        (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for a name
+        that became another tenant's meanwhile. Again: gives the artifact that it made.
         """
 
     @_abc_1.abstractmethod

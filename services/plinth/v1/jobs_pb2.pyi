@@ -1155,7 +1155,7 @@ Global___ImportSpec: _TypeAlias = ImportSpec  # noqa: Y015
 
 @_typing.final
 class JobSpec(_message.Message):
-    """What a job does."""
+    """What a job does; at most 1 MiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

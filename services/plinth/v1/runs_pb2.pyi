@@ -247,7 +247,8 @@ class RunSpec(_message.Message):
     PIPELINE_YAML_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
     pipeline_yaml: _builtins.str
-    """The pipeline's text: YAML with a `name` and its `steps` by name, at most 256 KiB. In responses
+    """The pipeline's text: YAML with a `name` and its `steps` by name, at most 256 KiB with its
+    overrides. In responses
     with the overrides applied and every artifact reference fixed to the version that it meant at
     creation; empty in those of ListRuns.
     """

@@ -226,7 +226,8 @@ class ArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Alias:
         """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has
-        moved since; ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
+        moved since; ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there;
+        NOT_FOUND, and it stays where it was, if the version is deleted at the same time.
 
         alias: Its name and artifact; its etag, if it may only be moved from what was read.
         create_only: Only if there is no alias of that name yet, or it names this version
@@ -355,7 +356,8 @@ class ArtifactService:
     ) -> artifacts_pb2.Artifact:
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
         FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+        (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for
+        a name that became another tenant's meanwhile. Again: gives the artifact that it made.
 
         name: "uploads/3f2a…".
         digests: Of each file, "sha256:<hex>" by its path: what was sent has to be what was
@@ -578,7 +580,8 @@ class AsyncArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Alias:
         """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has
-        moved since; ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there.
+        moved since; ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there;
+        NOT_FOUND, and it stays where it was, if the version is deleted at the same time.
 
         alias: Its name and artifact; its etag, if it may only be moved from what was read.
         create_only: Only if there is no alias of that name yet, or it names this version
@@ -707,7 +710,8 @@ class AsyncArtifactService:
     ) -> artifacts_pb2.Artifact:
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
         FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+        (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for
+        a name that became another tenant's meanwhile. Again: gives the artifact that it made.
 
         name: "uploads/3f2a…".
         digests: Of each file, "sha256:<hex>" by its path: what was sent has to be what was
