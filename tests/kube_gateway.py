@@ -151,6 +151,10 @@ def shard(address: str, *, running: int = 0, kv: float = 0.0) -> operations_pb2.
     )
 
 
+def status(*replicas: operations_pb2.ReplicaStatus) -> operations_pb2.GetStatusResponse:
+    return operations_pb2.GetStatusResponse(replicas=replicas)
+
+
 def canary_run(state: int, detail: str = "", error: str = "") -> runs_pb2.Run:
     step = runs_pb2.Step(
         step_id="canary",

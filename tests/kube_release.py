@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from kube_api import NAMESPACE
+from kube_api import NAMESPACE, KubeApi
 
 Json = dict[str, Any]
 CORE = f"/api/v1/namespaces/{NAMESPACE}"
@@ -105,6 +105,10 @@ def warning(kind: str, name: str, reason: str, message: str, when: str = "") -> 
         "message": message,
         "lastTimestamp": when or "2026-01-01T00:00:00Z",
     }
+
+
+def pod_address(kube: KubeApi, path: str) -> str:
+    return str(kube.objects[path]["status"]["podIP"])
 
 
 def static_pods(kube: Cluster) -> None:

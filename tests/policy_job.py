@@ -12,7 +12,7 @@ from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group, TrainConfig, train
 from plinth.trainer.loop.job_folder import JobFolder
-from plinth.trainer.validation import plan_train
+from plinth.trainer.planning import plan_train
 from plinth.v1 import jobs_pb2 as pb
 
 LENGTH = 64

@@ -70,8 +70,9 @@ def test_the_python_of_the_readme_runs_as_it_stands(real: RealStack) -> None:
     """Its blocks one after another, but for the port and the folder of this stack; no warning."""
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
-    program = "\n".join(blocks).replace("http://127.0.0.1:8080", real.rest)
+    assert len(blocks) == 3
+    program = "\nprint(chr(0))\n".join(blocks).replace("http://127.0.0.1:8080", real.rest)
+    program = program.replace("127.0.0.1:8081", real.grpc)
     program = program.replace('".plinth/', f'"{real.stack.settings.data_dir}/')
     done = subprocess.run(
         [sys.executable, "-W", "default::ResourceWarning", "-c", program],
@@ -81,7 +82,9 @@ def test_the_python_of_the_readme_runs_as_it_stands(real: RealStack) -> None:
         timeout=300,
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert done.stdout.startswith("Hello")
+    by_rest, by_grpc, vote = done.stdout.split("\0")
+    assert by_rest.startswith("Hello")
+    assert by_grpc.strip() and vote.strip()
 
 
 async def test_a_completion_that_writes_its_turns_says_what_the_chat_says(real: RealStack) -> None:

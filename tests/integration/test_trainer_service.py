@@ -16,7 +16,7 @@ import trainings
 from chat_prompts import special_codec
 from job_specs import create_job, model_spec, prepare_spec, train_spec
 from patience import PATIENCE_S
-from plinth.cli import run_view
+from plinth.cli import run_summary, run_view
 from plinth.coordinator.steps import jobs
 from plinth.internal.v1 import run_records_pb2, tokenizer_pb2
 from plinth.internal.v1.tokenizer_pb2_grpc import TokenizerServiceStub
@@ -296,7 +296,7 @@ def as_a_step(job, kind):
 
 
 def warned(*steps):
-    return [text.plain for text in run_view.warnings(shown_runs.run(*steps))]
+    return [text.plain for text in run_summary.warnings(shown_runs.run(*steps))]
 
 
 async def test_what_was_left_out_is_told_on_the_screen_and_in_the_manifest(

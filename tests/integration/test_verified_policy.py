@@ -22,9 +22,10 @@ from plinth.trainer.data.prompt_dataset import checks_of, tokenize_prompts
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group
 from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.planning import plan_train
 from plinth.trainer.policy.prompts import prompts_of
 from plinth.trainer.policy.run import optimise_policy
-from plinth.trainer.validation import check_spec, plan_train
+from plinth.trainer.validation import check_spec
 from plinth.v1 import jobs_pb2 as pb
 from plinth.v1 import rewards_pb2
 from reward_stack import Stack, stack

@@ -149,7 +149,8 @@ def run_to_its_end(stack: Stack, console: Console, pipeline: Path, given: list[s
     succeeded."""
     from plinth.cli.gateway_access import api_key, stack_address
     from plinth.cli.run_client import RunClient
-    from plinth.cli.run_view import follow, summary
+    from plinth.cli.run_summary import summary
+    from plinth.cli.run_view import follow
     from plinth.cli.runs import parse_overrides
     from plinth.cli.tables import show
     from plinth.shared.errors import NotFound

@@ -209,7 +209,8 @@ def _read(text: str) -> dict[str, Any]:
 
 
 def _watch(client: RunClient, console: Console, run_id: str) -> None:
-    from plinth.cli.run_view import follow, summary
+    from plinth.cli.run_summary import summary
+    from plinth.cli.run_view import follow
     from plinth.v1 import runs_pb2 as pb
 
     try:

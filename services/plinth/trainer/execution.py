@@ -27,9 +27,10 @@ from plinth.trainer.importing import run_import
 from plinth.trainer.launch import Launcher
 from plinth.trainer.loop.config import TrainConfig
 from plinth.trainer.loop.job_folder import JobProgress
+from plinth.trainer.planning import context_of, plan_compare, plan_train
 from plinth.trainer.preparing import Preparation, fields_of_spec, input_digest, of_kind
 from plinth.trainer.rendering import Renderer
-from plinth.trainer.validation import check_spec, context_of, plan_compare, plan_train
+from plinth.trainer.validation import check_spec
 from plinth.v1 import jobs_pb2 as pb
 
 

@@ -47,6 +47,13 @@ def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]
 
 
 @pytest.fixture
+def released(kube: KubeApi) -> None:
+    """A static release and its pods."""
+    static_release(kube)
+    static_pods(kube)
+
+
+@pytest.fixture
 def well(kube: KubeApi, gateway: ScriptedGateway) -> KubeApi:
     """A static release in which nothing is wrong."""
     static_release(kube)

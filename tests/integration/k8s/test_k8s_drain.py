@@ -9,12 +9,12 @@ import pytest
 from kube_api import KubeApi
 from kube_calls import Call, Reply
 from kube_cluster import error_of, plinth_k8s
-from kube_gateway import ScriptedGateway, shard
-from kube_release import CORE, labels, pod, static_pods, static_release
+from kube_gateway import ScriptedGateway, shard, status
+from kube_release import CORE, labels, pod, pod_address
 from plinth.cluster.kubernetes_ops import draining
-from plinth.v1 import operations_pb2
 
 POD = f"{CORE}/pods/plinth-inference-0"
+pytestmark = pytest.mark.usefixtures("released")
 BUDGET = {
     "causes": [
         {
@@ -25,24 +25,10 @@ BUDGET = {
 }
 
 
-@pytest.fixture(autouse=True)
-def release(kube: KubeApi) -> None:
-    static_release(kube)
-    static_pods(kube)
-
-
-def status(*shards: operations_pb2.ReplicaStatus) -> operations_pb2.GetStatusResponse:
-    return operations_pb2.GetStatusResponse(replicas=shards)
-
-
-def address(kube: KubeApi) -> str:
-    return str(kube.objects[POD]["status"]["podIP"])
-
-
 def test_a_shard_is_marked_emptied_and_evicted_in_that_order(
     kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
-    own, other = address(kube), "10.0.2.1"
+    own, other = pod_address(kube, POD), "10.0.2.1"
     gateway.statuses = [
         status(shard(own, running=2), shard(other, running=5)),
         status(shard(own, running=1)),
@@ -109,7 +95,7 @@ def test_one_that_does_not_empty_is_not_evicted(kube: KubeApi, kubeconfig: Path)
 def test_streams_that_stay_keep_it(
     kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
-    gateway.status = status(shard(address(kube), running=1))
+    gateway.status = status(shard(pod_address(kube, POD), running=1))
     result = plinth_k8s(
         kubeconfig, "drain", "plinth-inference-0", "--timeout", "1", url=gateway.address
     )

@@ -9,27 +9,16 @@ import pytest
 
 from kube_api import KubeApi
 from kube_cluster import error_of, plinth_k8s
-from kube_gateway import ScriptedGateway, shard
+from kube_gateway import ScriptedGateway, shard, status
 from kube_objects import Json
-from kube_release import CORE, pod, static_pods, static_release
+from kube_release import CORE, pod, pod_address
 from plinth.cluster.kubernetes_ops import draining
 from plinth.v1 import operations_pb2
 
 POD = f"{CORE}/pods/plinth-inference-0"
 
 
-@pytest.fixture(autouse=True)
-def release(kube: KubeApi) -> None:
-    static_release(kube)
-    static_pods(kube)
-
-
-def status(*shards: operations_pb2.ReplicaStatus) -> operations_pb2.GetStatusResponse:
-    return operations_pb2.GetStatusResponse(replicas=shards)
-
-
-def address(kube: KubeApi) -> str:
-    return str(kube.objects[POD]["status"]["podIP"])
+pytestmark = pytest.mark.usefixtures("released")
 
 
 def runs_again(kube: KubeApi) -> None:
@@ -101,9 +90,9 @@ def test_one_that_is_not_ready_is_asked_too(
     kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway, figures: str
 ) -> None:
     """Nobody says what it holds: Ray must."""
-    kube.put(POD, pod("inference", address(kube), ready=False))
+    kube.put(POD, pod("inference", pod_address(kube, POD), ready=False))
     gateway.status = operations_pb2.GetStatusResponse(
-        redis_error="Redis is away", replicas=[shard(address(kube), running=3)]
+        redis_error="Redis is away", replicas=[shard(pod_address(kube, POD), running=3)]
     )
     how = {"key": ""} if figures == "none" else {"url": gateway.address}
     kube.exec_code = lambda name, command: 1
@@ -130,7 +119,7 @@ def test_only_a_container_that_does_not_run_holds_nothing(
     kube: KubeApi, kubeconfig: Path, state: str
 ) -> None:
     told, asked = STATES[state]
-    found = pod("inference", address(kube), ready=False)
+    found = pod("inference", pod_address(kube, POD), ready=False)
     found["status"] = told
     kube.put(POD, found)
     result = plinth_k8s(kubeconfig, "drain", "plinth-inference-0", key="")
@@ -143,8 +132,8 @@ def test_one_that_was_marked_before_is_waited_for(
     kube: KubeApi, kubeconfig: Path, gateway: ScriptedGateway
 ) -> None:
     """It is no longer ready, and holds a stream still. Ray is told once more, and takes it."""
-    kube.put(POD, pod("inference", address(kube), ready=False))
-    gateway.status = status(shard(address(kube), running=1))
+    kube.put(POD, pod("inference", pod_address(kube, POD), ready=False))
+    gateway.status = status(shard(pod_address(kube, POD), running=1))
     result = plinth_k8s(
         kubeconfig, "drain", "plinth-inference-0", "--timeout", "1", url=gateway.address
     )

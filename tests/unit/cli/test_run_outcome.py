@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import shown_runs
-from plinth.cli.run_view import summary
+from plinth.cli.run_summary import summary
 from plinth.cli.tables import show
 from plinth.v1 import artifacts_pb2
 from plinth.v1 import runs_pb2 as pb

@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 
 import shown_runs
-from plinth.cli.run_view import about, summary
+from plinth.cli.run_summary import summary
+from plinth.cli.run_view import about
 from plinth.shared.intake import Intake
 from plinth.v1 import artifacts_pb2
 from plinth.v1 import runs_pb2 as pb

@@ -15,7 +15,7 @@ from rich.text import Text
 
 import plinth.cli
 import shown_runs
-from plinth.cli.run_view import summary
+from plinth.cli.run_summary import summary
 from plinth.cli.stack_table import platform_sections
 from plinth.cli.tables import WholeTable, show
 from plinth.v1 import artifacts_pb2
@@ -107,7 +107,8 @@ def test_a_summary_names_the_models_of_a_contest_whole() -> None:
 
 # Where else a table of rich's own is made, and why that may be cut.
 OTHERS = {
-    "run_view.py": "RunView lives on a terminal; answers side by side share its width",
+    "run_view.py": "RunView lives on a terminal",
+    "run_summary.py": "answers side by side share its width",
     "stack_table.py": "UpTable lives on a terminal",
     "k8s_view.py": "numbers of two revisions",
     "preferences.py": "folds every cell",

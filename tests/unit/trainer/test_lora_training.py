@@ -37,9 +37,10 @@ from plinth.trainer.lora_specs import lora_fields
 from plinth.trainer.objectives.dpo import DirectPreference
 from plinth.trainer.objectives.pairs import PairOptions, Pairs, answer_logprobs
 from plinth.trainer.objectives.reward import pair_scores
+from plinth.trainer.planning import plan_train
 from plinth.trainer.policy.job import PolicyJob
 from plinth.trainer.policy.run import optimise_policy
-from plinth.trainer.validation import check_spec, plan_train
+from plinth.trainer.validation import check_spec
 from plinth.v1 import jobs_pb2 as pb
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -19,10 +19,11 @@ from plinth.shared.errors import FailedPrecondition, InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.loop import Group, TrainConfig
 from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.planning import plan_compare, plan_train
 from plinth.trainer.policy import run
 from plinth.trainer.policy.compare import compare
 from plinth.trainer.policy.run import optimise_policy
-from plinth.trainer.validation import check_spec, plan_compare, plan_train
+from plinth.trainer.validation import check_spec
 from plinth.v1 import jobs_pb2 as pb
 
 LENGTH = 64

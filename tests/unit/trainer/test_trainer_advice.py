@@ -32,7 +32,8 @@ from plinth.trainer.data.tokenize import load_tokenizer, tokenize_corpus
 from plinth.trainer.loop import Group, TrainConfig, train
 from plinth.trainer.loop.job_folder import JobFolder
 from plinth.trainer.loop.setup import make_objective, set_up
-from plinth.trainer.validation import check_spec, plan_train
+from plinth.trainer.planning import plan_train
+from plinth.trainer.validation import check_spec
 from plinth.v1 import jobs_pb2 as pb
 
 SETTINGS = TrainerSettings(threads=1)

@@ -26,8 +26,8 @@ from plinth.trainer.data.shards import Split
 from plinth.trainer.execution import Execution
 from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder
+from plinth.trainer.planning import plan_train
 from plinth.trainer.policy.run import optimise_policy
-from plinth.trainer.validation import plan_train
 from plinth.v1 import jobs_pb2 as pb
 
 peft = pytest.importorskip("peft")

@@ -6,7 +6,8 @@ from plinth.shared.errors import InvalidArgument
 from plinth.shared.settings_sections import TrainerSettings
 from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder
-from plinth.trainer.validation import check_spec, plan_train
+from plinth.trainer.planning import plan_train
+from plinth.trainer.validation import check_spec
 from plinth.v1 import jobs_pb2 as pb
 
 SETTINGS = TrainerSettings()
