@@ -79,16 +79,20 @@ class DeploymentService:
         self,
         page_size: int = 0,
         *,
+        filter: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Pager[deployments_pb2.Deployment, deployments_pb2.ListDeploymentsResponse]:
         """All deployments, by name.
 
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
+        filter: Comparisons joined by AND: `state = FAILED AND artifact = "chat@*"`. Of name,
+          state, artifact, owner.tenant, owner.key_id, update_time, and canary.deployment (empty
+          unless it is a canary). Empty: all.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_DEPLOYMENTS, asked, timeout, metadata),
-            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size),
+            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size, filter=filter),
             "deployments",
         )
 
@@ -159,7 +163,8 @@ class DeploymentService:
         name: The deployment that was asked: "deployments/chat".
         response_id: The `id` that the response has ("chatcmpl-…", by either API), or its
           x-request-id. It can be judged once, within an hour, by the tenant that asked.
-        revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
+        revision: A revision ("chat@8") as a whole; for keys with the scope "runs" of the tenant
+          that made the deployment (PERMISSION_DENIED, OTHER_TENANT, else).
         good: Whether it did well.
         """
         response: deployments_pb2.ReportOutcomeResponse = self._calls.unary(
@@ -235,16 +240,20 @@ class AsyncDeploymentService:
         self,
         page_size: int = 0,
         *,
+        filter: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncPager[deployments_pb2.Deployment, deployments_pb2.ListDeploymentsResponse]:
         """All deployments, by name.
 
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
+        filter: Comparisons joined by AND: `state = FAILED AND artifact = "chat@*"`. Of name,
+          state, artifact, owner.tenant, owner.key_id, update_time, and canary.deployment (empty
+          unless it is a canary). Empty: all.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_DEPLOYMENTS, asked, timeout, metadata),
-            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size),
+            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size, filter=filter),
             "deployments",
         )
 
@@ -315,7 +324,8 @@ class AsyncDeploymentService:
         name: The deployment that was asked: "deployments/chat".
         response_id: The `id` that the response has ("chatcmpl-…", by either API), or its
           x-request-id. It can be judged once, within an hour, by the tenant that asked.
-        revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
+        revision: A revision ("chat@8") as a whole; for keys with the scope "runs" of the tenant
+          that made the deployment (PERMISSION_DENIED, OTHER_TENANT, else).
         good: Whether it did well.
         """
         response: deployments_pb2.ReportOutcomeResponse = await self._calls.unary(

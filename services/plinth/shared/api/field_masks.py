@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from plinth.shared.errors import InvalidArgument
 
+_MOST_PATHS = 100
 M = TypeVar("M", bound=Message)
 
 
@@ -21,7 +22,9 @@ def updated(present: M, given: M, mask: FieldMask, settable: Collection[str]) ->
     named and not set becomes its default. InvalidArgument for a path that does not exist or is the
     platform's to set.
     """
-    paths = list(mask.paths)
+    paths = list(dict.fromkeys(mask.paths))
+    if len(paths) > _MOST_PATHS:
+        raise _wrong(f"names {len(paths)} paths, of at most {_MOST_PATHS}", sorted(settable))
     if paths == ["*"]:
         paths = sorted(settable)
     known = sorted(settable)
