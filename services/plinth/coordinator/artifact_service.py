@@ -28,7 +28,6 @@ from plinth.shared.artifact_messages import (
 )
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import current_principal
-from plinth.shared.manifest import Reference
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import artifacts_pb2 as pb
@@ -155,10 +154,10 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
     ) -> pb.ListArtifactFilesResponse:
         size = self._pages.size(request)
         version, _, after = self._pages.position(request).partition(":")
-        reference = reference_in(request.parent, "parent")
-        if version:
-            reference = Reference(reference.name, int(version))
-        record = await asyncio.to_thread(self._store.get, str(reference))
+        name = request.parent
+        if version:  # an alias may have moved since the first page
+            name = ARTIFACT.name(f"{reference_in(name, 'parent').name}@{version}")
+        record = await self._record(name, "parent")
         files = record.manifest["files"]
         paths = sorted(path for path in files if path > after)
         page = paths[:size]
@@ -205,8 +204,8 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
 
     # -- finding ---------------------------------------------------------------------------
 
-    async def _record(self, name: str) -> ArtifactRecord:
-        return await asyncio.to_thread(record_of, self._store, name)
+    async def _record(self, name: str, field: str = "name") -> ArtifactRecord:
+        return await asyncio.to_thread(record_of, self._store, name, field)
 
     def _aliases_of(self, record: ArtifactRecord) -> list[str]:
         aliases = self._store.aliases(record.name)

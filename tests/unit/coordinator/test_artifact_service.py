@@ -377,7 +377,7 @@ async def test_what_is_not_there_is_told_of_its_field(call: Caller, tmp_path: Pa
     for method, request, field in (
         ("GetArtifact", pb.GetArtifactRequest(name="artifacts/gone"), "name"),
         ("ListArtifactVersions", pb.ListArtifactVersionsRequest(name="artifacts/gone"), "name"),
-        ("ListArtifactFiles", pb.ListArtifactFilesRequest(name="artifacts/chat:gone"), "name"),
+        ("ListArtifactFiles", pb.ListArtifactFilesRequest(parent="artifacts/chat:gone"), "parent"),
         ("DeleteArtifact", pb.DeleteArtifactRequest(name="artifacts/chat@9"), "name"),
         ("ListAliases", pb.ListAliasesRequest(parent="artifacts/gone"), "parent"),
         ("SetAlias", pb.SetAliasRequest(alias=alias), "alias.artifact"),
