@@ -402,7 +402,7 @@ async def test_a_job_outlives_its_replica(stack, tmp_path):
     """Drained in mid-run, then gone without a word: the third replica ends what the first began."""
     context, first = await stack.add("trainer", build_trainer, launcher="processes")
     published(context, tmp_path / "data")
-    spec = training(steps=400, checkpoint_every=50, precision="fp32")
+    spec = training(steps=1200, checkpoint_every=50, precision="fp32")
     async with stack.channel(first) as channel:
         stub = JobServiceStub(channel)
         request = pb.JobSpec(output_name="m", train=spec)
