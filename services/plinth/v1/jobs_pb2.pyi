@@ -398,9 +398,11 @@ class _ProgressUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Progress
     PROGRESS_UNIT_UNSPECIFIED: _ProgressUnit.ValueType  # 0
     """Nothing was counted yet."""
     PROGRESS_UNIT_STEP: _ProgressUnit.ValueType  # 1
-    """Optimiser steps; of a policy, updates; of a comparison, prompts."""
+    """Optimiser steps; of a policy, updates."""
     PROGRESS_UNIT_BYTE: _ProgressUnit.ValueType  # 2
     """Bytes of text."""
+    PROGRESS_UNIT_MODEL: _ProgressUnit.ValueType  # 3
+    """Models, of a comparison: those that have answered."""
 
 class ProgressUnit(_ProgressUnit, metaclass=_ProgressUnitEnumTypeWrapper):
     """What JobProgress counts."""
@@ -408,9 +410,11 @@ class ProgressUnit(_ProgressUnit, metaclass=_ProgressUnitEnumTypeWrapper):
 PROGRESS_UNIT_UNSPECIFIED: ProgressUnit.ValueType  # 0
 """Nothing was counted yet."""
 PROGRESS_UNIT_STEP: ProgressUnit.ValueType  # 1
-"""Optimiser steps; of a policy, updates; of a comparison, prompts."""
+"""Optimiser steps; of a policy, updates."""
 PROGRESS_UNIT_BYTE: ProgressUnit.ValueType  # 2
 """Bytes of text."""
+PROGRESS_UNIT_MODEL: ProgressUnit.ValueType  # 3
+"""Models, of a comparison: those that have answered."""
 Global___ProgressUnit: _TypeAlias = ProgressUnit  # noqa: Y015
 
 class _WeightType:
