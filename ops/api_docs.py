@@ -49,9 +49,10 @@ INVALID_ARGUMENT (what is wrong with which field) and UNAVAILABLE (a part of the
 - **Lists** come in pages: `page_size` at most, from `page_token`, which is `next_page_token` of the
   page before and goes with the same `parent` and `filter`. What is there all the time comes once,
   whatever is made or deleted meanwhile.
-- **Filters** are comparisons joined by AND: `state = running AND create_time >=
+- **Filters** are comparisons joined by AND: `state = RUNNING AND create_time >=
   "2026-11-01T00:00:00Z"`; `=` with a star at the end compares the beginning, `:` asks whether a
-  list holds a value. Values of enums are written in small letters, without their prefix.
+  list holds a value. Values of enums are written without their prefix: RUN_STATE_RUNNING as
+  RUNNING.
 - **Changes**: `update_mask` names the fields that are set; with an `etag` a resource is changed
   only if it still has that one, else ABORTED (ETAG_MISMATCH) tells the present one.
 - **Repeating**: a call that "reads", or whose repetition is "yes", does the same when it is sent

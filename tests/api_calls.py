@@ -19,7 +19,7 @@ _KEYS = [
     Call(
         "KeyService.CreateKey",
         lambda _, who: keys_pb2.CreateKeyRequest(
-            spec=keys_pb2.KeySpec(tenant=who, scopes=["jobs"])
+            key=keys_pb2.Key(spec=keys_pb2.KeySpec(tenant=who, scopes=["jobs"]))
         ),
         note=kept("key", lambda answer: answer.key.name),
     ),

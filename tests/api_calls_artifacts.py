@@ -55,7 +55,7 @@ ARTIFACTS = [
     ),
     Call(
         "ArtifactService.ListArtifactFiles",
-        lambda world, _: art.ListArtifactFilesRequest(name=world["artifact"]),
+        lambda world, _: art.ListArtifactFilesRequest(parent=world["artifact"]),
     ),
     Call(
         "ArtifactService.DownloadArtifact",
@@ -114,7 +114,7 @@ DEPLOYMENTS = [
     # There is no canary to judge, nor anything that either of them asked.
     Call(
         "DeploymentService.ReportOutcome",
-        lambda *_: dep.ReportOutcomeRequest(name="deployments/of-acme", request_id="r", good=True),
+        lambda *_: dep.ReportOutcomeRequest(name="deployments/of-acme", response_id="r", good=True),
         "ANSWER_NOT_FOUND",
         "ANSWER_NOT_FOUND",
     ),

@@ -143,7 +143,7 @@ class ScriptedGateway(
 def shard(address: str, *, running: int = 0, kv: float = 0.0) -> operations_pb2.ReplicaStatus:
     return operations_pb2.ReplicaStatus(
         stage="inference",
-        id=f"shard-{address}",
+        replica_id=f"shard-{address}",
         address=f"{address}:50051",
         running=running,
         kv_use=kv,

@@ -53,11 +53,11 @@ LIVE = "collections/live"
 
 @dataclass(frozen=True)
 class Answer:
-    """revision: who gave it, by the call's trailing metadata."""
+    """revision: who gave it. id: of the response, by which it is judged."""
 
     text: str
     revision: str
-    request_id: str
+    id: str
 
 
 class PlatformClient:
@@ -72,7 +72,7 @@ class PlatformClient:
         self.preferences: Any = preferences_pb2_grpc.PreferenceServiceStub(channel)
 
     async def ask(self, question: str, seed: int, *more: tuple[str, str]) -> Answer:
-        call = self._chat(
+        answer = await self._chat(
             generation_pb2.ChatRequest(
                 model="chat",
                 messages=[chat_pb2.ChatMessage(role="user", content=question)],
@@ -85,10 +85,7 @@ class PlatformClient:
             metadata=(*self.metadata, *more),
             timeout=120,
         )
-        answer = await call
-        trailing = dict(await call.trailing_metadata())
-        text = answer.choices[0].message.content
-        return Answer(text, answer.revision, str(trailing["x-request-id"]))
+        return Answer(answer.choices[0].message.content, answer.revision, answer.id)
 
     async def said(self) -> list[Answer]:
         """Three answers to each question, each with a seed of its own: the same weights say the
@@ -301,7 +298,7 @@ class Traffic:
         good = dislike(answer.text) < self._bar
         self.good[answer.revision] += good
         ask = deployments_pb2.ReportOutcomeRequest(
-            name="deployments/chat", request_id=answer.request_id, good=good
+            name="deployments/chat", response_id=answer.id, good=good
         )
         try:
             await self._door.deployments.ReportOutcome(ask, metadata=self._door.metadata)

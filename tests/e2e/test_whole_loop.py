@@ -190,7 +190,7 @@ async def leads_back(client: PlatformClient, run: pb.Run) -> None:
     config, metrics = (
         plain_values(part) for part in (judged.manifest.config, judged.manifest.metrics)
     )
-    assert config["collection"] == LIVE
+    assert f"collections/{config['collection']}" == LIVE
     assert config["sources"] == ["human"]
     assert metrics["pairs"] == TASKS
     assert metrics["models"] == ["chat@1"]

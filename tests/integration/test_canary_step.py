@@ -28,7 +28,7 @@ from plinth.coordinator.steps import trial
 from plinth.gateway.generation.revisions import MODEL_HEADER
 from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.shared.canary import Canaries
-from plinth.shared.errors import FailedPrecondition, NotFound, PermissionDenied
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.rpc.status import from_rpc_error
 from plinth.shared.stage import StageContext, run_stage
@@ -99,11 +99,11 @@ class Cluster:
     # -- what clients do -----------------------------------------------------------------------
 
     async def ask(self) -> tuple[str, str]:
-        """(revision, request id) of one answered request."""
+        """(revision, id) of one answer."""
         ask = {"model": "chat", "prompt": "Say it", "max_tokens": 2, "seed": 1}
         answer = await self.client.post("/v1/completions", json=ask)
         assert answer.status_code == 200, answer.text
-        return answer.headers[MODEL_HEADER], answer.headers["x-request-id"]
+        return answer.headers[MODEL_HEADER], answer.json()["id"]
 
     async def traffic(
         self, count: int, good: dict[str, float] | None = None, at_a_time: int = 25
@@ -112,18 +112,18 @@ class Cluster:
         told, earned = Counter[str](), Counter[str]()
         while told.total() < count:
             asks = [self.ask() for _ in range(min(at_a_time, count - told.total()))]
-            for revision, request_id in await asyncio.gather(*asks):
+            for revision, response_id in await asyncio.gather(*asks):
                 told[revision] += 1
                 if good is not None:
                     # Spread evenly, so that the figures are what they are by construction.
                     verdict = int(told[revision] * good[revision]) > earned[revision]
                     earned[revision] += verdict
-                    await self.verdict(request_id, verdict)
+                    await self.verdict(response_id, verdict)
         return told
 
-    async def verdict(self, request_id: str, good: bool) -> None:
+    async def verdict(self, response_id: str, good: bool) -> None:
         request = deployments_pb2.ReportOutcomeRequest(
-            name="deployments/chat", request_id=request_id, good=good
+            name="deployments/chat", response_id=response_id, good=good
         )
         try:
             await self.call("ReportOutcome", request)
@@ -369,12 +369,16 @@ async def test_who_may_judge_what(tmp_path: Path, redis_server: str, redis_clien
     async with cluster(tmp_path, redis_server, redis_client) as made, coordinator(made):
         await made.submit(share=0.5)
         await made.route("open")
-        revision, request_id = await made.ask()
+        revision, response_id = await made.ask()
         answer = deployments_pb2.ReportOutcomeRequest(
-            name="deployments/chat", request_id=request_id, good=True
+            name="deployments/chat", response_id=response_id, good=True
         )
-        for _ in range(2):  # said twice, counted once
-            told = await made.call("ReportOutcome", answer)
+        by_request = deployments_pb2.ReportOutcomeRequest(
+            name="deployments/chat", response_id=response_id.removeprefix("cmpl-"), good=True
+        )
+        assert by_request != answer
+        for said in (answer, answer, by_request):  # said more than once, counted once
+            told = await made.call("ReportOutcome", said)
             assert deployments_pb2.RevisionRole.Name(told.role) == (
                 "REVISION_ROLE_CANARY" if revision == "chat@2" else "REVISION_ROLE_STABLE"
             )
@@ -387,12 +391,21 @@ async def test_who_may_judge_what(tmp_path: Path, redis_server: str, redis_clien
         state = await made.canaries.state("chat")
         assert state is not None
         assert sum(tally.good + tally.bad for tally in state.tallies.values()) == 2
-        for wrong in ({}, {"request_id": "unknown"}, {"revision": "chat@7"}):
-            with pytest.raises(grpc.aio.AioRpcError):
+        for wrong, error in (
+            ({}, InvalidArgument),
+            ({"response_id": "no id"}, InvalidArgument),
+            ({"response_id": "x" * 200}, InvalidArgument),
+            ({"response_id": "chatcmpl-unknown"}, NotFound),
+            ({"revision": "chat@7"}, NotFound),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await made.call(
                     "ReportOutcome",
                     deployments_pb2.ReportOutcomeRequest(name="deployments/chat", **wrong),
                 )
+            told = from_rpc_error(caught.value)
+            assert isinstance(told, error)
+            assert told.field == ("revision" if "revision" in wrong else "response_id")
         # Another tenant, which may only ask, judges neither others' answers nor revisions.
         key = await a_key(made, "inference")
         for request, wanted in ((answer, NotFound), (by_revision, PermissionDenied)):

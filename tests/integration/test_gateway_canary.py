@@ -22,7 +22,7 @@ from gateway_stages import Shard, Stack, running_stack, script_text, until
 from patience import PATIENCE_S
 from plinth.gateway.generation.revisions import MODEL_HEADER
 from plinth.shared import canary
-from plinth.shared.canary import Canaries
+from plinth.shared.canary import Canaries, answer_key
 from plinth.shared.canary_counts import ROLES, Tally
 from plinth.v1 import generation_pb2, generation_pb2_grpc, sampling_pb2
 
@@ -132,7 +132,7 @@ async def test_grpc_tells_the_revision_behind_the_answer(
 ) -> None:
     async with running_stack(tmp_path, redis_server) as stack:
         await add_canary(stack)
-        await route(redis_client, 0.5)
+        canaries = await route(redis_client, 0.5)
         async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
             told = []
@@ -148,8 +148,12 @@ async def test_grpc_tells_the_revision_behind_the_answer(
                     metadata=(("authorization", f"Bearer {stack.key}"),),
                 )
                 answer = await call
-                assert dict(await call.trailing_metadata())["x-request-id"]
+                request_id = dict(await call.trailing_metadata())["x-request-id"]
+                assert answer.id == f"cmpl-{request_id}"
                 told.append((answer.revision, answer.weights_digest))
+                judged = answer_key("default", answer.id)
+                role = "canary" if answer.revision == "chat@2" else "stable"
+                assert await canaries.report("chat", answer=judged, good=True) == role
         assert [name for name, _ in told] == ["chat@1", "chat@2"] * 2
         assert all((digest == NEW) == (name == "chat@2") for name, digest in told)
 

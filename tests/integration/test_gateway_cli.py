@@ -79,6 +79,14 @@ async def test_keys_are_made_listed_and_revoked(stack: Stack) -> None:
     assert key not in out
     key_id = err.split()[1]
     assert key_id in out
+    code, out, err = await plinth(stack, "keys", "update", key_id)
+    assert (code, "give --scope, --role or --label" in err) == (1, True)
+    code, out, _ = await plinth(stack, "keys", "update", key_id, "--label", "phone")
+    assert (code, "inference" in out) == (0, True)
+    code, out, _ = await plinth(stack, "keys", "list", "--filter", "state = ACTIVE")
+    assert (code, "phone" in out) == (0, True)
+    code, _, err = await plinth(stack, "keys", "revoke", "first")
+    assert (code, "plinth keys create --scope admin" in err) == (1, True)
     code, out, _ = await plinth(stack, "keys", "revoke", key_id)
     assert code == 0
     refused = False

@@ -107,8 +107,8 @@ async def test_the_first_message_of_a_stream_says_what_answers(
     told = [{field.name for field, _ in other.ListFields()} for other in others]
     assert others and not any(names & set(heads) for names in told)
     assert [piece.HasField("usage") for piece in others] == [False] * (len(others) - 1) + [True]
-    trailing = {pair[0] for pair in await call.trailing_metadata()}
-    assert "x-request-id" in trailing and "x-plinth-model" not in trailing
+    trailing = dict(await call.trailing_metadata())
+    assert first.id == f"chatcmpl-{trailing['x-request-id']}" and "x-plinth-model" not in trailing
 
 
 async def test_a_whole_answer_is_what_its_stream_says(

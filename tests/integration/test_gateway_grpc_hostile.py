@@ -144,6 +144,8 @@ LONG_THINGS = {
     "texts for inference": (OPEN_INFERENCE + "ModelInfer", inference(*[b"a"] * 30_000)),
     "a text to encode": (TOKENIZER + "Encode", MODEL + field(2, b"a" * SIZE)),
     "a wide text to encode": (TOKENIZER + "Encode", MODEL + field(2, WIDE)),
+    "as much text as is encoded": (TOKENIZER + "Encode", MODEL + field(2, b"a" * (SIZE // 2 - 99))),
+    "as much wide text": (TOKENIZER + "Encode", MODEL + field(2, WIDE[: SIZE // 2 - 99])),
 }
 NOBODYS = {
     "a service's name": (HEALTH + "Check", field(1, b"a" * SIZE)),

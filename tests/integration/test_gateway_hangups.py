@@ -22,7 +22,7 @@ from gateway_stages import Stack, answering, running_stack, until
 from patience import PATIENCE_S
 from plinth.cluster.layout import settings_environment
 from plinth.gateway import memory
-from plinth.gateway.quotas.tenants import account as quota_account
+from plinth.gateway.quotas import account as quota_account
 from plinth.shared import redis_keys
 from plinth.v1 import chat_pb2, generation_pb2, generation_pb2_grpc, sampling_pb2
 

@@ -30,7 +30,14 @@ from plinth.shared.errors import (
 )
 from plinth.shared.identity import hash_api_key
 from plinth.shared.rpc.server import GrpcService
-from plinth.v1 import runs_pb2, runs_pb2_grpc, tokenization_pb2, tokenization_pb2_grpc
+from plinth.v1 import (
+    keys_pb2,
+    keys_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
+    tokenization_pb2,
+    tokenization_pb2_grpc,
+)
 
 OK = {"model": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
 
@@ -107,6 +114,40 @@ async def test_a_watch_ends_when_its_key_is_revoked(
             await redis_client.delete(keyring)
             await redis_client.hset(keyring, mapping=kept)
             await store.revoke(made[1][1].key_id)
+            await until(lambda: runs.watchers == 0)
+
+
+async def test_a_watch_ends_when_its_key_loses_the_scope(
+    tmp_path: Path, redis_server: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("keyring", "revocation"):
+        monkeypatch.setattr(f"plinth.gateway.keys.{module}.REFRESH_S", 0.05)
+    runs = Runs()
+    async with running_stack(tmp_path, redis_server) as stack:
+        service = GrpcService(
+            "plinth.v1.RunService",
+            lambda server: runs_pb2_grpc.add_RunServiceServicer_to_server(runs, server),
+            {"*": "runs"},
+        )
+        replica = Replica(stack.settings, redis_server, "coordinator", "coordinator-0", service)
+        stack.replicas["coordinator-0"] = replica
+        await replica.start({})
+        key, record = await KeyStore(redis_client).create("acme", {"runs", "jobs"})
+        async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
+            request = runs_pb2.WatchRunRequest(name="runs/r")
+            watch = runs_pb2_grpc.RunServiceStub(channel).WatchRun(
+                request, metadata=bearer(key).items()
+            )
+            assert (await watch.read()).run.name == "runs/r"
+            less = keys_pb2.Key(
+                name=f"keys/{record.key_id}", spec=keys_pb2.KeySpec(scopes=["jobs"])
+            )
+            await keys_pb2_grpc.KeyServiceStub(channel).UpdateKey(
+                keys_pb2.UpdateKeyRequest(key=less), metadata=bearer(stack.key).items()
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await asyncio.wait_for(watch.read(), PATIENCE_S)
+            assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
             await until(lambda: runs.watchers == 0)
 
 

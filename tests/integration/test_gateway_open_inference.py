@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -73,6 +74,13 @@ def request(
     return made
 
 
+def placed(where: str, parameter: str) -> pb.ModelInferRequest:
+    """With a parameter of a tensor."""
+    made = request(outputs=["text_output"])
+    getattr(made, where)[0].parameters[parameter].int64_param = 1
+    return made
+
+
 def outputs(response: pb.ModelInferResponse) -> dict[str, list[Any]]:
     """By name; each with the shape that it says."""
     found: dict[str, list[Any]] = {}
@@ -140,6 +148,7 @@ async def test_texts_in_texts_out_in_the_form_they_came_in(
     assert (answer.model_name, answer.model_version, answer.id) == ("chat", "1", "mine")
     assert answer.parameters["revision"].string_param == "chat@1"
     assert answer.parameters["weights_digest"].string_param == DIGEST
+    assert re.fullmatch("[0-9a-f]{32}", answer.parameters["response_id"].string_param)
     prompts = {bytes(r.input[0].tokens.ids).decode() for r in stack.shard.requests[-2:]}
     assert prompts == set(TEXTS)
 
@@ -227,7 +236,13 @@ async def test_a_stream_answers_one_request_after_another(
             request(parameters={"seed": pb.InferParameter(int64_param=1)}),
             "seed: is in sampling_parameters too",
         ),
-        (request([]), "1 to 2048"),
+        (request([]), "text_input: 0 prompts given, 1 to 2048"),
+        (request(["x"] * 2049), "text_input: 2049 prompts given, 1 to 2048"),
+        (request(outputs=["text_output"] * 2), "outputs.1.name: 'text_output' comes twice"),
+        (request(id="x" * 257), "id: has at most 256 characters, not 257"),
+        (placed("inputs", "shared_memory_region"), "there is no shared memory here"),
+        (placed("outputs", "shared_memory_byte_size"), "there is no shared memory here"),
+        (placed("outputs", "classification"), "texts have no classes"),
     ],
 )
 async def test_what_is_wrong_is_named(

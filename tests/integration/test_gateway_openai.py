@@ -407,4 +407,5 @@ async def test_request_ids_go_all_the_way(client: openai.AsyncOpenAI, stack: Sta
         model="chat", messages=ASK, max_tokens=1, extra_headers={"x-request-id": "trace-7"}
     )
     assert answer.headers["x-request-id"] == "trace-7"
+    assert answer.parse().id == "chatcmpl-trace-7"
     assert stack.shard.seen == [("trace-7", "default")]

@@ -64,12 +64,12 @@ async def test_what_is_announced_queued_and_on_trial(stack: Stack, redis_client:
     await canaries.settle("chat", id, role, **settled)
 
     found = await status(stack, stack.key)
-    shard = next(r for r in found.replicas if r.id == "z-shard")
+    shard = next(r for r in found.replicas if r.replica_id == "z-shard")
     assert (shard.stage, shard.address) == ("inference", "10.0.0.7:50051")
     assert (shard.running, shard.waiting, shard.kv_use) == (3, 2, 0.25)
     assert list(shard.revisions) == ["chat@1"]
     assert not next(r for r in found.replicas if r.stage == "tokenizer").HasField("kv_use")
-    assert [(m.name, m.shards, m.ready_shards, m.state, m.detail) for m in found.models] == [
+    assert [(m.model, m.shards, m.ready_shards, m.state, m.detail) for m in found.models] == [
         ("chat", 2, 1, deployments_pb2.DEPLOYMENT_STATE_STARTING, "no room"),
         ("code", 2, 1, deployments_pb2.DEPLOYMENT_STATE_READY, ""),
     ]
@@ -78,7 +78,7 @@ async def test_what_is_announced_queued_and_on_trial(stack: Stack, redis_client:
         ("queues/train", 1, 0, 0)
     ]
     (canary,) = found.canaries
-    assert (canary.name, canary.state, canary.owner) == (
+    assert (canary.model, canary.state, canary.step) == (
         "chat",
         operations_pb2.CANARY_STATE_OPEN,
         "run.trial.1",

@@ -16,9 +16,11 @@ from redis.asyncio import Redis
 from gateway_stages import Stack, running_stack
 from patience import PATIENCE_S
 from plinth.gateway.keys.api_keys import KeyStore
+from plinth.gateway.keys.manager import KeyManager
+from plinth.gateway.keys.messages import wanted
 from plinth.shared import redis_keys
-from plinth.shared.errors import PlinthError, Unauthenticated
-from plinth.shared.identity import ROLES, hash_api_key
+from plinth.shared.errors import PlinthError, ResourceExhausted, Unauthenticated
+from plinth.shared.identity import ROLES, Principal, hash_api_key
 from plinth.shared.rpc.status import from_rpc_error
 from plinth.v1 import keys_pb2 as pb
 from plinth.v1 import keys_pb2_grpc
@@ -55,7 +57,7 @@ async def refused(answer: Any) -> PlinthError:
 
 
 def asked(**spec: Any) -> pb.CreateKeyRequest:
-    return pb.CreateKeyRequest(spec=pb.KeySpec(**{"tenant": "acme", **spec}))
+    return pb.CreateKeyRequest(key=pb.Key(spec=pb.KeySpec(**{"tenant": "acme", **spec})))
 
 
 async def test_a_keys_life(call: Call, redis_client: Redis) -> None:
@@ -138,7 +140,10 @@ async def test_a_request_that_comes_again_makes_no_second_key(
         (asked(scopes=["jobs"], label="a\nb"), "INVALID_ARGUMENT"),
         (asked(scopes=["jobs"], label="x" * 201), "INVALID_ARGUMENT"),
         (asked(role=77), "ENUM_VALUE"),
-        (pb.CreateKeyRequest(spec=pb.KeySpec(scopes=["jobs"]), request_id="a b"), "REQUEST_ID"),
+        (
+            pb.CreateKeyRequest(key=pb.Key(spec=pb.KeySpec(scopes=["jobs"])), request_id="a b"),
+            "REQUEST_ID",
+        ),
     ],
 )
 async def test_what_can_be_no_key_is_not_made(
@@ -151,7 +156,13 @@ async def test_what_can_be_no_key_is_not_made(
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("spec.tenant", "UPDATE_MASK"), ("nothing", "UPDATE_MASK"), ("spec.scopes", "SCOPE_UNKNOWN")],
+    [
+        ("spec.tenant", "UPDATE_MASK"),
+        ("status", "UPDATE_MASK"),
+        ("nothing", "UPDATE_MASK"),
+        ("spec.scopes", "SCOPE_UNKNOWN"),
+        ("spec", "SCOPE_UNKNOWN"),  # without any
+    ],
 )
 async def test_what_no_update_may_set(call: Call, path: str, reason: str) -> None:
     key = (await call("CreateKey", asked(scopes=["jobs"]))).key
@@ -178,7 +189,7 @@ async def test_a_record_that_cant_be_read_is_listed_and_can_be_ended(
     call: Call, redis_client: Redis
 ) -> None:
     await redis_client.hset(redis_keys.api_keys(), hash_api_key("a"), b"{")
-    listed = await call("ListKeys", pb.ListKeysRequest(filter="state = unreadable"))
+    listed = await call("ListKeys", pb.ListKeysRequest(filter="state = UNREADABLE"))
     (key,) = listed.keys
     assert key.status.state == pb.KEY_STATE_UNREADABLE
     change = pb.UpdateKeyRequest(key=pb.Key(name=key.name, spec=pb.KeySpec(label="x")))
@@ -242,6 +253,73 @@ async def test_pages_hold_every_key_once_while_others_come_and_go(
     assert {f"keys/k{at}" for at in range(5000)} <= set(seen)
     request.filter = ""
     assert (await refused(call("ListKeys", request))).reason == "PAGE_TOKEN"
+
+
+async def test_filters_say_enums_as_those_of_other_services_do(call: Call) -> None:
+    key = (await call("CreateKey", asked(role=pb.KEY_ROLE_USER))).key
+    for text in ("role = USER AND state = ACTIVE", "state != REVOKED AND role = USER"):
+        assert [
+            one.name for one in (await call("ListKeys", pb.ListKeysRequest(filter=text))).keys
+        ] == [key.name]
+    error = await refused(call("ListKeys", pb.ListKeysRequest(filter="state = active")))
+    assert (error.reason, "ACTIVE, REVOKED, UNREADABLE" in error.message) == ("FILTER", True)
+
+
+async def test_a_key_that_is_given_for_its_id_is_not_told_again(call: Call) -> None:
+    secret = (await call("CreateKey", asked(scopes=["jobs"]))).secret
+    for method, request in (
+        ("GetKey", pb.GetKeyRequest(name=f"keys/{secret}")),
+        ("RevokeKey", pb.RevokeKeyRequest(name=f"keys/{secret}")),
+    ):
+        error = await refused(call(method, request))
+        assert error.reason == "KEY_NOT_FOUND" and "looks like a key" in error.message
+        assert secret not in error.message
+
+
+async def test_the_last_key_that_manages_keys_stays(call: Call) -> None:
+    first = pb.RevokeKeyRequest(name="keys/first")
+    await call("CreateKey", asked(scopes=["jobs"]))
+    error = await refused(call("RevokeKey", first))
+    assert (error.code, error.reason) == ("FAILED_PRECONDITION", "LAST_ADMIN_KEY")
+    less = pb.Key(name="keys/first", spec=pb.KeySpec(role=pb.KEY_ROLE_DEVELOPER))
+    mask = FieldMask(paths=["spec.role", "spec.scopes"])
+    error = await refused(call("UpdateKey", pb.UpdateKeyRequest(key=less, update_mask=mask)))
+    assert error.reason == "LAST_ADMIN_KEY"
+    less.spec.label = "mine"
+    await call(
+        "UpdateKey", pb.UpdateKeyRequest(key=less, update_mask=FieldMask(paths=["spec.label"]))
+    )
+
+
+async def test_administrators_who_revoke_each_other_leave_one(redis_client: Redis) -> None:
+    managers = [KeyManager(redis_client, KeyStore(redis_client)) for _ in range(4)]
+    made = [(await managers[0].create(wanted(pb.KeySpec(scopes=["admin"]))))[1] for _ in managers]
+    caller = Principal("acme", "k", frozenset({"admin"}))
+    answers = await asyncio.gather(
+        *(manager.revoke(key.id, caller) for manager, key in zip(managers, made, strict=True)),
+        return_exceptions=True,
+    )
+    refused = [one for one in answers if isinstance(one, PlinthError)]
+    assert [one.reason for one in refused] == ["LAST_ADMIN_KEY"]
+    assert sum(entry.administers for entry in await KeyStore(redis_client).entries()) == 1
+
+
+async def test_there_is_an_end_to_keys(redis_client: Redis) -> None:
+    store = KeyStore(redis_client)
+    manager = KeyManager(redis_client, store, max_keys=2)
+    caller = Principal("acme", "k", frozenset({"admin"}))
+    spec = wanted(pb.KeySpec(scopes=["jobs"]))
+    once = await manager.create(spec, caller, "credential", "once")
+    _, second = await manager.create(spec)
+    for request_id in ("", "twice"):
+        with pytest.raises(ResourceExhausted) as caught:
+            await manager.create(spec, caller, "credential", request_id)
+        assert caught.value.reason == "TOO_MANY_KEYS"
+    again = await manager.create(spec, caller, "credential", "once")  # makes none
+    assert (again[0], again[1].id) == (once[0], once[1].id)
+    await manager.revoke(second.id, caller)
+    await manager.delete(second.id, "", caller)
+    await manager.create(spec)
 
 
 async def test_only_administrators_manage_keys(call: Call) -> None:

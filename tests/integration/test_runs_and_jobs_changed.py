@@ -16,6 +16,7 @@ from job_specs import create_job, prepare_spec, train_spec
 from patience import PATIENCE_S
 from plinth.coordinator import run_service
 from plinth.coordinator.service import build as build_coordinator
+from plinth.internal.v1 import run_records_pb2
 from plinth.shared import redis_keys
 from plinth.shared.errors import (
     FailedPrecondition,
@@ -124,6 +125,9 @@ async def test_a_job_stays_while_its_run_goes_on(stages: StageContext, redis_cli
     stub = await stages.clients.trainer(MINE)
     await stub.CreateJob(create_job("night.1.text.ab12", JOB))
     await stub.CancelJob(jobs_pb2.CancelJobRequest(name="jobs/night.1.text.ab12"))
+    run = run_records_pb2.RunRecord(run_id="night.1")
+    run.steps.add(name="text", job_id="night.1.text.ab12")
+    await redis_client.hset(redis_keys.run("night.1"), "record", run.SerializeToString())
     await redis_client.sadd(redis_keys.active_runs(), "night.1")
     delete = jobs_pb2.DeleteJobRequest(name="jobs/night.1.text.ab12")
     error = await refused(stub.DeleteJob(delete), FailedPrecondition, "JOB_IN_USE")

@@ -18,10 +18,19 @@ from job_specs import create_job, model_spec, prepare_spec, train_spec
 from patience import PATIENCE_S
 from plinth.cli import run_summary, run_view
 from plinth.coordinator.steps import jobs
-from plinth.internal.v1 import tokenizer_pb2
+from plinth.internal.v1 import run_records_pb2, tokenizer_pb2
 from plinth.internal.v1.tokenizer_pb2_grpc import TokenizerServiceStub
+from plinth.shared import redis_keys
 from plinth.shared.api.structs import plain_values
-from plinth.shared.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
+from plinth.shared.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from plinth.shared.identity import Principal
 from plinth.shared.intake import Intake
 from plinth.shared.load import Load
@@ -32,7 +41,7 @@ from plinth.shared.tasks import cancel_and_wait
 from plinth.tokenizer.service import build as build_tokenizer
 from plinth.trainer.data.shards import Split
 from plinth.trainer.service import build as build_trainer
-from plinth.v1 import artifacts_pb2
+from plinth.v1 import artifacts_pb2, owner_pb2
 from plinth.v1 import jobs_pb2 as pb
 from plinth.v1.jobs_pb2_grpc import JobServiceStub
 
@@ -393,7 +402,7 @@ async def test_a_job_outlives_its_replica(stack, tmp_path):
     """Drained in mid-run, then gone without a word: the third replica ends what the first began."""
     context, first = await stack.add("trainer", build_trainer, launcher="processes")
     published(context, tmp_path / "data")
-    spec = training(steps=400, checkpoint_every=50, precision="fp32")
+    spec = training(steps=1200, checkpoint_every=50, precision="fp32")
     async with stack.channel(first) as channel:
         stub = JobServiceStub(channel)
         request = pb.JobSpec(output_name="m", train=spec)
@@ -445,3 +454,116 @@ async def test_a_policy_that_ran_away_is_not_tried_again(trainer, tmp_path):
         "raise kl_coefficient (now 0.05) or lower the learning rate (now 0.03)" in job.status.error
     )
     assert not any(at.status.state == pb.JOB_STATE_QUEUED for at in seen[1:])
+
+
+async def test_no_job_makes_the_next_version_of_anothers_artifact(stack, trainer, tmp_path):
+    context, stub = trainer
+    (tmp_path / "file").write_text("x")
+    for name in ("text", "lm-adapter"):
+        store = context.store.owned_by(owner_pb2.Owner(tenant="anna", key_id="a"))
+        store.publish(name, "corpus", tmp_path / "file")
+    (tmp_path / "d").write_text("x")
+    context.store.publish("d", "dataset", tmp_path / "d")
+    context.store.publish("m", "model", tmp_path / "d")
+    lora = train_spec(
+        objective="clm",
+        dataset="d",
+        init_from="m",
+        sequence_length=8,
+        batch_size=1,
+        steps=1,
+        lora=pb.LoraSpec(rank=1),
+    )
+    prepare = prepare_spec(builtin="stdlib", max_bytes=300_000)
+    for spec in (
+        pb.JobSpec(output_name="text", prepare=prepare),
+        pb.JobSpec(output_name="lm", train=lora),
+    ):
+        with pytest.raises(PermissionDenied) as caught:
+            await stub.CreateJob(create_job("theirs", spec))
+        assert (caught.value.reason, caught.value.field) == (
+            "OTHER_TENANT",
+            "job.spec.output_name",
+        )
+    with pytest.raises(NotFound):
+        await stub.GetJob(pb.GetJobRequest(name="jobs/theirs"))
+
+
+async def test_a_job_that_came_to_no_queue_can_be_cancelled(stack, trainer, monkeypatch):
+    _, stub = trainer
+    queue = stack.parts[0][1].front._queue
+    spec = pb.JobSpec(output_name="x", prepare=prepare_spec(builtin="stdlib", max_bytes=300_000))
+    with monkeypatch.context() as full, pytest.raises(ResourceExhausted):
+        full.setattr(queue, "_max_length", 0)
+        await stub.CreateJob(create_job("waits", spec))
+    job = (await stub.CancelJob(pb.CancelJobRequest(name="jobs/waits"))).job
+    assert job.status.state == pb.JOB_STATE_CANCELLED
+    # Asked for again, what has ended stays so.
+    assert (await stub.CreateJob(create_job("waits", spec))).job.status.state == job.status.state
+    assert await queue.find("waits") is None
+    await stub.DeleteJob(pb.DeleteJobRequest(name="jobs/waits"))
+    with pytest.raises(NotFound):
+        await stub.GetJob(pb.GetJobRequest(name="jobs/waits"))
+
+
+async def test_a_job_is_a_runs_if_the_run_says_so(stack, trainer, redis_client):
+    _, stub = trainer
+    spec = pb.JobSpec(output_name="x", prepare=prepare_spec(builtin="stdlib", max_bytes=300_000))
+    run = run_records_pb2.RunRecord(run_id="r")
+    run.steps.add(name="s", job_id="r.s.0123")
+    await redis_client.hset(redis_keys.run("r"), "record", run.SerializeToString())
+    await redis_client.sadd(redis_keys.active_runs(), "r")
+    for job_id in ("r.s.0123", "r.s.mine"):
+        await stub.CreateJob(create_job(job_id, spec))
+        await stub.CancelJob(pb.CancelJobRequest(name=f"jobs/{job_id}"))
+        await finished(stub, job_id)
+    async with asyncio.timeout(PATIENCE_S):  # its end is told to the queue a moment later
+        while True:
+            try:
+                await stub.DeleteJob(pb.DeleteJobRequest(name="jobs/r.s.mine"))
+                break
+            except FailedPrecondition as early:
+                assert early.reason == "JOB_NOT_ENDED"
+    with pytest.raises(FailedPrecondition, match="is of runs/r") as caught:
+        await stub.DeleteJob(pb.DeleteJobRequest(name="jobs/r.s.0123"))
+    assert caught.value.reason == "JOB_IN_USE"
+
+
+async def test_a_specification_has_a_size(stack, trainer):
+    _, stub = trainer
+    spec = pb.JobSpec(output_name="x", prepare=prepare_spec(corpus="c" * (1 << 20)))
+    with pytest.raises(InvalidArgument, match="at most 1048576"):
+        await stub.CreateJob(create_job("large", spec))
+
+
+async def test_a_damaged_job_hides_no_other(stack, trainer, redis_client):
+    _, stub = trainer
+    spec = pb.JobSpec(output_name="x", prepare=prepare_spec(builtin="stdlib", max_bytes=300_000))
+    for job_id in ("a", "b"):
+        await stub.CreateJob(create_job(job_id, spec))
+        await finished(stub, job_id)
+    await redis_client.hset(redis_keys.job("a"), "job", b"\xff")
+    page = await stub.ListJobs(pb.ListJobsRequest())
+    assert ([job.name for job in page.jobs], list(page.unreachable)) == (["jobs/b"], ["jobs/a"])
+    with pytest.raises(DataLoss, match="job a is damaged"):
+        await stub.GetJob(pb.GetJobRequest(name="jobs/a"))
+
+
+async def test_what_a_job_refers_to_is_told_of_its_field(stack, trainer, tmp_path):
+    context, stub = trainer
+    (tmp_path / "d").write_text("x")
+    for name, kind in (("d", "dataset"), ("m", "model")):
+        context.store.publish(name, kind, tmp_path / "d")
+    compare = pb.CompareSpec(dataset="d", models=["m", "gone"], reward="m")
+    for spec, field in (
+        (pb.JobSpec(output_name="x", prepare=prepare_spec(corpus="c", tokenizer="t")), "tokenizer"),
+        (pb.JobSpec(output_name="x", compare=compare), "models"),
+        (pb.JobSpec(output_name="x", model_import=pb.ImportSpec(files="gone@1")), "files"),
+    ):
+        with pytest.raises(NotFound) as caught:
+            await stub.CreateJob(create_job("j", spec))
+        assert caught.value.field == f"job.spec.{spec.WhichOneof('work')}.{field}"
+    for name in ("jobs/é", "jobs/j:events", "jobs/a@1", "jobs/" + "j" * 101, "runs/j"):
+        with pytest.raises(InvalidArgument) as wrong:
+            await stub.GetJob(pb.GetJobRequest(name=name))
+        assert wrong.value.field == "name"

@@ -82,7 +82,7 @@ def create(
 @app.command("list")
 def list_keys(
     filter_: Annotated[
-        str, typer.Option("--filter", help='Like: tenant = "acme" AND state = active')
+        str, typer.Option("--filter", help='Like: tenant = "acme" AND state = ACTIVE')
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for scripts.")] = False,
     data: Data = None,
@@ -120,6 +120,7 @@ def update(
 ) -> None:
     """Changes what a key may do, or its note: what is given here, and nothing else."""
     from plinth.shared.api import enums
+    from plinth.shared.errors import InvalidArgument
     from plinth.v1 import keys_pb2 as pb
 
     given: dict[str, Any] = {"scopes": scope, "label": label}
@@ -127,6 +128,8 @@ def update(
         word = "" if role == "none" else role
         given["role"] = enums.number(pb.KeyRole, word, "role")
     given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        raise InvalidArgument("nothing to change: give --scope, --role or --label")
     key = pb.Key(name=f"keys/{key_id}", spec=pb.KeySpec(**given))
     with client(_settings(data), url) as plinth:
         key = plinth.keys.update_key(key, update_mask=[f"spec.{name}" for name in given])
@@ -176,9 +179,10 @@ def _free_file(settings: Settings) -> Path:
 
 
 def _made(settings: Settings, url: str | None, spec: keys_pb2.KeySpec) -> tuple[str, keys_pb2.Key]:
+    from plinth.v1 import keys_pb2 as pb
 
     with client(settings, url) as plinth:
-        made = plinth.keys.create_key(spec)
+        made = plinth.keys.create_key(pb.Key(spec=spec))
     return made.secret, made.key
 
 

@@ -75,12 +75,12 @@ def platform_sections(found: dict[str, Any]) -> list[RenderableType]:
     parts = section(
         "models",
         ("name", "revision", "shards", "state"),
-        ((m["name"], m["artifact"], shards_of(m), m["state"]) for m in found["models"]),
+        ((m["model"], m["artifact"], shards_of(m), m["state"]) for m in found["models"]),
     )
     parts += section(
         "canaries",
         ("name", "state", "run", "requests", "errors", "TTFT p95"),
-        ((c["name"], c["state"], c["owner"], *_versus(c)) for c in found["canaries"]),
+        ((c["model"], c["state"], c["step"], *_versus(c)) for c in found["canaries"]),
     )
     parts += section(
         "queues",
@@ -143,7 +143,7 @@ def _replica(replica: dict[str, Any]) -> Sequence[str]:
         str(replica["waiting"]),
         percent(replica["kv_use"]),
         " ".join(replica["revisions"]),
-        replica["id"],
+        replica["replica_id"],
     )
 
 

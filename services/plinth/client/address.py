@@ -25,7 +25,7 @@ def key_of(given: str | None) -> str:
     PLINTH_API_KEY_FILE names holds. InvalidArgument for what can be no key, FailedPrecondition
     when the file can't be read."""
     if given is not None:
-        return checked(given, "key") if given else ""
+        return checked(given.strip(), "key") if given else ""  # files end in a newline
     if key := os.environ.get(KEY, "").strip():
         return checked(key, KEY)
     if not (path := os.environ.get(KEY_FILE, "").strip()):

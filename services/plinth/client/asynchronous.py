@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,10 +14,17 @@ import grpc
 from plinth.client.address import address_of, key_of
 from plinth.client.blocking import Client
 from plinth.client.calls import AsyncServices
-from plinth.client.channels import GatewayAddress, open_async
+from plinth.client.channels import GatewayAddress, async_opener
 from plinth.client.methods import Method, serialized
-from plinth.client.policy import Attempts, Gateway, Policy
-from plinth.shared.errors import Unavailable
+from plinth.client.policy import (
+    Attempts,
+    Gateway,
+    Policy,
+    closed,
+    gone_quiet,
+    seconds_of,
+)
+from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.v1 import artifacts_pb2 as pb
 
 
@@ -63,15 +72,47 @@ class AsyncClient(AsyncServices):
             return await asyncio.to_thread(call, client, *given, **named)
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A channel, in its event loop. ended: set when it is closed."""
+
+    loop: asyncio.AbstractEventLoop
+    channel: grpc.aio.Channel
+    ended: asyncio.Event
+
+
 class AsyncTransport:
     """Calls by their methods, repeated and resumed as the policy has it."""
 
     def __init__(self, address: GatewayAddress, key: str, policy: Policy) -> None:
         self._gateway = Gateway(address, key, policy)
-        self._channel = open_async(address)
+        self._open = async_opener(address)
+        self._opened: _Opened | None = None
+        self._closed = False
+
+    @property
+    def _channel(self) -> grpc.aio.Channel:
+        """Of this event loop: gRPC's know one only, and a client may be made before there is any.
+        FailedPrecondition while another loop uses it, and once it is closed."""
+        if self._closed:
+            raise closed()
+        loop = asyncio.get_running_loop()
+        if self._opened is not None and self._opened.loop is not loop:
+            if not self._opened.loop.is_closed():
+                raise FailedPrecondition(
+                    "this client works for another event loop; make one for each",
+                    reason="ANOTHER_EVENT_LOOP",
+                )
+            self._opened = None
+        if self._opened is None:
+            self._opened = _Opened(loop, self._open(), asyncio.Event())
+        return self._opened.channel
 
     async def close(self) -> None:
-        await self._channel.close()
+        self._closed = True
+        if self._opened is not None and self._opened.loop is asyncio.get_running_loop():
+            self._opened.ended.set()
+            await self._opened.channel.close()
 
     async def unary(
         self,
@@ -81,9 +122,9 @@ class AsyncTransport:
         metadata: Mapping[str, str] | None,
     ) -> Any:
         """The response. Raises the PlinthError that the platform raised."""
-        call = self._channel.unary_unary(method.path, serialized, method.parse)
         attempts = Attempts(self._gateway, method, request, timeout)
         while True:
+            call = self._channel.unary_unary(method.path, serialized, method.parse)
             try:
                 response = await call(
                     attempts.request,
@@ -92,7 +133,7 @@ class AsyncTransport:
                 )
                 attempts.answered()
                 return response
-            except grpc.RpcError as raised:
+            except (grpc.RpcError, asyncio.CancelledError) as raised:
                 await self._wait(attempts, raised)
 
     async def stream(
@@ -103,11 +144,10 @@ class AsyncTransport:
         metadata: Mapping[str, str] | None,
     ) -> AsyncGenerator[Any, None]:
         """The responses; closing the iterator cancels the call."""
-        open_call = self._channel.unary_stream(method.path, serialized, method.parse)
         attempts = Attempts(self._gateway, method, request, timeout)
         quiet_s = self._gateway.policy.quiet_s if method.resumable else None
         while True:
-            call = open_call(
+            call = self._channel.unary_stream(method.path, serialized, method.parse)(
                 attempts.request, timeout=attempts.left_s, metadata=self._gateway.metadata(metadata)
             )
             try:
@@ -118,7 +158,7 @@ class AsyncTransport:
                     if attempts.took(message):
                         yield message
                 return
-            except (grpc.RpcError, TimeoutError) as raised:
+            except (grpc.RpcError, TimeoutError, asyncio.CancelledError) as raised:
                 await self._wait(attempts, raised)
             finally:
                 call.cancel()
@@ -134,19 +174,35 @@ class AsyncTransport:
         call = self._channel.stream_unary(method.path, serialized, method.parse)
         try:
             sent: Any = requests
-            return await call(sent, timeout=timeout, metadata=self._gateway.metadata(metadata))
-        except grpc.RpcError as raised:
-            raise self._gateway.told(raised) from raised
+            return await call(
+                sent, timeout=seconds_of(timeout), metadata=self._gateway.metadata(metadata)
+            )
+        except (grpc.RpcError, asyncio.CancelledError) as raised:
+            raise self._told(raised) from raised
 
-    async def _wait(self, attempts: Attempts, raised: grpc.RpcError | TimeoutError) -> None:
-        """Until the next attempt; raises what the call ended with where there is none."""
+    def _told(self, raised: BaseException) -> PlinthError:
+        """What a call ended with. Where it was the channel that was closed, gRPC cancels the call,
+        and that is not to look as if somebody had cancelled the task."""
+        task = asyncio.current_task()
+        if isinstance(raised, asyncio.CancelledError) and (
+            not self._closed or (task is not None and task.cancelling())
+        ):
+            raise raised
+        if self._closed:
+            return closed()
         if isinstance(raised, grpc.RpcError):
-            error = self._gateway.told(raised)
-        else:
-            error = Unavailable(f"{self._gateway.address}: the stream has gone quiet")
-        if (wait_s := attempts.next_wait_s(error)) is None:
+            return self._gateway.told(raised)
+        return gone_quiet(self._gateway.address)
+
+    async def _wait(self, attempts: Attempts, raised: BaseException) -> None:
+        """Until the next attempt; raises what the call ended with where there is none."""
+        error = self._told(raised)
+        if self._opened is None or (wait_s := attempts.next_wait_s(error)) is None:
             raise error from raised
-        await asyncio.sleep(wait_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._opened.ended.wait()
+                raise closed() from raised
 
 
 async def _read(call: Any, quiet_s: float | None) -> Any:

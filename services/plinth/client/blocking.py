@@ -15,7 +15,15 @@ from plinth.client.address import address_of, key_of
 from plinth.client.calls import Services
 from plinth.client.channels import GatewayAddress, open_blocking
 from plinth.client.methods import Method, serialized
-from plinth.client.policy import Attempts, Gateway, Policy
+from plinth.client.policy import (
+    Attempts,
+    Gateway,
+    Policy,
+    closed,
+    gone_quiet,
+    seconds_of,
+)
+from plinth.shared.errors import PlinthError
 from plinth.v1 import artifacts_pb2 as pb
 
 
@@ -70,8 +78,10 @@ class Transport:
     def __init__(self, address: GatewayAddress, key: str, policy: Policy) -> None:
         self._gateway = Gateway(address, key, policy)
         self._channel = open_blocking(address)
+        self._closed = threading.Event()
 
     def close(self) -> None:
+        self._closed.set()
         self._channel.close()
 
     def unary(
@@ -93,7 +103,7 @@ class Transport:
                 )
                 attempts.answered()
                 return response
-            except grpc.RpcError as raised:
+            except (grpc.RpcError, ValueError) as raised:
                 self._wait(attempts, raised)
 
     def stream(
@@ -107,10 +117,13 @@ class Transport:
         open_call = self._channel.unary_stream(method.path, serialized, method.parse)
         attempts = Attempts(self._gateway, method, request, timeout)
         while True:
-            call = open_call(
-                attempts.request, timeout=attempts.left_s, metadata=self._gateway.metadata(metadata)
-            )
+            call = None
             try:
+                call = open_call(
+                    attempts.request,
+                    timeout=attempts.left_s,
+                    metadata=self._gateway.metadata(metadata),
+                )
                 with _Watchdog(
                     call, self._gateway.policy.quiet_s if method.resumable else None
                 ) as messages:
@@ -121,10 +134,11 @@ class Transport:
                         if attempts.took(message):
                             yield message
                     return
-            except grpc.RpcError as raised:
+            except (grpc.RpcError, ValueError, TimeoutError) as raised:
                 self._wait(attempts, raised)
             finally:
-                call.cancel()
+                if call is not None:
+                    call.cancel()
 
     def upload(
         self,
@@ -136,26 +150,42 @@ class Transport:
         """The response to a stream of requests; it is sent once."""
         call = self._channel.stream_unary(method.path, serialized, method.parse)
         try:
-            return call(iter(requests), timeout=timeout, metadata=self._gateway.metadata(metadata))
-        except grpc.RpcError as raised:
-            raise self._gateway.told(raised) from raised
+            return call(
+                iter(requests),
+                timeout=seconds_of(timeout),
+                metadata=self._gateway.metadata(metadata),
+            )
+        except (grpc.RpcError, ValueError) as raised:
+            raise self._told(raised) from raised
 
-    def _wait(self, attempts: Attempts, raised: grpc.RpcError) -> None:
+    def _told(self, raised: grpc.RpcError | ValueError | TimeoutError) -> PlinthError:
+        """What a call ended with. gRPC's ValueError is that of a channel that was closed."""
+        if self._closed.is_set():
+            return closed()
+        if isinstance(raised, ValueError):
+            raise raised
+        if isinstance(raised, TimeoutError):
+            return gone_quiet(self._gateway.address)
+        return self._gateway.told(raised)
+
+    def _wait(self, attempts: Attempts, raised: grpc.RpcError | ValueError | TimeoutError) -> None:
         """Until the next attempt; raises what the call ended with where there is none."""
-        error = self._gateway.told(raised)
+        error = self._told(raised)
         if (wait_s := attempts.next_wait_s(error)) is None:
             raise error from raised
-        time.sleep(wait_s)
+        if self._closed.wait(wait_s):
+            raise closed() from raised
 
 
 class _Watchdog:
     """Cancels a call on which its reader has waited too long for a message, as a context that
-    gives the messages."""
+    gives the messages and then raises TimeoutError."""
 
     def __init__(self, call: Any, quiet_s: float | None) -> None:
         self._call, self._quiet_s = call, quiet_s
         self._waits_since: float | None = time.monotonic()
         self._over = threading.Event()
+        self._late = False
 
     def __enter__(self) -> Iterator[Any]:
         if self._quiet_s is None:
@@ -164,8 +194,10 @@ class _Watchdog:
         threading.Thread(target=self._watch, args=(self._quiet_s,), daemon=True).start()
         return self._read()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
         self._over.set()
+        if self._late and isinstance(error, grpc.RpcError):
+            raise TimeoutError from error
 
     def _read(self) -> Iterator[Any]:
         for message in self._call:
@@ -179,5 +211,6 @@ class _Watchdog:
             since = self._waits_since
             left = quiet_s if since is None else since + quiet_s - time.monotonic()
             if left <= 0:
+                self._late = True
                 self._call.cancel()
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,13 @@ def open_blocking(address: GatewayAddress) -> grpc.Channel:
     return grpc.secure_channel(address.target, _credentials(address), options=_options(address))
 
 
-def open_async(address: GatewayAddress) -> grpc.aio.Channel:
-    """The same for asyncio."""
+def async_opener(address: GatewayAddress) -> Callable[[], grpc.aio.Channel]:
+    """What makes the same for asyncio, in the event loop that is to use it. FailedPrecondition at
+    once."""
     if not address.tls:
-        return grpc.aio.insecure_channel(address.target, options=OPTIONS)
-    return grpc.aio.secure_channel(address.target, _credentials(address), options=_options(address))
+        return lambda: grpc.aio.insecure_channel(address.target, options=OPTIONS)
+    credentials, options = _credentials(address), _options(address)
+    return lambda: grpc.aio.secure_channel(address.target, credentials, options=options)
 
 
 # What gRPC's core says of a handshake that failed, and what it comes from.
@@ -106,8 +109,14 @@ def _reason(address: GatewayAddress, hints: list[str]) -> str:
 
 def told(raised: grpc.RpcError, address: GatewayAddress) -> PlinthError:
     """What the platform raised; or, where nobody answered at the address, Unavailable that says
-    what to look at."""
+    what to look at, and FailedPrecondition where somebody did who does not know the call."""
     error = from_rpc_error(raised)
+    if raised.code() is grpc.StatusCode.UNIMPLEMENTED and not said(raised):
+        return FailedPrecondition(
+            f"what answers at {address} has no such call: a gateway of another release, or no "
+            f"gateway ({error.message})",
+            reason="NO_SUCH_CALL",
+        )
     if said(raised) or not isinstance(error, Unavailable):
         return error
     hints = [hint for words, hint in _HANDSHAKES if words in error.message] if address.tls else []

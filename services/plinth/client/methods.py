@@ -74,7 +74,7 @@ class Method:
     def takes_request_id(self) -> bool:
         """Whether it is by `request_id` that two requests are known to be the same one."""
         field = self.descriptor.input_type.fields_by_name.get("request_id")
-        return self.repeatable and field is not None and field.containing_oneof is None
+        return self.repeatable and field is not None
 
     @property
     def timeout_s(self) -> float | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
+_log = logging.getLogger("plinth.client")
 Item = TypeVar("Item")
 Page = TypeVar("Page")
 
@@ -25,6 +27,7 @@ class Pager(Generic[Item, Page]):
         asked = _copy(self._request)
         while True:
             page = self._call(asked)
+            _warn(page)
             yield page
             if not page.next_page_token:
                 return
@@ -46,10 +49,17 @@ class AsyncPager(Generic[Item, Page]):
         asked = _copy(self._request)
         while True:
             page = await self._call(asked)
+            _warn(page)
             yield page
             if not page.next_page_token:
                 return
             asked.page_token = page.next_page_token
+
+
+def _warn(page: Any) -> None:
+    """Of what a list could not tell, so that nobody takes it for whole."""
+    for name in getattr(page, "unreachable", ()):
+        _log.warning("%s is not listed: its record is damaged; get it for what is wrong", name)
 
 
 def _copy(request: Any) -> Any:

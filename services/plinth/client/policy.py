@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -14,7 +16,13 @@ import grpc
 from plinth.client.channels import GATEWAY_CLOSED, GATEWAY_TLS, GatewayAddress, told
 from plinth.client.methods import Method
 from plinth.client.progress import LostAnswer, progress_of
-from plinth.shared.errors import PlinthError, ResourceExhausted, Unavailable
+from plinth.shared.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    PlinthError,
+    ResourceExhausted,
+    Unavailable,
+)
 from plinth.shared.rpc.resuming import broken
 from plinth.shared.rpc.status import said
 
@@ -24,6 +32,10 @@ _FIRST_CONTACT_S = 2.0
 # Servers that took the request for an answer and were lost before anything new of it came: it may
 # be the request that ends them.
 _MOST_LOST = 3
+# gRPC ends a call at once whose time is longer than it can count.
+_LONGEST_CALL_S = 10.0**8
+_HEADER = re.compile(r"[0-9a-z_.-]+")
+_HEADER_VALUE = re.compile(r"[ -~]*")
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Policy:
     patience_s: float = 15.0
     stream_patience_s: float = 150.0
     quiet_s: float = 60.0
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a secret
 
 
 class Gateway:
@@ -50,17 +62,58 @@ class Gateway:
     def __init__(self, address: GatewayAddress, key: str, policy: Policy) -> None:
         self.address, self.policy = address, policy
         self.reached = False  # whether it has ever answered
-        sent = {**policy.metadata, **({"authorization": f"Bearer {key}"} if key else {})}
-        self._metadata = tuple(sent.items())
+        self._metadata = headers(policy.metadata)
+        if key:
+            self._metadata["authorization"] = f"Bearer {key}"
 
     def metadata(self, further: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-        """Of one call."""
-        return self._metadata + tuple((further or {}).items())
+        """Of one call; what it brings along takes the place of the client's of the same name.
+        InvalidArgument for what can be no metadata."""
+        return tuple({**self._metadata, **headers(further or {})}.items())
 
     def told(self, raised: grpc.RpcError) -> PlinthError:
         """The error of a call."""
         self.reached = self.reached or said(raised)
         return told(raised, self.address)
+
+
+def headers(metadata: Mapping[str, str]) -> dict[str, str]:
+    """As they are sent. InvalidArgument names the one that can't be, and never its value."""
+    sent: dict[str, str] = {}
+    for name, value in metadata.items():
+        key = name.lower()
+        if not _HEADER.fullmatch(key) or key.startswith("grpc-") or key.endswith("-bin"):
+            raise InvalidArgument(
+                f"metadata: {name[:64]!r} is no name of metadata: letters, digits, '_', '.' and "
+                "'-', neither grpc-… nor …-bin",
+                field="metadata",
+            )
+        if not _HEADER_VALUE.fullmatch(value):
+            raise InvalidArgument(
+                f"metadata: the value of {key} is not printable ASCII on one line",
+                field=f"metadata.{key}",
+            )
+        sent[key] = value
+    return sent
+
+
+def seconds_of(timeout: float | None) -> float | None:
+    """What gRPC is told; None: no end. InvalidArgument for what is no number."""
+    if timeout is None or timeout >= _LONGEST_CALL_S:
+        return None
+    if math.isnan(timeout):
+        raise InvalidArgument("timeout: it is a number of seconds, not NaN", field="timeout")
+    return timeout
+
+
+def closed() -> FailedPrecondition:
+    """What a call on a client that was closed ends with."""
+    return FailedPrecondition("this client is closed; make another one", reason="CLIENT_CLOSED")
+
+
+def gone_quiet(address: GatewayAddress) -> Unavailable:
+    """What a watch that says nothing any more has come to."""
+    return Unavailable(f"{address}: the stream has gone quiet", reason="STREAM_QUIET")
 
 
 class Attempts:
@@ -73,7 +126,7 @@ class Attempts:
         policy = gateway.policy
         given = timeout if timeout is not None else policy.timeout_s
         seconds = given if given is not None else method.timeout_s
-        self._until = None if seconds is None else time.monotonic() + seconds
+        self._until = None if (left := seconds_of(seconds)) is None else time.monotonic() + left
         self._gateway, self._policy, self._method = gateway, policy, method
         self._broken_since: float | None = None
         self._wait_s = _FIRST_WAIT_S

@@ -116,7 +116,11 @@ class ReconcilerFront:
 
     def _pass(self) -> list[dict[str, Any]]:
         # 1. What is wanted, and what is there.
-        wanted = {PREFIX + d.name: d for d in self._records.list()}
+        damaged: list[str] = []  # what is there of these stays as it is
+        wanted = {PREFIX + d.name: d for d in self._records.list(damaged.append)}
+        for name in damaged:
+            self._log.error("a deployment's record is damaged", deployment=name)
+        kept = {PREFIX + name for name in damaged}
         still = wanted == self._wanted and self._all_ready()
         if still and time.monotonic() - self._looked < SETTLED_LOOK_S:
             return self._seen
@@ -128,7 +132,10 @@ class ReconcilerFront:
         self._applier.remove(
             name
             for name, served in now.items()
-            if name.startswith(PREFIX) and name not in wanted and served.state != "stopping"
+            if name.startswith(PREFIX)
+            and name not in wanted
+            and name not in kept
+            and served.state != "stopping"
         )
         # 3. What to tell.
         return [self._told(d, now.get(name, Served("starting"))) for name, d in wanted.items()]

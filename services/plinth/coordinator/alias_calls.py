@@ -11,8 +11,8 @@ from plinth.shared.aliases import Alias
 from plinth.shared.api.etags import check_etag
 from plinth.shared.api.owners import check_owner
 from plinth.shared.api.paging import Pages
-from plinth.shared.artifact_messages import alias_etag, alias_message, reference_in
-from plinth.shared.errors import Aborted, InvalidArgument, NotFound
+from plinth.shared.artifact_messages import alias_etag, alias_message, record_of, reference_in
+from plinth.shared.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from plinth.shared.identity import current_principal
 from plinth.shared.manifest import Reference
 from plinth.shared.store import ArtifactRecord, ArtifactStore
@@ -37,7 +37,7 @@ class AliasCalls:
         size, after = self._pages.size(request), self._pages.position(request)
 
         def look() -> list[Alias]:
-            self._store.get(name)
+            record_of(self._store, request.parent, "parent")
             return list(islice(self._store.each_alias(name, after=after), size + 1))
 
         found = await asyncio.to_thread(look)
@@ -50,23 +50,36 @@ class AliasCalls:
     async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
         given = request.alias
         name, alias = _alias(given.name, "alias.name")
+        if request.create_only and given.etag:
+            raise InvalidArgument(
+                "create_only is for an alias that is not there, an etag for one that is: give one "
+                "of them",
+                field="create_only",
+            )
         target = reference_in(given.artifact, "alias.artifact")
         if target.name != name:
             raise InvalidArgument(
                 f"{given.name[:140]} names versions of {name!r} alone, not of {target.name!r}",
                 field="alias.artifact",
             )
-        record = await asyncio.to_thread(self._store.get, str(target))
+        record = await asyncio.to_thread(record_of, self._store, given.artifact, "alias.artifact")
         check_owner(record.owner, current_principal(), record.ref)
-        found = await asyncio.to_thread(self._set, alias, record, given.etag)
+        found = await asyncio.to_thread(self._set, alias, record, request)
         return pb.SetAliasResponse(alias=alias_message(found))
 
-    def _set(self, alias: str, record: ArtifactRecord, etag: str) -> Alias:
+    def _set(self, alias: str, record: ArtifactRecord, request: pb.SetAliasRequest) -> Alias:
         def move(now: Alias | None) -> None:
+            if request.create_only and now is not None and now.version != record.version:
+                raise AlreadyExists(
+                    f"there is an alias {now.ref} already, of version {now.version}",
+                    reason="ALIAS_EXISTS",
+                    field="alias.name",
+                    metadata={"etag": alias_etag(now)},
+                )
             expected = now.version if now else None
             self._store.set_alias(record.name, alias, record.version, expected=expected)
 
-        self._moved(record.name, alias, etag, move)
+        self._moved(record.name, alias, request.alias.etag, move)
         return self._store.alias(record.name, alias)
 
     async def DeleteAlias(
@@ -100,8 +113,11 @@ class AliasCalls:
                     raise
 
     def _check_mover(self, alias: Alias) -> None:
-        """An alias is of who made the version that it names."""
-        record = self._store.get(f"{alias.name}@{alias.version}")
+        """An alias is of who made the version that it names, and nobody's where that has gone."""
+        try:
+            record = self._store.get(f"{alias.name}@{alias.version}")
+        except NotFound:
+            return
         check_owner(record.owner, current_principal(), f"alias {alias.ref}")
 
 

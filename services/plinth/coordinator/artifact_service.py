@@ -23,6 +23,7 @@ from plinth.shared.artifact_messages import (
     ARTIFACT,
     KINDS,
     artifact_message,
+    record_of,
     reference_in,
 )
 from plinth.shared.errors import InvalidArgument
@@ -84,28 +85,35 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
         size, after = self._pages.size(request), _position(self._pages.position(request))
         full = request.view == pb.ARTIFACT_VIEW_FULL
         size = min(size, _FULL_PAGE) if full else size
-        found, last = await asyncio.to_thread(self._page, after, size, wanted)
+        damaged: list[str] = []
+        found, last = await asyncio.to_thread(self._page, after, size, wanted, damaged)
         return pb.ListArtifactsResponse(
             artifacts=[artifact_message(*row, manifest=full) for row in found],
             next_page_token=self._pages.token(request, last.ref) if last else "",
+            unreachable=map(ARTIFACT.name, damaged),
         )
 
     def _page(
-        self, after: tuple[str, int], size: int, wanted: Callable[[_Row], bool]
+        self, after: tuple[str, int], size: int, wanted: Callable[[_Row], bool], damaged: list[str]
     ) -> tuple[list[_Row], ArtifactRecord | None]:
-        """(artifacts, the one behind which the next page begins; None: this is the last)."""
+        """(artifacts, the one behind which the next page begins; None: this is the last). damaged:
+        gets the references of those in between that can't be read."""
         found: list[_Row] = []
         last: ArtifactRecord | None = None
         aliases: tuple[str, dict[str, int]] = ("", {})
-        for looked, record in enumerate(self._store.each(after)):
+        passed: list[str] = []  # damaged ones behind `last`: the next page tells them
+        for looked, record in enumerate(self._store.each(after, passed.append)):
             if len(found) >= size or looked >= _LOOKED_AT:
                 return found, last
+            damaged += passed
+            passed.clear()
             if record.name != aliases[0]:
                 aliases = record.name, self._store.aliases(record.name)
             row = record, [one for one, to in aliases[1].items() if to == record.version]
             if wanted(row):
                 found.append(row)
             last = record
+        damaged += passed
         return found, None
 
     async def ListArtifactVersions(
@@ -114,14 +122,16 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
         name = bare_id(request.name, "name")
         size, position = self._pages.size(request), self._pages.position(request)
 
+        damaged: list[str] = []
+
         def look() -> tuple[list[ArtifactRecord], dict[str, int]]:
-            if not position:
-                self._store.get(name)  # NotFound says what there is
             below = int(position) if position else None
-            versions = self._store.versions(name, below=below)
+            versions = self._store.versions(name, below=below, damaged=damaged.append)
             return list(islice(versions, size + 1)), self._store.aliases(name)
 
         found, aliases = await asyncio.to_thread(look)
+        if not (found or damaged or position):
+            await self._record(request.name)  # NotFound says what there is
         page = found[:size]
         more = len(found) > size
         return pb.ListArtifactVersionsResponse(
@@ -132,6 +142,11 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
                 for one in page
             ],
             next_page_token=self._pages.token(request, str(page[-1].version)) if more else "",
+            unreachable=[
+                ARTIFACT.name(one)
+                for one in damaged
+                if not more or int(one.rpartition("@")[2]) > page[-1].version
+            ],
         )
 
     async def ListArtifactFiles(
@@ -139,10 +154,10 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
     ) -> pb.ListArtifactFilesResponse:
         size = self._pages.size(request)
         version, _, after = self._pages.position(request).partition(":")
-        reference = reference_in(request.name)
-        record = await self._record(
-            f"artifacts/{reference.name}@{version}" if version else request.name
-        )
+        name = request.parent
+        if version:  # an alias may have moved since the first page
+            name = ARTIFACT.name(f"{reference_in(name, 'parent').name}@{version}")
+        record = await self._record(name, "parent")
         files = record.manifest["files"]
         paths = sorted(path for path in files if path > after)
         page = paths[:size]
@@ -189,8 +204,8 @@ class ArtifactServicer(AliasCalls, UploadCalls, rpc.ArtifactServiceServicer):
 
     # -- finding ---------------------------------------------------------------------------
 
-    async def _record(self, name: str) -> ArtifactRecord:
-        return await asyncio.to_thread(self._store.get, str(reference_in(name)))
+    async def _record(self, name: str, field: str = "name") -> ArtifactRecord:
+        return await asyncio.to_thread(record_of, self._store, name, field)
 
     def _aliases_of(self, record: ArtifactRecord) -> list[str]:
         aliases = self._store.aliases(record.name)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 from google.protobuf.message import Message
 
-from plinth.coordinator.pipeline import parse
+from plinth.coordinator.pipeline import STORED_BYTES, parse
 from plinth.coordinator.runs import RunRecords
 from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.internal.v1 import run_records_pb2 as rec
@@ -40,7 +40,9 @@ class ArtifactUses:
         """What points to it, for people: "deployment chat", "run nightly-7"."""
         found = await asyncio.to_thread(self._served, record)
         for run_id in await self._runs.active():
-            run, _ = await self._runs.load(run_id)
+            run = await self._runs.find(run_id)
+            if run is None:  # it has ended and was deleted since
+                continue
             if await asyncio.to_thread(self._needs, run, record):
                 found.append(f"run {run_id}")
         async for job in self._open_jobs():
@@ -76,7 +78,7 @@ class ArtifactUses:
     def _needs(self, run: rec.RunRecord, record: ArtifactRecord) -> bool:
         references = {step.output for step in run.steps if step.output}
         try:
-            for spec in parse(run.pipeline_yaml).steps.values():
+            for spec in parse(run.pipeline_yaml, most=STORED_BYTES).steps.values():
                 references |= {one for one in spec.inputs().values() if not one.startswith("$")}
         except InvalidArgument:
             pass  # it will be refused, and needs nothing

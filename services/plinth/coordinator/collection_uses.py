@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
-from plinth.coordinator.pipeline import parse
+from plinth.coordinator.pipeline import STORED_BYTES, parse
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.preferences import PreferencesSpec
 from plinth.shared.errors import InvalidArgument
@@ -20,12 +21,17 @@ class CollectionUses:
         """What reads it and has not ended, for people: "run nightly-7"."""
         found = []
         for run_id in await self._runs.active():
-            run, _ = await self._runs.load(run_id)
+            if (run := await self._runs.find(run_id)) is None:
+                continue  # it has ended and was deleted since
             try:
-                steps = parse(run.pipeline_yaml).steps.values()
+                pipeline = await asyncio.to_thread(parse, run.pipeline_yaml, most=STORED_BYTES)
             except InvalidArgument:
                 continue  # it will be refused, and reads nothing
-            read = {spec.collection for spec in steps if isinstance(spec, PreferencesSpec)}
+            read = {
+                spec.collection
+                for spec in pipeline.steps.values()
+                if isinstance(spec, PreferencesSpec)
+            }
             if collection in read:
                 found.append(f"run {run_id}")
         return found

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.shared.api import enums
 from plinth.shared.api.etags import etag_of
+from plinth.shared.api.filters import Field, Filters
 from plinth.shared.api.resource_names import Pattern
-from plinth.shared.api.times import timestamp
+from plinth.shared.api.times import instant, timestamp
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import deployments_pb2 as pb
 
@@ -46,6 +48,23 @@ def deployment_message(
         etag=record_etag(record),
         update_time=timestamp(changed_unix_ms),
     )
+
+
+_STATES = tuple(state.upper() for state in enums.words(pb.DeploymentState))
+
+DEPLOYMENT_FILTERS = Filters(
+    {
+        "name": Field(lambda one: one.name, str),
+        "state": Field(
+            lambda one: enums.word(pb.DeploymentState, one.status.state).upper(), str, _STATES
+        ),
+        "artifact": Field(lambda one: one.spec.artifact, str),
+        "canary.deployment": Field(lambda one: one.status.canary.deployment, str),
+        "owner.tenant": Field(lambda one: one.owner.tenant, str),
+        "owner.key_id": Field(lambda one: one.owner.key_id, str),
+        "update_time": Field(lambda one: instant(one.update_time), datetime),
+    }
+)
 
 
 def record_etag(record: internal.DeploymentRecord) -> str:

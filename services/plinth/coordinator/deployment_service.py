@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-from google.protobuf.field_mask_pb2 import FieldMask
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from plinth.coordinator import deployment_messages as messages
 from plinth.coordinator.deployment_messages import DEPLOYMENT, Seen, record_etag
 from plinth.coordinator.deployments import STAGE
 from plinth.coordinator.steps.contract import Tools
 from plinth.internal.v1 import deployments_pb2 as internal
+from plinth.shared.answer_ids import check_answer_id
 from plinth.shared.api import enums
 from plinth.shared.api.etags import check_etag
 from plinth.shared.api.field_masks import updated
+from plinth.shared.api.listing import Damaged, page_of
 from plinth.shared.api.owners import calling_owner, check_owner
 from plinth.shared.api.paging import Pages
 from plinth.shared.canary import answer_key
 from plinth.shared.errors import (
     Aborted,
     AlreadyExists,
+    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -36,6 +37,7 @@ from plinth.v1 import deployments_pb2 as pb
 from plinth.v1 import deployments_pb2_grpc as rpc
 
 T = TypeVar("T")
+_See: TypeAlias = Callable[[internal.DeploymentRecord], Seen]
 _SETTABLE = frozenset(f"spec.{name}" for name in pb.DeploymentSpec.DESCRIPTOR.fields_by_name)
 
 
@@ -64,13 +66,29 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
     async def ListDeployments(
         self, request: pb.ListDeploymentsRequest, context: Any
     ) -> pb.ListDeploymentsResponse:
-        size, after = self._pages.size(request), self._pages.position(request)
-        found = await asyncio.to_thread(self._records.page, after, size + 1)
-        page = found[:size]
-        token = self._pages.token(request, page[-1].name) if len(found) > size else ""
+        wanted = messages.DEPLOYMENT_FILTERS.parse(request.filter)
         seen = await self._seen()
-        told = [_message(change, seen) for change in page]
-        return pb.ListDeploymentsResponse(deployments=told, next_page_token=token)
+
+        def look(after: str, count: int) -> list[tuple[str, pb.Deployment | Damaged | None]]:
+            names = self._records.names(after)[:count]
+            return [(name, self._listed(name, seen)) for name in names]
+
+        async def read(
+            after: str, count: int
+        ) -> Sequence[tuple[str, pb.Deployment | Damaged | None]]:
+            return await asyncio.to_thread(look, after, count)
+
+        page = await page_of(self._pages, request, read, wanted)
+        return pb.ListDeploymentsResponse(
+            deployments=page.found, next_page_token=page.token, unreachable=page.unreachable
+        )
+
+    def _listed(self, name: str, seen: _See) -> pb.Deployment | Damaged | None:
+        try:
+            change = self._records.get(name)
+        except DataLoss:
+            return Damaged(DEPLOYMENT.name(name))
+        return _message(change, seen) if change and change.deployment else None
 
     # -- changing --------------------------------------------------------------------------
 
@@ -108,17 +126,17 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
     def _update(self, request: pb.UpdateDeploymentRequest) -> DeploymentChange:
         given = request.deployment
         name = DEPLOYMENT.id(given.name, "deployment.name")
-        mask = _leaves(request.update_mask)
         while True:
             there = self._records.get(name)
             present = pb.Deployment()
             if there is None or there.deployment is None:
                 if not request.allow_missing:
                     raise _unknown(name)
+                check_etag(given.etag, "", f"deployment {name!r}")  # it was seen, and is gone
             else:
                 self._check_change(there.deployment, given.etag)
                 present.spec.CopyFrom(messages.spec_of(there.deployment))
-            spec = updated(present, given, mask, _SETTABLE).spec
+            spec = updated(present, given, request.update_mask, _SETTABLE).spec
             wanted = messages.record_of(name, spec)
             if there is None or there.deployment is None:
                 wanted.made_by.CopyFrom(calling_owner())
@@ -170,15 +188,17 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
         self, request: pb.ReportOutcomeRequest, context: Any
     ) -> pb.ReportOutcomeResponse:
         name = check_name(DEPLOYMENT.id(request.name), "name")
-        if not (request.request_id or request.revision):
-            raise InvalidArgument("give one of request_id and revision", field="request_id")
+        if not (request.response_id or request.revision):
+            raise InvalidArgument("give one of response_id and revision", field="response_id")
         principal = current_principal()
         canaries = self._tools.canaries
         if request.revision:
             principal.require("runs")
+            await asyncio.to_thread(self._records.check_owner, name, principal)
             role = await canaries.report_revision(name, request.revision, good=request.good)
         else:
-            answer = answer_key(principal.tenant, request.request_id)
+            check_answer_id(request.response_id, "response_id")
+            answer = answer_key(principal.tenant, request.response_id)
             role = await canaries.report(name, answer=answer, good=request.good)
         return pb.ReportOutcomeResponse(role=enums.number(pb.RevisionRole, role))  # type: ignore[arg-type]
 
@@ -187,7 +207,7 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
     async def _told(self, change: DeploymentChange) -> pb.Deployment:
         return _message(change, await self._seen())
 
-    async def _seen(self) -> Callable[[internal.DeploymentRecord], Seen]:
+    async def _seen(self) -> _See:
         """What is there, of any deployment, by one look."""
         registry = self._tools.registry
         shards = await registry.replicas(STAGE)
@@ -197,9 +217,7 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
         )
 
 
-def _message(
-    change: DeploymentChange, seen: Callable[[internal.DeploymentRecord], Seen]
-) -> pb.Deployment:
+def _message(change: DeploymentChange, seen: _See) -> pb.Deployment:
     assert change.deployment is not None
     record = change.deployment
     return messages.deployment_message(record, change.created_unix_ms, seen(record))
@@ -229,14 +247,6 @@ def _unknown(name: str) -> NotFound:
     return NotFound(
         f"no deployment is called {name!r}", reason="DEPLOYMENT_NOT_FOUND", field="name"
     )
-
-
-def _leaves(mask: FieldMask) -> FieldMask:
-    """The same with each field of `spec` for "spec" as a whole."""
-    paths = [
-        leaf for path in mask.paths for leaf in (sorted(_SETTABLE) if path == "spec" else [path])
-    ]
-    return FieldMask(paths=paths)
 
 
 def _unless_changed(act: Callable[[], T]) -> T | None:

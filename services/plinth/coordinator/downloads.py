@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import IO
 
-from plinth.shared.artifact_messages import reference_in
-from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
+from plinth.shared.artifact_messages import record_of, reference_in
+from plinth.shared.errors import DataLoss, InvalidArgument, NotFound, PlinthError
 from plinth.shared.manifest import MANIFEST, canonical_json
-from plinth.shared.storage import Storage, check_path
+from plinth.shared.storage import check_path
 from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import artifacts_pb2 as pb
 
@@ -24,18 +24,18 @@ async def download(
 ) -> AsyncIterator[pb.DownloadArtifactResponse]:
     """The file's bytes. NotFound: no such artifact, or no such file in it; InvalidArgument: an
     offset behind its end, a token of another call; DataLoss: it is shorter than published."""
-    reference, offset = str(reference_in(request.name)), request.offset
+    name, offset = request.name, request.offset
     if request.resume_token:
         version, offset = _position(request.resume_token)
-        reference = f"{reference_in(request.name).name}@{version}"
-    record = await asyncio.to_thread(store.get, reference)
+        name = f"artifacts/{reference_in(request.name).name}@{version}"
+    record = await asyncio.to_thread(record_of, store, name)
     size = _size(record, request.path)
     if offset > size:
         raise InvalidArgument(
             f"offset {offset} is behind the end of {request.path}, which has {size} bytes",
             field="offset",
         )
-    async with aclosing(_pieces(store.storage, record, request.path, offset, size)) as pieces:
+    async with aclosing(_pieces(store, record, request.path, offset, size)) as pieces:
         async for piece in pieces:
             yield pb.DownloadArtifactResponse(
                 data=piece,
@@ -47,19 +47,19 @@ async def download(
 
 
 async def _pieces(
-    storage: Storage, record: ArtifactRecord, path: str, offset: int, size: int
+    store: ArtifactStore, record: ArtifactRecord, path: str, offset: int, size: int
 ) -> AsyncGenerator[bytes, None]:
     where = f"{record.path}/{check_path(path)}"
     try:
-        file = await asyncio.to_thread(storage.open, where)
+        file = await asyncio.to_thread(store.storage.open, where)
     except FileNotFoundError as error:
-        raise _short(record, path, 0, size) from error
+        raise await _short(store, record, path, 0, size) from error
     try:
         await asyncio.to_thread(file.seek, offset)
         while offset < size:
             piece = await asyncio.to_thread(_read, file, min(PIECE_BYTES, size - offset))
             if not piece:
-                raise _short(record, path, offset, size)
+                raise await _short(store, record, path, offset, size)
             offset += len(piece)
             yield piece
     finally:
@@ -93,7 +93,13 @@ def _position(token: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _short(record: ArtifactRecord, path: str, there: int, size: int) -> DataLoss:
+async def _short(
+    store: ArtifactStore, record: ArtifactRecord, path: str, there: int, size: int
+) -> PlinthError:
+    try:
+        await asyncio.to_thread(store.get, record.ref)
+    except NotFound as deleted:  # since the download began: nothing is damaged
+        return deleted
     return DataLoss(
         f"{path} of {record.ref} ends after {there} bytes of {size} on the store",
         reason="ARTIFACT_DAMAGED",

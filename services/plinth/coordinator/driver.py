@@ -18,7 +18,7 @@ from plinth.coordinator import machine, metrics
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.machine import Wanted
 from plinth.coordinator.performer import Performer, waits_for
-from plinth.coordinator.pipeline import Pipeline, input_digest, parse
+from plinth.coordinator.pipeline import STORED_BYTES, Pipeline, input_digest, parse
 from plinth.coordinator.runs import RunRecords, number_of, principal_of
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Progress, StepOutcome, Work
@@ -85,7 +85,8 @@ class RunDriver:
         if machine.ended(run):
             return
         try:
-            pipeline = parse(run.pipeline_yaml)
+            # In a thread: a long text takes a second, and leases are to be renewed.
+            pipeline = await asyncio.to_thread(parse, run.pipeline_yaml, most=STORED_BYTES)
         except InvalidArgument as error:
             machine.refuse(run, error=error.message, now=_now())
             await self._save(run)

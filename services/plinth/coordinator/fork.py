@@ -12,7 +12,7 @@ import graphlib
 from collections.abc import Mapping
 
 from plinth.coordinator import machine
-from plinth.coordinator.pipeline import Pipeline, check_paths, parse, pinned
+from plinth.coordinator.pipeline import STORED_BYTES, Pipeline, check_paths, parse, pinned
 from plinth.coordinator.results import StepResults
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.internal.v1 import run_records_pb2 as rec
@@ -35,9 +35,9 @@ def fork(
     """The new run; `now` in Unix milliseconds. InvalidArgument: no such step, or an override
     of a step that `from_step` needs. PermissionDenied: a path outside of the roots.
     FailedPrecondition: one of the needed steps is not finished, or what it made is gone."""
-    before = parse(source.pipeline_yaml)
+    before = parse(source.pipeline_yaml, most=STORED_BYTES)
     _check_step(from_step, before)
-    after = parse(source.pipeline_yaml, overrides)
+    after = parse(source.pipeline_yaml, overrides, most=STORED_BYTES)
     check_paths(after, roots)
     after = pinned(after, store)
     _check_step(from_step, after)

@@ -12,7 +12,6 @@ where a key is unknown, the nearest right one: nothing runs of a pipeline that c
 
 from __future__ import annotations
 
-import difflib
 import graphlib
 import hashlib
 import json
@@ -23,6 +22,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from plinth.coordinator.pipeline_text import MAX_BYTES, loaded, nearest
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.coordinator.steps.contract import Name, StepSpec
 from plinth.shared.errors import InvalidArgument
@@ -31,8 +31,11 @@ from plinth.shared.source_roots import SourceRoots
 from plinth.shared.step_versions import STEP_VERSIONS
 from plinth.shared.store import ArtifactStore
 
-MAX_BYTES = 256 << 10
 MAX_STEPS = 64
+# Of a run's record: one setting to a line, a text is longer than it may have been written.
+STORED_BYTES = 4 * MAX_BYTES
+_MOST_MISTAKES = 20
+_SHOWN = 200  # characters of a path
 _TOP_KEYS = ("name", "steps")
 
 
@@ -53,14 +56,13 @@ class Pipeline:
         return self.steps[step].output or f"{self.name}-{step}"
 
 
-def parse(text: str, overrides: Mapping[str, str] | None = None) -> Pipeline:
+def parse(
+    text: str, overrides: Mapping[str, str] | None = None, *, most: int = MAX_BYTES
+) -> Pipeline:
     """The pipeline in `text` with `overrides` ("steps.corpus.max_bytes" → "1000") applied.
-    InvalidArgument with every mistake in it."""
-    if len(text.encode()) > MAX_BYTES:
-        raise InvalidArgument(f"a pipeline file holds at most {MAX_BYTES >> 10} KiB")
-    raw = _load(text)
-    for path, value in (overrides or {}).items():
-        _override(raw, path, value)
+    InvalidArgument with every mistake in it (the first 20). most: bytes of both together;
+    STORED_BYTES for what a run's record holds."""
+    raw = loaded(text, overrides or {}, most)
     mistakes = _Mistakes()
     name = _top(raw, mistakes)
     steps = {
@@ -71,7 +73,13 @@ def parse(text: str, overrides: Mapping[str, str] | None = None) -> Pipeline:
     if not mistakes.found:
         _check_inputs(steps, mistakes)
     mistakes.raise_if_any()
-    return Pipeline(name, steps, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    written = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+    if (size := len(written.encode())) > 3 * MAX_BYTES:  # (there is to be room for `pinned`)
+        raise InvalidArgument(
+            f"with one setting to a line, the pipeline has {size} bytes; at most {3 * MAX_BYTES}",
+            reason="PIPELINE_INVALID",
+        )
+    return Pipeline(name, steps, written)
 
 
 def pinned(pipeline: Pipeline, store: ArtifactStore) -> Pipeline:
@@ -95,7 +103,7 @@ def pinned(pipeline: Pipeline, store: ArtifactStore) -> Pipeline:
             for wrong, what in spec.misfits(field, record, store):
                 mistakes.add(f"steps.{step}.{wrong}", what)
     mistakes.raise_if_any()
-    return parse(pipeline.text, versions)
+    return parse(pipeline.text, versions, most=STORED_BYTES)
 
 
 def check_paths(pipeline: Pipeline, roots: SourceRoots) -> None:
@@ -129,7 +137,10 @@ class _Mistakes:
         self.found: list[tuple[str, str]] = []
 
     def add(self, path: str, what: str) -> None:
-        self.found.append((path, what))
+        """Raises what was found once that is enough to mend: each is looked into, and told."""
+        self.found.append((path[:_SHOWN], what))
+        if len(self.found) >= _MOST_MISTAKES:
+            self.raise_if_any()
 
     def raise_if_any(self) -> None:
         if self.found:
@@ -140,60 +151,6 @@ class _Mistakes:
             )
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases (they can blow up) and without repeated keys (one would win)."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise InvalidArgument("a pipeline has no YAML aliases (*name); write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep=True)
-        if isinstance(node, yaml.MappingNode) and len(mapping) != len(node.value):
-            raise InvalidArgument(f"a key is given twice in the mapping at{node.start_mark}")
-        return mapping
-
-
-def _load(text: str) -> dict[str, Any]:
-    try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader, see above)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidArgument(
-            f"the pipeline is no YAML: {error}", reason="PIPELINE_INVALID"
-        ) from error
-    if not isinstance(raw, dict):
-        raise InvalidArgument(
-            "a pipeline file is a mapping with the keys name and steps", reason="PIPELINE_INVALID"
-        )
-    return raw
-
-
-def _override(raw: dict[str, Any], path: str, value: str) -> None:
-    """Sets one value; an empty one takes the key away. Only what is there can be gone into, but
-    the last key may be new."""
-    *way, last = path.split(".")
-    at: Any = raw
-    for depth, key in enumerate(way):
-        if not isinstance(at, dict) or key not in at:
-            there = list(at) if isinstance(at, dict) else []
-            where = ".".join(way[: depth + 1])
-            raise InvalidArgument(
-                f"{path}: the pipeline has no {where}{_nearest(key, there)}", field=path
-            )
-        at = at[key]
-    if not isinstance(at, dict):
-        raise InvalidArgument(f"{path}: {'.'.join(way)} is no mapping", field=path)
-    try:
-        parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise InvalidArgument(f"{path}: the value is no YAML: {error}", field=path) from error
-    if parsed is None:
-        at.pop(last, None)
-    else:
-        at[last] = parsed
-
-
 class _Named(BaseModel):
     name: Name
 
@@ -201,7 +158,7 @@ class _Named(BaseModel):
 def _top(raw: Mapping[str, Any], mistakes: _Mistakes) -> str:
     for key in raw:
         if key not in _TOP_KEYS:
-            mistakes.add(str(key), f"unknown key{_nearest(str(key), _TOP_KEYS)}")
+            mistakes.add(str(key), f"unknown key{nearest(str(key), _TOP_KEYS)}")
     try:
         name = _Named.model_validate({"name": raw.get("name")}).name
     except ValidationError:
@@ -226,7 +183,7 @@ def _step(step: object, fields: object, mistakes: _Mistakes) -> StepSpec | None:
         return None
     kind = fields.get("kind")
     if not isinstance(kind, str) or kind not in STEP_KINDS:
-        hint = _nearest(kind, STEP_KINDS) if isinstance(kind, str) else ""
+        hint = nearest(kind, STEP_KINDS) if isinstance(kind, str) else ""
         mistakes.add(f"{path}.kind", f"one of {', '.join(STEP_KINDS)}, not {kind!r}{hint}")
         return None
     model = STEP_KINDS[kind].spec
@@ -253,7 +210,7 @@ def _explain(
     if kind == "extra_forbidden":
         key, right = str(location[-1]), _keys_at(model, location[:-1])
         deeper = "" if location[:-1] else _section_with(key, model)
-        hint = f"; did you mean {deeper}?" if deeper else _nearest(key, right)
+        hint = f"; did you mean {deeper}?" if deeper else nearest(key, right)
         mistakes.add(where, f"unknown key{hint}")
     elif kind == "missing":
         mistakes.add(where, "is needed")
@@ -284,13 +241,6 @@ def _section_with(key: str, model: type[BaseModel]) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _nearest(key: str, right: Collection[str]) -> str:
-    near = difflib.get_close_matches(key, list(right), n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there is {', '.join(sorted(right))}" if right else ""
-
-
 def _needs(spec: StepSpec) -> set[str]:
     references = spec.inputs().values()
     return {r[1:] for r in references if r.startswith("$")} | set(spec.after)
@@ -304,13 +254,13 @@ def _check_inputs(steps: Mapping[str, StepSpec], mistakes: _Mistakes) -> None:
     for step, spec in steps.items():
         for other in spec.after:
             if other not in steps:
-                mistakes.add(f"steps.{step}.after", f"no step {other!r}{_nearest(other, steps)}")
+                mistakes.add(f"steps.{step}.after", f"no step {other!r}{nearest(other, steps)}")
         for field, reference in spec.inputs().items():
             if not reference.startswith("$"):
                 continue
             path, source = f"steps.{step}.{field}", reference[1:]
             if source not in steps:
-                mistakes.add(path, f"no step {source!r}{_nearest(source, steps)}")
+                mistakes.add(path, f"no step {source!r}{nearest(source, steps)}")
             elif (made := steps[source].produces()) not in spec.INPUTS[field]:
                 taken = _taken(spec, field)
                 mistakes.add(path, f"takes {taken}; the step {source!r} makes {a_kind(made)}")

@@ -53,15 +53,15 @@ class StepResults:
             return StepOutcome(inputs[passed_on].ref, metrics, True, passed_on)
         try:
             made = self._store.get(record["output"])
+            called = record["output_name"] or made.name
+            # Another digest: the name was deleted and given to something else. Another name: of an
+            # earlier version, an input, and which one is not known.
+            if made.digest != record["output_digest"] or made.name != called:
+                return None
+            if output_name not in ("", called):
+                made = self._store.link(output_name, made)
         except NotFound:
             return None
-        if made.digest != record["output_digest"]:
-            return None  # the name was deleted and given to something else
-        called = record["output_name"] or made.name
-        if made.name != called:
-            return None  # of an earlier version: an input, and which one is not known
-        if output_name not in ("", called):
-            made = self._store.link(output_name, made)
         return StepOutcome(made.ref, metrics, reused=True)
 
     def stands(self, input_digest: str, made: ArtifactRecord) -> bool:

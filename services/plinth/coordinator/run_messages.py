@@ -11,10 +11,10 @@ from plinth.shared.api.enums import number, word, words
 from plinth.shared.api.filters import Field, Filters
 from plinth.shared.api.resource_names import Pattern
 from plinth.shared.api.structs import struct
-from plinth.shared.api.times import moment, timestamp, unix_ms
+from plinth.shared.api.times import instant, timestamp
 from plinth.v1 import runs_pb2 as pb
 
-RUNS = Pattern("runs/{run}")
+RUNS = Pattern("runs/{run}", r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 # Kinds of steps whose work is one job of the trainer.
 _JOBS = frozenset({"data", "train", "compare"})
 
@@ -70,8 +70,8 @@ RUN_FILTERS = Filters(
         "display_name": Field(lambda run: run.status.display_name, str),
         "owner.tenant": Field(lambda run: run.owner.tenant, str),
         "owner.key_id": Field(lambda run: run.owner.key_id, str),
-        "create_time": Field(lambda run: moment(unix_ms(run.create_time)), datetime),
-        "update_time": Field(lambda run: moment(unix_ms(run.update_time)), datetime),
-        "end_time": Field(lambda run: moment(unix_ms(run.status.end_time)), datetime),
+        "create_time": Field(lambda run: instant(run.create_time), datetime),
+        "update_time": Field(lambda run: instant(run.update_time), datetime),
+        "end_time": Field(lambda run: instant(run.status.end_time), datetime),
     }
 )

@@ -11,14 +11,15 @@ from typing import Any
 from plinth.coordinator import machine, resubmission
 from plinth.coordinator.fork import fork
 from plinth.coordinator.machine import Wanted
-from plinth.coordinator.pipeline import check_paths, parse, pinned
+from plinth.coordinator.pipeline import STORED_BYTES, check_paths, parse, pinned
+from plinth.coordinator.rights import check_rights
 from plinth.coordinator.run_messages import RUN_FILTERS, RUNS, run_message
 from plinth.coordinator.run_watch import next_revision, watch_position, watch_run
 from plinth.coordinator.runs import RunRecords
 from plinth.coordinator.steps.contract import Tools
 from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import redis_keys
-from plinth.shared.api.listing import page_of
+from plinth.shared.api.listing import Damaged, page_of
 from plinth.shared.api.owners import check_owner, owner_of
 from plinth.shared.api.paging import Pages
 from plinth.shared.change_feed import ChangeFeed
@@ -56,13 +57,15 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
         )
         asked = resubmission.of_pipeline(pipeline)
         if (there := await self._records.find(run_id)) is not None:
-            known = resubmission.same(there, asked, pipeline)
+            known = await asyncio.to_thread(resubmission.same, there, asked, pipeline)
             return pb.CreateRunResponse(run=run_message(known))
         await asyncio.to_thread(check_paths, pipeline, self._tools.roots)
         pipeline = await asyncio.to_thread(pinned, pipeline, self._tools.store)
+        await asyncio.to_thread(check_rights, pipeline, self._tools, current_principal())
         run = machine.new_run(run_id, pipeline, time.time_ns() // 1_000_000)
         stands = await self._submit(run, asked)
-        return pb.CreateRunResponse(run=run_message(resubmission.same(stands, asked, pipeline)))
+        known = await asyncio.to_thread(resubmission.same, stands, asked, pipeline)
+        return pb.CreateRunResponse(run=run_message(known))
 
     async def ForkRun(self, request: pb.ForkRunRequest, context: Any) -> pb.ForkRunResponse:
         run_id, source_id = _checked_id(request.run_id), RUNS.id(request.name)
@@ -81,12 +84,16 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
             roots=self._tools.roots,
             now=time.time_ns() // 1_000_000,
         )
+        forked = await asyncio.to_thread(parse, run.pipeline_yaml, most=STORED_BYTES)
+        await asyncio.to_thread(check_rights, forked, self._tools, current_principal())
         stands = await self._submit(run, asked)
         return pb.ForkRunResponse(run=run_message(resubmission.same(stands, asked)))
 
     async def _submit(self, run: rec.RunRecord, asked: str) -> rec.RunRecord:
         run.request_digest = asked
-        run.owner.CopyFrom(owner_of(current_principal()))
+        principal = current_principal()
+        run.owner.CopyFrom(owner_of(principal))
+        run.by_admin = "admin" in principal.scopes
         return await self._records.submit(run)
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
@@ -95,12 +102,14 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         wanted = RUN_FILTERS.parse(request.filter)
 
-        async def read(position: str, count: int) -> Sequence[tuple[str, pb.Run | None]]:
+        async def read(position: str, count: int) -> Sequence[tuple[str, pb.Run | Damaged | None]]:
             found = await self._records.newest(position, count)
-            return [(at, one and run_message(one, pipeline=False)) for at, one in found]
+            return [(at, _listed(one)) for at, one in found]
 
-        runs, token = await page_of(self._pages, request, read, wanted)
-        return pb.ListRunsResponse(runs=runs, next_page_token=token)
+        page = await page_of(self._pages, request, read, wanted)
+        return pb.ListRunsResponse(
+            runs=page.found, next_page_token=page.token, unreachable=page.unreachable
+        )
 
     async def DeleteRun(self, request: pb.DeleteRunRequest, context: Any) -> pb.DeleteRunResponse:
         run_id = RUNS.id(request.name)
@@ -155,6 +164,10 @@ class RunServicer(runs_pb2_grpc.RunServiceServicer):
         """NotFound; PermissionDenied for a run that the caller may not change."""
         run = await self._records.get(run_id)
         check_owner(run.owner, current_principal(), RUNS.name(run_id))
+
+
+def _listed(one: rec.RunRecord | Damaged | None) -> pb.Run | Damaged | None:
+    return run_message(one, pipeline=False) if isinstance(one, rec.RunRecord) else one
 
 
 def _checked_id(run_id: str) -> str:

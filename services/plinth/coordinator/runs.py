@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
 
 from plinth.coordinator import run_scripts as scripts
@@ -24,9 +25,11 @@ from plinth.coordinator.leader import LEASE, Leadership
 from plinth.coordinator.machine import ENDED, Wanted
 from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import redis_keys
+from plinth.shared.api.listing import Damaged
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import (
     Aborted,
+    DataLoss,
     FailedPrecondition,
     NotFound,
     ResourceExhausted,
@@ -91,7 +94,7 @@ class RunRecords:
         """None when there is none."""
         with redis_errors():
             record: Any = await self._redis.hget(redis_keys.run(run_id), "record")
-        return None if record is None else rec.RunRecord.FromString(record)
+        return None if record is None else _run(run_id, record)
 
     async def load(self, run_id: str) -> tuple[rec.RunRecord, Wanted]:
         """The run and what is wanted of it."""
@@ -100,7 +103,7 @@ class RunRecords:
         record, wanted = values
         if record is None or wanted is None:
             raise _unknown(run_id)
-        return rec.RunRecord.FromString(record), Wanted(wanted.decode())
+        return _run(run_id, record), Wanted(wanted.decode())
 
     async def after(self, run_id: str, revision: int) -> list[rec.RunRecord]:
         """What the run became after that revision, each of its states in order; with one that it
@@ -112,7 +115,7 @@ class RunRecords:
                 record, entries = await pipe.execute()
         if record is None:
             raise _unknown(run_id)
-        now = rec.RunRecord.FromString(record)
+        now = _run(run_id, record)
         if revision > now.revision:
             return [now]
         runs = [rec.RunRecord.FromString(fields[b"run"]) for _, fields in entries]
@@ -125,7 +128,7 @@ class RunRecords:
 
     async def newest(
         self, position: str = "", count: int = 1
-    ) -> list[tuple[str, rec.RunRecord | None]]:
+    ) -> list[tuple[str, rec.RunRecord | Damaged | None]]:
         """(position, run) of at most `count` behind a position, newest first; None for one that
         was deleted meanwhile."""
         entries = await self._index.newest(position, count)
@@ -135,8 +138,8 @@ class RunRecords:
                     pipe.hget(redis_keys.run(run_id), "record")
                 records = await pipe.execute()
         return [
-            (at, None if record is None else rec.RunRecord.FromString(record))
-            for (at, _), record in zip(entries, records, strict=True)
+            (at, _told(run_id, record))
+            for (at, run_id), record in zip(entries, records, strict=True)
         ]
 
     async def active(self) -> list[str]:
@@ -221,10 +224,28 @@ def number_of(run: rec.RunRecord) -> int:
 
 
 def principal_of(run: rec.RunRecord) -> Principal:
-    """On whose behalf its jobs are submitted; the platform's for a run that has no owner."""
+    """On whose behalf its steps are done; the platform's for a run that has no owner."""
     if not run.owner.tenant:
         return SYSTEM
-    return Principal(run.owner.tenant, run.owner.key_id, frozenset({"jobs"}))
+    scopes = {"jobs", "admin"} if run.by_admin else {"jobs"}
+    return Principal(run.owner.tenant, run.owner.key_id, frozenset(scopes))
+
+
+def _run(run_id: str, raw: bytes) -> rec.RunRecord:
+    try:
+        return rec.RunRecord.FromString(raw)
+    except DecodeError as error:
+        raise DataLoss(
+            f"the record of run {run_id} is damaged: {error}", reason="RECORD_DAMAGED"
+        ) from error
+
+
+def _told(run_id: str, raw: bytes | None) -> rec.RunRecord | Damaged | None:
+    """For a list."""
+    try:
+        return None if raw is None else _run(run_id, raw)
+    except DataLoss:
+        return Damaged(f"runs/{run_id}")
 
 
 def _entry(run: rec.RunRecord) -> bytes:
@@ -242,4 +263,4 @@ def _state(run: rec.RunRecord) -> str:
 
 
 def _unknown(run_id: str) -> NotFound:
-    return NotFound(f"there is no run {run_id!r}", reason="RUN_NOT_FOUND", field="run_id")
+    return NotFound(f"there is no run {run_id!r}", reason="RUN_NOT_FOUND", field="name")

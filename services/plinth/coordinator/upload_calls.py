@@ -14,13 +14,14 @@ from plinth.shared.api.paging import Pages
 from plinth.shared.api.resource_names import Pattern
 from plinth.shared.api.times import timestamp
 from plinth.shared.artifact_messages import artifact_message
+from plinth.shared.artifact_rights import check_next_version
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.identity import REQUEST_ID, current_principal
 from plinth.shared.manifest import check_name
 from plinth.shared.store import ArtifactStore
 from plinth.v1 import artifacts_pb2 as pb
 
-UPLOAD = Pattern("uploads/{upload}")
+UPLOAD = Pattern("uploads/{upload}", r"[a-z0-9]{1,64}")
 _FILES = "files"  # the kind
 
 
@@ -45,12 +46,13 @@ class UploadCalls:
             raise InvalidArgument(
                 "request_id: use 1 to 128 of A-Z a-z 0-9 . _ : -", field="request_id"
             )
-        await asyncio.to_thread(self._check_name_free, spec.artifact_id)
+        name = check_name(spec.artifact_id, "upload.spec.artifact_id")
+        await asyncio.to_thread(check_next_version, self._store, name, current_principal())
         record = await asyncio.to_thread(
             self._uploads.create,
             calling_owner(),
             request.request_id,
-            artifact_id=spec.artifact_id,
+            artifact_id=name,
             kind=_FILES,
             license=spec.license,
             files=[(file.path, file.size_bytes) for file in spec.files],
@@ -65,13 +67,19 @@ class UploadCalls:
     ) -> pb.ListUploadsResponse:
         size, after = self._pages.size(request), self._pages.position(request)
 
+        damaged: list[str] = []
+
         def look() -> list[UploadRecord]:
-            return list(islice(self._uploads.each(after), size + 1))
+            return list(islice(self._uploads.each(after, damaged.append), size + 1))
 
         found = await asyncio.to_thread(look)
-        token = self._pages.token(request, found[size - 1].id) if len(found) > size else ""
+        more = len(found) > size
         return pb.ListUploadsResponse(
-            uploads=[upload_message(one) for one in found[:size]], next_page_token=token
+            uploads=[upload_message(one) for one in found[:size]],
+            next_page_token=self._pages.token(request, found[size - 1].id) if more else "",
+            unreachable=[
+                UPLOAD.name(one) for one in damaged if not more or one < found[size - 1].id
+            ],
         )
 
     async def WriteUpload(
@@ -87,6 +95,9 @@ class UploadCalls:
         self, request: pb.FinishUploadRequest, context: Any
     ) -> pb.FinishUploadResponse:
         record = await self._own(request.name)
+        if not record.finished:  # another tenant may have taken the name meanwhile
+            name, principal = record.artifact_id, current_principal()
+            await asyncio.to_thread(check_next_version, self._store, name, principal)
         made = await asyncio.to_thread(self._uploads.finish, record, dict(request.digests))
         return pb.FinishUploadResponse(artifact=artifact_message(made))
 
@@ -95,13 +106,6 @@ class UploadCalls:
     ) -> pb.DeleteUploadResponse:
         await asyncio.to_thread(self._uploads.delete, await self._own(request.name))
         return pb.DeleteUploadResponse()
-
-    def _check_name_free(self, artifact_id: str) -> None:
-        """The bare name means the next version too: nobody makes one of another's artifact."""
-        name = check_name(artifact_id, "upload.spec.artifact_id")
-        latest = next(self._store.versions(name), None)
-        if latest is not None:
-            check_owner(latest.owner, current_principal(), f"artifact {artifact_id}")
 
     async def _upload(self, name: str) -> UploadRecord:
         return await asyncio.to_thread(self._uploads.get, UPLOAD.id(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from plinth.v1 import owner_pb2
 MAX_FILES = 1000
 MAX_BYTES = 1 << 40
 LIFETIME_MS = 7 * 86_400_000
+MAX_LICENSE = 200
 _SHOWN = 5
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,12 @@ def checked_files(files: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ..
         )
     paths, all_paths = set[str](), {path for path, _ in found}
     for path, _ in found:
-        if check_path(path) == MANIFEST:
+        try:
+            check_path(path)
+        except InvalidArgument as wrong:
+            wrong.field = field
+            raise
+        if path == MANIFEST:
             raise InvalidArgument(
                 f"{MANIFEST} is the artifact's own file, which the platform writes", field=field
             )
@@ -86,7 +94,18 @@ def checked_files(files: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ..
     return found
 
 
+def check_license(license: str) -> str:
+    if len(license) > MAX_LICENSE or not license.isprintable():
+        raise InvalidArgument(
+            f"a license is named by at most {MAX_LICENSE} printable characters, such as "
+            "'apache-2.0'; its text is one of the files",
+            field="upload.spec.license",
+        )
+    return license
+
+
 def check_digests(upload: UploadRecord, digests: Mapping[str, str]) -> None:
+    """InvalidArgument unless there is one of each file, and each can be one."""
     paths = {path for path, _ in upload.files}
     if wrong := sorted(paths ^ set(digests)):
         raise InvalidArgument(
@@ -94,3 +113,9 @@ def check_digests(upload: UploadRecord, digests: Mapping[str, str]) -> None:
             f"{'missing' if wrong[0] in paths else 'no file of it'}",
             field="digests",
         )
+    for path, said in digests.items():
+        if not _DIGEST.fullmatch(said):
+            raise InvalidArgument(
+                f"the digest of {path[:200]} is {said[:80]!r}; write sha256: and 64 of 0-9 a-f",
+                field=f"digests.{path}",
+            )

@@ -15,16 +15,23 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from plinth.coordinator.upload_records import UploadRecord, check_digests, checked_files
+from plinth.coordinator.upload_records import (
+    UploadRecord,
+    check_digests,
+    check_license,
+    checked_files,
+)
 from plinth.shared.errors import (
     AlreadyExists,
+    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    Unavailable,
 )
 from plinth.shared.manifest import SCHEMA, canonical_json, check_name, parse_json
 from plinth.shared.storage import check_path
@@ -35,6 +42,7 @@ MAX_ACTIVE = 20  # of one tenant
 PIECE_BYTES = 1 << 20
 _ROOT = "uploads"
 _SHOWN = 5
+_RECORD, _FINISHED = "upload.json", "finished.json"
 
 
 class Uploads:
@@ -59,18 +67,18 @@ class Uploads:
             _id_of(owner.tenant, request_id) if request_id else secrets.token_hex(16),
             check_name(artifact_id, "upload.spec.artifact_id"),
             kind,
-            license,
+            check_license(license),
             checked_files(files),
             self._piece_bytes,
             owner.tenant,
             owner.key_id,
             time.time_ns() // 1_000_000,
         )
-        if (there := self._find(wanted.id)) is None:
+        if (there := self._live(wanted.id)) is None:
             self._make_room(owner.tenant)
             row = vars(wanted) | {"files": [list(file) for file in wanted.files]}
             data = canonical_json({**row, "plinth_schema": SCHEMA})
-            if self._storage.create(f"{_ROOT}/{wanted.id}/upload.json", data):
+            if self._storage.create(f"{_ROOT}/{wanted.id}/{_RECORD}", data):
                 return wanted
             there = self.get(wanted.id)
         if there.announced != wanted.announced:
@@ -83,7 +91,7 @@ class Uploads:
 
     def get(self, upload_id: str) -> UploadRecord:
         """NotFound."""
-        if (found := self._find(upload_id)) is None:
+        if (found := self._live(upload_id)) is None:
             raise NotFound(
                 f"there is no upload {upload_id[:80]!r}; each is removed a week after it began",
                 reason="UPLOAD_NOT_FOUND",
@@ -91,10 +99,20 @@ class Uploads:
             )
         return found
 
-    def each(self, after: str = "") -> Iterator[UploadRecord]:
-        """All of them, by id, behind the id `after`."""
+    def each(
+        self, after: str = "", damaged: Callable[[str], None] = lambda _: None
+    ) -> Iterator[UploadRecord]:
+        """All of them, by id, behind the id `after`. damaged: is told the id of one that can't be
+        read."""
         for upload_id in self._storage.names(_ROOT):
-            if upload_id > after and (found := self._find(upload_id)) is not None:
+            if upload_id <= after:
+                continue
+            try:
+                found = self._find(upload_id)
+            except DataLoss:
+                damaged(upload_id)
+                continue
+            if found is not None:
                 yield found
 
     def committed(self, upload: UploadRecord) -> list[int]:
@@ -127,7 +145,20 @@ class Uploads:
                 field="data",
             )
         where = _piece(upload.id, number, offset)
-        if not self._storage.create(where, data) and self._storage.read(where) != data:
+        try:
+            same = self._storage.create(where, data) or self._storage.read(where) == data
+        except FileNotFoundError as error:  # the other one was removed since
+            self.get(upload.id)
+            raise Unavailable(
+                f"the pieces of upload {upload.id} were removed meanwhile; send this one again",
+                reason="PIECE_REMOVED",
+            ) from error
+        now = self._storage.names(f"{_ROOT}/{upload.id}")
+        if _RECORD not in now or _FINISHED in now:
+            # Deleted or finished meanwhile: nobody would find the piece again, or need it.
+            self._storage.remove_tree(f"{_ROOT}/{upload.id}/pieces")
+            self.get(upload.id)
+        elif not same:
             raise AlreadyExists(
                 f"another piece of {path} at {offset} is there already; if that was wrong, delete "
                 "the upload and begin anew",
@@ -167,7 +198,7 @@ class Uploads:
                 return self._store.get(now)
             raise
         data = canonical_json({"artifact": made.ref, "plinth_schema": SCHEMA})
-        self._storage.create(f"{_ROOT}/{upload.id}/finished.json", data)
+        self._storage.create(f"{_ROOT}/{upload.id}/{_FINISHED}", data)
         self._storage.remove_tree(f"{_ROOT}/{upload.id}/pieces")
         return self._store.get(self.get(upload.id).finished)
 
@@ -179,9 +210,16 @@ class Uploads:
 
     # -- parts -----------------------------------------------------------------------------
 
+    def _live(self, upload_id: str) -> UploadRecord | None:
+        """One that there is. What has expired is removed by whoever makes the next one, and takes
+        nothing until then: a piece could come in between."""
+        found = self._find(upload_id)
+        now = time.time_ns() // 1_000_000
+        return None if found is None or found.expires_unix_ms <= now else found
+
     def _find(self, upload_id: str) -> UploadRecord | None:
         try:
-            path = f"{_ROOT}/{check_path(upload_id)}/upload.json"
+            path = f"{_ROOT}/{check_path(upload_id)}/{_RECORD}"
             row = parse_json(self._storage.read(path), path, SCHEMA)
         except FileNotFoundError:
             return None
@@ -189,7 +227,7 @@ class Uploads:
         row.pop("plinth_schema")
         finished = ""
         try:
-            path = f"{_ROOT}/{upload_id}/finished.json"
+            path = f"{_ROOT}/{upload_id}/{_FINISHED}"
             finished = str(parse_json(self._storage.read(path), path, SCHEMA)["artifact"])
         except FileNotFoundError:
             pass

@@ -48,8 +48,12 @@ def build_server(core: GatewayCore) -> GrpcServer:
     gateway = core.settings.gateway
     stages = proxied_services(core.clients)
     # What may last longer than a key.
-    lasting = [method for service in stages for method in service.resumable()]
-    lasting.append(f"/{SERVICE}/ModelStreamInfer")
+    lasting = {
+        method: service.scope(method.rpartition("/")[2])
+        for service in stages
+        for method in service.resumable()
+    }
+    lasting[f"/{SERVICE}/ModelStreamInfer"] = "inference"
     return GrpcServer(
         [*own, *stages],
         stage="gateway",

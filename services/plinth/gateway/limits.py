@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from plinth.shared.errors import InvalidArgument
 from plinth.v1 import sampling_pb2
 
+MAX_TEXT_BYTES = 1 << 20  # of all texts to encode in one call: each may become an id
 MAX_SAMPLES = 8  # n or best_of, of one prompt
 MAX_PROMPTS = 2_048  # of one request
 MAX_ANSWERS = 2_048  # of one request: prompts times samples

@@ -4,7 +4,8 @@ exclusively; the newest counts."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -66,6 +67,35 @@ class Aliases:
         if (found := self.find(name, alias)) is None:
             raise NotFound(f"{name} has no alias {alias!r}", reason="ALIAS_NOT_FOUND", field="name")
         return found
+
+    def point(
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        expected: int | None,
+        fence: Fence | None,
+        there: Callable[[int], bool],
+    ) -> None:
+        """Moves it to a version, and back if that was deleted meanwhile: then NotFound.
+
+        there: whether there is such a version. Who deletes one marks it first and looks for aliases
+        then; so one of both sees the other. Raises also what `move_alias` does."""
+        before = self.find(name, alias)
+        self.move(name, alias, version, expected, fence)
+        at: int | Move = version
+        for back in (before.version if before else Move.NONE, Move.NONE):
+            if isinstance(at, Move) or there(at):
+                break
+            with suppress(Aborted):  # somebody has moved it on
+                self.move(name, alias, back, at, fence)
+            at = back
+        if at != version:
+            raise NotFound(
+                f"{name}@{version} was deleted meanwhile",
+                reason="VERSION_NOT_FOUND",
+                field="reference",
+            )
 
     def move(
         self, name: str, alias: str, to: int | Move, expected: int | None, fence: Fence | None

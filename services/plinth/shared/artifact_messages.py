@@ -12,8 +12,9 @@ from plinth.shared.api.resource_names import Pattern
 from plinth.shared.api.structs import struct
 from plinth.shared.api.times import timestamp
 from plinth.shared.artifact_versions import ArtifactRecord
-from plinth.shared.errors import InvalidArgument
+from plinth.shared.errors import InvalidArgument, NotFound
 from plinth.shared.manifest import Reference
+from plinth.shared.store import ArtifactStore
 from plinth.v1 import artifacts_pb2 as pb
 
 ARTIFACT = Pattern("artifacts/{artifact}")
@@ -32,6 +33,16 @@ def reference_in(name: str, field: str = "name") -> Reference:
             reason="RESOURCE_NAME",
             field=field,
         ) from None
+
+
+def record_of(store: ArtifactStore, name: str, field: str = "name") -> ArtifactRecord:
+    """The version that "artifacts/chat@7", "artifacts/chat:prod" or "artifacts/chat" names. Blocks.
+    InvalidArgument, NotFound, DataLoss."""
+    try:
+        return store.get(str(reference_in(name, field)))
+    except NotFound as missing:
+        missing.field = field
+        raise
 
 
 def reference_of(artifact: pb.Artifact) -> str:

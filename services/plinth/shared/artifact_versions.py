@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +77,27 @@ class ArtifactVersions:
         gone = {int(match[1]) for one in found if (match := _DELETED.fullmatch(one))}
         return [number for number in log.numbers(found) if number not in gone]
 
-    def newest_first(self, name: str, below: int | None = None) -> Iterator[ArtifactRecord]:
-        """The versions of `name`, of lower numbers than `below`."""
+    def newest_first(
+        self,
+        name: str,
+        below: int | None = None,
+        damaged: Callable[[str], None] | None = None,
+    ) -> Iterator[ArtifactRecord]:
+        """The versions of `name`, of lower numbers than `below`. damaged: is told of one that can't
+        be read ("chat@3"), which is DataLoss otherwise."""
         for number in reversed(self.numbers(name)):
-            if below is None or number < below:
-                with suppress(NotFound):  # deleted since
-                    yield self.load(name, number)
+            if below is not None and number >= below:
+                continue
+            try:
+                record = self.load(name, number)
+            except NotFound:  # deleted since
+                continue
+            except DataLoss:
+                if damaged is None:
+                    raise
+                damaged(f"{name}@{number}")
+            else:
+                yield record
 
     def record(
         self,
@@ -116,6 +130,33 @@ class ArtifactVersions:
                 row["content_of"] = owner
             if log.append(number, row):
                 return self.load(name, number)
+
+    def link(self, name: str, source: ArtifactRecord, about: Mapping[str, Any]) -> ArtifactRecord:
+        """Makes the content of `source` the next version of `name` as well, unless there is such
+        a one; about: as in `record`. NotFound, and nothing is made, if `source` was deleted
+        meanwhile: who deletes marks it first, looks for others with its content, and removes that.
+        """
+        before = self.numbers(name)
+        try:
+            made = self.record(
+                name,
+                source.path,
+                about,
+                lambda there: (there.path, there.kind) == (source.path, source.kind),
+            )
+        except DataLoss:
+            if source.version in self.numbers(source.name):
+                raise
+        else:
+            if made.version in before or source.version in self.numbers(source.name):
+                return made
+        log = self._log(name)
+        for number in set(self.numbers(name)) - set(before):
+            if log.read(number)["content"] == source.path:
+                self.delete(name, number)
+        raise NotFound(
+            f"{source.ref} was deleted meanwhile", reason="VERSION_NOT_FOUND", field="reference"
+        )
 
     def load(self, name: str, version: int) -> ArtifactRecord:
         """One version that there is. DataLoss: its record or its manifest is damaged. NotFound: it

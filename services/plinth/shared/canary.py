@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from plinth.shared import canary_scripts as scripts
 from plinth.shared import redis_keys
+from plinth.shared.answer_ids import bare_id
 from plinth.shared.canary_counts import CanaryState, bucket_of, parse_state
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
@@ -222,7 +223,7 @@ class Canaries:
                 keys=[redis_keys.canary(name), *_answers(name)],
                 args=["good" if good else "bad", answer, int(ANSWER_S * 1000)],
             )
-        return _role(name, role.decode(), "answer of yours with that request_id", "request_id")
+        return _role(name, role.decode(), "answer of yours with that response_id", "response_id")
 
     async def report_revision(self, name: str, revision: str, *, good: bool) -> str:
         """Counts a verdict on a revision ("chat@8"); errors as in `report`."""
@@ -240,9 +241,10 @@ class Canaries:
             raise _deposed(name)
 
 
-def answer_key(tenant: str, request_id: str) -> str:
-    """Names an answer without trusting what a client calls it; a tenant judges its own only."""
-    return hashlib.sha256(f"{tenant}\0{request_id}".encode()).hexdigest()
+def answer_key(tenant: str, id: str) -> str:
+    """Names an answer, by its id or its request's, without trusting what a client calls it; a
+    tenant judges its own only."""
+    return hashlib.sha256(f"{tenant}\0{bare_id(id)}".encode()).hexdigest()
 
 
 def canary_name(name: str) -> str:

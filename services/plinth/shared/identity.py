@@ -74,6 +74,8 @@ MAX_REQUEST_ID_CHARS = 128
 MAX_PART_ID_CHARS = MAX_REQUEST_ID_CHARS + 32
 REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_REQUEST_ID_CHARS}}}")
 
+_KEY_PREFIX = "plinth-"
+
 SYSTEM = Principal("system", "system", frozenset({"admin"}))
 
 
@@ -161,9 +163,14 @@ def part_id(request_id: str, sample: int, attempt: int) -> str:
     return part
 
 
+def is_api_key(text: str) -> bool:
+    """Whether it looks like one."""
+    return text.startswith(_KEY_PREFIX)
+
+
 def new_api_key() -> tuple[str, str]:
     """(the key to show once, its hash to keep)."""
-    plain = "plinth-" + secrets.token_urlsafe(32)
+    plain = _KEY_PREFIX + secrets.token_urlsafe(32)
     return plain, hash_api_key(plain)
 
 

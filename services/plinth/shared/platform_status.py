@@ -61,7 +61,7 @@ class PlatformStatus:
 
     async def canaries(self, models: Iterable[pb.ModelStatus]) -> list[pb.CanaryStatus]:
         """Of those models that have one."""
-        names = sorted({model.name for model in models})
+        names = sorted({model.model for model in models})
         return [c for name in names if (c := await self._canary(name)) is not None]
 
     async def _canary(self, name: str) -> pb.CanaryStatus | None:
@@ -69,9 +69,9 @@ class PlatformStatus:
         if state is None:
             return None
         return pb.CanaryStatus(
-            name=name,
+            model=name,
             state=_known(pb.CanaryState, state.state),
-            owner=state.id,
+            step=state.id,
             age=times.duration(state.age_s),
             stable=_tally(state.tallies["stable"]),
             canary=_tally(state.tallies["canary"]),
@@ -93,7 +93,7 @@ def _replica(replica: Replica) -> pb.ReplicaStatus:
     kv = replica.fields.get("kv")
     return pb.ReplicaStatus(
         stage=replica.stage,
-        id=replica.id,
+        replica_id=replica.id,
         address=replica.address,
         running=int(replica.fields.get("running") or 0),
         waiting=int(replica.fields.get("waiting") or 0),
@@ -109,7 +109,7 @@ def _models(replicas: Iterable[Replica]) -> list[pb.ModelStatus]:
             announced: list[dict[str, Any]] = json.loads(replica.fields.get("models", "[]"))
             return [
                 pb.ModelStatus(
-                    name=model["name"],
+                    model=model["name"],
                     artifact=model["artifact"],
                     shards=model["shards"],
                     ready_shards=model["ready"],

@@ -281,6 +281,14 @@ class Queue:
                     letters.append(DeadLetter(raw.decode(), found.reason, payload, found.attempts))
         return letters
 
+    async def cancelled(self, limit: int = 100) -> list[str]:
+        """Ids of cancelled items that are remembered, newest first."""
+        with redis_errors():
+            ids: Any = await self._redis.zrange(
+                self._keys.cancelled, 0, max(0, limit - 1), desc=True
+            )
+        return [raw.decode() for raw in ids]
+
     async def requeue(self, id: str) -> bool:
         """Lets a dead letter wait again, with fresh attempts and no deadline. False: it is none.
         ResourceExhausted: the queue is full."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any
 
 from google.protobuf import json_format
 
 from plinth.internal.v1 import deployments_pb2
 from plinth.shared.aliases import ANY
+from plinth.shared.api.owners import check_owner
 from plinth.shared.deployment_rules import checked_alone
 from plinth.shared.errors import (
     Aborted,
@@ -26,10 +28,11 @@ from plinth.shared.errors import (
     NotFound,
 )
 from plinth.shared.fencing import Fence, admitted, numbers
+from plinth.shared.identity import Principal
 from plinth.shared.kinds import what_it_is
 from plinth.shared.manifest import check_name
 from plinth.shared.record_log import RecordLog
-from plinth.shared.store import ArtifactStore
+from plinth.shared.store import ArtifactRecord, ArtifactStore
 from plinth.v1 import owner_pb2
 
 
@@ -55,7 +58,7 @@ class DeploymentChange:
     fence: Mapping[str, int] = field(default_factory=dict)
 
 
-Changes: TypeAlias = list[DeploymentChange]  # (inside the class, `list` is the method)
+_DRAFT = "draft:"
 
 
 class DeploymentRecords:
@@ -99,19 +102,25 @@ class DeploymentRecords:
         latest = self._log(name).latest()
         return None if latest is None else _parse(name, *latest)
 
-    def list(self) -> list[deployments_pb2.DeploymentRecord]:
-        """What is to be served, by name."""
-        records = (self.get(name) for name in self._store.storage.names("deployments"))
-        return [record.deployment for record in records if record and record.deployment]
+    def names(self, after: str = "") -> list[str]:
+        """Of what is or was served, in order, behind the name `after`."""
+        return [name for name in self._store.storage.names("deployments") if name > after]
 
-    def page(self, after: str, most: int) -> Changes:
-        """What is to be served, by name: at most so many, behind the name `after`."""
+    def list(
+        self, damaged: Callable[[str], None] | None = None
+    ) -> list[deployments_pb2.DeploymentRecord]:
+        """What is to be served, by name. damaged: is told the name of one that can't be read; left
+        out, that is DataLoss."""
         found = []
-        for name in self._store.storage.names("deployments"):
-            if name > after and (change := self.get(name)) and change.deployment:
-                found.append(change)
-                if len(found) == most:
-                    break
+        for name in self.names():
+            try:
+                change = self.get(name)
+            except DataLoss:
+                if damaged is None:
+                    raise
+                damaged(name)
+            else:
+                found += [change.deployment] if change and change.deployment else []
         return found
 
     def delete(self, name: str, *, expected: int | None = ANY) -> None:
@@ -168,7 +177,39 @@ class DeploymentRecords:
                 "fence": fence,
             }
             if log.append(number, record):
-                return DeploymentChange(name, number, wanted, created, fence)
+                made = DeploymentChange(name, number, wanted, created, fence)
+                self._check_there(made, before)
+                return made
+
+    def _check_there(
+        self, made: DeploymentChange, before: deployments_pb2.DeploymentRecord | None
+    ) -> None:
+        """NotFound, with what was wanted before wanted again, if the artifact was deleted
+        meanwhile: who deletes marks it first and looks for deployments then, so one of both sees
+        the other."""
+        was = before.artifact if before else ""
+        if made.deployment is None or made.deployment.artifact == was:
+            return
+        try:
+            self._store.get(made.deployment.artifact)
+        except NotFound:
+            back = before if before is not None and self._stands(before) else None
+            with suppress(Aborted, NotFound):  # somebody has changed it since
+                self._append(made.name, back, made.revision)
+            raise
+
+    def _stands(self, wanted: deployments_pb2.DeploymentRecord) -> bool:
+        try:
+            self._store.get(wanted.artifact)
+        except NotFound:
+            return False
+        return True
+
+    def check_owner(self, name: str, principal: Principal) -> None:
+        """PermissionDenied (OTHER_TENANT) if `name` is served, and by another tenant."""
+        now = self.get(name)
+        if now is not None and now.deployment is not None:
+            check_owner(now.deployment.made_by, principal, f"deployment {name!r}")
 
     def checked(
         self, deployment: deployments_pb2.DeploymentRecord
@@ -176,14 +217,24 @@ class DeploymentRecords:
         """A copy with defaults filled in and its artifact resolved to a version, which `put` would
         write. InvalidArgument, NotFound as there."""
         wanted = checked_alone(deployment)
-        artifact = self._store.get(wanted.artifact)
+        artifact = self._referred(wanted.artifact, "artifact")
         if artifact.kind != "model":
             raise InvalidArgument(
                 f"a deployment serves a model; {what_it_is(artifact, self._store)}",
                 field="deployment.spec.artifact",
             )
         wanted.artifact = artifact.ref
+        if wanted.speculation.startswith(_DRAFT):
+            self._referred(wanted.speculation.removeprefix(_DRAFT), "speculation.draft")
         return wanted
+
+    def _referred(self, reference: str, field: str) -> ArtifactRecord:
+        """InvalidArgument, NotFound, told of the field of the specification that it comes from."""
+        try:
+            return self._store.get(reference)
+        except (InvalidArgument, NotFound) as wrong:
+            wrong.field = f"deployment.spec.{field}"
+            raise
 
     def _log(self, name: str) -> RecordLog:
         folder = f"deployments/{check_name(name, 'name')}"
@@ -212,6 +263,8 @@ def _parse(name: str, number: int, record: dict[str, Any]) -> DeploymentChange:
                 record["deployment"], deployments_pb2.DeploymentRecord(), ignore_unknown_fields=True
             )
         except json_format.ParseError as error:
-            raise DataLoss(f"record {number} of deployment {name} is damaged: {error}") from error
+            raise DataLoss(
+                f"record {number} of deployment {name} is damaged: {error}", reason="RECORD_DAMAGED"
+            ) from error
     created = record["created_unix_ms"]
     return DeploymentChange(name, number, deployment, created, numbers(record))

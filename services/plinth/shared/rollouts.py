@@ -1,8 +1,8 @@
 """Where those who want rollouts and the shards that sample them meet: a queue, and how it is asked.
 
-An item is a `RolloutTask` (protos/plinth/v1/rollouts.proto); its result is a `RolloutResult`. The
-same question to the same weights has one id, so whoever asks again after a crash gets what was
-answered already.
+An item is a `RolloutTask` (protos/plinth/internal/v1/rollouts.proto); its result is a
+`RolloutResult`. The same question to the same weights has one id, so whoever asks again after a
+crash gets what was answered already.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def replica(one: operations_pb2.ReplicaStatus) -> Json:
     """kv_use: share of the KV cache in use; None where a stage has none."""
     return {
         "stage": one.stage,
-        "id": one.id,
+        "replica_id": one.replica_id,
         "address": one.address,
         "running": one.running,
         "waiting": one.waiting,
@@ -29,7 +29,7 @@ def replica(one: operations_pb2.ReplicaStatus) -> Json:
 def model(one: operations_pb2.ModelStatus) -> Json:
     """shards: wanted now, which load moves between min_shards and max_shards; ready: of them."""
     return {
-        "name": one.name,
+        "model": one.model,
         "artifact": one.artifact,
         "shards": one.shards,
         "min_shards": one.min_shards,
@@ -55,9 +55,9 @@ def queue(one: operations_pb2.Queue) -> Json:
 def canary(one: operations_pb2.CanaryStatus) -> Json:
     """Both revisions' figures, side by side."""
     return {
-        "name": one.name,
+        "model": one.model,
         "state": enums.word(operations_pb2.CanaryState, one.state),
-        "owner": one.owner,
+        "step": one.step,
         "age_s": round(times.seconds(one.age)),
         "stable": _tally(one.stable),
         "canary": _tally(one.canary),

@@ -125,15 +125,10 @@ class ArtifactStore:
 
     def link(self, name: str, record: ArtifactRecord) -> ArtifactRecord:
         """Publishes what `record` is as the next version of `name` too; its files are not copied.
-        A version of `name` that is the same stands."""
+        A version of `name` that is the same stands. NotFound: `record` was deleted meanwhile."""
         owner = self._maker()
         made = {"created_unix_ms": now_ms(), "tenant": owner.tenant, "key_id": owner.key_id}
-        return self._versions.record(
-            name,
-            record.path,
-            vars(record) | made,
-            lambda there: (there.path, there.kind) == (record.path, record.kind),
-        )
+        return self._versions.link(name, record, vars(record) | made)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -172,16 +167,25 @@ class ArtifactStore:
         """All versions of all artifacts (of one kind), by name, newest first."""
         return [record for record in self.each() if kind is None or record.kind == kind]
 
-    def each(self, after: tuple[str, int] = ("", 0)) -> Iterator[ArtifactRecord]:
-        """The same one by one. after: name and version of the one to go on behind."""
+    def each(
+        self, after: tuple[str, int] = ("", 0), damaged: Callable[[str], None] | None = None
+    ) -> Iterator[ArtifactRecord]:
+        """The same one by one. after: name and version of the one to go on behind. damaged: is told
+        the reference of one that can't be read; left out, that is DataLoss."""
         for name in self._versions.names():
             if name >= after[0]:
                 below = after[1] if name == after[0] else None
-                yield from self.versions(name, below=below)
+                yield from self.versions(name, below=below, damaged=damaged)
 
-    def versions(self, name: str, *, below: int | None = None) -> Iterator[ArtifactRecord]:
-        """Those of one artifact, newest first; `below` a number."""
-        return self._versions.newest_first(name, below)
+    def versions(
+        self,
+        name: str,
+        *,
+        below: int | None = None,
+        damaged: Callable[[str], None] | None = None,
+    ) -> Iterator[ArtifactRecord]:
+        """Those of one artifact, newest first; `below` a number. damaged: as in `each`."""
+        return self._versions.newest_first(name, below, damaged)
 
     def find_by_input(self, name: str, input_digest: str) -> ArtifactRecord | None:
         """The newest version of `name` that was made from these inputs."""
@@ -271,7 +275,11 @@ class ArtifactStore:
         """
         check_name(alias, "alias")
         self.get(f"{name}@{version}")
-        self._aliases.move(name, alias, version, expected, self._fence)
+
+        def there(number: int) -> bool:
+            return number in self._versions.numbers(name)
+
+        self._aliases.point(name, alias, version, expected, self._fence, there)
 
     def delete_alias(self, name: str, alias: str, *, expected: int | None = ANY) -> None:
         """`name:alias` names nothing more. NotFound if it does so already; Aborted as above."""

@@ -14,6 +14,7 @@ import grpc
 
 from plinth.internal.v1 import tokenizer_pb2 as pb
 from plinth.internal.v1 import tokenizer_pb2_grpc as rpc
+from plinth.shared.api.owners import calling_owner
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.rpc.handlers import Context
 from plinth.shared.rpc.server import GrpcService
@@ -188,7 +189,8 @@ class TokenizerStage(rpc.TokenizerServiceServicer):
         if told is None:
             return
         async with self._training:
-            async for progress in train_and_publish(self._store, self._roots, request):
+            store = self._store.owned_by(calling_owner())
+            async for progress in train_and_publish(store, self._roots, request):
                 if progress.HasField("artifact") or progress.bytes_read > told:
                     told = progress.bytes_read
                     progress.resume_token = position_behind(progress)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -37,6 +36,7 @@ from plinth.trainer.execution import Execution, Stopped
 from plinth.trainer.job_messages import progress_message, published_artifact
 from plinth.trainer.loop.job_folder import JobProgress
 from plinth.trainer.records import JobRecords
+from plinth.trainer.unheard import tell_ends
 from plinth.v1 import jobs_pb2 as pb
 
 QUEUE = "trainer-jobs"
@@ -82,7 +82,7 @@ class JobConsumer:
                 if lease is not None:
                     await self._attend(lease)
                 elif not self._stopping.is_set():
-                    await self._bury()
+                    await tell_ends(self._queue, self._records)
             except Unavailable as away:
                 _log.warning("Redis is away, jobs wait", error=away.message)
                 await asyncio.sleep(_REDIS_RETRY_S)
@@ -272,17 +272,6 @@ class JobConsumer:
                 return await say()
             except Unavailable:
                 await asyncio.sleep(_REDIS_RETRY_S)
-
-    async def _bury(self) -> None:
-        """The queue gives up a job whose replicas died too often; its record must say so."""
-        for letter in await self._queue.dead_letters(limit=50):
-            job = None
-            with suppress(DataLoss):  # then there is no record that could say so
-                job = await self._records.find(letter.id)
-            if job is not None and job.state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING):
-                job.state, job.error = pb.JOB_STATE_FAILED, letter.reason
-                job.finished_unix_ms = _now_ms()
-                await self._records.overwrite(job)
 
 
 def _show(job: rec.JobRecord, progress: JobProgress | None) -> None:

@@ -11,14 +11,14 @@ from plinth.shared.api.enums import word, words
 from plinth.shared.api.filters import Field, Filters
 from plinth.shared.api.resource_names import Pattern
 from plinth.shared.api.structs import struct
-from plinth.shared.api.times import moment, timestamp, unix_ms
+from plinth.shared.api.times import instant, timestamp
 from plinth.shared.api.words import given
 from plinth.shared.store import ArtifactRecord
 from plinth.trainer.loop.job_folder import JobProgress
 from plinth.v1 import jobs_pb2 as pb
 from plinth.v1 import owner_pb2
 
-JOBS = Pattern("jobs/{job}")
+JOBS = Pattern("jobs/{job}", r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def job_message(record: rec.JobRecord) -> pb.Job:
@@ -83,8 +83,8 @@ JOB_FILTERS = Filters(
         "artifact": Field(lambda job: job.status.artifact, str),
         "owner.tenant": Field(lambda job: job.owner.tenant, str),
         "owner.key_id": Field(lambda job: job.owner.key_id, str),
-        "create_time": Field(lambda job: moment(unix_ms(job.create_time)), datetime),
-        "update_time": Field(lambda job: moment(unix_ms(job.update_time)), datetime),
-        "end_time": Field(lambda job: moment(unix_ms(job.status.end_time)), datetime),
+        "create_time": Field(lambda job: instant(job.create_time), datetime),
+        "update_time": Field(lambda job: instant(job.update_time), datetime),
+        "end_time": Field(lambda job: instant(job.status.end_time), datetime),
     }
 )

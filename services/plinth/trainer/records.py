@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 
 from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.shared import redis_keys
+from plinth.shared.api.listing import Damaged
 from plinth.shared.change_feed import ChangeFeed
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound, Unavailable
@@ -133,7 +134,7 @@ class JobRecords:
 
     async def newest(
         self, position: str = "", count: int = 1
-    ) -> list[tuple[str, rec.JobRecord | None]]:
+    ) -> list[tuple[str, rec.JobRecord | Damaged | None]]:
         """(position, job) of at most `count` behind a position, newest first; None for one that
         was deleted meanwhile."""
         entries = await self._index.newest(position, count)
@@ -142,10 +143,7 @@ class JobRecords:
                 for _, job_id in entries:
                     pipe.hget(redis_keys.job(job_id), "job")
                 found = await pipe.execute()
-        return [
-            (at, None if raw is None else _job(job_id, raw))
-            for (at, job_id), raw in zip(entries, found, strict=True)
-        ]
+        return [(at, _told(job_id, raw)) for (at, job_id), raw in zip(entries, found, strict=True)]
 
     async def delete(self, job_id: str) -> bool:
         """Forgets a job that has ended and that no queue holds. False: there is none."""
@@ -207,7 +205,17 @@ def _job(job_id: str, raw: bytes) -> rec.JobRecord:
     try:
         return rec.JobRecord.FromString(raw)
     except DecodeError as error:
-        raise DataLoss(f"the record of job {job_id} is damaged: {error}") from error
+        raise DataLoss(
+            f"the record of job {job_id} is damaged: {error}", reason="RECORD_DAMAGED"
+        ) from error
+
+
+def _told(job_id: str, raw: bytes | None) -> rec.JobRecord | Damaged | None:
+    """For a list."""
+    try:
+        return None if raw is None else _job(job_id, raw)
+    except DataLoss:
+        return Damaged(f"jobs/{job_id}")
 
 
 def _state(job: rec.JobRecord) -> str:
@@ -238,4 +246,4 @@ def _written(position: Position) -> str:
 
 
 def _unknown(job_id: str) -> NotFound:
-    return NotFound(f"no job {job_id!r}", reason="JOB_NOT_FOUND", field="job_id")
+    return NotFound(f"no job {job_id!r}", reason="JOB_NOT_FOUND", field="name")

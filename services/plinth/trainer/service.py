@@ -15,8 +15,9 @@ import grpc
 
 from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.internal.v1 import tokenizer_pb2
+from plinth.internal.v1.run_records_pb2 import RunRecord
 from plinth.shared import redis_keys
-from plinth.shared.api.listing import page_of
+from plinth.shared.api.listing import Damaged, page_of
 from plinth.shared.api.owners import check_owner, owner_of
 from plinth.shared.api.paging import Pages
 from plinth.shared.change_feed import ChangeFeed
@@ -41,7 +42,14 @@ from plinth.trainer.data.documents import check_folder
 from plinth.trainer.exchanges import Turn
 from plinth.trainer.execution import Execution
 from plinth.trainer.job_messages import JOB_FILTERS, JOBS, job_message, new_record
-from plinth.trainer.job_requests import checked_id, checked_job, not_ended, within_job
+from plinth.trainer.job_requests import (
+    check_named,
+    check_output,
+    checked_id,
+    checked_job,
+    not_ended,
+    within_job,
+)
 from plinth.trainer.launch import Launcher, ProcessLauncher, RayLauncher
 from plinth.trainer.lora_specs import check_lora_targets
 from plinth.trainer.records import ENDED, JobRecords
@@ -167,8 +175,10 @@ class TrainerStage(rpc.JobServiceServicer):
         if (known := await self._records.find(job_id)) is None:
             with within_job():
                 check_spec(spec)
+                principal = current_principal()
                 await asyncio.to_thread(self._check_references, spec)
-            owner = owner_of(current_principal())
+                await asyncio.to_thread(check_output, spec, self._context.store, principal)
+            owner = owner_of(principal)
             await self._records.create(new_record(job_id, spec, owner, _now_ms()))
             known = await self._records.get(job_id)
         if known.spec != spec:
@@ -177,25 +187,16 @@ class TrainerStage(rpc.JobServiceServicer):
                 reason="JOB_EXISTS",
                 metadata={"job_id": job_id},
             )
-        # Also for a known one: its submitter may have died between record and queue.
-        await self._queue.add(job_id, known.SerializeToString())
+        # Also for a known one: its submitter may have died between record and queue. One that has
+        # ended stays so, although the queue may have forgotten it.
+        if known.state not in ENDED:
+            await self._queue.add(job_id, known.SerializeToString())
         return pb.CreateJobResponse(job=job_message(known))
 
     def _check_references(self, spec: pb.JobSpec) -> None:
         """What a job names must exist when it is submitted, not only when it is run."""
         train, prepare = spec.train, spec.prepare
-        named = (
-            train.dataset,
-            train.init_from,
-            prepare.tokenizer,
-            prepare.corpus,
-            prepare.samples,
-            prepare.prompts,
-            spec.model_import.files,
-            spec.model_import.base,
-        )
-        for reference in filter(None, named):
-            self._context.store.get(reference)
+        check_named(spec, self._context.store)
         if prepare.corpus_dir:
             folder = self._roots.check(prepare.corpus_dir, field="spec.prepare.corpus_dir")
             check_folder(folder, prepare.corpus_dir, field="spec.prepare.corpus_dir")
@@ -208,12 +209,17 @@ class TrainerStage(rpc.JobServiceServicer):
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         wanted = JOB_FILTERS.parse(request.filter)
 
-        async def read(position: str, count: int) -> Sequence[tuple[str, pb.Job | None]]:
+        async def read(position: str, count: int) -> Sequence[tuple[str, pb.Job | Damaged | None]]:
             found = await self._records.newest(position, count)
-            return [(at, one and job_message(one)) for at, one in found]
+            return [
+                (at, job_message(one) if isinstance(one, rec.JobRecord) else one)
+                for at, one in found
+            ]
 
-        jobs, token = await page_of(self._pages, request, read, wanted)
-        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+        page = await page_of(self._pages, request, read, wanted)
+        return pb.ListJobsResponse(
+            jobs=page.found, next_page_token=page.token, unreachable=page.unreachable
+        )
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> (
         pb.DeleteJobResponse
@@ -242,7 +248,8 @@ class TrainerStage(rpc.JobServiceServicer):
         job = await self._owned(request.name)
         await self._queue.cancel(job.job_id)
         state = await self._queue.find(job.job_id)
-        if state is not None and state.state == "cancelled":
+        # None: its submitter found the queue full, or died before it came to that.
+        if state is None or state.state == "cancelled":
             job = await self._records.cancel_waiting(job.job_id)
         return pb.CancelJobResponse(job=job_message(job))
 
@@ -264,14 +271,18 @@ class TrainerStage(rpc.JobServiceServicer):
         return job
 
     async def _run_of(self, job_id: str) -> str:
-        """The run that a job is a step's of, if it has not ended; ids of such jobs are
-        "<run>.<step>.<digest>"."""
+        """The run that a job is a step's of, if it has not ended. Ids of such jobs are
+        "<run>.<step>.<digest>", and others may look so."""
         run_id = job_id.rpartition(".")[0].rpartition(".")[0]
         if not run_id:
             return ""
         with redis_errors():
             active: Any = self._context.redis.sismember(redis_keys.active_runs(), run_id)
-            return run_id if await active else ""
+            if not await active:
+                return ""
+            found: Any = self._context.redis.hget(redis_keys.run(run_id), "record")
+            run = RunRecord.FromString(await found or b"")
+        return run_id if any(step.job_id == job_id for step in run.steps) else ""
 
 
 def _now_ms() -> int:

@@ -375,7 +375,7 @@ class UploadSpec(_message.Message):
     Other kinds are made from those by jobs.
     """
     license: _builtins.str
-    """Such as "apache-2.0"; empty if it is not known."""
+    """Its name, such as "apache-2.0", at most 200 characters; empty if it is not known."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadFile]:
         """The files that will come: 1 to 1,000, of at most 1 TiB together."""
@@ -454,7 +454,7 @@ Global___UploadFileStatus: _TypeAlias = UploadFileStatus  # noqa: Y015
 
 @_typing.final
 class UploadStatus(_message.Message):
-    """Set by the platform."""
+    """How far an upload is; set by the platform."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -521,7 +521,7 @@ class Upload(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it will be removed: this long after it was created, finished or not."""
+        """When it will be removed, finished or not."""
 
     def __init__(
         self,
@@ -632,21 +632,29 @@ class ListArtifactsResponse(_message.Message):
 
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty: this is the last one."""
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
         """As the view says. A page may be short of page_size, or empty, though more follow."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of those in this page's place whose records are damaged, and so can not be told or
+        filtered; GetArtifact says what is wrong with each (DATA_LOSS).
+        """
+
     def __init__(
         self,
         *,
         artifacts: _abc.Iterable[Global___Artifact] | None = ...,
         next_page_token: _builtins.str = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "next_page_token", b"next_page_token", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -690,21 +698,29 @@ class ListArtifactVersionsResponse(_message.Message):
 
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty: this is the last one."""
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
         """Newest first, without their manifests."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of those in this page's place whose records are damaged, and so can not be told or
+        filtered; GetArtifact says what is wrong with each (DATA_LOSS).
+        """
+
     def __init__(
         self,
         *,
         artifacts: _abc.Iterable[Global___Artifact] | None = ...,
         next_page_token: _builtins.str = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "next_page_token", b"next_page_token", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -716,11 +732,11 @@ class ListArtifactFilesRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """As in GetArtifactRequest."""
+    parent: _builtins.str
+    """The version whose files these are, as in GetArtifactRequest."""
     page_size: _builtins.int
     """At most so many; 0: 50. More than 1,000 are 1,000."""
     page_token: _builtins.str
@@ -728,13 +744,13 @@ class ListArtifactFilesRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -992,6 +1008,9 @@ class SetAliasRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ALIAS_FIELD_NUMBER: _builtins.int
+    CREATE_ONLY_FIELD_NUMBER: _builtins.int
+    create_only: _builtins.bool
+    """Only if there is no alias of that name yet, or it names this version already. Not with an etag."""
     @_builtins.property
     def alias(self) -> Global___Alias:
         """Its name and artifact; its etag, if it may only be moved from what was read."""
@@ -1000,10 +1019,11 @@ class SetAliasRequest(_message.Message):
         self,
         *,
         alias: Global___Alias | None = ...,
+        create_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "create_only", b"create_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1211,21 +1231,29 @@ class ListUploadsResponse(_message.Message):
 
     UPLOADS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty: this is the last one."""
     @_builtins.property
     def uploads(self) -> _containers.RepeatedCompositeFieldContainer[Global___Upload]:
         """Without their files."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of those in this page's place whose records are damaged, and so can not be told or
+        filtered; GetUpload says what is wrong with each (DATA_LOSS).
+        """
+
     def __init__(
         self,
         *,
         uploads: _abc.Iterable[Global___Upload] | None = ...,
         next_page_token: _builtins.str = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "uploads", b"uploads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "unreachable", b"unreachable", "uploads", b"uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -163,7 +163,7 @@ class ArtifactServiceServicer:
 
     def DownloadArtifact(self, request, context):
         """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on the
-        store is shorter than what was published. Compare what has come with ArtifactFile.digest.
+        store is shorter than what was published; NOT_FOUND if the version is deleted meanwhile. Compare what has come with ArtifactFile.digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,7 +193,9 @@ class ArtifactServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since.
+        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
+        ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there; NOT_FOUND, and it stays
+        where it was, if the version is deleted at the same time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -240,7 +242,8 @@ class ArtifactServiceServicer:
     def FinishUpload(self, request, context):
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
         FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+        (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for a name
+        that became another tenant's meanwhile. Again: gives the artifact that it made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,7 @@ class ArtifactServiceStub:
     """The files of one version, by path."""
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_artifacts_pb2.DownloadArtifactRequest, _artifacts_pb2.DownloadArtifactResponse]
     """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on the
-    store is shorter than what was published. Compare what has come with ArtifactFile.digest.
+    store is shorter than what was published; NOT_FOUND if the version is deleted meanwhile. Compare what has come with ArtifactFile.digest.
     """
     DeleteArtifact: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteArtifactRequest, _artifacts_pb2.DeleteArtifactResponse]
     """Deletes one version; its number is not given again. FAILED_PRECONDITION (ARTIFACT_IN_USE),
@@ -62,7 +62,10 @@ class ArtifactServiceStub:
     ListAliases: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.ListAliasesRequest, _artifacts_pb2.ListAliasesResponse]
     """The aliases of one artifact, by name."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.SetAliasRequest, _artifacts_pb2.SetAliasResponse]
-    """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since."""
+    """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
+    ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there; NOT_FOUND, and it stays
+    where it was, if the version is deleted at the same time.
+    """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteAliasRequest, _artifacts_pb2.DeleteAliasResponse]
     """Removes an alias; what it named stays. ABORTED (ETAG_MISMATCH) as in SetAlias."""
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.CreateUploadRequest, _artifacts_pb2.CreateUploadResponse]
@@ -81,7 +84,8 @@ class ArtifactServiceStub:
     FinishUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.FinishUploadRequest, _artifacts_pb2.FinishUploadResponse]
     """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
     FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-    (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+    (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for a name
+    that became another tenant's meanwhile. Again: gives the artifact that it made.
     """
     DeleteUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteUploadRequest, _artifacts_pb2.DeleteUploadResponse]
     """Gives an upload up, and removes what has come. An artifact that it became stays."""
@@ -108,7 +112,7 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     """The files of one version, by path."""
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_artifacts_pb2.DownloadArtifactRequest, _artifacts_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on the
-    store is shorter than what was published. Compare what has come with ArtifactFile.digest.
+    store is shorter than what was published; NOT_FOUND if the version is deleted meanwhile. Compare what has come with ArtifactFile.digest.
     """
     DeleteArtifact: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteArtifactRequest, _artifacts_pb2.DeleteArtifactResponse]  # type: ignore[assignment]
     """Deletes one version; its number is not given again. FAILED_PRECONDITION (ARTIFACT_IN_USE),
@@ -120,7 +124,10 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     ListAliases: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.ListAliasesRequest, _artifacts_pb2.ListAliasesResponse]  # type: ignore[assignment]
     """The aliases of one artifact, by name."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.SetAliasRequest, _artifacts_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since."""
+    """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
+    ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there; NOT_FOUND, and it stays
+    where it was, if the version is deleted at the same time.
+    """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteAliasRequest, _artifacts_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     """Removes an alias; what it named stays. ABORTED (ETAG_MISMATCH) as in SetAlias."""
     CreateUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.CreateUploadRequest, _artifacts_pb2.CreateUploadResponse]  # type: ignore[assignment]
@@ -139,7 +146,8 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     FinishUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.FinishUploadRequest, _artifacts_pb2.FinishUploadResponse]  # type: ignore[assignment]
     """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
     FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-    (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+    (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for a name
+    that became another tenant's meanwhile. Again: gives the artifact that it made.
     """
     DeleteUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteUploadRequest, _artifacts_pb2.DeleteUploadResponse]  # type: ignore[assignment]
     """Gives an upload up, and removes what has come. An artifact that it became stays."""
@@ -193,7 +201,7 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_artifacts_pb2.DownloadArtifactResponse], _abc.AsyncIterator[_artifacts_pb2.DownloadArtifactResponse]]:
         """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on the
-        store is shorter than what was published. Compare what has come with ArtifactFile.digest.
+        store is shorter than what was published; NOT_FOUND if the version is deleted meanwhile. Compare what has come with ArtifactFile.digest.
         """
 
     @_abc_1.abstractmethod
@@ -229,7 +237,10 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.SetAliasResponse, _abc.Awaitable[_artifacts_pb2.SetAliasResponse]]:
-        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since."""
+        """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has moved since;
+        ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there; NOT_FOUND, and it stays
+        where it was, if the version is deleted at the same time.
+        """
 
     @_abc_1.abstractmethod
     def DeleteAlias(
@@ -284,7 +295,8 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_artifacts_pb2.FinishUploadResponse, _abc.Awaitable[_artifacts_pb2.FinishUploadResponse]]:
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
         FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+        (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for a name
+        that became another tenant's meanwhile. Again: gives the artifact that it made.
         """
 
     @_abc_1.abstractmethod

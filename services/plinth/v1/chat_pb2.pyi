@@ -25,8 +25,9 @@ class ChatMessage(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """"system" ("developer" is the same), "user" or "assistant": the words that a model's chat
-    template knows, which are the model's to define; hence no enum.
+    """"system", "user" or "assistant": the words that a model's chat template knows, which are the
+    model's to define; hence no enum. GenerationService and TokenizationService take "developer" for
+    "system", too.
     """
     content: _builtins.str
     """Its text: no character U+0000."""

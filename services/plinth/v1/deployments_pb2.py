@@ -28,7 +28,7 @@ from plinth.v1 import options_pb2 as plinth_dot_v1_dot_options__pb2
 from plinth.v1 import owner_pb2 as plinth_dot_v1_dot_owner__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bplinth/v1/deployments.proto\x12\tplinth.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plinth/v1/options.proto\x1a\x15plinth/v1/owner.proto\"J\n\x0fSpeculationSpec\x12(\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.plinth.v1.SpeculationMode\x12\r\n\x05\x64raft\x18\x02 \x01(\t\"\xbf\x01\n\x0e\x44\x65ploymentSpec\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\x12\n\nmax_shards\x18\x03 \x01(\r\x12\x16\n\x0e\x63pus_per_shard\x18\x04 \x01(\x01\x12\x16\n\x0egpus_per_shard\x18\x05 \x01(\x01\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12/\n\x0bspeculation\x18\x07 \x01(\x0b\x32\x1a.plinth.v1.SpeculationSpec\"Q\n\x06\x43\x61nary\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rtraffic_share\x18\x02 \x01(\x01\x12\x0e\n\x06stable\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\t\"\x9d\x01\n\x10\x44\x65ploymentStatus\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.plinth.v1.DeploymentState\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x14\n\x0cready_shards\x18\x03 \x01(\r\x12\x15\n\rwanted_shards\x18\x04 \x01(\r\x12!\n\x06\x63\x61nary\x18\x05 \x01(\x0b\x32\x11.plinth.v1.Canary\"\xd0\x01\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.plinth.v1.DeploymentSpec\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x1b.plinth.v1.DeploymentStatus\x12\x1f\n\x05owner\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Owner\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x17\x43reateDeploymentRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12)\n\ndeployment\x18\x02 \x01(\x0b\x32\x15.plinth.v1.Deployment\"E\n\x18\x43reateDeploymentResponse\x12)\n\ndeployment\x18\x01 \x01(\x0b\x32\x15.plinth.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x15GetDeploymentResponse\x12)\n\ndeployment\x18\x01 \x01(\x0b\x32\x15.plinth.v1.Deployment\"?\n\x16ListDeploymentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x17ListDeploymentsResponse\x12*\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x15.plinth.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8c\x01\n\x17UpdateDeploymentRequest\x12)\n\ndeployment\x18\x01 \x01(\x0b\x32\x15.plinth.v1.Deployment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\"E\n\x18UpdateDeploymentResponse\x12)\n\ndeployment\x18\x01 \x01(\x0b\x32\x15.plinth.v1.Deployment\"5\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"g\n\x14ReportOutcomeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\nrequest_id\x18\x02 \x01(\tH\x00\x12\x12\n\x08revision\x18\x03 \x01(\tH\x00\x12\x0c\n\x04good\x18\x04 \x01(\x08\x42\t\n\x07subject\">\n\x15ReportOutcomeResponse\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x17.plinth.v1.RevisionRole*\x86\x01\n\x0fSpeculationMode\x12 \n\x1cSPECULATION_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14SPECULATION_MODE_OFF\x10\x01\x12\x1b\n\x17SPECULATION_MODE_LOOKUP\x10\x02\x12\x1a\n\x16SPECULATION_MODE_DRAFT\x10\x03*\xcb\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_STARTING\x10\x01\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x02\x12\x1f\n\x1b\x44\x45PLOYMENT_STATE_RESTARTING\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_STOPPING\x10\x05*a\n\x0cRevisionRole\x12\x1d\n\x19REVISION_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14REVISION_ROLE_STABLE\x10\x01\x12\x18\n\x14REVISION_ROLE_CANARY\x10\x02\x32\x99\x05\n\x11\x44\x65ploymentService\x12o\n\x10\x43reateDeployment\x12\".plinth.v1.CreateDeploymentRequest\x1a#.plinth.v1.CreateDeploymentResponse\"\x12\x90\x02\x02\x8a\xb5\x18\x0b\x64\x65ployments\x12\x66\n\rGetDeployment\x12\x1f.plinth.v1.GetDeploymentRequest\x1a .plinth.v1.GetDeploymentResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\x64\x65ployments\x12l\n\x0fListDeployments\x12!.plinth.v1.ListDeploymentsRequest\x1a\".plinth.v1.ListDeploymentsResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\x64\x65ployments\x12l\n\x10UpdateDeployment\x12\".plinth.v1.UpdateDeploymentRequest\x1a#.plinth.v1.UpdateDeploymentResponse\"\x0f\x8a\xb5\x18\x0b\x64\x65ployments\x12l\n\x10\x44\x65leteDeployment\x12\".plinth.v1.DeleteDeploymentRequest\x1a#.plinth.v1.DeleteDeploymentResponse\"\x0f\x8a\xb5\x18\x0b\x64\x65ployments\x12\x61\n\rReportOutcome\x12\x1f.plinth.v1.ReportOutcomeRequest\x1a .plinth.v1.ReportOutcomeResponse\"\r\x8a\xb5\x18\tinferenceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bplinth/v1/deployments.proto\x12\tplinth.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plinth/v1/options.proto\x1a\x15plinth/v1/owner.proto\"J\n\x0fSpeculationSpec\x12(\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.plinth.v1.SpeculationMode\x12\r\n\x05\x64raft\x18\x02 \x01(\t\"\xbf\x01\n\x0e\x44\x65ploymentSpec\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\x12\n\nmax_shards\x18\x03 \x01(\r\x12\x16\n\x0e\x63pus_per_shard\x18\x04 \x01(\x01\x12\x16\n\x0egpus_per_shard\x18\x05 \x01(\x01\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12/\n\x0bspeculation\x18\x07 \x01(\x0b\x32\x1a.plinth.v1.SpeculationSpec\"Q\n\x06\x43\x61nary\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rtraffic_share\x18\x02 \x01(\x01\x12\x0e\n\x06stable\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\t\"\x9d\x01\n\x10\x44\x65ploymentStatus\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.plinth.v1.DeploymentState\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x14\n\x0cready_shards\x18\x03 \x01(\r\x12\x15\n\rwanted_shards\x18\x04 \x01(\r\x12!\n\x06\x63\x61nary\x18\x05 \x01(\x0b\x32\x11.plinth.v1.Canary\"\xd0\x01\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.plinth.v1.DeploymentSpec\x12+\n\x06status\x18\x03 \x01(\x0b\x32\x1b.plinth.v1.DeploymentStatus\x12\x1f\n\x05owner\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Owner\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x17\x43reateDeploymentRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12)\n\ndeployment\x18\x02 \x01(\x0b\x32\x15.plinth.v1.Deployment\"E\n\x18\x43reateDeploymentResponse\x12)\n\ndeployment\x18\x01 \x01(\x0b\x32\x15.plinth.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x15GetDeploymentResponse\x12)\n\ndeployment\x18\x01 \x01(\x0b\x32\x15.plinth.v1.Deployment\"O\n\x16ListDeploymentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"s\n\x17ListDeploymentsResponse\x12*\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x15.plinth.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0bunreachable\x18\x03 \x03(\t\"\x8c\x01\n\x17UpdateDeploymentRequest\x12)\n\ndeployment\x18\x01 \x01(\x0b\x32\x15.plinth.v1.Deployment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\"E\n\x18UpdateDeploymentResponse\x12)\n\ndeployment\x18\x01 \x01(\x0b\x32\x15.plinth.v1.Deployment\"5\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"h\n\x14ReportOutcomeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x0bresponse_id\x18\x02 \x01(\tH\x00\x12\x12\n\x08revision\x18\x03 \x01(\tH\x00\x12\x0c\n\x04good\x18\x04 \x01(\x08\x42\t\n\x07subject\">\n\x15ReportOutcomeResponse\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x17.plinth.v1.RevisionRole*\x86\x01\n\x0fSpeculationMode\x12 \n\x1cSPECULATION_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14SPECULATION_MODE_OFF\x10\x01\x12\x1b\n\x17SPECULATION_MODE_LOOKUP\x10\x02\x12\x1a\n\x16SPECULATION_MODE_DRAFT\x10\x03*\xcb\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_STARTING\x10\x01\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x02\x12\x1f\n\x1b\x44\x45PLOYMENT_STATE_RESTARTING\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_STOPPING\x10\x05*a\n\x0cRevisionRole\x12\x1d\n\x19REVISION_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14REVISION_ROLE_STABLE\x10\x01\x12\x18\n\x14REVISION_ROLE_CANARY\x10\x02\x32\x99\x05\n\x11\x44\x65ploymentService\x12o\n\x10\x43reateDeployment\x12\".plinth.v1.CreateDeploymentRequest\x1a#.plinth.v1.CreateDeploymentResponse\"\x12\x90\x02\x02\x8a\xb5\x18\x0b\x64\x65ployments\x12\x66\n\rGetDeployment\x12\x1f.plinth.v1.GetDeploymentRequest\x1a .plinth.v1.GetDeploymentResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\x64\x65ployments\x12l\n\x0fListDeployments\x12!.plinth.v1.ListDeploymentsRequest\x1a\".plinth.v1.ListDeploymentsResponse\"\x12\x90\x02\x01\x8a\xb5\x18\x0b\x64\x65ployments\x12l\n\x10UpdateDeployment\x12\".plinth.v1.UpdateDeploymentRequest\x1a#.plinth.v1.UpdateDeploymentResponse\"\x0f\x8a\xb5\x18\x0b\x64\x65ployments\x12l\n\x10\x44\x65leteDeployment\x12\".plinth.v1.DeleteDeploymentRequest\x1a#.plinth.v1.DeleteDeploymentResponse\"\x0f\x8a\xb5\x18\x0b\x64\x65ployments\x12\x61\n\rReportOutcome\x12\x1f.plinth.v1.ReportOutcomeRequest\x1a .plinth.v1.ReportOutcomeResponse\"\r\x8a\xb5\x18\tinferenceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,12 +47,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['DeleteDeployment']._serialized_options = b'\212\265\030\013deployments'
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['ReportOutcome']._loaded_options = None
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['ReportOutcome']._serialized_options = b'\212\265\030\tinference'
-  _globals['_SPECULATIONMODE']._serialized_start=1779
-  _globals['_SPECULATIONMODE']._serialized_end=1913
-  _globals['_DEPLOYMENTSTATE']._serialized_start=1916
-  _globals['_DEPLOYMENTSTATE']._serialized_end=2119
-  _globals['_REVISIONROLE']._serialized_start=2121
-  _globals['_REVISIONROLE']._serialized_end=2218
+  _globals['_SPECULATIONMODE']._serialized_start=1817
+  _globals['_SPECULATIONMODE']._serialized_end=1951
+  _globals['_DEPLOYMENTSTATE']._serialized_start=1954
+  _globals['_DEPLOYMENTSTATE']._serialized_end=2157
+  _globals['_REVISIONROLE']._serialized_start=2159
+  _globals['_REVISIONROLE']._serialized_end=2256
   _globals['_SPECULATIONSPEC']._serialized_start=157
   _globals['_SPECULATIONSPEC']._serialized_end=231
   _globals['_DEPLOYMENTSPEC']._serialized_start=234
@@ -72,21 +72,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=1083
   _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=1149
   _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1151
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1214
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1216
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1310
-  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_start=1313
-  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_end=1453
-  _globals['_UPDATEDEPLOYMENTRESPONSE']._serialized_start=1455
-  _globals['_UPDATEDEPLOYMENTRESPONSE']._serialized_end=1524
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=1526
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=1579
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=1581
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=1607
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1609
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1712
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=1714
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=1776
-  _globals['_DEPLOYMENTSERVICE']._serialized_start=2221
-  _globals['_DEPLOYMENTSERVICE']._serialized_end=2886
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1230
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1232
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1347
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_start=1350
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_end=1490
+  _globals['_UPDATEDEPLOYMENTRESPONSE']._serialized_start=1492
+  _globals['_UPDATEDEPLOYMENTRESPONSE']._serialized_end=1561
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=1563
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=1616
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=1618
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=1644
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1646
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1750
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=1752
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=1814
+  _globals['_DEPLOYMENTSERVICE']._serialized_start=2259
+  _globals['_DEPLOYMENTSERVICE']._serialized_end=2924
 # @@protoc_insertion_point(module_scope)

@@ -420,19 +420,26 @@ class ListDeploymentsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most so many; 0: 50. More than 1,000 are 1,000."""
     page_token: _builtins.str
-    """next_page_token of the page before; empty: the first page."""
+    """next_page_token of the page before, with the same filter; empty: the first page."""
+    filter: _builtins.str
+    """Comparisons joined by AND: `state = FAILED AND artifact = "chat@*"`. Of name, state, artifact,
+    owner.tenant, owner.key_id, update_time, and canary.deployment (empty unless it is a canary).
+    Empty: all.
+    """
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -446,21 +453,29 @@ class ListDeploymentsResponse(_message.Message):
 
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty: this is the last one."""
     @_builtins.property
     def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]:
         """By name, canaries too."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of those in this page's place whose records are damaged, and so can not be told or
+        filtered; GetDeployment says what is wrong with each (DATA_LOSS).
+        """
+
     def __init__(
         self,
         *,
         deployments: _abc.Iterable[Global___Deployment] | None = ...,
         next_page_token: _builtins.str = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "next_page_token", b"next_page_token", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,30 +589,34 @@ class ReportOutcomeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     GOOD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The deployment that was asked: "deployments/chat"."""
-    request_id: _builtins.str
-    """The answer's id (x-request-id); it can be judged once, within an hour, by who asked."""
+    response_id: _builtins.str
+    """The `id` that the response has ("chatcmpl-…", by either API), or its x-request-id. It can be
+    judged once, within an hour, by the tenant that asked.
+    """
     revision: _builtins.str
-    """A revision ("chat@8") as a whole; for keys with the scope "runs"."""
+    """A revision ("chat@8") as a whole; for keys with the scope "runs" of the tenant that made the
+    deployment (PERMISSION_DENIED, OTHER_TENANT, else).
+    """
     good: _builtins.bool
     """Whether it did well."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        request_id: _builtins.str = ...,
+        response_id: _builtins.str = ...,
         revision: _builtins.str = ...,
         good: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response_id", b"response_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "name", b"name", "request_id", b"request_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "name", b"name", "response_id", b"response_id", "revision", b"revision", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["request_id", "revision"]  # noqa: Y015
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["response_id", "revision"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 

@@ -352,7 +352,9 @@ class ChatResponse(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Unique id of this response: "chatcmpl-…"."""
+    """Id of this response, "chatcmpl-" and the call's x-request-id: ReportOutcome takes it, and the
+    server's log has it.
+    """
     model: _builtins.str
     """The model's name, as asked for."""
     revision: _builtins.str
@@ -491,8 +493,8 @@ class StreamChatResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Unique id of the whole response: "chatcmpl-…". On the first message only, and so are the fields
-    up to seed.
+    """Id of the whole response, "chatcmpl-" and the call's x-request-id: ReportOutcome takes it, and
+    the server's log has it. On the first message only, and so are the fields up to seed.
     """
     model: _builtins.str
     """The model's name, as asked for."""
@@ -623,7 +625,9 @@ class CompleteResponse(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Unique id of this response: "cmpl-…"."""
+    """Id of this response, "cmpl-" and the call's x-request-id: ReportOutcome takes it, and the
+    server's log has it.
+    """
     model: _builtins.str
     """The model's name, as asked for."""
     revision: _builtins.str
@@ -775,8 +779,8 @@ class StreamCompleteResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Unique id of the whole response: "cmpl-…". On the first message only, and so are the fields up
-    to seed.
+    """Id of the whole response, "cmpl-" and the call's x-request-id: ReportOutcome takes it, and the
+    server's log has it. On the first message only, and so are the fields up to seed.
     """
     model: _builtins.str
     """The model's name, as asked for."""

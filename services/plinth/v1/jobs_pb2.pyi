@@ -430,9 +430,11 @@ class _ProgressUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Progress
     PROGRESS_UNIT_UNSPECIFIED: _ProgressUnit.ValueType  # 0
     """Nothing was counted yet."""
     PROGRESS_UNIT_STEP: _ProgressUnit.ValueType  # 1
-    """Optimiser steps; of a policy, updates; of a comparison, prompts."""
+    """Optimiser steps; of a policy, updates."""
     PROGRESS_UNIT_BYTE: _ProgressUnit.ValueType  # 2
     """Bytes of text."""
+    PROGRESS_UNIT_MODEL: _ProgressUnit.ValueType  # 3
+    """Models, of a comparison: those that have answered."""
 
 class ProgressUnit(_ProgressUnit, metaclass=_ProgressUnitEnumTypeWrapper):
     """What JobProgress counts."""
@@ -440,9 +442,11 @@ class ProgressUnit(_ProgressUnit, metaclass=_ProgressUnitEnumTypeWrapper):
 PROGRESS_UNIT_UNSPECIFIED: ProgressUnit.ValueType  # 0
 """Nothing was counted yet."""
 PROGRESS_UNIT_STEP: ProgressUnit.ValueType  # 1
-"""Optimiser steps; of a policy, updates; of a comparison, prompts."""
+"""Optimiser steps; of a policy, updates."""
 PROGRESS_UNIT_BYTE: ProgressUnit.ValueType  # 2
 """Bytes of text."""
+PROGRESS_UNIT_MODEL: ProgressUnit.ValueType  # 3
+"""Models, of a comparison: those that have answered."""
 Global___ProgressUnit: _TypeAlias = ProgressUnit  # noqa: Y015
 
 class _WeightType:
@@ -1187,7 +1191,7 @@ Global___ImportSpec: _TypeAlias = ImportSpec  # noqa: Y015
 
 @_typing.final
 class JobSpec(_message.Message):
-    """What a job does."""
+    """What a job does; at most 1 MiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1574,21 +1578,29 @@ class ListJobsResponse(_message.Message):
 
     JOBS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty: there is none."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]:
         """As they are now."""
 
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of those in this page's place whose records are damaged, and so can not be told or
+        filtered; GetJob says what is wrong with each (DATA_LOSS).
+        """
+
     def __init__(
         self,
         *,
         jobs: _abc.Iterable[Global___Job] | None = ...,
         next_page_token: _builtins.str = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,7 +81,8 @@ class JobServiceServicer:
         """Queues a job. Idempotent by job_id: the same id and specification give the job that they
         created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
         INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size"; NOT_FOUND an
-        artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
+        artifact that does not exist; PERMISSION_DENIED (OTHER_TENANT) is for an output_name whose
+        latest version is another tenant's; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,8 @@ class JobServiceStub:
     """Queues a job. Idempotent by job_id: the same id and specification give the job that they
     created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
     INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size"; NOT_FOUND an
-    artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
+    artifact that does not exist; PERMISSION_DENIED (OTHER_TENANT) is for an output_name whose
+    latest version is another tenant's; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]
     """The job as it is now."""
@@ -77,7 +78,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """Queues a job. Idempotent by job_id: the same id and specification give the job that they
     created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
     INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size"; NOT_FOUND an
-    artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
+    artifact that does not exist; PERMISSION_DENIED (OTHER_TENANT) is for an output_name whose
+    latest version is another tenant's; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]  # type: ignore[assignment]
     """The job as it is now."""
@@ -111,7 +113,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Queues a job. Idempotent by job_id: the same id and specification give the job that they
         created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
         INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size"; NOT_FOUND an
-        artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
+        artifact that does not exist; PERMISSION_DENIED (OTHER_TENANT) is for an output_name whose
+        latest version is another tenant's; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to try again.
         """
 
     @_abc_1.abstractmethod

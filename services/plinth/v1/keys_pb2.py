@@ -28,7 +28,7 @@ from plinth.v1 import options_pb2 as plinth_dot_v1_dot_options__pb2
 from plinth.v1 import owner_pb2 as plinth_dot_v1_dot_owner__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14plinth/v1/keys.proto\x12\tplinth.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plinth/v1/options.proto\x1a\x15plinth/v1/owner.proto\"\xbb\x01\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.KeySpec\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x14.plinth.v1.KeyStatus\x12\x1f\n\x05owner\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Owner\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x07KeySpec\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.plinth.v1.KeyRole\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\r\n\x05label\x18\x04 \x01(\t\"p\n\tKeyStatus\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.plinth.v1.KeyState\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12/\n\x0brevoke_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x10\x43reateKeyRequest\x12 \n\x04spec\x18\x01 \x01(\x0b\x32\x12.plinth.v1.KeySpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"@\n\x11\x43reateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x1d\n\rGetKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\"H\n\x0fListKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"I\n\x10ListKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.plinth.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x10UpdateKeyRequest\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"0\n\x11UpdateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\" \n\x10RevokeKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11RevokeKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\".\n\x10\x44\x65leteKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x13\n\x11\x44\x65leteKeyResponse*N\n\x07KeyRole\x12\x18\n\x14KEY_ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rKEY_ROLE_USER\x10\x01\x12\x16\n\x12KEY_ROLE_DEVELOPER\x10\x02*l\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10KEY_STATE_ACTIVE\x10\x01\x12\x15\n\x11KEY_STATE_REVOKED\x10\x02\x12\x18\n\x14KEY_STATE_UNREADABLE\x10\x03\x32\x84\x04\n\nKeyService\x12T\n\tCreateKey\x12\x1b.plinth.v1.CreateKeyRequest\x1a\x1c.plinth.v1.CreateKeyResponse\"\x0c\x90\x02\x02\x8a\xb5\x18\x05\x61\x64min\x12K\n\x06GetKey\x12\x18.plinth.v1.GetKeyRequest\x1a\x19.plinth.v1.GetKeyResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x05\x61\x64min\x12Q\n\x08ListKeys\x12\x1a.plinth.v1.ListKeysRequest\x1a\x1b.plinth.v1.ListKeysResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x05\x61\x64min\x12T\n\tUpdateKey\x12\x1b.plinth.v1.UpdateKeyRequest\x1a\x1c.plinth.v1.UpdateKeyResponse\"\x0c\x90\x02\x02\x8a\xb5\x18\x05\x61\x64min\x12T\n\tRevokeKey\x12\x1b.plinth.v1.RevokeKeyRequest\x1a\x1c.plinth.v1.RevokeKeyResponse\"\x0c\x90\x02\x02\x8a\xb5\x18\x05\x61\x64min\x12T\n\tDeleteKey\x12\x1b.plinth.v1.DeleteKeyRequest\x1a\x1c.plinth.v1.DeleteKeyResponse\"\x0c\x90\x02\x02\x8a\xb5\x18\x05\x61\x64minb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14plinth/v1/keys.proto\x12\tplinth.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plinth/v1/options.proto\x1a\x15plinth/v1/owner.proto\"\xbb\x01\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.KeySpec\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x14.plinth.v1.KeyStatus\x12\x1f\n\x05owner\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Owner\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x07KeySpec\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.plinth.v1.KeyRole\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\r\n\x05label\x18\x04 \x01(\t\"p\n\tKeyStatus\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.plinth.v1.KeyState\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12/\n\x0brevoke_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"C\n\x10\x43reateKeyRequest\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"@\n\x11\x43reateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x1d\n\rGetKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\"H\n\x0fListKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"I\n\x10ListKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.plinth.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x10UpdateKeyRequest\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"0\n\x11UpdateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\" \n\x10RevokeKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11RevokeKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Key\".\n\x10\x44\x65leteKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x13\n\x11\x44\x65leteKeyResponse*N\n\x07KeyRole\x12\x18\n\x14KEY_ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rKEY_ROLE_USER\x10\x01\x12\x16\n\x12KEY_ROLE_DEVELOPER\x10\x02*l\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10KEY_STATE_ACTIVE\x10\x01\x12\x15\n\x11KEY_STATE_REVOKED\x10\x02\x12\x18\n\x14KEY_STATE_UNREADABLE\x10\x03\x32\x81\x04\n\nKeyService\x12T\n\tCreateKey\x12\x1b.plinth.v1.CreateKeyRequest\x1a\x1c.plinth.v1.CreateKeyResponse\"\x0c\x90\x02\x02\x8a\xb5\x18\x05\x61\x64min\x12K\n\x06GetKey\x12\x18.plinth.v1.GetKeyRequest\x1a\x19.plinth.v1.GetKeyResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x05\x61\x64min\x12Q\n\x08ListKeys\x12\x1a.plinth.v1.ListKeysRequest\x1a\x1b.plinth.v1.ListKeysResponse\"\x0c\x90\x02\x01\x8a\xb5\x18\x05\x61\x64min\x12Q\n\tUpdateKey\x12\x1b.plinth.v1.UpdateKeyRequest\x1a\x1c.plinth.v1.UpdateKeyResponse\"\t\x8a\xb5\x18\x05\x61\x64min\x12T\n\tRevokeKey\x12\x1b.plinth.v1.RevokeKeyRequest\x1a\x1c.plinth.v1.RevokeKeyResponse\"\x0c\x90\x02\x02\x8a\xb5\x18\x05\x61\x64min\x12T\n\tDeleteKey\x12\x1b.plinth.v1.DeleteKeyRequest\x1a\x1c.plinth.v1.DeleteKeyResponse\"\x0c\x90\x02\x02\x8a\xb5\x18\x05\x61\x64minb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,15 +42,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYSERVICE'].methods_by_name['ListKeys']._loaded_options = None
   _globals['_KEYSERVICE'].methods_by_name['ListKeys']._serialized_options = b'\220\002\001\212\265\030\005admin'
   _globals['_KEYSERVICE'].methods_by_name['UpdateKey']._loaded_options = None
-  _globals['_KEYSERVICE'].methods_by_name['UpdateKey']._serialized_options = b'\220\002\002\212\265\030\005admin'
+  _globals['_KEYSERVICE'].methods_by_name['UpdateKey']._serialized_options = b'\212\265\030\005admin'
   _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._loaded_options = None
   _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._serialized_options = b'\220\002\002\212\265\030\005admin'
   _globals['_KEYSERVICE'].methods_by_name['DeleteKey']._loaded_options = None
   _globals['_KEYSERVICE'].methods_by_name['DeleteKey']._serialized_options = b'\220\002\002\212\265\030\005admin'
-  _globals['_KEYROLE']._serialized_start=1214
-  _globals['_KEYROLE']._serialized_end=1292
-  _globals['_KEYSTATE']._serialized_start=1294
-  _globals['_KEYSTATE']._serialized_end=1402
+  _globals['_KEYROLE']._serialized_start=1209
+  _globals['_KEYROLE']._serialized_end=1287
+  _globals['_KEYSTATE']._serialized_start=1289
+  _globals['_KEYSTATE']._serialized_end=1397
   _globals['_KEY']._serialized_start=151
   _globals['_KEY']._serialized_end=338
   _globals['_KEYSPEC']._serialized_start=340
@@ -58,29 +58,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYSTATUS']._serialized_start=432
   _globals['_KEYSTATUS']._serialized_end=544
   _globals['_CREATEKEYREQUEST']._serialized_start=546
-  _globals['_CREATEKEYREQUEST']._serialized_end=618
-  _globals['_CREATEKEYRESPONSE']._serialized_start=620
-  _globals['_CREATEKEYRESPONSE']._serialized_end=684
-  _globals['_GETKEYREQUEST']._serialized_start=686
-  _globals['_GETKEYREQUEST']._serialized_end=715
-  _globals['_GETKEYRESPONSE']._serialized_start=717
-  _globals['_GETKEYRESPONSE']._serialized_end=762
-  _globals['_LISTKEYSREQUEST']._serialized_start=764
-  _globals['_LISTKEYSREQUEST']._serialized_end=836
-  _globals['_LISTKEYSRESPONSE']._serialized_start=838
-  _globals['_LISTKEYSRESPONSE']._serialized_end=911
-  _globals['_UPDATEKEYREQUEST']._serialized_start=913
-  _globals['_UPDATEKEYREQUEST']._serialized_end=1009
-  _globals['_UPDATEKEYRESPONSE']._serialized_start=1011
-  _globals['_UPDATEKEYRESPONSE']._serialized_end=1059
-  _globals['_REVOKEKEYREQUEST']._serialized_start=1061
-  _globals['_REVOKEKEYREQUEST']._serialized_end=1093
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=1095
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=1143
-  _globals['_DELETEKEYREQUEST']._serialized_start=1145
-  _globals['_DELETEKEYREQUEST']._serialized_end=1191
-  _globals['_DELETEKEYRESPONSE']._serialized_start=1193
-  _globals['_DELETEKEYRESPONSE']._serialized_end=1212
-  _globals['_KEYSERVICE']._serialized_start=1405
-  _globals['_KEYSERVICE']._serialized_end=1921
+  _globals['_CREATEKEYREQUEST']._serialized_end=613
+  _globals['_CREATEKEYRESPONSE']._serialized_start=615
+  _globals['_CREATEKEYRESPONSE']._serialized_end=679
+  _globals['_GETKEYREQUEST']._serialized_start=681
+  _globals['_GETKEYREQUEST']._serialized_end=710
+  _globals['_GETKEYRESPONSE']._serialized_start=712
+  _globals['_GETKEYRESPONSE']._serialized_end=757
+  _globals['_LISTKEYSREQUEST']._serialized_start=759
+  _globals['_LISTKEYSREQUEST']._serialized_end=831
+  _globals['_LISTKEYSRESPONSE']._serialized_start=833
+  _globals['_LISTKEYSRESPONSE']._serialized_end=906
+  _globals['_UPDATEKEYREQUEST']._serialized_start=908
+  _globals['_UPDATEKEYREQUEST']._serialized_end=1004
+  _globals['_UPDATEKEYRESPONSE']._serialized_start=1006
+  _globals['_UPDATEKEYRESPONSE']._serialized_end=1054
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1056
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1088
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=1090
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=1138
+  _globals['_DELETEKEYREQUEST']._serialized_start=1140
+  _globals['_DELETEKEYREQUEST']._serialized_end=1186
+  _globals['_DELETEKEYRESPONSE']._serialized_start=1188
+  _globals['_DELETEKEYRESPONSE']._serialized_end=1207
+  _globals['_KEYSERVICE']._serialized_start=1400
+  _globals['_KEYSERVICE']._serialized_end=1913
 # @@protoc_insertion_point(module_scope)

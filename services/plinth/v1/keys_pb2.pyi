@@ -216,7 +216,7 @@ class CreateKeyRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SPEC_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call safe to send again: for an hour the same caller's same request is answered with
@@ -225,18 +225,18 @@ class CreateKeyRequest(_message.Message):
     UUID best; empty: every call makes a key.
     """
     @_builtins.property
-    def spec(self) -> Global___KeySpec:
-        """What it is for."""
+    def key(self) -> Global___Key:
+        """Its spec; what else is set of it is ignored."""
 
     def __init__(
         self,
         *,
-        spec: Global___KeySpec | None = ...,
+        key: Global___Key | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,9 +330,9 @@ class ListKeysRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before; empty: the first page."""
     filter: _builtins.str
-    """Which keys, like `tenant = "acme" AND state = active`; fields are tenant, label, role ("user",
-    "developer"), scopes (all that it has: `scopes:admin`), state ("active", "revoked",
-    "unreadable") and create_time. Empty: all.
+    """Comparisons joined by AND, of `tenant`, `label`, `role` (USER, DEVELOPER), `scopes` (all that
+    it has: `scopes:admin`), `state` (ACTIVE, REVOKED, UNREADABLE) and `create_time`:
+    `tenant = "acme" AND state = ACTIVE`. Empty: all.
     """
     def __init__(
         self,
@@ -393,7 +393,9 @@ class UpdateKeyRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of "spec.label", "spec.role", "spec.scopes"; empty: those that are set in `key`; "*": all."""
+        """Of "spec.label", "spec.role" and "spec.scopes"; "spec" and "*": all of them; empty: those that
+        are set in `key`.
+        """
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ class KeyServiceServicer:
         """Makes a key. Its secret is in the answer and is kept nowhere, so it can't be shown again.
 
         Errors: INVALID_ARGUMENT (SCOPE_UNKNOWN, or a tenant or label that can't be one),
-        ALREADY_EXISTS (REQUEST_ID_USED).
+        ALREADY_EXISTS (REQUEST_ID_USED), RESOURCE_EXHAUSTED (TOO_MANY_KEYS: there are 10,000).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,10 +105,12 @@ class KeyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateKey(self, request, context):
-        """Sets `spec.label`, `spec.role` and `spec.scopes`. Calls that are running keep what they had.
+        """Sets `spec.label`, `spec.role` and `spec.scopes`. Watches for which the key lacks the scope then
+        end with PERMISSION_DENIED; other calls that are running go on.
 
         Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK, SCOPE_UNKNOWN), ABORTED
-        (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE).
+        (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE; LAST_ADMIN_KEY where
+        no key with the scope "admin" would be left).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,8 +118,10 @@ class KeyServiceServicer:
 
     def RevokeKey(self, request, context):
         """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays, so that
-        nothing brings the key back. To revoke a revoked key again changes nothing. Errors: NOT_FOUND
-        (KEY_NOT_FOUND).
+        nothing brings the key back. To revoke a revoked key again changes nothing.
+
+        Errors: NOT_FOUND (KEY_NOT_FOUND), FAILED_PRECONDITION (LAST_ADMIN_KEY for the last key with the
+        scope "admin": make another one first).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

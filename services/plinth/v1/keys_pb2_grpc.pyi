@@ -42,7 +42,7 @@ class KeyServiceStub:
     """Makes a key. Its secret is in the answer and is kept nowhere, so it can't be shown again.
 
     Errors: INVALID_ARGUMENT (SCOPE_UNKNOWN, or a tenant or label that can't be one),
-    ALREADY_EXISTS (REQUEST_ID_USED).
+    ALREADY_EXISTS (REQUEST_ID_USED), RESOURCE_EXHAUSTED (TOO_MANY_KEYS: there are 10,000).
     """
     GetKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetKeyRequest, _keys_pb2.GetKeyResponse]
     """One key, without its secret. Errors: NOT_FOUND (KEY_NOT_FOUND)."""
@@ -51,15 +51,19 @@ class KeyServiceStub:
     PAGE_TOKEN).
     """
     UpdateKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.UpdateKeyRequest, _keys_pb2.UpdateKeyResponse]
-    """Sets `spec.label`, `spec.role` and `spec.scopes`. Calls that are running keep what they had.
+    """Sets `spec.label`, `spec.role` and `spec.scopes`. Watches for which the key lacks the scope then
+    end with PERMISSION_DENIED; other calls that are running go on.
 
     Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK, SCOPE_UNKNOWN), ABORTED
-    (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE).
+    (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE; LAST_ADMIN_KEY where
+    no key with the scope "admin" would be left).
     """
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RevokeKeyRequest, _keys_pb2.RevokeKeyResponse]
     """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays, so that
-    nothing brings the key back. To revoke a revoked key again changes nothing. Errors: NOT_FOUND
-    (KEY_NOT_FOUND).
+    nothing brings the key back. To revoke a revoked key again changes nothing.
+
+    Errors: NOT_FOUND (KEY_NOT_FOUND), FAILED_PRECONDITION (LAST_ADMIN_KEY for the last key with the
+    scope "admin": make another one first).
     """
     DeleteKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.DeleteKeyRequest, _keys_pb2.DeleteKeyResponse]
     """Removes the record of a revoked key.
@@ -82,7 +86,7 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """Makes a key. Its secret is in the answer and is kept nowhere, so it can't be shown again.
 
     Errors: INVALID_ARGUMENT (SCOPE_UNKNOWN, or a tenant or label that can't be one),
-    ALREADY_EXISTS (REQUEST_ID_USED).
+    ALREADY_EXISTS (REQUEST_ID_USED), RESOURCE_EXHAUSTED (TOO_MANY_KEYS: there are 10,000).
     """
     GetKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetKeyRequest, _keys_pb2.GetKeyResponse]  # type: ignore[assignment]
     """One key, without its secret. Errors: NOT_FOUND (KEY_NOT_FOUND)."""
@@ -91,15 +95,19 @@ class KeyServiceAsyncStub(KeyServiceStub):
     PAGE_TOKEN).
     """
     UpdateKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.UpdateKeyRequest, _keys_pb2.UpdateKeyResponse]  # type: ignore[assignment]
-    """Sets `spec.label`, `spec.role` and `spec.scopes`. Calls that are running keep what they had.
+    """Sets `spec.label`, `spec.role` and `spec.scopes`. Watches for which the key lacks the scope then
+    end with PERMISSION_DENIED; other calls that are running go on.
 
     Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK, SCOPE_UNKNOWN), ABORTED
-    (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE).
+    (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE; LAST_ADMIN_KEY where
+    no key with the scope "admin" would be left).
     """
     RevokeKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RevokeKeyRequest, _keys_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays, so that
-    nothing brings the key back. To revoke a revoked key again changes nothing. Errors: NOT_FOUND
-    (KEY_NOT_FOUND).
+    nothing brings the key back. To revoke a revoked key again changes nothing.
+
+    Errors: NOT_FOUND (KEY_NOT_FOUND), FAILED_PRECONDITION (LAST_ADMIN_KEY for the last key with the
+    scope "admin": make another one first).
     """
     DeleteKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.DeleteKeyRequest, _keys_pb2.DeleteKeyResponse]  # type: ignore[assignment]
     """Removes the record of a revoked key.
@@ -125,7 +133,7 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a key. Its secret is in the answer and is kept nowhere, so it can't be shown again.
 
         Errors: INVALID_ARGUMENT (SCOPE_UNKNOWN, or a tenant or label that can't be one),
-        ALREADY_EXISTS (REQUEST_ID_USED).
+        ALREADY_EXISTS (REQUEST_ID_USED), RESOURCE_EXHAUSTED (TOO_MANY_KEYS: there are 10,000).
         """
 
     @_abc_1.abstractmethod
@@ -152,10 +160,12 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keys_pb2.UpdateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.UpdateKeyResponse, _abc.Awaitable[_keys_pb2.UpdateKeyResponse]]:
-        """Sets `spec.label`, `spec.role` and `spec.scopes`. Calls that are running keep what they had.
+        """Sets `spec.label`, `spec.role` and `spec.scopes`. Watches for which the key lacks the scope then
+        end with PERMISSION_DENIED; other calls that are running go on.
 
         Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK, SCOPE_UNKNOWN), ABORTED
-        (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE).
+        (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE; LAST_ADMIN_KEY where
+        no key with the scope "admin" would be left).
         """
 
     @_abc_1.abstractmethod
@@ -165,8 +175,10 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.RevokeKeyResponse, _abc.Awaitable[_keys_pb2.RevokeKeyResponse]]:
         """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays, so that
-        nothing brings the key back. To revoke a revoked key again changes nothing. Errors: NOT_FOUND
-        (KEY_NOT_FOUND).
+        nothing brings the key back. To revoke a revoked key again changes nothing.
+
+        Errors: NOT_FOUND (KEY_NOT_FOUND), FAILED_PRECONDITION (LAST_ADMIN_KEY for the last key with the
+        scope "admin": make another one first).
         """
 
     @_abc_1.abstractmethod

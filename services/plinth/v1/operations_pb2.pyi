@@ -164,7 +164,7 @@ class ReplicaStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STAGE_FIELD_NUMBER: _builtins.int
-    ID_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
@@ -172,7 +172,7 @@ class ReplicaStatus(_message.Message):
     REVISIONS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """"tokenizer", "trainer", "reward", "coordinator", "reconciler" or "inference"."""
-    id: _builtins.str
+    replica_id: _builtins.str
     """Its id, unique within its stage."""
     address: _builtins.str
     """host:port of its gRPC server, inside the cluster."""
@@ -190,7 +190,7 @@ class ReplicaStatus(_message.Message):
         self,
         *,
         stage: _builtins.str = ...,
-        id: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
         address: _builtins.str = ...,
         running: _builtins.int = ...,
         waiting: _builtins.int = ...,
@@ -199,7 +199,7 @@ class ReplicaStatus(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "kv_use", b"kv_use"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "address", b"address", "id", b"id", "kv_use", b"kv_use", "revisions", b"revisions", "running", b"running", "stage", b"stage", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "address", b"address", "kv_use", b"kv_use", "replica_id", b"replica_id", "revisions", b"revisions", "running", b"running", "stage", b"stage", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_use: _TypeAlias = _typing.Literal["kv_use"]  # noqa: Y015
     _WhichOneofArgType__kv_use: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use"]  # noqa: Y015
@@ -213,7 +213,7 @@ class ModelStatus(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     READY_SHARDS_FIELD_NUMBER: _builtins.int
@@ -221,7 +221,7 @@ class ModelStatus(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     MIN_SHARDS_FIELD_NUMBER: _builtins.int
     MAX_SHARDS_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
+    model: _builtins.str
     """The name that clients ask for ("chat")."""
     artifact: _builtins.str
     """What is served under it, as an artifact reference ("chat@7")."""
@@ -240,7 +240,7 @@ class ModelStatus(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        model: _builtins.str = ...,
         artifact: _builtins.str = ...,
         shards: _builtins.int = ...,
         ready_shards: _builtins.int = ...,
@@ -251,7 +251,7 @@ class ModelStatus(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "detail", b"detail", "max_shards", b"max_shards", "min_shards", b"min_shards", "name", b"name", "ready_shards", b"ready_shards", "shards", b"shards", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "detail", b"detail", "max_shards", b"max_shards", "min_shards", b"min_shards", "model", b"model", "ready_shards", b"ready_shards", "shards", b"shards", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,21 +307,21 @@ class CanaryStatus(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
-    OWNER_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """The served name."""
+    model: _builtins.str
+    """The name that clients ask for ("chat")."""
     state: Global___CanaryState.ValueType
     """How far it is."""
-    owner: _builtins.str
-    """The step of a run that watches it."""
+    step: _builtins.str
+    """The step of a run that watches it, as in Canary."""
     @_builtins.property
     def age(self) -> _duration_pb2.Duration:
-        """Since it was opened."""
+        """How long ago it was opened."""
 
     @_builtins.property
     def stable(self) -> Global___RevisionTally:
@@ -334,16 +334,16 @@ class CanaryStatus(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        model: _builtins.str = ...,
         state: Global___CanaryState.ValueType = ...,
-        owner: _builtins.str = ...,
+        step: _builtins.str = ...,
         age: _duration_pb2.Duration | None = ...,
         stable: Global___RevisionTally | None = ...,
         canary: Global___RevisionTally | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "canary", b"canary", "stable", b"stable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "canary", b"canary", "name", b"name", "owner", b"owner", "stable", b"stable", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "canary", b"canary", "model", b"model", "stable", b"stable", "state", b"state", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

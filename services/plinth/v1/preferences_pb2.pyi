@@ -308,7 +308,7 @@ class PreferenceResponse(_message.Message):
     """Whether its length ended it: there is no end token to learn then."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParams:
-        """How it was sampled, where the platform did that or saw it."""
+        """How it was sampled, where the platform did that or saw it. At most 256 stop_token_ids."""
 
     def __init__(
         self,
@@ -839,7 +839,7 @@ class CreatePreferenceTaskRequest(_message.Message):
     task_id: _builtins.str
     """The task's id; made by the platform where it is empty."""
     request_id: _builtins.str
-    """The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the same call sent again
+    """The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -. Without a task_id, the same call sent again
     adds nothing. Not read in a batch, which has its own.
     """
     @_builtins.property
@@ -1169,7 +1169,7 @@ class LeasePreferenceTaskRequest(_message.Message):
     """
     request_id: _builtins.str
     """Made by the client for each lease that it wants: the same call sent again, while the lease
-    lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ @ / -.
+    lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ : -.
     """
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:

@@ -253,8 +253,9 @@ class PreferenceServiceServicer:
         """Records a judgement, which never changes afterwards. A person's needs a lease of the task, which
         it ends. A rule's or a model's needs none, and does not count towards
         `wanted_judgement_count`; a task takes at most 16 of them (RESOURCE_EXHAUSTED, TOO_MANY_JUDGES).
-        Idempotent by task, source and annotator: the same judgement sent again is returned as it was
-        recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
+        RESOURCE_EXHAUSTED (COLLECTION_FULL) where there is no room. Idempotent by task, source and
+        annotator: the same judgement sent again is returned as it was recorded, another one is
+        ALREADY_EXISTS (TASK_JUDGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -313,7 +314,8 @@ class PreferenceServiceServicer:
     def PublishPairs(self, request, context):
         """Publishes the judged pairs of a collection as an artifact of kind "corpus", split by prompt into
         training and validation. Idempotent by content: the same pairs selected in the same way are the
-        same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`.
+        same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`;
+        PERMISSION_DENIED (OTHER_TENANT) where the artifact's latest version is another tenant's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -99,8 +99,9 @@ class PreferenceServiceStub:
     """Records a judgement, which never changes afterwards. A person's needs a lease of the task, which
     it ends. A rule's or a model's needs none, and does not count towards
     `wanted_judgement_count`; a task takes at most 16 of them (RESOURCE_EXHAUSTED, TOO_MANY_JUDGES).
-    Idempotent by task, source and annotator: the same judgement sent again is returned as it was
-    recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
+    RESOURCE_EXHAUSTED (COLLECTION_FULL) where there is no room. Idempotent by task, source and
+    annotator: the same judgement sent again is returned as it was recorded, another one is
+    ALREADY_EXISTS (TASK_JUDGED).
     """
     GetJudgement: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.GetJudgementRequest, _preferences_pb2.GetJudgementResponse]
     """Gets a judgement. NOT_FOUND (JUDGEMENT_NOT_FOUND)."""
@@ -130,7 +131,8 @@ class PreferenceServiceStub:
     PublishPairs: _grpc.UnaryUnaryMultiCallable[_preferences_pb2.PublishPairsRequest, _preferences_pb2.PublishPairsResponse]
     """Publishes the judged pairs of a collection as an artifact of kind "corpus", split by prompt into
     training and validation. Idempotent by content: the same pairs selected in the same way are the
-    same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`.
+    same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`;
+    PERMISSION_DENIED (OTHER_TENANT) where the artifact's latest version is another tenant's.
     """
 
 @_typing.type_check_only
@@ -195,8 +197,9 @@ class PreferenceServiceAsyncStub(PreferenceServiceStub):
     """Records a judgement, which never changes afterwards. A person's needs a lease of the task, which
     it ends. A rule's or a model's needs none, and does not count towards
     `wanted_judgement_count`; a task takes at most 16 of them (RESOURCE_EXHAUSTED, TOO_MANY_JUDGES).
-    Idempotent by task, source and annotator: the same judgement sent again is returned as it was
-    recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
+    RESOURCE_EXHAUSTED (COLLECTION_FULL) where there is no room. Idempotent by task, source and
+    annotator: the same judgement sent again is returned as it was recorded, another one is
+    ALREADY_EXISTS (TASK_JUDGED).
     """
     GetJudgement: _aio.UnaryUnaryMultiCallable[_preferences_pb2.GetJudgementRequest, _preferences_pb2.GetJudgementResponse]  # type: ignore[assignment]
     """Gets a judgement. NOT_FOUND (JUDGEMENT_NOT_FOUND)."""
@@ -226,7 +229,8 @@ class PreferenceServiceAsyncStub(PreferenceServiceStub):
     PublishPairs: _aio.UnaryUnaryMultiCallable[_preferences_pb2.PublishPairsRequest, _preferences_pb2.PublishPairsResponse]  # type: ignore[assignment]
     """Publishes the judged pairs of a collection as an artifact of kind "corpus", split by prompt into
     training and validation. Idempotent by content: the same pairs selected in the same way are the
-    same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`.
+    same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`;
+    PERMISSION_DENIED (OTHER_TENANT) where the artifact's latest version is another tenant's.
     """
 
 class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -366,8 +370,9 @@ class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Records a judgement, which never changes afterwards. A person's needs a lease of the task, which
         it ends. A rule's or a model's needs none, and does not count towards
         `wanted_judgement_count`; a task takes at most 16 of them (RESOURCE_EXHAUSTED, TOO_MANY_JUDGES).
-        Idempotent by task, source and annotator: the same judgement sent again is returned as it was
-        recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
+        RESOURCE_EXHAUSTED (COLLECTION_FULL) where there is no room. Idempotent by task, source and
+        annotator: the same judgement sent again is returned as it was recorded, another one is
+        ALREADY_EXISTS (TASK_JUDGED).
         """
 
     @_abc_1.abstractmethod
@@ -439,7 +444,8 @@ class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_preferences_pb2.PublishPairsResponse, _abc.Awaitable[_preferences_pb2.PublishPairsResponse]]:
         """Publishes the judged pairs of a collection as an artifact of kind "corpus", split by prompt into
         training and validation. Idempotent by content: the same pairs selected in the same way are the
-        same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`.
+        same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are fewer than `min_pair_count`;
+        PERMISSION_DENIED (OTHER_TENANT) where the artifact's latest version is another tenant's.
         """
 
 def add_PreferenceServiceServicer_to_server(servicer: PreferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,7 +28,7 @@ from plinth.v1 import options_pb2 as plinth_dot_v1_dot_options__pb2
 from plinth.v1 import owner_pb2 as plinth_dot_v1_dot_owner__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14plinth/v1/runs.proto\x12\tplinth.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plinth/v1/options.proto\x1a\x15plinth/v1/owner.proto\"\xde\x01\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.RunSpec\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x14.plinth.v1.RunStatus\x12\x1f\n\x05owner\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Owner\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x01\n\x07RunSpec\x12\x15\n\rpipeline_yaml\x18\x01 \x01(\t\x12\x34\n\toverrides\x18\x02 \x03(\x0b\x32!.plinth.v1.RunSpec.OverridesEntry\x1a\x30\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe3\x01\n\tRunStatus\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.plinth.v1.RunState\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x1e\n\x05steps\x18\x03 \x03(\x0b\x32\x0f.plinth.v1.Step\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12\x13\n\x0b\x66orked_from\x18\x07 \x01(\t\x12\x18\n\x10\x66orked_from_step\x18\x08 \x01(\t\"\xcd\x02\n\x04Step\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.plinth.v1.StepKind\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.plinth.v1.StepState\x12\x10\n\x08progress\x18\x04 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x07 \x01(\t\x12(\n\x07metrics\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0b\n\x03job\x18\t \x01(\t\x12\x14\n\x0cinput_digest\x18\n \x01(\t\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1b\n\x03run\x18\x02 \x01(\x0b\x32\x0e.plinth.v1.Run\"0\n\x11\x43reateRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"H\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"I\n\x10ListRunsResponse\x12\x1c\n\x04runs\x18\x01 \x03(\x0b\x32\x0e.plinth.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x13\n\x11\x44\x65leteRunResponse\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x10PauseRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11ResumeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"\xb0\x01\n\x0e\x46orkRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tfrom_step\x18\x03 \x01(\t\x12;\n\toverrides\x18\x04 \x03(\x0b\x32(.plinth.v1.ForkRunRequest.OverridesEntry\x1a\x30\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\".\n\x0f\x46orkRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"5\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"E\n\x10WatchRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\x12\x14\n\x0cresume_token\x18\x02 \x01(\t*\xb1\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x14\n\x10RUN_STATE_PAUSED\x10\x03\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x06*\xb9\x01\n\tStepState\x12\x1a\n\x16STEP_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12STEP_STATE_PENDING\x10\x01\x12\x16\n\x12STEP_STATE_RUNNING\x10\x02\x12\x18\n\x14STEP_STATE_SUCCEEDED\x10\x03\x12\x15\n\x11STEP_STATE_REUSED\x10\x04\x12\x15\n\x11STEP_STATE_FAILED\x10\x05\x12\x18\n\x14STEP_STATE_CANCELLED\x10\x06*\xb6\x02\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTEP_KIND_DATA\x10\x01\x12\x17\n\x13STEP_KIND_TOKENIZER\x10\x02\x12\x13\n\x0fSTEP_KIND_TRAIN\x10\x03\x12\x16\n\x12STEP_KIND_EVALUATE\x10\x04\x12\x15\n\x11STEP_KIND_COMPARE\x10\x05\x12\x19\n\x15STEP_KIND_PREFERENCES\x10\x06\x12\x15\n\x11STEP_KIND_PROMPTS\x10\x07\x12\x14\n\x10STEP_KIND_SAMPLE\x10\x08\x12\x14\n\x10STEP_KIND_VERIFY\x10\t\x12\x15\n\x11STEP_KIND_PUBLISH\x10\n\x12\x13\n\x0fSTEP_KIND_SERVE\x10\x0b\x12\x14\n\x10STEP_KIND_CANARY\x10\x0c\x32\xf3\x05\n\nRunService\x12S\n\tCreateRun\x12\x1b.plinth.v1.CreateRunRequest\x1a\x1c.plinth.v1.CreateRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12J\n\x06GetRun\x12\x18.plinth.v1.GetRunRequest\x1a\x19.plinth.v1.GetRunResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04runs\x12P\n\x08ListRuns\x12\x1a.plinth.v1.ListRunsRequest\x1a\x1b.plinth.v1.ListRunsResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04runs\x12S\n\tDeleteRun\x12\x1b.plinth.v1.DeleteRunRequest\x1a\x1c.plinth.v1.DeleteRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12S\n\tCancelRun\x12\x1b.plinth.v1.CancelRunRequest\x1a\x1c.plinth.v1.CancelRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12P\n\x08PauseRun\x12\x1a.plinth.v1.PauseRunRequest\x1a\x1b.plinth.v1.PauseRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12S\n\tResumeRun\x12\x1b.plinth.v1.ResumeRunRequest\x1a\x1c.plinth.v1.ResumeRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12M\n\x07\x46orkRun\x12\x19.plinth.v1.ForkRunRequest\x1a\x1a.plinth.v1.ForkRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12R\n\x08WatchRun\x12\x1a.plinth.v1.WatchRunRequest\x1a\x1b.plinth.v1.WatchRunResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04runs0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14plinth/v1/runs.proto\x12\tplinth.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plinth/v1/options.proto\x1a\x15plinth/v1/owner.proto\"\xde\x01\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.plinth.v1.RunSpec\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x14.plinth.v1.RunStatus\x12\x1f\n\x05owner\x18\x04 \x01(\x0b\x32\x10.plinth.v1.Owner\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x01\n\x07RunSpec\x12\x15\n\rpipeline_yaml\x18\x01 \x01(\t\x12\x34\n\toverrides\x18\x02 \x03(\x0b\x32!.plinth.v1.RunSpec.OverridesEntry\x1a\x30\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe3\x01\n\tRunStatus\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.plinth.v1.RunState\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x1e\n\x05steps\x18\x03 \x03(\x0b\x32\x0f.plinth.v1.Step\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12\x13\n\x0b\x66orked_from\x18\x07 \x01(\t\x12\x18\n\x10\x66orked_from_step\x18\x08 \x01(\t\"\xcd\x02\n\x04Step\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.plinth.v1.StepKind\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.plinth.v1.StepState\x12\x10\n\x08progress\x18\x04 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x07 \x01(\t\x12(\n\x07metrics\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0b\n\x03job\x18\t \x01(\t\x12\x14\n\x0cinput_digest\x18\n \x01(\t\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1b\n\x03run\x18\x02 \x01(\x0b\x32\x0e.plinth.v1.Run\"0\n\x11\x43reateRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"H\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"^\n\x10ListRunsResponse\x12\x1c\n\x04runs\x18\x01 \x03(\x0b\x32\x0e.plinth.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0bunreachable\x18\x03 \x03(\t\"7\n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x13\n\x11\x44\x65leteRunResponse\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x10PauseRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11ResumeRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"\xb0\x01\n\x0e\x46orkRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tfrom_step\x18\x03 \x01(\t\x12;\n\toverrides\x18\x04 \x03(\x0b\x32(.plinth.v1.ForkRunRequest.OverridesEntry\x1a\x30\n\x0eOverridesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\".\n\x0f\x46orkRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\"5\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"E\n\x10WatchRunResponse\x12\x1b\n\x03run\x18\x01 \x01(\x0b\x32\x0e.plinth.v1.Run\x12\x14\n\x0cresume_token\x18\x02 \x01(\t*\xb1\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x14\n\x10RUN_STATE_PAUSED\x10\x03\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x06*\xb9\x01\n\tStepState\x12\x1a\n\x16STEP_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12STEP_STATE_PENDING\x10\x01\x12\x16\n\x12STEP_STATE_RUNNING\x10\x02\x12\x18\n\x14STEP_STATE_SUCCEEDED\x10\x03\x12\x15\n\x11STEP_STATE_REUSED\x10\x04\x12\x15\n\x11STEP_STATE_FAILED\x10\x05\x12\x18\n\x14STEP_STATE_CANCELLED\x10\x06*\xb6\x02\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTEP_KIND_DATA\x10\x01\x12\x17\n\x13STEP_KIND_TOKENIZER\x10\x02\x12\x13\n\x0fSTEP_KIND_TRAIN\x10\x03\x12\x16\n\x12STEP_KIND_EVALUATE\x10\x04\x12\x15\n\x11STEP_KIND_COMPARE\x10\x05\x12\x19\n\x15STEP_KIND_PREFERENCES\x10\x06\x12\x15\n\x11STEP_KIND_PROMPTS\x10\x07\x12\x14\n\x10STEP_KIND_SAMPLE\x10\x08\x12\x14\n\x10STEP_KIND_VERIFY\x10\t\x12\x15\n\x11STEP_KIND_PUBLISH\x10\n\x12\x13\n\x0fSTEP_KIND_SERVE\x10\x0b\x12\x14\n\x10STEP_KIND_CANARY\x10\x0c\x32\xf3\x05\n\nRunService\x12S\n\tCreateRun\x12\x1b.plinth.v1.CreateRunRequest\x1a\x1c.plinth.v1.CreateRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12J\n\x06GetRun\x12\x18.plinth.v1.GetRunRequest\x1a\x19.plinth.v1.GetRunResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04runs\x12P\n\x08ListRuns\x12\x1a.plinth.v1.ListRunsRequest\x1a\x1b.plinth.v1.ListRunsResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04runs\x12S\n\tDeleteRun\x12\x1b.plinth.v1.DeleteRunRequest\x1a\x1c.plinth.v1.DeleteRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12S\n\tCancelRun\x12\x1b.plinth.v1.CancelRunRequest\x1a\x1c.plinth.v1.CancelRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12P\n\x08PauseRun\x12\x1a.plinth.v1.PauseRunRequest\x1a\x1b.plinth.v1.PauseRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12S\n\tResumeRun\x12\x1b.plinth.v1.ResumeRunRequest\x1a\x1c.plinth.v1.ResumeRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12M\n\x07\x46orkRun\x12\x19.plinth.v1.ForkRunRequest\x1a\x1a.plinth.v1.ForkRunResponse\"\x0b\x90\x02\x02\x8a\xb5\x18\x04runs\x12R\n\x08WatchRun\x12\x1a.plinth.v1.WatchRunRequest\x1a\x1b.plinth.v1.WatchRunResponse\"\x0b\x90\x02\x01\x8a\xb5\x18\x04runs0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,12 +57,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNSERVICE'].methods_by_name['ForkRun']._serialized_options = b'\220\002\002\212\265\030\004runs'
   _globals['_RUNSERVICE'].methods_by_name['WatchRun']._loaded_options = None
   _globals['_RUNSERVICE'].methods_by_name['WatchRun']._serialized_options = b'\220\002\001\212\265\030\004runs'
-  _globals['_RUNSTATE']._serialized_start=2100
-  _globals['_RUNSTATE']._serialized_end=2277
-  _globals['_STEPSTATE']._serialized_start=2280
-  _globals['_STEPSTATE']._serialized_end=2465
-  _globals['_STEPKIND']._serialized_start=2468
-  _globals['_STEPKIND']._serialized_end=2778
+  _globals['_RUNSTATE']._serialized_start=2121
+  _globals['_RUNSTATE']._serialized_end=2298
+  _globals['_STEPSTATE']._serialized_start=2301
+  _globals['_STEPSTATE']._serialized_end=2486
+  _globals['_STEPKIND']._serialized_start=2489
+  _globals['_STEPKIND']._serialized_end=2799
   _globals['_RUN']._serialized_start=147
   _globals['_RUN']._serialized_end=369
   _globals['_RUNSPEC']._serialized_start=372
@@ -84,33 +84,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRUNSREQUEST']._serialized_start=1269
   _globals['_LISTRUNSREQUEST']._serialized_end=1341
   _globals['_LISTRUNSRESPONSE']._serialized_start=1343
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1416
-  _globals['_DELETERUNREQUEST']._serialized_start=1418
-  _globals['_DELETERUNREQUEST']._serialized_end=1473
-  _globals['_DELETERUNRESPONSE']._serialized_start=1475
-  _globals['_DELETERUNRESPONSE']._serialized_end=1494
-  _globals['_CANCELRUNREQUEST']._serialized_start=1496
-  _globals['_CANCELRUNREQUEST']._serialized_end=1528
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1530
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1578
-  _globals['_PAUSERUNREQUEST']._serialized_start=1580
-  _globals['_PAUSERUNREQUEST']._serialized_end=1611
-  _globals['_PAUSERUNRESPONSE']._serialized_start=1613
-  _globals['_PAUSERUNRESPONSE']._serialized_end=1660
-  _globals['_RESUMERUNREQUEST']._serialized_start=1662
-  _globals['_RESUMERUNREQUEST']._serialized_end=1694
-  _globals['_RESUMERUNRESPONSE']._serialized_start=1696
-  _globals['_RESUMERUNRESPONSE']._serialized_end=1744
-  _globals['_FORKRUNREQUEST']._serialized_start=1747
-  _globals['_FORKRUNREQUEST']._serialized_end=1923
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1437
+  _globals['_DELETERUNREQUEST']._serialized_start=1439
+  _globals['_DELETERUNREQUEST']._serialized_end=1494
+  _globals['_DELETERUNRESPONSE']._serialized_start=1496
+  _globals['_DELETERUNRESPONSE']._serialized_end=1515
+  _globals['_CANCELRUNREQUEST']._serialized_start=1517
+  _globals['_CANCELRUNREQUEST']._serialized_end=1549
+  _globals['_CANCELRUNRESPONSE']._serialized_start=1551
+  _globals['_CANCELRUNRESPONSE']._serialized_end=1599
+  _globals['_PAUSERUNREQUEST']._serialized_start=1601
+  _globals['_PAUSERUNREQUEST']._serialized_end=1632
+  _globals['_PAUSERUNRESPONSE']._serialized_start=1634
+  _globals['_PAUSERUNRESPONSE']._serialized_end=1681
+  _globals['_RESUMERUNREQUEST']._serialized_start=1683
+  _globals['_RESUMERUNREQUEST']._serialized_end=1715
+  _globals['_RESUMERUNRESPONSE']._serialized_start=1717
+  _globals['_RESUMERUNRESPONSE']._serialized_end=1765
+  _globals['_FORKRUNREQUEST']._serialized_start=1768
+  _globals['_FORKRUNREQUEST']._serialized_end=1944
   _globals['_FORKRUNREQUEST_OVERRIDESENTRY']._serialized_start=460
   _globals['_FORKRUNREQUEST_OVERRIDESENTRY']._serialized_end=508
-  _globals['_FORKRUNRESPONSE']._serialized_start=1925
-  _globals['_FORKRUNRESPONSE']._serialized_end=1971
-  _globals['_WATCHRUNREQUEST']._serialized_start=1973
-  _globals['_WATCHRUNREQUEST']._serialized_end=2026
-  _globals['_WATCHRUNRESPONSE']._serialized_start=2028
-  _globals['_WATCHRUNRESPONSE']._serialized_end=2097
-  _globals['_RUNSERVICE']._serialized_start=2781
-  _globals['_RUNSERVICE']._serialized_end=3536
+  _globals['_FORKRUNRESPONSE']._serialized_start=1946
+  _globals['_FORKRUNRESPONSE']._serialized_end=1992
+  _globals['_WATCHRUNREQUEST']._serialized_start=1994
+  _globals['_WATCHRUNREQUEST']._serialized_end=2047
+  _globals['_WATCHRUNRESPONSE']._serialized_start=2049
+  _globals['_WATCHRUNRESPONSE']._serialized_end=2118
+  _globals['_RUNSERVICE']._serialized_start=2802
+  _globals['_RUNSERVICE']._serialized_end=3557
 # @@protoc_insertion_point(module_scope)

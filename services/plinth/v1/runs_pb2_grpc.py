@@ -93,8 +93,9 @@ class RunServiceServicer:
     def CreateRun(self, request, context):
         """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run that it
         created, another request under that id is ALREADY_EXISTS (RUN_EXISTS). INVALID_ARGUMENT names
-        the pipeline's setting that is wrong, as "steps.corpus.corpus_dir". RESOURCE_EXHAUSTED while
-        128 runs have not ended.
+        the pipeline's setting that is wrong, as "steps.corpus.corpus_dir"; PERMISSION_DENIED
+        (OTHER_TENANT) the step that would change what is another tenant's: an artifact's next version,
+        an alias, a deployment. RESOURCE_EXHAUSTED while 128 runs have not ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +148,7 @@ class RunServiceServicer:
 
     def ForkRun(self, request, context):
         """Starts a run that takes over what another one finished and does the rest with other settings.
-        Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step that is needed has not
+        Idempotent by run_id, and refused, as CreateRun. FAILED_PRECONDITION when a step that is needed has not
         finished (STEP_UNFINISHED) or what it made is gone (ARTIFACT_GONE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -39,8 +39,9 @@ class RunServiceStub:
     CreateRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.CreateRunRequest, _runs_pb2.CreateRunResponse]
     """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run that it
     created, another request under that id is ALREADY_EXISTS (RUN_EXISTS). INVALID_ARGUMENT names
-    the pipeline's setting that is wrong, as "steps.corpus.corpus_dir". RESOURCE_EXHAUSTED while
-    128 runs have not ended.
+    the pipeline's setting that is wrong, as "steps.corpus.corpus_dir"; PERMISSION_DENIED
+    (OTHER_TENANT) the step that would change what is another tenant's: an artifact's next version,
+    an alias, a deployment. RESOURCE_EXHAUSTED while 128 runs have not ended.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.GetRunRequest, _runs_pb2.GetRunResponse]
     """The run as it is now."""
@@ -62,7 +63,7 @@ class RunServiceStub:
     """Goes on with a paused run. Errors and answer as of PauseRun."""
     ForkRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ForkRunRequest, _runs_pb2.ForkRunResponse]
     """Starts a run that takes over what another one finished and does the rest with other settings.
-    Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step that is needed has not
+    Idempotent by run_id, and refused, as CreateRun. FAILED_PRECONDITION when a step that is needed has not
     finished (STEP_UNFINISHED) or what it made is gone (ARTIFACT_GONE).
     """
     WatchRun: _grpc.UnaryStreamMultiCallable[_runs_pb2.WatchRunRequest, _runs_pb2.WatchRunResponse]
@@ -82,8 +83,9 @@ class RunServiceAsyncStub(RunServiceStub):
     CreateRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.CreateRunRequest, _runs_pb2.CreateRunResponse]  # type: ignore[assignment]
     """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run that it
     created, another request under that id is ALREADY_EXISTS (RUN_EXISTS). INVALID_ARGUMENT names
-    the pipeline's setting that is wrong, as "steps.corpus.corpus_dir". RESOURCE_EXHAUSTED while
-    128 runs have not ended.
+    the pipeline's setting that is wrong, as "steps.corpus.corpus_dir"; PERMISSION_DENIED
+    (OTHER_TENANT) the step that would change what is another tenant's: an artifact's next version,
+    an alias, a deployment. RESOURCE_EXHAUSTED while 128 runs have not ended.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetRunRequest, _runs_pb2.GetRunResponse]  # type: ignore[assignment]
     """The run as it is now."""
@@ -105,7 +107,7 @@ class RunServiceAsyncStub(RunServiceStub):
     """Goes on with a paused run. Errors and answer as of PauseRun."""
     ForkRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.ForkRunRequest, _runs_pb2.ForkRunResponse]  # type: ignore[assignment]
     """Starts a run that takes over what another one finished and does the rest with other settings.
-    Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step that is needed has not
+    Idempotent by run_id, and refused, as CreateRun. FAILED_PRECONDITION when a step that is needed has not
     finished (STEP_UNFINISHED) or what it made is gone (ARTIFACT_GONE).
     """
     WatchRun: _aio.UnaryStreamMultiCallable[_runs_pb2.WatchRunRequest, _runs_pb2.WatchRunResponse]  # type: ignore[assignment]
@@ -128,8 +130,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runs_pb2.CreateRunResponse, _abc.Awaitable[_runs_pb2.CreateRunResponse]]:
         """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run that it
         created, another request under that id is ALREADY_EXISTS (RUN_EXISTS). INVALID_ARGUMENT names
-        the pipeline's setting that is wrong, as "steps.corpus.corpus_dir". RESOURCE_EXHAUSTED while
-        128 runs have not ended.
+        the pipeline's setting that is wrong, as "steps.corpus.corpus_dir"; PERMISSION_DENIED
+        (OTHER_TENANT) the step that would change what is another tenant's: an artifact's next version,
+        an alias, a deployment. RESOURCE_EXHAUSTED while 128 runs have not ended.
         """
 
     @_abc_1.abstractmethod
@@ -193,7 +196,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.ForkRunResponse, _abc.Awaitable[_runs_pb2.ForkRunResponse]]:
         """Starts a run that takes over what another one finished and does the rest with other settings.
-        Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step that is needed has not
+        Idempotent by run_id, and refused, as CreateRun. FAILED_PRECONDITION when a step that is needed has not
         finished (STEP_UNFINISHED) or what it made is gone (ARTIFACT_GONE).
         """
 

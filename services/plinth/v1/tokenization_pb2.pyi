@@ -63,7 +63,7 @@ class EncodeRequest(_message.Message):
     """Add what the tokenizer adds by itself, such as a beginning-of-sequence id."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At most 4,096 texts, each encoded by itself."""
+        """At most 4,096 texts and 1 MiB in all, each encoded by itself."""
 
     def __init__(
         self,

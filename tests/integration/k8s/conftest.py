@@ -73,7 +73,7 @@ def well(kube: KubeApi, gateway: ScriptedGateway) -> KubeApi:
     gateway.serve("chat", "chat@7", 2)
     gateway.store("chat", 7, "prod")
     gateway.status.models.add(
-        name="chat",
+        model="chat",
         artifact="chat@7",
         shards=2,
         ready_shards=2,

@@ -40,9 +40,9 @@ class Tallied(ScriptedGateway):
     def GetStatus(self, request: object, context: object) -> operations_pb2.GetStatusResponse:
         found = super().GetStatus(request, context)
         if self.submitted:
-            owner = f"{self.submitted[-1].run_id}.canary.1"
+            step = f"{self.submitted[-1].run_id}.canary.1"
             canary = operations_pb2.CanaryStatus(
-                name="chat", state=operations_pb2.CANARY_STATE_CLOSED, owner=owner
+                model="chat", state=operations_pb2.CANARY_STATE_CLOSED, step=step
             )
             canary.stable.CopyFrom(
                 operations_pb2.RevisionTally(requests=360, errors=2, ttft_p95=times.duration(0.21))

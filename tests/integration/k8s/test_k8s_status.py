@@ -30,7 +30,7 @@ def told(kube: KubeApi, gateway: ScriptedGateway) -> ScriptedGateway:
         replicas=[shard(address, running=3, kv=0.625), shard("10.0.2.1", running=1, kv=0.25)],
         models=[
             operations_pb2.ModelStatus(
-                name="chat",
+                model="chat",
                 artifact="chat@7",
                 shards=3,
                 ready_shards=2,
@@ -41,9 +41,9 @@ def told(kube: KubeApi, gateway: ScriptedGateway) -> ScriptedGateway:
         queues=[operations_pb2.Queue(name="queues/train", waiting=4, claimed=1, delayed=2, dead=3)],
         canaries=[
             operations_pb2.CanaryStatus(
-                name="chat",
+                model="chat",
                 state=operations_pb2.CANARY_STATE_OPEN,
-                owner="run.canary.1",
+                step="run.canary.1",
                 stable=operations_pb2.RevisionTally(
                     requests=90, errors=1, ttft_p95=times.duration(0.2)
                 ),

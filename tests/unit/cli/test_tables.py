@@ -76,7 +76,7 @@ MODEL = "a-model-of-some-forty-characters-exactly@123"
 @pytest.mark.parametrize("width", [40, 80])
 def test_screens_keep_ids_and_references(width: int) -> None:
     found = {
-        "models": [{"name": LONG, "artifact": MODEL, "ready": 1, "shards": 1, "state": "ready"}],
+        "models": [{"model": LONG, "artifact": MODEL, "ready": 1, "shards": 1, "state": "ready"}],
         "canaries": [],
         "queues": [
             {"name": LONG, "waiting": 1, "claimed": 2, "delayed": 3, "dead": 4},

@@ -124,12 +124,12 @@ def test_the_status_screen_names_what_it_could_not_learn() -> None:
     model = operations_pb2.ModelStatus(
         artifact="chat@1", shards=2, ready_shards=1, state=deployments_pb2.DEPLOYMENT_STATE_STARTING
     )
-    code = operations_pb2.ModelStatus(name="code", min_shards=1, max_shards=4)
+    code = operations_pb2.ModelStatus(model="code", min_shards=1, max_shards=4)
     code.MergeFrom(model)
-    model.name = "chat"
+    model.model = "chat"
     queue = operations_pb2.Queue(name="queues/trainer-jobs", waiting=7, claimed=1)
     canary = operations_pb2.CanaryStatus(
-        name="chat", state=operations_pb2.CANARY_STATE_OPEN, owner="run-7"
+        model="chat", state=operations_pb2.CANARY_STATE_OPEN, step="run-7"
     )
     found = {
         "stack": {
@@ -144,7 +144,7 @@ def test_the_status_screen_names_what_it_could_not_learn() -> None:
         "replicas": [
             status_views.replica(
                 operations_pb2.ReplicaStatus(
-                    stage="echo", address="a:1", id="echo-1", running=3, kv_use=0.25
+                    stage="echo", address="a:1", replica_id="echo-1", running=3, kv_use=0.25
                 )
             )
         ],

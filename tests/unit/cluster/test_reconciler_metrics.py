@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from prometheus_client import REGISTRY
 
+from plinth.cluster import reconciler
 from plinth.cluster.layout import StageSpec
-from plinth.cluster.reconciler import ReconcilerFront
+from plinth.cluster.reconciler import PREFIX, ReconcilerFront
 from plinth.cluster.serving import Served
 from plinth.internal.v1.deployments_pb2 import DeploymentRecord
+from plinth.shared.records import DeploymentRecords
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
 
@@ -60,3 +64,30 @@ def test_shards_are_wanted_as_serve_wants_them_now(tmp_path: Path) -> None:
     context: Any = Context(tmp_path)
     front = ReconcilerFront(context, StageSpec(name="inference", factory="x:y"))
     assert front._spec(chat).numbers() == (1, 4, 30.0, 300.0)
+
+
+def test_shards_of_a_damaged_record_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the record keeps no other model from being started."""
+    context: Any = Context(tmp_path)
+    (tmp_path / "file").write_text("1")
+    context.store.publish("m", "model", tmp_path / "file")
+    records = DeploymentRecords(context.store)
+    for name in ("bad", "good", "gone"):
+        records.put(DeploymentRecord(name=name, artifact="m"))
+    records.delete("gone")
+    bad = context.store.storage.local("deployments/bad/00000001.json")
+    bad.write_bytes(b"{")
+    front = ReconcilerFront(context, StageSpec(name="inference", factory="x:y"))
+    there = {PREFIX + name: Served("ready", 1, 1) for name in ("bad", "gone")}
+    monkeypatch.setattr(reconciler, "states", lambda: there)
+    applied, removed = list[str](), list[str]()
+    monkeypatch.setattr(
+        front,
+        "_applier",
+        SimpleNamespace(
+            apply=lambda specs, now: applied.extend(spec.name for spec in specs),
+            remove=removed.extend,
+        ),
+    )
+    assert [one["name"] for one in front._pass()] == ["good"]
+    assert (len(applied), removed) == (1, [PREFIX + "gone"])

@@ -11,6 +11,7 @@ from artifact_calls import ADMIN, ANNA, BEN, Caller, digest
 from plinth.coordinator.downloads import PIECE_BYTES
 from plinth.shared.errors import (
     Aborted,
+    AlreadyExists,
     DataLoss,
     FailedPrecondition,
     InvalidArgument,
@@ -247,7 +248,7 @@ async def test_a_file_goes_on_where_it_broke(call: Caller, tmp_path: Path) -> No
     (tmp_path / "folder" / "empty").write_bytes(b"")
     call.store.publish("chat", "model", tmp_path / "folder")
     call.store.set_alias("chat", "prod", 1)
-    request = pb.ListArtifactFilesRequest(name="artifacts/chat:prod", page_size=1)
+    request = pb.ListArtifactFilesRequest(parent="artifacts/chat:prod", page_size=1)
     page = await call("ListArtifactFiles", request)
     assert ([one.path for one in page.files], page.artifact) == (["empty"], "artifacts/chat@1")
     publish(call, tmp_path, "chat", "moved meanwhile")
@@ -290,3 +291,108 @@ async def test_what_can_not_be_downloaded(call: Caller, tmp_path: Path) -> None:
     path.write_bytes(b"12")
     with pytest.raises(DataLoss, match="ends after 2 bytes of 5"):
         await call.download(**asked)
+
+
+def damage(call: Caller, ref: str) -> None:
+    path = call.store.storage.local(call.store.get(ref).path)
+    assert path is not None
+    (path / "manifest.json").chmod(0o600)
+    (path / "manifest.json").write_bytes(b"{")
+
+
+async def test_a_damaged_version_hides_no_other(call: Caller, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for version in range(3):
+            publish(call, tmp_path, name, f"{name}{version}")
+    for ref in ("a@3", "a@1", "b@1"):
+        damage(call, ref)
+    fresh = call.by(ANNA)  # another replica, which has not read them
+    request, found, lost = pb.ListArtifactsRequest(page_size=1), list[str](), list[str]()
+    while True:
+        page = await fresh("ListArtifacts", request)
+        found += [one.name for one in page.artifacts]
+        lost += page.unreachable
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            break
+    assert found == ["artifacts/a@2", "artifacts/b@3", "artifacts/b@2"]
+    assert lost == ["artifacts/a@3", "artifacts/a@1", "artifacts/b@1"]
+    versions = await fresh(
+        "ListArtifactVersions", pb.ListArtifactVersionsRequest(name="artifacts/a")
+    )
+    assert [one.version for one in versions.artifacts] == [2]
+    assert list(versions.unreachable) == ["artifacts/a@3", "artifacts/a@1"]
+    with pytest.raises(DataLoss):
+        await fresh("GetArtifact", pb.GetArtifactRequest(name="artifacts/a@3"))
+
+
+async def test_an_alias_is_only_made(call: Caller, tmp_path: Path) -> None:
+    for text in "12":
+        publish(call, tmp_path, "chat", text)
+    alias = pb.Alias(name="artifacts/chat:prod", artifact="artifacts/chat@1")
+    make = pb.SetAliasRequest(alias=alias, create_only=True)
+    made = (await call("SetAlias", make)).alias
+    assert (await call("SetAlias", make)).alias == made, "again"
+    make.alias.artifact = "artifacts/chat@2"
+    with pytest.raises(AlreadyExists) as caught:
+        await call("SetAlias", make)
+    assert (caught.value.reason, caught.value.metadata["etag"]) == ("ALIAS_EXISTS", made.etag)
+    make.alias.etag = made.etag
+    with pytest.raises(InvalidArgument, match="one of them"):
+        await call("SetAlias", make)
+    await call("DeleteAlias", pb.DeleteAliasRequest(name=made.name))
+    make.alias.etag = ""
+    assert (await call("SetAlias", make)).alias.artifact == "artifacts/chat@2"
+
+
+async def test_an_alias_of_a_version_that_has_gone_can_be_mended(
+    call: Caller, tmp_path: Path
+) -> None:
+    for text in "12":
+        publish(call, tmp_path, "chat", text)
+    call.store.set_alias("chat", "prod", 1)
+    call.store._versions.delete("chat", 1)  # as a version without these checks left it
+    alias = pb.Alias(name="artifacts/chat:prod", artifact="artifacts/chat@2")
+    assert (await call("SetAlias", pb.SetAliasRequest(alias=alias))).alias.artifact.endswith("@2")
+
+
+async def test_what_is_deleted_while_it_is_sent_is_not_damaged(
+    call: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = publish(call, tmp_path, "chat", "1")
+    storage, look = call.store.storage, call.store.storage.open
+
+    def late(path: str) -> Any:
+        call.store.delete(ref, lambda _: [])
+        return look(path)
+
+    monkeypatch.setattr(storage, "open", late)
+    with pytest.raises(NotFound):
+        await call.download(name="artifacts/chat@1", path="file.txt")
+
+
+async def test_what_is_not_there_is_told_of_its_field(call: Caller, tmp_path: Path) -> None:
+    publish(call, tmp_path, "chat", "1")
+    alias = pb.Alias(name="artifacts/chat:prod", artifact="artifacts/chat@9")
+    for method, request, field in (
+        ("GetArtifact", pb.GetArtifactRequest(name="artifacts/gone"), "name"),
+        ("ListArtifactVersions", pb.ListArtifactVersionsRequest(name="artifacts/gone"), "name"),
+        ("ListArtifactFiles", pb.ListArtifactFilesRequest(parent="artifacts/chat:gone"), "parent"),
+        ("DeleteArtifact", pb.DeleteArtifactRequest(name="artifacts/chat@9"), "name"),
+        ("ListAliases", pb.ListAliasesRequest(parent="artifacts/gone"), "parent"),
+        ("SetAlias", pb.SetAliasRequest(alias=alias), "alias.artifact"),
+        ("GetUpload", pb.GetUploadRequest(name="uploads/0123"), "name"),
+    ):
+        with pytest.raises(NotFound) as caught:
+            await call(method, request)
+        assert caught.value.field == field, method
+    with pytest.raises(NotFound) as told:
+        await call.download(name="artifacts/chat@9", path="file.txt")
+    assert told.value.field == "name"
+    for name in ("uploads/..", "uploads/a/b", "uploads/É", "runs/a"):
+        with pytest.raises(InvalidArgument) as wrong:
+            await call("GetUpload", pb.GetUploadRequest(name=name))
+        assert wrong.value.field == "name"
+    with pytest.raises(InvalidArgument) as path:
+        await call.upload({"../x": b""})
+    assert path.value.field == "upload.spec.files"

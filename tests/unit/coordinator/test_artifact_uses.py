@@ -37,10 +37,10 @@ class Runs:
         self._runs = runs
 
     async def active(self) -> list[str]:
-        return list(self._runs)
+        return [*self._runs, "ended and deleted since"]
 
-    async def load(self, run_id: str) -> tuple[rec.RunRecord, None]:
-        return self._runs[run_id], None
+    async def find(self, run_id: str) -> rec.RunRecord | None:
+        return self._runs.get(run_id)
 
 
 @pytest.fixture

@@ -19,10 +19,12 @@ from plinth.shared.canary import Canaries
 from plinth.shared.errors import (
     Aborted,
     AlreadyExists,
+    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    PlinthError,
 )
 from plinth.shared.identity import Principal, call_scope
 from plinth.shared.records import DeploymentRecords
@@ -221,3 +223,85 @@ def test_a_draft_is_named_where_it_is_used() -> None:
     ):
         with pytest.raises(InvalidArgument, match="name a model"):
             messages.record_of("chat", pb.DeploymentSpec(speculation=wrong))
+
+
+async def test_filters(world: World) -> None:
+    for name, artifact in (("chat", "m@1"), ("code", "m@2")):
+        await world.create(name, artifact=artifact)
+
+    async def listed(filter: str) -> list[str]:
+        page = await world("ListDeployments", pb.ListDeploymentsRequest(filter=filter))
+        return [one.name for one in page.deployments]
+
+    assert await listed("") == ["deployments/chat", "deployments/code"]
+    for asked in ("artifact = m@2", 'name = "*/code"', "owner.tenant = ben", "state = READY"):
+        wanted = ["deployments/code"] if asked == "artifact = m@2" else []
+        assert await listed(asked) == wanted, asked
+    assert await listed('canary.deployment = "" AND owner.tenant = anna') == await listed("")
+    for wrong in ("state = ready", "shards = 1", "state < READY"):
+        with pytest.raises(InvalidArgument, match="filter"):
+            await listed(wrong)
+
+
+async def test_a_damaged_record_hides_no_other(world: World, store: ArtifactStore) -> None:
+    for name in ("a", "b", "c"):
+        await world.create(name)
+    record = store.storage.local("deployments/b/00000001.json")
+    assert record is not None
+    record.write_bytes(b"{")
+    world.records._logs.clear()  # as in a process that has not read it
+    page = await world("ListDeployments", pb.ListDeploymentsRequest())
+    assert [one.name for one in page.deployments] == ["deployments/a", "deployments/c"]
+    assert list(page.unreachable) == ["deployments/b"]
+    with pytest.raises(DataLoss):
+        await world.get("b")
+    damaged: list[str] = []
+    assert [one.name for one in world.records.list(damaged.append)] == ["a", "c"]
+    assert damaged == ["b"]
+
+
+async def test_what_was_seen_and_is_gone_is_not_made_anew(world: World) -> None:
+    seen = await world.create()
+    await world("DeleteDeployment", pb.DeleteDeploymentRequest(name=seen.name))
+    with pytest.raises(Aborted) as caught:
+        await world.update("spec", etag=seen.etag, artifact="m@2", allow_missing=True)
+    assert caught.value.reason == "ETAG_MISMATCH"
+    assert (await world.update("spec", artifact="m@2", allow_missing=True)).spec.artifact == "m@2"
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"artifact": "gone"}, "artifact"),
+        ({"artifact": ""}, "artifact"),
+        ({"artifact": "m@0"}, "artifact"),
+        (
+            {"speculation": {"mode": pb.SPECULATION_MODE_DRAFT, "draft": "gone"}},
+            "speculation.draft",
+        ),
+    ],
+)
+async def test_what_is_referred_to_is_there(world: World, spec: dict[str, Any], field: str) -> None:
+    with pytest.raises((InvalidArgument, NotFound)) as caught:
+        await world.create(**spec)
+    assert caught.value.field == f"deployment.spec.{field}"
+
+
+async def test_a_mask_is_not_endless(world: World) -> None:
+    await world.create()
+    await world.update(*["spec"] * 100_000, artifact="m@2")
+    with pytest.raises(InvalidArgument, match="of at most 100") as caught:
+        await world.update(*(f"spec.x{n}" for n in range(1000)))
+    assert caught.value.field == "update_mask"
+
+
+async def test_nobody_judges_a_revision_of_another_tenant(world: World) -> None:
+    await world.create()
+    request = pb.ReportOutcomeRequest(name="deployments/chat", revision="m@1", good=False)
+    runs = frozenset({"runs"})
+    with pytest.raises(PermissionDenied) as caught:
+        await world("ReportOutcome", request, Principal("ben", "key-b", runs))
+    assert caught.value.reason == "OTHER_TENANT"
+    with pytest.raises(PlinthError) as told:  # hers it may be; only, there is no canary
+        await world("ReportOutcome", request, Principal("anna", "key-a", runs))
+    assert told.value.reason != "OTHER_TENANT"

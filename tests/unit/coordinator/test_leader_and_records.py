@@ -19,8 +19,9 @@ from plinth.coordinator.runs import MAX_ACTIVE, RunRecords
 from plinth.coordinator.steps.contract import StepOutcome
 from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared import redis_keys
+from plinth.shared.api.listing import Damaged
 from plinth.shared.change_feed import ChangeFeed
-from plinth.shared.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted
+from plinth.shared.errors import Aborted, DataLoss, FailedPrecondition, NotFound, ResourceExhausted
 from plinth.shared.store import ArtifactStore
 from plinth.shared.tasks import cancel_and_wait
 from plinth.v1 import runs_pb2 as pb
@@ -100,7 +101,9 @@ async def test_submitting_twice_gives_the_first(redis_client: Redis) -> None:
     assert first == again
     assert first.revision == 1
     assert await records.active() == ["r"]
-    assert [run.run_id for _, run in await records.newest("", 10) if run] == ["r"]
+    assert [
+        run.run_id for _, run in await records.newest("", 10) if isinstance(run, rec.RunRecord)
+    ] == ["r"]
     with pytest.raises(NotFound):
         await records.get("other")
 
@@ -162,7 +165,8 @@ async def test_ended_runs_are_forgotten_and_active_ones_never(
         if number % 2:
             machine.refuse(run, error="ends", now=1)
             await records.save(run, leadership)
-    left = {run.run_id for _, run in await records.newest("", 10) if run}
+    newest = await records.newest("", 10)
+    left = {run.run_id for _, run in newest if isinstance(run, rec.RunRecord)}
     assert {"r0", "r2", "r4"} <= left
     assert "r1" not in left
     assert not await redis_client.exists(redis_keys.run("r1"))
@@ -217,3 +221,15 @@ def test_a_stale_fence_publishes_nothing(store: ArtifactStore, tmp_path: Path) -
     with pytest.raises(Aborted, match="stale"):
         StepResults(fresh).publish(digest, StepOutcome(two), fence=4, origin={})
     assert StepResults(fresh).publish(digest, StepOutcome(two), fence=6, origin={}).output == two
+
+
+async def test_a_damaged_run_hides_no_other(redis_client: Redis) -> None:
+    records = RunRecords(redis_client)
+    for run_id in ("a", "b"):
+        await records.submit(machine.new_run(run_id, PIPELINE, 1))
+    await redis_client.hset(redis_keys.run("a"), "record", b"\xff")
+    told = dict(await records.newest("", 10))
+    assert [getattr(one, "run_id", one) for one in told.values()] == ["b", Damaged("runs/a")]
+    for look in (records.get, records.find, records.load):
+        with pytest.raises(DataLoss, match="run a is damaged"):
+            await look("a")

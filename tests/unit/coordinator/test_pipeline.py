@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from plinth.coordinator.pipeline import Pipeline, input_digest, parse
+from plinth.coordinator.pipeline import STORED_BYTES, Pipeline, input_digest, parse
+from plinth.coordinator.pipeline_text import MAX_BYTES
 from plinth.coordinator.steps.train import LoraShape, TrainSpec
 from plinth.shared.errors import InvalidArgument
 
@@ -155,3 +156,48 @@ def test_the_pages_way_from_rows_to_a_tuned_model_is_a_pipeline() -> None:
 def test_the_page_has_all_settings_of_lora() -> None:
     table = PAGE.split("| `lora.` |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(LoraShape.model_fields)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-99-99",
+        "9" * 6000,
+        "0b_",
+        "!!int x",
+        "!!bool x",
+        "!!timestamp x",
+        "!!float x",
+        "[" * 100_000,
+    ],
+)
+def test_what_only_looks_like_yaml_is_refused(value: str) -> None:
+    for say in (lambda: parse(f"name: {value}\n"), lambda: parse(GOOD, {"name": value})):
+        with pytest.raises(InvalidArgument, match="no YAML") as caught:
+            say()
+        assert caught.value.reason == "PIPELINE_INVALID"
+
+
+def test_overrides_are_counted_with_the_text() -> None:
+    for overrides in (
+        {"name": "x" * MAX_BYTES},
+        {f"steps.exam.x{n}": "y" * 1000 for n in range(300)},
+        {"a." * (MAX_BYTES // 2): "1"},
+    ):
+        with pytest.raises(InvalidArgument, match="256 KiB"):
+            parse(GOOD, overrides)
+
+
+def test_what_was_accepted_is_read_again_although_it_has_grown() -> None:
+    topics = ", ".join(f"t{n}" for n in range(9000))
+    constraint = "{name: brief, ask: Be brief., checks: [{kind: max_words, n: 20}]}"
+    step = f"{{kind: prompts, held_out: 1, constraints: [{constraint}], topics: [{topics}]}}"
+    pipeline = parse(f"name: grown\nsteps: {{a: {step}, b: {step}, c: {step}}}")
+    assert len(pipeline.text) > MAX_BYTES
+    assert parse(pipeline.text, most=STORED_BYTES).steps == pipeline.steps
+
+
+def test_a_page_of_mistakes_is_enough() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse("name: p\n" + "".join(f"nam{n}: 1\n" for n in range(20_000)))
+    assert caught.value.message.count("unknown key") == 20

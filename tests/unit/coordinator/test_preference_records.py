@@ -24,7 +24,7 @@ from plinth.shared.errors import (
     PlinthError,
     ResourceExhausted,
 )
-from plinth.v1 import chat_pb2
+from plinth.v1 import chat_pb2, sampling_pb2
 from plinth.v1 import preferences_pb2 as pb
 
 COLLECTION = "c"
@@ -289,6 +289,32 @@ async def test_a_collection_has_limits(redis_client: Redis) -> None:
     await PreferenceRecords(redis_client, "other", max_bytes=3 * held).create(task("a"))
 
 
+async def test_judgements_take_room_too(redis_client: Redis) -> None:
+    """16 of rules and models for each task, with words of 16 KB."""
+    records = PreferenceRecords(redis_client, COLLECTION)
+    for id in ("a", "b"):
+        await records.create(task(id, wanted=2))
+    counters = redis_keys.PreferenceKeys(COLLECTION).counters
+    held = int(await redis_client.hget(counters, "bytes"))  # type: ignore[arg-type, misc]
+    full = PreferenceRecords(redis_client, COLLECTION, max_bytes=held + 1)
+    grant = await full.lease("ann", lease_s=60, task_id="a")
+    assert grant is not None
+    by_rule = verdict("a", "length", "r0", "r1", source=RULE)
+    first = await full.add(by_rule)
+    late = verdict("a", "ann", "r0", "r1")
+    for more in (
+        full.add(verdict("b", "length", "r0", "r1", source=RULE)),
+        full.submit(late, grant.fence),
+    ):
+        with pytest.raises(ResourceExhausted) as caught:
+            await more
+        assert caught.value.reason == "COLLECTION_FULL"
+    assert await full.add(by_rule) == first  # what is there is known
+    assert (await full.create(task("a", wanted=2))).task_id == "a"
+    assert (await full.counts()).judgements == 1
+    await records.submit(late, grant.fence)  # the lease is as it was
+
+
 async def test_a_collection_is_forgotten(records: PreferenceRecords, redis_client: Redis) -> None:
     for i in range(3):
         await records.create(task(f"t{i}", wanted=2))
@@ -480,6 +506,12 @@ def test_what_is_no_ranking(ranking: list[list[str]], reason: str) -> None:
         check_judgement([], True, "x" * 4001, ["r0", "r1"])
 
 
+def stopped(text: str, count: int) -> pb.PreferenceResponse:
+    """A response that was sampled with so many stop ids."""
+    sampling = sampling_pb2.SamplingParams(stop_token_ids=range(count))
+    return pb.PreferenceResponse(text=text, sampling=sampling)
+
+
 @pytest.mark.parametrize(
     ("change", "reason", "field"),
     [
@@ -508,6 +540,17 @@ def test_what_is_no_ranking(ranking: list[list[str]], reason: str) -> None:
             "responses.1.text",
         ),
         ({"wanted_judgement_count": 6}, "INVALID_ARGUMENT", "wanted_judgement_count"),
+        ({"answered_request_id": "x" * 129}, "INVALID_ARGUMENT", "answered_request_id"),
+        (
+            {"responses": [pb.PreferenceResponse(text="a"), stopped("b", 257)]},
+            "INVALID_ARGUMENT",
+            "responses.1.sampling.stop_token_ids",
+        ),
+        (
+            {"responses": [pb.PreferenceResponse(text=t, weights_digest="x" * 257) for t in "ab"]},
+            "INVALID_ARGUMENT",
+            "responses.0.weights_digest",
+        ),
         ({"gold": tiers([["r0"], ["r7"]])}, "RANKING_UNKNOWN_RESPONSE", "gold.1"),
         ({"gold": tiers([["r0", "r1"]])}, "INVALID_ARGUMENT", "gold"),
         ({"samples": [pb.SampleSpec(model="", count=1)]}, "INVALID_ARGUMENT", "samples.0.model"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from plinth.shared.errors import (
 )
 from plinth.shared.identity import Principal, call_scope
 from plinth.shared.preference_names import TASKS
+from plinth.shared.store import ArtifactStore
 from plinth.v1 import chat_pb2, owner_pb2
 from plinth.v1 import preferences_pb2 as pb
 
@@ -265,6 +267,7 @@ async def test_a_batch_names_what_is_wrong(door: Door) -> None:
             {"parent": COLLECTION, "model": "m", "max_task_count": 1001},
             "max_task_count",
         ),
+        ("LeasePreferenceTask", {"parent": COLLECTION, "request_id": "a/b"}, "request_id"),
         ("PublishPairs", {"parent": COLLECTION, "artifact_id": "A b"}, "artifact_id"),
     ],
 )
@@ -436,6 +439,27 @@ async def test_another_tenant_reads_and_changes_nothing(door: Door) -> None:
     with door.by(OPERATOR):
         await door.call("CreateJudgement", **changes["CreateJudgement"])
     await door.judge(task, fence, annotator="ann")
+
+
+async def test_nobody_publishes_the_next_version_of_anothers_artifact(
+    door: Door, tmp_path: Path
+) -> None:
+    door.servicer._store = ArtifactStore((tmp_path / "store").as_uri())
+    for number in range(4):
+        task = (await door.add(f"t{number}")).name
+        await door.judge(task, annotator="length", source=pb.JUDGEMENT_SOURCE_RULE)
+    asked: dict[str, Any] = {"parent": COLLECTION, "artifact_id": "people"}
+    made = await door.call("PublishPairs", **asked, min_pair_count=4)
+    assert made.artifact.name == "artifacts/people@1"
+    with pytest.raises(FailedPrecondition) as few:
+        await door.call("PublishPairs", **asked, min_pair_count=5)
+    assert (few.value.reason, few.value.field) == ("TOO_FEW_PAIRS", "min_pair_count")
+    with door.by(THEIRS):
+        with pytest.raises(PermissionDenied) as caught:
+            await door.call("PublishPairs", **asked)
+        assert caught.value.reason == "OTHER_TENANT"
+        theirs = await door.call("PublishPairs", parent=COLLECTION, artifact_id="theirs")
+    assert theirs.artifact.owner.tenant == THEIRS.tenant
 
 
 async def test_live_answers_are_each_tenants_own(door: Door) -> None:

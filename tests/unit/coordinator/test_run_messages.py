@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
-from plinth.coordinator.run_messages import RUN_FILTERS, run_message
+import pytest
+
+from plinth.coordinator.run_messages import RUN_FILTERS, RUNS, run_message
 from plinth.coordinator.steps import STEP_KINDS
 from plinth.internal.v1 import run_records_pb2 as rec
 from plinth.shared.api.enums import word, words
 from plinth.shared.api.structs import plain_values
 from plinth.shared.api.times import unix_ms
+from plinth.shared.errors import InvalidArgument
 from plinth.v1 import owner_pb2
 from plinth.v1 import runs_pb2 as pb
 
@@ -127,3 +130,10 @@ def test_filters() -> None:
         ('create_time >= "2025-11-30T00:00:00Z" AND end_time < "2025-12-01T00:00:00Z"', True),
     ):
         assert RUN_FILTERS.parse(text)(run) is wanted
+
+
+@pytest.mark.parametrize("name", ["runs/é", "runs/r:log", "runs/a/b", "runs/", "jobs/r", "r"])
+def test_what_is_no_runs_name(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"runs/\{run\}") as caught:
+        RUNS.id(name)
+    assert caught.value.field == "name"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from patience import PATIENCE_S
 from plinth.coordinator import machine
 from plinth.coordinator.leader import Leadership
 from plinth.coordinator.run_service import RunServicer
@@ -69,8 +70,9 @@ class Run:
         await self.save()
 
 
-async def watched(redis: Redis, rng: random.Random) -> list[pb.Run]:
-    """What a client sees whose watch breaks after some messages, or in the middle of waiting."""
+async def watched(redis: Redis, rng: random.Random, began: asyncio.Event) -> list[pb.Run]:
+    """What a client sees whose watch breaks after some messages, or in the middle of waiting.
+    began: set when it has seen the run as it is."""
     feed = ChangeFeed(redis, redis_keys.run_events())
     tools: Any = SimpleNamespace()
     rpc = RunServicer(RunRecords(redis), feed, tools, Pages("s" * 32))
@@ -83,6 +85,7 @@ async def watched(redis: Redis, rng: random.Random) -> list[pb.Run]:
                 message = await anext(call)
                 seen.append(message.run)
                 token = message.resume_token
+                began.set()
         except StopAsyncIteration:
             break
         finally:
@@ -99,8 +102,9 @@ async def test_each_state_is_told_once(
     monkeypatch.setattr(ChangeFeed, "PATIENCE_S", 0.002)  # looks again by itself, without the feed
     run = Run(redis_client)
     await run.begin()
-    watching = asyncio.create_task(watched(redis_client, random.Random(seed)))
-    await asyncio.sleep(0.01)
+    began = asyncio.Event()
+    watching = asyncio.create_task(watched(redis_client, random.Random(seed), began))
+    await asyncio.wait_for(began.wait(), PATIENCE_S)
     await run.live(random.Random(seed + 100))
     seen = await watching
     revisions = [one.status.revision for one in seen]

@@ -11,11 +11,13 @@ from artifact_calls import ADMIN, BEN, Caller, digest
 from plinth.coordinator import upload_records, uploads
 from plinth.shared.errors import (
     AlreadyExists,
+    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
+    Unavailable,
 )
 from plinth.v1 import artifacts_pb2 as pb
 
@@ -174,6 +176,15 @@ async def test_nobody_makes_the_next_version_of_anothers(call: Caller) -> None:
     await call.upload(FILES)
 
 
+async def test_a_name_that_was_taken_meanwhile_is_anothers(call: Caller) -> None:
+    files, ben = {"a": b""}, call.by(BEN)
+    upload = await ben.upload(files)
+    made = await call.finish(await call.upload(files), files)
+    with pytest.raises(PermissionDenied, match="artifact drop"):
+        await ben.finish(upload, files)
+    assert [one.ref for one in call.store.list()] == [made.name.removeprefix("artifacts/")]
+
+
 async def test_another_tenants_upload_is_not_changed(call: Caller) -> None:
     upload = await call.upload(FILES)
     ben = call.by(BEN)
@@ -209,3 +220,97 @@ async def test_a_tenant_has_so_many_and_they_expire(
     monkeypatch.setattr(upload_records, "LIFETIME_MS", -1)
     await call.upload(FILES)
     assert len(call.store.storage.names("uploads")) == 1
+
+
+async def test_a_damaged_record_hides_no_other(call: Caller) -> None:
+    kept = await call.upload(FILES)
+    bad = await call.upload(FILES, request_id="r")
+    record = call.store.storage.local(f"{bad.name}/upload.json")
+    assert record is not None
+    record.write_bytes(b"{")
+    page = await call("ListUploads", pb.ListUploadsRequest())
+    assert [one.name for one in page.uploads] == [kept.name]
+    assert list(page.unreachable) == [bad.name]
+    with pytest.raises(DataLoss):
+        await whole(call, bad)
+    await call.upload(FILES)
+
+
+@pytest.mark.parametrize("license", ["x" * 201, "a\nb"])
+async def test_a_license_is_named_not_told(call: Caller, license: str) -> None:
+    file = pb.UploadFile(path="a", size_bytes=1)
+    spec = pb.UploadSpec(artifact_id="drop", files=[file], license=license)
+    with pytest.raises(InvalidArgument, match="at most 200") as caught:
+        await call("CreateUpload", pb.CreateUploadRequest(upload=pb.Upload(spec=spec)))
+    assert caught.value.field == "upload.spec.license"
+
+
+async def test_what_can_be_no_digest_is_refused_before_anything_is_read(
+    call: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await call.upload({"a": b"1"})
+    await call.send(upload, "a", b"1")
+
+    def read(*_: object) -> bytes:
+        raise AssertionError("a piece was read")
+
+    monkeypatch.setattr(uploads.Uploads, "_content", read)
+    for said in ("", "sha256:", digest(b"1").upper(), digest(b"1")[7:]):
+        with pytest.raises(InvalidArgument, match="64 of 0-9 a-f") as caught:
+            request = pb.FinishUploadRequest(name=upload.name, digests={"a": said})
+            await call("FinishUpload", request)
+        assert caught.value.field == "digests.a"
+
+
+async def test_what_has_expired_takes_nothing(
+    call: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await call.upload(FILES, request_id="r")
+    await call.write(upload, "config.json", 0, b"{}")
+    with monkeypatch.context() as later:
+        later.setattr(upload_records, "LIFETIME_MS", -1)
+        for act in (
+            whole(call, upload),
+            call.write(upload, "sub/weights", 0, b"0123"),
+            call.finish(upload, FILES),
+        ):
+            with pytest.raises(NotFound):
+                await act
+        await call.upload(FILES, request_id="r")  # which removes the first
+    again = await whole(call, await call.upload(FILES, request_id="r"))
+    assert not any(one.committed_bytes for one in again.status.files)
+
+
+@pytest.mark.parametrize("end", ["delete", "finish"])
+async def test_a_piece_that_comes_late_is_left_nowhere(
+    call: Caller, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    upload, files = await call.upload({"a": b"1"}), {"a": b"1"}
+    await call.send(upload, "a", b"1")
+    record = call.uploads.get(upload.name.removeprefix("uploads/"))
+    if end == "delete":
+        call.uploads.delete(record)
+        with pytest.raises(NotFound):
+            call.uploads.write(record, "a", 0, b"1")
+    else:
+        await call.finish(upload, files)
+        call.uploads.write(record, "a", 0, b"1")
+    assert call.store.storage.names(f"{upload.name}/pieces") == []
+
+
+async def test_a_piece_that_goes_while_it_is_compared_is_sent_again(
+    call: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await call.upload({"a": b"1"})
+    await call.send(upload, "a", b"1")
+    storage = call.store.storage
+    create = storage.create
+
+    def gone(path: str, data: bytes) -> bool:
+        made = create(path, data)
+        storage.remove_tree(f"{upload.name}/pieces")
+        return made
+
+    monkeypatch.setattr(storage, "create", gone)
+    with pytest.raises(Unavailable, match="send this one again"):
+        await call.send(upload, "a", b"1")

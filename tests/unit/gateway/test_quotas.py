@@ -16,10 +16,10 @@ from redis.asyncio import Redis
 from cut_connections import CuttingRelay
 from patience import PATIENCE_S
 from plinth.cluster.embedded_redis import EmbeddedRedis
+from plinth.gateway.quotas import account as quota_account
 from plinth.gateway.quotas.account import Account, RateLimited
 from plinth.gateway.quotas.ledger import Holding, QuotaLedger
 from plinth.gateway.quotas.tenants import LEASE_S, Quotas
-from plinth.gateway.quotas.tenants import account as quota_account
 from plinth.shared import redis_keys
 from plinth.shared.connection import connect
 

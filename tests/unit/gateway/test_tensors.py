@@ -62,6 +62,7 @@ TEXT = ("text", "BYTES", [1], [b"a"])
         (request(("text", "BYTES", [1, 2], [b"a", b"b"]), raw=True), "inputs.0.shape"),
         (request(("text", "BYTES", [-1, 1], [b"a"]), raw=True), "inputs.0.shape"),
         (request(("text", "BYTES", [1], []), raw=False), "inputs.0.shape"),
+        (request(("text", "BYTES", [1, 1, 1], [b"a"]), raw=True), "inputs.0.shape"),
     ],
 )
 def test_what_does_not_add_up_is_named(asked: pb.ModelInferRequest, field: str) -> None:

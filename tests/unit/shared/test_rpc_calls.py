@@ -132,7 +132,7 @@ async def test_every_error_of_ours_comes_back_as_it_was(settings, kind) -> None:
                 status = to_status(told)
                 await context.abort(status.code, status.details, tuple(status.trailing_metadata))
 
-            server.end = end
+            server.end, server.first = end, 1
             error = await refused(channel, kind)
             assert type(error) is type(told)
             assert {**vars(error)} == {**vars(told)}

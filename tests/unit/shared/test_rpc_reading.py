@@ -86,6 +86,32 @@ async def said(channel: grpc.aio.Channel, method: str, *messages: bytes) -> list
         return [answer async for answer in call]
 
 
+class Keeping(Echo):
+    """Gives back what a record would keep of a request."""
+
+    async def ApplyChatTemplates(self, request: Any, context: Any) -> Any:
+        kept = pb.ApplyChatTemplatesRequest(conversations=request.conversations)
+        return pb.ApplyChatTemplatesResponse(stop_token_ids=[len(kept.SerializeToString())])
+
+
+async def test_what_this_version_does_not_know_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could check it, and parts of requests are stored as they came."""
+    monkeypatch.setattr(f"{__name__}.Echo", Keeping)
+    unknown = b"\xa2\x06\x80\x10" + b"x" * 2048  # field 100, of bytes
+    inner = pb.Conversation(add_generation_prompt=True).SerializeToString()
+    plain, more = (
+        b"\x12" + bytes([len(one) & 0x7F | 0x80, len(one) >> 7]) + one
+        for one in (inner, inner + unknown)
+    )
+    async with serving(tmp_path) as channel:
+        (known,) = await said(channel, "ApplyChatTemplates", plain)
+        (kept,) = await said(channel, "ApplyChatTemplates", more)
+    assert kept == known
+    assert pb.ApplyChatTemplatesResponse.FromString(kept).stop_token_ids == [len(inner) + 2]
+
+
 @pytest.mark.parametrize("method", [UNARY, STREAM])
 async def test_a_call_without_its_message_is_answered(tmp_path: Path, method: str) -> None:
     async with serving(tmp_path) as channel:

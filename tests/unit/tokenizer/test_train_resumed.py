@@ -12,6 +12,7 @@ from test_vocabulary import write_corpus
 
 from plinth.internal.v1 import tokenizer_pb2 as pb
 from plinth.shared.errors import InvalidArgument
+from plinth.shared.identity import Principal, call_scope
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore
 from plinth.tokenizer import training
@@ -71,6 +72,15 @@ async def test_a_corpus_that_shrank_meanwhile_still_gives_its_artifact(
     )
     seen = [one async for one in stage.Train(request, Caller())]
     assert [one.HasField("artifact") for one in seen] == [True]
+
+
+async def test_what_is_made_is_the_callers(stage: TokenizerStage, tmp_path: Path) -> None:
+    request = pb.TrainRequest(
+        corpus=str(write_corpus(tmp_path / "corpus")), name="mine", vocab_size=400
+    )
+    with call_scope(principal=Principal("acme", "key", frozenset({"jobs"}))):
+        *_, last = [one async for one in stage.Train(request, Caller())]
+    assert (last.artifact.owner.tenant, last.artifact.owner.key_id) == ("acme", "key")
 
 
 async def test_a_token_of_nobody_is_refused(stage: TokenizerStage) -> None:

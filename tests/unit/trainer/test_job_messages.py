@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
@@ -17,7 +18,7 @@ from plinth.trainer.data.passages import PASSAGES
 from plinth.trainer.data.selected import SELECTIONS, TIES
 from plinth.trainer.job_messages import JOB_FILTERS, job_message, progress_message
 from plinth.trainer.loop.config import PRECISIONS
-from plinth.trainer.loop.job_folder import JobProgress
+from plinth.trainer.loop.job_folder import JobProgress, ProgressUnit
 from plinth.v1 import jobs_pb2 as pb
 from plinth.v1 import owner_pb2
 
@@ -85,6 +86,7 @@ def test_progress_says_how_long_it_will_take() -> None:
         (pb.SampleSelection, SELECTIONS),
         (pb.SampleTies, TIES),
         (pb.PassageForm, PASSAGES),
+        (pb.ProgressUnit, get_args(ProgressUnit)),
         (pb.KlPlacement, KL_ESTIMATORS),
         (pb.KlEstimator, [one for some in KL_ESTIMATORS.values() for one in some]),
     ],

@@ -111,7 +111,7 @@ class ArtifactService:
 
     def list_artifact_files(
         self,
-        name: str = "",
+        parent: str = "",
         *,
         page_size: int = 0,
         timeout: float | None = None,
@@ -119,12 +119,12 @@ class ArtifactService:
     ) -> Pager[artifacts_pb2.ArtifactFile, artifacts_pb2.ListArtifactFilesResponse]:
         """The files of one version, by path.
 
-        name: As in GetArtifactRequest.
+        parent: The version whose files these are, as in GetArtifactRequest.
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_ARTIFACT_FILES, asked, timeout, metadata),
-            request(artifacts_pb2.ListArtifactFilesRequest, name=name, page_size=page_size),
+            request(artifacts_pb2.ListArtifactFilesRequest, parent=parent, page_size=page_size),
             "files",
         )
 
@@ -139,8 +139,8 @@ class ArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> Generator[artifacts_pb2.DownloadArtifactResponse, None, None]:
         """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on
-        the store is shorter than what was published. Compare what has come with
-        ArtifactFile.digest.
+        the store is shorter than what was published; NOT_FOUND if the version is deleted
+        meanwhile. Compare what has come with ArtifactFile.digest.
 
         name: As in GetArtifactRequest. Name a version, so that a download that goes on later is
           of the same.
@@ -221,16 +221,23 @@ class ArtifactService:
         self,
         alias: artifacts_pb2.Alias | None = None,
         *,
+        create_only: bool = False,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Alias:
         """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has
-        moved since.
+        moved since; ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there;
+        NOT_FOUND, and it stays where it was, if the version is deleted at the same time.
 
         alias: Its name and artifact; its etag, if it may only be moved from what was read.
+        create_only: Only if there is no alias of that name yet, or it names this version
+          already. Not with an etag.
         """
         response: artifacts_pb2.SetAliasResponse = self._calls.unary(
-            _SET_ALIAS, request(artifacts_pb2.SetAliasRequest, alias=alias), timeout, metadata
+            _SET_ALIAS,
+            request(artifacts_pb2.SetAliasRequest, alias=alias, create_only=create_only),
+            timeout,
+            metadata,
         )
         return response.alias
 
@@ -349,7 +356,8 @@ class ArtifactService:
     ) -> artifacts_pb2.Artifact:
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
         FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+        (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for
+        a name that became another tenant's meanwhile. Again: gives the artifact that it made.
 
         name: "uploads/3f2a…".
         digests: Of each file, "sha256:<hex>" by its path: what was sent has to be what was
@@ -457,7 +465,7 @@ class AsyncArtifactService:
 
     def list_artifact_files(
         self,
-        name: str = "",
+        parent: str = "",
         *,
         page_size: int = 0,
         timeout: float | None = None,
@@ -465,12 +473,12 @@ class AsyncArtifactService:
     ) -> AsyncPager[artifacts_pb2.ArtifactFile, artifacts_pb2.ListArtifactFilesResponse]:
         """The files of one version, by path.
 
-        name: As in GetArtifactRequest.
+        parent: The version whose files these are, as in GetArtifactRequest.
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_ARTIFACT_FILES, asked, timeout, metadata),
-            request(artifacts_pb2.ListArtifactFilesRequest, name=name, page_size=page_size),
+            request(artifacts_pb2.ListArtifactFilesRequest, parent=parent, page_size=page_size),
             "files",
         )
 
@@ -485,8 +493,8 @@ class AsyncArtifactService:
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[artifacts_pb2.DownloadArtifactResponse, None]:
         """One file's bytes, in pieces of at most 1 MiB, from any offset. DATA_LOSS if the file on
-        the store is shorter than what was published. Compare what has come with
-        ArtifactFile.digest.
+        the store is shorter than what was published; NOT_FOUND if the version is deleted
+        meanwhile. Compare what has come with ArtifactFile.digest.
 
         name: As in GetArtifactRequest. Name a version, so that a download that goes on later is
           of the same.
@@ -567,16 +575,23 @@ class AsyncArtifactService:
         self,
         alias: artifacts_pb2.Alias | None = None,
         *,
+        create_only: bool = False,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> artifacts_pb2.Alias:
         """Makes an alias, or moves it. ABORTED (ETAG_MISMATCH) if an etag is given and it has
-        moved since.
+        moved since; ALREADY_EXISTS (ALIAS_EXISTS) if it was only to be made and is there;
+        NOT_FOUND, and it stays where it was, if the version is deleted at the same time.
 
         alias: Its name and artifact; its etag, if it may only be moved from what was read.
+        create_only: Only if there is no alias of that name yet, or it names this version
+          already. Not with an etag.
         """
         response: artifacts_pb2.SetAliasResponse = await self._calls.unary(
-            _SET_ALIAS, request(artifacts_pb2.SetAliasRequest, alias=alias), timeout, metadata
+            _SET_ALIAS,
+            request(artifacts_pb2.SetAliasRequest, alias=alias, create_only=create_only),
+            timeout,
+            metadata,
         )
         return response.alias
 
@@ -695,7 +710,8 @@ class AsyncArtifactService:
     ) -> artifacts_pb2.Artifact:
         """Publishes what was uploaded as the next version of UploadSpec.artifact_id.
         FAILED_PRECONDITION (UPLOAD_INCOMPLETE) says which pieces are missing; INVALID_ARGUMENT
-        (DIGEST_MISMATCH) which file has another digest. Again: gives the artifact that it made.
+        (DIGEST_MISMATCH) which file has another digest; PERMISSION_DENIED (OTHER_TENANT) is for
+        a name that became another tenant's meanwhile. Again: gives the artifact that it made.
 
         name: "uploads/3f2a…".
         digests: Of each file, "sha256:<hex>" by its path: what was sent has to be what was

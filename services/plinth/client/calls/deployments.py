@@ -79,16 +79,20 @@ class DeploymentService:
         self,
         page_size: int = 0,
         *,
+        filter: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Pager[deployments_pb2.Deployment, deployments_pb2.ListDeploymentsResponse]:
         """All deployments, by name.
 
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
+        filter: Comparisons joined by AND: `state = FAILED AND artifact = "chat@*"`. Of name,
+          state, artifact, owner.tenant, owner.key_id, update_time, and canary.deployment (empty
+          unless it is a canary). Empty: all.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_DEPLOYMENTS, asked, timeout, metadata),
-            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size),
+            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size, filter=filter),
             "deployments",
         )
 
@@ -148,7 +152,7 @@ class DeploymentService:
         self,
         name: str = "",
         *,
-        request_id: str | None = None,
+        response_id: str | None = None,
         revision: str | None = None,
         good: bool = False,
         timeout: float | None = None,
@@ -157,9 +161,10 @@ class DeploymentService:
         """A verdict on an answer while its model has a canary: what the canary step decides by.
 
         name: The deployment that was asked: "deployments/chat".
-        request_id: The answer's id (x-request-id); it can be judged once, within an hour, by
-          who asked.
-        revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
+        response_id: The `id` that the response has ("chatcmpl-…", by either API), or its
+          x-request-id. It can be judged once, within an hour, by the tenant that asked.
+        revision: A revision ("chat@8") as a whole; for keys with the scope "runs" of the tenant
+          that made the deployment (PERMISSION_DENIED, OTHER_TENANT, else).
         good: Whether it did well.
         """
         response: deployments_pb2.ReportOutcomeResponse = self._calls.unary(
@@ -167,7 +172,7 @@ class DeploymentService:
             request(
                 deployments_pb2.ReportOutcomeRequest,
                 name=name,
-                request_id=request_id,
+                response_id=response_id,
                 revision=revision,
                 good=good,
             ),
@@ -235,16 +240,20 @@ class AsyncDeploymentService:
         self,
         page_size: int = 0,
         *,
+        filter: str = "",
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncPager[deployments_pb2.Deployment, deployments_pb2.ListDeploymentsResponse]:
         """All deployments, by name.
 
         page_size: At most so many; 0: 50. More than 1,000 are 1,000.
+        filter: Comparisons joined by AND: `state = FAILED AND artifact = "chat@*"`. Of name,
+          state, artifact, owner.tenant, owner.key_id, update_time, and canary.deployment (empty
+          unless it is a canary). Empty: all.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_DEPLOYMENTS, asked, timeout, metadata),
-            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size),
+            request(deployments_pb2.ListDeploymentsRequest, page_size=page_size, filter=filter),
             "deployments",
         )
 
@@ -304,7 +313,7 @@ class AsyncDeploymentService:
         self,
         name: str = "",
         *,
-        request_id: str | None = None,
+        response_id: str | None = None,
         revision: str | None = None,
         good: bool = False,
         timeout: float | None = None,
@@ -313,9 +322,10 @@ class AsyncDeploymentService:
         """A verdict on an answer while its model has a canary: what the canary step decides by.
 
         name: The deployment that was asked: "deployments/chat".
-        request_id: The answer's id (x-request-id); it can be judged once, within an hour, by
-          who asked.
-        revision: A revision ("chat@8") as a whole; for keys with the scope "runs".
+        response_id: The `id` that the response has ("chatcmpl-…", by either API), or its
+          x-request-id. It can be judged once, within an hour, by the tenant that asked.
+        revision: A revision ("chat@8") as a whole; for keys with the scope "runs" of the tenant
+          that made the deployment (PERMISSION_DENIED, OTHER_TENANT, else).
         good: Whether it did well.
         """
         response: deployments_pb2.ReportOutcomeResponse = await self._calls.unary(
@@ -323,7 +333,7 @@ class AsyncDeploymentService:
             request(
                 deployments_pb2.ReportOutcomeRequest,
                 name=name,
-                request_id=request_id,
+                response_id=response_id,
                 revision=revision,
                 good=good,
             ),

@@ -41,8 +41,9 @@ class JobService:
         """Queues a job. Idempotent by job_id: the same id and specification give the job that they
         created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
         INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size";
-        NOT_FOUND an artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to
-        try again.
+        NOT_FOUND an artifact that does not exist; PERMISSION_DENIED (OTHER_TENANT) is for an
+        output_name whose latest version is another tenant's; RESOURCE_EXHAUSTED (QUEUE_FULL)
+        says when to try again.
 
         job_id: Id of the new job, chosen by the client: 1 to 100 characters of A-Z a-z 0-9 . _
           -.
@@ -177,8 +178,9 @@ class AsyncJobService:
         """Queues a job. Idempotent by job_id: the same id and specification give the job that they
         created first, another specification under that id is ALREADY_EXISTS (JOB_EXISTS).
         INVALID_ARGUMENT names the field that is wrong, as "job.spec.train.batch_size";
-        NOT_FOUND an artifact that does not exist; RESOURCE_EXHAUSTED (QUEUE_FULL) says when to
-        try again.
+        NOT_FOUND an artifact that does not exist; PERMISSION_DENIED (OTHER_TENANT) is for an
+        output_name whose latest version is another tenant's; RESOURCE_EXHAUSTED (QUEUE_FULL)
+        says when to try again.
 
         job_id: Id of the new job, chosen by the client: 1 to 100 characters of A-Z a-z 0-9 . _
           -.

@@ -34,7 +34,7 @@ class KeyService:
 
     def create_key(
         self,
-        spec: keys_pb2.KeySpec | None = None,
+        key: keys_pb2.Key | None = None,
         *,
         request_id: str = "",
         timeout: float | None = None,
@@ -44,9 +44,9 @@ class KeyService:
         again.
 
         Errors: INVALID_ARGUMENT (SCOPE_UNKNOWN, or a tenant or label that can't be one),
-        ALREADY_EXISTS (REQUEST_ID_USED).
+        ALREADY_EXISTS (REQUEST_ID_USED), RESOURCE_EXHAUSTED (TOO_MANY_KEYS: there are 10,000).
 
-        spec: What it is for.
+        key: Its spec; what else is set of it is ignored.
         request_id: Makes the call safe to send again: for an hour the same caller's same
           request is answered with the same key and the same secret, afterwards with
           ALREADY_EXISTS (REQUEST_ID_USED), as is another request of the same id at any time. 1
@@ -55,7 +55,7 @@ class KeyService:
         """
         response: keys_pb2.CreateKeyResponse = self._calls.unary(
             _CREATE_KEY,
-            request(keys_pb2.CreateKeyRequest, spec=spec, request_id=request_id),
+            request(keys_pb2.CreateKeyRequest, key=key, request_id=request_id),
             timeout,
             metadata,
         )
@@ -89,9 +89,9 @@ class KeyService:
         (FILTER, PAGE_TOKEN).
 
         page_size: At most so many keys; 0: 50. At most 1,000.
-        filter: Which keys, like `tenant = "acme" AND state = active`; fields are tenant, label,
-          role ("user", "developer"), scopes (all that it has: `scopes:admin`), state ("active",
-          "revoked", "unreadable") and create_time. Empty: all.
+        filter: Comparisons joined by AND, of `tenant`, `label`, `role` (USER, DEVELOPER),
+          `scopes` (all that it has: `scopes:admin`), `state` (ACTIVE, REVOKED, UNREADABLE) and
+          `create_time`: `tenant = "acme" AND state = ACTIVE`. Empty: all.
         """
         return Pager(
             lambda asked: self._calls.unary(_LIST_KEYS, asked, timeout, metadata),
@@ -107,16 +107,17 @@ class KeyService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> keys_pb2.Key:
-        """Sets `spec.label`, `spec.role` and `spec.scopes`. Calls that are running keep what they
-        had.
+        """Sets `spec.label`, `spec.role` and `spec.scopes`. Watches for which the key lacks the
+        scope then end with PERMISSION_DENIED; other calls that are running go on.
 
         Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK, SCOPE_UNKNOWN),
-        ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE).
+        ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE;
+        LAST_ADMIN_KEY where no key with the scope "admin" would be left).
 
         key: Its name, and what is to be set. With an `etag`, it is changed only if it still has
           that one (ABORTED with the present one if not).
-        update_mask: Of "spec.label", "spec.role", "spec.scopes"; empty: those that are set in
-          `key`; "*": all.
+        update_mask: Of "spec.label", "spec.role" and "spec.scopes"; "spec" and "*": all of
+          them; empty: those that are set in `key`.
         """
         response: keys_pb2.UpdateKeyResponse = self._calls.unary(
             _UPDATE_KEY,
@@ -135,7 +136,9 @@ class KeyService:
     ) -> keys_pb2.Key:
         """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays,
         so that nothing brings the key back. To revoke a revoked key again changes nothing.
-        Errors: NOT_FOUND (KEY_NOT_FOUND).
+
+        Errors: NOT_FOUND (KEY_NOT_FOUND), FAILED_PRECONDITION (LAST_ADMIN_KEY for the last key
+        with the scope "admin": make another one first).
 
         name: Its name: "keys/…".
         """
@@ -179,7 +182,7 @@ class AsyncKeyService:
 
     async def create_key(
         self,
-        spec: keys_pb2.KeySpec | None = None,
+        key: keys_pb2.Key | None = None,
         *,
         request_id: str = "",
         timeout: float | None = None,
@@ -189,9 +192,9 @@ class AsyncKeyService:
         again.
 
         Errors: INVALID_ARGUMENT (SCOPE_UNKNOWN, or a tenant or label that can't be one),
-        ALREADY_EXISTS (REQUEST_ID_USED).
+        ALREADY_EXISTS (REQUEST_ID_USED), RESOURCE_EXHAUSTED (TOO_MANY_KEYS: there are 10,000).
 
-        spec: What it is for.
+        key: Its spec; what else is set of it is ignored.
         request_id: Makes the call safe to send again: for an hour the same caller's same
           request is answered with the same key and the same secret, afterwards with
           ALREADY_EXISTS (REQUEST_ID_USED), as is another request of the same id at any time. 1
@@ -200,7 +203,7 @@ class AsyncKeyService:
         """
         response: keys_pb2.CreateKeyResponse = await self._calls.unary(
             _CREATE_KEY,
-            request(keys_pb2.CreateKeyRequest, spec=spec, request_id=request_id),
+            request(keys_pb2.CreateKeyRequest, key=key, request_id=request_id),
             timeout,
             metadata,
         )
@@ -234,9 +237,9 @@ class AsyncKeyService:
         (FILTER, PAGE_TOKEN).
 
         page_size: At most so many keys; 0: 50. At most 1,000.
-        filter: Which keys, like `tenant = "acme" AND state = active`; fields are tenant, label,
-          role ("user", "developer"), scopes (all that it has: `scopes:admin`), state ("active",
-          "revoked", "unreadable") and create_time. Empty: all.
+        filter: Comparisons joined by AND, of `tenant`, `label`, `role` (USER, DEVELOPER),
+          `scopes` (all that it has: `scopes:admin`), `state` (ACTIVE, REVOKED, UNREADABLE) and
+          `create_time`: `tenant = "acme" AND state = ACTIVE`. Empty: all.
         """
         return AsyncPager(
             lambda asked: self._calls.unary(_LIST_KEYS, asked, timeout, metadata),
@@ -252,16 +255,17 @@ class AsyncKeyService:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> keys_pb2.Key:
-        """Sets `spec.label`, `spec.role` and `spec.scopes`. Calls that are running keep what they
-        had.
+        """Sets `spec.label`, `spec.role` and `spec.scopes`. Watches for which the key lacks the
+        scope then end with PERMISSION_DENIED; other calls that are running go on.
 
         Errors: NOT_FOUND (KEY_NOT_FOUND), INVALID_ARGUMENT (UPDATE_MASK, SCOPE_UNKNOWN),
-        ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE).
+        ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (KEY_REVOKED, KEY_RECORD_UNREADABLE;
+        LAST_ADMIN_KEY where no key with the scope "admin" would be left).
 
         key: Its name, and what is to be set. With an `etag`, it is changed only if it still has
           that one (ABORTED with the present one if not).
-        update_mask: Of "spec.label", "spec.role", "spec.scopes"; empty: those that are set in
-          `key`; "*": all.
+        update_mask: Of "spec.label", "spec.role" and "spec.scopes"; "spec" and "*": all of
+          them; empty: those that are set in `key`.
         """
         response: keys_pb2.UpdateKeyResponse = await self._calls.unary(
             _UPDATE_KEY,
@@ -280,7 +284,9 @@ class AsyncKeyService:
     ) -> keys_pb2.Key:
         """Ends a key for good; running watches of it end with UNAUTHENTICATED. Its record stays,
         so that nothing brings the key back. To revoke a revoked key again changes nothing.
-        Errors: NOT_FOUND (KEY_NOT_FOUND).
+
+        Errors: NOT_FOUND (KEY_NOT_FOUND), FAILED_PRECONDITION (LAST_ADMIN_KEY for the last key
+        with the scope "admin": make another one first).
 
         name: Its name: "keys/…".
         """

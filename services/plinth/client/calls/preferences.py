@@ -159,7 +159,7 @@ class PreferenceService:
         parent: "collections/{collection}". May be empty in a batch, which has its own.
         task_id: The task's id; made by the platform where it is empty.
         task: Its spec; what else is set of it is ignored.
-        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the
+        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -. Without a task_id, the
           same call sent again adds nothing. Not read in a batch, which has its own.
         """
         response: preferences_pb2.CreatePreferenceTaskResponse = self._calls.unary(
@@ -319,7 +319,7 @@ class PreferenceService:
           where it can't be leased.
         lease_duration: 10 s to 24 h; default 15 min.
         request_id: Made by the client for each lease that it wants: the same call sent again,
-          while the lease lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ @ / -.
+          while the lease lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ : -.
         """
         response: preferences_pb2.LeasePreferenceTaskResponse = self._calls.unary(
             _LEASE_PREFERENCE_TASK,
@@ -411,8 +411,9 @@ class PreferenceService:
         """Records a judgement, which never changes afterwards. A person's needs a lease of the
         task, which it ends. A rule's or a model's needs none, and does not count towards
         `wanted_judgement_count`; a task takes at most 16 of them (RESOURCE_EXHAUSTED,
-        TOO_MANY_JUDGES). Idempotent by task, source and annotator: the same judgement sent
-        again is returned as it was recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
+        TOO_MANY_JUDGES). RESOURCE_EXHAUSTED (COLLECTION_FULL) where there is no room.
+        Idempotent by task, source and annotator: the same judgement sent again is returned as
+        it was recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
 
         parent: Name of the task.
         judgement: Its spec; what else is set of it is ignored.
@@ -628,7 +629,8 @@ class PreferenceService:
         """Publishes the judged pairs of a collection as an artifact of kind "corpus", split by
         prompt into training and validation. Idempotent by content: the same pairs selected in
         the same way are the same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are
-        fewer than `min_pair_count`.
+        fewer than `min_pair_count`; PERMISSION_DENIED (OTHER_TENANT) where the artifact's
+        latest version is another tenant's.
 
         parent: "collections/{collection}".
         selection: Which judgements count.
@@ -747,7 +749,7 @@ class AsyncPreferenceService:
         parent: "collections/{collection}". May be empty in a batch, which has its own.
         task_id: The task's id; made by the platform where it is empty.
         task: Its spec; what else is set of it is ignored.
-        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -: without a task_id, the
+        request_id: The client's own, 1 to 128 of A-Z a-z 0-9 . _ : -. Without a task_id, the
           same call sent again adds nothing. Not read in a batch, which has its own.
         """
         response: preferences_pb2.CreatePreferenceTaskResponse = await self._calls.unary(
@@ -907,7 +909,7 @@ class AsyncPreferenceService:
           where it can't be leased.
         lease_duration: 10 s to 24 h; default 15 min.
         request_id: Made by the client for each lease that it wants: the same call sent again,
-          while the lease lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ @ / -.
+          while the lease lasts, gives the same lease. 1 to 128 of A-Z a-z 0-9 . _ : -.
         """
         response: preferences_pb2.LeasePreferenceTaskResponse = await self._calls.unary(
             _LEASE_PREFERENCE_TASK,
@@ -999,8 +1001,9 @@ class AsyncPreferenceService:
         """Records a judgement, which never changes afterwards. A person's needs a lease of the
         task, which it ends. A rule's or a model's needs none, and does not count towards
         `wanted_judgement_count`; a task takes at most 16 of them (RESOURCE_EXHAUSTED,
-        TOO_MANY_JUDGES). Idempotent by task, source and annotator: the same judgement sent
-        again is returned as it was recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
+        TOO_MANY_JUDGES). RESOURCE_EXHAUSTED (COLLECTION_FULL) where there is no room.
+        Idempotent by task, source and annotator: the same judgement sent again is returned as
+        it was recorded, another one is ALREADY_EXISTS (TASK_JUDGED).
 
         parent: Name of the task.
         judgement: Its spec; what else is set of it is ignored.
@@ -1216,7 +1219,8 @@ class AsyncPreferenceService:
         """Publishes the judged pairs of a collection as an artifact of kind "corpus", split by
         prompt into training and validation. Idempotent by content: the same pairs selected in
         the same way are the same version. FAILED_PRECONDITION (TOO_FEW_PAIRS) where there are
-        fewer than `min_pair_count`.
+        fewer than `min_pair_count`; PERMISSION_DENIED (OTHER_TENANT) where the artifact's
+        latest version is another tenant's.
 
         parent: "collections/{collection}".
         selection: Which judgements count.

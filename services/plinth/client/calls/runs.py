@@ -43,7 +43,9 @@ class RunService:
         """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run
         that it created, another request under that id is ALREADY_EXISTS (RUN_EXISTS).
         INVALID_ARGUMENT names the pipeline's setting that is wrong, as
-        "steps.corpus.corpus_dir". RESOURCE_EXHAUSTED while 128 runs have not ended.
+        "steps.corpus.corpus_dir"; PERMISSION_DENIED (OTHER_TENANT) the step that would change
+        what is another tenant's: an artifact's next version, an alias, a deployment.
+        RESOURCE_EXHAUSTED while 128 runs have not ended.
 
         run_id: Id of the new run, chosen by the client: 1 to 40 characters of A-Z a-z 0-9 . _
           -.
@@ -177,8 +179,9 @@ class RunService:
         metadata: Mapping[str, str] | None = None,
     ) -> runs_pb2.Run:
         """Starts a run that takes over what another one finished and does the rest with other
-        settings. Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step that is
-        needed has not finished (STEP_UNFINISHED) or what it made is gone (ARTIFACT_GONE).
+        settings. Idempotent by run_id, and refused, as CreateRun. FAILED_PRECONDITION when a
+        step that is needed has not finished (STEP_UNFINISHED) or what it made is gone
+        (ARTIFACT_GONE).
 
         name: The run to fork, "runs/{run}"; it may still be going on.
         run_id: Id of the new run; as in CreateRunRequest.
@@ -244,7 +247,9 @@ class AsyncRunService:
         """Starts a run of a pipeline. Idempotent by run_id: the same request again gives the run
         that it created, another request under that id is ALREADY_EXISTS (RUN_EXISTS).
         INVALID_ARGUMENT names the pipeline's setting that is wrong, as
-        "steps.corpus.corpus_dir". RESOURCE_EXHAUSTED while 128 runs have not ended.
+        "steps.corpus.corpus_dir"; PERMISSION_DENIED (OTHER_TENANT) the step that would change
+        what is another tenant's: an artifact's next version, an alias, a deployment.
+        RESOURCE_EXHAUSTED while 128 runs have not ended.
 
         run_id: Id of the new run, chosen by the client: 1 to 40 characters of A-Z a-z 0-9 . _
           -.
@@ -378,8 +383,9 @@ class AsyncRunService:
         metadata: Mapping[str, str] | None = None,
     ) -> runs_pb2.Run:
         """Starts a run that takes over what another one finished and does the rest with other
-        settings. Idempotent by run_id, as CreateRun. FAILED_PRECONDITION when a step that is
-        needed has not finished (STEP_UNFINISHED) or what it made is gone (ARTIFACT_GONE).
+        settings. Idempotent by run_id, and refused, as CreateRun. FAILED_PRECONDITION when a
+        step that is needed has not finished (STEP_UNFINISHED) or what it made is gone
+        (ARTIFACT_GONE).
 
         name: The run to fork, "runs/{run}"; it may still be going on.
         run_id: Id of the new run; as in CreateRunRequest.

@@ -44,7 +44,7 @@ class TokenizationService:
         """Text to token ids.
 
         model: A served model or an artifact reference.
-        texts: At most 4,096 texts, each encoded by itself.
+        texts: At most 4,096 texts and 1 MiB in all, each encoded by itself.
         parse_special_tokens: What a text spells like a special token ("<|im_start|>") becomes
           that token. False: it is plain text, as it has to be where its writer is not to speak
           for the model's template.
@@ -147,7 +147,7 @@ class AsyncTokenizationService:
         """Text to token ids.
 
         model: A served model or an artifact reference.
-        texts: At most 4,096 texts, each encoded by itself.
+        texts: At most 4,096 texts and 1 MiB in all, each encoded by itself.
         parse_special_tokens: What a text spells like a special token ("<|im_start|>") becomes
           that token. False: it is plain text, as it has to be where its writer is not to speak
           for the model's template.

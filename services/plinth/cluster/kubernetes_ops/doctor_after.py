@@ -227,7 +227,7 @@ def _models(
         state = enums.word(deployments_pb2.DeploymentState, model.state)
         if state != "ready" or model.ready_shards < model.shards:
             yield Finding(
-                f"serving {model.name}",
+                f"serving {model.model}",
                 "fail" if not model.ready_shards else "warn",
                 f"{model.ready_shards} of {model.shards} shards, {state}: {model.detail}",
                 "is there an inference pod for each shard? plinth k8s scale inference N",
@@ -246,6 +246,6 @@ def _rival(
             continue
         settings: Any = yaml.safe_load(one["data"].get("plinth.yaml", "")) or {}
         rival = (settings.get("gateway") or {}).get("preference_rival", "")
-        if rival and rival not in {model.name for model in status.models}:
+        if rival and rival not in {model.model for model in status.models}:
             advice = "serve it, or change config.gateway.preference_rival"
             yield Finding("settings", "fail", f"preference_rival {rival!r} isn't served", advice)

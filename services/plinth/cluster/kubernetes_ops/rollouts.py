@@ -116,7 +116,7 @@ def figures(
 ) -> operations_pb2.CanaryStatus | None:
     """What the gate of this run saw, kept for days, also of one that was rolled back."""
     for canary in status.canaries:
-        if canary.name == name and canary.owner.startswith(f"{run_id}."):
+        if canary.model == name and canary.step.startswith(f"{run_id}."):
             return canary
     return None
 

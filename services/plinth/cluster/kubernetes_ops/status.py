@@ -157,7 +157,7 @@ def _errors(
                 found.append({"where": f"serve/{name}", "what": app["message"].strip()[-300:]})
     for model in status.models:
         if model.detail and model.state != deployments_pb2.DEPLOYMENT_STATE_READY:
-            found.append({"where": f"model/{model.name}", "what": model.detail})
+            found.append({"where": f"model/{model.model}", "what": model.detail})
     found += [
         {"where": run.name, "what": run.status.error}
         for run in runs

@@ -25,7 +25,6 @@ from plinth.shared.preference_names import (
     collection_of,
     task_of,
 )
-from plinth.shared.redis_keys import check_part
 from plinth.v1 import owner_pb2
 from plinth.v1 import preferences_pb2 as pb
 
@@ -57,11 +56,7 @@ def created_tasks(
     """The tasks that a request asks for. Without ids of their own they have the same ones whenever
     the owner sends the same request_id. InvalidArgument."""
     collection = collection_of(request.parent)
-    if request.request_id and not REQUEST_ID.fullmatch(request.request_id):
-        raise InvalidArgument(
-            f"request_id {plain(request.request_id, 140)!r}: use 1 to 128 of A-Z a-z 0-9 . _ : -",
-            field="request_id",
-        )
+    _check_request_id(request.request_id)
     if isinstance(request, pb.CreatePreferenceTaskRequest):
         numbered = [("", request)]
     else:
@@ -92,6 +87,14 @@ def created_tasks(
             )
         )
     return tasks
+
+
+def _check_request_id(request_id: str) -> None:
+    if request_id and not REQUEST_ID.fullmatch(request_id):
+        raise InvalidArgument(
+            f"request_id {plain(request_id, 140)!r}: use 1 to 128 of A-Z a-z 0-9 . _ : -",
+            field="request_id",
+        )
 
 
 def _id_of(request_id: str, number: int, owner: owner_pb2.Owner | None) -> str:
@@ -142,8 +145,7 @@ def _lease(request: pb.LeasePreferenceTaskRequest) -> None:
     lease_seconds(request)
     if request.task:
         _check_within(request.task, collection, "task")
-    if request.request_id:
-        check_part(request.request_id, "request_id")
+    _check_request_id(request.request_id)
 
 
 def _check_within(task: str, collection: str, field: str) -> None:

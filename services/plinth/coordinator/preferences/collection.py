@@ -72,7 +72,8 @@ class Collection(Membership):
         args = [task.task_id, spec_digest(task), task.SerializeToString(), task.wanted]
         args += [len(task.responses), state, self._max_tasks, self._max_bytes, task.tenant]
         await self.list()
-        await self._check_room()
+        if not await self.has_room():
+            args[-2] = 0  # what is there already is known nonetheless
         answer = await self.run(scripts.CREATE, args)
         if answer == b"full":
             raise self._full()
@@ -84,16 +85,20 @@ class Collection(Membership):
             )
         return await self.get(task.task_id)
 
-    async def _check_room(self) -> None:
-        """ResourceExhausted when all collections together hold as much as they may (nearly: others
-        may add meanwhile)."""
+    async def check_room(self) -> None:
+        """ResourceExhausted where there is none."""
+        if not await self.has_room():
+            raise self._full()
+
+    async def has_room(self) -> bool:
+        """Whether all collections together hold less than they may (nearly: others may add
+        meanwhile)."""
         names = await collections(self._redis)
         with redis_errors():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.hget(redis_keys.PreferenceKeys(name).counters, "bytes")
-                if sum(int(held or 0) for held in await pipe.execute()) >= self._max_bytes:
-                    raise self._full()
+                return sum(int(held or 0) for held in await pipe.execute()) < self._max_bytes
 
     def _full(self) -> ResourceExhausted:
         return ResourceExhausted(

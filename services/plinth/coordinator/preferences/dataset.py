@@ -50,7 +50,7 @@ def publish_pairs(
             f"judgements, {max(1, at_least)} are needed: judge more, or ask for less (ties, "
             "draws and gold questions give no pair)",
             reason="TOO_FEW_PAIRS",
-            field="at_least",
+            field="min_pair_count",
         )
     sides = _split(pairs, validation_fraction)
     lines = {split: [pair.line("trl") for pair in sides[split]] for split in SPLITS}

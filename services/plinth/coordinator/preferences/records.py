@@ -108,7 +108,7 @@ class PreferenceRecords(Collection):
     ) -> tuple[rec.JudgementRecord, int]:
         """A person's judgement under a lease: (as it is kept, its number)."""
         args = [judgement.task_id, fence, judgement.annotator, judgement.SerializeToString()]
-        answer = await self.run(scripts.SUBMIT, args)
+        answer = await self.run(scripts.SUBMIT, [*args, int(await self.has_room())])
         if answer[0] == b"known":
             return await self._same(judgement, int(answer[1]))
         self._check(answer, judgement.task_id, judgement.annotator, fence)
@@ -117,11 +117,10 @@ class PreferenceRecords(Collection):
     async def add(self, judgement: rec.JudgementRecord) -> tuple[rec.JudgementRecord, int]:
         """A judgement that needs no lease: (as it is kept, its number)."""
         args = [judgement.task_id, judge_field(judgement), judgement.SerializeToString()]
-        answer = await self.run(scripts.ADD, args)
+        answer = await self.run(scripts.ADD, [*args, int(await self.has_room())])
         if answer[0] == b"known":
             return await self._same(judgement, int(answer[1]))
-        if answer[0] != b"ok":
-            raise refuse(answer[0], self.collection, judgement.task_id, judgement.annotator)
+        self._check(answer, judgement.task_id, judgement.annotator)
         return judgement, int(answer[1])
 
     async def _same(
@@ -221,7 +220,9 @@ class PreferenceRecords(Collection):
             )
         return [rec.JudgementRecord.FromString(one) for one in raw]
 
-    def _check(self, answer: list[Any], task_id: str, annotator: str, fence: int) -> None:
+    def _check(self, answer: list[Any], task_id: str, annotator: str, fence: int = 0) -> None:
+        if answer[0] == b"no room":
+            raise self._full()
         if answer[0] != b"ok":
             raise refuse(answer[0], self.collection, task_id, annotator, fence)
 

@@ -16,8 +16,9 @@ from plinth.coordinator.preferences.pairs import judged_pairs, read_lines
 from plinth.coordinator.preferences.records import PreferenceRecords
 from plinth.coordinator.preferences.report import make_report, snapshot
 from plinth.shared.api.enums import word
-from plinth.shared.api.owners import owner_of
+from plinth.shared.api.owners import calling_owner, owner_of
 from plinth.shared.artifact_messages import artifact_message
+from plinth.shared.artifact_rights import check_next_version
 from plinth.shared.identity import current_principal
 from plinth.shared.preference_names import REPORTS, collection_of
 from plinth.shared.store import ArtifactStore
@@ -77,7 +78,8 @@ class PreferenceResults(rpc.PreferenceServiceServicer):
     async def PublishPairs(
         self, request: pb.PublishPairsRequest, context: Any
     ) -> pb.PublishPairsResponse:
-        selection = request.selection
+        selection, principal = request.selection, current_principal()
+        await asyncio.to_thread(check_next_version, self._store, request.artifact_id, principal)
         records = self._records(collection_of(request.parent))
         seen = await snapshot(records, selection.max_revision or None)
         fraction = (
@@ -87,7 +89,7 @@ class PreferenceResults(rpc.PreferenceServiceServicer):
         )
         record, _ = await asyncio.to_thread(
             publish_pairs,
-            self._store,
+            self._store.owned_by(calling_owner()),
             request.artifact_id,
             seen,
             selection,

@@ -207,7 +207,8 @@ let_go(id)
 return {'ok'}
 """
 
-# ARGV: prefix, id, fence, annotator, judgement. Gives {'ok' or 'known', its number} or {why not}.
+# ARGV: prefix, id, fence, annotator, judgement, whether there is room (1/0). Gives its number with
+# 'ok' or 'known', or {why not}.
 SUBMIT = """
 local id, fence, annotator = ARGV[2], ARGV[3], ARGV[4]
 local mine = 'by:human:' .. annotator
@@ -219,6 +220,7 @@ if before and before ~= 'skip' then
 end
 local why = held(id, fence, annotator)
 if why ~= 'ok' then return {why} end
+if ARGV[6] == '0' then return {'no room'} end
 local number = call('RPUSH', JUDGEMENTS, ARGV[5])
 call('HINCRBY', COUNTERS, 'bytes', #ARGV[5])
 call('HINCRBY', key(id), 'judged', 1)
@@ -227,7 +229,7 @@ let_go(id)
 return {'ok', number}
 """
 
-# ARGV: prefix, id, field that names source and annotator, judgement.
+# ARGV: prefix, id, field that names source and annotator, judgement, whether there is room (1/0).
 ADD = """
 local id, mine = ARGV[2], ARGV[3]
 local state = get(id, 'state')
@@ -238,6 +240,7 @@ if before and before ~= 'skip' then
 end
 if state == 'sampling' or state == 'failed' then return {state} end
 if tonumber(get(id, 'machines')) >= MAX_MACHINES then return {'full'} end
+if ARGV[5] == '0' then return {'no room'} end
 local number = call('RPUSH', JUDGEMENTS, ARGV[4])
 call('HINCRBY', COUNTERS, 'bytes', #ARGV[4])
 call('HINCRBY', key(id), 'machines', 1)

@@ -29,6 +29,7 @@ MAX_MODEL_CHARS = 256
 MAX_WANTED, MAX_WANTED_GOLD = 5, 1000
 MAX_TOKENS = 16_384  # of one sampled response
 DEFAULT_TOKENS = 512
+MAX_STOPS = 256  # those of a request and the model's own
 
 
 def annotator_of(name: str, default: str = "", field: str = "annotator") -> str:
@@ -57,6 +58,12 @@ def make_task(
     """The task that `spec` asks for, with an id of its own where none is given. InvalidArgument
     names what is wrong, below `where`."""
     task_id = task_id or uuid.uuid4().hex
+    if len(spec.answered_request_id) > MAX_REQUEST_ID_CHARS:
+        raise InvalidArgument(
+            f"{where}.answered_request_id: {len(spec.answered_request_id)} characters, at most "
+            f"{MAX_REQUEST_ID_CHARS}",
+            field=f"{where}.answered_request_id",
+        )
     check_prompt(spec.prompt, f"{where}.prompt")
     sampled = _check_samples(spec.samples, f"{where}.samples")
     count = len(spec.responses) + sampled
@@ -75,7 +82,7 @@ def make_task(
         wanted=spec.wanted_judgement_count if spec.HasField("wanted_judgement_count") else 1,
         gold=spec.gold,
         origin=word(pb.PreferenceTaskOrigin, spec.origin) or "client",
-        request_id=spec.answered_request_id[:MAX_REQUEST_ID_CHARS],
+        request_id=spec.answered_request_id,
         created_unix_ms=time.time_ns() // 1_000_000,
         tenant=owner.tenant if owner else "",
         key_id=owner.key_id if owner else "",
@@ -125,9 +132,16 @@ def add_response(
             reason="RESPONSE_TEXT",
             field=f"{where}.text",
         )
-    if len(response.model) > MAX_MODEL_CHARS or len(response.weights_digest) > MAX_MODEL_CHARS:
+    for name in ("model", "weights_digest"):
+        if len(getattr(response, name)) > MAX_MODEL_CHARS:
+            raise InvalidArgument(
+                f"{where}.{name}: at most {MAX_MODEL_CHARS} characters", field=f"{where}.{name}"
+            )
+    if len(response.sampling.stop_token_ids) > MAX_STOPS:
         raise InvalidArgument(
-            f"{where}.model: at most {MAX_MODEL_CHARS} characters", field=f"{where}.model"
+            f"{where}.sampling.stop_token_ids: {len(response.sampling.stop_token_ids):,}, at most "
+            f"{MAX_STOPS}",
+            field=f"{where}.sampling.stop_token_ids",
         )
     if any(response.text == other.text for other in task.responses):
         raise InvalidArgument(

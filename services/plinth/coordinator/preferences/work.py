@@ -158,6 +158,7 @@ class PreferenceWorker:
         task = await _soon(records, item["task_id"])
         if item["kind"] == "sample":
             if task.state in (pb.PREFERENCE_TASK_STATE_SAMPLING, pb.PREFERENCE_TASK_STATE_FAILED):
+                await records.check_room()
                 await records.fill(
                     await ResponseSampler(self._clients, self._registry).filled(task)
                 )

@@ -14,11 +14,13 @@ The canary's deployment names this step as its owner; when the run is over it is
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 
 from plinth.coordinator.steps.canary_spec import CanarySpec
 from plinth.coordinator.steps.contract import Progress, StepOutcome, StepSpec, Tools, Work
 from plinth.coordinator.steps.trial import Trial
+from plinth.shared.artifact_rights import check_alias
 from plinth.shared.source_roots import SourceRoots
 
 
@@ -30,9 +32,13 @@ class CanaryStep:
         return {}
 
     async def execute(self, work: Work, tools: Tools) -> AsyncIterator[Progress | StepOutcome]:
+        spec, model = work.spec, work.inputs["model"]
+        assert isinstance(spec, CanarySpec)
+        await asyncio.to_thread(tools.deployments.check_owner, spec.name, work.principal)
+        await asyncio.to_thread(check_alias, tools.store, model, spec.alias, work.principal)
         trial = _trial(work, tools)
         stable = await trial.stable()
-        if stable.artifact == work.inputs["model"].ref:
+        if stable.artifact == model.ref:
             # There is nothing to compare with, or a coordinator was killed after the last step.
             async for event in trial.finish():
                 yield event

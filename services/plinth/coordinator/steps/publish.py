@@ -15,6 +15,7 @@ from plinth.coordinator.steps.contract import (
     Tools,
     Work,
 )
+from plinth.shared.artifact_rights import check_alias
 from plinth.shared.source_roots import SourceRoots
 
 
@@ -40,6 +41,7 @@ class PublishStep:
         spec = work.spec
         assert isinstance(spec, PublishSpec)
         model = work.inputs["model"]
+        await asyncio.to_thread(check_alias, tools.store, model, spec.alias, work.principal)
         before = (await asyncio.to_thread(tools.store.aliases, model.name)).get(spec.alias)
         metrics = {"alias": f"{model.name}:{spec.alias}", "version": model.version}
         # Also where it stands there already: then it is marked as this run's.

@@ -65,6 +65,7 @@ class ServeStep:
             speculation=spec.speculation,
             traffic_share=1.0,
         )
+        await asyncio.to_thread(tools.deployments.check_owner, spec.name, work.principal)
         changed = await put(tools.deployments, wanted)
         there = await ready_shards(tools.registry, spec.name, model.ref) >= spec.shards
         async for ready in until_ready(tools.registry, wanted, within_s=spec.ready_within_s):

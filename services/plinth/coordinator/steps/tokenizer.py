@@ -55,6 +55,7 @@ class TokenizerStep:
             "tokenizer",
             lambda channel: rpc.TokenizerServiceStub(channel).Train,
             request,
+            principal=work.principal,
         )
         async with aclosing(stream) as messages:
             async for message in messages:

@@ -46,11 +46,14 @@ class Catalogue:
         self._remember(models)
         return models
 
-    async def get(self, name: str) -> ServedModel:
-        """The model of that name. NotFound names those that there are."""
-        return (await self.revisions(name))[0]
+    async def get(self, name: str, field: str = "model") -> ServedModel:
+        """The model of that name. NotFound names those that there are, and the request's `field`
+        that has the name."""
+        return (await self.revisions(name, field))[0]
 
-    async def revisions(self, name: str) -> tuple[ServedModel, ServedModel | None]:
+    async def revisions(
+        self, name: str, field: str = "model"
+    ) -> tuple[ServedModel, ServedModel | None]:
         """(the stable revision of `name`, its canary if shards of one are up). Errors as `get`."""
         found = served(await self._registry.replicas(STAGE))
         models = {model.name: model for model in found}
@@ -72,7 +75,7 @@ class Catalogue:
         raise NotFound(
             f"The model {name[:256]!r} does not exist. Served now: {known}.",
             reason="MODEL_NOT_FOUND",
-            field="model",
+            field=field,
         )
 
     async def replaced(self, model: ServedModel) -> bool:

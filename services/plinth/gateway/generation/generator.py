@@ -24,7 +24,7 @@ from plinth.gateway.generation.catalogue import Catalogue, ServedModel
 from plinth.gateway.generation.failover import SampleRequest, Shards
 from plinth.gateway.generation.texts import Encoded, Texts
 from plinth.internal.v1 import inference_pb2
-from plinth.shared.errors import DeadlineExceeded
+from plinth.shared.errors import DeadlineExceeded, InvalidArgument
 from plinth.shared.identity import Principal, current_request_id, remaining_s
 from plinth.shared.tasks import cancel_for_certain, next_turn
 from plinth.v1 import chat_pb2, sampling_pb2
@@ -49,6 +49,7 @@ class TextRequest:
     samples: int = 1
     prompt_field: str = "prompt"
     samples_field: str = "n"
+    sampling_prefix: str = ""  # of the fields of `sampling`
     answers: int = 0  # to all prompts of one request, where this is one of several
     whole: bool = False  # the answer is sent when it is complete, and held until then
     user: str = ""  # who asks, in the client's words: stays with one revision
@@ -70,6 +71,8 @@ class Prepared:
     deadline: float
     impatient: bool = False  # another revision answers where this one has no shard
     deaths: set[str] = field(default_factory=set)  # the request's own, whatever answers it
+    prompt_field: str = "prompt"
+    sampling_prefix: str = ""
 
 
 class Generator:
@@ -110,6 +113,8 @@ class Generator:
                     deadline,
                     impatient,
                     request.deaths,
+                    request.prompt_field,
+                    request.sampling_prefix,
                 )
             )
         return prepared
@@ -170,7 +175,7 @@ class Generator:
                 if event is not None:
                     yield event
                 if isinstance(batch[-1], BaseException) and not writer.finished:
-                    raise batch[-1]
+                    raise _in_the_clients_words(batch[-1], prepared)
                 if writer.late:
                     raise DeadlineExceeded("the answer ran out of its time", reason="DEADLINE")
         finally:
@@ -189,6 +194,16 @@ class Generator:
                     await inbox.put(message)
         except Exception as error:  # noqa: BLE001 - raised again in `answer`
             await inbox.put(error)
+
+
+def _in_the_clients_words(error: BaseException, prepared: Prepared) -> BaseException:
+    """A shard's complaint, by the names that the request has for what it is about."""
+    if isinstance(error, InvalidArgument):
+        if error.field == "input":
+            error.field = prepared.prompt_field
+        elif error.field in sampling_pb2.SamplingParams.DESCRIPTOR.fields_by_name:
+            error.field = prepared.sampling_prefix + error.field
+    return error
 
 
 def _groups(requests: Sequence[TextRequest]) -> Iterator[Sequence[TextRequest]]:

@@ -32,7 +32,7 @@ from plinth.gateway.keys.records import (
 from plinth.shared import redis_keys
 from plinth.shared.connection import redis_errors
 from plinth.shared.errors import DataLoss, NotFound, Unauthenticated, Unavailable
-from plinth.shared.identity import Principal, hash_api_key, new_api_key
+from plinth.shared.identity import Principal, hash_api_key, is_api_key, new_api_key
 from plinth.shared.settings_sections import GatewaySettings
 from plinth.shared.telemetry import get_logger
 
@@ -46,9 +46,11 @@ MAX_KEY_CHARS = 512
 
 _log = get_logger("plinth.gateway")
 
+Stays = Callable[[Sequence[KeyEntry]], KeyEntry | None]
+
 
 class KeyStore:
-    """Keys as the gateway checks them; `key_manager.py` manages them.
+    """Keys as the gateway checks them; `manager.py` manages them.
 
     stale_s: for how long a record is trusted after Redis gave it. `clock`: seconds, monotonic.
     """
@@ -102,7 +104,13 @@ class KeyStore:
         """Those of that id: one, unless somebody wrote records by hand. NotFound when none."""
         found = [entry for entry in await self.entries() if entry.id == key_id]
         if not found:
-            raise NotFound(f"no API key has the id {key_id[:64]!r}", reason="KEY_NOT_FOUND")
+            # The key itself, given for its id, is told nobody: errors end in logs and tickets.
+            what = (
+                "that id, which looks like a key" if is_api_key(key_id) else f"id {key_id[:64]!r}"
+            )
+            raise NotFound(
+                f"no API key has {what}; `plinth keys list` shows them", reason="KEY_NOT_FOUND"
+            )
         return found
 
     @property
@@ -110,27 +118,36 @@ class KeyStore:
         """Whether there was any at the last refresh, be it revoked or unreadable."""
         return bool(self._known)
 
-    async def revoke(self, key_id: str) -> KeyRecord:
+    async def revoke(self, key_id: str, stays: Stays = lambda _: None) -> KeyRecord:
         """Takes a key away for good. NotFound when there is none of that id; all of them go where
-        several have it. An unreadable record is replaced by one that is readable and revoked."""
+        several have it. An unreadable record is replaced by one that is readable and revoked.
+        stays: the entry without which none of these is revoked, as `swap` takes it; may raise."""
         while True:
             entries = [entry for entry in await self.found(key_id) if not entry.revoked]
-            swapped = [await self.swap(entry, _revoked(entry)) for entry in entries]
+            other = stays(entries)
+            swapped = [await self.swap(entry, _revoked(entry), other) for entry in entries]
             if all(swapped):
                 record = (await self.found(key_id))[-1].record
                 assert record is not None
                 return record
 
-    async def swap(self, entry: KeyEntry, raw: str) -> bool:
+    async def swap(self, entry: KeyEntry, raw: str, stays: KeyEntry | None = None) -> bool:
         """Writes `raw` in place of the entry's record, if that is still what Redis has: else two
-        who change a key at once would undo each other, and a revoked key could come back."""
-        return await self._moved(_SWAP, entry, raw)
+        who change a key at once would undo each other, and a revoked key could come back. The same
+        goes for the record of `stays`, another key, which the change was decided on."""
+        beside = () if stays is None else (stays.digest, stays.raw)
+        return await self._moved(_SWAP, entry, raw, *beside)
+
+    @property
+    def known(self) -> Sequence[KeyEntry]:
+        """All keys as they were read last."""
+        return list(self._known.values())
 
     async def remove(self, entry: KeyEntry) -> bool:
         """Forgets the entry, if it is still what Redis has."""
         return await self._moved(_REMOVE, entry)
 
-    async def _moved(self, script: str, entry: KeyEntry, *raw: str) -> bool:
+    async def _moved(self, script: str, entry: KeyEntry, *raw: str | bytes) -> bool:
         with redis_errors():
             done = await self._redis.register_script(script)(
                 keys=[redis_keys.api_keys()], args=[entry.digest, entry.raw, *raw]
@@ -244,12 +261,13 @@ return 1
 """
 
 
-# KEYS[1] the hash of all keys; ARGV: hash of the key, its record before, and after. Sent twice,
-# each says the same twice.
+# KEYS[1] the hash of all keys; ARGV: hash of the key, its record before, and after; hash and record
+# of another key that has to be as it was. Sent twice, each says the same twice.
 _SWAP = """
 local now = redis.call('HGET', KEYS[1], ARGV[1])
 if now == ARGV[3] then return 1 end
 if now ~= ARGV[2] then return 0 end
+if ARGV[4] and redis.call('HGET', KEYS[1], ARGV[4]) ~= ARGV[5] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1
 """

@@ -31,6 +31,12 @@ class KeyEntry:
         return self.record is not None and self.record.revoked
 
     @property
+    def administers(self) -> bool:
+        """Whether it is taken, and may manage keys."""
+        record = self.record
+        return record is not None and not record.revoked and "admin" in record.all_scopes
+
+    @property
     def created_unix_ms(self) -> int:
         """0: not known."""
         return 0 if self.record is None else self.record.created_unix_ms

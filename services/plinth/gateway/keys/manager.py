@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -19,11 +19,18 @@ from plinth.gateway.keys.records import KeyRecord, changed_json, new_record
 from plinth.shared import redis_keys
 from plinth.shared.api.etags import check_etag, etag_of
 from plinth.shared.connection import redis_errors
-from plinth.shared.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from plinth.shared.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from plinth.shared.identity import REQUEST_ID, Principal
 from plinth.shared.telemetry import get_logger
 
 REPEATABLE_S = 3600
+MAX_KEYS = 10_000  # each gateway holds them all, and reads them every few seconds
 
 _log = get_logger("plinth.gateway")
 
@@ -31,9 +38,10 @@ _log = get_logger("plinth.gateway")
 class KeyManager:
     """Changes of keys, each one whole and by the record that it was decided on."""
 
-    def __init__(self, redis: Redis, store: KeyStore) -> None:
+    def __init__(self, redis: Redis, store: KeyStore, *, max_keys: int = MAX_KEYS) -> None:
         self._redis = redis
         self._store = store
+        self._max_keys = max_keys
 
     async def create(
         self,
@@ -48,11 +56,15 @@ class KeyManager:
         A repeated request makes no second key, and gets the same secret though that is kept
         nowhere: it is derived from the caller's own credential and a random number that Redis
         forgets after an hour. Neither of the two tells anything about it alone.
+
+        ResourceExhausted when there are as many keys as there may be.
         """
         if not request_id or caller is None:
             id, secret = uuid.uuid4().hex[:12], _secret(secrets.token_bytes(32), "", "")
+            await self._check_room(id)
         else:
             id = _id_for(caller, request_id)
+            await self._check_room(id)
             nonce = await self._nonce(id, wanted, request_id)
             secret = _secret(nonce, credential, request_id)
         record = new_record(
@@ -67,11 +79,11 @@ class KeyManager:
         return (await self._store.found(key_id))[0]
 
     async def update(
-        self, key_id: str, etag: str, change: Callable[[KeyEntry], KeyRecord]
+        self, key_id: str, etag: str, change: Callable[[KeyEntry], KeyRecord], caller: Principal
     ) -> KeyEntry:
         """The key with scopes, role and label of what `change` makes of it. NotFound; Aborted for
-        another etag; FailedPrecondition for a key that is revoked, or whose record can't be
-        read."""
+        another etag; FailedPrecondition for a key that is revoked, or whose record can't be read,
+        and where nobody could manage keys any more."""
         while True:
             entry = await self.get(key_id)
             check_etag(etag, etag_of(entry.raw), f"key {key_id!r}")
@@ -84,13 +96,18 @@ class KeyManager:
                 raise FailedPrecondition(
                     f"key {key_id!r} is revoked, for good; make another", reason="KEY_REVOKED"
                 )
-            raw = changed_json(entry.raw, **_changes(entry.record, change(entry)))
-            if await self._store.swap(entry, raw):
+            wanted = change(entry)
+            stays = None if "admin" in wanted.all_scopes else self._administrator_beside([entry])
+            raw = changed_json(entry.raw, **_changes(entry.record, wanted))
+            if await self._store.swap(entry, raw, stays):
+                scopes = sorted(wanted.all_scopes)
+                _log.info("an API key was changed", key=key_id, scopes=scopes, by=caller.key_id)
                 return await self.get(key_id)
 
     async def revoke(self, key_id: str, caller: Principal) -> KeyEntry:
-        """NotFound when there is none of that id. Idempotent."""
-        await self._store.revoke(key_id)
+        """NotFound when there is none of that id; FailedPrecondition where nobody could manage
+        keys any more. Idempotent."""
+        await self._store.revoke(key_id, self._administrator_beside)
         _log.info("an API key was revoked", key=key_id, by=caller.key_id)
         return await self.get(key_id)
 
@@ -115,6 +132,35 @@ class KeyManager:
             if await self._store.remove(entry):
                 _log.info("a revoked API key was deleted", key=key_id, by=caller.key_id)
                 return
+
+    def _administrator_beside(self, entries: Sequence[KeyEntry]) -> KeyEntry | None:
+        """A key that can still manage keys when these can't, if one of them can: it has to be as it
+        is when they change, or two administrators who revoke each other would leave none."""
+        if not any(entry.administers for entry in entries):
+            return None
+        for other in self._store.known:
+            if other.administers and other.id != entries[0].id:
+                return other
+        raise FailedPrecondition(
+            f"key {entries[0].id!r} is the last one with the scope 'admin', without which nobody "
+            "can manage keys: make another one first (`plinth keys create --scope admin`)",
+            reason="LAST_ADMIN_KEY",
+        )
+
+    async def _check_room(self, key_id: str) -> None:
+        """For one key more, unless it is there already."""
+        with redis_errors():
+            count = await self._redis.hlen(redis_keys.api_keys())
+        if count < self._max_keys:
+            return
+        try:
+            await self._store.found(key_id)
+        except NotFound:
+            raise ResourceExhausted(
+                f"there are {count:,} API keys, and {self._max_keys:,} are the most: delete some "
+                "that are revoked (`plinth keys list --filter 'state = REVOKED'` lists them)",
+                reason="TOO_MANY_KEYS",
+            ) from None
 
     async def _nonce(self, key_id: str, wanted: KeyRecord, request_id: str) -> bytes:
         """What the secret of this request is derived from, the same for an hour."""

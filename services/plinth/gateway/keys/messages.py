@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from plinth.gateway.keys.entries import KeyEntry
 from plinth.gateway.keys.records import KeyRecord, new_record
@@ -61,13 +62,18 @@ def _of(entry: KeyEntry) -> KeyRecord:
     return entry.record or KeyRecord(entry.id, "", frozenset(), "", 0)
 
 
+def _said(enum: Any) -> tuple[str, ...]:
+    """As filters say them."""
+    return tuple(word.upper() for word in enums.words(enum))
+
+
 FILTERS = Filters(
     {
         "tenant": Field(lambda entry: _of(entry).tenant, str),
         "label": Field(lambda entry: _of(entry).label, str),
-        "role": Field(lambda entry: _of(entry).role, str, enums.words(pb.KeyRole)),
+        "role": Field(lambda entry: _of(entry).role.upper(), str, _said(pb.KeyRole)),
         "scopes": Field(lambda entry: _of(entry).all_scopes, list),
-        "state": Field(state, str, enums.words(pb.KeyState)),
+        "state": Field(lambda entry: state(entry).upper(), str, _said(pb.KeyState)),
         "create_time": Field(lambda entry: times.moment(entry.created_unix_ms), datetime),
     }
 )

@@ -8,7 +8,6 @@ With model, prompt and parameters these two are enough to make the answer again.
 from __future__ import annotations
 
 import time
-import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -24,6 +23,7 @@ from plinth.gateway.generation.texts import Texts
 from plinth.gateway.openai.answer_body import AnswerBody, EncodedList, encoded
 from plinth.gateway.openai.logprobs import ChatLogprobs, CompletionLogprobs, Logprobs
 from plinth.gateway.openai.request_body import Usage
+from plinth.shared.answer_ids import CHAT, COMPLETION, answer_id
 from plinth.shared.tasks import next_turn
 from plinth.v1 import sampling_pb2
 
@@ -63,7 +63,7 @@ class Renderer:
         self._logprobs: Logprobs | None = None
         if alternatives is not None:
             self._logprobs = self.logprobs(texts, self._prepared[0], alternatives)
-        self._id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self._id = answer_id(self.prefix)
         self._created = int(time.time())
         self._tally = Tally(self._prepared)
         self._count = sum(one.samples for one in self._prepared)
@@ -190,7 +190,7 @@ class Renderer:
 class ChatRenderer(Renderer):
     """/v1/chat/completions."""
 
-    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    prefix, kind, chunk_kind = CHAT, "chat.completion", "chat.completion.chunk"
     logprobs = ChatLogprobs
 
     def opening(self) -> Iterable[Json]:
@@ -218,7 +218,7 @@ class ChatRenderer(Renderer):
 class CompletionRenderer(Renderer):
     """/v1/completions."""
 
-    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
+    prefix, kind, chunk_kind = COMPLETION, "text_completion", "text_completion"
     logprobs = CompletionLogprobs
 
     async def choice(self, index: int, event: TextEvent) -> Json:

@@ -1,7 +1,7 @@
 """Per-tenant quotas: requests at a time, and tokens per minute.
 
 They hold over all gateways together. A gateway leases slots and tokens of a tenant out of the
-tenant's ledger in Redis (`quota_ledger.py`), lets requests in against what it holds without asking
+tenant's ledger in Redis (`ledger.py`), lets requests in against what it holds without asking
 anybody, and settles beside them: one pipeline for all tenants, sent again under the same numbers
 until it is answered. What it leases gets smaller as less is left, and what lies idle is given back,
 at once where another gateway is in want; so nobody is refused for what nobody uses. The lease of a

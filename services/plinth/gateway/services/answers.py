@@ -5,7 +5,6 @@ Chats and completions differ in their messages alone, which have the same fields
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -16,6 +15,7 @@ from plinth.gateway.generation.answer_writer import TextEvent
 from plinth.gateway.generation.chooser import Chosen
 from plinth.gateway.generation.session import Session
 from plinth.gateway.generation.tally import Tally
+from plinth.shared.answer_ids import answer_id
 from plinth.shared.api import enums
 from plinth.shared.tasks import next_turn
 from plinth.v1 import chat_pb2
@@ -29,7 +29,7 @@ class Answers:
         self._session = session
         self._tally = Tally(session.prepared)
         self._running = sum(one.samples for one in session.prepared)
-        self._id = f"{prefix}-{uuid.uuid4().hex}"
+        self._id = answer_id(prefix)
         self._created = Timestamp()
         self._created.GetCurrentTime()
 

@@ -19,12 +19,11 @@ from plinth.gateway.services.generation_requests import (
     completion_ask,
     selection,
 )
+from plinth.shared.answer_ids import CHAT, COMPLETION
 from plinth.shared.identity import current_principal
 from plinth.shared.rpc.server import GrpcService
 from plinth.v1 import generation_pb2 as pb
 from plinth.v1 import generation_pb2_grpc as rpc
-
-CHAT, COMPLETION = "chatcmpl", "cmpl"  # the ids' prefixes, as by REST
 
 
 class GenerationServicer(rpc.GenerationServiceServicer):

@@ -115,6 +115,7 @@ def _ask(
         prompt_field,
         "best_of" if best_of else "options.n",
         whole=whole,
+        sampling_prefix="options.sampling.",
         user=options.user,
         special_tokens=special_tokens,
     )

@@ -19,6 +19,7 @@ PROMPTS, CHATS, PARAMETERS, STREAM = "text_input", "messages", "sampling_paramet
 INPUTS = {PROMPTS: "BYTES", CHATS: "BYTES", PARAMETERS: "BYTES", STREAM: "BOOL"}
 TEXT, FINISH, TOKENS = "text_output", "finish_reason", "num_output_tokens"
 OUTPUTS = {TEXT: "BYTES", FINISH: "BYTES", TOKENS: "UINT32"}
+MAX_ID_CHARS = 256  # of a request, by its client
 # Parameters of Triton's that are none of sampling.
 EMPTY_FINAL = "triton_enable_empty_final_response"
 _TRITONS = frozenset(
@@ -50,13 +51,10 @@ class Asked:
 def read(request: pb.ModelInferRequest, unknown: UnknownFields, *, streams: bool) -> Asked:
     """What is asked for. InvalidArgument names the input, the parameter or the output that is
     wrong. streams: whether pieces can be sent."""
+    _check_id(request.id)
+    _check_places(request)
     found = tensors.read(request, INPUTS)
-    outputs = tuple(one.name for one in request.outputs) or tuple(OUTPUTS)
-    for at, name in enumerate(outputs):
-        if name not in OUTPUTS:
-            raise _wrong(
-                f"outputs.{at}.name", f"{name[:64]!r} is no output; {', '.join(OUTPUTS)} are"
-            )
+    outputs = _outputs(request)
     pieces = _pieces(found, streams=streams)
     body = {**_parameters(request, found), "model": request.model_name, "stream": pieces}
     asks = _asks(found, body, unknown)
@@ -71,15 +69,52 @@ def read(request: pb.ModelInferRequest, unknown: UnknownFields, *, streams: bool
     )
 
 
+def _check_id(id: str) -> None:
+    """It comes back with every piece."""
+    if len(id) > MAX_ID_CHARS:
+        raise _wrong("id", f"has at most {MAX_ID_CHARS} characters, not {len(id)}")
+
+
+def _check_places(request: pb.ModelInferRequest) -> None:
+    """Of Triton's: elements elsewhere than in the request and its response, and others than those
+    that there are."""
+    places = [(f"inputs.{at}", one.parameters) for at, one in enumerate(request.inputs)]
+    places += [(f"outputs.{at}", one.parameters) for at, one in enumerate(request.outputs)]
+    for place, parameters in places:
+        for name in parameters:
+            where = f"{place}.parameters.{name[:64]}"
+            if name.startswith("shared_memory_"):
+                raise _wrong(
+                    where,
+                    "there is no shared memory here; elements come in the request, and go back "
+                    "in its response",
+                )
+            if name == "classification":
+                raise _wrong(where, "texts have no classes")
+
+
+def _outputs(request: pb.ModelInferRequest) -> tuple[str, ...]:
+    """Those that are wanted, each once: a text is not to come back a thousand times."""
+    wanted: dict[str, None] = {}
+    for at, one in enumerate(request.outputs):
+        where = f"outputs.{at}.name"
+        if one.name not in OUTPUTS:
+            raise _wrong(where, f"{one.name[:64]!r} is no output; {', '.join(OUTPUTS)} are")
+        if one.name in wanted:
+            raise _wrong(where, f"{one.name!r} comes twice")
+        wanted[one.name] = None
+    return tuple(wanted or OUTPUTS)
+
+
 def _asks(
     found: dict[str, list[Any]], body: dict[str, Any], unknown: UnknownFields
 ) -> list[TextRequest]:
     if (PROMPTS in found) == (CHATS in found):
         raise _wrong("inputs", f"either {PROMPTS} or {CHATS} is needed")
     name = PROMPTS if PROMPTS in found else CHATS
-    limits.check_answers(len(found[name]), 1)
     made: list[ChatBody] | list[CompletionBody]
     try:
+        limits.check_answers(len(found[name]), 1)
         if name == PROMPTS:
             texts = [_text(one, f"{PROMPTS}.{at}") for at, one in enumerate(found[PROMPTS])]
             made = [CompletionBody.of({**body, "prompt": texts}, unknown)]
@@ -90,8 +125,8 @@ def _asks(
             ]
     except InvalidArgument as error:
         if error.field.partition(".")[0] == "prompt":
-            error.field = error.field.replace("prompt", PROMPTS, 1)
-            error.message = error.message.replace("prompt", PROMPTS, 1)
+            error.field = error.field.replace("prompt", name, 1)
+            error.message = error.message.replace("prompt", name, 1)
         raise
     if any(one.samples != 1 for one in made):
         raise _wrong("n", "here each input has one answer; GenerationService gives several")

@@ -36,7 +36,7 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
     async def CreateKey(self, request: pb.CreateKeyRequest, context: Any) -> pb.CreateKeyResponse:
         check_request_id(request.request_id)
         secret, entry = await self._keys.create(
-            wanted(request.spec), current_principal(), _credential(context), request.request_id
+            wanted(request.key.spec), current_principal(), _credential(context), request.request_id
         )
         return pb.CreateKeyResponse(key=message(entry), secret=secret)
 
@@ -61,7 +61,7 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
             return wanted(updated(message(present), request.key, mask, SETTABLE).spec)
 
         key_id = KEY.id(request.key.name, "key.name")
-        entry = await self._keys.update(key_id, request.key.etag, change)
+        entry = await self._keys.update(key_id, request.key.etag, change, current_principal())
         return pb.UpdateKeyResponse(key=message(entry))
 
     async def RevokeKey(self, request: pb.RevokeKeyRequest, context: Any) -> pb.RevokeKeyResponse:

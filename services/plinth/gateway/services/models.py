@@ -31,7 +31,7 @@ class ModelServicer(rpc.ModelServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """One of them. NotFound names those that there are."""
-        found = await self._core.catalogue.get(MODEL.id(request.name))
+        found = await self._core.catalogue.get(MODEL.id(request.name), "name")
         return pb.GetModelResponse(model=_message(found))
 
     async def ListModels(

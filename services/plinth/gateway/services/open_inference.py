@@ -27,7 +27,7 @@ from plinth.gateway.services.infer_requests import (
 from plinth.oip.v2 import open_inference_pb2 as pb
 from plinth.oip.v2 import open_inference_pb2_grpc as rpc
 from plinth.shared.errors import NotFound, PlinthError
-from plinth.shared.identity import current_principal
+from plinth.shared.identity import current_principal, current_request_id
 from plinth.shared.rpc.server import GrpcService
 from plinth.shared.version import VERSION
 
@@ -151,10 +151,10 @@ class OpenInferenceServicer(rpc.GRPCInferenceServiceServicer):
         """Responses to one request: one, or one for each piece."""
         unknown = self._core.settings.gateway.unknown_fields
         asked = await beside(partial(read, request, unknown, streams=streams), request.ByteSize())
-        await self._model(request.model_name, request.model_version)
+        await self._model(request.model_name, request.model_version, "model_")
         async with self._core.session(current_principal(), asked.asks) as session:
             if request.model_version not in ("", _version(session.revision)):
-                raise _no_version(session.revision, request.model_version)
+                raise _no_version(session.revision, request.model_version, "model_")
             answers = _pieces(session) if asked.pieces else _whole(session, len(asked.asks))
             async with aclosing(answers) as made:
                 async for texts, finishes, counts, last in made:
@@ -176,13 +176,14 @@ class OpenInferenceServicer(rpc.GRPCInferenceServiceServicer):
         )
         response.parameters["revision"].string_param = session.revision
         response.parameters["weights_digest"].string_param = model.weights_digest
+        response.parameters["response_id"].string_param = current_request_id()
         return response
 
-    async def _model(self, name: str, version: str) -> ServedModel:
-        """NotFound: it is not served, or in another version."""
-        model = await self._core.catalogue.get(name)
+    async def _model(self, name: str, version: str, prefix: str = "") -> ServedModel:
+        """NotFound: it is not served, or in another version. prefix: of the fields that say so."""
+        model = await self._core.catalogue.get(name, f"{prefix}name")
         if version and version != _version(model.artifact):
-            raise _no_version(model.artifact, version)
+            raise _no_version(model.artifact, version, prefix)
         return model
 
 
@@ -226,9 +227,9 @@ def _version(artifact: str) -> str:
     return artifact.rpartition("@")[2]
 
 
-def _no_version(artifact: str, version: str) -> NotFound:
+def _no_version(artifact: str, version: str, prefix: str) -> NotFound:
     return NotFound(
-        f"model_version: {artifact} answers now, and no version {version[:64]!r}",
+        f"{prefix}version: {artifact} answers now, and no version {version[:64]!r}",
         reason="MODEL_NOT_FOUND",
-        field="model_version",
+        field=f"{prefix}version",
     )

@@ -6,7 +6,6 @@ bytes per tensor, where each of BYTES stands behind its length. What comes raw i
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -91,7 +90,7 @@ def _unpacked(raw: bytes, datatype: str, where: str) -> list[Any]:
 
 def _check_shape(shape: Sequence[int], count: int, where: str) -> None:
     """One element for each text: [n], or [n, 1] as batches have it."""
-    if not shape or any(size != 1 for size in shape[1:]) or math.prod(shape) != count:
+    if list(shape) not in ([count], [count, 1]):
         raise _wrong(
             where,
             f"{list(shape[:8])} is not [{count}] or [{count}, 1], which its {count} elements need",

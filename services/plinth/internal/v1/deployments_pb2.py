@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from plinth.v1 import owner_pb2 as plinth_dot_v1_dot_owner__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$plinth/internal/v1/deployments.proto\x12\x12plinth.internal.v1\x1a\x15plinth/v1/owner.proto\"\xa5\x02\n\x10\x44\x65ploymentRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x01(\r\x12\x16\n\x0e\x63pus_per_shard\x18\x04 \x01(\x01\x12\x16\n\x0egpus_per_shard\x18\x05 \x01(\x01\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bspeculation\x18\x07 \x01(\t\x12\x15\n\rtraffic_share\x18\x08 \x01(\x01\x12\x11\n\tcanary_of\x18\x14 \x01(\t\x12\r\n\x05owner\x18\x15 \x01(\t\x12\x0e\n\x06stable\x18\x16 \x01(\t\x12\x12\n\nmax_shards\x18\x17 \x01(\r\x12!\n\x07made_by\x18\x1e \x01(\x0b\x32\x10.plinth.v1.OwnerJ\x04\x08\t\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$plinth/internal/v1/deployments.proto\x12\x12plinth.internal.v1\x1a\x15plinth/v1/owner.proto\"\xab\x02\n\x10\x44\x65ploymentRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x01(\r\x12\x16\n\x0e\x63pus_per_shard\x18\x04 \x01(\x01\x12\x16\n\x0egpus_per_shard\x18\x05 \x01(\x01\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bspeculation\x18\x07 \x01(\t\x12\x15\n\rtraffic_share\x18\x08 \x01(\x01\x12\x11\n\tcanary_of\x18\x14 \x01(\t\x12\r\n\x05owner\x18\x15 \x01(\t\x12\x0e\n\x06stable\x18\x16 \x01(\t\x12\x12\n\nmax_shards\x18\x17 \x01(\r\x12!\n\x07made_by\x18\x1e \x01(\x0b\x32\x10.plinth.v1.OwnerJ\x04\x08\t\x10\x14J\x04\x08\x18\x10\x1e\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plinth.internal.v1.deployme
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DEPLOYMENTRECORD']._serialized_start=84
-  _globals['_DEPLOYMENTRECORD']._serialized_end=377
+  _globals['_DEPLOYMENTRECORD']._serialized_end=383
 # @@protoc_insertion_point(module_scope)

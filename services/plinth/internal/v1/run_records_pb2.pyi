@@ -97,6 +97,7 @@ class RunRecord(_message.Message):
     FORKED_AT_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     CHANGED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    BY_ADMIN_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     name: _builtins.str
     state: _runs_pb2.RunState.ValueType
@@ -120,6 +121,8 @@ class RunRecord(_message.Message):
     forked_at: _builtins.str
     changed_unix_ms: _builtins.int
     """Of its newest revision."""
+    by_admin: _builtins.bool
+    """Whether its owner's key had the scope "admin": then it may change what other tenants made."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRecord]: ...
     @_builtins.property
@@ -142,10 +145,11 @@ class RunRecord(_message.Message):
         forked_at: _builtins.str = ...,
         owner: _owner_pb2.Owner | None = ...,
         changed_unix_ms: _builtins.int = ...,
+        by_admin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_unix_ms", b"changed_unix_ms", "error", b"error", "finished_unix_ms", b"finished_unix_ms", "forked_at", b"forked_at", "forked_from", b"forked_from", "name", b"name", "number", b"number", "owner", b"owner", "pipeline_yaml", b"pipeline_yaml", "request_digest", b"request_digest", "revision", b"revision", "run_id", b"run_id", "state", b"state", "steps", b"steps", "submitted_unix_ms", b"submitted_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_admin", b"by_admin", "changed_unix_ms", b"changed_unix_ms", "error", b"error", "finished_unix_ms", b"finished_unix_ms", "forked_at", b"forked_at", "forked_from", b"forked_from", "name", b"name", "number", b"number", "owner", b"owner", "pipeline_yaml", b"pipeline_yaml", "request_digest", b"request_digest", "revision", b"revision", "run_id", b"run_id", "state", b"state", "steps", b"steps", "submitted_unix_ms", b"submitted_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

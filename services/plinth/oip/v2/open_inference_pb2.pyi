@@ -554,7 +554,7 @@ class ModelInferRequest(_message.Message):
     model_version: _builtins.str
     """Version of its artifact, "7"; empty: whichever is served. NOT_FOUND where another one answers."""
     id: _builtins.str
-    """The client's own; it comes back."""
+    """The client's own, at most 256 characters; it comes back."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
         """Sampling parameters, by OpenAI's names. Others have no effect."""

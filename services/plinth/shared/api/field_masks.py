@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from plinth.shared.errors import InvalidArgument
 
+_MOST_PATHS = 100
 M = TypeVar("M", bound=Message)
 
 
@@ -17,10 +18,13 @@ def updated(present: M, given: M, mask: FieldMask, settable: Collection[str]) ->
     """A copy of `present` with the fields of `given` that `mask` names.
 
     settable: paths that a client may set ("spec", "spec.shards"). Without a mask those of them that
-    are set in `given` are meant; "*" means all. A field that is named and not set becomes its
-    default. InvalidArgument for a path that does not exist or is the platform's to set.
+    are set in `given` are meant; "*" means all, and a message ("spec") those in it. A field that is
+    named and not set becomes its default. InvalidArgument for a path that does not exist or is the
+    platform's to set.
     """
-    paths = list(mask.paths)
+    paths = list(dict.fromkeys(mask.paths))
+    if len(paths) > _MOST_PATHS:
+        raise _wrong(f"names {len(paths)} paths, of at most {_MOST_PATHS}", sorted(settable))
     if paths == ["*"]:
         paths = sorted(settable)
     known = sorted(settable)
@@ -28,8 +32,9 @@ def updated(present: M, given: M, mask: FieldMask, settable: Collection[str]) ->
     for path in paths:
         if not FieldMask(paths=[path]).IsValidForDescriptor(kind):
             raise _wrong(f"{path!r} is no field of {present.DESCRIPTOR.name}", known)
-        if not any(path == one or path.startswith(f"{one}.") for one in settable):
+        if not any(f"{path}.".startswith(f"{one}.") or _within(one, path) for one in settable):
             raise _wrong(f"{path!r} is set by the platform", known)
+    paths = [leaf for path in paths for leaf in _leaves(path, known)]
     if not paths:
         paths = [path for path in known if _is_set(given, path)]
     result = type(present)()
@@ -37,6 +42,15 @@ def updated(present: M, given: M, mask: FieldMask, settable: Collection[str]) ->
     for path in paths:
         _copy(given, result, path.split("."))
     return result
+
+
+def _within(path: str, message: str) -> bool:
+    return path.startswith(f"{message}.")
+
+
+def _leaves(path: str, known: Collection[str]) -> Sequence[str]:
+    """Of a message those fields that a client may set."""
+    return [one for one in known if _within(one, path)] or [path]
 
 
 def _copy(source: Message, target: Message, path: list[str]) -> None:

@@ -36,7 +36,7 @@ Read = Callable[[Any], Any]
 class Field:
     """What a filter may ask of a resource.
 
-    read: its value: str, bool, int, float, an aware datetime, or a list of str.
+    read: its value: str, bool, int, float, an aware datetime, or a list of str; None: not set.
     words: the values that there are, where it is an enum.
     """
 
@@ -84,11 +84,18 @@ class Filters:
         if op == ":":
             return lambda resource: wanted in field.read(resource)
         if op in _ORDER:
-            return lambda resource: _ORDER[op](field.read(resource), wanted)
+            if field.words or field.kind is bool:
+                raise _wrong(f"compares {name} by = and != alone, since it has no order")
+            return lambda resource: _ordered(_ORDER[op], field.read(resource), wanted)
         if field.kind is str and text.endswith("*") and not field.words:
             begins = text[:-1]
             return lambda resource: str(field.read(resource)).startswith(begins) == (op == "=")
         return lambda resource: (field.read(resource) == wanted) == (op == "=")
+
+
+def _ordered(order: Callable[[Any, Any], bool], value: Any, wanted: Any) -> bool:
+    """What is not set comes neither before nor after anything (AIP-160)."""
+    return value is not None and order(value, wanted)
 
 
 def _value(name: str, field: Field, text: str) -> Any:

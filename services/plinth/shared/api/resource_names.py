@@ -24,11 +24,12 @@ class Pattern:
     An id that may have slashes is the last one, as in "queues/{queue}/items/{item=**}".
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, id: str = _ID) -> None:
+        """id: of the ids, a regular expression without groups."""
         self.pattern = pattern
         kinds = [found[1] for found in _VARIABLE.finditer(pattern)]
         self._words = re.split(r"\{[^}]+\}", pattern)
-        ids = [f"({_PATH if kind else _ID})" for kind in kinds]
+        ids = [f"({_PATH if kind else id})" for kind in kinds]
         parts = zip(self._words, [*ids, ""], strict=True)
         self._full = re.compile("".join(re.escape(word) + id for word, id in parts))
 

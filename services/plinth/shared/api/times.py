@@ -18,6 +18,11 @@ def unix_ms(time: Timestamp) -> int:
     return int(time.seconds * 1000 + time.nanos // 1_000_000)
 
 
+def instant(time: Timestamp) -> datetime | None:
+    """For filters; None for a time that has not come."""
+    return moment(unix_ms(time)) if time.ByteSize() else None
+
+
 def moment(unix_ms: int) -> datetime:
     """For filters."""
     return datetime.fromtimestamp(unix_ms / 1000, UTC)

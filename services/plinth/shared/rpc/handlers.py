@@ -18,7 +18,8 @@ import grpc
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
-Layer = Callable[[Context], AbstractAsyncContextManager[None]]
+# What it gives is the handler's context, if it gives one.
+Layer: TypeAlias = "Callable[[Context], AbstractAsyncContextManager[Context | None]]"
 Behaviour = Callable[[Any, Context], Any]
 
 
@@ -43,11 +44,12 @@ def wrap(handler: Handler, layer: Layer) -> Handler:
     inner = behaviour_of(handler)
 
     async def unary_response(request: Any, context: Context) -> Any:
-        async with layer(context):
-            return await inner(request, context)
+        async with layer(context) as its_own:
+            return await inner(request, its_own or context)
 
     async def stream_response(request: Any, context: Context) -> None:
-        async with layer(context):
+        async with layer(context) as its_own:
+            context = its_own or context
             responses = inner(request, context)
             del request  # a stream lasts: its handler says for how long it needs it
             if inspect.isawaitable(responses):

@@ -22,6 +22,7 @@ from plinth.shared import tracing
 from plinth.shared.errors import FailedPrecondition, Unavailable
 from plinth.shared.rpc.auth import Authenticator, TokenAuthenticator
 from plinth.shared.rpc.authorization import HEALTH, REFLECTION
+from plinth.shared.rpc.first_send import FirstSendInterceptor
 from plinth.shared.rpc.handlers import Context, Continuation, Handler, wrap
 from plinth.shared.rpc.interceptors import interceptors
 from plinth.shared.rpc.reflection import add_reflection
@@ -142,6 +143,7 @@ class GrpcServer:
         # Each once: of two by one name gRPC takes the first.
         self._options = list((dict(server_options(settings.rpc)) | dict(options)).items())
         self._interceptors = [
+            FirstSendInterceptor(),
             self._idle_calls,
             *interceptors(
                 methods=frozenset([*paths, f"{HEALTH}Check", f"{HEALTH}Watch"]),

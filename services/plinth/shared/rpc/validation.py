@@ -44,7 +44,8 @@ _parser = ThreadPoolExecutor(1, thread_name_prefix="messages")
 class ValidationInterceptor(grpc.aio.ServerInterceptor):
     """Refuses messages of more than `bounds`, bytes that are no message of the method's type,
     values that their enum does not have, and what a validator rejects. A method without a
-    deserialiser gets the bytes, counted.
+    deserialiser gets the bytes, counted. Fields that this version does not know are dropped: parts
+    of requests are kept in records, and what nobody can check has no limit.
 
     validators: by full method name, a function that raises InvalidArgument for a bad message.
     bounds: None where only stages call, which believe each other.
@@ -117,6 +118,7 @@ class _Reader:
             wire.check(data, _kind(self.method), self.bounds)
         message = data if self.parse is None else self._parsed(self.parse, data)
         if isinstance(message, Message):
+            message.DiscardUnknownFields()
             check_enums(message)
         if self.validator is not None:
             self.validator(message)

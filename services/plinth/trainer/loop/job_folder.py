@@ -17,7 +17,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from plinth.shared.errors import ERROR_TYPES, Internal, PlinthError, ResourceExhausted
 from plinth.trainer.disk import disk_error
@@ -30,13 +30,17 @@ ATTEMPT = "attempt-"  # before the number of an attempt, as the folder of a job'
 _ERROR = ("message", "reason", "field", "retry_after_s", "metadata")
 
 
+# What is counted: the API's ProgressUnit.
+ProgressUnit = Literal["step", "byte", "model"]
+
+
 @dataclass
 class JobProgress:
     """As `JobProgress` of the protocol. Rates are tokens per second, times are seconds."""
 
     done: int
     total: int
-    unit: str = "step"
+    unit: ProgressUnit = "step"
     loss: float = 0.0
     learning_rate: float = 0.0
     grad_norm: float = 0.0

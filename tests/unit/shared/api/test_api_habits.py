@@ -9,6 +9,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plinth.coordinator.run_messages import RUN_FILTERS
 from plinth.shared.api.enums import check_enums, number, word, words
 from plinth.shared.api.etags import check_etag, etag_of
 from plinth.shared.api.field_masks import updated
@@ -19,7 +20,8 @@ from plinth.shared.api.resource_names import Pattern
 from plinth.shared.api.times import duration, seconds, timestamp, unix_ms
 from plinth.shared.errors import Aborted, InvalidArgument, PermissionDenied
 from plinth.shared.identity import SYSTEM, Principal
-from plinth.v1 import generation_pb2, sampling_pb2
+from plinth.trainer.job_messages import JOB_FILTERS
+from plinth.v1 import generation_pb2, jobs_pb2, runs_pb2, sampling_pb2
 
 from google.longrunning import operations_pb2  # isort: skip  any list with page_size and page_token
 
@@ -130,12 +132,34 @@ def test_filters(text: str, days: list[int]) -> None:
         ("aliases = prod", "by :"),
         ("name = a AND", "comparisons like"),
         ("n" * 2001, "2000 characters"),
+        ("state < RUNNING", "no order"),
     ],
 )
 def test_wrong_filters(text: str, told: str) -> None:
     with pytest.raises(InvalidArgument, match=told) as caught:
         FILTERS.parse(text)
     assert (caught.value.reason, caught.value.field) == ("FILTER", "filter")
+
+
+@pytest.mark.parametrize(
+    "text, is_meant",
+    [
+        ("end_time < 2027-01-01", False),
+        ("end_time >= 2020-01-01", False),
+        ("end_time = 2026-01-01", False),
+        ("end_time != 2026-01-01", True),
+        ("end_time < 0001-01-01T00:00:00+23:59", False),
+    ],
+)
+def test_a_time_that_has_not_come_is_neither_before_nor_after(text: str, is_meant: bool) -> None:
+    """A run that goes on has not ended in 1970."""
+    for filters, resource in (
+        (RUN_FILTERS, runs_pb2.Run(name="runs/r")),
+        (JOB_FILTERS, jobs_pb2.Job(name="jobs/j")),
+    ):
+        assert filters.parse(text)(resource) == is_meant
+        resource.status.end_time.FromJsonString("2026-06-01T00:00:00Z")
+        assert filters.parse("end_time < 2027-01-01")(resource)
 
 
 def options(**fields: object) -> generation_pb2.GenerationOptions:
@@ -154,6 +178,9 @@ def test_a_mask_names_what_changes() -> None:
     assert by("stop") == options(n=1, user="b", sampling={"seed": 1, "top_k": 2})
     assert by() == options(n=3, user="b", stop=["x"], sampling={"seed": 5, "top_k": 2})
     assert by("*") == options(n=3, user="b", sampling={"seed": 5})
+    # What may not be set stays as it is: of a message that is named, too.
+    top = options(n=1, user="b", stop=["x"], sampling={"seed": 5})
+    assert by("sampling") == by("sampling", "sampling.seed") == top
     for path, told in (("size", "no field"), ("user", "platform"), ("sampling.seed.x", "no field")):
         with pytest.raises(InvalidArgument, match=told) as caught:
             by(path)

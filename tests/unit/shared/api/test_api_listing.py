@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from plinth.shared.api import listing
-from plinth.shared.api.listing import page_of
+from plinth.shared.api.listing import Damaged, page_of
 from plinth.shared.api.paging import Pages
 from plinth.v1 import runs_pb2 as pb
 
@@ -38,14 +38,14 @@ async def all_of(source: Source, size: int, every: int = 1) -> tuple[list[int], 
     sizes: list[int] = []
     request = pb.ListRunsRequest(page_size=size)
     while True:
-        runs, token = await page_of(
+        page = await page_of(
             PAGES, request, source.read, lambda run: int(run.name.split("/")[1]) % every == 0
         )
-        numbers += [int(run.name.split("/")[1]) for run in runs]
-        sizes.append(len(runs))
-        if not token:
+        numbers += [int(run.name.split("/")[1]) for run in page.found]
+        sizes.append(len(page.found))
+        if not page.token:
             return numbers, sizes
-        request.page_token = token
+        request.page_token = page.token
 
 
 @pytest.mark.parametrize("size", [1, 3, 50, 99])
@@ -67,3 +67,23 @@ async def test_a_page_of_large_ones_is_short() -> None:
     numbers, sizes = await all_of(Source(40, "x" * 200_000), 40)
     assert numbers == [at for at in range(40) if at % 7]
     assert max(sizes) <= listing._BYTES // 200_000 + 1
+
+
+async def test_what_is_damaged_hides_nothing_and_is_named_once() -> None:
+    async def read(position: str, count: int) -> Sequence[tuple[str, pb.Run | Damaged | None]]:
+        begin = int(position or 0)
+        return [
+            (str(at + 1), Damaged(f"runs/{at}") if at % 3 == 0 else pb.Run(name=f"runs/{at}"))
+            for at in range(begin, min(begin + count, 20))
+        ]
+
+    request, told, lost = pb.ListRunsRequest(page_size=2), list[str](), list[str]()
+    while True:
+        page = await page_of(PAGES, request, read, lambda run: True)
+        told += [run.name for run in page.found]
+        lost += page.unreachable
+        request.page_token = page.token
+        if not page.token:
+            break
+    assert told == [f"runs/{at}" for at in range(20) if at % 3]
+    assert lost == [f"runs/{at}" for at in range(0, 20, 3)]
