@@ -49,14 +49,13 @@ def check_enums(message: Message, path: str = "") -> None:
     """InvalidArgument for a value, anywhere in a request, that its enum does not have: a newer
     client's, which would else mean the same as none. Messages that can hold no enum cost nothing.
     """
-    if not _holds_enums(message.DESCRIPTOR):
-        return
-    for field, value in message.ListFields():
+    for field in _looked_at(message.DESCRIPTOR):
         where = f"{path}{field.name}"
         in_map = _value_of_map(field)
         kind = in_map or field
-        if kind.enum_type is None and kind.message_type is None:
+        if not (field.is_repeated or field.enum_type or message.HasField(field.name)):
             continue
+        value = getattr(message, field.name)
         if in_map is not None:
             parts: Iterable[tuple[str, Any]] = ((f"{where}.{key}", value[key]) for key in value)
         elif field.is_repeated:
@@ -66,13 +65,26 @@ def check_enums(message: Message, path: str = "") -> None:
         for place, one in parts:
             if kind.enum_type is None:
                 check_enums(one, f"{place}.")
-            elif one not in kind.enum_type.values_by_number:
+            elif one and one not in kind.enum_type.values_by_number:
                 names = [v.name for v in kind.enum_type.values if v.number]
                 raise InvalidArgument(
                     f"{place}: {one} is no {kind.enum_type.name}; there are {', '.join(names)}",
                     reason="ENUM_VALUE",
                     field=place,
                 )
+
+
+@cache
+def _looked_at(kind: Descriptor) -> tuple[FieldDescriptor, ...]:
+    """The fields that hold enums, at any depth. No others are read: a text would be copied."""
+    if not _holds_enums(kind):
+        return ()
+    found = []
+    for field in kind.fields:
+        what = _value_of_map(field) or field
+        if what.enum_type is not None or (what.message_type and _holds_enums(what.message_type)):
+            found.append(field)
+    return tuple(found)
 
 
 @cache

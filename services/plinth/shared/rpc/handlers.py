@@ -45,7 +45,9 @@ def wrap(handler: Handler, layer: Layer) -> Handler:
 
     async def unary_response(request: Any, context: Context) -> Any:
         async with layer(context) as its_own:
-            return await inner(request, its_own or context)
+            answering = inner(request, its_own or context)
+            del request  # as below
+            return await answering
 
     async def stream_response(request: Any, context: Context) -> None:
         async with layer(context) as its_own:
