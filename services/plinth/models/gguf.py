@@ -24,6 +24,7 @@ from plinth.models.gguf_keys import check_keys
 from plinth.models.gguf_names import canonical_tensors
 from plinth.models.gguf_reader import open_reader
 from plinth.models.gguf_rope import TENSORS as ROPE_TENSORS
+from plinth.models.rope import stretched
 from plinth.shared.errors import DataLoss, InvalidArgument
 
 _NARROW = {
@@ -75,7 +76,10 @@ class GgufModel:
         if len(table) != 2:
             raise InvalidArgument(f"{self.path}: tensor 'token_embd.weight' has {len(table)} axes")
         assert self.family.gguf is not None
-        fields = self.family.gguf.read(self.file) | {
+        read = self.family.gguf.read(self.file)
+        factor = self.file.full("rope.scaling.factor")
+        fields = read | {
+            "context": stretched(read["ropes"], read["context"], where=str(self.path), key=factor),
             "family": self.family.name,
             "vocab_size": int(table[1]),
             "tie_embeddings": self._is_tied(),

@@ -66,7 +66,8 @@ def _scaling(file: GgufFile, features: int, context: int, theta: float) -> RopeS
     if not stretched:
         return None
     name = file.full("rope.scaling.factor" if older != factor else "rope.scale_linear")
-    return RopeScaling("linear", decimal(real(factor, "factor", where=file.where, key=name)))
+    factor = decimal(real(factor, "factor", where=file.where, key=name))
+    return RopeScaling("linear", factor, original_context=context)
 
 
 def _yarn(file: GgufFile, original: int) -> RopeScaling:

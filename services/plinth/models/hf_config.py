@@ -16,9 +16,11 @@ from plinth.models.families.family import Family
 from plinth.models.hf_file import WHERE, ConfigFile
 from plinth.models.hf_keys import check_keys
 from plinth.models.limits import from_json, shown, token_id
+from plinth.models.rope import stretched, told_of
 from plinth.shared.errors import InvalidArgument
 
 _GENERATION = "generation_config.json"
+_NOT_OF_THE_MODEL = ("AutoTokenizer", "AutoProcessor")  # keys of auto_map
 
 
 def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -40,6 +42,8 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
     fields = family.read(file)
     check_keys(config, file.asked, family)
     fields |= _special_ids(config, generation or {}, fields["vocab_size"])
+    factor = file.keys.get("factor", "factor")
+    fields["context"] = stretched(fields["ropes"], fields["context"], where=WHERE, key=factor)
     try:
         return ModelConfig(**{"family": family.name, **fields})
     except InvalidArgument as error:
@@ -51,12 +55,15 @@ def _check_classes(config: Mapping[str, Any], family: Family) -> None:
     """InvalidArgument where a config.json names classes of another family, or code of its own.
 
     `auto_map` may name copies of transformers' classes of this family, which the first files of
-    Phi-3 do: transformers takes its own instead unless it is told to trust them.
+    Phi-3 do: transformers takes its own instead unless it is told to trust them. The tokenizer that
+    it may name, as those of Phi-4-mini do, is not of the model: Plinth reads tokenizer.json.
     """
     stem = family.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     own = {family.architecture, family.classifier, f"{stem}Model", f"{stem}Config"}
     auto_map = config.get("auto_map")
-    named = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
+    named = [auto_map]
+    if isinstance(auto_map, dict):
+        named = [value for key, value in auto_map.items() if key not in _NOT_OF_THE_MODEL]
     if auto_map and not all(isinstance(n, str) and n.rpartition(".")[2] in own for n in named):
         raise InvalidArgument(
             f"{WHERE}: auto_map asks to run code from the checkpoint; Plinth runs none. Convert "
@@ -110,7 +117,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "architectures": [family.architecture],
         "model_type": family.name,
         "vocab_size": config.vocab_size,
-        **family.write(config),
+        **family.write(replace(config, context=told_of(config.ropes, config.context))),
         "tie_word_embeddings": config.tie_embeddings,
         "dtype": "float32",
         "bos_token_id": config.bos_id,

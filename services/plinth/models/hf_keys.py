@@ -78,7 +78,7 @@ _LABELS = "id2label label2id num_labels _num_labels problem_type finetuning_task
 _BOOKKEEPING = """
     transformers_version _name_or_path name_or_path _commit_hash dtype torch_dtype tokenizer_class
     unsloth_version unsloth_fixed transformers.js_config peft_version max_sequence_length
-    is_llama_config
+    is_llama_config custom_pipelines
 """
 # How the same is computed, or what is handed out beside it.
 _EXECUTION = """

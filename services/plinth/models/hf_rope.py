@@ -34,6 +34,10 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+# Inert: what the first code of YaRN asked for its dynamic form alone.
+_INERT = {"yarn": ("finetuned",)}
+
+
 def rope_of(
     file: ConfigFile,
     context: int,
@@ -70,7 +74,7 @@ def rope_of(
         **{key: value for key, value in rope.items() if value is not None},
     }
     theta_at = f"{name}.rope_theta" if "rope_theta" in rope else theta_key
-    file.keys["rope_theta"] = theta_at
+    file.keys |= {"rope_theta": theta_at, "factor": f"{name}.factor"}
     return read_rope(
         found,
         name,
@@ -142,8 +146,8 @@ def _scaling(
     at = _ORIGINAL if original is not None else f"{name}.{_ORIGINAL}"
     first = whole(from_json(length), "original_context", where=WHERE, key=at)
     if kind == "linear":
-        return RopeScaling("linear", number("factor"))
-    if kind == "dynamic":  # the whole context is the original one, as transformers has it
+        return RopeScaling("linear", number("factor"), original_context=context)
+    if kind == "dynamic":
         return RopeScaling("dynamic", number("factor"), original_context=context)
     if kind == "llama3":
         low, high = number("low_freq_factor"), number("high_freq_factor")
@@ -229,7 +233,7 @@ def _check_keys(rope: Mapping[str, Any], name: str, kind: str) -> None:
     wanted, others = _KEYS[kind]
     for key, value in rope.items():
         known = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *wanted, *others)
-        if key in known or value is None:
+        if key in (*known, *_INERT.get(kind, ())) or value is None:
             continue
         takes = ", ".join((*wanted, *others)) or "rope_theta alone"
         raise InvalidArgument(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from plinth.models.limits import flag, real, shown, whole
+from plinth.models.limits import WHOLE, flag, real, shown, whole
 from plinth.shared.errors import InvalidArgument
 
 _WHERE = "rope scaling"
@@ -20,7 +20,8 @@ SCALINGS: tuple[str, ...] = get_args(Scaling)
 class RopeScaling:
     """One rule, and its numbers; what a rule does not read keeps its default.
 
-    `linear` (Chen et al. 2023): frequencies over `factor`. `llama3` (Llama 3.1): by wavelength;
+    `linear` (Chen et al. 2023): frequencies over `factor`, for a context of so many times the
+    original one. `llama3` (Llama 3.1): by wavelength;
     those longer than original_context / low_freq_factor divided, those shorter than
     original_context / high_freq_factor kept, what lies between interpolated. `yarn` (Peng et al.
     2023): likewise between `beta_slow` and `beta_fast` turns within original_context, with bounds
@@ -110,6 +111,37 @@ class Rope:
             }
             scaling = RopeScaling(**{**scaling, **lists})
         return cls(**{**fields, "scaling": scaling})
+
+
+def stretched(ropes: tuple[Rope, ...], told: int, *, where: str, key: str) -> int:
+    """The context of a model whose file says `told`, in tokens.
+
+    By linear and dynamic scaling that is what it was trained with, times the factor (so
+    transformers' description of rope_scaling has it, and vLLM); YaRN reaches `original_context`
+    times the factor; files of other rules say the whole, as do those of more than one rope
+    (Gemma 3).
+    key: what the source calls the factor. InvalidArgument for a product that is too large.
+    """
+    scaling = ropes[0].scaling if len(ropes) == 1 else None
+    if scaling is None or scaling.kind not in ("linear", "dynamic", "yarn"):
+        return told
+    trained, most = scaling.original_context, WHOLE["context"][1]
+    context = int(scaling.factor * trained)
+    if context > most:
+        raise InvalidArgument(
+            f"{where}: {key} is {scaling.factor:g}: {trained} tokens times it are more than "
+            f"the {most:,} that a context may have",
+            field=key,
+        )
+    return max(context, told) if scaling.kind == "yarn" else context
+
+
+def told_of(ropes: tuple[Rope, ...], context: int) -> int:
+    """The inverse of `stretched`: what a file says."""
+    scaling = ropes[0].scaling if len(ropes) == 1 else None
+    if scaling is None or scaling.kind not in ("linear", "dynamic"):
+        return context
+    return scaling.original_context
 
 
 def check_order(

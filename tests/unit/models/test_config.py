@@ -32,7 +32,7 @@ HOSTILE = (
 )
 LLAMA3 = RopeScaling("llama3", 4.0, 1.0, 4.0, 16)
 SCALINGS = {
-    "linear": RopeScaling("linear", 2.0),
+    "linear": RopeScaling("linear", 2.0, original_context=16),
     "llama3": LLAMA3,
     "dynamic": RopeScaling("dynamic", 2.0, original_context=16),
     "yarn": RopeScaling("yarn", 4.0, original_context=16, attention_factor=1.1),
@@ -94,7 +94,7 @@ def _computes(config: ModelConfig) -> bool:
 
 # Keys that another one's value is held against: the other may be what the error names.
 HELD_AGAINST = {
-    "num_hidden_layers": ("layer_types", "no_rope_layers"),
+    "num_hidden_layers": ("layer_types", "no_rope_layers", "mlp_only_layers"),
     "no_rope_layer_interval": ("no_rope_layers",),
     "hidden_size": ("num_attention_heads",),
     "num_attention_heads": ("num_key_value_heads", "hidden_size"),

@@ -131,10 +131,22 @@ def test_greedy_tokens_served_together_are_those_of_transformers(
     assert engine.pool.live == 0
 
 
-LONGROPE = [
+def turned_by(rule: str) -> list[tuple[str, int]]:
+    """The configurations with such a rope."""
+    return [
+        (family, number)
+        for family, number in families.numbered(slow=True) + families.numbered(slow=False)
+        if rule in str(families.configurations(family)[number].get("rope_parameters"))
+    ]
+
+
+LONGROPE = turned_by("longrope")
+# A file of Gemma 3 says the whole context, which no longer one can follow.
+STRETCHED = [
     (family, number)
-    for family, number in families.numbered(slow=True) + families.numbered(slow=False)
-    if "longrope" in str(families.configurations(family)[number].get("rope_parameters"))
+    for rule in ("linear", "dynamic", "yarn")
+    for family, number in turned_by(f"'{rule}'")
+    if family != "gemma3_text"
 ]
 
 
@@ -168,3 +180,27 @@ def test_sequences_beyond_the_training_length(family: str, number: int, tmp_path
     for prompt, answer in zip(asked, answers, strict=True):
         near += near_ties(model, prompt, [token.id for token in answer])
     assert near <= 1
+
+
+@pytest.mark.parametrize(("family", "number"), STRETCHED)
+def test_a_context_reaches_as_far_as_its_factor(family: str, number: int, tmp_path: Path) -> None:
+    """Beyond max_position_embeddings, which is what such a model was trained with. Of dynamic NTK
+    transformers stretches by each sequence's own length: the whole context's here."""
+    model, decoder = made(family, number, tmp_path)
+    rope = families.configurations(family)[number]["rope_parameters"]
+    trained = rope.get("original_max_position_embeddings", families.CONTEXT)
+    context = decoder.config.context
+    assert context == max(families.CONTEXT, int(rope["factor"] * trained))
+    ids_bt = ids_of(1, context + 1)
+    batch = Batch(ids_bt[:, :-1], ids_bt[:, 1:], plain_positions(1, context))
+    with torch.no_grad():
+        logits = model(ids_bt[:, :-1]).logits
+        torch.testing.assert_close(logits_of(decoder, ids_bt[:, :-1]), logits, atol=1e-4, rtol=0)
+        truth = F.cross_entropy(logits[0], ids_bt[0, 1:])
+        loss = nll_sum(decoder, batch) / batch.tokens
+    assert loss.item() == pytest.approx(truth.item(), rel=1e-5)
+
+
+def test_every_rule_of_a_factor_is_among_them() -> None:
+    ropes = [families.configurations(family)[number] for family, number in STRETCHED]
+    assert {keys["rope_parameters"]["rope_type"] for keys in ropes} == {"linear", "dynamic", "yarn"}

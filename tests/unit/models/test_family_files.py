@@ -153,8 +153,8 @@ def test_what_a_family_cannot_say_is_not_written() -> None:
         ("gpt_neox", {"norms": "both", "parallel": False}, "norms is 'both'"),
         (
             "llama",
-            {"ropes": (Rope(scaling=RopeScaling("dynamic", 2.0, original_context=16)),)},
-            "ropes is",
+            {"ropes": (Rope(scaling=RopeScaling("dynamic", 2.0, original_context=12)),)},
+            "context is 32, .* there it is 24",
         ),
     ]
     for family, changes, says in wrong:

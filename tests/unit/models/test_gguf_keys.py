@@ -75,8 +75,10 @@ def test_a_factor_without_a_type_is_linear(
     extra: dict[str, Any], factor: float | None, llama: Path, tmp_path: Path
 ) -> None:
     model = opened(llama, tmp_path, {f"llama.{key}": value for key, value in extra.items()})
-    wanted = None if factor is None else RopeScaling("linear", factor)
-    assert model.config().ropes[0].scaling == wanted
+    wanted = None if factor is None else RopeScaling("linear", factor, original_context=512)
+    config = model.config()
+    assert config.ropes[0].scaling == wanted
+    assert config.context == 512 * (factor or 1)
 
 
 @pytest.mark.parametrize(

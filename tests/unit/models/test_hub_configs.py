@@ -1,16 +1,24 @@
-"""config.json of well-known models, as the hub has them."""
+"""config.json of well-known models, as the hub has them; those of `hub_configs.json` shrunk and
+compared with transformers too."""
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
+from family_models import ids_of, logits_of, random_model, saved
 from plinth.models import hf_config
 from plinth.models.config import LayerKind
 from plinth.models.parts import Biases
 from plinth.models.rope import Rope
+from plinth.models.weights import load_decoder
 from plinth.shared.errors import InvalidArgument
 
 _COMMON: dict[str, Any] = {"torch_dtype": "bfloat16", "transformers_version": "4.50.0"}
@@ -161,3 +169,86 @@ def test_code_of_a_checkpoints_own_is_refused_whatever_its_family() -> None:
     ):
         with pytest.raises(InvalidArgument, match="runs none"):
             hf_config.from_hf(content | {"auto_map": auto_map})
+
+
+# Of other models, and as those who fine-tune write them (the lists of LongRoPE made up).
+MORE: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("hub_configs.json").read_text(encoding="utf-8")
+)
+# Tokens that they are for, where that is not max_position_embeddings.
+REACH = {
+    "deepseek-coder-6.7b-instruct": 4 * 16384,
+    "Yarn-Mistral-7b-128k": 16 * 8192,
+    "Qwen2.5-7B-Instruct, long by its card": 4 * 32768,
+    "Qwen3-8B, long by its card": 4 * 32768,
+    "SmolLM3-3B, long by its card": 2 * 65536,
+}
+
+
+def _smaller(content: dict[str, Any], share: float) -> dict[str, Any]:
+    """With lengths at a share of what they are."""
+    lengths = ("original_max_position_embeddings", "sliding_window")
+    return {
+        key: max(4, int(value * share)) if key in lengths and value else value
+        for key, value in content.items()
+    }
+
+
+def shrunk(content: dict[str, Any]) -> dict[str, Any]:
+    """The same keys with small sizes: 64 tokens, 96 words, few layers, heads of 16 features, as
+    many heads for each KV head as before."""
+    small = copy.deepcopy(content) | {"vocab_size": 96}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        small[key] = None
+    if content["model_type"] == "gpt2":
+        return small | {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "n_inner": 96}
+    layers = 6 if content["model_type"] == "gemma3_text" else 4
+    heads, kv = content["num_attention_heads"], content.get("num_key_value_heads")
+    groups = heads // kv if kv else 1
+    small |= {"num_hidden_layers": layers, "num_attention_heads": 2 * groups}
+    small |= {"num_key_value_heads": 2} if kv else {}
+    small |= {"hidden_size": 32 * groups, "intermediate_size": 48}
+    small |= {"head_dim": 16} if content.get("head_dim") else {}
+    small |= {"moe_intermediate_size": 16} if "moe_intermediate_size" in content else {}
+    for key in ("layer_types", "no_rope_layers"):
+        small |= {key: content[key][:layers]} if key in content else {}
+    share = 64 / content["max_position_embeddings"]
+    small = _smaller(small, share) | {"max_position_embeddings": 64}
+    rope = content.get("rope_scaling")
+    if rope:
+        pairs = int(16 * content.get("partial_rotary_factor", 1)) // 2
+        short = {k: v[:pairs] if isinstance(v, list) else v for k, v in rope.items()}
+        small["rope_scaling"] = _smaller(short, share)
+    return small
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_files_of_the_hub_compute_what_transformers_does(name: str, tmp_path: Path) -> None:
+    content = MORE[name]
+    config = hf_config.from_hf(content)
+    told = content.get("max_position_embeddings", content.get("n_positions"))
+    assert config.context == REACH.get(name, told)
+    assert hf_config.from_hf(json.loads(json.dumps(hf_config.to_hf(config)))) == config
+    keys = shrunk(content)
+    large = {} if "n_embd" in keys else {"initializer_range": 0.15}
+    family = str(content["model_type"])
+    folder = saved(random_model(family, keys | large | {"dtype": "float32"}), tmp_path)
+    (folder / "config.json").write_text(json.dumps(keys))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about lengths that are fit for a test alone
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for length in (3, 20, 64):
+        ids_bt = ids_of(1, length)
+        with torch.no_grad():
+            truth = model.eval()(ids_bt).logits
+            ours = logits_of(load_decoder(folder), ids_bt)
+        assert float(truth.std()) > 0.1
+        torch.testing.assert_close(ours, truth, atol=1e-4, rtol=0)
+
+
+def test_a_scale_that_programs_differ_over_is_refused() -> None:
+    """As DeepSeek-R1-0528-Qwen3-8B has it: transformers passes it by, vLLM multiplies by it."""
+    content = MORE["Qwen3-8B, long by its card"]
+    rope = content["rope_scaling"] | {"attn_factor": 0.878}
+    with pytest.raises(InvalidArgument, match=r"rope_scaling\.attn_factor .*attention_factor"):
+        hf_config.from_hf(content | {"rope_scaling": rope})

@@ -103,6 +103,15 @@ FAMILY = Family(
     read=_read,
     write=_write,
     new={**_FIXED, "parallel": True, "biases": Biases.all(), "activation": "gelu"},
-    inert=frozenset({"attention_dropout", "hidden_dropout", "classifier_dropout"}),
+    inert=frozenset(
+        {
+            "attention_dropout",
+            "hidden_dropout",
+            "classifier_dropout",
+            # The same by the names of BERT, in the first files.
+            "attention_probs_dropout_prob",
+            "hidden_dropout_prob",
+        }
+    ),
     gguf=GgufForm("gptneox", _read_gguf),
 )

@@ -19,6 +19,7 @@ from plinth.models.families.windows import window_of
 from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import WHERE, ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
+from plinth.models.hf_rules import one_of
 from plinth.models.limits import shown
 from plinth.shared.errors import InvalidArgument
 
@@ -121,5 +122,11 @@ FAMILY = Family(
     new={**_FIXED, "experts": Experts(128, 8, 768)},
     # Files have max_window_layers of Qwen2; here a window holds for all layers or for none.
     inert=frozenset({"attention_dropout", "max_window_layers"}),
+    # Other models' options, which Qwen3-Coder's files say outright.
+    only={
+        "qkv_bias": one_of(False),
+        "use_qk_norm": one_of(True),
+        "shared_expert_intermediate_size": one_of(0, None),
+    },
     gguf=GgufForm("qwen3moe", _read_gguf, experts=True),
 )
