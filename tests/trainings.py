@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from plinth.models.decoder import Decoder
 from plinth.models.families import new_config
+from plinth.models.rope import Rope, RopeScaling
 from plinth.trainer.data.corpus import write_corpus
 from plinth.trainer.data.documents import Document
 from plinth.trainer.data.tokenize import tokenize_corpus
@@ -35,6 +36,22 @@ def decoder(seed: int = 0, **shape: Any) -> Decoder:
     """Of MODEL's shape, where `shape` says nothing else, with new weights."""
     made = Decoder(new_config(**{**MODEL, "vocab_size": 300, **shape}))
     made.init_weights(seed)
+    return made
+
+
+def decoder_by_length(original: int, seed: int = 0, **shape: Any) -> Decoder:
+    """Of sequences that turn otherwise when they have more than `original` tokens, with weights so
+    large that it shows."""
+    scaling = RopeScaling(
+        "longrope",
+        original_context=original,
+        short_factors=(1.0,) * 4,
+        long_factors=(1.0, 3.0, 5.0, 9.0),
+    )
+    made = decoder(seed, ropes=(Rope(scaling=scaling),), **shape)
+    for layer in made.layers:
+        layer.get_parameter("self_attn.q_proj.weight").data *= 60
+        layer.get_parameter("self_attn.o_proj.weight").data *= 60
     return made
 
 

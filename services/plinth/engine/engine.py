@@ -134,8 +134,7 @@ class Engine:
                 f"it has {self.drafting.names or 'none'}",
                 field="speculation",
             )
-        config = self.runner.decoder.config
-        long = config.rope_offset(min(request.length, config.context)) > 0
+        long = self.runner.decoder.config.rope_offset(request.length) > 0
         salt = "\0".join(
             (
                 *(self.weights_digest, binding.adapter, binding.quantization, request.tenant),

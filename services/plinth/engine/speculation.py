@@ -179,8 +179,8 @@ class ModelDrafter:
             self.pool.release(state.tables.held())
 
     def _row(self, sequence: Sequence, start: int, tokens: tuple[int, ...], outputs: int) -> Row:
-        tables, config = self._states[sequence.number].tables, self.runner.decoder.config
-        long = config.rope_offset(min(sequence.request.length, config.context)) > 0
+        tables = self._states[sequence.number].tables
+        long = self.runner.decoder.config.rope_offset(sequence.request.length) > 0
         return Row(sequence.number, start, tokens, tables.plain(), outputs, long=long)
 
     def commit(self, sequence: Sequence, before: int, accepted: int) -> None:

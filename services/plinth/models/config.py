@@ -100,7 +100,7 @@ class ModelConfig:
         The length is a property of the sequence as a whole, those tokens included that it may yet
         get: all of it turns alike, however it is cut.
         """
-        return self.context if 0 < self.long_after < length else 0
+        return self.context if 0 < self.long_after < min(length, self.context) else 0
 
     @property
     def scale(self) -> float:

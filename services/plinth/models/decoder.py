@@ -124,6 +124,16 @@ class Decoder(nn.Module):
         offsets = [self.config.rope_offset(length) for length in lengths_b.tolist()]
         return positions_n + torch.tensor(offsets, device=lengths_b.device).repeat_interleave(width)
 
+    def turned(self, positions_n: Tensor) -> Tensor:
+        """Positions [n] for `forward` of sequences one after another, whose own begin at 0 each:
+        each turns as its own length says."""
+        if not self.config.long_after:
+            return positions_n
+        number_n = (positions_n == 0).cumsum(0) - 1
+        counts = torch.bincount(number_n).tolist()
+        offsets = [self.config.rope_offset(count) for count in counts]
+        return positions_n + torch.tensor(offsets, device=positions_n.device)[number_n]
+
     def logits(self, hidden_md: Tensor, backend: Backend) -> Tensor:
         """Unnormalised log-probabilities [m, vocab] of the rows given."""
         (logits_mv,) = backend.linear(hidden_md, self.head)

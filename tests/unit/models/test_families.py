@@ -182,6 +182,24 @@ def test_sequences_beyond_the_training_length(family: str, number: int, tmp_path
     assert near <= 1
 
 
+def test_what_is_packed_turns_by_its_own_length(tmp_path: Path) -> None:
+    """Segments of 30 tokens and of 26 in a row of 56, one of 55 and a token of padding in another:
+    the loss is transformers' of each alone."""
+    model, decoder = made("phi3", dict(LONGROPE)["phi3"], tmp_path)
+    ids_bt = ids_of(2, 57)
+    inputs_bt, targets_bt = ids_bt[:, :-1], ids_bt[:, 1:]
+    positions_bt = torch.stack([torch.cat([torch.arange(30), torch.arange(26)]), torch.arange(56)])
+    segments_bt = torch.tensor([[1] * 30 + [2] * 26, [1] * 55 + [0]])
+    positions_bt[1, 55] = 0
+    batch = Batch(inputs_bt, targets_bt, positions_bt, segments_bt > 0, segments_bt)
+    truth = torch.zeros(())
+    with torch.no_grad():
+        for row, here in ((0, slice(0, 30)), (0, slice(30, 56)), (1, slice(0, 55))):
+            logits_tv = model(inputs_bt[row : row + 1, here]).logits[0]
+            truth += F.cross_entropy(logits_tv, targets_bt[row, here], reduction="sum")
+        assert nll_sum(decoder, batch).item() == pytest.approx(truth.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(("family", "number"), STRETCHED)
 def test_a_context_reaches_as_far_as_its_factor(family: str, number: int, tmp_path: Path) -> None:
     """Beyond max_position_embeddings, which is what such a model was trained with. Of dynamic NTK

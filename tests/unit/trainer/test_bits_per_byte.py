@@ -18,18 +18,31 @@ def nll_of_window(decoder, ids, first):
     """Of ids[first:], by the decoder on this window alone."""
     inputs, n = torch.from_numpy(ids[:-1]), len(ids) - 1
     backend = SdpaBackend(1, n)
-    logits = decoder.logits(decoder(inputs, torch.arange(n), backend), backend).float()
+    positions = torch.arange(n) + decoder.config.rope_offset(n)
+    logits = decoder.logits(decoder(inputs, positions, backend), backend).float()
     logp = logits.log_softmax(-1).gather(1, torch.from_numpy(ids[1:])[:, None])[:, 0]
     return -logp[first - 1 :]
 
 
 @pytest.mark.parametrize(
-    ("documents", "length"), [(trainings.texts(60), 16), (trainings.chats(60), 7)]
+    ("documents", "length", "original"),
+    [
+        (trainings.texts(60), 16, None),
+        (trainings.chats(60), 7, None),
+        # Chats of 50 tokens, which turn as short sequences do though rows are of 96.
+        (trainings.chats(60), 96, 60),
+    ],
 )
-def test_it_reads_documents_as_the_exam_does(documents, length, tmp_path):
+def test_it_reads_documents_as_the_exam_does(documents, length, original, tmp_path):
     dataset = trainings.dataset(tmp_path, documents)
     split = Split(dataset, "validation")
-    decoder = trainings.decoder(3, vocab_size=split.info.vocab_size)
+    shape = {"vocab_size": split.info.vocab_size, "context": 96}
+    if original is None:
+        decoder = trainings.decoder(3, **shape)
+    else:
+        decoder = trainings.decoder_by_length(original, 3, **shape)
+        sizes = [len(split.document(number)[0]) for number in range(split.documents)]
+        assert min(sizes) <= original < length
     nats = 0.0
     with torch.no_grad():
         for number in range(split.documents):

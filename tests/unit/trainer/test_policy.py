@@ -276,6 +276,32 @@ def test_log_probabilities_are_the_samplers_at_any_temperature() -> None:
     assert (found[~batch.valid_bt] == 0).all()
 
 
+def test_answers_turn_as_they_were_sampled_however_soon_they_ended() -> None:
+    """Of a rope that goes by length: trainer, reference and sampler take the tokens that a sequence
+    may have, of a prompt of 9 and 12 more 21, not those that it has nor the widest row's."""
+    model = trainings.decoder_by_length(20, vocab_size=16)
+    orders = [Order(0, tuple(range(2, 11)), 4, seed=1), Order(1, (2, 3, 4), 4, seed=2)]
+    sampling = Sampling(1.0, max_tokens=12, stop_ids=frozenset(range(8, 16)))
+    rollouts = sampler_of(model).sample(orders, sampling)
+    lengths = [len(r.prompt) + len(r.response) for r in rollouts[:4]]
+    assert min(lengths) < 20
+    assert {model.config.rope_offset(n) for n in (21, 15)} == {32, 0}
+    batch = RolloutBatch.of(rollouts)
+    valid_bt = batch.valid_bt
+    found = logprobs(model, rollouts, 1.0, 8, 12)
+    torch.testing.assert_close(found[valid_bt], batch.sampler_bt[valid_bt])
+    as_they_are = logprobs(model, rollouts, 1.0, 8)
+    assert not torch.allclose(as_they_are[:4][valid_bt[:4]], found[:4][valid_bt[:4]], atol=1e-3)
+    actor = Actor(model, value_head=False)
+    optimizer = torch.optim.AdamW(actor.parameters(), lr=1e-3)
+    config = replace(CONFIG, prompts=2, samples=4, kl_coefficient=0.1)
+    scores = share_of_target(rollouts)
+    learned = learn(
+        actor, optimizer, rollouts, scores, found, config, 0.1, torch.Generator().manual_seed(0)
+    )
+    assert learned.kl == pytest.approx(0, abs=1e-6)
+
+
 def test_stale_and_foreign_rollouts_are_refused() -> None:
     rollouts = sampler_of(decoder()).sample([Order(0, (3,), 1, seed=1)], Sampling(1.0))
     (made,) = rollouts

@@ -24,7 +24,8 @@ class Batch:
     """B sequences of T tokens, with what each position shall predict.
 
     `learn_bt` is None where every position counts; `segments_bt` is None where each sequence is
-    one segment. Positions count from 0 within a segment.
+    one segment. Positions count from 0 within a segment; those of padding are 0 each, so that they
+    tell how long a segment is.
     """
 
     ids_bt: Tensor
@@ -109,7 +110,7 @@ def nll_sum(decoder: Decoder, batch: Batch, router_logits: list[Tensor] | None =
     b, t = batch.ids_bt.shape
     backend = SdpaBackend(b, t, batch.segments_bt)
     ids_n = batch.ids_bt.reshape(-1)
-    positions_n = batch.positions_bt.reshape(-1) + decoder.config.rope_offset(t)
+    positions_n = decoder.turned(batch.positions_bt.reshape(-1))
     targets_n, rows_m = batch.targets_bt.reshape(-1), None
     if batch.learn_bt is not None:
         rows_m = batch.learn_bt.reshape(-1).nonzero().squeeze(1)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from plinth.algos.windows import windows
 from plinth.models.decoder import Decoder
 from plinth.trainer.data.shards import Split
-from plinth.trainer.objectives.batch import Batch, nll_sum, plain_positions
+from plinth.trainer.objectives.batch import Batch, nll_sum
 
 if TYPE_CHECKING:
     from plinth.trainer.loop.group import Group
@@ -103,14 +103,14 @@ def _stack(parts: list[_Window], length: int) -> Batch:
     """Right-padded to T: attention is causal, so padding is never seen."""
     b = len(parts)
     ids, targets = (np.zeros((b, length), np.int64) for _ in range(2))
-    learn = np.zeros((b, length), bool)
+    positions, learn = np.zeros((b, length), np.int64), np.zeros((b, length), bool)
     for row, window in enumerate(parts):
         n = len(window.ids_t1) - 1
         ids[row, :n], targets[row, :n] = window.ids_t1[:-1], window.ids_t1[1:]
-        learn[row, :n] = window.learn_t
+        positions[row, :n], learn[row, :n] = np.arange(n), window.learn_t
     return Batch(
         torch.from_numpy(ids),
         torch.from_numpy(targets),
-        plain_positions(b, length),
+        torch.from_numpy(positions),
         torch.from_numpy(learn),
     )

@@ -96,7 +96,13 @@ def optimise(
         reference_bt = None
         if reference is not None and config.kl_coefficient:
             with switched_off(reference):  # of an adapted policy, the base is its reference
-                reference_bt = logprobs(reference, rollouts, config.temperature, config.micro_batch)
+                reference_bt = logprobs(
+                    reference,
+                    rollouts,
+                    config.temperature,
+                    config.micro_batch,
+                    config.max_new_tokens,
+                )
         clock.lap("reference")
         # 4. Learn.
         generator = torch.Generator().manual_seed(hash_seed(config.seed, number))

@@ -28,9 +28,15 @@ class RolloutBatch:
     valid_bt: Tensor
     sampler_bt: Tensor  # behaviour log-probabilities; 0 where not valid
     last_b: Tensor  # position of each row's last token
+    length_b: Tensor  # tokens by which each row turns (`ModelConfig.rope_offset`)
 
     @classmethod
-    def of(cls, rollouts: Sequence[Rollout], pad_id: int = 0) -> RolloutBatch:
+    def of(
+        cls, rollouts: Sequence[Rollout], pad_id: int = 0, *, max_new_tokens: int = 0
+    ) -> RolloutBatch:
+        """max_new_tokens: those of the policy that sampled, whose sequences turned by what they
+        might have come to have, however soon they ended; 0: each turns by the tokens that it has.
+        """
         b = len(rollouts)
         t = max(len(r.prompt) + len(r.response) for r in rollouts)
         ids_bt = torch.full((b, t), pad_id, dtype=torch.int64)
@@ -43,16 +49,17 @@ class RolloutBatch:
             valid_bt[row, first:end] = True
             sampler_bt[row, first:end] = torch.tensor(r.logprobs)
         last_b = torch.tensor([len(r.prompt) + len(r.response) - 1 for r in rollouts])
-        return cls(ids_bt, valid_bt, sampler_bt, last_b)
+        most_b = torch.tensor([len(r.prompt) + max_new_tokens for r in rollouts])
+        return cls(ids_bt, valid_bt, sampler_bt, last_b, most_b.maximum(last_b + 1))
 
     def rows(self, rows_b: Tensor) -> RolloutBatch:
         """Some of them, of the same width."""
-        parts = (self.ids_bt, self.valid_bt, self.sampler_bt, self.last_b)
+        parts = (self.ids_bt, self.valid_bt, self.sampler_bt, self.last_b, self.length_b)
         return RolloutBatch(*(part[rows_b] for part in parts))
 
     def to(self, device: str) -> RolloutBatch:
         """The same on another device."""
-        parts = (self.ids_bt, self.valid_bt, self.sampler_bt, self.last_b)
+        parts = (self.ids_bt, self.valid_bt, self.sampler_bt, self.last_b, self.length_b)
         return RolloutBatch(*(part.to(device) for part in parts))
 
 
@@ -112,11 +119,19 @@ class Actor(nn.Module):
 
 
 def logprobs(
-    decoder: Decoder, rollouts: Sequence[Rollout], temperature: float, micro_batch: int
+    decoder: Decoder,
+    rollouts: Sequence[Rollout],
+    temperature: float,
+    micro_batch: int,
+    max_new_tokens: int = 0,
 ) -> Tensor:
-    """log p of each response token under a model that only looks, [b, t]."""
+    """log p of each response token under a model that only looks, [b, t].
+
+    max_new_tokens: see `RolloutBatch.of`.
+    """
     actor = Actor(decoder, value_head=False)
-    batch = RolloutBatch.of(rollouts).to(str(next(decoder.parameters()).device))
+    batch = RolloutBatch.of(rollouts, max_new_tokens=max_new_tokens)
+    batch = batch.to(str(next(decoder.parameters()).device))
     parts = []
     with torch.no_grad():
         for low in range(0, len(rollouts), micro_batch):
@@ -129,7 +144,7 @@ def logprobs(
 def _hidden(decoder: Decoder, batch: RolloutBatch) -> tuple[Tensor, SdpaBackend]:
     b, t = batch.ids_bt.shape
     backend = SdpaBackend(b, t)
-    positions_n = decoder.positions(batch.last_b + 1, t)
+    positions_n = decoder.positions(batch.length_b, t)
     return decoder(batch.ids_bt.reshape(-1), positions_n, backend), backend
 
 

@@ -73,7 +73,8 @@ def learn(
     for those of the update itself, the actor is unchanged then.
     """
     _check(rollouts, scores)
-    batch = RolloutBatch.of(rollouts).to(str(next(actor.parameters()).device))
+    batch = RolloutBatch.of(rollouts, max_new_tokens=config.max_new_tokens)
+    batch = batch.to(str(next(actor.parameters()).device))
     # 1. The policy as it is, on its own answers. With one optimiser step over one forward pass the
     #    graph is kept, and step 5 need not compute it again.
     once = config.epochs * config.minibatches == 1 and len(rollouts) <= config.micro_batch
