@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from plinth.models.activations import ACTIVATIONS
 from plinth.models.limits import (
+    MAX_EXPERTS,
     MAX_PARAMETERS,
     MAX_ROTARY,
     flag,
@@ -185,6 +186,13 @@ def _check_memory(config: ModelConfig) -> None:
             f"{_WHERE}: {sizes} ask for {config.parameters:,} weights, more than "
             f"{MAX_PARAMETERS:,}",
             field="layers",
+        )
+    sparse = sum(kind.experts for kind in config.kinds)
+    if config.experts is not None and sparse * config.experts.count > MAX_EXPERTS:
+        raise InvalidArgument(
+            f"{_WHERE}: experts.count is {config.experts.count} in each of {sparse} layers, more "
+            f"than {MAX_EXPERTS:,} experts in all",
+            field="experts.count",
         )
     tables = len(config.ropes) * (2 if config.long_after else 1)
     numbers = tables * config.context * config.head_dim

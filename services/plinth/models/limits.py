@@ -54,6 +54,9 @@ REAL = {
 }
 # Four terabytes in float32. No single field of a plausible model goes so far; products do.
 MAX_PARAMETERS = 2**40
+# Of all layers together. Each is three maps of its own: what they weigh besides their numbers is a
+# few kilobytes.
+MAX_EXPERTS = 2**16
 # context × head_dim: 1 GiB of rotary tables.
 MAX_ROTARY = 2**28
 

@@ -5,6 +5,8 @@ them on their base, and read with every setting that this decoder would not comp
     adapter_model.safetensors   base_model.model.<map>.lora_A.weight [r, in]
                                 base_model.model.<map>.lora_B.weight [out, r]
 
+    (of PEFT's own, where the output map is adapted, lm_head.base_layer.weight: the base's map)
+
     base.json                   ours alone, see `adapter_base`: which base, and what ends an
                                 answer; PEFT passes it by
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -42,6 +44,7 @@ _PREFIX = "base_model.model."
 _HEAD = f"{_PREFIX}score.weight"
 # What the output map is called in a model of transformers' in memory, whatever its file says.
 _OUTPUT = "lm_head"
+_BASE_LAYER = re.compile(r"base_model\.model\.(?P<map>.+)\.base_layer\.weight")
 _TENSOR = re.compile(r"base_model\.model\.(?P<map>.+)\.lora_(?P<side>[AB])\.weight")
 
 # -- writing -------------------------------------------------------------------------------------
@@ -99,13 +102,15 @@ def save_adapter(
 @dataclass(frozen=True)
 class AdapterFile:
     """An opened adapter: map → (A, B) in float32, and its scale; what it says of its base; ids
-    that end its answers, the end of a turn first; a reward model's head [1, d]."""
+    that end its answers, the end of a turn first; a reward model's head [1, d]; the base's own maps
+    that PEFT kept beside, by their names."""
 
     maps: Mapping[str, tuple[Tensor, Tensor]]
     scales: Mapping[str, float]
     base: NamedBase
     stop_ids: Sequence[int] = ()
     head: Tensor | None = None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_adapter(folder: Path) -> AdapterFile:
@@ -114,17 +119,17 @@ def read_adapter(folder: Path) -> AdapterFile:
     where = folder / CONFIG
     config = read_json(where)
     rewards = check_settings(config, where)
-    maps, head = _read_tensors(folder / WEIGHTS, rewards)
+    maps, head, kept = _read_tensors(folder / WEIGHTS, rewards)
     scales = {
         name: scale_of(config, name, a_ri.shape[0], where) for name, (a_ri, _) in maps.items()
     }
     base = read_base(folder, config, reward=head is not None)
-    return AdapterFile(maps, scales, base, read_stop_ids(folder), head)
+    return AdapterFile(maps, scales, base, read_stop_ids(folder), head, kept)
 
 
 def _read_tensors(
     path: Path, rewards: bool
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None]:
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None, dict[str, Tensor]]:
     if not path.is_file():
         bins = path.with_suffix(".bin").is_file()
         raise NotFound(
@@ -133,6 +138,7 @@ def _read_tensors(
         )
     sides: dict[str, dict[str, Tensor]] = {}
     head: Tensor | None = None
+    kept: dict[str, Tensor] = {}
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             for stored in file.keys():  # noqa: SIM118 - a file is no mapping
@@ -140,6 +146,10 @@ def _read_tensors(
                 if rewards and stored == _HEAD:
                     head = file.get_tensor(stored).float()
                     check_finite(head, f"{path}: tensor {stored!r}")
+                    continue
+                base = _BASE_LAYER.fullmatch(stored)
+                if base is not None and base["map"] == _OUTPUT:
+                    kept[_OUTPUT] = file.get_tensor(stored)
                     continue
                 if match is None:
                     raise InvalidArgument(
@@ -158,7 +168,7 @@ def _read_tensors(
         raise InvalidArgument(
             f"{path}: tensor {_HEAD!r} {found}; a reward model has one label: [1, hidden]"
         )
-    return {name: _both(path, name, pair) for name, pair in sorted(sides.items())}, head
+    return {name: _both(path, name, pair) for name, pair in sorted(sides.items())}, head, kept
 
 
 def _both(path: Path, name: str, found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -199,6 +209,20 @@ def put_on(decoder: Decoder, adapter: AdapterFile, where: str) -> Decoder:
             raise InvalidArgument(
                 f"{where}: {name!r} is for a map of {[b_or.shape[0], a_ri.shape[1]]}, the base has "
                 f"{shape}; it is another model's adapter",
+                reason="OTHER_BASE",
+            )
+    for theirs, tensor in adapter.kept.items():
+        name = ours.get(theirs, head)
+        own = linears[name].weight if name in linears else None
+        if (
+            own is None
+            or own.shape != tensor.shape
+            or not torch.equal(own.to(tensor.dtype), tensor)
+        ):
+            raise InvalidArgument(
+                f"{where}: tensor {_PREFIX}{theirs}.base_layer.weight is not the base's {name!r}: "
+                "it was trained too, or another model's; merge the adapter in PEFT "
+                "(merge_and_unload) and import the whole model",
                 reason="OTHER_BASE",
             )
     target = decoder if adapter.head is None else _with_head(decoder, adapter.head, where)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import families
 from checkpoints import byte_tokenizer
@@ -24,6 +24,7 @@ from plinth.models.publish import import_model
 from plinth.models.reward import RewardModel, load_reward_model, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder, weights_digest
 from plinth.reward.forward import ScoringModel
+from plinth.shared.errors import InvalidArgument
 from plinth.shared.store import ArtifactStore
 
 peft = pytest.importorskip("peft")
@@ -98,6 +99,29 @@ def test_an_adapter_on_the_output_map(family: str, tmp_path: Path) -> None:
         )
         for ours in (decoder, again):
             torch.testing.assert_close(logits_of(ours, ids_bt), theirs, atol=1e-4, rtol=0)
+
+
+@every_family
+def test_pefts_own_adapter_on_the_output_map(family: str, tmp_path: Path) -> None:
+    """PEFT keeps the base's map beside it; one that is not the base's is refused."""
+    keys = families.configurations(family)[0] | {"tie_word_embeddings": False}
+    plain = random_model(family, keys)
+    saved(plain, tmp_path / "base")
+    config = peft.LoraConfig(r=3, task_type="CAUSAL_LM", target_modules=["lm_head"])
+    model = peft.get_peft_model(plain, config).eval()
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.2 if "lora_B" in name else 0.0
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    ours = put_on(load_decoder(tmp_path / "base"), read_adapter(tmp_path / "adapter"), "here")
+    ids_bt = ids_of(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(ours, ids_bt), model(ids_bt).logits, atol=1e-4, rtol=0)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.lm_head.base_layer.weight"][0, 0] += 1
+    save_file(tensors, file)
+    with pytest.raises(InvalidArgument, match=r"lm_head\.base_layer\.weight is not the base's"):
+        put_on(load_decoder(tmp_path / "base"), read_adapter(tmp_path / "adapter"), "here")
 
 
 @every_family

@@ -115,6 +115,9 @@ def test_router_logits_of_a_forward(tmp_path: Path) -> None:
         ("qwen3_moe", {"mlp_only_layers": [True]}, "mlp_only_layers", "0 to 2"),
         ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers", "a list"),
         ("qwen3_moe", {"norm_topk_prob": "yes"}, "norm_topk_prob", "true or false"),
+        ("qwen3_moe", {"num_local_experts": 7, "num_experts": 5}, "num_local_experts", "agree"),
+        ("qwen3_moe", {"qkv_bias": True}, "qkv_bias", "must be False"),
+        ("qwen3_moe", {"use_qk_norm": False}, "use_qk_norm", "must be True"),
         ("mixtral", {"router_aux_loss_coef": -1.0}, "router_aux_loss_coef", "from 0"),
         ("mixtral", {"output_router_logits": 1}, "output_router_logits", "true or false"),
         ("mixtral", {"sliding_window": 0}, "sliding_window", "from 1"),
@@ -126,7 +129,7 @@ def test_a_key_is_refused_by_its_name(
     family: str, keys: dict[str, Any], field: str, message: str, tmp_path: Path
 ) -> None:
     config = read_json(MADE[family](tmp_path / "m") / "config.json")
-    if "num_experts" in keys:
+    if "num_experts" in keys and "num_local_experts" not in keys:
         del config["num_local_experts"]
     with pytest.raises(InvalidArgument, match=message) as refused:
         hf_config.from_hf(config | keys)
@@ -151,6 +154,20 @@ def test_a_config_that_cannot_be(changed: dict[str, Any], message: str) -> None:
     fields |= {"intermediate": 8, "context": 8, "experts": Experts(4, 2, 8)}
     with pytest.raises(InvalidArgument, match=message):
         new_config("mixtral", **(fields | changed))
+
+
+def test_no_more_experts_than_their_maps_have_room_for() -> None:
+    """Each is three modules, which weigh kilobytes however few numbers they hold; told at once."""
+    fields = {"vocab_size": 9, "layers": 256, "hidden": 1, "heads": 1, "kv_heads": 1}
+    fields |= {"head_dim": 2, "intermediate": 1, "context": 8}
+    assert new_config("mixtral", **fields, experts=Experts(256, 2, 1)).layers == 256
+    with pytest.raises(InvalidArgument, match="4096 in each of 256 layers, more than 65,536"):
+        new_config("mixtral", **fields, experts=Experts(4096, 2, 1))
+
+
+def test_the_two_names_of_a_count_may_both_be_there(tmp_path: Path) -> None:
+    config = read_json(MADE["qwen3_moe"](tmp_path / "m") / "config.json")
+    assert hf_config.from_hf(config | {"num_experts": 7}) == hf_config.from_hf(config)
 
 
 def test_a_family_without_experts_has_none() -> None:

@@ -18,7 +18,7 @@ from plinth.models.families.names import Names
 from plinth.models.families.windows import window_of
 from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import WHERE, ConfigFile
-from plinth.models.hf_rope import rope_of, written_rope
+from plinth.models.hf_rope import agree, rope_of, written_rope
 from plinth.models.hf_rules import one_of
 from plinth.models.limits import shown
 from plinth.shared.errors import InvalidArgument
@@ -30,7 +30,11 @@ def _read(file: ConfigFile) -> dict[str, Any]:
     sizes = llama.read_sizes(file)
     bias = file.flag("attention_bias", False)
     # transformers writes the older Mixtral's name for it.
-    count = "num_local_experts" if "num_experts" not in file.content else "num_experts"
+    count, older = "num_experts", "num_local_experts"
+    if count not in file.content:
+        count = older
+    elif file.get(older) is not None:
+        agree(file.content, older, count, file.content[count])
     return {
         **_FIXED,
         **sizes,
