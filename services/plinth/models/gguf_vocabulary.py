@@ -20,14 +20,19 @@ _ENDS = ("bos", "eos")
 # What llama.cpp strips no space behind, of Phi-3's special tokens.
 _PLAIN_OF_PHI3 = ("<unk>", "<s>", "<|endoftext|>")
 
+# What the format calls vocabularies of other kinds.
+_OTHERS = {"t5": "SentencePiece's Unigram", "bert": "WordPiece", "none": "no vocabulary"}
+
 
 def build_tokenizer(model: GgufModel) -> Tokenizer:
     """The file's tokenizer. Raises InvalidArgument naming what cannot be carried over."""
     kind = model.value("tokenizer.ggml.model", str)
     if kind not in ("gpt2", "llama"):
+        called = f" ({_OTHERS[kind]})" if kind in _OTHERS else ""
         raise InvalidArgument(
-            f"{model.path}: tokenizer {kind!r} cannot be read; byte-level BPE ('gpt2') and "
-            "SentencePiece's BPE ('llama') can",
+            f"{model.path}: tokenizer.ggml.model is {kind!r}{called}, which cannot be read; "
+            "byte-level BPE ('gpt2') and SentencePiece's BPE ('llama') can. Import the model's "
+            "Hugging Face folder, with its tokenizer.json, instead",
             field="tokenizer.ggml.model",
         )
     tokens = model.value("tokenizer.ggml.tokens", list)

@@ -78,7 +78,8 @@ _LABELS = "id2label label2id num_labels _num_labels problem_type finetuning_task
 _BOOKKEEPING = """
     transformers_version _name_or_path name_or_path _commit_hash dtype torch_dtype tokenizer_class
     unsloth_version unsloth_fixed transformers.js_config peft_version max_sequence_length
-    is_llama_config custom_pipelines
+    is_llama_config custom_pipelines model_name model_max_length tokenizer_model_max_length
+    tokenizer_padding_side
 """
 # How the same is computed, or what is handed out beside it.
 _EXECUTION = """
@@ -87,7 +88,7 @@ _EXECUTION = """
     use_bfloat16 output_attentions output_hidden_states return_dict output_past
     chunk_size_feed_forward tf_legacy_loss is_decoder tie_last_hidden_states cache_implementation
 """
-_TRAINING = "initializer_range gradient_checkpointing"
+_TRAINING = "initializer_range gradient_checkpointing neftune_noise_alpha"
 _INERT = {*GENERATION, *f"{_TASKS} {_LABELS} {_BOOKKEEPING} {_EXECUTION} {_TRAINING}".split()}
 _ONLY: Mapping[str, KeyRule] = {
     "architectures": KeyRule(_names, "a list of names"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 import torch
 import transformers
 
-from family_models import ids_of, logits_of, random_model, saved
+import families
+from family_models import config_of, ids_of, logits_of, random_model, saved
 from plinth.models import hf_config
 from plinth.models.config import LayerKind
+from plinth.models.families import FAMILIES
 from plinth.models.parts import Biases
 from plinth.models.rope import Rope
 from plinth.models.weights import load_decoder
@@ -252,3 +255,24 @@ def test_a_scale_that_programs_differ_over_is_refused() -> None:
     rope = content["rope_scaling"] | {"attn_factor": 0.878}
     with pytest.raises(InvalidArgument, match=r"rope_scaling\.attn_factor .*attention_factor"):
         hf_config.from_hf(content | {"rope_scaling": rope})
+
+
+# What programs that tune, merge or load a model leave in its file: nothing that it computes.
+LEFT_BEHIND: dict[str, Any] = {
+    **{"unsloth_version": "2025.10.1", "unsloth_fixed": True, "model_name": "unsloth/x"},
+    **{"_name_or_path": "x", "_attn_implementation": "sdpa", "attn_implementation": "eager"},
+    **{"_attn_implementation_autoset": True, "transformers_version": "5.23.0"},
+    **{"torch_dtype": "bfloat16", "dtype": "float32", "use_cache": False},
+    **{"quantization_config": None, "pad_token_id": 5, "eos_token_id": [1, 2]},
+    **{"model_max_length": 32, "tokenizer_padding_side": "left", "neftune_noise_alpha": 5},
+    **{"auto_map": {"AutoTokenizer": ["tokenization_x.XTokenizer", None]}},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_programs_leave_behind_changes_nothing(family: str) -> None:
+    keys = families.smallest(family)
+    plain = json.loads(config_of(family, keys).to_json_string(use_diff=False))
+    config = hf_config.from_hf(plain)
+    ids = {"pad_id": 5, "eos_ids": (1, 2)}
+    assert hf_config.from_hf(plain | LEFT_BEHIND) == replace(config, **ids)

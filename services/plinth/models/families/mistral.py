@@ -11,6 +11,7 @@ from plinth.models.families.family import Family
 from plinth.models.families.windows import everywhere, window_of
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
+from plinth.models.hf_rules import one_of
 
 
 def _read(file: ConfigFile) -> dict[str, Any]:
@@ -43,6 +44,7 @@ FAMILY = Family(
     read=_read,
     write=_write,
     inert=frozenset({"attention_dropout"}),
+    only=dict.fromkeys(("attention_bias", "mlp_bias"), one_of(False)),  # Llama's, which it has not
     # The format keeps no window: llama.cpp sees all, as the files of later Mistrals say.
     gguf_as="llama",
 )

@@ -19,6 +19,7 @@ from plinth.models.families.windows import window_of
 from plinth.models.gguf_file import GgufFile
 from plinth.models.hf_file import ConfigFile
 from plinth.models.hf_rope import rope_of, written_rope
+from plinth.models.hf_rules import one_of
 
 
 def _read(file: ConfigFile) -> dict[str, Any]:
@@ -82,5 +83,6 @@ FAMILY = Family(
     new={"experts": lambda fields: Experts(8, 2, fields["intermediate"])},
     # Noise on what the router sees, in training alone.
     inert=frozenset({"attention_dropout", "router_jitter_noise"}),
+    only=dict.fromkeys(("attention_bias", "mlp_bias"), one_of(False)),  # Llama's, which it has not
     gguf=GgufForm("llama", _read_gguf, experts=True, paired=True),
 )
