@@ -28,6 +28,7 @@ WHOLE = {
     "experts.chosen": (1, 4096),
     "experts.width": (1, 262_144),
     "layer_number": (0, 1_000_000),
+    "layers_apart": (1, 1_000_000),  # each so-manieth layer
     "rope_features": (2, 1024),
 }
 REAL = {

@@ -19,6 +19,7 @@ from plinth.models import hf_config
 from plinth.models.config import LayerKind, ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.families import FAMILIES, new_config
+from plinth.models.hf_file import ConfigFile
 from plinth.models.limits import REAL, WHOLE
 from plinth.models.parts import Biases
 from plinth.models.rope import Rope, RopeScaling
@@ -196,6 +197,22 @@ def test_any_value_of_any_key_of_a_file(base: str) -> None:
         if rope:
             for key in ("rope_parameters", "rope_scaling", "rope_theta"):
                 outcome(lambda given=whole | {key: value}: hf_config.from_hf(given), key)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_keys_that_are_read_and_not_written_are_refused_or_read(base: str) -> None:
+    """Older names and defaults: what `to_hf` never says."""
+    whole = hf_config.to_hf(BASES[base])
+    bare = {k: v for k, v in whole.items() if k not in ("layer_types", "no_rope_layers")}
+    file = ConfigFile(bare)
+    FAMILIES[BASES[base].family].read(file)
+    for key in file.asked - whole.keys():
+        for value in filter(in_json, HOSTILE):
+            for content in (whole, bare):
+                try:
+                    hf_config.from_hf(content | {key: value})
+                except InvalidArgument as error:
+                    assert key in error.message or "agree" in error.message, error.message
 
 
 def test_the_bounds_themselves_can_be_computed() -> None:

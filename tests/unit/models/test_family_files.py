@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import families
-from family_models import ids_of, logits_of, random_model, saved
+from family_models import config_of, ids_of, logits_of, random_model, saved
 from plinth.models import hf_config
 from plinth.models.config import LayerKind
 from plinth.models.families import FAMILIES, new_config
@@ -132,6 +132,24 @@ def test_windows_of_no_token_and_rules_without_numbers(family: str) -> None:
         rope = {"full_attention": rope} if family == "gemma3_text" else rope
         with pytest.raises(InvalidArgument, match=rf"rope_parameters.*\.{lacks} is missing"):
             hf_config.from_hf(written | {"rope_parameters": rope})
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("gemma3_text", "sliding_window_pattern"),
+        ("smollm3", "no_rope_layer_interval"),
+        ("qwen3_moe", "decoder_sparse_step"),
+    ],
+)
+def test_every_layer_of_none(family: str, key: str) -> None:
+    """As each 0th, which has no meaning: told, whether or not a list says it layer by layer."""
+    written = json.loads(config_of(family, families.smallest(family)).to_json_string())
+    bare = {k: v for k, v in written.items() if k not in ("layer_types", "no_rope_layers")}
+    for content in (written, bare):
+        for value in (0, -1, 2.5, "4", True):
+            with pytest.raises(InvalidArgument, match=f"{key} is .* must be a whole number from 1"):
+                hf_config.from_hf(content | {key: value})
 
 
 def test_what_a_family_cannot_say_is_not_written() -> None:

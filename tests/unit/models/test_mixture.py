@@ -109,7 +109,7 @@ def test_router_logits_of_a_forward(tmp_path: Path) -> None:
         ("qwen3_moe", {"num_experts": 7.5}, "num_experts", "a whole number"),
         ("qwen3_moe", {"moe_intermediate_size": 0}, "moe_intermediate_size", "from 1 to"),
         ("qwen3_moe", {"moe_intermediate_size": True}, "moe_intermediate_size", "from 1 to"),
-        ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step", "at least 1"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step", "number from 1"),
         ("qwen3_moe", {"mlp_only_layers": [3]}, "mlp_only_layers", "0 to 2"),
         ("qwen3_moe", {"mlp_only_layers": [-1]}, "mlp_only_layers", "0 to 2"),
         ("qwen3_moe", {"mlp_only_layers": [True]}, "mlp_only_layers", "0 to 2"),

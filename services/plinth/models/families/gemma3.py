@@ -52,7 +52,7 @@ def _ropes(file: ConfigFile, sizes: dict[str, Any]) -> tuple[Rope, ...]:
 
 
 def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
-    every = file.size("layer_number", "sliding_window_pattern", 6)
+    every = file.size("layers_apart", "sliding_window_pattern", 6)
     file.get("_sliding_window_pattern")  # transformers writes its own copy
     words = file.words("layer_types", layers, list(WORDS))
     slides = (

@@ -58,13 +58,7 @@ def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
     """Empty where all layers have experts and none a window."""
     used = file.flag("use_sliding_window", False)
     window = file.window("sliding_window") or (4096 if "sliding_window" not in file.content else 0)
-    step = file.size("layer_number", "decoder_sparse_step", 1)
-    if step == 0:
-        raise InvalidArgument(
-            f"{WHERE}: decoder_sparse_step is 0, must be at least 1: experts in each layer whose "
-            "number, from 1 on, it divides",
-            field="decoder_sparse_step",
-        )
+    step = file.size("layers_apart", "decoder_sparse_step", 1)
     plain = file.get("mlp_only_layers") or []
     known = range(layers)
     if not isinstance(plain, list) or not all(type(n) is int and n in known for n in plain):

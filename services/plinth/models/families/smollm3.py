@@ -20,7 +20,7 @@ from plinth.shared.errors import InvalidArgument
 
 def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
     turned = file.get("no_rope_layers")  # 1: it has positions
-    every = file.size("layer_number", "no_rope_layer_interval", 4)
+    every = file.size("layers_apart", "no_rope_layer_interval", 4)
     if turned is None:
         turned = [int((number + 1) % every != 0) for number in range(layers)]
     right = isinstance(turned, list) and len(turned) >= layers
