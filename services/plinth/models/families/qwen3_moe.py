@@ -117,7 +117,7 @@ FAMILY = Family(
     ),
     read=_read,
     write=_write,
-    new={**_FIXED, "experts": Experts(128, 8, 768)},
+    new={**_FIXED, "experts": Experts(128, 8, 768, balanced=True)},
     # Files have max_window_layers of Qwen2; here a window holds for all layers or for none.
     inert=frozenset({"attention_dropout", "max_window_layers"}),
     # Other models' options, which Qwen3-Coder's files say outright.
