@@ -55,6 +55,8 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], where: str
 
     A tied model's file may hold the output map too: it must then equal the embedding.
     """
+    # Of experts there may be so many that their modules alone weigh a gigabyte.
+    refuse_names([name for name in _last_experts(config) if name not in tensors], "missing", where)
     with torch.device("meta"):
         decoder = Decoder(config)
     wanted = {name: parameter.shape for name, parameter in decoder.named_parameters()}
@@ -74,6 +76,16 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor], where: str
             f"{where}: the configuration ties the output map to the embedding, "
             f"yet {head!r} differs from it; set tie_word_embeddings to false"
         )
+
+
+def _last_experts(config: ModelConfig) -> list[str]:
+    """A tensor of the last expert of each layer that has experts."""
+    if config.experts is None or "expert_down" not in names_of(config.family).parts:
+        return []
+    names, last = names_of(config.family), config.experts.count - 1
+    down = names.parts["expert_down"].format(last)
+    sparse = [number for number, kind in enumerate(config.kinds) if kind.experts]
+    return [f"{names.layer.format(number)}.{down}.weight" for number in sparse]
 
 
 def tied_names(config: ModelConfig) -> tuple[str, str]:

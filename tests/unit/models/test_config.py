@@ -16,7 +16,7 @@ import families
 from family_models import config_of
 from plinth.kernels.training import SdpaBackend
 from plinth.models import hf_config
-from plinth.models.config import LayerKind, ModelConfig
+from plinth.models.config import Experts, LayerKind, ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.families import FAMILIES, new_config
 from plinth.models.hf_file import ConfigFile
@@ -255,6 +255,15 @@ def _in_order(scaling: dict[str, Any]) -> bool:
 def test_products_of_sizes_are_bounded_too(sizes: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         replace(BASES["llama"], **sizes)
+
+
+def test_no_more_experts_than_their_maps_have_room_for() -> None:
+    """Each is three modules, which weigh kilobytes however few numbers they hold; told at once."""
+    fields = {"vocab_size": 9, "layers": 256, "hidden": 1, "heads": 1, "kv_heads": 1}
+    fields |= {"head_dim": 2, "intermediate": 1, "context": 8}
+    assert new_config("mixtral", **fields, experts=Experts(256, 2, 1)).layers == 256
+    with pytest.raises(InvalidArgument, match="4096 in each of 256 layers, more than 65,536"):
+        new_config("mixtral", **fields, experts=Experts(4096, 2, 1))
 
 
 def test_ids_outside_the_vocabulary_are_left_out_of_a_file() -> None:

@@ -3,6 +3,7 @@ what LoRA adapts; as reward models."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,17 @@ def test_a_config_that_cannot_be(changed: dict[str, Any], message: str) -> None:
         new_config("mixtral", **(fields | changed))
 
 
-def test_no_more_experts_than_their_maps_have_room_for() -> None:
-    """Each is three modules, which weigh kilobytes however few numbers they hold; told at once."""
-    fields = {"vocab_size": 9, "layers": 256, "hidden": 1, "heads": 1, "kv_heads": 1}
-    fields |= {"head_dim": 2, "intermediate": 1, "context": 8}
-    assert new_config("mixtral", **fields, experts=Experts(256, 2, 1)).layers == 256
-    with pytest.raises(InvalidArgument, match="4096 in each of 256 layers, more than 65,536"):
-        new_config("mixtral", **fields, experts=Experts(4096, 2, 1))
+def test_experts_that_a_file_lacks_are_told_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = MADE["mixtral"](tmp_path / "m")
+    config = read_json(folder / "config.json") | {"num_local_experts": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("plinth.models.weights.Decoder", None)
+    with pytest.raises(
+        InvalidArgument, match=r"experts\.4095\.w2\.weight.* \(and 2 more\) is miss"
+    ):
+        load_decoder(folder)
 
 
 def test_the_two_names_of_a_count_may_both_be_there(tmp_path: Path) -> None:
