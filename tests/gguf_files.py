@@ -125,6 +125,8 @@ def _metadata(config: Any) -> dict[str, Any]:
     rope = config.rope_parameters
     if family == "phi3":
         return found | _phi3(config, rope)
+    if family == "gemma2":  # whose converter says nothing of the rope
+        return found | _gemma2(config)
     if family == "gemma3_text":
         found["rope.freq_base_swa"] = rope["sliding_attention"]["rope_theta"]
         found["attention.sliding_window"] = config.sliding_window
@@ -142,6 +144,16 @@ def _metadata(config: Any) -> dict[str, Any]:
     if family in ("llama", "mistral", "mixtral", "smollm3"):
         found |= {"rope.dimension_count": head, "vocab_size": config.vocab_size}
     return found | {"rope.freq_base": rope["rope_theta"]} | _scaling(rope)
+
+
+def _gemma2(config: Any) -> dict[str, Any]:
+    return {
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attn_logit_softcapping": config.attn_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+        "attention.sliding_window": config.sliding_window,
+    }
 
 
 def _phi3(config: Any, rope: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +216,7 @@ def _modified(name: str, values: np.ndarray, config: Any) -> np.ndarray:
     family = config.model_type
     if family == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
         return values.T
-    if family == "gemma3_text" and name.endswith("norm.weight"):
+    if family in ("gemma2", "gemma3_text") and name.endswith("norm.weight"):
         return values + np.float32(1)
     if family == "gpt_neox" and "query_key_value" in name:
         heads = config.num_attention_heads

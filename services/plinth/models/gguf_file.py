@@ -76,12 +76,13 @@ class GgufFile:
         """The same; 0.0 where it is missing or 0, which is llama.cpp's word for none."""
         return self.real(field, name) if self.get(name, float, 0.0) else 0.0
 
-    def window(self) -> int:
-        """Tokens that one sees in a layer with a window; 0: there is none."""
+    def window(self, default: int = 0) -> int:
+        """Tokens that one sees in a layer with a window; 0: there is none. default: where the file
+        does not say it."""
         name = "attention.sliding_window"
-        if not self.get(name, int, 0):
+        if not self.get(name, int, default):
             return 0
-        return self.size("window", name)
+        return self.size("window", name, default)
 
     def has_bias(self, part: str) -> bool:
         """Whether the first layer has one there, as "attn_q"."""

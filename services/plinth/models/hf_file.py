@@ -47,10 +47,10 @@ class ConfigFile:
         self.keys[field] = key
         return real(self.get(key, default), field, where=WHERE, key=key)
 
-    def optional_real(self, field: str, key: str) -> float:
-        """The same; 0.0 where it is missing or null."""
+    def optional_real(self, field: str, key: str, default: float = 0.0) -> float:
+        """The same; 0.0 where it is null. default: where it is missing."""
         self.keys[field] = key
-        value = self.get(key)
+        value = self.get(key, default or None)
         return 0.0 if value is None else real(value, field, where=WHERE, key=key)
 
     def flag(self, key: str, default: bool, field: str = "") -> bool:
@@ -99,9 +99,9 @@ class ConfigFile:
             )
         return hidden // heads
 
-    def window(self, key: str) -> int:
-        """Tokens that one sees; 0 where it is missing or null: all."""
-        value = self.get(key)
+    def window(self, key: str, default: int = 0) -> int:
+        """Tokens that one sees; 0 where it is null: all. default: where it is missing."""
+        value = self.get(key, default or None)
         return 0 if value is None else whole(from_json(value), "window", where=WHERE, key=key)
 
     def words(self, key: str, count: int, allowed: Sequence[str]) -> list[str] | None:

@@ -75,12 +75,36 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {**YARN, "attention_factor": 1.5, "beta_fast": 16.0}},
     ),
     "qwen3": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
-    "gemma3": ("Gemma3", {"head_dim": 16, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}),
+    "gemma2": (
+        "Gemma2",
+        {
+            **{"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6},
+            **{"attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0},
+        },
+    ),
+    "gemma2, of 27B's layers": (
+        "Gemma2",
+        {
+            **{"head_dim": 16, "query_pre_attn_scalar": 8, "sliding_window": 6},
+            **{"num_hidden_layers": 46, "attention_bias": True},
+        },
+    ),
+    "gemma3": (
+        "Gemma3",
+        {
+            **{"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6},
+            "num_hidden_layers": 7,
+        },
+    ),
     "gemma3, linear": (
         "Gemma3",
         {
             **{"head_dim": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 6},
-            **{"final_logit_softcapping": 3.0, "rope_parameters": GEMMA_LINEAR},
+            **{
+                "sliding_window": 6,
+                "final_logit_softcapping": 3.0,
+                "rope_parameters": GEMMA_LINEAR,
+            },
         },
     ),
     "phi3": ("Phi3", {"sliding_window": 9, "original_max_position_embeddings": 64}),
@@ -114,7 +138,7 @@ _CLASSES = {"Gemma3": "Gemma3Text", "GPT2": "GPT2"}
 def checkpoint(folder: Path, case: str) -> Path:
     """The case's checkpoint, as transformers saves it, with gains and biases of any value."""
     kind, changes = CASES[case]
-    sizes = {**SIZES, "sliding_window": 6} if kind == "Gemma3" else dict(SIZES)
+    sizes = dict(SIZES)
     if kind == "GPTNeoX":
         del sizes["num_key_value_heads"]
     if kind == "GPT2":
@@ -168,6 +192,8 @@ def test_every_family_is_tried_whose_files_there_are() -> None:
         ("gemma3", {"sliding_window_pattern": 3}, [6, 6, 0, 6, 6, 0, 6]),
         ("gemma3", {"sliding_window_pattern": [False] * 6 + [True]}, [0] * 6 + [6]),
         ("gemma3", {"sliding_window": 0}, [0] * 7),
+        ("gemma2", {"sliding_window_pattern": 1}, [0, 0]),
+        ("gemma2", {"sliding_window_pattern": [False, True]}, [0, 6]),
         ("phi3", {"sliding_window": 0}, [0, 0]),
     ],
 )
@@ -186,6 +212,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"attention.sliding_window_pattern": [True]}, "sliding_window_pattern is .* of 7"),
     ("gemma3", {"attention.sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "gemma3.attn_logit_softcapping"),
+    ("gemma2", {"attn_logit_softcapping": 0.0}, "gemma2.attn_logit_softcapping is 0.0"),
+    ("gemma2", {"final_logit_softcapping": -1.0}, "gemma2.final_logit_softcapping is -1.0"),
+    ("gemma2", {"rope.freq_base_swa": 1e6}, "gemma2.rope.freq_base_swa"),
     ("gemma3", {"rope.dimension_count": 8}, "gemma3.rope.dimension_count is 8, must be 16"),
     ("qwen2", {"attention.sliding_window": 16}, "qwen2.attention.sliding_window"),
     ("qwen2", {"rope.scaling.type": "yarn"}, "'qwen2.rope.scaling.factor' is missing"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from plinth.models.config import ModelConfig
 from plinth.models.families import (
+    gemma2,
     gemma3,
     gpt2,
     gpt_neox,
@@ -35,6 +36,7 @@ FAMILIES: Mapping[str, Family] = {
         mistral,
         qwen2,
         qwen3,
+        gemma2,
         gemma3,
         phi3,
         olmo2,

@@ -10,13 +10,13 @@ from plinth.models.config import ModelConfig
 from plinth.models.families import llama
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
-from plinth.models.families.windows import WORDS, window_of, words_of
+from plinth.models.families.windows import WORDS, gguf_slides, window_of, words_of
 from plinth.models.gguf_file import GgufFile
 from plinth.models.gguf_rope import gguf_rope
 from plinth.models.hf_file import WHERE, ConfigFile
 from plinth.models.hf_rope import an_object, read_rope, written_rope
 from plinth.models.hf_rules import one_of
-from plinth.models.limits import real, shown
+from plinth.models.limits import real
 from plinth.models.parts import Biases, LayerKind
 from plinth.models.rope import Rope
 from plinth.shared.errors import InvalidArgument
@@ -60,13 +60,24 @@ def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
         if words
         else [bool((number + 1) % every) for number in range(layers)]
     )
-    window = file.window("sliding_window") if "sliding_window" in file.content else 4096
+    window = file.window("sliding_window", 4096)
     return tuple(LayerKind(window if one else 0, int(one)) for one in slides)
+
+
+def read_scale(file: ConfigFile) -> float:
+    """What scores of attention are multiplied by."""
+    return file.real("query_scalar", "query_pre_attn_scalar", 256) ** -0.5
+
+
+def written_scale(config: ModelConfig) -> float:
+    """`query_pre_attn_scalar`, which `read_scale` reads."""
+    # Squared back it has lost its last digits.
+    scalar = float(f"{config.scale**-2:.12g}")
+    return int(scalar) if scalar.is_integer() else scalar
 
 
 def _read(file: ConfigFile) -> dict[str, Any]:
     sizes = llama.read_sizes(file) | {"head_dim": file.size("head_dim", "head_dim", 256)}
-    scalar = file.real("query_scalar", "query_pre_attn_scalar", 256)
     bias = file.flag("attention_bias", False)
     return {
         **_FIXED,
@@ -75,7 +86,7 @@ def _read(file: ConfigFile) -> dict[str, Any]:
         "norm_eps": file.real("norm_eps", "rms_norm_eps", 1e-6),
         "ropes": _ropes(file, sizes),
         "layer_kinds": _kinds(file, sizes["layers"]),
-        "attention_scale": scalar**-0.5,
+        "attention_scale": read_scale(file),
         "logit_cap": file.optional_real("logit_cap", "final_logit_softcapping"),
         "embedding_scale": sizes["hidden"] ** 0.5,
         "tie_embeddings": file.flag("tie_word_embeddings", True),
@@ -84,8 +95,6 @@ def _read(file: ConfigFile) -> dict[str, Any]:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    # Squared back it has lost its last digits.
-    scalar = float(f"{config.scale**-2:.12g}")
     return {
         **llama.write_sizes(config),
         "hidden_activation": ACTIVATIONS[config.activation],
@@ -97,7 +106,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "layer_types": words_of(config),
         # transformers makes a mask of it, though no layer may ask for one.
         "sliding_window": window_of(config) or 4096,
-        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
+        "query_pre_attn_scalar": written_scale(config),
         "final_logit_softcapping": config.logit_cap or None,
         "attention_bias": config.biases.q,
     }
@@ -106,6 +115,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 def _read_gguf(file: GgufFile) -> dict[str, Any]:
     sizes, bias = file.sizes(), file.has_bias("attn_q")
     theta = file.real("rope_theta", "rope.freq_base_swa", _ROPES[1][2])
+    window, slides = file.window(), gguf_slides(file, sizes["layers"], 6)
     hidden, heads = sizes["hidden"], sizes["heads"]
     # The file does not say it: only the one of 62 layers (27B) scales by the width per head.
     scalar = hidden // heads if sizes["layers"] == 62 else sizes["head_dim"]
@@ -115,28 +125,14 @@ def _read_gguf(file: GgufFile) -> dict[str, Any]:
         "activation": "gelu_tanh",
         "norm_eps": file.real("norm_eps", "attention.layer_norm_rms_epsilon"),
         "ropes": (gguf_rope(file, sizes), Rope(theta)),
-        "layer_kinds": _gguf_kinds(file, sizes["layers"]),
+        "layer_kinds": tuple(
+            LayerKind(window, 1) if window and one else LayerKind() for one in slides
+        ),
         "attention_scale": scalar**-0.5,
         "logit_cap": file.optional_real("logit_cap", "final_logit_softcapping"),
         "embedding_scale": hidden**0.5,
         "biases": Biases(bias, bias, bias, bias),
     }
-
-
-def _gguf_kinds(file: GgufFile, layers: int) -> tuple[LayerKind, ...]:
-    """Which layers have the window: a list says it, or a number, as which one has none; 6."""
-    window, name = file.window(), "attention.sliding_window_pattern"
-    given = file.get(name, object, 6)
-    every = given if isinstance(given, int) and not isinstance(given, bool) else 0
-    slides = [bool((number + 1) % every) for number in range(layers)] if every > 0 else given
-    right = isinstance(slides, list) and len(slides) == layers
-    if not right or not all(isinstance(one, bool) for one in slides):
-        raise InvalidArgument(
-            f"{file.where}: {file.full(name)} is {shown(given)}, must be a positive number or a "
-            f"list of {layers} of true or false",
-            field=file.full(name),
-        )
-    return tuple(LayerKind(window, 1) if window and one else LayerKind() for one in slides)
 
 
 FAMILY = Family(

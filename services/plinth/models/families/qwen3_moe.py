@@ -57,7 +57,7 @@ def _read(file: ConfigFile) -> dict[str, Any]:
 def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
     """Empty where all layers have experts and none a window."""
     used = file.flag("use_sliding_window", False)
-    window = file.window("sliding_window") or (4096 if "sliding_window" not in file.content else 0)
+    window = file.window("sliding_window", 4096)
     step = file.size("layers_apart", "decoder_sparse_step", 1)
     plain = file.get("mlp_only_layers") or []
     known = range(layers)
