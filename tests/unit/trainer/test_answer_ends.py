@@ -171,7 +171,17 @@ def test_all_see_one_answer(name: str, chat: Chat, other: str) -> None:
         going_on = [*compared, *tokenizer.codec.encode(family.behind, parse_special=True), 66, 67]
         length = next(at for at, id_ in enumerate(going_on) if id_ in ends) + 1
         rollout = Rollout(
-            0, 0, tuple(prompt), tuple(going_on[:length]), 0, (0.0,) * length, (), 0, "", True
+            0,
+            0,
+            tuple(prompt),
+            tuple(going_on[:length]),
+            0,
+            (0.0,) * length,
+            (),
+            0,
+            "",
+            True,
+            length,
         )
         judged = RolloutBatch.of([rollout])
         assert judged.ids_bt[0, : int(judged.last_b[0]) + 1].tolist() == ids

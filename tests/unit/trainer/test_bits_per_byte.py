@@ -9,6 +9,7 @@ import torch
 import trainings
 from plinth.algos.windows import windows
 from plinth.kernels.training import SdpaBackend
+from plinth.models.rope import Rope, RopeScaling
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group
 from plinth.trainer.objectives.bits_per_byte import evaluate
@@ -18,18 +19,26 @@ def nll_of_window(decoder, ids, first):
     """Of ids[first:], by the decoder on this window alone."""
     inputs, n = torch.from_numpy(ids[:-1]), len(ids) - 1
     backend = SdpaBackend(1, n)
-    logits = decoder.logits(decoder(inputs, torch.arange(n), backend), backend).float()
+    positions = torch.arange(n) + decoder.config.rope_offset(n)
+    logits = decoder.logits(decoder(inputs, positions, backend), backend).float()
     logp = logits.log_softmax(-1).gather(1, torch.from_numpy(ids[1:])[:, None])[:, 0]
     return -logp[first - 1 :]
 
 
 @pytest.mark.parametrize(
-    ("documents", "length"), [(trainings.texts(60), 16), (trainings.chats(60), 7)]
+    ("documents", "length"), [(trainings.texts(60), 24), (trainings.chats(60), 7)]
 )
-def test_it_reads_documents_as_the_exam_does(documents, length, tmp_path):
+@pytest.mark.parametrize("original", [0, 10])
+def test_it_reads_documents_as_the_exam_does(documents, length, original, tmp_path):
+    """original: the length from which a window turns otherwise, if any does."""
     dataset = trainings.dataset(tmp_path, documents)
     split = Split(dataset, "validation")
-    decoder = trainings.decoder(3, vocab_size=split.info.vocab_size)
+    scaling = RopeScaling("dynamic", factor=8.0, original_context=original) if original else None
+    ropes = (Rope(100.0, scaling=scaling),)
+    decoder = trainings.decoder(3, vocab_size=split.info.vocab_size, ropes=ropes)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(8.0)  # new weights hardly attend
     nats = 0.0
     with torch.no_grad():
         for number in range(split.documents):

@@ -18,6 +18,7 @@ from plinth.engine.runner import Runner
 from plinth.engine.scheduler import Limits
 from plinth.kernels.paged import KvCache
 from plinth.models.decoder import Decoder
+from plinth.models.rope import Rope, RopeScaling
 from plinth.shared.errors import DataLoss, FailedPrecondition, InvalidArgument
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.loop import PolicyState, Update, optimise
@@ -274,6 +275,34 @@ def test_log_probabilities_are_the_samplers_at_any_temperature() -> None:
     found = logprobs(model, rollouts, 0.7, micro_batch=2)
     torch.testing.assert_close(found[batch.valid_bt], batch.sampler_bt[batch.valid_bt])
     assert (found[~batch.valid_bt] == 0).all()
+
+
+def test_answers_turn_as_they_did_where_they_were_sampled() -> None:
+    """By what they might have been long: some end before the length from which all turns otherwise,
+    one is of a prompt that is beyond it, and one could never get there."""
+    scaling = RopeScaling("dynamic", factor=4.0, original_context=9)
+    model = trainings.decoder(0, vocab_size=16, ropes=(Rope(100.0, scaling=scaling),))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8.0)
+    orders = [
+        Order(0, (3, 5, 1), 6, seed=1),
+        Order(1, tuple(range(2, 13)), 1, seed=2),
+        Order(2, (4,), 1, seed=3),
+    ]
+    sampling = Sampling(1.0, max_tokens=8, stop_ids=frozenset(range(8)))
+    rollouts = sampler_of(model).sample(orders, sampling)
+    lengths = [len(rollout.prompt) + len(rollout.response) for rollout in rollouts]
+    assert min(lengths[:6]) <= 9 < min(len(r.prompt) + sampling.max_tokens for r in rollouts[:7])
+    assert lengths[7] <= 9
+    batch = RolloutBatch.of(rollouts)
+    found = logprobs(model, rollouts, 1.0, micro_batch=4)
+    torch.testing.assert_close(found[batch.valid_bt], batch.sampler_bt[batch.valid_bt])
+    short = replace(batch, longest_b=batch.last_b + 1)
+    with torch.no_grad():
+        other = Actor(model, value_head=False)(short, 1.0).logprobs_bt
+    apart = (other - batch.sampler_bt)[batch.valid_bt].abs().max()
+    assert apart > 1e-2, "the rule tells nothing here"
 
 
 def test_stale_and_foreign_rollouts_are_refused() -> None:

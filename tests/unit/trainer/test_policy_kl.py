@@ -40,7 +40,7 @@ def decoder(seed: int) -> Decoder:
 
 
 def rollout(index: int, word: int, logprob: float, revision: int = 0) -> Rollout:
-    return Rollout(0, index, PROMPT, (word,), 0, (logprob,), (logprob,), revision, "w", True)
+    return Rollout(0, index, PROMPT, (word,), 0, (logprob,), (logprob,), revision, "w", True, 1)
 
 
 def words(model: Decoder) -> Tensor:

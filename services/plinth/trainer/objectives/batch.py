@@ -24,7 +24,8 @@ class Batch:
     """B sequences of T tokens, with what each position shall predict.
 
     `learn_bt` is None where every position counts; `segments_bt` is None where each sequence is
-    one segment. Positions count from 0 within a segment.
+    one segment. Positions count from 0 within a segment. `lengths_bt` has, for each position, the
+    tokens of its sequence, by which that turns (`ModelConfig.rope_offset`); None: T.
     """
 
     ids_bt: Tensor
@@ -32,6 +33,7 @@ class Batch:
     positions_bt: Tensor
     learn_bt: Tensor | None = None
     segments_bt: Tensor | None = None
+    lengths_bt: Tensor | None = None
 
     @property
     def weight(self) -> int:
@@ -47,7 +49,8 @@ class Batch:
 
     def to(self, device: str) -> Batch:
         """The same on another device."""
-        move = [t if t is None else t.to(device) for t in (self.learn_bt, self.segments_bt)]
+        optional = (self.learn_bt, self.segments_bt, self.lengths_bt)
+        move = [t if t is None else t.to(device) for t in optional]
         return Batch(
             self.ids_bt.to(device),
             self.targets_bt.to(device),
@@ -109,7 +112,7 @@ def nll_sum(decoder: Decoder, batch: Batch, router_logits: list[Tensor] | None =
     b, t = batch.ids_bt.shape
     backend = SdpaBackend(b, t, batch.segments_bt)
     ids_n = batch.ids_bt.reshape(-1)
-    positions_n = batch.positions_bt.reshape(-1) + decoder.config.rope_offset(t)
+    positions_n = _turning(decoder, batch).reshape(-1)
     targets_n, rows_m = batch.targets_bt.reshape(-1), None
     if batch.learn_bt is not None:
         rows_m = batch.learn_bt.reshape(-1).nonzero().squeeze(1)
@@ -119,6 +122,17 @@ def nll_sum(decoder: Decoder, batch: Batch, router_logits: list[Tensor] | None =
     if rows_m is not None and wanted is None:
         hidden_nd = hidden_nd.index_select(0, rows_m)
     return token_nll_sum(decoder.logits(hidden_nd, backend), targets_n)
+
+
+def _turning(decoder: Decoder, batch: Batch) -> Tensor:
+    """Positions as `Decoder.forward` takes them, [b, t]: a sequence turns by its own length,
+    whatever it is packed or padded with."""
+    config, positions_bt = decoder.config, batch.positions_bt
+    if batch.lengths_bt is None:
+        return positions_bt + config.rope_offset(positions_bt.shape[1])
+    if not config.long_after:
+        return positions_bt
+    return positions_bt + config.context * (batch.lengths_bt > config.long_after)
 
 
 def language_loss_sum(decoder: Decoder, batch: Batch) -> Tensor:

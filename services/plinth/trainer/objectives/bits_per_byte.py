@@ -104,13 +104,15 @@ def _stack(parts: list[_Window], length: int) -> Batch:
     b = len(parts)
     ids, targets = (np.zeros((b, length), np.int64) for _ in range(2))
     learn = np.zeros((b, length), bool)
+    lengths = np.zeros((b, length), np.int64)
     for row, window in enumerate(parts):
         n = len(window.ids_t1) - 1
         ids[row, :n], targets[row, :n] = window.ids_t1[:-1], window.ids_t1[1:]
-        learn[row, :n] = window.learn_t
+        learn[row, :n], lengths[row] = window.learn_t, n
     return Batch(
         torch.from_numpy(ids),
         torch.from_numpy(targets),
         plain_positions(b, length),
         torch.from_numpy(learn),
+        lengths_bt=torch.from_numpy(lengths),
     )

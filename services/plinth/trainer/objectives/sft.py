@@ -58,6 +58,7 @@ class SupervisedFineTuning:
         positions = np.zeros((b, t), np.int64)
         learn = np.zeros((b, t), bool)
         segments = np.zeros((b, t), np.int64)  # 0 is padding
+        lengths = np.zeros((b, t), np.int64)
         for row, item in enumerate(items):
             at = 0
             for segment, number in enumerate(self._packs[item], 1):
@@ -67,8 +68,10 @@ class SupervisedFineTuning:
                 ids[row, here], targets[row, here] = tokens[:n], tokens[1 : n + 1]
                 learn[row, here] = mask[1 : n + 1].astype(bool)
                 positions[row, here], segments[row, here] = np.arange(n), segment
+                lengths[row, here] = n
                 at += n
-        return Batch(*(torch.from_numpy(a) for a in (ids, targets, positions, learn, segments)))
+        arrays = (ids, targets, positions, learn, segments, lengths)
+        return Batch(*(torch.from_numpy(a) for a in arrays))
 
     def loss_sum(self, decoder: Decoder, batch: Batch) -> Tensor:
         return language_loss_sum(decoder, batch)

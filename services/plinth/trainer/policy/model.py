@@ -28,6 +28,9 @@ class RolloutBatch:
     valid_bt: Tensor
     sampler_bt: Tensor  # behaviour log-probabilities; 0 where not valid
     last_b: Tensor  # position of each row's last token
+    longest_b: (
+        Tensor  # tokens that each row might have come to have, which its sampler turned it by
+    )
 
     @classmethod
     def of(cls, rollouts: Sequence[Rollout], pad_id: int = 0) -> RolloutBatch:
@@ -43,17 +46,19 @@ class RolloutBatch:
             valid_bt[row, first:end] = True
             sampler_bt[row, first:end] = torch.tensor(r.logprobs)
         last_b = torch.tensor([len(r.prompt) + len(r.response) - 1 for r in rollouts])
-        return cls(ids_bt, valid_bt, sampler_bt, last_b)
+        longest_b = torch.tensor([len(r.prompt) + r.max_tokens for r in rollouts])
+        return cls(ids_bt, valid_bt, sampler_bt, last_b, longest_b)
 
     def rows(self, rows_b: Tensor) -> RolloutBatch:
         """Some of them, of the same width."""
-        parts = (self.ids_bt, self.valid_bt, self.sampler_bt, self.last_b)
-        return RolloutBatch(*(part[rows_b] for part in parts))
+        return RolloutBatch(*(part[rows_b] for part in self._parts()))
 
     def to(self, device: str) -> RolloutBatch:
         """The same on another device."""
-        parts = (self.ids_bt, self.valid_bt, self.sampler_bt, self.last_b)
-        return RolloutBatch(*(part.to(device) for part in parts))
+        return RolloutBatch(*(part.to(device) for part in self._parts()))
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.ids_bt, self.valid_bt, self.sampler_bt, self.last_b, self.longest_b
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Actor(nn.Module):
     def forward(
         self, batch: RolloutBatch, temperature: float, *, with_entropy: bool = False
     ) -> Outputs:
-        hidden_nd, backend = _hidden(self.policy, batch)
+        hidden_nd, backend = _hidden(self.policy, batch, batch.longest_b)
         rows_m = _rows(batch)
         picked_md = hidden_nd.index_select(0, rows_m)
         logits_mv = self.policy.logits(picked_md, backend).float() / temperature
@@ -106,7 +111,7 @@ class Actor(nn.Module):
             values_n1: Tensor = self.value(hidden_nd)
             return values_n1.float()[:, 0]
         if self.critic is not None:
-            critic_nd, backend = _hidden(self.critic, batch)
+            critic_nd, backend = _hidden(self.critic, batch, batch.last_b + 1)
             return self.critic.scores(critic_nd, backend).float()
         return None
 
@@ -126,10 +131,11 @@ def logprobs(
     return torch.cat(parts)
 
 
-def _hidden(decoder: Decoder, batch: RolloutBatch) -> tuple[Tensor, SdpaBackend]:
+def _hidden(decoder: Decoder, batch: RolloutBatch, lengths_b: Tensor) -> tuple[Tensor, SdpaBackend]:
+    """lengths_b: by which each row turns."""
     b, t = batch.ids_bt.shape
     backend = SdpaBackend(b, t)
-    positions_n = decoder.positions(batch.last_b + 1, t)
+    positions_n = decoder.positions(lengths_b, t)
     return decoder(batch.ids_bt.reshape(-1), positions_n, backend), backend
 
 

@@ -38,8 +38,9 @@ class Order:
 @dataclass(frozen=True)
 class Rollout:
     """One sampled answer. Log-probabilities are the sampler's, in float32: after temperature and
-    filters, and before them. `revision` counts the policy's updates; the digest names its very
-    weights."""
+    filters, and before them. `max_tokens`: as many as the response might have had, by which the
+    sampler's sequence turned (`ModelConfig.rope_offset`). `revision` counts the policy's updates;
+    the digest names its very weights."""
 
     group: int
     sample_index: int
@@ -51,6 +52,7 @@ class Rollout:
     revision: int
     weights_digest: str
     ended: bool  # by itself, not by length
+    max_tokens: int
 
     @property
     def id(self) -> str:
@@ -91,12 +93,14 @@ class EngineSampler(RolloutSampler):
         self._engine = engine
         self._revision = 0
         self._waiting: dict[str, tuple[Order, int]] = {}
+        self._max_tokens = 0
 
     def renew(self, revision: int) -> str:
         self._revision = revision
         return self._engine.renew_weights()
 
     def start(self, orders: Sequence[Order], sampling: Sampling) -> None:
+        self._max_tokens = sampling.max_tokens
         for order in orders:
             for index in range(order.samples):
                 key = f"{order.group}.{index}"
@@ -142,6 +146,7 @@ class EngineSampler(RolloutSampler):
             self._revision,
             self._engine.weights_digest,
             finish is Finish.STOP,
+            self._max_tokens,
         )
 
 

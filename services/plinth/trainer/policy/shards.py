@@ -49,6 +49,7 @@ class ShardSampler(RolloutSampler):
         self._tasks = RolloutTasks(self._redis, results, stop=stop, patience_s=patience_s)
         self._weights = pb.PolicyWeights(run_id=run_id)
         self._started: dict[str, Order] = {}  # by task
+        self._max_tokens = 0
 
     def close(self) -> None:
         """Ends the connection; what nobody took is cancelled, the weights' folder goes too."""
@@ -77,9 +78,11 @@ class ShardSampler(RolloutSampler):
         tasks = [_task(self._weights, order, sampling) for order in orders]
         ids = self._runner.run(self._tasks.add(tasks))
         self._started = dict(zip(ids, orders, strict=True))
+        self._max_tokens = sampling.max_tokens
 
     def arrivals(self) -> Iterator[list[Rollout]]:
         started, self._started = self._started, {}
+        max_tokens = self._max_tokens
         results = self._tasks.arrivals(list(started))
 
         async def following() -> tuple[str, pb.RolloutResult] | None:
@@ -88,7 +91,7 @@ class ShardSampler(RolloutSampler):
         try:
             while (came := self._runner.run(following())) is not None:
                 id, result = came
-                yield _rollouts(started[id], result)
+                yield _rollouts(started[id], result, max_tokens)
         finally:
             self._runner.run(results.aclose())
 
@@ -110,7 +113,7 @@ def _task(weights: pb.PolicyWeights, order: Order, sampling: Sampling) -> pb.Rol
     )
 
 
-def _rollouts(order: Order, result: pb.RolloutResult) -> list[Rollout]:
+def _rollouts(order: Order, result: pb.RolloutResult, max_tokens: int) -> list[Rollout]:
     return [
         Rollout(
             order.group,
@@ -123,6 +126,7 @@ def _rollouts(order: Order, result: pb.RolloutResult) -> list[Rollout]:
             result.revision,
             result.weights_digest,
             sample.ended,
+            max_tokens,
         )
         for sample in sorted(result.samples, key=lambda sample: sample.sample_index)
     ]
