@@ -34,8 +34,8 @@ def check_draft(
     if other:
         told = f"id {other[0]} is {theirs[other[0]]!r:.80} there and {ours[other[0]]!r:.80} here"
         raise InvalidArgument(
-            f"speculation {said!r}: the draft has another vocabulary than the model: {told}, one of "
-            f"{len(other)} that differ; take a draft with the model's tokenizer",
+            f"speculation {said!r}: the draft's vocabulary is not the model's: {told}, one "
+            f"of {len(other)} that differ; take a draft with the model's tokenizer",
             field="speculation",
         )
 

@@ -38,7 +38,10 @@ GREEDY = Sampling(temperature=0, max_tokens=24)
 def with_draft(model: Path, draft: Path) -> tuple[list[list[int]], int]:
     """Greedy answers to a few prompts, and how many drafts were proposed."""
     loaded = load_engine(
-        model, EngineSettings(), speculation="draft:small", draft_folder={"small": draft}.__getitem__
+        model,
+        EngineSettings(),
+        speculation="draft:small",
+        draft_folder={"small": draft}.__getitem__,
     )
     prompts = [(5, 9, 200, 31), tuple(range(3, 60)), (7,)]
     served, usage = engines.complete(loaded.engine, prompts, GREEDY)
@@ -75,7 +78,7 @@ def test_a_draft_of_another_vocabulary_is_refused_by_a_token(tmp_path: Path) -> 
     model = byte_tokenizer(random_llama(tmp_path / "model"))
     draft = byte_tokenizer(random_gpt2(tmp_path / "draft"))
     _exchange(draft / "tokenizer.json", "a", "b")
-    with pytest.raises(InvalidArgument, match="'[ab]' there and '[ab]' here, one of 2 that differ"):
+    with pytest.raises(InvalidArgument, match=r"'[ab]' there and '[ab]' here, one of 2 "):
         with_draft(model, draft)
 
 
