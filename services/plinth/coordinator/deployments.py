@@ -64,7 +64,7 @@ async def until_ready(
         if time.monotonic() > deadline:
             raise FailedPrecondition(
                 f"{ready} of {wanted.shards} shards of {wanted.name!r} ({wanted.artifact}) were "
-                f"ready within {within_s:.0f} s; `plinth logs inference` says why",
+                f"ready within {within_s:.0f} s; `plinth logs inference-{wanted.name}` says why",
                 reason="DEPLOYMENT_NOT_READY",
             )
         await asyncio.sleep(_POLL_S)
