@@ -49,3 +49,5 @@ def test_a_pipeline_names_a_family_that_there_is() -> None:
     assert all(ModelShape(family=word, **shape).family == word for word in BEGUN)
     with pytest.raises(ValidationError, match="'gpt3' is no family to begin with; use llama or"):
         ModelShape(family="gpt3", **shape)
+    with pytest.raises(ValidationError, match="'mixtral' can't be begun: import a model of it"):
+        ModelShape(family="mixtral", **shape)

@@ -20,6 +20,7 @@ from plinth.coordinator.steps.contract import (
     Work,
 )
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
+from plinth.models.families import FAMILIES
 from plinth.models.linear_maps import check_targets
 from plinth.shared.api.enums import words
 from plinth.shared.api.words import given
@@ -49,7 +50,13 @@ class ModelShape(BaseModel):
     @field_validator("family")
     @classmethod
     def _check_family(cls, word: str) -> str:
-        if word not in (known := words(pb.ModelFamily)):
+        known = words(pb.ModelFamily)
+        if word in FAMILIES and word not in known:
+            raise ValueError(
+                f"{word!r} can't be begun: import a model of it, and say init_from; to begin with, "
+                f"use {' or '.join(known)}"
+            )
+        if word not in known:
             raise ValueError(f"{word[:40]!r} is no family to begin with; use {' or '.join(known)}")
         return word
 
