@@ -5,7 +5,6 @@ from; whatever of them does not fit together is refused by the name of the field
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 from plinth.models import hf_config
 from plinth.models.config import ModelConfig
-from plinth.models.families import family_of, new_config
 from plinth.shared import objectives
 from plinth.shared.api.times import seconds
 from plinth.shared.api.words import said
@@ -22,6 +20,7 @@ from plinth.trainer.data.forms import FORMS
 from plinth.trainer.data.shards import DatasetInfo, read_info
 from plinth.trainer.loop.config import LEARNS_FROM, TrainConfig
 from plinth.trainer.lora_specs import lora_fields
+from plinth.trainer.new_models import new_model
 from plinth.trainer.preference_specs import (
     compare_policy,
     pairs_of,
@@ -51,7 +50,7 @@ def plan_train(
     check_train(spec)
     objective = objective_of(spec)
     info = _fitting(objective, dataset)
-    model = None if init_from else new_model(spec.model, info, spec.sequence_length)
+    model = None if init_from else new_model(spec.model, info.vocab_size, spec.sequence_length)
     config = existing_model(init_from, dataset, info) if init_from else model
     assert config is not None
     if reward is not None:
@@ -171,31 +170,6 @@ def _check_enough(spec: pb.TrainSpec, info: DatasetInfo) -> None:
             f"one batch of {spec.batch_size} × {spec.sequence_length} tokens needs {needed} and "
             f"the dataset has {tokens}; {', or '.join(ways)}",
         )
-
-
-def new_model(spec: pb.ModelSpec, info: DatasetInfo, sequence_length: int) -> ModelConfig:
-    """The full shape of a new model; zeros take the family's usual ratio."""
-    family = said(spec, "family")
-    if not family:
-        known = " or ".join(name for name, value in pb.ModelFamily.items() if value)
-        refuse("model.family", f"is not given; use {known}")
-    heads = max(1, spec.heads)
-    if spec.hidden % heads:
-        refuse("model.heads", f"hidden {spec.hidden} does not divide evenly by {spec.heads}")
-    gated = "gated" not in family_of(family).new
-    ratio = 32 * math.ceil(spec.hidden * 8 / 3 / 32) if gated else 4 * spec.hidden
-    return new_config(
-        family,
-        vocab_size=info.vocab_size,
-        layers=spec.layers,
-        hidden=spec.hidden,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads or spec.heads,
-        head_dim=spec.hidden // heads,
-        intermediate=spec.intermediate or ratio,
-        context=spec.context or sequence_length,
-        tie_embeddings=spec.tie_embeddings,
-    )
 
 
 def fields_of(config: ModelConfig) -> dict[str, Any]:

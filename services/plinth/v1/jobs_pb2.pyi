@@ -169,6 +169,10 @@ class _ModelFamilyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelFami
     """SmolLM3: Llama; all layers have positions."""
     MODEL_FAMILY_GPT_NEOX: _ModelFamily.ValueType  # 10
     """GPT-NeoX: LayerNorm, GELU, attention and MLP side by side."""
+    MODEL_FAMILY_MIXTRAL: _ModelFamily.ValueType  # 11
+    """Mixtral: Mistral with a mixture of experts in each layer."""
+    MODEL_FAMILY_QWEN3_MOE: _ModelFamily.ValueType  # 12
+    """Qwen 3 MoE: Qwen 3 with a mixture of experts in each layer."""
 
 class ModelFamily(_ModelFamily, metaclass=_ModelFamilyEnumTypeWrapper):
     """Architecture of a model."""
@@ -195,6 +199,10 @@ MODEL_FAMILY_SMOLLM3: ModelFamily.ValueType  # 9
 """SmolLM3: Llama; all layers have positions."""
 MODEL_FAMILY_GPT_NEOX: ModelFamily.ValueType  # 10
 """GPT-NeoX: LayerNorm, GELU, attention and MLP side by side."""
+MODEL_FAMILY_MIXTRAL: ModelFamily.ValueType  # 11
+"""Mixtral: Mistral with a mixture of experts in each layer."""
+MODEL_FAMILY_QWEN3_MOE: ModelFamily.ValueType  # 12
+"""Qwen 3 MoE: Qwen 3 with a mixture of experts in each layer."""
 Global___ModelFamily: _TypeAlias = ModelFamily  # noqa: Y015
 
 class _Objective:
@@ -588,6 +596,7 @@ class ModelSpec(_message.Message):
     INTERMEDIATE_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     TIE_EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
     family: Global___ModelFamily.ValueType
     """Architecture."""
     layers: _builtins.int
@@ -604,6 +613,10 @@ class ModelSpec(_message.Message):
     """Tokens that it can hold; 0: TrainSpec.sequence_length."""
     tie_embeddings: _builtins.bool
     """The output layer shares the weights of the embedding."""
+    @_builtins.property
+    def experts(self) -> Global___ExpertSpec:
+        """Of a family with a mixture of experts; not set: as many as its published models have."""
+
     def __init__(
         self,
         *,
@@ -615,14 +628,51 @@ class ModelSpec(_message.Message):
         intermediate: _builtins.int = ...,
         context: _builtins.int = ...,
         tie_embeddings: _builtins.bool = ...,
+        experts: Global___ExpertSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "family", b"family", "heads", b"heads", "hidden", b"hidden", "intermediate", b"intermediate", "kv_heads", b"kv_heads", "layers", b"layers", "tie_embeddings", b"tie_embeddings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "experts", b"experts", "family", b"family", "heads", b"heads", "hidden", b"hidden", "intermediate", b"intermediate", "kv_heads", b"kv_heads", "layers", b"layers", "tie_embeddings", b"tie_embeddings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelSpec: _TypeAlias = ModelSpec  # noqa: Y015
+
+@_typing.final
+class ExpertSpec(_message.Message):
+    """The mixture of experts in each layer of a new model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    PER_TOKEN_FIELD_NUMBER: _builtins.int
+    INTERMEDIATE_FIELD_NUMBER: _builtins.int
+    BALANCE_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """Experts of a layer."""
+    per_token: _builtins.int
+    """Experts that each token is sent to."""
+    intermediate: _builtins.int
+    """Width of one expert; 0: ModelSpec.intermediate. Another one can't be said of a Mixtral."""
+    balance: _builtins.float
+    """Weight of the load-balancing loss; default 0.001, 0: off."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        per_token: _builtins.int = ...,
+        intermediate: _builtins.int = ...,
+        balance: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_balance", b"_balance", "balance", b"balance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balance", b"_balance", "balance", b"balance", "count", b"count", "intermediate", b"intermediate", "per_token", b"per_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__balance: _TypeAlias = _typing.Literal["balance"]  # noqa: Y015
+    _WhichOneofArgType__balance: _TypeAlias = _typing.Literal["_balance", b"_balance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__balance) -> _WhichOneofReturnType__balance | None: ...
+
+Global___ExpertSpec: _TypeAlias = ExpertSpec  # noqa: Y015
 
 @_typing.final
 class PairSpec(_message.Message):

@@ -10,7 +10,8 @@ import pytest
 
 from plinth.coordinator.pipeline import STORED_BYTES, Pipeline, input_digest, parse
 from plinth.coordinator.pipeline_text import MAX_BYTES
-from plinth.coordinator.steps.train import LoraShape, ModelShape, TrainSpec
+from plinth.coordinator.steps.train import TrainSpec
+from plinth.coordinator.steps.train_shapes import LoraShape, ModelShape
 from plinth.shared.errors import InvalidArgument
 
 GOOD = """

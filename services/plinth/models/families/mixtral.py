@@ -79,7 +79,7 @@ FAMILY = Family(
     ),
     read=_read,
     write=_write,
-    new={"experts": lambda fields: Experts(8, 2, fields["intermediate"])},
+    new={"experts": lambda fields: Experts(8, 2, fields["intermediate"], balanced=True)},
     # Noise on what the router sees, in training alone.
     inert=frozenset({"attention_dropout", "router_jitter_noise"}),
     gguf=GgufForm("llama", _read_gguf, experts=True, paired=True),

@@ -118,7 +118,7 @@ FAMILY = Family(
     ),
     read=_read,
     write=_write,
-    new={**_FIXED, "experts": Experts(128, 8, 768)},
+    new={**_FIXED, "experts": Experts(128, 8, 768, balanced=True)},
     # Files have max_window_layers of Qwen2; here a window holds for all layers or for none.
     inert=frozenset({"attention_dropout", "max_window_layers"}),
     gguf=GgufForm("qwen3moe", _read_gguf, experts=True),
