@@ -26,20 +26,20 @@ def nll_of_window(decoder, ids, first):
 
 
 @pytest.mark.parametrize(
-    ("documents", "length"), [(trainings.texts(60), 24), (trainings.chats(60), 7)]
+    ("documents", "length", "original"),
+    [(trainings.texts(60), 16, 0), (trainings.chats(60), 7, 0), (trainings.texts(60), 120, 42)],
 )
-@pytest.mark.parametrize("original", [0, 10])
 def test_it_reads_documents_as_the_exam_does(documents, length, original, tmp_path):
-    """original: the length from which a window turns otherwise, if any does."""
+    """original: the length from which a window turns otherwise, where one does: by its own."""
     dataset = trainings.dataset(tmp_path, documents)
     split = Split(dataset, "validation")
     scaling = RopeScaling("dynamic", factor=8.0, original_context=original) if original else None
     ropes = (Rope(100.0, scaling=scaling),)
-    decoder = trainings.decoder(3, vocab_size=split.info.vocab_size, ropes=ropes)
+    decoder = trainings.decoder(3, vocab_size=split.info.vocab_size, context=128, ropes=ropes)
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.mul_(8.0)  # new weights hardly attend
-    nats = 0.0
+    nats, lengths = 0.0, []
     with torch.no_grad():
         for number in range(split.documents):
             ids, mask = split.document(number)
@@ -49,8 +49,10 @@ def test_it_reads_documents_as_the_exam_does(documents, length, original, tmp_pa
             for window in windows(len(ids), length + 1):
                 if window.end > window.first:
                     here = ids[window.start : window.end]
+                    lengths.append(len(here) - 1)
                     nll = nll_of_window(decoder, here, window.first - window.start)
                     learnt = torch.from_numpy(mask[window.first : window.end].copy())
                     nats += float((nll * learnt).sum())
         found = evaluate(decoder, split, length, 4, Group())
+    assert not original or min(lengths) <= original < max(lengths)
     assert found.nats == pytest.approx(nats, rel=1e-5)
