@@ -40,7 +40,9 @@ def engine(
     drafters: dict[str, Drafter] = {"lookup": LookupDrafter()}
     if draft is not None:
         small = draft if isinstance(draft, Decoder) else load_decoder(draft)
-        drafters["draft"] = ModelDrafter(runner(small, blocks, block_size, native=native))
+        drafters["draft"] = ModelDrafter(
+            runner(small, blocks, block_size, native=native), decoder.config.vocab_size
+        )
     return Engine(
         runner(decoder, blocks, block_size, native=native),
         Limits(chunk, running, waiting, decoder.config.context),

@@ -30,7 +30,11 @@ class Stages:
             for wanted in await asyncio.to_thread(records.list):
                 if wanted.name not in served:
                     served.add(wanted.name)
-                    shard = {"model": wanted.name, "artifact": wanted.artifact}
+                    shard = {
+                        "model": wanted.name,
+                        "artifact": wanted.artifact,
+                        "speculation": wanted.speculation,
+                    }
                     await self.add("inference", inference.build, **shard)
             await asyncio.sleep(0.05)
 

@@ -99,7 +99,8 @@ async def test_a_model_comes_and_goes(
         assert "chat@1" in again.output, again.output
         assert (await made.plinth("alias", "chat:prod", "1")).exit_code == 0
         listed = await made.plinth("list")
-        assert "chat@1" in listed.output and "prod" in listed.output and "hf" in listed.output
+        words = listed.output.splitlines()[1].split()
+        assert words[:5] == ["chat@1", "model", "llama", "prod", "hf"]
         shown = json.loads((await made.plinth("show", "chat:prod")).output)
         assert shown["extra"]["weights_digest"] == weights_digest(source)
         assert shown["extra"]["source"] == "hf"

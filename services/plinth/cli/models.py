@@ -84,7 +84,7 @@ def import_command(
         str,
         typer.Argument(
             help="A folder of Hugging Face or PEFT, a GGUF file, hf:org/name[@rev], or smollm2; "
-            "of the architectures of Llama and GPT-2."
+            "docs/models.md has the families that are computed."
         ),
     ],
     name: Annotated[str, typer.Option("--name", help="Artifact name to publish under.")],
@@ -243,8 +243,9 @@ def stop_command(
 
 @app.command("list")
 def list_command(data: Data = None, url: Url = None) -> None:
-    """All versions of all models, reward models and adapters, with their bases and aliases."""
-    titles = ("model", "kind", "base", "aliases", "from", "licence", "made")
+    """All versions of all models, reward models and adapters, with their families (`model_type`),
+    bases and aliases."""
+    titles = ("model", "kind", "family", "base", "aliases", "from", "licence", "made")
     table = WholeTable(*titles, texts=("aliases", "from", "licence"))
     with _opened(data, url) as (_, models):
         for one in models.listed():
@@ -252,6 +253,7 @@ def list_command(data: Data = None, url: Url = None) -> None:
             table.add_row(
                 one.ref,
                 one.kind,
+                one.family,
                 one.base,
                 ", ".join(one.aliases),
                 escape(one.source),

@@ -17,12 +17,14 @@ from plinth.cli.models_on_store import (
     Listed,
     Wanted,
     check_target,
+    family_of,
     imported,
     not_served,
 )
 from plinth.models.publish import input_digest
 from plinth.models.sources import DEFAULT_SOURCE, HUB_PREFIX, locate, name_of, source_digest
 from plinth.shared.api import enums
+from plinth.shared.api.structs import plain_values
 from plinth.shared.api.times import unix_ms
 from plinth.shared.artifact_messages import kind_of, reference_of
 from plinth.shared.artifact_versions import ArtifactRecord
@@ -218,12 +220,21 @@ class ModelsByApi:
             )
         ]
         models = {reference_of(one) for one in found if kind_of(one) == "model"}
+        told = {
+            reference_of(one): (
+                plain_values(one.manifest.config),
+                next((ref for ref in one.parents if ref in models), ""),
+            )
+            for one in found
+        }
         for one in sorted(found, key=lambda one: (one.artifact_id, -one.version)):
             source = one.manifest.extra.fields["source"].string_value
+            ref = reference_of(one)
             yield Listed(
-                reference_of(one),
+                ref,
                 kind_of(one),
-                next((ref for ref in one.parents if ref in models), ""),
+                family_of(ref, told),
+                told[ref][1],
                 one.aliases,
                 source or ", ".join(one.parents),
                 one.manifest.license,

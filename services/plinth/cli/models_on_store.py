@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,10 +41,11 @@ class Imported:
 
 @dataclass(frozen=True)
 class Listed:
-    """One version in `plinth models list`."""
+    """One version in `plinth models list`. family: its `model_type`; empty where nothing tells."""
 
     ref: str
     kind: str
+    family: str
     base: str
     aliases: Sequence[str]
     source: str
@@ -115,14 +116,21 @@ class ModelsOnStore:
 
     def listed(self) -> Iterator[Listed]:
         records = self.store.list()
-        kinds = {record.ref: record.kind for record in records}
+        models = {record.ref for record in records if record.kind == "model"}
+        told = {
+            record.ref: (
+                record.manifest.get("config") or {},
+                next((ref for ref in record.parents if ref in models), ""),
+            )
+            for record in records
+        }
         for record in records:
             if record.kind in KINDS:
-                base = next((ref for ref in record.parents if kinds.get(ref) == "model"), "")
                 yield Listed(
                     record.ref,
                     record.kind,
-                    base,
+                    family_of(record.ref, told),
+                    told[record.ref][1],
                     self._aliases(record),
                     str(record.manifest["extra"].get("source") or ", ".join(record.parents)),
                     record.manifest["license"] or "",
@@ -156,6 +164,19 @@ class ModelsOnStore:
     def _aliases(self, record: ArtifactRecord) -> list[str]:
         aliases = self.store.aliases(record.name)
         return [alias for alias, version in aliases.items() if version == record.version]
+
+
+def family_of(ref: str, told: Mapping[str, tuple[Mapping[str, Any], str]]) -> str:
+    """Of a version, by what manifests tell: an import's config.json, a new model's shape, or those
+    of what it was made of. told: version → (its manifest's config, its base)."""
+    while ref in told:
+        config, base = told[ref]
+        new = config.get("model")
+        said = new.get("family") if isinstance(new, Mapping) else config.get("model_type")
+        if isinstance(said, str):
+            return said
+        ref = base
+    return ""
 
 
 def imported(ref: str, manifest: dict[str, Any], source: str) -> Imported:

@@ -185,7 +185,7 @@ class ReconcilerFront:
             "max_shards": max(wanted.shards, wanted.max_shards),
             "ready": served.replicas,
             "state": served.state,
-            "detail": served.detail[-200:],
+            "detail": served.detail[-400:],
         }
 
 

@@ -50,8 +50,15 @@ def states() -> dict[str, Served]:
         messages = [details.message, *(part.message for part in parts)]
         detail = " ".join(m.strip() for m in messages if m.strip()) if state != "ready" else ""
         wanted = sum(part.target_num_replicas for part in parts)
-        found[name] = Served(state, running, detail[-600:], wanted)
+        found[name] = Served(state, running, shortened(detail), wanted)
     return found
+
+
+def shortened(detail: str) -> str:
+    """What Serve tells of an application, at most 600 characters: of a traceback that ends in an
+    error of Plinth's, that error's message alone."""
+    _, found, message = detail.rpartition("plinth.shared.errors.")
+    return message.partition(": ")[2].strip()[:600] if found else detail[-600:]
 
 
 class Applier:

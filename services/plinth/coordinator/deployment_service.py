@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from plinth.coordinator import deployment_messages as messages
 from plinth.coordinator.deployment_messages import DEPLOYMENT, Seen, record_etag
-from plinth.coordinator.deployments import STAGE
+from plinth.coordinator.deployments import STAGE, holds
 from plinth.coordinator.steps.contract import Tools
 from plinth.internal.v1 import deployments_pb2 as internal
 from plinth.shared.answer_ids import check_answer_id
@@ -213,7 +213,7 @@ class DeploymentServicer(rpc.DeploymentServiceServicer):
         shards = await registry.replicas(STAGE)
         announced = _announced(await registry.replicas("reconciler"))
         return lambda record: Seen(
-            sum(_holds(shard, record) for shard in shards), announced.get(record.name, {})
+            sum(holds(shard, record) for shard in shards), announced.get(record.name, {})
         )
 
 
@@ -221,13 +221,6 @@ def _message(change: DeploymentChange, seen: _See) -> pb.Deployment:
     assert change.deployment is not None
     record = change.deployment
     return messages.deployment_message(record, change.created_unix_ms, seen(record))
-
-
-def _holds(shard: Replica, record: internal.DeploymentRecord) -> bool:
-    return any(
-        held.get("model") == record.name and held.get("artifact") == record.artifact
-        for held in shard.bindings
-    )
 
 
 def _announced(reconcilers: list[Replica]) -> dict[str, dict[str, Any]]:

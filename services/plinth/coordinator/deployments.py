@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from plinth.internal.v1 import deployments_pb2 as pb
 from plinth.shared.errors import FailedPrecondition
 from plinth.shared.records import DeploymentRecords
-from plinth.shared.registry import Registry
+from plinth.shared.registry import Registry, Replica
 
 STAGE = "inference"
 # Replicas announce themselves every couple of seconds.
@@ -29,12 +29,22 @@ async def put(records: DeploymentRecords, wanted: pb.DeploymentRecord) -> bool:
     return before is None or before.deployment != after.deployment
 
 
-async def ready_shards(registry: Registry, name: str, artifact: str) -> int:
-    """Shards in the registry that hold this version under this name."""
-    return sum(
-        any(held.get("model") == name and held.get("artifact") == artifact for held in r.bindings)
-        for r in await registry.replicas(STAGE)
+def holds(shard: Replica, wanted: pb.DeploymentRecord) -> bool:
+    """Whether a shard is one that `wanted` asks for: of its name and version, and started as it
+    says. One of before a change of the rest goes on until its successor is there; a shard of an
+    older platform tells no more than name and version."""
+    return any(
+        held.get("model") == wanted.name
+        and held.get("artifact") == wanted.artifact
+        and held.get("speculation", wanted.speculation) == wanted.speculation
+        and held.get("kv_cache_bytes", wanted.kv_cache_bytes) == wanted.kv_cache_bytes
+        for held in shard.bindings
     )
+
+
+async def ready_shards(registry: Registry, wanted: pb.DeploymentRecord) -> int:
+    """Shards in the registry that it asks for."""
+    return sum(holds(shard, wanted) for shard in await registry.replicas(STAGE))
 
 
 async def until_ready(
@@ -45,7 +55,7 @@ async def until_ready(
     deadline = time.monotonic() + within_s
     last = -1
     while True:
-        ready = await ready_shards(registry, wanted.name, wanted.artifact)
+        ready = await ready_shards(registry, wanted)
         if ready != last:
             yield ready
             last = ready
@@ -54,7 +64,7 @@ async def until_ready(
         if time.monotonic() > deadline:
             raise FailedPrecondition(
                 f"{ready} of {wanted.shards} shards of {wanted.name!r} ({wanted.artifact}) were "
-                f"ready within {within_s:.0f} s; `plinth logs inference` says why",
+                f"ready within {within_s:.0f} s; `plinth logs inference-{wanted.name}` says why",
                 reason="DEPLOYMENT_NOT_READY",
             )
         await asyncio.sleep(_POLL_S)

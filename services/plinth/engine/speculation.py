@@ -90,7 +90,9 @@ class _State:
 
 
 class ModelDrafter:
-    """A second, smaller model of the same vocabulary, with its own paged cache and block tables.
+    """A second, smaller model of the same tokens, with its own paged cache and block tables. Either
+    may have embeddings beyond the other's: what the draft has none for it has nothing to say about,
+    and what the target (of `vocab_size`) has none for is never proposed.
 
     Its layers may form other groups than the target's, so it has its own pool: sequences that
     draft take blocks from those that have not done so for longest, and who finds none goes on
@@ -98,8 +100,9 @@ class ModelDrafter:
     past its own context.
     """
 
-    def __init__(self, runner: Runner, catch_up: int = 512) -> None:
+    def __init__(self, runner: Runner, vocab_size: int, catch_up: int = 512) -> None:
         self.runner, self.catch_up = runner, catch_up
+        self._vocab_size = min(vocab_size, runner.decoder.config.vocab_size)
         cache = runner.cache
         self.pool = BlockPool(
             cache.blocks, cache.block_size, windows=cache.windows, prefix_cache=False
@@ -121,7 +124,8 @@ class ModelDrafter:
                     continue
                 position = sequence.output_position + len(proposals[i])
                 choice = [(sequence.request.sampling, position)]
-                proposals[i].append(sample(logits_mv, choice, logprobs=False)[0].id)
+                known_mv = logits_mv[:, : self._vocab_size].contiguous()
+                proposals[i].append(sample(known_mv, choice, logprobs=False)[0].id)
                 start = len(sequence.ids) + len(proposals[i]) - 1
                 if len(proposals[i]) < count and start < context:
                     rows.append(self._row(sequence, start, (proposals[i][-1],), outputs=1))
@@ -151,8 +155,10 @@ class ModelDrafter:
             self.pool.trim(state.tables, start)
             if not self._reserve(state.tables, reach, drafting):
                 continue
-            budget -= take
             tokens = tuple(sequence.ids[start : start + take])
+            if max(tokens) >= self._vocab_size:
+                continue
+            budget -= take
             rows.append(self._row(sequence, start, tokens, outputs=int(done)))
         results = self.runner.run_rows(rows) if rows else []
         for row in rows:

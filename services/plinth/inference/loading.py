@@ -18,6 +18,7 @@ from plinth.engine.plan import Row
 from plinth.engine.runner import Runner
 from plinth.engine.scheduler import Limits
 from plinth.engine.speculation import Drafter, LookupDrafter, ModelDrafter
+from plinth.inference.drafts import check_draft
 from plinth.kernels.paged import KvCache
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
@@ -69,17 +70,9 @@ def load_engine(
     if mode.startswith("draft:"):
         if draft_folder is None:
             raise InvalidArgument(f"speculation {mode!r}: no store to take the draft from")
-        draft = load_decoder(
-            draft_folder(mode.removeprefix("draft:")),
-            dtype=_DTYPES[settings.dtype],
-            device=settings.device,
-        )
-        if draft.config.vocab_size != decoder.config.vocab_size:
-            raise InvalidArgument(
-                f"speculation {mode!r}: the draft's vocabulary has {draft.config.vocab_size} "
-                f"tokens, the model's {decoder.config.vocab_size}",
-                field="speculation",
-            )
+        place = draft_folder(mode.removeprefix("draft:"))
+        draft = load_decoder(place, dtype=_DTYPES[settings.dtype], device=settings.device)
+        check_draft(mode, place, folder, draft.config, decoder.config)
         if draft.config.context < decoder.config.context:
             _log.warning(
                 "draft.context",
@@ -92,7 +85,9 @@ def load_engine(
         draft_limits = replace(limits, running=together, positions=draft.config.context)
         # Room for as many tokens as the model has, in proportion to what a token takes.
         memory = settings.kv_cache_bytes * _token_bytes(draft) // _token_bytes(decoder)
-        drafters["draft"] = ModelDrafter(_runner(draft, draft_limits, settings, memory))
+        drafters["draft"] = ModelDrafter(
+            _runner(draft, draft_limits, settings, memory), decoder.config.vocab_size
+        )
         mode = "draft"
     elif mode not in ("off", "lookup"):
         raise InvalidArgument(

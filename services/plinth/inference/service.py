@@ -174,6 +174,8 @@ class InferenceFront(inference_pb2_grpc.InferenceServiceServicer):
             "artifact": self._artifact,
             "weights_digest": self._loaded.weights_digest,
             "context_length": self._loaded.engine.limits.positions,
+            "speculation": self._speculation,
+            "kv_cache_bytes": self._kv_bytes,
         }
 
     # -- calls ------------------------------------------------------------------------------

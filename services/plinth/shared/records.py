@@ -225,7 +225,12 @@ class DeploymentRecords:
             )
         wanted.artifact = artifact.ref
         if wanted.speculation.startswith(_DRAFT):
-            self._referred(wanted.speculation.removeprefix(_DRAFT), "speculation.draft")
+            draft = self._referred(wanted.speculation.removeprefix(_DRAFT), "speculation.draft")
+            if draft.kind != "model":
+                raise InvalidArgument(
+                    f"a draft is a model; {what_it_is(draft, self._store)}",
+                    field="deployment.spec.speculation.draft",
+                )
         return wanted
 
     def _referred(self, reference: str, field: str) -> ArtifactRecord:

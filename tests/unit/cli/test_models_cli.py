@@ -161,15 +161,19 @@ def lineage(source: Path, tmp_path: Path) -> ArtifactStore:
 def test_list_tells_kind_and_base_of_all_that_is_made_of_models(
     lineage: ArtifactStore, tmp_path: Path
 ) -> None:
-    """Whole lines where no terminal reads them, however long the references are."""
+    """Whole lines where no terminal reads them, however long the references are. A family is its
+    config.json's, its job's, or that of what it was made from."""
+    begun = {"objective": "clm", "model": {"family": "gemma3_text", "layers": 2}}
+    lineage.publish("new", "model", lineage.fetch("base"), parents=["words@1"], config=begun)
     rows = words_of(plinth(tmp_path, "list").output)
-    assert {ref: row[:3] for ref, row in rows.items() if ref != "words@1"} == {
-        "base@1": ["base@1", "model", "hf"],  # it has no base, and came from the folder hf
-        "tuned@1": ["tuned@1", "model", "base@1"],
-        "tuned-adapter@1": ["tuned-adapter@1", "adapter", "base@1"],
-        "a-judge-of-answers@1": ["a-judge-of-answers@1", "reward", "base@1"],
+    assert {ref: row[:4] for ref, row in rows.items() if ref != "words@1"} == {
+        "base@1": ["base@1", "model", "llama", "hf"],  # no base: it came from the folder hf
+        "tuned@1": ["tuned@1", "model", "llama", "base@1"],
+        "tuned-adapter@1": ["tuned-adapter@1", "adapter", "llama", "base@1"],
+        "a-judge-of-answers@1": ["a-judge-of-answers@1", "reward", "llama", "base@1"],
+        "new@1": ["new@1", "model", "gemma3_text", "words@1"],
     }
-    assert rows["tuned@1"][3] == "prod"
+    assert rows["tuned@1"][4] == "prod"
 
 
 def words_of(table: str) -> dict[str, list[str]]:

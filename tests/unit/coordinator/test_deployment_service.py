@@ -173,6 +173,28 @@ async def test_status_is_what_is_there(world: World) -> None:
     assert (status.state, status.ready_shards) == (pb.DEPLOYMENT_STATE_STARTING, 0)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"speculation": {"mode": pb.SPECULATION_MODE_DRAFT, "draft": "m@2"}},
+        {"kv_cache_bytes": 1 << 20},
+    ],
+)
+async def test_a_shard_of_before_a_change_is_not_ready_for_it(
+    world: World, change: dict[str, Any]
+) -> None:
+    """The one that it asks for may never come up; a step that serves it would succeed at once."""
+    await world.create()
+    held = {"model": "chat", "artifact": "m@1", "speculation": "", "kv_cache_bytes": 0}
+    await world.registry.announce("inference", "s1", "a:1", {"bindings": json.dumps([held])})
+    assert (await world.get()).status.ready_shards == 1
+    await world.update(**change)
+    assert (await world.get()).status.ready_shards == 0
+    held |= {"speculation": "draft:m@2"} if "speculation" in change else change
+    await world.registry.announce("inference", "s1", "a:1", {"bindings": json.dumps([held])})
+    assert (await world.get()).status.ready_shards == 1
+
+
 async def test_a_canary_is_seen_and_left_alone(world: World) -> None:
     await world.create()
     world.records.put(

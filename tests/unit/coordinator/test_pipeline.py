@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from plinth.coordinator.pipeline import STORED_BYTES, Pipeline, input_digest, parse
 from plinth.coordinator.pipeline_text import MAX_BYTES
 from plinth.coordinator.steps.train import TrainSpec
-from plinth.coordinator.steps.train_shapes import LoraShape
+from plinth.coordinator.steps.train_shapes import LoraShape, ModelShape
 from plinth.shared.errors import InvalidArgument
 
 GOOD = """
@@ -152,6 +153,16 @@ def test_the_pages_way_from_rows_to_a_tuned_model_is_a_pipeline() -> None:
     whole = parse(text, {"steps.tuned.lora": ""}).steps["tuned"]  # as the file's comment says
     assert isinstance(whole, TrainSpec)
     assert whole.lora is None
+
+
+def test_the_page_has_all_that_is_said_of_a_new_model() -> None:
+    (step,) = re.findall(r"## A new model\n\n```yaml\n(.*?)```", PAGE, re.S)
+    text = f"name: new\nsteps:\n{textwrap.indent(step, '  ')}".replace("$dataset", "there")
+    assert isinstance(base := parse(text).steps["base"], TrainSpec)
+    assert base.model is not None and base.model.family == "gemma3_text"
+    table = PAGE.split("| `model.` |")[1].split("\n\n")[0]
+    said = "\n".join(line.split("|")[1] for line in table.splitlines()[1:])
+    assert set(re.findall(r"`(\w+)`", said)) == set(ModelShape.model_fields)
 
 
 def test_the_page_has_all_settings_of_lora() -> None:

@@ -11,7 +11,7 @@ import pytest
 from plinth.internal.v1 import deployments_pb2 as pb
 from plinth.shared.aliases import Aliases
 from plinth.shared.artifact_versions import ArtifactVersions
-from plinth.shared.errors import FailedPrecondition, NotFound
+from plinth.shared.errors import FailedPrecondition, InvalidArgument, NotFound
 from plinth.shared.record_log import RecordLog
 from plinth.shared.records import DeploymentRecords
 from plinth.shared.store import ArtifactRecord, ArtifactStore
@@ -111,6 +111,9 @@ def test_a_deployment_stays_what_it_was(
 def test_a_draft_model_has_to_be_there(store: ArtifactStore) -> None:
     wanted = pb.DeploymentRecord(name="chat", artifact="chat@1", speculation="draft:small")
     with pytest.raises(NotFound, match="no artifact is called 'small'"):
+        DeploymentRecords(store).put(wanted)
+    store.publish("small", "tokenizer", store.fetch("chat@1"))
+    with pytest.raises(InvalidArgument, match="a draft is a model; small@1 is a tokenizer"):
         DeploymentRecords(store).put(wanted)
 
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trainings
 from plinth.models.decoder import Decoder
 from plinth.models.families import new_config
+from plinth.models.rope import Rope, RopeScaling
 from plinth.trainer import checkpoint as checkpoints
 from plinth.trainer.data.shards import Split
 from plinth.trainer.loop import Group, machine, train
@@ -115,11 +116,20 @@ def test_accumulation_and_padding_do_not_change_a_step(chat, tmp_path):
     assert found[2] == pytest.approx(found[0], rel=1e-5)
 
 
-def test_packed_conversations_do_not_see_one_another(chat):
-    """Each packed answer's loss equals that of the conversation alone."""
+@pytest.mark.parametrize("by_length", [False, True])
+def test_packed_conversations_do_not_see_one_another(chat, by_length):
+    """Each packed answer's loss equals that of the conversation alone: also where long ones turn
+    otherwise, which the shorter ones of them are not."""
     split = Split(chat, "train")
     objective = SupervisedFineTuning(split, split, 200, seed=1, pad_id=0)
-    decoder = trainings.decoder(1, context=256)
+    lengths = sorted(len(split.document(number)[0]) - 1 for number in objective._packs[0])
+    scaling = RopeScaling("dynamic", factor=8.0, original_context=lengths[0])
+    rope = Rope(100.0, scaling=scaling if by_length else None)
+    decoder = trainings.decoder(1, context=256, ropes=(rope,))
+    assert lengths[0] < lengths[-1], "none is longer than the training's context"
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(8.0)  # new weights hardly attend
     batch = objective.batch([0])
     assert int(batch.segments_bt.max()) >= 2
     packed = objective.loss_sum(decoder, batch).item()
@@ -130,7 +140,8 @@ def test_packed_conversations_do_not_see_one_another(chat):
         from plinth.kernels.training import SdpaBackend
 
         backend = SdpaBackend(1, len(ids) - 1)
-        hidden = decoder(tokens[:-1], torch.arange(len(ids) - 1), backend)
+        positions = torch.arange(len(ids) - 1) + decoder.config.rope_offset(len(ids) - 1)
+        hidden = decoder(tokens[:-1], positions, backend)
         logp = decoder.logits(hidden, backend).log_softmax(-1)
         picked = logp.gather(1, tokens[1:, None])[:, 0]
         alone -= (picked * torch.from_numpy(mask[1:].copy())).sum().item()

@@ -105,3 +105,18 @@ def test_a_pipeline_names_a_family_that_there_is() -> None:
     assert all(ModelShape(family=word, **sizes).family == word for word in BEGUN)
     with pytest.raises(ValidationError, match="'gpt3' is no family to begin with; use llama or"):
         ModelShape(family="gpt3", **sizes)
+
+
+@pytest.mark.parametrize(
+    ("family", "experts", "says"),
+    [
+        ("qwen3", {"count": 4, "per_token": 2}, "given for 'qwen3', whose layers have none"),
+        ("mixtral", {"count": 4, "per_token": 5}, "per_token is 5, at most the 4 of count"),
+    ],
+)
+def test_a_pipeline_with_experts_that_cannot_be_is_refused_before_it_runs(
+    family: str, experts: dict[str, int], says: str
+) -> None:
+    sizes: dict[str, Any] = {"layers": 1, "hidden": 8, "heads": 1, "context": 8}
+    with pytest.raises(ValidationError, match=says):
+        ModelShape(family=family, experts=experts, **sizes)

@@ -67,7 +67,7 @@ class ServeStep:
         )
         await asyncio.to_thread(tools.deployments.check_owner, spec.name, work.principal)
         changed = await put(tools.deployments, wanted)
-        there = await ready_shards(tools.registry, spec.name, model.ref) >= spec.shards
+        there = await ready_shards(tools.registry, wanted) >= spec.shards
         async for ready in until_ready(tools.registry, wanted, within_s=spec.ready_within_s):
             yield Progress(ready / spec.shards, f"{ready} of {spec.shards} shards ready")
         metrics = {"name": spec.name, "shards": spec.shards}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from plinth.models.families import FAMILIES
 from plinth.shared.api.enums import words
 from plinth.shared.api.words import given
 from plinth.v1 import jobs_pb2 as pb
@@ -20,6 +21,12 @@ class ExpertShape(BaseModel):
     per_token: int = Field(ge=1, le=1024)
     intermediate: int = Field(default=0, ge=0, le=1 << 20)  # 0: the model's
     balance: float | None = Field(default=None, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _check_chosen(self) -> ExpertShape:
+        if self.per_token > self.count:
+            raise ValueError(f"per_token is {self.per_token}, at most the {self.count} of count")
+        return self
 
 
 class ModelShape(BaseModel):
@@ -43,6 +50,17 @@ class ModelShape(BaseModel):
         if word not in (known := words(pb.ModelFamily)):
             raise ValueError(f"{word[:40]!r} is no family to begin with; use {' or '.join(known)}")
         return word
+
+    @model_validator(mode="after")
+    def _check_experts(self) -> ModelShape:
+        """Before anything runs, rather than when the step's turn comes."""
+        sparse = [name for name, family in FAMILIES.items() if "router" in family.names.parts]
+        if self.experts is not None and self.family not in sparse:
+            raise ValueError(
+                f"experts are given for {self.family!r}, whose layers have none; "
+                f"{' or '.join(map(repr, sparse))} has"
+            )
+        return self
 
     def message(self) -> pb.ModelSpec:
         """As a job's specification says it."""

@@ -143,7 +143,7 @@ class Trial:
         stable = await self.stable()
         if stable.artifact != self._model.ref:
             # Where load decides, there may be more now than the record's least.
-            now = await ready_shards(self._tools.registry, self._spec.name, stable.artifact)
+            now = await ready_shards(self._tools.registry, stable)
             async for event in self._widen(max(stable.shards, now)):
                 yield event
             async for event in self._idle(self._spec.name, stable.artifact, 0.8):
