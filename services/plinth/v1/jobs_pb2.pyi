@@ -173,6 +173,8 @@ class _ModelFamilyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelFami
     """Mixtral: Mistral with a mixture of experts in each layer."""
     MODEL_FAMILY_QWEN3_MOE: _ModelFamily.ValueType  # 12
     """Qwen 3 MoE: Qwen 3 with a mixture of experts in each layer."""
+    MODEL_FAMILY_GEMMA2: _ModelFamily.ValueType  # 13
+    """Gemma 2: norms before and behind, GELU, capped scores and logits; all layers see all."""
 
 class ModelFamily(_ModelFamily, metaclass=_ModelFamilyEnumTypeWrapper):
     """Architecture of a model."""
@@ -203,6 +205,8 @@ MODEL_FAMILY_MIXTRAL: ModelFamily.ValueType  # 11
 """Mixtral: Mistral with a mixture of experts in each layer."""
 MODEL_FAMILY_QWEN3_MOE: ModelFamily.ValueType  # 12
 """Qwen 3 MoE: Qwen 3 with a mixture of experts in each layer."""
+MODEL_FAMILY_GEMMA2: ModelFamily.ValueType  # 13
+"""Gemma 2: norms before and behind, GELU, capped scores and logits; all layers see all."""
 Global___ModelFamily: _TypeAlias = ModelFamily  # noqa: Y015
 
 class _Objective:
