@@ -10,9 +10,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from plinth.models.adapters.linear_maps import maps_of_a_layer
 from plinth.models.families import FAMILIES
 from plinth.models.families.family import Family
-from plinth.models.linear_maps import maps_of_a_layer
 from plinth.shared.api.enums import words
 from plinth.v1 import jobs_pb2 as pb
 

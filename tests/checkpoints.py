@@ -185,20 +185,9 @@ def smollm2_folder() -> Path:
     from plinth.models import importer
     from plinth.models.sources import DEFAULT_SOURCE
 
-    parts = (
-        "dtypes",
-        "gguf",
-        "gguf_file",
-        "gguf_names",
-        "gguf_reader",
-        "gguf_rope",
-        "gguf_splits",
-        "gguf_vocabulary",
-        "importer",
-        "tokenizer_files",
-        "weights",
-    )
-    sources = [Path(importer.__file__).with_name(f"{part}.py") for part in parts]
+    models = Path(importer.__file__).parent
+    others = ("dtypes", "importer", "tokenizer_files", "weights")
+    sources = sorted([*(models / "gguf").glob("*.py"), *(models / f"{name}.py" for name in others)])
     version = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:12]
     cache = Path(tempfile.gettempdir()) / f"plinth-tests-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)

@@ -14,8 +14,8 @@ from plinth.engine.runner import Runner
 from plinth.engine.scheduler import Limits
 from plinth.engine.speculation import LookupDrafter
 from plinth.kernels.paged import KvCache
-from plinth.models import hf_config
 from plinth.models.decoder import Decoder
+from plinth.models.hf import config as hf_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The sizes below, as transformers' LlamaConfig calls them.

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plinth.models import hf_config
 from plinth.models.config import ModelConfig
+from plinth.models.hf import config as hf_config
 from plinth.trainer.data.shards import DatasetInfo, SplitWriter, write_info
 from plinth.trainer.loop import Group, TrainConfig
 from plinth.trainer.loop.job_folder import JobFolder

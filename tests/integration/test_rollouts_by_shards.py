@@ -24,8 +24,8 @@ from plinth.engine.weight_set import engine_over
 from plinth.inference.client import EngineClient
 from plinth.inference.rollouts import RolloutConsumer
 from plinth.internal.v1 import rollouts_pb2 as pb
+from plinth.models.adapters.lora import LoraConfig, adapters, attach
 from plinth.models.decoder import Decoder
-from plinth.models.lora import LoraConfig, adapters, attach
 from plinth.models.weights import load_decoder
 from plinth.shared import rollout_results
 from plinth.shared.errors import (

@@ -14,7 +14,7 @@ import trainings
 from job_specs import model_spec, train_spec
 from patience import PATIENCE_S
 from plinth.internal.v1 import job_records_pb2 as rec
-from plinth.models.lora import LoraConfig
+from plinth.models.adapters.lora import LoraConfig
 from plinth.shared.errors import Unavailable
 from plinth.shared.queue import Queue
 from plinth.shared.settings import load_settings

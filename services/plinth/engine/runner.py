@@ -15,8 +15,8 @@ from plinth.kernels.native import NativeBackend, PackedWeights
 from plinth.kernels.paged import KvCache, PagedBatch
 from plinth.kernels.race import log_normalisers
 from plinth.kernels.reference import ReferenceBackend
+from plinth.models.adapters.lora import merged_tensors
 from plinth.models.decoder import Decoder
-from plinth.models.lora import merged_tensors
 from plinth.models.weights import weights_digest
 
 # Rows of logits made at a time when a long prompt is scored: 64 × 50k × 4 bytes = 13 MB.

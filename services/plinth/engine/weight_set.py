@@ -17,7 +17,7 @@ from plinth.engine.scheduler import Limits
 from plinth.kernels.paged import KvCache
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
-from plinth.models.hf import Checkpoint
+from plinth.models.hf.folder import Checkpoint
 from plinth.models.weights import check_tensors
 from plinth.shared.errors import DataLoss, ResourceExhausted
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plinth.models.decoder import Decoder
-from plinth.models.hf import Checkpoint
+from plinth.models.hf.folder import Checkpoint
 from plinth.shared.errors import InvalidArgument
 
 DTYPES: Mapping[str, torch.dtype] = {

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 
 from plinth.models import sharded
-from plinth.models.adapter_base import read_stop_ids
+from plinth.models.adapters.base import read_stop_ids
+from plinth.models.adapters.merging import merge
+from plinth.models.adapters.peft_format import CONFIG as ADAPTER_CONFIG
+from plinth.models.adapters.peft_format import WEIGHTS as ADAPTER_WEIGHTS
 from plinth.models.dtypes import long_name, short_name
-from plinth.models.hf import INDEX, read_json
+from plinth.models.hf.folder import INDEX, read_json
 from plinth.models.inherited_settings import add_ends, pad_apart
-from plinth.models.merging import merge
 from plinth.models.model_card import write_card
-from plinth.models.peft_format import CONFIG as ADAPTER_CONFIG
-from plinth.models.peft_format import WEIGHTS as ADAPTER_WEIGHTS
 from plinth.models.sources import HUB_PREFIX
 from plinth.models.weights import write_json
 from plinth.models.whole_folder import appearing, check_space, check_target

@@ -18,9 +18,9 @@ import yaml
 from torch import Tensor
 
 from plinth.models.dtypes import cast, exactly
-from plinth.models.gguf import GgufModel
-from plinth.models.gguf_vocabulary import build_tokenizer, padding_warnings, tokenizer_config
-from plinth.models.hf import INDEX, WEIGHTS, Checkpoint
+from plinth.models.gguf.model import GgufModel
+from plinth.models.gguf.vocabulary import build_tokenizer, padding_warnings, tokenizer_config
+from plinth.models.hf.folder import INDEX, WEIGHTS, Checkpoint
 from plinth.models.hub import Snapshot, download, parse_hub_name
 from plinth.models.inherited_settings import carry_settings
 from plinth.models.reward import check_reward_tensors, is_reward_model, save_reward_tensors

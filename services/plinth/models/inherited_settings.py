@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plinth.models.hf import read_json
-from plinth.models.hf_keys import GENERATION
+from plinth.models.hf.folder import read_json
+from plinth.models.hf.keys import GENERATION
 from plinth.models.limits import from_json
 from plinth.models.weights import write_json
 from plinth.shared.plain_text import token_content

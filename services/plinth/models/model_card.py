@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from plinth.models.adapter_base import read_stop_ids
-from plinth.models.hf import read_json
+from plinth.models.adapters.base import read_stop_ids
+from plinth.models.hf.folder import read_json
 from plinth.models.sources import HUB_PREFIX
 from plinth.shared.store import ArtifactRecord
 

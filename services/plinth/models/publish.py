@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from plinth.models import hf_config
+from plinth.models.hf import config as hf_config
 from plinth.models.sources import folder_digest, source_digest
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.kinds import what_it_is
@@ -51,7 +51,7 @@ def import_model(
     if known and (record := store.find_by_input(name, input_digest(known, dtype=dtype))):
         return record
     from plinth.models.dtypes import parse_dtype  # noqa: PLC0415  (torch)
-    from plinth.models.hf import read_config  # noqa: PLC0415
+    from plinth.models.hf.folder import read_config  # noqa: PLC0415
     from plinth.models.importer import import_source  # noqa: PLC0415
 
     make_private(workspace)
@@ -108,9 +108,9 @@ def import_adapter(
     known = input_digest(f"{original} on {onto}", _MERGE, dtype)
     if found := store.find_by_input(name, known):
         return found
+    from plinth.models.adapters.merging import merge  # noqa: PLC0415
     from plinth.models.dtypes import parse_dtype  # noqa: PLC0415  (torch)
-    from plinth.models.hf import read_config  # noqa: PLC0415
-    from plinth.models.merging import merge  # noqa: PLC0415
+    from plinth.models.hf.folder import read_config  # noqa: PLC0415
     from plinth.models.weights import weights_digest  # noqa: PLC0415
 
     kept_or = parse_dtype(dtype)

@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from plinth.kernels.backend import Backend
-from plinth.models import hf_config
+from plinth.models.adapters.lora import merged_tensors
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.dtypes import as_stored, common_dtype
 from plinth.models.families import FAMILIES, names_of
-from plinth.models.hf import WEIGHTS, Checkpoint, read_json
+from plinth.models.hf import config as hf_config
+from plinth.models.hf.folder import WEIGHTS, Checkpoint, read_json
 from plinth.models.layers import Linear
-from plinth.models.lora import merged_tensors
 from plinth.models.weights import refuse_names, stored_layout, write_json
 from plinth.shared.errors import InvalidArgument
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from plinth.models.dtypes import cast
-from plinth.models.hf import FLOAT_DTYPES, INDEX, check_finite, open_weights, weight_files
+from plinth.models.hf.folder import FLOAT_DTYPES, INDEX, check_finite, open_weights, weight_files
 from plinth.models.weights import write_json
 from plinth.shared.errors import InvalidArgument
 

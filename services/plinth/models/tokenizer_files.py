@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plinth.models.config import ModelConfig
-from plinth.models.hf import read_json
+from plinth.models.hf.folder import read_json
 from plinth.models.weights import write_json
 from plinth.shared.chat_template import TEMPLATE_FILE, read_template, syntax_error
 from plinth.shared.errors import InvalidArgument, NotFound

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plinth.models import hf_config
+from plinth.models.adapters.lora import merged_tensors
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.dtypes import as_stored, common_dtype
 from plinth.models.families import names_of
-from plinth.models.hf import WEIGHTS, Checkpoint, is_turned
-from plinth.models.lora import merged_tensors
+from plinth.models.hf import config as hf_config
+from plinth.models.hf.folder import WEIGHTS, Checkpoint, is_turned
 from plinth.shared.errors import InvalidArgument
 
 

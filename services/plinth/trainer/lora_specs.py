@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from plinth.models.adapters.linear_maps import check_targets, chosen, map_names
+from plinth.models.adapters.lora import LoraConfig
 from plinth.models.config import ModelConfig
-from plinth.models.linear_maps import check_targets, chosen, map_names
-from plinth.models.lora import LoraConfig
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.kinds import ADAPTER_SUFFIX
 from plinth.shared.store import ArtifactStore

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from plinth.models import hf_config
 from plinth.models.config import ModelConfig
+from plinth.models.hf import config as hf_config
 from plinth.shared import objectives
 from plinth.shared.api.times import seconds
 from plinth.shared.api.words import said

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from checkpoints import byte_tokenizer, random_llama
 from plinth.cli.models import app
-from plinth.models.lora import LoraConfig, attach
-from plinth.models.peft_format import save_adapter
+from plinth.models.adapters.lora import LoraConfig, attach
+from plinth.models.adapters.peft_format import save_adapter
 from plinth.models.publish import import_model
 from plinth.models.weights import load_decoder, weights_digest
 from plinth.shared.errors import InvalidArgument

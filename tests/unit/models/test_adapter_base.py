@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from checkpoints import byte_tokenizer, random_llama
 from plinth.cli.models import app
 from plinth.kernels.training import SdpaBackend
-from plinth.models.adapter_base import NamedBase, check_base
+from plinth.models.adapters.base import NamedBase, check_base
+from plinth.models.adapters.lora import LoraConfig, adapters, attach
+from plinth.models.adapters.peft_format import save_adapter
 from plinth.models.export import ExportOptions, export_artifact
-from plinth.models.lora import LoraConfig, adapters, attach
-from plinth.models.peft_format import save_adapter
 from plinth.models.publish import import_adapter, import_model
 from plinth.models.reward import RewardModel, load_reward_model
 from plinth.models.weights import load_decoder

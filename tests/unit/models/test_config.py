@@ -15,11 +15,11 @@ import torch
 import families
 from family_models import config_of
 from plinth.kernels.training import SdpaBackend
-from plinth.models import hf_config
 from plinth.models.config import Experts, LayerKind, ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.families import FAMILIES, new_config
-from plinth.models.hf_file import ConfigFile
+from plinth.models.hf import config as hf_config
+from plinth.models.hf.file import ConfigFile
 from plinth.models.limits import REAL, WHOLE
 from plinth.models.parts import Biases
 from plinth.models.rope import Rope, RopeScaling

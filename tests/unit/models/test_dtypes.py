@@ -10,10 +10,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from checkpoints import byte_tokenizer, random_gpt2, random_llama
+from plinth.models.adapters.lora import LoraConfig, adapters, attach, merged_tensors
+from plinth.models.adapters.peft_format import save_adapter
 from plinth.models.dtypes import cast, change_lost, parse_dtype
 from plinth.models.importer import import_source
-from plinth.models.lora import LoraConfig, adapters, attach, merged_tensors
-from plinth.models.peft_format import save_adapter
 from plinth.models.publish import import_adapter, import_model
 from plinth.models.reward import RewardModel, load_reward_model, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder, weights_digest

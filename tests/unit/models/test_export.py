@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from checkpoints import byte_tokenizer, random_gpt2, random_llama
 from plinth.kernels.training import SdpaBackend
 from plinth.models import sharded, whole_folder
+from plinth.models.adapters.lora import LoraConfig, adapters, attach
+from plinth.models.adapters.peft_format import save_adapter
 from plinth.models.dtypes import DTYPES
 from plinth.models.export import ExportOptions, export_artifact
-from plinth.models.lora import LoraConfig, adapters, attach
-from plinth.models.peft_format import save_adapter
 from plinth.models.publish import import_model
 from plinth.models.reward import RewardModel, load_reward_model, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder, weights_digest

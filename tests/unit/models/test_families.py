@@ -18,7 +18,7 @@ import engines
 import families
 from family_models import assert_near, gradients_of, ids_of, logits_of, made
 from plinth.engine.request import Sampling
-from plinth.models.hf import is_turned
+from plinth.models.hf.folder import is_turned
 from plinth.models.weights import load_decoder, save_decoder, weights_digest
 from plinth.trainer.objectives.batch import Batch, nll_sum, plain_positions
 

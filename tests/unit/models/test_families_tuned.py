@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 import families
 from checkpoints import byte_tokenizer
 from family_models import assert_near, hidden_of, ids_of, logits_of, made, random_model, saved
+from plinth.models.adapters.lora import LoraConfig, adapters, attach
+from plinth.models.adapters.merging import merge
+from plinth.models.adapters.peft_format import put_on, read_adapter, save_adapter
 from plinth.models.decoder import Decoder
 from plinth.models.export import ExportOptions, export_artifact
 from plinth.models.families import FAMILIES
-from plinth.models.lora import LoraConfig, adapters, attach
-from plinth.models.merging import merge
-from plinth.models.peft_format import put_on, read_adapter, save_adapter
 from plinth.models.publish import import_model
 from plinth.models.reward import RewardModel, load_reward_model, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder, weights_digest

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import families
 from family_models import config_of, ids_of, logits_of, random_model, saved
-from plinth.models import hf_config
 from plinth.models.config import LayerKind
 from plinth.models.families import FAMILIES, new_config
+from plinth.models.hf import config as hf_config
 from plinth.models.parts import Biases
 from plinth.models.rope import Rope, RopeScaling
 from plinth.models.weights import load_decoder

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from checkpoints import random_gpt2, random_llama, smollm2_folder
 from gguf_files import permute, write_gguf
-from plinth.models.gguf import GgufModel
-from plinth.models.gguf_file import GgufFile
-from plinth.models.gguf_names import by_head, unpermute
-from plinth.models.gguf_reader import READABLE
-from plinth.models.gguf_rope import gguf_rope
-from plinth.models.gguf_vocabulary import build_tokenizer
+from plinth.models.gguf.file import GgufFile
+from plinth.models.gguf.model import GgufModel
+from plinth.models.gguf.names import by_head, unpermute
+from plinth.models.gguf.reader import READABLE
+from plinth.models.gguf.rope import gguf_rope
+from plinth.models.gguf.vocabulary import build_tokenizer
 from plinth.models.importer import import_source
 from plinth.models.rope import RopeScaling
 from plinth.models.weights import load_decoder

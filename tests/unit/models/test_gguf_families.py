@@ -16,8 +16,8 @@ import transformers
 
 from gguf_files import ARCHITECTURES, write_gguf
 from plinth.models.families import FAMILIES
-from plinth.models.gguf import GgufModel
-from plinth.models.hf import read_config
+from plinth.models.gguf.model import GgufModel
+from plinth.models.hf.folder import read_config
 from plinth.models.importer import import_source
 from plinth.shared.errors import InvalidArgument
 

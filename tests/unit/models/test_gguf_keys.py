@@ -18,9 +18,9 @@ from gguf_files import write_gguf
 from plinth.kernels.training import SdpaBackend
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
-from plinth.models.gguf import GgufModel
-from plinth.models.gguf_vocabulary import build_tokenizer
-from plinth.models.hf import read_config
+from plinth.models.gguf.model import GgufModel
+from plinth.models.gguf.vocabulary import build_tokenizer
+from plinth.models.hf.folder import read_config
 from plinth.models.importer import import_source
 from plinth.models.rope import RopeScaling
 from plinth.shared.errors import InvalidArgument

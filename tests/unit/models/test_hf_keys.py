@@ -18,11 +18,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 import families
 from family_models import on_disk
 from plinth.kernels.training import SdpaBackend
-from plinth.models import hf_config
 from plinth.models.decoder import Decoder
 from plinth.models.families import FAMILIES
-from plinth.models.hf import canonical_name, is_turned
-from plinth.models.hf_file import ConfigFile
+from plinth.models.hf import config as hf_config
+from plinth.models.hf.file import ConfigFile
+from plinth.models.hf.folder import canonical_name, is_turned
 from plinth.models.weights import check_tensors
 from plinth.shared.errors import InvalidArgument
 

@@ -16,9 +16,9 @@ import transformers
 
 import families
 from family_models import config_of, ids_of, logits_of, random_model, saved
-from plinth.models import hf_config
 from plinth.models.config import LayerKind
 from plinth.models.families import FAMILIES
+from plinth.models.hf import config as hf_config
 from plinth.models.parts import Biases
 from plinth.models.rope import Rope
 from plinth.models.weights import load_decoder

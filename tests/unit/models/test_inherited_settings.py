@@ -29,10 +29,10 @@ from transformers import (
 import policy_job
 import trainings
 from checkpoints import byte_tokenizer, random_gpt2, random_llama
+from plinth.models.adapters.lora import LoraConfig, attach
+from plinth.models.adapters.peft_format import save_adapter
 from plinth.models.importer import import_source
 from plinth.models.inherited_settings import pad_apart
-from plinth.models.lora import LoraConfig, attach
-from plinth.models.peft_format import save_adapter
 from plinth.models.publish import import_adapter, import_model
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import load_decoder

@@ -9,9 +9,9 @@ import pytest
 import families
 from checkpoints import byte_tokenizer, random_llama
 from family_models import random_model, saved
+from plinth.models.adapters.linear_maps import check_targets, map_names
 from plinth.models.families import FAMILIES, names_of
 from plinth.models.layers import Linear
-from plinth.models.linear_maps import check_targets, map_names
 from plinth.models.publish import import_model
 from plinth.models.reward import RewardModel
 from plinth.models.weights import load_decoder

@@ -11,7 +11,7 @@ from plinth.engine.plan import Row
 from plinth.engine.runner import Runner
 from plinth.kernels.paged import KvCache
 from plinth.kernels.training import SdpaBackend
-from plinth.models.lora import (
+from plinth.models.adapters.lora import (
     LoraConfig,
     adapters,
     attach,
@@ -21,7 +21,7 @@ from plinth.models.lora import (
     switched_off,
     target_names,
 )
-from plinth.models.peft_format import save_adapter
+from plinth.models.adapters.peft_format import save_adapter
 from plinth.models.weights import load_decoder, save_decoder, weights_digest
 from plinth.shared.errors import InvalidArgument
 

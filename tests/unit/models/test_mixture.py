@@ -16,16 +16,16 @@ from torch import Tensor
 from checkpoints import random_mixtral, random_qwen3_moe
 from family_models import assert_near, gradients_of
 from plinth.kernels.training import SdpaBackend
-from plinth.models import hf_config
+from plinth.models.adapters.linear_maps import map_names
+from plinth.models.adapters.lora import LoraConfig, adapters, attach
+from plinth.models.adapters.peft_format import put_on, read_adapter, save_adapter
 from plinth.models.config import Biases, Experts, LayerKind
 from plinth.models.decoder import Decoder
 from plinth.models.families import new_config
-from plinth.models.hf import read_json
+from plinth.models.hf import config as hf_config
+from plinth.models.hf.folder import read_json
 from plinth.models.layers import Linear
-from plinth.models.linear_maps import map_names
-from plinth.models.lora import LoraConfig, adapters, attach
 from plinth.models.mixture import Map
-from plinth.models.peft_format import put_on, read_adapter, save_adapter
 from plinth.models.reward import RewardModel, load_reward_model, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder
 from plinth.shared.errors import DataLoss, InvalidArgument

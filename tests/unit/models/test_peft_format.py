@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from checkpoints import byte_tokenizer, random_gpt2, random_llama
 from plinth.cli.models import app
 from plinth.kernels.training import SdpaBackend
-from plinth.models.lora import LoraConfig, adapters, attach, merged_tensors
-from plinth.models.peft_format import put_on, read_adapter, save_adapter
+from plinth.models.adapters.lora import LoraConfig, adapters, attach, merged_tensors
+from plinth.models.adapters.peft_format import put_on, read_adapter, save_adapter
 from plinth.models.publish import import_adapter, import_model
 from plinth.models.weights import load_decoder
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound

@@ -22,8 +22,8 @@ import sentencepiece
 import tiktoken
 from tokenizers import Tokenizer
 
-from plinth.models.gguf import GgufModel
-from plinth.models.gguf_vocabulary import build_tokenizer
+from plinth.models.gguf.model import GgufModel
+from plinth.models.gguf.vocabulary import build_tokenizer
 from plinth.models.sources import DEFAULT_SOURCE, locate
 from plinth.shared.token_table import byte_level_table
 

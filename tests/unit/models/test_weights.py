@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import random_gpt2, random_llama
 from plinth.kernels.training import SdpaBackend
-from plinth.models.hf import Checkpoint
+from plinth.models.hf.folder import Checkpoint
 from plinth.models.weights import load_decoder, save_decoder, weights_digest
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 

@@ -62,8 +62,8 @@ def test_every_step_can_be_started(gpu: ModuleType, device: str) -> None:
 def test_the_engines_shapes_are_known(gpu: ModuleType, device: str) -> None:
     import torch
 
-    from plinth.models import hf_config
     from plinth.models.decoder import Decoder
+    from plinth.models.hf import config as hf_config
 
     shapes = importlib.import_module("shapes")
     named = [

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import policy_job
 import trainings
-from plinth.models.lora import LoraConfig
+from plinth.models.adapters.lora import LoraConfig
 from plinth.shared.errors import FailedPrecondition
 from plinth.trainer.loop import Group, train
 from plinth.trainer.loop.job_folder import JobFolder

@@ -17,8 +17,8 @@ from job_specs import model_spec, policy_spec, train_spec
 from killing import kill_at, processes_of
 from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.kernels.training import SdpaBackend
+from plinth.models.adapters.lora import LoraConfig, adapters, attach, base_tensors
 from plinth.models.families import new_config
-from plinth.models.lora import LoraConfig, adapters, attach, base_tensors
 from plinth.models.reward import load_reward_model
 from plinth.models.weights import load_decoder, save_decoder
 from plinth.shared.errors import InvalidArgument

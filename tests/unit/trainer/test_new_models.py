@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from plinth.coordinator.steps.train_shapes import ModelShape
 from plinth.kernels.training import SdpaBackend
-from plinth.models import hf_config
 from plinth.models.decoder import Decoder
 from plinth.models.families import FAMILIES
+from plinth.models.hf import config as hf_config
 from plinth.models.parts import Experts
 from plinth.shared.api.enums import words
 from plinth.shared.errors import InvalidArgument

@@ -18,7 +18,7 @@ from job_specs import policy_spec, train_spec
 from plinth.cli.models import app
 from plinth.internal.v1 import job_records_pb2 as rec
 from plinth.kernels.training import SdpaBackend
-from plinth.models.peft_format import put_on, read_adapter
+from plinth.models.adapters.peft_format import put_on, read_adapter
 from plinth.models.weights import load_decoder
 from plinth.shared.settings import load_settings
 from plinth.shared.store import ArtifactStore

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import policy_job
 import trainings
-from plinth.models.lora import LoraConfig
+from plinth.models.adapters.lora import LoraConfig
 from plinth.trainer.checkpoint import trained
 from plinth.trainer.data.documents import Document
 from plinth.trainer.loop import Group

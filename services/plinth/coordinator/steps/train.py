@@ -21,7 +21,7 @@ from plinth.coordinator.steps.contract import (
 )
 from plinth.coordinator.steps.jobs import cancel_job, follow_job
 from plinth.coordinator.steps.train_shapes import LoraShape, ModelShape, PairShape, PolicyShape
-from plinth.models.linear_maps import check_targets
+from plinth.models.adapters.linear_maps import check_targets
 from plinth.shared.api.words import given
 from plinth.shared.errors import InvalidArgument
 from plinth.shared.objectives import OBJECTIVES, misfits

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from plinth.models.config import ModelConfig
-from plinth.models.gguf_file import GgufFile
-from plinth.models.hf_file import ConfigFile
+from plinth.models.gguf.file import GgufFile
+from plinth.models.hf.file import ConfigFile
 from plinth.models.parts import Experts
 from plinth.shared.errors import InvalidArgument
 

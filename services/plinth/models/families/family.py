@@ -9,9 +9,9 @@ from typing import Any
 
 from plinth.models.config import ModelConfig
 from plinth.models.families.names import Names
-from plinth.models.gguf_file import GgufFile
-from plinth.models.hf_file import ConfigFile
-from plinth.models.hf_rules import KeyRule
+from plinth.models.gguf.file import GgufFile
+from plinth.models.hf.file import ConfigFile
+from plinth.models.hf.rules import KeyRule
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Family:
     """One entry of the registry.
 
     read: fields of ModelConfig from the file, but for family and special ids; reading a key is
-    what makes it known. write: the keys that `read` reads, but for those of `hf_config.to_hf`.
+    what makes it known. write: the keys that `read` reads, but for those of `hf.config.to_hf`.
     new: fields of a model that begins here, for `families.new_config`; a function is one of the
-    fields given. inert: keys that say nothing of what is computed, beside those of `hf_keys`. only:
+    fields given. inert: keys that say nothing of what is computed, beside those of `hf.keys`. only:
     keys that may stand there at one value. gguf: None where llama.cpp has no files of it, or has
     them as those of the family `gguf_as`.
     """

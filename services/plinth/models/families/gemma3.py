@@ -11,11 +11,11 @@ from plinth.models.families import llama
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
 from plinth.models.families.windows import WORDS, gguf_slides, window_of, words_of
-from plinth.models.gguf_file import GgufFile
-from plinth.models.gguf_rope import gguf_rope
-from plinth.models.hf_file import WHERE, ConfigFile
-from plinth.models.hf_rope import an_object, read_rope, written_rope
-from plinth.models.hf_rules import one_of
+from plinth.models.gguf.file import GgufFile
+from plinth.models.gguf.rope import gguf_rope
+from plinth.models.hf.file import WHERE, ConfigFile
+from plinth.models.hf.rope import an_object, read_rope, written_rope
+from plinth.models.hf.rules import one_of
 from plinth.models.limits import real
 from plinth.models.parts import Biases, LayerKind
 from plinth.models.rope import Rope
@@ -66,7 +66,8 @@ def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
 
 def read_scale(file: ConfigFile) -> float:
     """What scores of attention are multiplied by."""
-    return file.real("query_scalar", "query_pre_attn_scalar", 256) ** -0.5
+    scale: float = file.real("query_scalar", "query_pre_attn_scalar", 256) ** -0.5
+    return scale
 
 
 def written_scale(config: ModelConfig) -> float:

@@ -7,10 +7,10 @@ from typing import Any
 from plinth.models.config import Biases, ModelConfig
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
-from plinth.models.gguf_file import GgufFile
-from plinth.models.hf_file import ConfigFile
-from plinth.models.hf_rope import agree
-from plinth.models.hf_rules import one_of
+from plinth.models.gguf.file import GgufFile
+from plinth.models.hf.file import ConfigFile
+from plinth.models.hf.rope import agree
+from plinth.models.hf.rules import one_of
 
 # GPT2Config.attribute_map of transformers: other names of the same.
 _ALIASES = {

@@ -9,10 +9,10 @@ from plinth.models.activations import ACTIVATIONS
 from plinth.models.config import ModelConfig
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
-from plinth.models.gguf_file import GgufFile
-from plinth.models.gguf_rope import gguf_rope
-from plinth.models.hf_file import ConfigFile
-from plinth.models.hf_rope import rope_of, written_rope
+from plinth.models.gguf.file import GgufFile
+from plinth.models.gguf.rope import gguf_rope
+from plinth.models.hf.file import ConfigFile
+from plinth.models.hf.rope import rope_of, written_rope
 from plinth.models.parts import Biases
 
 _FIXED: dict[str, Any] = {"norm": "layer", "gated": False}

@@ -9,9 +9,9 @@ from plinth.models.config import ModelConfig
 from plinth.models.families import llama
 from plinth.models.families.family import Family
 from plinth.models.families.windows import everywhere, window_of
-from plinth.models.hf_file import ConfigFile
-from plinth.models.hf_rope import rope_of, written_rope
-from plinth.models.hf_rules import one_of
+from plinth.models.hf.file import ConfigFile
+from plinth.models.hf.rope import rope_of, written_rope
+from plinth.models.hf.rules import one_of
 
 
 def _read(file: ConfigFile) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from plinth.models.families.experts import (
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
 from plinth.models.families.windows import window_of
-from plinth.models.gguf_file import GgufFile
-from plinth.models.hf_file import ConfigFile
-from plinth.models.hf_rope import rope_of, written_rope
-from plinth.models.hf_rules import one_of
+from plinth.models.gguf.file import GgufFile
+from plinth.models.hf.file import ConfigFile
+from plinth.models.hf.rope import rope_of, written_rope
+from plinth.models.hf.rules import one_of
 
 
 def _read(file: ConfigFile) -> dict[str, Any]:

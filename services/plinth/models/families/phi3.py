@@ -11,11 +11,11 @@ from plinth.models.families import llama
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
 from plinth.models.families.windows import everywhere, kinds, window_of
-from plinth.models.gguf_file import GgufFile
-from plinth.models.gguf_rope import gguf_rope
-from plinth.models.hf_file import WHERE, ConfigFile
-from plinth.models.hf_rope import rope_of, written_rope
-from plinth.models.hf_rules import one_of
+from plinth.models.gguf.file import GgufFile
+from plinth.models.gguf.rope import gguf_rope
+from plinth.models.hf.file import WHERE, ConfigFile
+from plinth.models.hf.rope import rope_of, written_rope
+from plinth.models.hf.rules import one_of
 from plinth.shared.errors import InvalidArgument
 
 

@@ -10,10 +10,10 @@ from plinth.models.config import ModelConfig
 from plinth.models.families import llama
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.windows import from_a_layer_on, window_of, words_of
-from plinth.models.gguf_file import GgufFile
-from plinth.models.hf_file import ConfigFile
-from plinth.models.hf_rope import rope_of, written_rope
-from plinth.models.hf_rules import one_of
+from plinth.models.gguf.file import GgufFile
+from plinth.models.hf.file import ConfigFile
+from plinth.models.hf.rope import rope_of, written_rope
+from plinth.models.hf.rules import one_of
 from plinth.models.parts import Biases
 
 _FIXED: dict[str, Any] = {"biases": Biases(q=True, k=True, v=True)}

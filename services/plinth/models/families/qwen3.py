@@ -11,9 +11,9 @@ from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
 from plinth.models.families.qwen2 import write_windows
 from plinth.models.families.windows import from_a_layer_on
-from plinth.models.gguf_file import GgufFile
-from plinth.models.hf_file import ConfigFile
-from plinth.models.hf_rope import rope_of, written_rope
+from plinth.models.gguf.file import GgufFile
+from plinth.models.hf.file import ConfigFile
+from plinth.models.hf.rope import rope_of, written_rope
 from plinth.models.parts import Biases
 
 PARTS = {**llama.PARTS, "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}

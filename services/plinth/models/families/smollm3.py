@@ -10,9 +10,9 @@ from plinth.models.config import ModelConfig
 from plinth.models.families import llama
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.windows import WORDS, window_of, words_of
-from plinth.models.gguf_file import GgufFile
-from plinth.models.hf_file import WHERE, ConfigFile
-from plinth.models.hf_rope import rope_of, written_rope
+from plinth.models.gguf.file import GgufFile
+from plinth.models.hf.file import WHERE, ConfigFile
+from plinth.models.hf.rope import rope_of, written_rope
 from plinth.models.limits import shown
 from plinth.models.parts import Biases, LayerKind
 from plinth.shared.errors import InvalidArgument

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from plinth.models.config import ModelConfig
-from plinth.models.gguf_file import GgufFile
-from plinth.models.hf_file import ConfigFile
+from plinth.models.gguf.file import GgufFile
+from plinth.models.hf.file import ConfigFile
 from plinth.models.limits import shown
 from plinth.models.parts import LayerKind
 from plinth.shared.errors import InvalidArgument

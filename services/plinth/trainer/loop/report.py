@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from plinth.models.lora import base_tensors
+from plinth.models.adapters.lora import base_tensors
 from plinth.trainer.loop.job_folder import JobProgress, Throttle
 from plinth.trainer.loop.setup import Run
 

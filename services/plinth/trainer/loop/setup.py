@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from plinth.models import hf_config
+from plinth.models.adapters.lora import LoraConfig, attach, merged_tensors
+from plinth.models.adapters.peft_format import save_adapter
 from plinth.models.config import ModelConfig
 from plinth.models.decoder import Decoder
 from plinth.models.dtypes import change_lost
+from plinth.models.hf import config as hf_config
 from plinth.models.inherited_settings import carry_settings, pad_apart
-from plinth.models.lora import LoraConfig, attach, merged_tensors
-from plinth.models.peft_format import save_adapter
 from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder
 from plinth.shared.errors import InvalidArgument, PlinthError

@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 from plinth.algos.schedules import Schedule
-from plinth.models.lora import dropping
+from plinth.models.adapters.lora import dropping
 from plinth.shared.errors import FailedPrecondition, PlinthError
 from plinth.trainer.finite import ADVICE, require_finite_figures
 from plinth.trainer.loop.config import TrainConfig

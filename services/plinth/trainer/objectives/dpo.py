@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plinth.algos.preferences import PairLogprobs, dpo_loss, ipo_loss
+from plinth.models.adapters.lora import switched_off
 from plinth.models.decoder import Decoder
-from plinth.models.lora import switched_off
 from plinth.trainer.data.shards import Split
 from plinth.trainer.objectives.pairs import (
     PairBatch,

@@ -20,8 +20,8 @@ import torch
 
 from plinth.algos.policy import AdaptiveKl
 from plinth.engine.request import Sampling
+from plinth.models.adapters.lora import switched_off
 from plinth.models.decoder import Decoder
-from plinth.models.lora import switched_off
 from plinth.trainer.data.sampler import BatchSampler
 from plinth.trainer.policy.config import PolicyConfig
 from plinth.trainer.policy.model import Actor, logprobs

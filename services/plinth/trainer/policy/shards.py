@@ -16,8 +16,8 @@ from typing import Any
 
 from plinth.engine.request import Sampling
 from plinth.internal.v1 import rollouts_pb2 as pb
+from plinth.models.adapters.lora import merged_tensors
 from plinth.models.decoder import Decoder
-from plinth.models.lora import merged_tensors
 from plinth.models.weights import save_tensors, weights_digest
 from plinth.shared.connection import connect
 from plinth.shared.rollout_results import RolloutResults, logprobs, raw_logprobs

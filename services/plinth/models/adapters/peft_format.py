@@ -7,7 +7,7 @@ them on their base, and read with every setting that this decoder would not comp
 
     (of PEFT's own, where the output map is adapted, lm_head.base_layer.weight: the base's map)
 
-    base.json                   ours alone, see `adapter_base`: which base, and what ends an
+    base.json                   ours alone, see `adapters.base`: which base, and what ends an
                                 answer; PEFT passes it by
 
 (Not in the safetensors' metadata, whose keys come in any order: equal adapters shall be equal
@@ -28,13 +28,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plinth.models.adapter_base import NamedBase, read_base, read_stop_ids, write_base
+from plinth.models.adapters.base import NamedBase, read_base, read_stop_ids, write_base
+from plinth.models.adapters.lora import MAX_RANK, LoraConfig, adapters, attach_one, target_names
+from plinth.models.adapters.peft_settings import check_settings, scale_of
 from plinth.models.decoder import Decoder
 from plinth.models.families import names_of
-from plinth.models.hf import check_finite, is_turned, read_json
+from plinth.models.hf.folder import check_finite, is_turned, read_json
 from plinth.models.layers import Linear
-from plinth.models.lora import MAX_RANK, LoraConfig, adapters, attach_one, target_names
-from plinth.models.peft_settings import check_settings, scale_of
 from plinth.models.reward import RewardModel
 from plinth.models.weights import write_json
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
@@ -188,7 +188,7 @@ def _both(path: Path, name: str, found: Mapping[str, Tensor]) -> tuple[Tensor, T
 
 def put_on(decoder: Decoder, adapter: AdapterFile, where: str) -> Decoder:
     """An opened adapter attached to its base; with a head, to the reward model of it. That it is
-    its base is `adapter_base.check_base`'s business.
+    its base is `adapters.base.check_base`'s business.
 
     Raises InvalidArgument where the two do not fit: a map that the decoder has not, or one of
     another shape. The decoder is as it was then.

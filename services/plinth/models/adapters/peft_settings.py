@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plinth.models.adapters.lora import MAX_ALPHA
 from plinth.models.limits import flag, shown
-from plinth.models.lora import MAX_ALPHA
 from plinth.shared.errors import InvalidArgument
 
 _READ = {

@@ -1,7 +1,7 @@
 """A GGUF file's vocabulary as a `tokenizer.json` that gives the same ids.
 
 Knows byte-level BPE (`tokenizer.ggml.model` "gpt2"), with llama.cpp's ways to split text before it
-(`gguf_splits`), and SentencePiece's BPE ("llama").
+(`gguf.splits`), and SentencePiece's BPE ("llama").
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from plinth.models.config import ModelConfig
-from plinth.models.gguf import PADDING, GgufModel
-from plinth.models.gguf_sentencepiece import CONTROL, UNKNOWN, USER_DEFINED, sentencepiece_bpe
-from plinth.models.gguf_splits import SPLITTINGS
+from plinth.models.gguf.model import PADDING, GgufModel
+from plinth.models.gguf.sentencepiece import CONTROL, UNKNOWN, USER_DEFINED, sentencepiece_bpe
+from plinth.models.gguf.splits import SPLITTINGS
 from plinth.shared.errors import InvalidArgument
 
 _ENDS = ("bos", "eos")

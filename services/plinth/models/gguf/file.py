@@ -1,7 +1,7 @@
 """A GGUF file's metadata as a family reads it: key by key, each with its type and its range.
 
 What was read is remembered, so that a key which nobody asked for is found: it is known not to
-matter (`gguf_keys`), or an error. Names are those under the file's architecture. Needs no torch.
+matter (`gguf.keys`), or an error. Names are those under the file's architecture. Needs no torch.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from plinth.models.gguf_file import GgufFile, decimal
+from plinth.models.gguf.file import GgufFile, decimal
 from plinth.models.limits import real
 from plinth.models.rope import Rope, RopeScaling, check_order
 from plinth.shared.errors import InvalidArgument

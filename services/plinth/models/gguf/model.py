@@ -2,8 +2,8 @@
 
 Reads through the `gguf` package; dequantises tensor by tensor. Which family a file is of, and what
 its metadata mean, is in `families`; what llama.cpp's converter did to the weights is undone in
-`gguf_names`. Anything unknown is an error that names the file and the tensor. The vocabulary is
-`gguf_vocabulary`'s business.
+`gguf.names`. Anything unknown is an error that names the file and the tensor. The vocabulary is
+`gguf.vocabulary`'s business.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from plinth.models.config import ModelConfig
 from plinth.models.families import family_of_gguf
-from plinth.models.gguf_file import GgufFile
-from plinth.models.gguf_keys import check_keys
-from plinth.models.gguf_names import canonical_tensors
-from plinth.models.gguf_reader import open_reader
-from plinth.models.gguf_rope import TENSORS as ROPE_TENSORS
+from plinth.models.gguf.file import GgufFile
+from plinth.models.gguf.keys import check_keys
+from plinth.models.gguf.names import canonical_tensors
+from plinth.models.gguf.reader import open_reader
+from plinth.models.gguf.rope import TENSORS as ROPE_TENSORS
 from plinth.models.rope import stretched
 from plinth.shared.errors import DataLoss, InvalidArgument
 

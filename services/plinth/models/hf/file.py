@@ -1,7 +1,7 @@
 """A Hugging Face `config.json` as a family reads it: key by key, each with its type and range.
 
 What was read is remembered, so that a key which nobody asked for is found: it is known not to
-matter (`hf_keys`), or an error. Needs no torch.
+matter (`hf.keys`), or an error. Needs no torch.
 """
 
 from __future__ import annotations

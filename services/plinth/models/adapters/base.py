@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from plinth.models.adapters.lora import base_tensors
 from plinth.models.decoder import Decoder
-from plinth.models.hf import read_json
+from plinth.models.hf.folder import read_json
 from plinth.models.limits import shown
-from plinth.models.lora import base_tensors
 from plinth.models.sources import HUB_PREFIX, name_of
 from plinth.models.weights import weights_digest, write_json
 from plinth.shared.errors import InvalidArgument, PlinthError

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from plinth.models.adapter_base import check_base
+from plinth.models.adapters.base import check_base
+from plinth.models.adapters.lora import merged_tensors
+from plinth.models.adapters.peft_format import put_on, read_adapter
 from plinth.models.dtypes import change_lost, short_name
 from plinth.models.inherited_settings import add_ends, carry_settings, pad_apart
-from plinth.models.lora import merged_tensors
-from plinth.models.peft_format import put_on, read_adapter
 from plinth.models.reward import RewardModel, save_reward_model
 from plinth.models.weights import load_decoder, save_decoder
 

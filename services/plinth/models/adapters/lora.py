@@ -2,7 +2,7 @@
 
 y = W x + b + scale · B A x with scale = alpha / rank, or alpha / √rank (Kalajdzievski 2023,
 "rsLoRA"). W and b are frozen: they get no gradient and no optimiser state. Knows no files: PEFT's
-format is `peft_format`.
+format is `adapters.peft_format`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from plinth.models.adapters.linear_maps import chosen
 from plinth.models.decoder import Decoder
 from plinth.models.layers import Linear, LowRankAdapter
-from plinth.models.linear_maps import chosen
 from plinth.shared.errors import InvalidArgument
 
 MAX_RANK, MAX_ALPHA = 4096, 1e6

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from plinth.models.hf_file import WHERE, ConfigFile
+from plinth.models.hf.file import WHERE, ConfigFile
 from plinth.models.limits import flag, from_json, real, shown, whole
 from plinth.models.rope import Rope, RopeScaling, check_factors, check_order
 from plinth.shared.errors import InvalidArgument

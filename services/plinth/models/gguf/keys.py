@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plinth.models.config import ModelConfig
-from plinth.models.gguf_file import GgufFile
+from plinth.models.gguf.file import GgufFile
 from plinth.models.limits import shown
 from plinth.shared.errors import InvalidArgument
 

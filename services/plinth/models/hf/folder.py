@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from plinth.models import hf_config
 from plinth.models.config import ModelConfig
 from plinth.models.families import names_of
+from plinth.models.hf import config as hf_config
 from plinth.shared.errors import DataLoss, InvalidArgument, NotFound
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,7 +63,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def refuse_code(folder: Path) -> None:
     """Raise InvalidArgument when any of the folder's configurations asks for its own code; of the
-    `auto_map` in config.json `hf_config` says which may stand there."""
+    `auto_map` in config.json `hf.config` says which may stand there."""
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         path = folder / name
         if path.exists():

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
-from plinth.models.hf_file import WHERE
-from plinth.models.hf_rules import KeyRule, one_of
+from plinth.models.hf.file import WHERE
+from plinth.models.hf.rules import KeyRule, one_of
 from plinth.models.limits import shown
 from plinth.shared.errors import InvalidArgument
 
@@ -30,7 +30,7 @@ def _names(value: Any, _: Mapping[str, Any]) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
 
 
-# By `hf_config`, for every family.
+# By `hf.config`, for every family.
 _READ = {
     "model_type",
     "tie_word_embeddings",

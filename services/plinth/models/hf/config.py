@@ -1,7 +1,7 @@
 """A Hugging Face `config.json` read into a ModelConfig, and written from one.
 
 Its family says what the keys mean (`families`). Each is read with its type and its range, or known
-not to matter (`hf_keys`); anything else is an error, never a guess. Needs no torch.
+not to matter (`hf.keys`); anything else is an error, never a guess. Needs no torch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from plinth.models.config import ModelConfig
 from plinth.models.families import FAMILIES, family_of, family_of_file
 from plinth.models.families.family import Family
-from plinth.models.hf_file import WHERE, ConfigFile
-from plinth.models.hf_keys import check_keys
+from plinth.models.hf.file import WHERE, ConfigFile
+from plinth.models.hf.keys import check_keys
 from plinth.models.limits import from_json, shown, token_id
 from plinth.models.rope import stretched, told_of
 from plinth.shared.errors import InvalidArgument

@@ -1,0 +1,1 @@
+"""LoRA: the maps that take one, merging, and PEFT's folders."""
