@@ -12,8 +12,8 @@ Table = tuple[int, tuple[int, ...]]
 class Row:
     """Consecutive tokens of one sequence.
 
-    `tokens` stand at positions `start`, `start + 1`, …; the last `drafts` of them are proposals. All
-    are ids that are known: what one launch samples is committed before the next is planned.
+    `tokens` stand at positions `start`, `start + 1`, …; the last `drafts` of them are proposals.
+    All are known ids: what one launch samples is committed before the next is planned.
     `tables` are the sequence's, one for each group of layers. `long`: it turns as long sequences do
     (`ModelConfig.rope_offset`).
     `outputs` positions at the end of the row want a next token (0 for an unfinished prompt).
