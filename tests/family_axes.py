@@ -127,6 +127,13 @@ AXES: Mapping[str, Sequence[Axis]] = {
     "mistral": (_SHAPES, _TIED, _EPS, _ACT, _ROPES, _axis("sliding_window", 5, None, 16)),
     "qwen2": (_SHAPES, _TIED, _EPS, _ACT, _ROPES, _FROM_A_LAYER),
     "qwen3": (_SHAPES, _TIED, _BIAS, _EPS, _ACT, _ROPES, _FROM_A_LAYER),
+    "granite": (
+        *(_SHAPES, _TIED, _BIAS, _MLP_BIAS, _EPS, _ACT, _ROPES),
+        _axis("attention_multiplier", 0.15, 0.05, 0.4),
+        _axis("embedding_multiplier", 12.0, 1.0, 3),
+        _axis("residual_multiplier", 0.22, 1.0, 1.5),
+        _axis("logits_scaling", 8.0, 1.0, 2.5),
+    ),
     "gemma2": (
         _GEMMA_SHAPES,
         _TIED,

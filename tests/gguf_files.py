@@ -141,7 +141,12 @@ def _metadata(config: Any) -> dict[str, Any]:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if family not in ("qwen2", "olmo2"):
         found |= {"attention.key_length": head, "attention.value_length": head}
-    if family in ("llama", "mistral", "mixtral", "smollm3"):
+    if family == "granite":
+        found["attention.scale"] = config.attention_multiplier
+        found["embedding_scale"] = config.embedding_multiplier
+        found["residual_scale"] = config.residual_multiplier
+        found["logit_scale"] = config.logits_scaling
+    if family in ("llama", "granite", "mistral", "mixtral", "smollm3"):
         found |= {"rope.dimension_count": head, "vocab_size": config.vocab_size}
     return found | {"rope.freq_base": rope["rope_theta"]} | _scaling(rope)
 
@@ -222,7 +227,7 @@ def _modified(name: str, values: np.ndarray, config: Any) -> np.ndarray:
         heads = config.num_attention_heads
         each = values.reshape(heads, 3, values.shape[0] // heads // 3, *values.shape[1:])
         return np.concatenate([each[:, n].reshape(-1, *values.shape[1:]) for n in range(3)])
-    if family in ("llama", "mistral", "mixtral", "smollm3"):
+    if family in ("llama", "granite", "mistral", "mixtral", "smollm3"):
         if "q_proj" in name:
             return permute(values, config.num_attention_heads)
         if "k_proj" in name:

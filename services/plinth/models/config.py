@@ -69,8 +69,10 @@ class ModelConfig:
     # cap * tanh(x / cap) of attention's scores, and of the logits; 0: as they are.
     attention_cap: float = 0.0
     logit_cap: float = 0.0
-    # Embeddings and logits are multiplied by these.
+    # Embeddings, what attention and MLP add to the residual stream, and logits are multiplied by
+    # these.
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
     logit_scale: float = 1.0
     tie_embeddings: bool = True
     bos_id: int | None = None

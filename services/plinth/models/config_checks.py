@@ -46,7 +46,7 @@ def check(config: ModelConfig) -> None:
     """Raise InvalidArgument naming the first field that cannot be right."""
     for field in _SIZES:
         whole(getattr(config, field), field, where=_WHERE)
-    for field in ("norm_eps", "embedding_scale", "logit_scale"):
+    for field in ("norm_eps", "embedding_scale", "residual_scale", "logit_scale"):
         real(getattr(config, field), field, where=_WHERE)
     for field in _OPTIONAL:
         value = getattr(config, field)
@@ -85,6 +85,8 @@ def _check_choices(config: ModelConfig) -> None:
         flag(value, where=_WHERE, key=f"biases.{field}")
     if config.parallel and config.norms != "before":
         raise _refuse("norms", config.norms, "'before' where attention and MLP are parallel")
+    if config.parallel and config.residual_scale != 1.0:
+        raise _refuse("residual_scale", config.residual_scale, "1 where they are parallel")
 
 
 def _check_ids(config: ModelConfig) -> None:

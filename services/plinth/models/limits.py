@@ -50,6 +50,8 @@ REAL = {
     "attention_cap": (1e-3, 1e6),
     "logit_cap": (1e-3, 1e6),
     "embedding_scale": (1e-6, 1e6),
+    "residual_scale": (1e-6, 1e6),
+    "logit_divisor": (1e-6, 1e6),
     "logit_scale": (1e-6, 1e6),
     "experts.balance": (0.0, 1e3),
 }

@@ -175,6 +175,8 @@ class _ModelFamilyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelFami
     """Qwen 3 MoE: Qwen 3 with a mixture of experts in each layer."""
     MODEL_FAMILY_GEMMA2: _ModelFamily.ValueType  # 13
     """Gemma 2: norms before and behind, GELU, capped scores and logits; all layers see all."""
+    MODEL_FAMILY_GRANITE: _ModelFamily.ValueType  # 14
+    """Granite: as Llama, saved under its name."""
 
 class ModelFamily(_ModelFamily, metaclass=_ModelFamilyEnumTypeWrapper):
     """Architecture of a model."""
@@ -207,6 +209,8 @@ MODEL_FAMILY_QWEN3_MOE: ModelFamily.ValueType  # 12
 """Qwen 3 MoE: Qwen 3 with a mixture of experts in each layer."""
 MODEL_FAMILY_GEMMA2: ModelFamily.ValueType  # 13
 """Gemma 2: norms before and behind, GELU, capped scores and logits; all layers see all."""
+MODEL_FAMILY_GRANITE: ModelFamily.ValueType  # 14
+"""Granite: as Llama, saved under its name."""
 Global___ModelFamily: _TypeAlias = ModelFamily  # noqa: Y015
 
 class _Objective:

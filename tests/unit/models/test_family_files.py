@@ -169,6 +169,8 @@ def test_what_a_family_cannot_say_is_not_written() -> None:
         ("olmo2", {"qk_norm": "head"}, "qk_norm is 'head'"),
         ("gpt2", {"attention_scale": 0.7}, "attention_scale is 0.7"),
         ("gpt_neox", {"norms": "both", "parallel": False}, "norms is 'both'"),
+        ("gpt_neox", {"residual_scale": 0.5}, "residual_scale is 0.5, must be 1 where"),
+        ("llama", {"residual_scale": 0.5}, "residual_scale is 0.5"),
         (
             "llama",
             {"ropes": (Rope(scaling=RopeScaling("dynamic", 2.0, original_context=12)),)},

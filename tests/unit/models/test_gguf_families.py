@@ -67,6 +67,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama",
         {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},
     ),
+    "granite": (
+        "Granite",
+        {
+            **{"attention_multiplier": 0.3, "embedding_multiplier": 12.0, "head_dim": 12},
+            **{"residual_multiplier": 0.22, "logits_scaling": 3.0, "attention_bias": True},
+        },
+    ),
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2, yarn": ("Qwen2", {"rope_parameters": YARN}),

@@ -14,6 +14,7 @@ from plinth.models.families import (
     gemma3,
     gpt2,
     gpt_neox,
+    granite,
     llama,
     mistral,
     mixtral,
@@ -45,6 +46,7 @@ FAMILIES: Mapping[str, Family] = {
         gpt_neox,
         mixtral,
         qwen3_moe,
+        granite,
     )
 }
 

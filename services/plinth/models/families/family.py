@@ -37,10 +37,11 @@ class Family:
 
     read: fields of ModelConfig from the file, but for family and special ids; reading a key is
     what makes it known. write: the keys that `read` reads, but for those of `hf.config.to_hf`.
-    new: fields of a model that begins here, for `families.new_config`; a function is one of the
-    fields given. inert: keys that say nothing of what is computed, beside those of `hf.keys`. only:
-    keys that may stand there at one value. gguf: None where llama.cpp has no files of it, or has
-    them as those of the family `gguf_as`.
+    classifier: the class of its reward models, whether or not transformers has it. new: fields of
+    a model that begins here, for `families.new_config`; a function is one of the fields given.
+    inert: keys that say nothing of what is computed, beside those of `hf.keys`. only: keys that may
+    stand there at one value. gguf: None where llama.cpp has no files of it, or has them as those of
+    the family `gguf_as`.
     """
 
     name: str

@@ -65,7 +65,8 @@ def write_sizes(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read(file: ConfigFile) -> dict[str, Any]:
+def read(file: ConfigFile) -> dict[str, Any]:
+    """The keys of its `config.json`, and of those like it."""
     sizes = read_sizes(file)
     bias = file.flag("attention_bias", False)
     return sizes | {
@@ -77,7 +78,8 @@ def _read(file: ConfigFile) -> dict[str, Any]:
     }
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The keys that `read` reads."""
     (rope,) = config.ropes
     return {
         **write_sizes(config),
@@ -106,8 +108,8 @@ FAMILY = Family(
     architecture="LlamaForCausalLM",
     classifier="LlamaForSequenceClassification",
     names=NAMES,
-    read=_read,
-    write=_write,
+    read=read,
+    write=write,
     # pretraining_tp cuts one product into a sum of products: another rounding, the same
     # mathematics.
     inert=frozenset({"attention_dropout", "pretraining_tp"}),
