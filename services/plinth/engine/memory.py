@@ -25,6 +25,9 @@ def block_count(
     return most if memory is None else min(memory // each, most)
 
 
-def fewest(states: list[StateSpec]) -> int:
-    """Two blocks in each group: less holds nothing worth a step."""
-    return 2 * len(state_groups(states))
+def fewest(states: list[StateSpec], limits: Limits, block_size: int) -> int:
+    """Two blocks in each group: less holds nothing worth a step; or as many as a whole sequence
+    holds, where that is less. `block_count` gives so many wherever the memory has them."""
+    windows = [group.window for group in state_groups(states)]
+    reach = -(-limits.positions // block_size)
+    return min(2 * len(windows), blocks_needed(reach, block_size, windows))

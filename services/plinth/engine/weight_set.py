@@ -31,15 +31,16 @@ def engine_over(
     """An engine over the decoder's own tensors, which may change while it is idle.
 
     The cache has room for `running` whole contexts, or for what fits `kv_bytes`; a request must
-    fit it whole. ResourceExhausted when not even two blocks do.
+    fit it whole. ResourceExhausted when not even `fewest` blocks do.
     """
     limits = Limits(BATCH_TOKENS, running, waiting, decoder.config.context)
     itemsize = torch.float32.itemsize
     blocks = block_count(decoder.states, limits, BLOCK, kv_bytes or None, itemsize)
-    if blocks < fewest(decoder.states):
-        least = fewest(decoder.states) * KvCache.bytes_per_block(decoder.states, BLOCK, itemsize)
+    needed = fewest(decoder.states, limits, BLOCK)
+    if blocks < needed:
+        least = needed * KvCache.bytes_per_block(decoder.states, BLOCK, itemsize)
         raise ResourceExhausted(
-            f"two blocks of this policy take {least} bytes of keys and values, "
+            f"{needed} blocks of this policy take {least} bytes of keys and values, "
             f"{kv_bytes} are set aside; raise engine.policy_kv_cache_bytes",
             reason="POLICY_CACHE",
         )

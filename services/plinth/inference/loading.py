@@ -120,11 +120,12 @@ def _token_bytes(decoder: Decoder) -> int:
 def _runner(decoder: Decoder, limits: Limits, settings: EngineSettings, memory: int) -> Runner:
     states, dtype, size = decoder.states, _DTYPES[settings.dtype], settings.block_size
     blocks = block_count(states, limits, size, memory, dtype.itemsize)
-    if blocks < fewest(states):
-        least = fewest(states) * KvCache.bytes_per_block(states, size, dtype.itemsize)
+    needed = fewest(states, limits, size)
+    if blocks < needed:
+        least = needed * KvCache.bytes_per_block(states, size, dtype.itemsize)
         raise InvalidArgument(
-            f"engine.kv_cache_bytes leaves {memory} bytes to a model two blocks of which take "
-            f"{least}; raise it",
+            f"engine.kv_cache_bytes leaves {memory} bytes to a model {needed} blocks of which "
+            f"take {least}; raise it",
             field="engine.kv_cache_bytes",
         )
     cache = KvCache(states, blocks, size, dtype=dtype, device=settings.device)

@@ -145,5 +145,23 @@ def test_a_cache_has_what_fits_the_memory_and_no_more_than_can_be_used() -> None
     assert block_count(plain, limits, 16, 10 * each + 1, 4) == 10
     # Seven blocks hold a window of 100 tokens, one more as it moves on; and a step's prompts.
     assert block_count(windowed, limits, 16, 10**9, 4) == 3 * 8 + 4
-    assert fewest(plain) == 2
-    assert fewest([*plain, *windowed]) == 4
+    assert fewest(plain, limits, 16) == 2
+    assert fewest([*plain, *windowed], limits, 16) == 4
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize("windows", [(0,), (1,), (5,), (0, 5), (0, 1, 30)])
+def test_no_model_is_refused_for_want_of_memory_that_could_not_be_used(
+    size: int, windows: tuple[int, ...]
+) -> None:
+    """One sequence at a time, of a context that may be within one block."""
+    states = [StateSpec(2, 8, window) for window in windows]
+    each = KvCache.bytes_per_block(states, size)
+    for positions in (1, 15, 16, 17, 40):
+        limits = Limits(batch_tokens=1, running=1, positions=positions)
+        least = fewest(states, limits, size)
+        for memory in (None, 10**9, least * each):
+            assert block_count(states, limits, size, memory, 4) >= least
+        assert block_count(states, limits, size, least * each - 1, 4) < least
+        groups = [group.window for group in state_groups(states)]
+        assert most_positions(least, size, groups, positions) >= min(size, positions)
