@@ -132,7 +132,7 @@ AXES: Mapping[str, Sequence[Axis]] = {
         _axis("attention_multiplier", 0.15, 0.05, 0.4),
         _axis("embedding_multiplier", 12.0, 1.0, 3),
         _axis("residual_multiplier", 0.22, 1.0, 1.5),
-        _axis("logits_scaling", 8.0, 1.0, 2.5),
+        _axis("logits_scaling", 8.0, 1.0, 2.5, 49.0),
     ),
     "gemma2": (
         _GEMMA_SHAPES,

@@ -139,7 +139,7 @@ def _metadata(config: Any) -> dict[str, Any]:
     if family == "qwen3_moe":
         found["expert_feed_forward_length"] = config.moe_intermediate_size
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if family not in ("qwen2", "olmo2"):
+    if family not in ("qwen2", "olmo2", "granite"):
         found |= {"attention.key_length": head, "attention.value_length": head}
     if family == "granite":
         found["attention.scale"] = config.attention_multiplier

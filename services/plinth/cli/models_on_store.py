@@ -169,8 +169,8 @@ class ModelsOnStore:
 def family_of(ref: str, told: Mapping[str, tuple[Mapping[str, Any], str]]) -> str:
     """Of a version, by what manifests tell: an import's config.json, a new model's shape, or those
     of what it was made of. told: version → (its manifest's config, its base)."""
-    while ref in told:
-        config, base = told[ref]
+    for _ in told:  # no chain is longer, unless a damaged manifest names itself
+        config, base = told.get(ref, ({}, ""))
         new = config.get("model")
         said = new.get("family") if isinstance(new, Mapping) else config.get("model_type")
         if isinstance(said, str):

@@ -179,6 +179,8 @@ def _check_experts(config: ModelConfig) -> None:
         raise _refuse("biases.mlp", config.biases.mlp, "False where there are experts")
     if config.parallel:
         raise _refuse("parallel", config.parallel, "False where there are experts")
+    if config.residual_scale != 1.0:
+        raise _refuse("residual_scale", config.residual_scale, "1 where there are experts")
 
 
 def _check_memory(config: ModelConfig) -> None:

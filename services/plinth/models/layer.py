@@ -94,7 +94,7 @@ class Layer(nn.Module):
             if router_logits is not None:
                 router_logits.append(logits_nc)
             made_nd = backend.mixture(h_nd, logits_nc, self._mixture)
-            return x_nd + self._scaled(self._normed(made_nd, "after_mlp", backend))
+            return x_nd + self._normed(made_nd, "after_mlp", backend)
         wide_ni = self._widened(h_nd, backend)
         return self._add(wide_ni, back[1], "after_mlp", x_nd, backend)
 
@@ -108,12 +108,10 @@ class Layer(nn.Module):
         """residual + linear(x), which is normed and scaled first where there is something to."""
         if part not in self._norms and self.config.residual_scale == 1.0:
             return backend.linear_add(x_ni, linear, residual_nd)
-        (made_nd,) = backend.linear(x_ni, linear)
-        return residual_nd + self._scaled(self._normed(made_nd, part, backend))
-
-    def _scaled(self, made_nd: Tensor) -> Tensor:
-        scale = self.config.residual_scale
-        return made_nd if scale == 1.0 else made_nd * scale
+        made_nd = self._normed(backend.linear(x_ni, linear)[0], part, backend)
+        if self.config.residual_scale != 1.0:
+            made_nd = made_nd * self.config.residual_scale
+        return residual_nd + made_nd
 
     def _attend(
         self, h_nd: Tensor, positions_n: Tensor, ropes: nn.ModuleList, backend: Backend

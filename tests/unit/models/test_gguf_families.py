@@ -70,7 +70,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": (
         "Granite",
         {
-            **{"attention_multiplier": 0.3, "embedding_multiplier": 12.0, "head_dim": 12},
+            **{"attention_multiplier": 0.3, "embedding_multiplier": 12.0},
             **{"residual_multiplier": 0.22, "logits_scaling": 3.0, "attention_bias": True},
         },
     ),
@@ -243,6 +243,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3_moe", {"expert_weights_norm": False}, "qwen3moe.expert_weights_norm is False"),
     ("qwen2", {"expert_count": 4}, "qwen2.expert_count is 4: architecture 'qwen2' with experts"),
     ("smollm3", {"rope.dimension_count": 4}, "smollm3.rope.dimension_count is 4"),
+    ("granite", {"rope.scaling.finetuned": False}, "granite.rope.scaling.finetuned is False"),
+    ("granite", {"logit_scale": 0.0}, "granite.logit_scale is 0.0"),
 ]
 
 

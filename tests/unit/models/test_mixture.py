@@ -144,6 +144,7 @@ def test_a_key_is_refused_by_its_name(
         ({"gated": False}, "gated is False, must be True where there are"),
         ({"biases": Biases(mlp=True)}, "biases.mlp is True, must be False where"),
         ({"parallel": True}, "parallel is True, must be False where"),
+        ({"residual_scale": 0.5}, "residual_scale is 0.5, must be 1 where there are experts"),
         ({"experts": Experts(4, 5, 8)}, "experts.chosen is 5, must be no more than the 4 experts"),
         ({"experts": Experts(4, 2, 0)}, "experts.width is 0"),
         ({"experts": Experts(4, 2, 8, balance=float("nan"))}, "experts.balance is nan"),

@@ -10,7 +10,14 @@ from plinth.models.config import ModelConfig
 from plinth.models.families import gemma3, llama
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
-from plinth.models.families.windows import WORDS, gguf_slides, kinds, window_of, words_of
+from plinth.models.families.windows import (
+    but_each,
+    gguf_slides,
+    kinds,
+    slides_of,
+    window_of,
+    words_of,
+)
 from plinth.models.gguf.file import GgufFile
 from plinth.models.gguf.rope import gguf_rope
 from plinth.models.hf.file import ConfigFile
@@ -25,12 +32,7 @@ _WINDOW, _SCORES, _LOGITS = 4096, 50.0, 30.0
 
 
 def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
-    words = file.words("layer_types", layers, list(WORDS))
-    slides = (
-        [WORDS[word] for word in words]
-        if words
-        else [bool((number + 1) % _EVERY) for number in range(layers)]
-    )
+    slides = slides_of(file, layers) or but_each(_EVERY, layers)
     return kinds(file.window("sliding_window", _WINDOW), slides)
 
 
@@ -99,10 +101,7 @@ FAMILY = Family(
         last_norm="model.norm",
         parts={
             **{part: llama.PARTS[part] for part in ("q", "k", "v", "o", "gate", "up", "down")},
-            "before_attention": "input_layernorm",
-            "after_attention": "post_attention_layernorm",
-            "before_mlp": "pre_feedforward_layernorm",
-            "after_mlp": "post_feedforward_layernorm",
+            **gemma3.NORMS,
         },
     ),
     read=_read,

@@ -10,7 +10,7 @@ from plinth.models.config import ModelConfig
 from plinth.models.families import llama
 from plinth.models.families.family import Family, GgufForm
 from plinth.models.families.names import Names
-from plinth.models.families.windows import WORDS, gguf_slides, window_of, words_of
+from plinth.models.families.windows import but_each, gguf_slides, slides_of, window_of, words_of
 from plinth.models.gguf.file import GgufFile
 from plinth.models.gguf.rope import gguf_rope
 from plinth.models.hf.file import WHERE, ConfigFile
@@ -26,6 +26,13 @@ _ROPES = (
     ("full_attention", "rope_theta", 1_000_000.0),
     ("sliding_attention", "rope_local_base_freq", 10_000.0),
 )
+# Of a layer, as Gemma 2 has them.
+NORMS = {
+    "before_attention": "input_layernorm",
+    "after_attention": "post_attention_layernorm",
+    "before_mlp": "pre_feedforward_layernorm",
+    "after_mlp": "post_feedforward_layernorm",
+}
 _FIXED: dict[str, Any] = {"norm_offset": True, "norms": "both", "qk_norm": "head"}
 
 
@@ -54,12 +61,7 @@ def _ropes(file: ConfigFile, sizes: dict[str, Any]) -> tuple[Rope, ...]:
 def _kinds(file: ConfigFile, layers: int) -> tuple[LayerKind, ...]:
     every = file.size("layers_apart", "sliding_window_pattern", 6)
     file.get("_sliding_window_pattern")  # transformers writes its own copy
-    words = file.words("layer_types", layers, list(WORDS))
-    slides = (
-        [WORDS[word] for word in words]
-        if words
-        else [bool((number + 1) % every) for number in range(layers)]
-    )
+    slides = slides_of(file, layers) or but_each(every, layers)
     window = file.window("sliding_window", 4096)
     return tuple(LayerKind(window if one else 0, int(one)) for one in slides)
 
@@ -149,10 +151,7 @@ FAMILY = Family(
             "q_norm": "self_attn.q_norm",
             "k_norm": "self_attn.k_norm",
             **{part: llama.PARTS[part] for part in ("gate", "up", "down")},
-            "before_attention": "input_layernorm",
-            "after_attention": "post_attention_layernorm",
-            "before_mlp": "pre_feedforward_layernorm",
-            "after_mlp": "post_feedforward_layernorm",
+            **NORMS,
         },
     ),
     read=_read,

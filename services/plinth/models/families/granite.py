@@ -34,13 +34,13 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 def _read_gguf(file: GgufFile) -> dict[str, Any]:
     """llama.cpp takes 0 for none, of the scores for 1 / sqrt(head_dim)."""
-    read = llama.read_gguf(file)
-    divisor = file.optional_real("logit_divisor", "logit_scale") or 1.0
-    return read | {
+    # Of this architecture false means no positions at all (src/models/granite.cpp).
+    file.must_be("rope.scaling.finetuned", True, "Granite's positions are rotary")
+    return llama.read_gguf(file) | {
         "attention_scale": file.optional_real("attention_scale", "attention.scale"),
         "embedding_scale": file.optional_real("embedding_scale", "embedding_scale") or 1.0,
         "residual_scale": file.optional_real("residual_scale", "residual_scale") or 1.0,
-        "logit_scale": 1 / divisor,
+        "logit_scale": 1 / file.real("logit_divisor", "logit_scale"),
     }
 
 

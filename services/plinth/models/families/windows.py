@@ -23,9 +23,18 @@ def from_a_layer_on(file: ConfigFile, layers: int, *, first: int) -> tuple[Layer
     used = file.flag("use_sliding_window", False)
     window = file.window("sliding_window", 4096)
     begin = file.size("layer_number", "max_window_layers", first)
-    words = file.words("layer_types", layers, list(WORDS))
-    slides = [WORDS[word] for word in words] if words else [n >= begin for n in range(layers)]
+    slides = slides_of(file, layers) or [number >= begin for number in range(layers)]
     return kinds(window if used else 0, slides)
+
+
+def but_each(every: int, layers: int) -> list[bool]:
+    """All layers have a window but each of that number, counted from 1."""
+    return [bool(number % every) for number in range(1, layers + 1)]
+
+
+def slides_of(file: ConfigFile, layers: int) -> list[bool]:
+    """Whether each layer has a window, as `layer_types` says; empty where it does not."""
+    return [WORDS[word] for word in file.words("layer_types", layers, list(WORDS)) or ()]
 
 
 def kinds(window: int, slides: list[bool]) -> tuple[LayerKind, ...]:
@@ -52,7 +61,7 @@ def gguf_slides(file: GgufFile, layers: int, every: int) -> list[bool]:
     name = "attention.sliding_window_pattern"
     given = file.get(name, object, every)
     number = given if isinstance(given, int) and not isinstance(given, bool) else 0
-    slides = [bool((layer + 1) % number) for layer in range(layers)] if number > 0 else given
+    slides = but_each(number, layers) if number > 0 else given
     right = isinstance(slides, list) and len(slides) == layers
     if not right or not all(isinstance(one, bool) for one in slides):
         raise InvalidArgument(
