@@ -152,6 +152,21 @@ def test_every_layer_of_none(family: str, key: str) -> None:
                 hf_config.from_hf(content | {key: value})
 
 
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("gemma2", "query_pre_attn_scalar"),
+        ("gemma3_text", "query_pre_attn_scalar"),
+        ("granite", "logits_scaling"),
+    ],
+)
+def test_a_number_that_is_kept_otherwise_is_written_as_it_was(family: str, key: str) -> None:
+    """As a root or a reciprocal, which does not come back by itself."""
+    content = config_of(family, families.smallest(family)).to_dict()
+    for value in (*range(1, 400), 0.3, 2.7, 1000.1):
+        assert hf_config.to_hf(hf_config.from_hf(content | {key: value}))[key] == value
+
+
 def test_what_a_family_cannot_say_is_not_written() -> None:
     """Rather than a file that opens as another model."""
     sizes = {"vocab_size": 64, "layers": 2, "hidden": 16, "heads": 4, "kv_heads": 4}
